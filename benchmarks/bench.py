@@ -1,0 +1,175 @@
+"""The measurements that the README quotes. `./dev bench` runs all of them; `./dev bench learning decode` some.
+
+    learning   validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH of its source)
+    fables     validation loss after three minutes, beside the corpus's exact entropy
+    decode     time per token at position 1,000 to that at position 10
+    memory     peak resident memory of training on a text of 1 GB
+    start      seconds of `import llucid` and `llucid --help`
+
+Each prints rows of a table in Markdown, with the command that was timed.
+"""
+
+import argparse
+import json
+import os
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LLUCID = [sys.executable, "-m", "llucid"]
+NANOGPT = (
+    "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
+    "--n_head=4 --n_embd=128 --max_iters=2000 --lr_decay_iters=2000 --dropout=0.0"
+).split()
+SAME = (
+    "--steps 2000 --batch 12 --model.layers 4 --model.dim 128 --model.heads 4 --model.ffn-dim 340 --model.context 64 "
+    "--model.tied-embeddings True"
+).split()
+WHOLE_SPLIT = """
+import sys, numpy as np, torch
+sys.path.insert(0, '.')
+from model import GPT, GPTConfig
+kept = torch.load('out-shakespeare-char/ckpt.pt', map_location='cpu')
+model = GPT(GPTConfig(**kept['model_args'])); model.load_state_dict(kept['model']); model.eval()
+data = torch.from_numpy(np.fromfile('data/shakespeare_char/val.bin', 'uint16').astype('int64'))
+total = 0.0
+with torch.no_grad():
+    for at in range(0, len(data) - 1, 64):
+        y = data[at + 1 : at + 65]
+        total += model(data[None, at : at + len(y)], y[None])[1].item() * len(y)
+print(total / (len(data) - 1), sum(p.numel() for p in model.parameters()))
+"""
+
+
+def timed(command: list[str], **options: object) -> tuple[float, str]:
+    """Wall seconds of the whole process, and what it printed."""
+    begun = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, **options)
+    if done.returncode:
+        sys.exit(done.stdout + done.stderr)
+    return time.perf_counter() - begun, done.stdout
+
+
+def trained(folder: Path, *arguments: str) -> tuple[float, float, str]:
+    """Trains into a folder of its own; its last validation loss, its whole-process seconds, and its command."""
+    out = folder / f"run{len(list(folder.iterdir()))}"
+    seconds, _ = timed([*LLUCID, "train", "--out", str(out), *arguments])
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return rows[-1]["validation"], seconds, "llucid train " + " ".join(arguments)
+
+
+def learning(options: argparse.Namespace, folder: Path) -> None:
+    """nanoGPT's documented CPU run, and ours: by default, and with its very numbers; `--seeds` times in turn."""
+    print("| run | validation loss, whole split | seconds, whole process |\n|---|---|---|")
+    for seed in range(options.seeds):
+        if options.nanogpt:
+            copy = folder / "nanogpt"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(options.nanogpt, copy)
+            data = Path(os.environ["LLUCID_DATA"]) / "tinyshakespeare.txt"
+            shutil.copy(data, copy / "data" / "shakespeare_char" / "input.txt")
+            timed([sys.executable, "data/shakespeare_char/prepare.py"], cwd=copy)
+            script = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT]
+            seconds, said = timed(script, cwd=copy)
+            own = re.findall(r"val loss (\d+\.\d+)", said)[-1]
+            loss, parameters = timed([sys.executable, "-c", WHOLE_SPLIT], cwd=copy)[1].splitlines()[-1].split()
+            print(f"| nanoGPT, {parameters} parameters (says {own}) | {float(loss):.4f} | {seconds:.1f} |", flush=True)
+        for arguments in ([], SAME, [*SAME, "--optimizer", "adamw", "--learning-rate", "4e-3"]):
+            loss, seconds, command = trained(folder, "--seed", str(seed), *arguments)
+            print(f"| `{command}` | {loss:.4f} | {seconds:.1f} |", flush=True)
+
+
+def fables(options: argparse.Namespace, folder: Path) -> None:
+    """How near three minutes come to the entropy of the fables."""
+    from llucid.corpora.fables import entropy_per_character
+
+    floor = entropy_per_character()
+    print("| run | validation loss | entropy | above it | seconds, whole process |\n|---|---|---|---|---|")
+    for seed in range(options.seeds):
+        loss, seconds, command = trained(folder, "--seed", str(seed), "--corpus", "fables", "--minutes", "2.8")
+        print(
+            f"| `{command}` | {loss:.4f} | {floor:.4f} | {100 * (loss / floor - 1):.1f} % | {seconds:.1f} |", flush=True
+        )
+
+
+def decode(options: argparse.Namespace, folder: Path) -> None:
+    """Seconds a token near position 10 and near position 1,000, of the `mini` preset, in turn; medians."""
+    import torch
+
+    from llucid.config import PRESETS
+    from llucid.llama import empty_cache, llama
+    from llucid.weights import initialise
+
+    config = PRESETS["mini"].config
+    weights, token = initialise(config), torch.zeros(1, 1, dtype=torch.long)
+    seconds: dict[int, list[float]] = {10: [], 1000: []}
+    with torch.inference_mode():
+        for _ in range(options.rounds):
+            for position in seconds:
+                cache = empty_cache(config, 1, 1100, weights)
+                _, cache = llama(torch.zeros(1, position, dtype=torch.long), weights, config, cache)
+                for _ in range(20):
+                    begun = time.perf_counter()
+                    _, cache = llama(token, weights, config, cache)
+                    seconds[position].append(time.perf_counter() - begun)
+    near, far = (statistics.median(times) for times in seconds.values())
+    print("| position | milliseconds a token (mini, float32) |\n|---|---|")
+    print(f"| 10 | {1000 * near:.2f} |\n| 1,000 | {1000 * far:.2f} |\n| ratio | {far / near:.2f} |")
+
+
+def memory(options: argparse.Namespace, folder: Path) -> None:
+    """Peak resident memory of the process that trains `mini` on a text of 1 GB for a few steps, tokenising included."""
+    from llucid.corpora import fables
+
+    text, file = fables.write(4_000_000), folder / "large.txt"
+    with open(file, "w") as out:
+        for _ in range(1_000_000_000 // len(text) + 1):
+            out.write(text)
+    cache = os.environ | {"LLUCID_CACHE": str(folder / "cache")}
+    arguments = ["--preset", "mini", "--steps", "6", "--evaluations", "1"]
+    command = [*LLUCID, "train", "--corpus", str(file), "--out", str(folder / "large"), *arguments]
+    seconds, _ = timed(command, env=cache)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    print("| run | peak resident memory, GB | seconds |\n|---|---|---|")
+    print(
+        f"| `llucid train --corpus large.txt {' '.join(arguments)}` ({file.stat().st_size / 1e9:.2f} GB) "
+        f"| {peak:.2f} | {seconds:.0f} |"
+    )
+
+
+def start(options: argparse.Namespace, folder: Path) -> None:
+    """Seconds until `import llucid` and `llucid --help` are done, whole process; medians."""
+    print("| command | seconds |\n|---|---|")
+    for name, command in (
+        ("python -c pass", [sys.executable, "-c", "pass"]),
+        ("python -c 'import llucid'", [sys.executable, "-c", "import llucid"]),
+        ("llucid --help", [*LLUCID, "--help"]),
+    ):
+        print(f"| `{name}` | {statistics.median(timed(command)[0] for _ in range(options.rounds)):.3f} |")
+
+
+def main() -> None:
+    """Runs the measurements that are named."""
+    rooms = {room.__name__: room for room in (start, decode, memory, fables, learning)}
+    parser = argparse.ArgumentParser(
+        prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", choices=[*rooms, []], help="what to measure; all of it, unless given")
+    parser.add_argument("--nanogpt", type=Path, help="a folder with nanoGPT's source, to be measured beside ours")
+    parser.add_argument("--seeds", type=int, default=1, help="how many training runs of each kind")
+    parser.add_argument("--rounds", type=int, default=7, help="how many times each quick thing is timed")
+    options = parser.parse_args()
+    for name in options.names or rooms:
+        print(f"\n{name}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            rooms[name](options, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m llucid` is `llucid`."""
+
+from llucid.cli import main
+
+main()

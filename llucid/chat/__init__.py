@@ -1,0 +1,14 @@
+"""Dialogues with a model: messages to ids, a conversation that keeps its cache, and the terminal to have it in.
+
+formats.py      messages → ids: Llama 2, Llama 3, and what a folder's own template says
+templates.py    templates to ids, in which nothing that was said can become a special token
+sandbox.py      the process in which a template, which is somebody else's program, is run
+session.py      a conversation and the model that takes part in it
+terminal.py     the conversation in a terminal, or through a pipe
+"""
+
+from llucid.chat.formats import NotAChatModel, encode_dialog, format_of
+from llucid.chat.session import Conversation, Session
+from llucid.chat.templates import read_template
+
+__all__ = ["Conversation", "NotAChatModel", "Session", "encode_dialog", "format_of", "read_template"]

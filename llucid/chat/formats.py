@@ -1,0 +1,171 @@
+"""From messages to ids: the published formats of Llama 2 and Llama 3, and what a folder's own template says.
+
+In each, what was said is ordinary text: `<|eot_id|>` in a message is ten characters and not the end of a turn.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llucid.chat.templates import encode_template, template_of, turn_end
+from llucid.errors import LlucidError
+from llucid.generation.prompts import prompt_ids
+from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
+
+ROLES = ("system", "user", "assistant", "tool")
+LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+LLAMA2_INST = [518, 25580, 29962]
+"""`[INST]` in Llama 2's vocabulary."""
+
+
+class NotAChatModel(LlucidError):
+    """Nothing tells in what format the model was taught dialogues, so it probably was not taught any."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this is not a chat model: it has no chat template, and its tokenizer is not that of Llama 2 or 3; it can "
+            "write on from a text (llucid generate), or say in which format it was taught: --format llama3"
+        )
+
+
+def encode_dialog(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, format: str | None = None) -> list[int]:
+    """The ids of a dialogue, ready for the assistant's turn.
+
+    A message is `{"role": …, "content": …}`, the role one of system (only the first), user, assistant and tool; white
+    space around the content is dropped. `format` is "llama2", "llama3", "plain" (none at all: the texts as they are),
+    the name of one of the model's own templates, or a template; when None, what `format_of` says. Raises
+    NotAChatModel if that is nothing, and LlucidError, naming the message, for messages that are no dialogue.
+    """
+    dialog = check_dialog(messages, strip=format != "plain")
+    format = known_format(format, tokenizer)
+    return NATIVE[format](dialog, tokenizer) if format in NATIVE else encode_template(format, dialog, tokenizer)
+
+
+def known_format(format: str | None, tokenizer: Tokenizer) -> str:
+    """The name of a native format, or a template, from what `encode_dialog` may be given.
+
+    Raises NotAChatModel for None if the model has no format, and LlucidError for a name that is none.
+    """
+    if format is None:
+        format = format_of(tokenizer)
+        if format is None:
+            raise NotAChatModel
+    if format in NATIVE or "{" in format:
+        return format
+    template = template_of(tokenizer, format)
+    if template is None:
+        raise LlucidError(f"--format {format}: not a format of dialogues; expected one of: {', '.join(NATIVE)}")
+    return template
+
+
+def format_of(tokenizer: Tokenizer) -> str | None:
+    """The format of a tokenizer's dialogues: its own template, else "llama3" or "llama2", or None for a base model.
+
+    Llama 3's is told by its special tokens, if `<|eot_id|>` is one that ends a text: a model that does not stop at the
+    end of its turn was taught none. Llama 2's has none of its own; it is told by its vocabulary, which the base models
+    have, too. But a Hugging Face folder of a chat model has a template, so that one without is a base model's.
+    """
+    template = template_of(tokenizer)
+    if template is not None:
+        return template
+    special = tokenizer.special
+    if all(name in special for name in LLAMA3) and special["<|eot_id|>"] in tokenizer.stop_ids:
+        return "llama3"
+    if isinstance(tokenizer, JsonTokenizer) or (tokenizer.bos, tokenizer.eos) != (1, 2):
+        return None
+    return "llama2" if tokenizer.encode("[INST]") == LLAMA2_INST else None
+
+
+def check_dialog(messages: object, strip: bool = True) -> list[dict[str, str]]:
+    """The messages, their contents stripped. Raises LlucidError, naming the message, if they are not a dialogue."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise LlucidError('messages: expected a list of at least one {"role": …, "content": …}')
+    dialog: list[dict[str, str]] = []
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if not isinstance(message, Mapping):
+            raise LlucidError(f'{where}: expected {{"role": …, "content": …}}, found {type(message).__name__}')
+        if set(message) != {"role", "content"}:
+            raise LlucidError(
+                f"{where}: expected a role and a content and nothing else, found {sorted(map(str, message))}"
+            )
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            raise LlucidError(f"{where}: role {role!r} is not known; expected one of: {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            raise LlucidError(f"{where}: the content should be a text and is {type(content).__name__}")
+        if role == "system" and number:
+            raise LlucidError(f"{where}: a system message can only be the first")
+        dialog.append({"role": role, "content": mend(content.strip() if strip else content)})
+    last = dialog[-1]["role"]
+    if last not in ("user", "tool"):
+        raise LlucidError(f"messages[{len(dialog) - 1}]: the last message is to be answered and is of the {last}")
+    return dialog
+
+
+def encode_llama3(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """BOS, for each message a header with the role, the content and `<|eot_id|>`, then the assistant's header.
+
+    meta-llama/llama3, llama/tokenizer.py (ChatFormat); a tool's role is called ipython (llama-models, llama3/api).
+    """
+    missing = [name for name in LLAMA3 if name not in tokenizer.special]
+    if missing:
+        raise LlucidError(f"--format llama3: the model's tokenizer has no {missing[0]}")
+    begin, start, end, turn = (tokenizer.special[name] for name in LLAMA3)
+    breaks = tokenizer.encode("\n\n")
+
+    def header(role: str) -> list[int]:
+        return [start, *tokenizer.encode("ipython" if role == "tool" else role), end, *breaks]
+
+    turns = [[*header(m["role"]), *tokenizer.encode(m["content"]), turn] for m in dialog]
+    return [begin, *(token for ids in turns for token in ids), *header("assistant")]
+
+
+def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """Each turn is BOS, `[INST] question [/INST] answer ` and EOS; the system's text is inside of the first question.
+
+    meta-llama/llama, llama/generation.py (chat_completion). `[INST]` is ordinary text there, also in a question, where
+    Meta's code refuses it.
+    """
+    bos, eos = tokenizer.bos, tokenizer.eos
+    if bos is None or eos is None:
+        raise LlucidError("--format llama2: the model's tokenizer has no BOS and EOS")
+    system = f"<<SYS>>\n{dialog[0]['content']}\n<</SYS>>\n\n" if dialog[0]["role"] == "system" else ""
+    begun = 1 if system else 0
+    for number, message in enumerate(dialog[begun:]):
+        wanted = "assistant" if number % 2 else "user"
+        if message["role"] != wanted:
+            where = f"messages[{number + begun}]"
+            raise LlucidError(f"{where}: in Llama 2's format it is the {wanted}'s turn, not the {message['role']}'s")
+    contents = [message["content"] for message in dialog[begun:]]
+    questions = [f"[INST] {text} [/INST]" for text in [(system + contents[0]).strip(), *contents[2::2]]]
+    answered = zip(questions, contents[1::2], strict=False)
+    turns = [[bos, *tokenizer.encode(f"{question} {answer} "), eos] for question, answer in answered]
+    return [token for ids in turns for token in ids] + [bos, *tokenizer.encode(questions[-1])]
+
+
+def encode_plain(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
+    """No format at all, for a model that only goes on with what it is given: each text in a new line, but an answer
+    right behind what it goes on from."""
+    texts = [message["content"] if message["role"] == "assistant" else "\n" + message["content"] for message in dialog]
+    return prompt_ids(tokenizer, "".join(texts).removeprefix("\n"))
+
+
+NATIVE = {"llama2": encode_llama2, "llama3": encode_llama3, "plain": encode_plain}
+
+
+def ending_turns(tokenizer: Tokenizer, format: str) -> Tokenizer:
+    """The same tokenizer, whose stop ids include the one that ends the assistant's turn in a format."""
+    if format == "plain":
+        return tokenizer
+    if format in NATIVE:
+        end = tokenizer.special.get("<|eot_id|>") if format == "llama3" else tokenizer.eos
+    else:
+        end = turn_end(format, tokenizer)
+    if end is None or end in tokenizer.stop_ids:
+        return tokenizer
+    ending: Any = copy.copy(tokenizer)
+    ending.stop_ids = tokenizer.stop_ids | {end}
+    return ending

@@ -1,0 +1,189 @@
+"""A conversation, and the model that takes part in it and remembers what it has read.
+
+A Conversation is a value: what was said. A Session has one, and the model's context (its KV cache): before each answer
+it makes ids of the whole conversation, always by `encode_dialog`, and only what differs from the context is read.
+"""
+
+import json
+import secrets
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from llucid.chat.formats import check_dialog, encode_dialog, ending_turns, known_format
+from llucid.checkpoints import Model
+from llucid.errors import LlucidError
+from llucid.files import replace_text
+from llucid.generation import Context, Piece, Reason, Sampling, Statistics, generator, stream
+from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.tokenizer_json import read_json
+
+Message = dict[str, str]
+
+
+class Conversation(NamedTuple):
+    """What was said so far: it begins with a question and ends with an answer."""
+
+    system: str = ""
+    """What the model is told before all else; empty for nothing."""
+    messages: tuple[Message, ...] = ()
+    """`{"role": "user", "content": …}` and the assistant's, in turns."""
+    forgotten: int = 0
+    """So many of the first messages have left the model's context; they are kept here all the same."""
+
+    def dialog(self) -> list[Message]:
+        """The messages that the model still knows, the system's first."""
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, *self.messages[self.forgotten :]]
+
+    def forget(self) -> "Conversation | None":
+        """The same without the oldest turn that the model still knows: all up to the next question. None if that is
+        the last, which is to be answered."""
+        later = range(self.forgotten + 1, len(self.messages))
+        at = next((number for number in later if self.messages[number]["role"] == "user"), None)
+        return None if at is None else self._replace(forgotten=at)
+
+    def said(self, role: str, content: str) -> "Conversation":
+        """With one message more."""
+        return self._replace(messages=(*self.messages, {"role": role, "content": content}))
+
+    def before_last_question(self) -> tuple["Conversation", str] | None:
+        """(the conversation as it was, the last question), or None if there was no question."""
+        asked = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
+        if not asked:
+            return None
+        earlier = self._replace(messages=self.messages[: asked[-1]], forgotten=min(self.forgotten, asked[-1]))
+        return earlier, self.messages[asked[-1]]["content"]
+
+    def save(self, path: Path) -> None:
+        """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first."""
+        everything = self._replace(forgotten=0).dialog()
+        replace_text(path, json.dumps({"messages": everything}, indent=2, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Conversation":
+        """The conversation in a JSON file. Raises LlucidError if there is none in it."""
+        try:
+            told = read_json(path).get("messages")
+            if not isinstance(told, list):
+                raise LlucidError("expected a list under 'messages'")
+            dialog = check_dialog([*told, {"role": "user", "content": ""}], strip=False)[:-1]
+        except OSError as error:
+            raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
+        except LlucidError as error:
+            raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
+        if dialog and dialog[-1]["role"] not in ("system", "assistant"):
+            raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")
+        system = dialog.pop(0)["content"] if dialog and dialog[0]["role"] == "system" else ""
+        return cls(system, tuple(dialog))
+
+
+class Session:
+    """A conversation with a model.
+
+    `format` is that of `encode_dialog`; None takes the model's own. Raises NotAChatModel if it has none, and
+    LlucidError for a format that is not known.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str = "",
+        format: str | None = None,
+        sampling: Sampling | None = None,
+        max_tokens: int = 1024,
+        seed: int | None = None,
+    ) -> None:
+        self.format = known_format(format or model.chat_format, model.tokenizer)
+        self.model = model._replace(tokenizer=ending_turns(model.tokenizer, self.format))
+        self.conversation = Conversation(system)
+        self.sampling = sampling or Sampling()
+        self.max_tokens = max_tokens
+        self.reseed(seed)
+        self.context: Context | None = None
+        self.statistics = Statistics()
+        self.reason: Reason | None = None
+
+    def reseed(self, seed: int | None) -> None:
+        """Where the random numbers of the next answers come from; None for somewhere new."""
+        if seed is not None and seed < 0:
+            raise LlucidError(f"--seed {seed}: must be at least 0")
+        self.generator = generator(secrets.randbits(63) if seed is None else seed)
+
+    @property
+    def used(self) -> int:
+        """Tokens of the context that are taken."""
+        return len(self.context.rows[0]) if self.context else 0
+
+    def reply(self, question: str) -> Generator[str]:
+        """The answer to `question`, piece by piece; when it ends, question and answer are in the conversation.
+
+        If it is closed before its end, what was said until then is the answer; if nothing was, nothing was asked.
+        When the context is full, whole turns are forgotten, the oldest first, and the answer goes on. `statistics` and
+        `reason` tell of it. Raises LlucidError, and leaves the conversation as it was, for a question that the context
+        has no room for.
+        """
+        return self._answer(self.conversation, mend(question), self.conversation)
+
+    def retry(self) -> Generator[str]:
+        """Another answer to the last question, in place of the one it had. Raises LlucidError if there is none."""
+        before = self.conversation.before_last_question()
+        if before is None:
+            raise LlucidError("there is no question yet that could be answered again")
+        return self._answer(*before, self.conversation)
+
+    def reset(self) -> None:
+        """Begins anew, with the same system text."""
+        self.conversation = Conversation(self.conversation.system)
+
+    def _answer(self, before: Conversation, question: str, otherwise: Conversation) -> Generator[str]:
+        size = self.model.config.context
+        now, prompt = self._fit(before.said("user", question), [])
+        if len(prompt) > size:
+            raise LlucidError(
+                f"the question has {len(prompt)} tokens together with the system's text, but the model's context is "
+                f"{size}; ask something shorter, or take a model with a longer context"
+            )
+        self.statistics, self.reason = Statistics(), None
+        answer, written = "", list[int]()
+        try:
+            while len(prompt) <= size:
+                for piece in self._stream(prompt, self.max_tokens - len(written)):
+                    self.context, self.reason = piece.context, piece.reason
+                    written.append(piece.token)
+                    # White space before the first word is no part of a message: Llama 2 always begins with a space.
+                    text = piece.text if answer or self.format == "plain" else piece.text.lstrip()
+                    if text:
+                        answer += text
+                        yield text
+                if self.reason != "context":
+                    break
+                now, prompt = self._fit(now, written)
+        finally:
+            self.conversation = now.said("assistant", answer) if answer or self.reason else otherwise
+
+    def _fit(self, conversation: Conversation, written: list[int]) -> tuple[Conversation, list[int]]:
+        """(the conversation with what must be forgotten forgotten, its ids and those that were written).
+
+        Only a context that is full forgets, and then a quarter of it, so that not every next token has it read again.
+        """
+        most = self.model.config.context - 1
+        while True:
+            ids = [*encode_dialog(conversation.dialog(), self.model.tokenizer, self.format), *written]
+            shorter = conversation.forget()
+            if len(ids) <= most or shorter is None:
+                return conversation, ids
+            conversation, most = shorter, self.model.config.context * 3 // 4
+
+    def _stream(self, prompt: list[int], max_tokens: int) -> Iterator[Piece]:
+        return stream(
+            self.model,
+            [prompt],
+            sampling=self.sampling,
+            generators=[self.generator],
+            max_tokens=max_tokens,
+            past_context="stop",
+            context=self.context,
+            statistics=self.statistics,
+        )

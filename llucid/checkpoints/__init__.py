@@ -1,0 +1,222 @@
+"""Models from files and to files: one room a format, one door in (`load`) and one out (`save`)."""
+
+import importlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.tokenizers import load_tokenizer
+from llucid.weights import to
+
+__all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
+
+FORMATS = ("huggingface", "meta", "llama2c", "gguf")
+"""The rooms, in the order in which they are asked whether a path is theirs; `save` writes each."""
+
+
+def room_of(path: Path) -> tuple[str, Room]:
+    """The format of what is at `path`, by its content. Raises LlucidError if it is of none."""
+    if not path.exists():
+        raise LlucidError(f"{path}: there is no such file or folder; train a model with: llucid train --out {path}")
+    for name in FORMATS:
+        if (room := _room(name)) and room.recognises(path):
+            return name, room
+    if (
+        path.is_file()
+        and path.parent != path
+        and any((room := _room(name)) and room.recognises(path.parent) for name in FORMATS)
+    ):
+        raise LlucidError(f"{path}: is one file of a model; give the folder it is in, {path.parent}")
+    expected = "a Hugging Face folder (config.json), Meta's (params.json), a .bin or .pt of llama2.c's, or a .gguf"
+    raise LlucidError(f"{path}: not a model, or not a whole one; expected {expected}")
+
+
+def _room(name: str) -> Room | None:
+    if find_spec(f"llucid.checkpoints.{name}") is None:
+        return None
+    return cast(Room, importlib.import_module(f"llucid.checkpoints.{name}"))
+
+
+def find(name: str | Path) -> Path:
+    """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
+
+    Raises LlucidError if it cannot be fetched.
+    """
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except Exception as error:  # whatever a network and its libraries can come up with
+        raise LlucidError(
+            f"{name}: there is no such file or folder, and no repository of that name could be fetched "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from error
+
+
+def check(path: Path) -> None:
+    """Raises LlucidError if there is no model at `path`."""
+    room_of(path)
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device called `name`, or else the fastest here: CUDA, then Apple's MPS, then the CPU.
+
+    Raises LlucidError if there is no such device on this machine.
+    """
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise LlucidError(
+            f"--device {name}: there is no such device on this machine ({error})".split("\n")[0]
+        ) from error
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    tokenizer: str | Path | None = None,
+) -> Model:
+    """The model at `path`: a run of ours, or any Llama in a format of FORMATS, or a Hugging Face repository's name.
+
+    The weights keep the file's own dtype (if it has several, that of the embedding) unless `dtype` names another;
+    what is mapped from the file stays mapped. `device` is chosen when None; `tokenizer` is the path of another
+    tokenizer than the model's own. Raises LlucidError for what is not there, not whole, or not a Llama.
+    """
+    dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
+    device = device if device is not None and not isinstance(device, str) else choose_device(device)
+    path = find(path)
+    _, room = room_of(path)
+    config = room.read_config(path)
+    opened = load_tokenizer(tokenizer) if tokenizer else room.read_tokenizer(path)
+    if opened.vocab_size > config.vocab_size:
+        raise LlucidError(
+            f"{tokenizer or path}: this tokenizer has {opened.vocab_size} ids, but the model only {config.vocab_size}; "
+            "it belongs to another model"
+        )
+    weights = room.read_weights(path, config)
+    return Model(config, to(weights, dtype or weights.embedding.dtype, device), opened)
+
+
+def describe(path: str | Path) -> dict[str, str]:
+    """What `llucid info` tells of the model at `path`, read from headers alone: facts by name, in order.
+
+    Raises LlucidError as `load` does, but for a tokenizer that is missing.
+    """
+    from llucid.config import PRESETS
+
+    path = find(path)
+    name, room = room_of(path)
+    config = room.read_config(path)
+    header = room.read_header(path).values()
+    weight_files = getattr(room, "weight_files", lambda file: [file])  # of rooms whose models are folders
+    size = sum(file.stat().st_size for file in weight_files(path))
+    same = [name for name, preset in PRESETS.items() if preset.config == config]
+    facts = {
+        "format": name,
+        "family": f"Llama, size {same[0]}" if same else "Llama, of a size of its own",
+        "parameters": f"{config.parameters:,}",
+        "bytes": f"{size:,}",
+        "dtype": ", ".join(sorted({dtype for _, dtype in header})),
+    }
+    try:
+        tokenizer = room.read_tokenizer(path)
+        facts["tokenizer"] = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids"
+        facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
+    except LlucidError as error:
+        facts["tokenizer"] = f"none ({error})"
+    facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "nothing"
+    return facts | {item.name: str(getattr(config, item.name)) for item in fields(config)}
+
+
+def save(
+    model: Model,
+    out: str | Path,
+    format: str = "huggingface",
+    *,
+    version: int | None = None,
+    dtype: str | None = None,
+    progress: Progress = no_progress,
+) -> None:
+    """Writes the model to `out` in the named format: a folder for huggingface and meta, a file for the others.
+
+    `version` is that of llama2c's format; `dtype` names another than the model's own. Each file is written whole or not
+    at all, and so is a folder that was not there. Raises LlucidError for an unknown format, and for what a format
+    cannot hold.
+    """
+    room = _room(format) if format in FORMATS else None
+    if room is None:
+        raise LlucidError(f"format {format!r} is not known; expected one of: {', '.join(filter(_room, FORMATS))}")
+    if version is not None and format != "llama2c":
+        raise LlucidError(f"--version {version}: only llama2c's format has versions")
+    choice = {} if version is None else {"version": version}
+    write: Callable[..., None] = room.write
+    if format in ("huggingface", "meta"):
+        with _new_folder(Path(out)) as folder:
+            write(folder, model, progress, dtype, **choice)
+    else:
+        write(Path(out), model, progress, dtype, **choice)
+
+
+@contextmanager
+def _new_folder(out: Path) -> Generator[Path]:
+    """A folder that becomes `out` when all is in it; `out` itself if it is there already."""
+    if out.exists():
+        yield out
+        return
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def convert(
+    path: str | Path,
+    out: str | Path,
+    format: str,
+    *,
+    version: int | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: str | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, tuple[object, object]]:
+    """Writes the model at `path` to `out` in another format, one tensor in memory at a time.
+
+    Returns the numbers of the Config that the format could not say and that opening it will therefore guess, before and
+    after: Meta's has no context, none has the dropout. Raises LlucidError, before anything is written, if there is
+    something at `out`, and for what the format cannot hold.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
+    model = load(path, device="cpu", tokenizer=tokenizer)
+    save(model, out, format, version=version, dtype=dtype, progress=progress)
+    before, after = model.config, _read_config(out)
+    pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _read_config(path: Path) -> Config:
+    return room_of(path)[1].read_config(path)

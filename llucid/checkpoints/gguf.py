@@ -1,0 +1,319 @@
+"""GGUF files, llama.cpp's format, of its architecture "llama": one file, with the tokenizer inside.
+
+Rows of query and key are in Meta's order, as we hold them. The names and keys are those of llama.cpp, its
+src/llama-arch.cpp and convert_hf_to_gguf.py.
+"""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llucid.checkpoints.gguf_file import (
+    ALIGNMENT,
+    KINDS,
+    WRITTEN,
+    Head,
+    Kind,
+    Part,
+    encoded,
+    entry_of,
+    pieces_of,
+    read_head,
+)
+from llucid.checkpoints.model import Header, Model, Progress, name_of_dtype, no_progress
+from llucid.checkpoints.pickles import first_bytes
+from llucid.checkpoints.tensors import gather, renamed
+from llucid.checkpoints.told import real, whole
+from llucid.config import Config, RopeScaling
+from llucid.errors import LlucidError
+from llucid.files import replacing
+from llucid.tokenizers import Tokenizer
+from llucid.weights import Weights, named_leaves
+
+NAMES = {
+    "embedding": "token_embd.weight",
+    "blocks.N.attention_norm": "blk.N.attn_norm.weight",
+    "blocks.N.attention.query": "blk.N.attn_q.weight",
+    "blocks.N.attention.key": "blk.N.attn_k.weight",
+    "blocks.N.attention.value": "blk.N.attn_v.weight",
+    "blocks.N.attention.output": "blk.N.attn_output.weight",
+    "blocks.N.feed_forward_norm": "blk.N.ffn_norm.weight",
+    "blocks.N.feed_forward.gate": "blk.N.ffn_gate.weight",
+    "blocks.N.feed_forward.up": "blk.N.ffn_up.weight",
+    "blocks.N.feed_forward.down": "blk.N.ffn_down.weight",
+    "norm": "output_norm.weight",
+    "output": "output.weight",
+}
+SLOWDOWNS = "rope_freqs.weight"
+"""By how much each pair of RoPE is slowed: Llama 3.1's scaling, worked out."""
+
+KEYS = {
+    "dim": "llama.embedding_length",
+    "layers": "llama.block_count",
+    "heads": "llama.attention.head_count",
+    "kv_heads": "llama.attention.head_count_kv",
+    "head_dim": "llama.attention.key_length",
+    "ffn_dim": "llama.feed_forward_length",
+    "vocab_size": "llama.vocab_size",
+    "context": "llama.context_length",
+    "norm_eps": "llama.attention.layer_norm_rms_epsilon",
+    "rope_theta": "llama.rope.freq_base",
+}
+"""The numbers of the Config, by their keys."""
+FLOATS = ("norm_eps", "rope_theta")
+WIDTHS = ("llama.attention.value_length", "llama.rope.dimension_count")
+"""Keys that can only say head_dim once more."""
+
+# What a Llama has, by the keys that could say otherwise; None where a key need not be there.
+EXPECTED: dict[str, tuple[Any, ...]] = {
+    "general.architecture": ("llama",),
+    "general.type": ("model", None),
+    "split.count": (0, 1, None),
+    "llama.expert_count": (0, None),
+    "llama.expert_used_count": (0, None),
+    "llama.rope.scaling.type": ("none", "linear", None),
+    "llama.rope.scaling.factor": (1.0, 0.0, None),
+    "llama.rope.scaling.attn_factor": (1.0, None),
+    "llama.rope.scale_linear": (1.0, None),
+    "llama.attention.sliding_window": (0, None),
+    "llama.attention.causal": (True, None),
+    "llama.attention.scale": (0.0, None),
+    "llama.logit_scale": (1.0, 0.0, None),
+    "llama.residual_scale": (1.0, 0.0, None),
+    "llama.embedding_scale": (1.0, 0.0, None),
+    "llama.use_parallel_residual": (False, None),
+}
+IDLE = {
+    "llama.tensor_data_layout",
+    "llama.rope.scaling.finetuned",
+    "llama.rope.scaling.original_context_length",
+}
+"""Keys that change nothing here. Any other key of "llama" would be of another model."""
+
+
+FILE_TYPES = {"float32": 0, "float16": 1, "Q8_0": 7, "bfloat16": 32}
+"""llama.cpp's numbers (llama_ftype) of files whose matrices are mostly of a kind."""
+
+
+def name_of(path: str) -> str:
+    """GGUF's name of the array at our path."""
+    return renamed(path, NAMES)
+
+
+# --------------------------------------------------------------------------------------------- the room, reading
+
+
+def recognises(path: Path) -> bool:
+    return path.is_file() and first_bytes(path, 4) == b"GGUF"
+
+
+def read_config(path: Path) -> Config:
+    """The Config that the keys say. The vocabulary is that of the embedding; tied is a model without output matrix.
+
+    Raises LlucidError, by name, for a model that is not a Llama, or is one with something that llucid lacks.
+    """
+    return config_of(read_head(path))
+
+
+def config_of(head: Head) -> Config:
+    """The Config that a header says."""
+    path = head.path
+    told = {key: head.settled(key) for key in head.fields if key.startswith("llama.") or key in EXPECTED}
+    odd = [key for key, allowed in EXPECTED.items() if told.get(key) not in allowed]
+    if odd:
+        found = ", ".join(f"{key} {json.dumps(told.get(key))[:40]}" for key in odd)
+        wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
+        raise LlucidError(f"{path}: not a model that llucid opens: it has {found}; a Llama has {wanted}")
+    if unknown := told.keys() - EXPECTED.keys() - IDLE - set(KEYS.values()) - set(WIDTHS):
+        raise LlucidError(f"{path}: {min(unknown)} is no number of a Llama that llucid opens")
+
+    embedding = head.places.get(NAMES["embedding"])
+    if embedding is None or len(embedding.shape) != 2:
+        raise LlucidError(f"{path}: {NAMES['embedding']} is missing; expected a matrix")
+    vocab = embedding.shape[0]
+    if whole(told, KEYS["vocab_size"], path, vocab) != vocab:
+        raise LlucidError(f"{path}: {KEYS['vocab_size']} is {told[KEYS['vocab_size']]}, but the embedding has {vocab}")
+    dim, heads = (whole(told, KEYS[name], path) for name in ("dim", "heads"))
+    head_dim = whole(told, KEYS["head_dim"], path, dim // max(1, heads))
+    for key in WIDTHS:
+        if whole(told, key, path, head_dim) != head_dim:
+            raise LlucidError(f"{path}: {key} is {told[key]}; llucid opens models where it is head_dim, {head_dim}")
+    try:
+        config = Config(
+            dim=dim,
+            layers=whole(told, KEYS["layers"], path),
+            heads=heads,
+            kv_heads=whole(told, KEYS["kv_heads"], path, heads),
+            head_dim=head_dim,
+            ffn_dim=whole(told, KEYS["ffn_dim"], path),
+            vocab_size=vocab,
+            context=whole(told, KEYS["context"], path),
+            norm_eps=real(told, KEYS["norm_eps"], path),
+            rope_theta=real(told, KEYS["rope_theta"], path, 10_000.0),
+            tied_embeddings=NAMES["output"] not in head.places,
+        )
+    except LlucidError as error:
+        raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
+    return replace(config, rope_scaling=read_scaling(head, config))
+
+
+def slowdowns(config: Config, scaling: RopeScaling) -> NDArray[np.float32]:
+    """By how much Llama 3.1's scaling slows each pair, [head_dim/2]: 1 for what turns fast, `factor` for what turns
+    slowly, and between the two 1 / ((1 − s)/factor + s), where s goes from 0 to 1 with the turns in the original
+    context. The Llama 3 Herd of Models (2024), §3.4.2; Meta's reference code."""
+    pair = np.arange(0, config.head_dim, 2) / config.head_dim
+    with np.errstate(all="ignore"):  # a hostile base may overflow; then it does not match
+        turns = scaling.original_context * np.float64(config.rope_theta) ** -pair / (2 * np.pi)
+        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        smooth = np.clip(smooth, 0, 1)
+        return (1 / ((1 - smooth) / scaling.factor + smooth)).astype(np.float32)
+
+
+def scaling_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | None:
+    """The inverse of `slowdowns`, for the numbers of Llama 3.1 and any factor; None if nothing is slowed.
+
+    Raises LlucidError if these are the slowdowns of another scaling.
+    """
+    largest = float(str(np.float32(stored.max())))
+    if largest == 1 and (stored == 1).all():
+        return None
+    if 1 < largest < math.inf:
+        scaling = RopeScaling(factor=largest)
+        if np.allclose(slowdowns(config, scaling), stored, rtol=1e-4, atol=0):
+            return scaling
+    raise LlucidError(f"{SLOWDOWNS} is not of Llama 3.1's scaling of RoPE, the only one that llucid has for GGUF")
+
+
+def read_scaling(head: Head, config: Config) -> RopeScaling | None:
+    """The scaling of RoPE that the file has worked out, if any."""
+    place = head.places.get(SLOWDOWNS)
+    if place is None:
+        return None
+    if place.shape != (config.head_dim // 2,) or place.kind.name != "float32":
+        raise LlucidError(
+            f"{head.path}: {SLOWDOWNS} has shape {list(place.shape)} and is {place.kind.name}; "
+            f"expected [{config.head_dim // 2}] and float32"
+        )
+    try:
+        return scaling_of(head.numbers[place.at : place.at + place.size].view("<f4"), config)
+    except LlucidError as error:
+        raise LlucidError(f"{head.path}: {error}") from error
+
+
+def read_header(path: Path) -> Header:
+    """The shape of every tensor in a file, and how it is stored."""
+    return {name: (place.shape, place.kind.name) for name, place in read_head(path).places.items()}
+
+
+def read_weights(path: Path, config: Config) -> Weights:
+    """The weights: mapped in the file's own dtype; what is quantised becomes float32 in memory. Strict, as every room.
+
+    Raises LlucidError, too, if dequantising needs the gguf package and it is not there.
+    """
+    head = read_head(path)
+    # The angles' slowdowns are in the config; very old files have the angles themselves, which follow from it.
+    idle = {name for name in head.places if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
+    return gather(config, {name: entry_of(head, name) for name in head.places}, name_of, str(path), ignored=idle)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer inside. Raises LlucidError, by name, for one of a kind that llucid does not know."""
+    from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+
+    head = read_head(path)
+    wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key == "tokenizer.chat_template"]
+    try:
+        return read_vocabulary({key: head.value(key) for key in wanted})
+    except LlucidError as error:
+        raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
+
+
+# --------------------------------------------------------------------------------------------- the room, writing
+
+
+def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
+    """Writes one file, one tensor in memory at a time, with the tokenizer inside.
+
+    `dtype` is float32, float16, bfloat16 or Q8_0, for matrices: norms are always float32, and so are the rows that are
+    no multiple of 32 numbers float16 instead of Q8_0, as llama.cpp has both. Refuses, by name, what GGUF cannot hold.
+    """
+    from llucid.tokenizers.gguf_vocabulary import write_vocabulary
+
+    config = model.config
+    refuse(config)
+    chosen = choose_kind(dtype)
+    if out.is_dir():
+        raise LlucidError(f"{out}: is a folder; GGUF is a file, as in {out / 'model.gguf'}")
+    parts = [part_of(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
+    if config.rope_scaling:
+        parts.append(Part(SLOWDOWNS, KINDS[0], torch.from_numpy(slowdowns(config, config.rope_scaling))))
+    told = keys_of(config, parts[0].kind.name) | write_vocabulary(model.tokenizer, config.vocab_size)
+    total = sum(part.size for part in parts)
+    done = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as temporary, open(temporary, "wb") as file:
+        file.write(encoded(told, parts))
+        for part in parts:
+            for piece in pieces_of(part):
+                done += file.write(piece)
+            file.write(bytes(-part.size % ALIGNMENT))
+            progress(done, total)
+
+
+def refuse(config: Config) -> None:
+    """Raises LlucidError, by name, for numbers that the format does not have."""
+    for name in KEYS:
+        value = getattr(config, name)
+        held = float(str(np.float32(value))) if name in FLOATS else value % 2**32
+        if held != value:
+            raise LlucidError(f"GGUF cannot hold {name}={value}; in 32 bits it is {held}")
+    if (scaling := config.rope_scaling) and found_again(config) != scaling:
+        raise LlucidError(f"GGUF has no rope_scaling but Llama 3.1's, {RopeScaling()}; this one is {scaling}")
+
+
+def found_again(config: Config) -> RopeScaling | None:
+    """The scaling that would be read if that of `config` were written."""
+    assert config.rope_scaling is not None
+    try:
+        return scaling_of(slowdowns(config, config.rope_scaling), config)
+    except LlucidError:
+        return None
+
+
+def choose_kind(dtype: str | None) -> Kind | None:
+    """The kind called `dtype`, None stays None. Raises LlucidError for any other name."""
+    name = "Q8_0" if dtype in ("q8_0", "Q8_0") else dtype
+    if name is not None and name not in WRITTEN:
+        raise LlucidError(f"--dtype {dtype}: GGUF is written with {', '.join(WRITTEN)}")
+    return None if name is None else KINDS[WRITTEN[name]]
+
+
+def part_of(name: str, leaf: Tensor, chosen: Kind | None) -> Part:
+    """How a tensor is to be stored; in its own dtype if none is chosen."""
+    own = name_of_dtype(leaf.dtype)
+    kind = chosen or KINDS[WRITTEN.get(own, 0)]
+    if leaf.dim() == 1:
+        kind = KINDS[0]
+    elif leaf.shape[-1] % kind.block:
+        kind = KINDS[1]
+    return Part(name, kind, leaf)
+
+
+def keys_of(config: Config, kind: str) -> dict[str, Any]:
+    """The keys that say what the model is, for matrices mostly of this kind."""
+    told: dict[str, Any] = {
+        "general.architecture": "llama",
+        "general.type": "model",
+        "general.file_type": FILE_TYPES[kind],
+        "general.quantization_version": 2,
+    }
+    told |= {key: getattr(config, name) for name, key in KEYS.items()}
+    told |= {KEYS[name]: float(getattr(config, name)) for name in FLOATS}
+    return told | dict.fromkeys(WIDTHS, config.head_dim)

@@ -1,0 +1,313 @@
+"""Hugging Face folders: `config.json` and `model.safetensors`, as transformers' LlamaForCausalLM has them.
+
+The weights may also be in several files with an index, or in PyTorch's own files, `pytorch_model.bin`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
+from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
+from llucid.checkpoints.tensors import Entry, gather, renamed
+from llucid.checkpoints.told import real, whole
+from llucid.config import Config, RopeScaling
+from llucid.errors import LlucidError
+from llucid.files import replace_text, replacing
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.tokenizer_json import read_json
+from llucid.weights import Weights, named_leaves
+
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "blocks.N.attention_norm": "model.layers.N.input_layernorm.weight",
+    "blocks.N.attention.query": "model.layers.N.self_attn.q_proj.weight",
+    "blocks.N.attention.key": "model.layers.N.self_attn.k_proj.weight",
+    "blocks.N.attention.value": "model.layers.N.self_attn.v_proj.weight",
+    "blocks.N.attention.output": "model.layers.N.self_attn.o_proj.weight",
+    "blocks.N.feed_forward_norm": "model.layers.N.post_attention_layernorm.weight",
+    "blocks.N.feed_forward.gate": "model.layers.N.mlp.gate_proj.weight",
+    "blocks.N.feed_forward.up": "model.layers.N.mlp.up_proj.weight",
+    "blocks.N.feed_forward.down": "model.layers.N.mlp.down_proj.weight",
+    "norm": "model.norm.weight",
+    "output": "lm_head.weight",
+}
+
+
+def name_of(path: str) -> str:
+    """Hugging Face's name of the array at our path."""
+    return renamed(path, NAMES)
+
+
+def halves_from_pairs(matrix: Tensor, heads: int) -> Tensor:
+    """The rows of a query or key matrix [heads·head_dim, dim] from Meta's order (x₀ turns with x₁) to Hugging Face's
+    (x₀ turns with the one half a head later)."""
+    return matrix.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(matrix.shape)
+
+
+def pairs_from_halves(matrix: Tensor, heads: int) -> Tensor:
+    """The inverse of `halves_from_pairs`."""
+    return matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(matrix.shape)
+
+
+def heads_of(path: str, config: Config) -> int | None:
+    """How many heads the rows of the array at our path make up, if its rows are turned by RoPE at all."""
+    return {"query": config.heads, "key": config.kv_heads}.get(path.rpartition(".")[2])
+
+
+# --------------------------------------------------------------------------------------------- config.json
+
+# What a Llama has, by the keys of config.json that could say otherwise.
+EXPECTED: dict[str, tuple[Any, ...]] = {
+    "model_type": ("llama",),
+    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], None),
+    "sliding_window": (None,),
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "partial_rotary_factor": (1, None),
+    "rope_interleaved": (False, None),
+    "quantization_config": (None,),
+}
+
+
+def recognises(path: Path) -> bool:
+    return (path / "config.json").is_file()
+
+
+def read_config(path: Path) -> Config:
+    """The Config of a folder's `config.json`.
+
+    Raises LlucidError for a model that is not a Llama, or is one with something that llucid lacks, by its name.
+    """
+    file = path / "config.json"
+    told = read_json(file)
+    odd = [key for key, allowed in EXPECTED.items() if told.get(key, allowed[0]) not in allowed]
+    if odd:
+        found = ", ".join(f"{key} {json.dumps(told[key])}" for key in odd)
+        wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
+        raise LlucidError(f"{file}: not a model that llucid opens: it has {found}; a Llama has {wanted}")
+
+    dim, heads = whole(told, "hidden_size", file), whole(told, "num_attention_heads", file)
+    theta, scaling = read_rope(told, file)
+    try:
+        return Config(
+            dim=dim,
+            layers=whole(told, "num_hidden_layers", file),
+            heads=heads,
+            kv_heads=whole(told, "num_key_value_heads", file, heads),
+            head_dim=whole(told, "head_dim", file, dim // max(1, heads)),
+            ffn_dim=whole(told, "intermediate_size", file),
+            vocab_size=whole(told, "vocab_size", file),
+            context=whole(told, "max_position_embeddings", file, 2048),
+            norm_eps=real(told, "rms_norm_eps", file, 1e-6),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            tied_embeddings=bool(told.get("tie_word_embeddings", False)),
+        )
+    except LlucidError as error:
+        raise error if str(file) in str(error) else LlucidError(f"{file}: {error}") from error
+
+
+def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
+    """Base and scaling of RoPE. `rope_scaling` is the word of transformers 4 and may be null, `rope_parameters` that
+    of 5, which has the base inside. Raises LlucidError for another scaling than Llama 3's."""
+    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise LlucidError(f"{file}: rope_scaling should be an object and is {json.dumps(rope)}")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; default and llama3 are")
+    if real(rope, "partial_rotary_factor", file, 1.0) != 1:
+        raise LlucidError(f"{file}: partial_rotary_factor {rope['partial_rotary_factor']} is not supported; 1 is")
+    theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
+    if kind == "default":
+        return theta, None
+    try:
+        return theta, RopeScaling(
+            factor=real(rope, "factor", file),
+            low_freq_factor=real(rope, "low_freq_factor", file),
+            high_freq_factor=real(rope, "high_freq_factor", file),
+            original_context=whole(rope, "original_max_position_embeddings", file),
+        )
+    except LlucidError as error:
+        raise error if str(file) in str(error) else LlucidError(f"{file}: {error}") from error
+
+
+def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str) -> None:
+    """Writes the `config.json` of `config`, with the RoPE numbers under the keys of transformers 4 and of 5."""
+    rope: dict[str, Any] = {"rope_type": "default"}
+    if config.rope_scaling:
+        rope = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_context,
+        }
+    told = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": rope if config.rope_scaling else None,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tied_embeddings,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": tokenizer.bos,
+        "eos_token_id": tokenizer.eos,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    replace_text(folder / "config.json", json.dumps(told, indent=2) + "\n")
+
+
+# --------------------------------------------------------------------------------------------- weights
+
+# One file, or the index of several; the first that is there is read.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that the folder's weights are in. Raises LlucidError if there are none, or not all of an index."""
+    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if file is None:
+        raise LlucidError(f"{path}: there is a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
+    if file.suffix != ".json":
+        return [file]
+    places = read_json(file).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise LlucidError(f"{file}: weight_map should say which file each tensor is in, and does not")
+    for name in places.values():
+        if Path(name).name != name or not (path / name).is_file():  # a name with a folder in it could lead anywhere
+            raise LlucidError(f"{path / name}: there is no such file beside {file.name}, which names it")
+    return [path / name for name in sorted(set(places.values()))]
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """Every tensor in the folder, unread. Raises LlucidError if one is in two files."""
+    entries: dict[str, Entry] = {}
+    for file in weight_files(path):
+        found = safetensors_entries(file) if file.suffix == ".safetensors" else pickle_entries(file)
+        if twice := entries.keys() & found.keys():
+            raise LlucidError(f"{file}: {min(twice)} is in another file beside it as well")
+        entries |= found
+    return entries
+
+
+def safetensors_entries(file: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file."""
+    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    try:
+        opened = safe_open(file, framework="pt").__enter__()  # closed with the last entry
+
+        def entry(name: str) -> Entry:
+            part = opened.get_slice(name)
+            kind = str(part.get_dtype())
+            return Entry(tuple(part.get_shape()), names.get(kind, kind), lambda: opened.get_tensor(name))
+
+        return {name.removeprefix("_orig_mod."): entry(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
+
+
+def pickle_entries(file: Path) -> dict[str, Entry]:
+    """The tensors of a `pytorch_model.bin`."""
+    return entries_of(read_pickle(file), file)
+
+
+def read_header(path: Path) -> Header:
+    """The shape and dtype of every tensor in a folder, without reading the tensors."""
+    return {name: (entry.shape, entry.dtype) for name, entry in read_entries(path).items()}
+
+
+def read_weights(path: Path, config: Config) -> Weights:
+    """The weights in a folder, in the file's own dtype and Meta's order of rows.
+
+    Strict: a tensor that is missing, of another shape, or not one of a Llama's is an error that names it.
+    """
+    entries = read_entries(path)
+    head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
+    if config.tied_embeddings and head and embedding and not torch.equal(head.read(), embedding.read()):
+        raise LlucidError(
+            f"{path}: {NAMES['output']} differs from {NAMES['embedding']}, though config.json says tie_word_embeddings"
+        )
+
+    def in_pairs(path: str, tensor: Tensor) -> Tensor:
+        # In place and head by head, so that no page of memory holds the old order, nor a freed copy its place: what is
+        # mapped is private, and the file stays as it is.
+        heads = heads_of(path, config)
+        for head in tensor.chunk(heads) if heads else ():
+            head.copy_(pairs_from_halves(head, 1))
+        return tensor
+
+    idle = {NAMES["output"]} if config.tied_embeddings else set[str]()
+    return gather(config, entries, name_of, str(path), in_pairs, idle)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in the folder."""
+    return load_tokenizer(path)
+
+
+def named_tensors(weights: Weights, config: Config) -> dict[str, Tensor]:
+    """Hugging Face's names and order of rows, on the CPU."""
+    return {name_of(path): in_halves(path, leaf, config) for path, leaf in named_leaves(weights)}
+
+
+def in_halves(path: str, leaf: Tensor, config: Config) -> Tensor:
+    """The array at our path in Hugging Face's order of rows, on the CPU."""
+    leaf, heads = leaf.detach().to("cpu"), heads_of(path, config)
+    return (halves_from_pairs(leaf, heads) if heads else leaf).contiguous()
+
+
+SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+
+
+def write_weights(
+    folder: Path,
+    weights: Weights,
+    config: Config,
+    dtype: torch.dtype | None = None,
+    progress: Progress = no_progress,
+) -> None:
+    """Writes `model.safetensors`, one tensor in memory at a time, whole or not at all."""
+    leaves = list(named_leaves(weights))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    total = done = 0
+    for path, leaf in leaves:
+        kind = dtype or leaf.dtype
+        begin, total = total, total + leaf.numel() * kind.itemsize
+        offsets = [begin, total]
+        header[name_of(path)] = {"dtype": SAFETENSORS[kind], "shape": list(leaf.shape), "data_offsets": offsets}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
+    with replacing(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:
+        out.write(len(encoded).to_bytes(8, "little") + encoded)
+        for path, leaf in leaves:
+            done += out.write(bytes_of(in_halves(path, leaf, config), dtype or leaf.dtype))
+            progress(done, total)
+        out.flush()
+
+
+def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
+    """Writes a folder that transformers opens: `config.json`, `model.safetensors` and the tokenizer's files."""
+    kind = choose_dtype(dtype)
+    out.mkdir(parents=True, exist_ok=True)
+    model.tokenizer.save(out)
+    write_config(out, model.config, model.tokenizer, name_of_dtype(kind or model.weights.norm.dtype))
+    write_weights(out, model.weights, model.config, kind, progress)

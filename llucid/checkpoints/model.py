@@ -1,0 +1,80 @@
+"""A model in memory, and what every room of this folder offers: the contract between formats and the door to them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer
+from llucid.weights import Weights
+
+
+class Model(NamedTuple):
+    """What `load` returns: everything there is, and nothing hidden."""
+
+    config: Config
+    weights: Weights
+    tokenizer: Tokenizer
+    chat_format: str | None = None
+    """The name of the format of its dialogues, or None for a model that was not trained on any."""
+
+
+Progress = Callable[[int, int], None]
+"""Told, after each tensor that is written, how many bytes are done and how many there are in all."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """For those who do not watch."""
+
+
+Header = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and dtype of each tensor in a file, by the file's own names. A dtype is called as in PyTorch ("bfloat16"),
+or as the format calls its quantised one ("Q8_0")."""
+
+
+@runtime_checkable
+class Room(Protocol):
+    """One format. Every function raises LlucidError, in one line, for bytes that are not a whole Llama."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether there is something of this format at `path`, by its first bytes or, for a folder, its members."""
+        ...
+
+    def read_config(self, path: Path) -> Config:
+        """The numbers of the model, from headers alone."""
+        ...
+
+    def read_header(self, path: Path) -> Header:
+        """What tensors there are, without reading them."""
+        ...
+
+    def read_weights(self, path: Path, config: Config) -> Weights:
+        """The weights in the file's own dtype, mapped where that can be; strict about every tensor."""
+        ...
+
+    def read_tokenizer(self, path: Path) -> Tokenizer:
+        """The tokenizer inside or beside."""
+        ...
+
+    def write(self, out: Path, model: Model, progress: Progress, dtype: str | None = None) -> None:
+        """Writes the model, tensor by tensor, and its tokenizer. `dtype` is that of the file, by name; the model's own
+        or the format's only one when None. Refuses, before anything is written, what the format cannot hold."""
+        ...
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_dtype(name: str | None) -> torch.dtype | None:
+    """float32, bfloat16 or float16 by name; None stays None. Raises LlucidError for any other name."""
+    if name is not None and name not in DTYPES:
+        raise LlucidError(f"--dtype {name}: expected float32, bfloat16 or float16")
+    return None if name is None else DTYPES[name]
+
+
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """float32 and so on."""
+    return str(dtype).removeprefix("torch.")

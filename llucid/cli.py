@@ -1,0 +1,361 @@
+"""The command line: one command a job, each a thin layer over the package."""
+
+import contextlib
+import io
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from llucid.errors import LlucidError
+from llucid.training.settings import Settings
+
+if TYPE_CHECKING:
+    from llucid import checkpoints
+
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Settings):
+    """Train a Llama from scratch; leaves a folder that llucid and transformers open."""
+
+    def run(self) -> None:
+        """Trains, then says where everything is."""
+        from rich.console import Console
+
+        from llucid.training.loop import train
+
+        console = Console(soft_wrap=True)
+        if out := train(self, console):
+            console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}; try:", highlight=False)
+            for command in (f"generate {out}", f'predict {out} "the "', f"info {out}"):
+                console.print(f"    llucid {command}", highlight=False, markup=False)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Write on from a prompt: the text goes to standard output, everything else to standard error."""
+
+    model: Model
+    """Folder of the model."""
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = ""
+    """Text to go on from."""
+    max_tokens: int = 256
+    """Tokens to write at most."""
+    temperature: float = 0.8
+    """Below 1 the likely becomes likelier; 0 always takes the likeliest."""
+    top_k: int | None = None
+    """Choose from the k likeliest tokens."""
+    top_p: float = 0.95
+    """Choose from the likeliest tokens that together have this probability; 1 is all of them."""
+    min_p: float | None = None
+    """Choose from the tokens at least this share as likely as the likeliest."""
+    seed: int | None = None
+    """The same seed, the same text."""
+    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """End before this text; may be given several times."""
+    num: int = 1
+    """How many texts to write, all at once."""
+    tokenizer: str | None = None
+    """Path of a tokenizer to use instead of the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Compute in this precision instead of the file's own."""
+    device: str | None = None
+    """cpu, cuda, mps, ..."""
+
+    def run(self) -> None:
+        """Streams one text, or prints several with a line between them."""
+        from llucid.generation import Statistics, generate, generate_batch
+
+        statistics = Statistics()
+        model = opened(self.model, self.tokenizer, self.dtype, self.device)
+        numbers: dict[str, Any] = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "stop": self.stop,
+            "statistics": statistics,
+        }
+        if self.num == 1:
+            pieces = generate(model, self.prompt, **numbers)
+            print(self.prompt, end="", flush=True)
+            with interruptible():
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+            print()
+        else:
+            with interruptible():
+                texts = generate_batch(model, [self.prompt], samples=self.num, **numbers)
+                print(f"\n{'-' * 40}\n".join(self.prompt + text.text for text in texts))
+        print(statistics, file=sys.stderr)
+        if statistics.slid:
+            print(
+                f"the context of {model.config.context} tokens was full: its oldest half was forgotten, and so on",
+                file=sys.stderr,
+            )
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Talk with a model in the terminal; through a pipe, each line is a message and is answered on standard output."""
+
+    model: Model
+    """Folder of the model."""
+    system: str = ""
+    """Tells the model how to behave, before the first message."""
+    max_tokens: int = 1024
+    """Tokens of an answer at most."""
+    temperature: float = 0.8
+    """Below 1 the likely becomes likelier; 0 always takes the likeliest."""
+    top_k: int | None = None
+    """Choose from the k likeliest tokens."""
+    top_p: float = 0.95
+    """Choose from the likeliest tokens that together have this probability; 1 is all of them."""
+    min_p: float | None = None
+    """Choose from the tokens at least this share as likely as the likeliest."""
+    seed: int | None = None
+    """The same seed and the same messages, the same answers."""
+    format: str | None = None
+    """llama2, llama3, plain (none at all), or one of the model's own templates by name; its own when left out."""
+    tokenizer: str | None = None
+    """Path of a tokenizer to use instead of the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Compute in this precision instead of the file's own."""
+    device: str | None = None
+    """cpu, cuda, mps, ..."""
+
+    def run(self) -> None:
+        """Talks until the user leaves or the input ends."""
+        from pathlib import Path
+
+        from llucid.chat import read_template
+        from llucid.chat.terminal import talk
+        from llucid.generation import Sampling
+
+        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        model = opened(self.model, self.tokenizer, self.dtype, self.device)
+        folder = Path(self.model)
+        template = read_template(folder) if folder.is_dir() and not self.tokenizer else None
+        talk(
+            model,
+            self.model,
+            system=self.system,
+            format=self.format or (template if isinstance(template, str) else None),
+            sampling=sampling,
+            max_tokens=self.max_tokens,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Show the likeliest next tokens and their probabilities."""
+
+    model: Model
+    """Folder of the model; with --toy, the text."""
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXT")] = ""
+    """Text to go on from."""
+    top_k: int = 5
+    """How many tokens to show."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    toy: bool = False
+    """Build a vocabulary from the words of the text, an untrained model, and its prediction, step by step."""
+    tokenizer: str | None = None
+    """Path of a tokenizer to use instead of the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Compute in this precision instead of the file's own."""
+    device: str | None = None
+    """cpu, cuda, mps, ..."""
+
+    def run(self) -> None:
+        """Prints a table with bars, or JSON."""
+        from rich.console import Console
+
+        from llucid.generation import predict
+
+        if self.toy:
+            from llucid.generation.toy import show_toy
+
+            return show_toy(self.text or self.model, self.top_k, Console())
+        predictions = predict(opened(self.model, self.tokenizer, self.dtype, self.device), self.text, self.top_k)
+        if self.json:
+            print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
+        else:
+            from llucid.generation.predictions import table
+
+            Console().print(table(predictions))
+        return None
+
+
+@dataclass(frozen=True)
+class Info:
+    """Tell what a model is, from its headers: format, numbers, parameters, bytes, tokenizer."""
+
+    model: Model
+    """Folder of the model."""
+
+    def run(self) -> None:
+        """Prints one fact a line."""
+        from llucid.checkpoints import describe
+
+        facts = describe(self.model)
+        width = max(map(len, facts))
+        for name, fact in facts.items():
+            print(f"{name:<{width}}  {fact}")
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a model in another format; says what the format cannot hold."""
+
+    model: Model
+    """Path of the model."""
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
+    """Folder to make, for huggingface and meta, or file, for llama2c and gguf."""
+    to: Literal["huggingface", "meta", "llama2c", "gguf"]
+    """Format to write."""
+    version: Literal[0, 1, 2] | None = None
+    """Of llama2c's format: 0 is what its run.c reads, 1 the same with a better header, 2 int8 for its runq.c."""
+    tokenizer: str | None = None
+    """Path of a tokenizer to use instead of the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
+    """Write in this precision instead of the file's own; q8_0 is of gguf."""
+
+    def run(self) -> None:
+        """Writes, with a bar if it takes longer than two seconds, and tells what opening it will have to guess."""
+        from llucid.checkpoints import convert
+
+        with bar() as progress:
+            guessed = convert(
+                self.model,
+                self.out,
+                self.to,
+                version=self.version,
+                tokenizer=self.tokenizer,
+                dtype=self.dtype,
+                progress=progress,
+            )
+        print(f"the model is in {self.out}")
+        for name, (before, after) in guessed.items():
+            print(f"{self.to} does not hold {name}: it was {before} and will be read as {after}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def bar() -> Generator[Callable[[int, int], None]]:
+    """What shows on standard error how much is done of how much, once that has taken two seconds."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    shown, start = Progress(console=Console(stderr=True), transient=True, auto_refresh=False), time.monotonic()
+    task = shown.add_task("writing")
+
+    def tell(done: int, total: int) -> None:
+        if time.monotonic() - start > 2:
+            shown.start()
+            shown.update(task, completed=done, total=total, refresh=True)
+
+    try:
+        yield tell
+    finally:
+        if shown.live.is_started:
+            shown.stop()
+
+
+OPTIONS = ConstructorRegistry()
+
+
+@OPTIONS.primitive_rule
+def optional_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """An option that may be left out is shown in the help as INT, not as {None}|INT."""
+    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1 or kinds[0] not in (int, float, str):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kinds[0].__name__.upper(),
+        instance_from_str=lambda given: kinds[0](given[0]),
+        is_instance=lambda value: value is None or isinstance(value, kinds[0]),
+        str_from_instance=lambda value: ["unset" if value is None else str(value)],
+    )
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Chat, tyro.conf.subcommand("chat")]
+    | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+)
+
+
+def opened(path: str, tokenizer: str | None, dtype: str | None, device: str | None) -> "checkpoints.Model":
+    """The model at `path`."""
+    from llucid.checkpoints import load
+
+    return load(path, dtype=dtype, device=device, tokenizer=tokenizer)
+
+
+@contextlib.contextmanager
+def interruptible() -> Generator[None]:
+    """Ctrl-C inside only ends what is inside."""
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+
+
+def parse(arguments: list[str]) -> Any:
+    """The command that the arguments make. Raises LlucidError, in one line, for those that make none."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                tyro.conf.OmitSubcommandPrefixes[Command],  # pyright: ignore[reportArgumentType]
+                prog="llucid",
+                description="llucid: a Llama you can see through. Each command has its own --help.",
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=OPTIONS,
+            )
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        boxed = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
+        lines = [line.strip("│ ") for line in boxed.splitlines()[1:]]
+        message = " ".join(line for line in lines if line).split("───")[0].strip()
+        message = re.sub(r"^Error parsing [A-Z]\w*: ", "", message)
+        raise LlucidError(f"{message}; see: llucid {' '.join([*arguments[:1], '--help'])}") from None
+
+
+def main() -> None:
+    """Runs the command line; bad input ends with one line on standard error and status 2."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        parse(arguments or ["--help"]).run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except (LlucidError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Text to train on: Tiny Shakespeare, tales made on the spot, or any files; as text, as tokens, as batches."""
+
+import codecs
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llucid.errors import LlucidError
+from llucid.files import replace_text
+
+CHUNK = 1 << 20
+"""Bytes of text held at a time."""
+TRAIN_SHARE = 0.9
+"""The first nine tenths are trained on, the last tenth validates: nanoGPT's split, so that losses compare."""
+FABLES = 4_000_000
+"""Characters in the corpus of fables."""
+
+
+class Corpus(NamedTuple):
+    """Files of UTF-8 text, read as one, and what is known about their language."""
+
+    name: str
+    files: tuple[Path, ...]
+    floor: float | None = None
+    """Entropy in nats per character, where it is known: no model's validation loss can be lower."""
+
+    def text(self, split: str) -> Iterator[str]:
+        """The text of the "train" or "validation" split, a megabyte at a time.
+
+        Raises LlucidError if a file cannot be read as UTF-8.
+        """
+        border = int(TRAIN_SHARE * self.size())
+        start, stop = (0, border) if split == "train" else (border, self.size())
+        return _decoded(self.files, start, stop)
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the bytes of all files."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with open(file, "rb") as opened:
+                while block := opened.read(CHUNK):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
+    """The characters that begin at bytes start ≤ b < stop of the files as one."""
+    offset = 0
+    for file in files:
+        size = file.stat().st_size
+        first, last = max(start - offset, 0), min(stop - offset, size)
+        offset += size
+        if first >= last:
+            continue
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with open(file, "rb") as opened:
+            opened.seek(first)
+            if first:  # a character that began before belongs to the other split
+                while (head := opened.read(1)) and 0x80 <= head[0] < 0xC0:
+                    pass
+                opened.seek(-len(head), os.SEEK_CUR)
+            try:
+                while (at := opened.tell()) < last:
+                    if piece := decoder.decode(opened.read(min(CHUNK, last - at))):
+                        yield piece
+                while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
+                    if piece := decoder.decode(byte):
+                        yield piece
+                decoder.decode(b"", final=True)
+            except UnicodeDecodeError as error:
+                raise LlucidError(
+                    f"{file}: not a UTF-8 text file ({error.reason} near byte {opened.tell()})"
+                ) from error
+
+
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder."""
+    if told := os.environ.get("LLUCID_CACHE"):
+        return Path(told)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llucid"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
+
+
+def open_corpus(names: Sequence[str]) -> Corpus:
+    """The corpus called "shakespeare" or "fables", or else the text files, and the files in the folders, named.
+
+    Raises LlucidError if there is no such file, or no text in it.
+    """
+    if list(names) == ["shakespeare"]:
+        from llucid.corpora.shakespeare import find_shakespeare
+
+        return Corpus("shakespeare", (find_shakespeare(cache_folder()),))
+    if list(names) == ["fables"]:
+        from llucid.corpora import fables
+
+        source = hashlib.sha256(Path(fables.__file__).read_bytes()).hexdigest()[:12]
+        file = cache_folder() / f"fables-{source}.txt"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(file, fables.write(FABLES))
+        return Corpus("fables", (file,), floor=fables.entropy_per_character())
+    files: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if not path.exists():
+            raise LlucidError(f"--corpus {name}: no such file or folder; expected shakespeare, fables, or a path")
+        inside = [file for file in sorted(path.rglob("*")) if not any(part.startswith(".") for part in file.parts)]
+        files += [file for file in inside if file.is_file()] if path.is_dir() else [path]
+    if not sum(file.stat().st_size for file in files):
+        raise LlucidError(f"--corpus {' '.join(names)}: there is no text in it")
+    return Corpus(Path(names[0]).stem, tuple(files))

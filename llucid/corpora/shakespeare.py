@@ -1,0 +1,41 @@
+"""Tiny Shakespeare: 1,115,394 characters of plays, the corpus that small models are compared on."""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+
+from llucid.errors import LlucidError
+from llucid.files import replacing
+
+ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+NAME = "tinyshakespeare.txt"
+
+
+def find_shakespeare(cache: Path) -> Path:
+    """The file: in $LLUCID_DATA, else in the cache, else downloaded into the cache and checked.
+
+    Raises LlucidError, with the place to put it by hand, if it is nowhere and cannot be downloaded.
+    """
+    given = os.environ.get("LLUCID_DATA")
+    for file in [Path(given) / NAME] if given else []:
+        if file.is_file():
+            return file
+    file = cache / NAME
+    if file.is_file():
+        return file
+    try:
+        with urllib.request.urlopen(ADDRESS, timeout=20) as answer:
+            text = answer.read()
+    except OSError as error:
+        raise LlucidError(
+            f"Tiny Shakespeare is not on this machine and cannot be downloaded ({error}); put the file from {ADDRESS} "
+            f"at {file}, or train with --corpus fables, which needs no network"
+        ) from error
+    if hashlib.sha256(text).hexdigest() != SHA256:
+        raise LlucidError(f"{ADDRESS}: this is not Tiny Shakespeare any more (its SHA-256 should be {SHA256})")
+    cache.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_bytes(text)
+    return file

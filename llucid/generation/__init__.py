@@ -1,0 +1,34 @@
+"""Writing text: `generate` streams one continuation, `generate_batch` writes many at once, `predict` looks one ahead.
+
+sampling.py     logits → logits → one token
+decode.py       the engine: ids → ids, with the cache, for rows of unequal length
+stopping.py     stop strings, of which nothing leaks
+stream.py       the engine's ids as pieces of text
+prompts.py      text → the ids that the model begins with
+"""
+
+from llucid.generation.completions import Completion, generate, generate_batch
+from llucid.generation.decode import Context, PastContext, Reason, Statistics
+from llucid.generation.predictions import Prediction, predict
+from llucid.generation.prompts import prompt_ids
+from llucid.generation.sampling import Sampling, generator
+from llucid.generation.stopping import StopMatcher
+from llucid.generation.stream import Piece, stream
+
+__all__ = [
+    "Completion",
+    "Context",
+    "PastContext",
+    "Piece",
+    "Prediction",
+    "Reason",
+    "Sampling",
+    "Statistics",
+    "StopMatcher",
+    "generate",
+    "generate_batch",
+    "generator",
+    "predict",
+    "prompt_ids",
+    "stream",
+]

@@ -1,0 +1,121 @@
+"""Text from text: one continuation as it is written, or many at once."""
+
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from llucid.checkpoints import Model
+from llucid.errors import LlucidError
+from llucid.generation.decode import PastContext, Reason, Statistics
+from llucid.generation.prompts import prompt_ids
+from llucid.generation.sampling import Sampling, generator
+from llucid.generation.stream import Piece, stream
+
+
+class Completion(NamedTuple):
+    """A prompt and what the model wrote behind it."""
+
+    prompt: str
+    text: str
+    """The continuation alone."""
+    tokens: tuple[int, ...]
+    """The ids that were written; the one that ended it is among them."""
+    reason: Reason
+    slid: bool
+    """Whether it outgrew the context, so that its beginning was forgotten."""
+
+
+def generate(
+    model: Model,
+    prompt: str = "",
+    *,
+    max_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = 0.95,
+    min_p: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    past_context: PastContext = "slide",
+    statistics: Statistics | None = None,
+) -> Iterator[str]:
+    """The continuation of `prompt`, piece by piece: whole characters, and nothing of a `stop` string.
+
+    An empty prompt begins at BOS, or at a line break where the model has no BOS. The same seed gives the same text on
+    the same machine; None takes a new one. When the context is full, the oldest half of the tokens is forgotten and
+    the text goes on (`past_context="slide"`), or it ends (`"stop"`). `statistics` is filled in as the text is written.
+    Raises LlucidError, at the call, for options that cannot be, a prompt that cannot be encoded, or one longer than
+    the context.
+    """
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    pieces = _begin(model, [prompt], max_tokens, sampling, seed, stop, past_context, statistics)
+    return (piece.text for piece in pieces if piece.text)
+
+
+def generate_batch(
+    model: Model,
+    prompts: Sequence[str],
+    *,
+    samples: int = 1,
+    max_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = 0.95,
+    min_p: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+    past_context: PastContext = "slide",
+    statistics: Statistics | None = None,
+) -> list[Completion]:
+    """`samples` continuations of each prompt, all in one batch: prompt by prompt, in the order given.
+
+    The first of a prompt is what `generate` writes with the same seed, whatever else is in the batch; its others, and
+    repeated prompts, have random numbers of their own. Raises LlucidError as `generate` does.
+    """
+    if samples < 1:
+        raise LlucidError(f"--num {samples}: must be at least 1")
+    prompts = [prompt for prompt in prompts for _ in range(samples)]
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    pieces = _begin(model, prompts, max_tokens, sampling, seed, stop, past_context, statistics)
+    texts, tokens = [""] * len(prompts), [[] for _ in prompts]
+    reasons: list[Reason] = ["length"] * len(prompts)
+    slid = [False] * len(prompts)
+    for piece in pieces:
+        texts[piece.row] += piece.text
+        tokens[piece.row].append(piece.token)
+        slid[piece.row] |= piece.slid
+        reasons[piece.row] = piece.reason or "length"
+    columns = zip(prompts, texts, map(tuple, tokens), reasons, slid, strict=True)
+    return [Completion(*column) for column in columns]
+
+
+def _begin(
+    model: Model,
+    prompts: Sequence[str],
+    max_tokens: int,
+    sampling: Sampling,
+    seed: int | None,
+    stop: Sequence[str],
+    past_context: PastContext,
+    statistics: Statistics | None,
+) -> Iterator[Piece]:
+    if seed is None:
+        seed = secrets.randbits(63)
+    elif seed < 0:
+        raise LlucidError(f"--seed {seed}: must be at least 0")
+    before: Counter[str] = Counter()
+    generators = []
+    for prompt in prompts:
+        generators.append(generator(seed, stream=before[prompt]))
+        before[prompt] += 1
+    return stream(
+        model,
+        [prompt_ids(model.tokenizer, prompt) for prompt in prompts],
+        sampling=sampling,
+        generators=generators,
+        max_tokens=max_tokens,
+        stop=stop,
+        past_context=past_context,
+        statistics=statistics,
+    )

@@ -1,0 +1,266 @@
+"""The engine: rows of ids in, one new id per row and step out. It knows nothing of text.
+
+    context = what has been read so far (ids, and the cache of their keys and values)
+    logits, context = read(context, new ids)             the prompt, and later each new id: the same function
+    new ids = choose(logits)
+
+Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
+where no token sees it. So a row's tokens do not depend on the other rows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.llama import NOWHERE, Cache, empty_cache, hidden, unembed
+from llucid.weights import Weights
+
+Reason = Literal["stop", "length", "context"]
+"""Why a row ended: at a stop token or string, after max_tokens, or because the model's context was full."""
+PastContext = Literal["slide", "stop"]
+"""What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
+CHUNK = 512
+"""Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
+
+
+class Context(NamedTuple):
+    """What has been read: the ids of each row, and the cache of their keys and values.
+
+    A value, as the cache is: reading returns a longer one, and shares slots with the one it grew from.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    cache: Cache
+
+
+class Step(NamedTuple):
+    """One new token for every row that had not ended."""
+
+    tokens: tuple[int | None, ...]
+    """The new token of each row; None if it had ended before."""
+    reasons: tuple[Reason | None, ...]
+    """Why a row ends with this token; None if it goes on, or had ended before."""
+    slid: tuple[bool, ...]
+    """Whether a row forgot its oldest half just before this token."""
+    context: Context
+    """All that has been read: every token but the newest. Given to the next `decode`, it is not read again."""
+
+
+@dataclass
+class Statistics:
+    """How much was read and written, and how fast; filled in while it happens. `str` is a line for people."""
+
+    rows: int = 0
+    """Texts written at once."""
+    prompt_tokens: int = 0
+    """Tokens read before the first was written, of all rows; those that a cache already held are not counted."""
+    prompt_seconds: float = 0.0
+    """Until the first token of each row was there."""
+    tokens: int = 0
+    """Tokens written, of all rows."""
+    seconds: float = 0.0
+    """For the tokens after each row's first; what the caller does between two tokens is not counted."""
+    slid: bool = False
+    """Whether the context was full and the oldest tokens were forgotten."""
+    reason: Reason | None = None
+    """Why the last row ended; None while one goes on."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens after each row's first, of all rows, per second; 0 if there was none."""
+        return (self.tokens - self.rows) / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        prompt = f"prompt {self.prompt_tokens} tokens in {self.prompt_seconds:.2f} s"
+        rate = f" ({self.tokens_per_second:.0f} tokens/s)" if self.seconds else ""
+        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}"
+
+
+def with_room(cache: Cache, slots: int) -> Cache:
+    """The same cache with at least `slots` slots: itself if it has them, else a copy twice as long or longer."""
+    capacity = cache.positions.shape[1]
+    if slots <= capacity:
+        return cache
+    more = max(slots, 2 * capacity) - capacity
+    keys, values = (tuple(F.pad(layer, (0, 0, 0, more)) for layer in side) for side in (cache.keys, cache.values))
+    return Cache(keys, values, F.pad(cache.positions, (0, more), value=NOWHERE), cache.length)
+
+
+@torch.inference_mode()
+def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
+    """Nothing read yet, and room for `slots` tokens a row; more is found when needed."""
+    return Context(((),) * rows, empty_cache(config, rows, slots, weights))
+
+
+@torch.inference_mode()
+def read(
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
+) -> tuple[Float[Tensor, "batch vocab"], Context]:
+    """(the scores of what follows each row's last new id, the context with the new ids).
+
+    Rows may have different numbers of new ids; the scores of a row that has none mean nothing. Prompts are read
+    `chunk` ids at a time, and the last position alone is unembedded.
+    """
+    longest, device = max(len(row) for row in new), weights.norm.device
+    cache = with_room(context.cache, context.cache.length + longest)
+    padded = [[*row, *[0] * (longest - len(row))] for row in new]
+    places = [
+        [*range(len(old), len(old) + len(row)), *[NOWHERE] * (longest - len(row))]
+        for old, row in zip(context.rows, new, strict=True)
+    ]
+    tokens, positions = torch.tensor(padded, device=device), torch.tensor(places, device=device)
+    ends = torch.tensor([len(row) - 1 for row in new], device=device)
+
+    last = weights.norm.new_zeros(len(new), config.dim)
+    for start in range(0, longest, chunk):
+        part = slice(start, start + chunk)
+        x, grown = hidden(tokens[:, part], weights, config, cache, positions[:, part])
+        assert grown is not None
+        cache = grown
+        here = (ends - start).clamp(0, x.shape[1] - 1)
+        ends_here = (start <= ends) & (ends < start + chunk)
+        last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=device), here], last)
+    rows = tuple((*old, *row) for old, row in zip(context.rows, new, strict=True))
+    return unembed(last, weights), Context(rows, cache)
+
+
+def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
+    """What stays of a row that has outgrown the context: its first `keep` ids (a BOS) and its newest, half in all."""
+    size = max(1, context // 2)
+    keep = min(keep, size - 1)
+    return (*row[:keep], *row[len(row) - (size - keep) :])
+
+
+def check_prompt(prompt: Sequence[int], config: Config) -> None:
+    """Raises LlucidError for a prompt of no tokens, or of more than the context holds."""
+    if not prompt:
+        raise LlucidError("the prompt has no tokens; a model can only continue at least one, such as its BOS")
+    if len(prompt) > config.context:
+        raise LlucidError(
+            f"the prompt has {len(prompt)} tokens, but the model's context is {config.context}; shorten the prompt, "
+            "or take a model with a longer context"
+        )
+
+
+def decode(
+    weights: Weights,
+    config: Config,
+    prompts: Sequence[Sequence[int]],
+    *,
+    choose: Callable[[Float[Tensor, "batch vocab"]], Int[Tensor, " batch"]],
+    stops: Callable[[int, int], bool],
+    max_tokens: int,
+    past_context: PastContext = "slide",
+    keep: int = 0,
+    context: Context | None = None,
+    statistics: Statistics | None = None,
+) -> Iterator[Step]:
+    """Continues every prompt, one token per row and step, until all rows have ended.
+
+    `choose` picks the next ids from the logits. `stops(row, token)` is told each new id and says whether its row ends
+    with it. When a row has more than `config.context` tokens and is to `slide`, it is read again from position 0 with
+    half of them: the first `keep` and the newest. `context` is what has been read before: what the prompts begin with
+    in it is not read again (and it is no longer to be used, since its slots are written over).
+
+    Raises LlucidError at the call for an empty prompt, for one longer than the context, or for `max_tokens` below 1;
+    and while it runs, if the scores are not finite.
+    """
+    if max_tokens < 1:
+        raise LlucidError(f"--max-tokens {max_tokens}: must be at least 1")
+    if past_context not in ("slide", "stop"):
+        raise LlucidError(f"past_context={past_context!r}: expected 'slide' or 'stop'")
+    for prompt in prompts:
+        check_prompt(prompt, config)
+    if not prompts:
+        return iter(())
+    statistics = Statistics() if statistics is None else statistics
+    return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics)
+
+
+def _steps(
+    weights: Weights,
+    config: Config,
+    prompts: Sequence[Sequence[int]],
+    choose: Callable[[Tensor], Tensor],
+    stops: Callable[[int, int], bool],
+    max_tokens: int,
+    past_context: PastContext,
+    keep: int,
+    context: Context | None,
+    statistics: Statistics,
+) -> Iterator[Step]:
+    slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
+    if context is not None:
+        context = _already_read(context, prompts)
+    if context is None:
+        context = empty_context(weights, config, len(prompts), slots)
+    unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
+    statistics.rows += len(prompts)
+    statistics.prompt_tokens += sum(len(row) for row in unread)
+    going = set(range(len(prompts)))
+    slid = [False] * len(prompts)
+
+    for number in range(1, max_tokens + 1):
+        began = perf_counter()
+        logits, context = read(weights, config, context, unread)
+        if not bool(logits.isfinite().all()):
+            raise LlucidError(
+                "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
+            )
+        chosen: list[int] = choose(logits).tolist()
+        spent = perf_counter() - began
+        if number == 1:
+            statistics.prompt_seconds += spent
+        else:
+            statistics.seconds += spent
+        statistics.tokens += len(going)
+        statistics.slid |= any(slid)
+
+        reasons: list[Reason | None] = [None] * len(prompts)
+        for row in sorted(going):
+            full = len(context.rows[row]) == config.context
+            if stops(row, chosen[row]):
+                reasons[row] = "stop"
+            elif number == max_tokens:
+                reasons[row] = "length"
+            elif full and past_context == "stop":
+                reasons[row] = "context"
+        tokens = tuple(chosen[row] if row in going else None for row in range(len(prompts)))
+        going -= {row for row in going if reasons[row]}
+        statistics.reason = None if going else next(filter(None, reversed(reasons)))
+        yield Step(tokens, tuple(reasons), tuple(slid), context)
+
+        if not going:
+            return
+        unread = [(chosen[row],) if row in going else () for row in range(len(prompts))]
+        slid = [row in going and len(context.rows[row]) == config.context for row in range(len(prompts))]
+        if any(slid):  # the cache holds turned keys, so moved tokens are read again, and the other rows with them
+            whole = [(*old, *new) if new else () for old, new in zip(context.rows, unread, strict=True)]
+            unread = [window(row, config.context, keep) if full else row for row, full in zip(whole, slid, strict=True)]
+            slots = max(len(row) for row in unread) + min(max_tokens - number, 256)
+            context = empty_context(weights, config, len(prompts), slots)
+
+
+def _already_read(context: Context, prompts: Sequence[Sequence[int]]) -> Context | None:
+    """The context as far as the prompts begin with it, with at least one id of each left to read; None if it is no use.
+
+    One row alone can go back to where it still agrees; rows of a batch share their slots, so that they cannot.
+    """
+    if len(prompts) != len(context.rows):
+        return None
+    if len(prompts) == 1:
+        row, prompt = context.rows[0], tuple(prompts[0])
+        same = next((at for at, (a, b) in enumerate(zip(row, prompt, strict=False)) if a != b), len(row))
+        same = min(same, len(row), len(prompt) - 1)
+        return Context((row[:same],), context.cache._replace(length=same))
+    begun = [tuple(prompt[: len(row)]) for row, prompt in zip(context.rows, prompts, strict=True)]
+    more = all(len(row) < len(prompt) for row, prompt in zip(context.rows, prompts, strict=True))
+    return context if more and tuple(begun) == context.rows else None

@@ -1,0 +1,58 @@
+"""What the model thinks comes next: the likeliest tokens and their probabilities."""
+
+import json
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from llucid.checkpoints import Model
+from llucid.errors import LlucidError
+from llucid.generation.decode import check_prompt, empty_context, read
+from llucid.generation.prompts import prompt_ids
+from llucid.llama import wide
+from llucid.tokenizers import StreamingDecoder, Tokenizer
+
+
+class Prediction(NamedTuple):
+    """One token that may come next."""
+
+    token: str
+    """Its text behind this prompt; for one that has none of its own, its name or `<token 123>`."""
+    id: int
+    probability: float
+    """Of the whole vocabulary, as the model gives it: no temperature, nothing left out."""
+
+
+def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
+    """The `top_k` likeliest tokens behind `text`, the likeliest first; of equally likely ones, the lower id first.
+
+    Raises LlucidError for `top_k` below 1, a text that cannot be encoded, or one longer than the context.
+    """
+    if top_k < 1:
+        raise LlucidError(f"--top-k {top_k}: must be at least 1")
+    ids = prompt_ids(model.tokenizer, text)
+    check_prompt(ids, model.config)
+    logits, _ = read(model.weights, model.config, empty_context(model.weights, model.config, 1, len(ids)), [ids])
+    probabilities, order = wide(logits[0]).softmax(-1).sort(descending=True, stable=True)
+    best: list[tuple[int, float]] = list(zip(order[:top_k].tolist(), probabilities[:top_k].tolist(), strict=True))
+    return [Prediction(token_text(model.tokenizer, ids, token), token, probability) for token, probability in best]
+
+
+def token_text(tokenizer: Tokenizer, before: list[int], token: int) -> str:
+    """The text of one token behind others; the name of a special one; `<token 123>` for part of a character."""
+    names = {number: name for name, number in tokenizer.special.items()}
+    if token in names:
+        return names[token]
+    text = StreamingDecoder(tokenizer, before).push(token) if token < tokenizer.vocab_size else ""
+    return text or f"<token {token}>"
+
+
+def table(predictions: list[Prediction], width: int = 30) -> Table:
+    """The predictions as a table with bars; the longest bar, `width` characters, stands for certainty."""
+    drawn = Table("token", "id", "probability", "", box=box.SIMPLE)
+    for token, number, probability in predictions:
+        bar = "█" * round(width * probability) or "▏"
+        drawn.add_row(Text(json.dumps(token, ensure_ascii=False)), str(number), f"{100 * probability:6.2f} %", bar)
+    return drawn

@@ -1,0 +1,53 @@
+"""What a Llama does to say what comes next, in front of the reader, with a vocabulary of a few words."""
+
+import torch
+from rich.console import Console
+
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.generation.predictions import Prediction, table
+from llucid.llama import llama
+from llucid.weights import initialise, tree_map
+
+WORDS = ["a", "and", "brown", "cat", "dog", "fox", "jumps", "lazy", "over", "quick", "runs", "sleeps", "the", "under"]
+
+
+def show_toy(text: str, top_k: int, console: Console) -> None:
+    """Prints vocabulary, ids, logits, softmax and the `top_k` likeliest words behind `text`, by an untrained model.
+
+    Raises LlucidError if the text has no word, or `top_k` is below 1.
+    """
+    words = text.lower().split()
+    if not words:
+        raise LlucidError('--toy needs some words, as in: llucid predict --toy "the brown fox"')
+    if top_k < 1:
+        raise LlucidError(f"--top-k {top_k}: must be at least 1")
+    vocabulary = sorted({*WORDS, *words})
+    numbered = "  ".join(f"{number} {word}" for number, word in enumerate(vocabulary))
+    ids = torch.tensor([[vocabulary.index(word) for word in words]])
+    config = Config(
+        dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_dim=32, vocab_size=len(vocabulary), context=len(words)
+    )
+    weights = tree_map(lambda leaf: leaf if leaf.dim() == 1 else 20 * leaf, initialise(config))
+    with torch.inference_mode():
+        logits = llama(ids, weights, config)[0, -1]
+    probabilities = logits.softmax(-1)
+
+    def say(title: str, explanation: str) -> None:
+        console.print(f"\n[bold]{title}[/bold]  {explanation}", highlight=False)
+
+    say("1 vocabulary", f"the {len(vocabulary)} words that this model knows, each with its id")
+    console.print(numbered, highlight=False, markup=False)
+    say("2 ids", "the text as the model sees it")
+    console.print(
+        "  ".join(f"{word} → {number}" for word, number in zip(words, ids[0].tolist(), strict=True)), markup=False
+    )
+    say("3 logits", f"{config.parameters:,} random weights turn the ids into one score a word (llucid.llama.llama)")
+    console.print("  ".join(f"{word} {score:+.2f}" for word, score in zip(vocabulary, logits.tolist(), strict=True)))
+    say("4 softmax", f"exp(score) / Σ exp(score): probabilities, which add up to {probabilities.sum():.2f}")
+    console.print("  ".join(f"{word} {p:.3f}" for word, p in zip(vocabulary, probabilities.tolist(), strict=True)))
+    say("5 top-k", f"the {min(top_k, len(vocabulary))} likeliest words behind “{text}”")
+    values, order = probabilities.topk(min(top_k, len(vocabulary)))
+    best = zip(order.tolist(), values.tolist(), strict=True)
+    console.print(table([Prediction(vocabulary[number], number, p) for number, p in best]))
+    console.print("Its weights are random, so its guesses are too: training is what makes them good.")

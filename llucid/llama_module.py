@@ -1,0 +1,220 @@
+"""The Llama once more, as `nn.Module`s: the spelling that the rest of PyTorch holds on to.
+
+Each class owns its parameters and calls the equations of `llucid.llama`, where they are explained. Every matrix is an
+`nn.Linear` or `nn.Embedding` that is called, so that hooks, adapters, quantisers and sharding find it:
+
+    module = Llama.from_weights(weights, config)            the same storage, in both directions
+    logits = module(tokens)                                 batch seq -> batch seq vocab
+    module.weights()                                        for `llucid.llama` and the generation engine
+
+The path of a parameter is its path in `Weights` and ".weight", as in "blocks.0.attention.query.weight". There are no
+buffers, so a module on the meta device needs its parameters and nothing else. To shard one over many devices:
+
+    for decoder in module.blocks: fully_shard(decoder)
+    fully_shard(module)
+
+Shapes are those of `llucid.llama`. The numbers of dropout come from PyTorch's own generator (`torch.manual_seed`).
+"""
+
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor, nn
+
+from llucid import llama as equations
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.llama import Cache
+from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
+
+
+class RMSNorm(nn.Module):
+    """`llama.rms_norm`: each vector at length √dim, times a learned gain (`weight`)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        return equations.rms_norm(x, self.weight, self.eps)
+
+
+class CosSin(NamedTuple):
+    """A rotation as two real arrays: what `llama.rotate_real` reads of a complex one."""
+
+    real: Float[Tensor, "batch 1 seq half"]
+    imag: Float[Tensor, "batch 1 seq half"]
+
+
+Rotation = Complex[Tensor, "batch 1 seq half"] | CosSin
+
+
+class RotaryPositionalEmbedding(nn.Module):
+    """`llama.rotations`: the rotations of every pair at these positions, once for all layers."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]) -> Rotation:
+        """On the device of x, and in its dtype or a wider one."""
+        theta = equations.rope_frequencies(self.config, x)
+        if not torch.compiler.is_compiling():
+            return equations.rotations(positions, theta)
+        # Compilers generate no code for complex numbers.
+        angles = positions[:, None, :, None] * theta
+        return CosSin(angles.cos(), angles.sin())
+
+
+def rotate(
+    x: Float[Tensor, "batch heads seq head_dim"], rotation: Rotation
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """`llama.rotate`, or `llama.rotate_real` for a compiler."""
+    if isinstance(rotation, CosSin):
+        return equations.rotate_real(x, cast(Any, rotation))
+    return equations.rotate(x, rotation)
+
+
+class GroupedQueryAttention(nn.Module):
+    """`llama.attention`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.query = nn.Linear(config.dim, q, bias=False)
+        self.key = nn.Linear(config.dim, kv, bias=False)
+        self.value = nn.Linear(config.dim, kv, bias=False)
+        self.output = nn.Linear(q, config.dim, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        rotation: Rotation,
+        mask: Bool[Tensor, "batch 1 seq slots"] | None,
+        cache: Cache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "batch seq dim"]:
+        # As many heads as the projections give: a part of them where they are split over devices.
+        q = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        k = self.key(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        v = self.value(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        return self.output(equations.attention_fused(q, k, v, mask).transpose(1, 2).flatten(-2))
+
+
+class SwiGLU(nn.Module):
+    """silu(gate) ⊙ up: the gate decides what passes."""
+
+    def forward(
+        self, gate: Float[Tensor, "batch seq ffn"], up: Float[Tensor, "batch seq ffn"]
+    ) -> Float[Tensor, "batch seq ffn"]:
+        return F.silu(gate) * up
+
+
+class FeedForward(nn.Module):
+    """`llama.swiglu`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.activation = SwiGLU()
+
+    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+        return self.down(self.activation(self.gate(x), self.up(x)))
+
+
+class Decoder(nn.Module):
+    """`llama.block`: attention and feed-forward, each behind a norm, and each added to the stream."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = GroupedQueryAttention(config)
+        self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        rotation: Rotation,
+        mask: Bool[Tensor, "batch 1 seq slots"] | None,
+        cache: Cache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "batch seq dim"]:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache, layer))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+
+class Llama(nn.Module):
+    """`llama.llama`, with its weights inside. Drops out in training mode, which a new module is in; see `eval()`."""
+
+    def __init__(self, config: Config, seed: int | None = 0) -> None:
+        """Untrained, with the weights of `initialise(config, seed)`; or without storage, on the meta device, for
+        `seed=None`, to be sharded and then loaded."""
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(config.vocab_size, config.dim)
+            self.dropout = nn.Dropout(config.dropout)
+            self.rope = RotaryPositionalEmbedding(config)
+            self.blocks = nn.ModuleList(Decoder(config) for _ in range(config.layers))
+            self.norm = RMSNorm(config.dim, config.norm_eps)
+            self.output = None if config.tied_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        if seed is not None:
+            self.adopt(initialise(config, seed))
+
+    @classmethod
+    def from_weights(cls, weights: Weights, config: Config) -> "Llama":
+        """A module whose parameters are these arrays, not copies. Raises LlucidError if they do not fit `config`."""
+        module = cls(config, seed=None)
+        module.adopt(weights)
+        return module
+
+    def adopt(self, weights: Weights) -> None:
+        """Makes these arrays the parameters. Raises LlucidError if they do not fit the config."""
+        expected = shapes(self.config)
+        found = {path: tuple(leaf.shape) for path, leaf in named_leaves(weights)}
+        for path in expected | found:
+            if expected.get(path) != found.get(path):
+                raise LlucidError(f"{path}: expected shape {expected.get(path)}, found {found.get(path)}")
+        for path, leaf in named_leaves(weights):
+            self.get_submodule(path).weight = nn.Parameter(leaf.detach())
+
+    def weights(self) -> Weights:
+        """The parameters themselves as a tree: what is learned here shows there, and gradients arrive here."""
+        return assemble(self.config, lambda path, shape: self.get_parameter(f"{path}.weight"))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        cache: Cache | None = None,
+        positions: Int[Tensor, "*batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | tuple[Float[Tensor, "batch seq vocab"], Cache]:
+        """Scores of every next token at every position, as `llama.llama`; with a cache, `(logits, cache)`."""
+        batch, seq = tokens.shape
+        mask = None
+        if cache is not None:
+            positions = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
+            cache = cache.append(positions)
+            mask = equations.visible(positions, cache.positions[:, : cache.length])
+        elif positions is not None:
+            mask = equations.visible(positions.expand(batch, seq), positions.expand(batch, seq))
+        else:
+            positions = torch.arange(seq, device=tokens.device)
+
+        x = self.dropout(self.embedding(tokens))
+        rotation = self.rope(positions.expand(batch, seq), x)
+        for layer, decoder in enumerate(self.blocks):
+            x = decoder(x, rotation, mask, cache, layer)
+        x = self.norm(x)
+        logits = F.linear(x, self.embedding.weight) if self.output is None else self.output(x)
+        return logits if cache is None else (logits, cache)

@@ -1,0 +1,85 @@
+"""One id per character: nothing to learn, nothing hidden, and every text becomes about four times as many tokens."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llucid.errors import LlucidError
+
+
+class Characters:
+    """A vocabulary of single characters; the id of one is its rank in code-point order."""
+
+    bos: int | None = None
+    eos: int | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+    def __init__(self, characters: Iterable[str]) -> None:
+        self.characters = sorted(set(characters))
+        if not self.characters:
+            raise LlucidError("a character vocabulary needs at least one character; the text is empty")
+
+        self.vocab_size = len(self.characters)
+        self.special: dict[str, int] = {}
+        self.ids = np.full(0x110000, -1, np.int32)  # of every code point; −1 where it has none
+        self.ids[[ord(character) for character in self.characters]] = np.arange(self.vocab_size)
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """`encode` as one array, at hundreds of millions of characters a second."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        ids = self.ids[points]
+        if (ids < 0).any():
+            unknown = "".join(sorted({chr(point) for point in points[ids < 0]})[:10])
+            raise LlucidError(
+                f"{unknown!r} cannot be encoded: this tokenizer knows the {self.vocab_size} characters it was made "
+                "from and no others; leave such characters out, or train with --tokenizer bpe:1024"
+            )
+        return ids
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_array(text).tolist()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join([self.characters[token] for token in ids])
+
+    def json(self) -> str:
+        """Its `tokenizer.json`: text is split everywhere, and each character is a word of its own."""
+        isolate = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+        vocabulary = {character: token for token, character in enumerate(self.characters)}
+        content = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [],
+            "normalizer": None,
+            "pre_tokenizer": isolate,
+            "post_processor": None,
+            "decoder": {"type": "Fuse"},
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "\ufffd"},
+        }
+        return json.dumps(content, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Characters":
+        """The vocabulary of a `tokenizer.json` for which `is_characters` holds."""
+        return cls(content["model"]["vocab"])
+
+    def save(self, folder: Path) -> None:
+        from llucid.tokenizers.tokenizer_json import write_folder
+
+        write_folder(folder, self.json(), {})
+
+
+def is_characters(content: dict[str, Any]) -> bool:
+    """Whether a `tokenizer.json` is one that Characters writes."""
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type") != "WordLevel" or content.get("added_tokens"):
+        return False
+    vocabulary = model.get("vocab")
+    if not isinstance(vocabulary, dict) or not vocabulary or not all(len(word) == 1 for word in vocabulary):
+        return False
+    return vocabulary == {character: token for token, character in enumerate(sorted(vocabulary))}

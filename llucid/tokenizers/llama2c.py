@@ -1,0 +1,215 @@
+"""llama2.c's `tokenizer.bin`: pieces with scores, of which the best pair is merged, again and again."""
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import count, islice, pairwise
+from mmap import mmap
+from pathlib import Path
+from typing import Any
+
+from llucid.errors import LlucidError
+from llucid.files import replacing
+from llucid.tokenizers.merges import merges_of
+from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.tokenizer_json import special_json, write_folder
+
+SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
+FIRST_BYTE = 3
+"""The id of the byte 0: llama2.c takes for granted that the 256 bytes follow the special tokens."""
+WORST_SCORE = -1e10
+"""A piece has to score more than this to be merged."""
+LONGEST_WORD, MOST_WORDS = 64, 1 << 16
+"""What is kept of words once merged: up to so many bytes each, and up to so many of them."""
+BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
+
+
+class Llama2cTokenizer:
+    """The merge rule of llama2.c's `run.c`: of all neighbouring pairs that make a piece, the best by score is merged,
+    of equals the leftmost. A text begins with a space that is not in it; decoding takes it away after BOS.
+
+    Unlike llama2.c it never makes a special token or a raw byte of text that spells their pieces, takes exactly two hex
+    digits for a byte (where sscanf takes one, and anything behind), reads on behind a zero byte, and finds the lowest
+    id of a piece that is there twice. Its `tokenizer.json` gives the same ids where no equally good merges overlap.
+    """
+
+    bos: int | None = 1
+    eos: int | None = 2
+    stop_ids: frozenset[int] = frozenset({1, 2})  # llama2.c stops at BOS: it is what parted its training texts
+
+    def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
+        """Of each id the piece and the score. Raises LlucidError if there are not the three special tokens at least."""
+        if len(pieces) < len(SPECIAL) or len(pieces) != len(scores):
+            raise LlucidError(f"expected as many scores as pieces, 3 at least; found {len(scores)} and {len(pieces)}")
+        self.pieces, self.scores = list(pieces), list(scores)
+        self.vocab_size = len(pieces)
+        self.special = dict(SPECIAL)
+
+        self.byte_of = _byte_pieces(self.pieces)
+        self.byte_ids = {byte: token for token, byte in reversed(self.byte_of.items())}
+        ordinary = [token for token in range(len(SPECIAL), self.vocab_size) if token not in self.byte_of]
+        self.ids = {self.pieces[token]: token for token in reversed(ordinary)}
+        # Where no piece goes on behind a space, what is left and right of the space never meets, and words recur.
+        apart = not any(re.search(rb"[^ ] ", piece) for piece in self.ids)
+        self.parts = re.compile(rb" *[^ ]+| +" if apart else rb"[\s\S]+")
+        self.cache: dict[bytes, list[int]] = {}
+
+    def encode(self, text: str) -> list[int]:
+        if not text:
+            return []
+        ids: list[int] = []
+        for part in self.parts.findall(b" " + mend(text).encode()):
+            merged = self.cache.get(part)
+            if merged is None:
+                merged = self._merge(part)
+                if len(part) <= LONGEST_WORD:
+                    self.cache[part] = merged
+            ids += merged
+        if len(self.cache) > MOST_WORDS:
+            self.cache.clear()
+        return ids
+
+    def _merge(self, text: bytes) -> list[int]:
+        """The ids of one part: a heap of pairs, best first, over a list of tokens linked to their neighbours."""
+        pieces, scores, ids = self.pieces, self.scores, self.ids
+        tokens: list[int] = []
+        for character in text.decode():
+            token = ids.get(character.encode())
+            tokens.extend(self._bytes(character) if token is None else (token,))
+        following = [*range(1, len(tokens)), -1]
+        previous = [*range(-1, len(tokens) - 1)]
+        heap: list[tuple[float, int, int, int, int, int]] = []
+        pairs = [*pairwise(range(len(tokens)))]  # those that have just become neighbours
+        while True:
+            for left, right in pairs:
+                merged = ids.get(pieces[tokens[left]] + pieces[tokens[right]]) if min(left, right) >= 0 else None
+                if merged is not None and scores[merged] > WORST_SCORE:
+                    heappush(heap, (-scores[merged], left, right, merged, tokens[left], tokens[right]))
+            if not heap:
+                return [token for token in tokens if token >= 0]
+            _, left, right, merged, was_left, was_right = heappop(heap)
+            if tokens[left] != was_left or tokens[right] != was_right:  # one of them has been merged since
+                pairs = []
+                continue
+            tokens[left], tokens[right] = merged, -1
+            after = following[left] = following[right]
+            if after >= 0:
+                previous[after] = left
+            pairs = [(previous[left], left), (left, after)]
+
+    def _bytes(self, character: str) -> list[int]:
+        """The ids of the bytes of a character that is no piece."""
+        try:
+            return [self.byte_ids[byte] for byte in character.encode()]
+        except KeyError as error:
+            raise LlucidError(
+                f"{character!r} cannot be encoded: this tokenizer has no piece for it, nor pieces for bytes"
+            ) from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        spelled: list[bytes] = []
+        begins = True
+        for token in ids:
+            if token in self.byte_of:
+                spelled.append(bytes([self.byte_of[token]]))
+            elif len(SPECIAL) <= token < self.vocab_size:
+                piece = self.pieces[token]
+                spelled.append(piece.removeprefix(b" ") if begins else piece)
+            begins = token == self.bos
+        return b"".join(spelled).decode(errors="replace")
+
+    def json(self) -> str:
+        """Its `tokenizer.json`. Raises LlucidError where the format cannot hold it: two ids with one piece, or a piece
+        that is no UTF-8."""
+        names = {token: name for name, token in SPECIAL.items()}
+        names |= {token: f"<0x{byte:02X}>" for byte, token in self.byte_ids.items()}
+        try:
+            spelled = [names.get(token) or piece.decode() for token, piece in enumerate(self.pieces)]
+        except UnicodeDecodeError as error:
+            raise LlucidError(f"a tokenizer.json cannot hold a piece that is no UTF-8: {error.object!r}") from error
+        vocabulary = {piece: token for token, piece in enumerate(spelled)}
+        if len(vocabulary) != len(spelled):
+            twice = next(piece for token, piece in enumerate(spelled) if vocabulary[piece] != token)
+            raise LlucidError(f"a tokenizer.json cannot hold two ids with one piece, as here {twice!r}")
+        scores = {piece.decode(): self.scores[token] for piece, token in self.ids.items()}
+        parts = {piece: -score for piece, score in scores.items() if score > WORST_SCORE or len(piece) == 1}
+        model: dict[str, Any] = {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocabulary,
+            "merges": merges_of(parts),
+        }
+        return special_json(
+            model,
+            SPECIAL,
+            self.bos,
+            normalizer=[{"type": "Prepend", "prepend": " "}],
+            pre_tokenizer=[],
+            decoder=[
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        )
+
+    def save(self, folder: Path) -> None:
+        told = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        write_folder(folder, self.json(), told, self.stop_ids)
+
+    def write(self, path: Path) -> None:
+        """Writes the `tokenizer.bin`."""
+        longest = max(len(piece) for piece in self.pieces)
+        rows = zip(self.pieces, self.scores, strict=True)
+        with replacing(path) as temporary:
+            entries = [struct.pack("<fi", score, len(piece)) + piece for piece, score in rows]
+            temporary.write_bytes(struct.pack("<i", longest) + b"".join(entries))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, vocab_size: int | None = None) -> "Llama2cTokenizer":
+        """The tokenizer of a file: the longest length, then of each id a float score, an int length and as many bytes.
+
+        The file does not say how many there are: `vocab_size`, or as many as it holds. Raises LlucidError if it ends
+        within one, or if a length is none.
+        """
+        rows = list(islice(_rows(data), vocab_size))
+        if vocab_size is not None and len(rows) < vocab_size:
+            raise LlucidError(f"the file holds {len(rows)} pieces, but the model has {vocab_size} ids")
+        pieces = [data[start:end] for _, start, end in rows]
+        return cls(pieces, [score for score, _, _ in rows])
+
+
+def _rows(data: bytes | mmap) -> Iterator[tuple[float, int, int]]:
+    """Of each id the score, and where in the file its piece starts and ends."""
+    if len(data) < 4:
+        raise LlucidError(f"a tokenizer.bin has 4 bytes at least, this file {len(data)}")
+    (longest,) = struct.unpack_from("<i", data)
+    at = 4
+    for token in count():
+        if at == len(data):
+            return
+        if len(data) - at < 8:
+            raise LlucidError(f"the file ends within the entry of id {token}")
+        score, length = struct.unpack_from("<fi", data, at)
+        if not 0 < length <= min(longest, len(data) - at - 8):
+            raise LlucidError(f"the piece of id {token} cannot have the length {length}")
+        yield score, at + 8, at + 8 + length
+        at += 8 + length
+
+
+def is_llama2c(data: bytes | mmap) -> bool:
+    """Whether `data` is a row of scores, lengths and pieces, three at least, that ends exactly where it ends."""
+    try:
+        return sum(1 for _ in _rows(data)) >= len(SPECIAL)
+    except LlucidError:
+        return False
+
+
+def _byte_pieces(pieces: Sequence[bytes]) -> dict[int, int]:
+    """The byte for which an id stands, for each that stands for one."""
+    found = {token: BYTE_PIECE.fullmatch(piece) for token, piece in enumerate(pieces)}
+    if all(pieces[FIRST_BYTE + byte : FIRST_BYTE + byte + 1] == [chr(byte).encode()] for byte in range(256)):
+        return {FIRST_BYTE + byte: byte for byte in range(256)}  # as llama2.c's first files spelled them
+    return {token: int(match[1], 16) for token, match in found.items() if match and token >= len(SPECIAL)}

@@ -1,0 +1,164 @@
+"""Tokenizers that live in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from llucid.errors import LlucidError
+from llucid.files import replace_text
+from llucid.tokenizers.surrogates import mend
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Llama 3 cuts text before it merges: words with the space before them, three digits at most, punctuation."""
+
+
+class JsonTokenizer:
+    """A `tokenizer.json` and what stands beside it.
+
+    `tokenizer_config.json` names BOS and EOS; `generation_config.json` and `config.json` may add ids that end a text.
+    """
+
+    def __init__(self, content: dict[str, Any], folder: Path | None = None) -> None:
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+        except Exception as error:  # the library raises bare Exception
+            raise LlucidError(f"tokenizer.json cannot be read: {error}") from error
+        self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
+        self.tokenizer.no_truncation()  # as some folders ask for, of every text and without a word
+        self.tokenizer.no_padding()
+        beside = folder / "tokenizer_config.json" if folder else None
+        self.config = read_json(beside) if beside and beside.is_file() else {}
+
+        self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = self.tokenizer.get_added_tokens_decoder()
+        self.special = {token.content: number for number, token in sorted(added.items()) if token.special}
+        self.bos = self._named("bos_token")
+        self.eos = self._named("eos_token")
+        told = {number for number in _ends(folder) if number in added} if folder else set[int]()
+        self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
+
+    def _named(self, role: str) -> int | None:
+        name = self.config.get(role)
+        name = name.get("content") if isinstance(name, dict) else name
+        return self.tokenizer.token_to_id(name) if isinstance(name, str) else None
+
+    def encode(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(mend(text), add_special_tokens=False).ids
+        except Exception as error:  # the library raises bare Exception
+            raise LlucidError(f"the text cannot be encoded: {error}") from error
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def json(self) -> str:
+        return self.tokenizer.to_str()
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder, self.json(), self.config, self.stop_ids)
+
+
+def _ends(folder: Path) -> set[int]:
+    """The ids that a folder's generation_config.json and config.json call the end of a text.
+
+    transformers writes Llama 2's ids there for want of others: only those that are no ordinary token may be believed.
+    """
+    ends: set[int] = set()
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        try:
+            told = read_json(file).get("eos_token_id") if file.is_file() else None
+        except LlucidError:  # published folders have a generation_config.json that is no JSON
+            continue
+        ends.update(number for number in (told if isinstance(told, list) else [told]) if type(number) is int)
+    return ends
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises LlucidError if the file holds anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise LlucidError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise LlucidError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def write_folder(
+    folder: Path, tokenizer_json: str, config: dict[str, Any], stop_ids: frozenset[int] = frozenset()
+) -> None:
+    """Writes `tokenizer.json` and a `tokenizer_config.json` that tells AutoTokenizer what it is.
+
+    If more than one id ends a text, `generation_config.json` says which, as nothing else can; an older one is replaced.
+    """
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
+    replace_text(folder / "tokenizer.json", tokenizer_json)
+    replace_text(folder / "tokenizer_config.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    beside = folder / "generation_config.json"
+    if len(stop_ids) > 1 or beside.is_file():
+        replace_text(beside, json.dumps({"eos_token_id": sorted(stop_ids) or None}, indent=2) + "\n")
+
+
+def special_json(
+    model: dict[str, Any],
+    special: dict[str, int],
+    bos: int | None,
+    *,
+    normalizer: list[dict[str, Any]],
+    pre_tokenizer: list[dict[str, Any]],
+    decoder: list[dict[str, Any]],
+) -> str:
+    """A `tokenizer.json` around `model`, with special tokens by name; transformers' own calls begin with BOS."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+
+    def chain(kind: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+        return {"type": "Sequence", kind: steps} if steps else None
+
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": name, **flags} for name, number in special.items()],
+        "normalizer": chain("normalizers", normalizer),
+        "pre_tokenizer": chain("pretokenizers", pre_tokenizer),
+        "post_processor": None,
+        "decoder": chain("decoders", decoder),
+        "model": model,
+    }
+    for name, number in special.items():
+        if number == bos:
+            begin, first, second = ({"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 0, 1))
+            texts = [{"Sequence": {"id": letter, "type_id": kind}} for kind, letter in enumerate("AB")]
+            content["post_processor"] = {
+                "type": "TemplateProcessing",
+                "single": [begin, texts[0]],
+                "pair": [first, texts[0], second, texts[1]],
+                "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
+            }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+    """Byte-pair encoding over bytes, so that every text has ids: the commonest pair becomes a token, again and again.
+
+    Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. Raises LlucidError if `vocab_size` is
+    not above 256, the number of bytes.
+    """
+    if vocab_size <= 256:
+        raise LlucidError(f"bpe:{vocab_size}: a byte-level vocabulary needs more than its 256 bytes, as in bpe:1024")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return JsonTokenizer(json.loads(tokenizer.to_str()))

@@ -1,0 +1,51 @@
+"""The learning curve of a run, as a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from llucid.files import replacing
+
+
+def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float | None = None) -> None:
+    """Writes a PNG of training and validation loss in nats per character, the floor, and the learning rate below.
+
+    `rows` are those of `metrics.jsonl`; `floor` is the corpus's own entropy.
+    """
+    from matplotlib.figure import Figure
+
+    steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
+    smooth = _smoothed(train, max(1, len(train) // 100))
+    measured = [(row["step"], row["validation"]) for row in rows if "validation" in row]
+    figure = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
+    loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    loss.plot(steps, train, color="#9db8d9", linewidth=0.6, alpha=0.6)
+    loss.plot(steps, smooth, color="#2f5f9e", linewidth=1.6, label=f"training {smooth[-1]:.3f}")
+    if measured:
+        label = f"validation {measured[-1][1]:.3f}"
+        loss.plot(*zip(*measured, strict=True), "o-", color="#d1622b", linewidth=1.8, markersize=5, label=label)
+    if floor is not None:
+        loss.axhline(floor, color="#3f7f4f", linestyle="--", label=f"the corpus's own entropy {floor:.3f}")
+    low: float = min([*smooth, *(value for _, value in measured), *([floor] if floor else [])])
+    high = min(max(train), low + 2.2)
+    loss.set_ylim(low - 0.06 * (high - low), high)
+    loss.set_ylabel("nats per character")
+    loss.set_title(title, loc="left", fontsize=12)
+    loss.legend(frameon=False)
+    rate.plot(steps, [row["rate"] for row in rows], color="#777777", linewidth=1.2)
+    rate.set_ylim(bottom=0)
+    rate.set_ylabel("learning\nrate")
+    rate.set_xlabel("step")
+    for axes in (loss, rate):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+    with replacing(out) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _smoothed(values: list[float], width: int) -> list[float]:
+    """The mean over the last `width` values, at each place."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[at] - sums[max(0, at - width)]) / min(at, width) for at in range(1, len(sums))]

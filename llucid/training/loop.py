@@ -1,0 +1,238 @@
+"""The training loop: batches in, a run folder out."""
+
+import dataclasses
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from torch.optim import Optimizer
+
+from llucid.checkpoints import Model, choose_device, huggingface
+from llucid.config import Config
+from llucid.corpora import Corpus, open_corpus
+from llucid.corpora.tokens import Tokens, characters_per_token, make_tokenizer, tokenise, training_batch
+from llucid.errors import LlucidError
+from llucid.generation import generate
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.training import run
+from llucid.training.curve import draw_curve
+from llucid.training.optimizer import learning_rate, make_optimizers
+from llucid.training.recipes import resolve
+from llucid.training.report import Report, progress_of
+from llucid.training.run import Progress
+from llucid.training.settings import Settings, read_toml
+from llucid.training.step import evaluate, loss_sum, train_step
+from llucid.weights import Weights, initialise, tree_map
+
+SAMPLE = 160
+"""Tokens of the sample that is written at each measurement."""
+
+
+class Task(NamedTuple):
+    """What is to be trained on what."""
+
+    out: Path
+    settings: Settings
+    config: Config
+    corpus: Corpus
+    tokenizer: Tokenizer
+    training: Tokens
+    validation: Tokens
+    device: torch.device
+
+
+class State(NamedTuple):
+    """What training changes."""
+
+    weights: Weights
+    optimizers: list[Optimizer]
+    dropout: torch.Generator
+    progress: Progress
+
+
+def train(settings: Settings, console: Console) -> Path:
+    """Trains as `settings` say and returns the run's folder, which holds the best model and the latest state.
+
+    Raises LlucidError for bad input and for a loss that is no number; the state saved last is then intact.
+    """
+    task, state = prepare(settings, console)
+    settings, config, progress = task.settings, task.config, state.progress
+    loss_function = torch.compile(loss_sum) if settings.compile else loss_sum
+    step = partial(train_step, parts=settings.accumulate, clip=settings.clip, loss_function=loss_function)
+    dtype = getattr(torch, str(settings.dtype))
+    logbook = Logbook(task, state, console)
+    begun = time.perf_counter() - progress.seconds
+    ended = progress.step + (settings.stop_after or sys.maxsize)
+
+    with logbook.report.live(), interruption() as interrupted:
+        while (done := share_done(settings, progress)) < 1 and progress.step < ended and not interrupted():
+            rate = learning_rate(done, settings.warmup, settings.final)
+            batch = training_batch(
+                task.training, int(settings.batch or 1), config.context, settings.seed, progress.step
+            )
+            inputs, targets = (tokens.to(task.device) for tokens in batch)
+            loss = step(
+                inputs, targets, state.weights, config, state.optimizers, share=rate, dtype=dtype, dropout=state.dropout
+            )
+            progress = progress._replace(step=progress.step + 1, seconds=time.perf_counter() - begun)
+            logbook.note(progress, rate, loss)
+            now = share_done(settings, progress)
+            if now >= 1 or int(now * settings.evaluations) > int(done * settings.evaluations):
+                progress = logbook.measure(progress)
+    if share_done(settings, progress) < 1:
+        logbook.save(progress)
+        more = f"llucid train --resume --out {task.out}"
+        console.print(f"stopped at step {progress.step}; go on with: {more}", highlight=False)
+    return task.out
+
+
+def share_done(settings: Settings, progress: Progress) -> float:
+    """How much of the run is behind: 0 at its start, 1 at its end."""
+    if settings.steps is not None:
+        return progress.step / settings.steps
+    return progress.seconds / (60 * float(settings.minutes or 0))
+
+
+def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
+    """Opens or makes all that training needs: corpus, tokenizer, tokens, weights, and the run's folder."""
+    if settings.resume:
+        going_on = Settings(resume=True, out=settings.out, stop_after=settings.stop_after, device=settings.device)
+        if dataclasses.asdict(settings) != dataclasses.asdict(going_on):
+            raise LlucidError("--resume takes everything from the run: only --out, --device, --stop-after go with it")
+        kept = read_toml(Path(str(settings.out)) / "train.toml")
+        device = settings.device or kept.device
+        settings = dataclasses.replace(
+            kept, resume=True, out=settings.out, stop_after=settings.stop_after, device=device
+        )
+    device = choose_device(settings.device)
+    settings = resolve(settings, device)
+    corpus = open_corpus(settings.corpus)
+    if settings.resume:
+        out = Path(str(settings.out))
+        tokenizer = load_tokenizer(out)
+    else:
+        out = Path(settings.out) if settings.out else run.free_name(corpus.name)
+        run.refuse_taken(out)
+        tokenizer = make_tokenizer(str(settings.tokenizer), corpus)
+    config = settings.config(str(settings.preset), tokenizer.vocab_size)
+    with progress_of("reading", console, 2 * corpus.size()) as heard:
+        training = tokenise(corpus, tokenizer, "train", heard)
+        validation = tokenise(corpus, tokenizer, "validation", heard)
+    for split, tokens in (("train", training), ("validation", validation)):
+        if tokens.length <= config.context + 1:
+            raise LlucidError(
+                f"--corpus {' '.join(settings.corpus)}: its {split} split has {tokens.length} tokens and one context "
+                f"needs {config.context + 2}; give more text, or a shorter --model.context"
+            )
+    task = Task(out, settings, config, corpus, tokenizer, training, validation, device)
+    optimizers = partial(make_optimizers, settings=settings)
+    dropout = torch.Generator(device).manual_seed(settings.seed)
+    if settings.resume:
+        return task, State(*run.load_state(out, config, optimizers, dropout, device))
+    weights = tree_map(lambda leaf: leaf.to(device).requires_grad_(), initialise(config, settings.seed))
+    state = State(weights, optimizers(weights), dropout, Progress())
+    run.create(out, Model(config, weights, tokenizer), settings)
+    return task, state
+
+
+class Logbook:
+    """What a run writes down: its figures, its best model and latest state, samples and the curve."""
+
+    def __init__(self, task: Task, state: State, console: Console) -> None:
+        self.task, self.state = task, state
+        self.metrics = run.Metrics(task.out, state.progress.step, task.settings.tensorboard)
+        self.report = Report(console, task.corpus.floor)
+        self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
+        self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are wanted
+        self.first, self.started = state.progress, time.perf_counter()
+
+    def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
+        """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
+        self.unwritten.append((progress.step, rate, loss))
+        if self.report.due():
+            self.report.now(progress.step, loss.item() * self.per_character, *self.speed(progress))
+
+    def speed(self, progress: Progress) -> tuple[float, float]:
+        """Tokens per second in this process, and the seconds left."""
+        tokens = self.task.config.context * int(self.task.settings.batch or 0)
+        seconds = max(progress.seconds - self.first.seconds, 1e-9)
+        done, before = share_done(self.task.settings, progress), share_done(self.task.settings, self.first)
+        return (progress.step - self.first.step) * tokens / seconds, seconds * (1 - done) / max(done - before, 1e-9)
+
+    def flush(self, figures: dict[str, Any]) -> float:
+        """Writes the steps noted so far, and `figures` with the newest; returns its loss in nats per character.
+
+        Raises LlucidError if a loss is not a number.
+        """
+        losses = torch.stack([loss for _, _, loss in self.unwritten]).tolist() if self.unwritten else []
+        rows = [
+            {"step": step, "loss": loss * self.per_character, "rate": rate}
+            for (step, rate, _), loss in zip(self.unwritten, losses, strict=True)
+        ]
+        for row in rows:
+            if not math.isfinite(row["loss"]):
+                raise LlucidError(
+                    f"the loss at step {row['step']} is {row['loss']}; the state before is intact in {self.task.out}; "
+                    "try a lower --learning-rate or --muon-learning-rate"
+                )
+        self.unwritten.clear()
+        if rows:
+            self.metrics.add([*rows[:-1], rows[-1] | figures])
+        return rows[-1]["loss"] if rows else math.nan
+
+    def measure(self, progress: Progress) -> Progress:
+        """Evaluates, keeps the model if it is the best so far, saves the state, writes a sample and draws the curve."""
+        task, weights = self.task, self.state.weights
+        if not torch.stack([loss for _, _, loss in self.unwritten]).isfinite().all():
+            self.flush({})
+        dtype = getattr(torch, str(task.settings.dtype))
+        validation = evaluate(weights, task.config, task.validation, task.corpus.floor is not None, dtype)
+        model = Model(task.config, tree_map(torch.Tensor.detach, weights), task.tokenizer)
+        sample = "".join(generate(model, max_tokens=SAMPLE, seed=progress.step))
+        loss = self.flush({"validation": validation * self.per_character, "sample": sample})
+        if validation < progress.best:
+            progress = progress._replace(best=validation)
+            huggingface.write_weights(task.out, weights, task.config)
+        self.save(progress)
+        self.report.measured(progress.step, loss, validation * self.per_character, sample, *self.speed(progress))
+        return progress
+
+    def save(self, progress: Progress) -> None:
+        """Saves the state and draws what can be drawn from the figures."""
+        self.flush({})
+        run.save_state(self.task.out, *self.state[:3], progress)
+        self.metrics.write_samples()
+        numbers = f"{self.task.config.parameters:,} parameters"
+        title = f"{self.task.corpus.name}: {self.task.settings.preset}, {numbers}"
+        draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
+
+
+@contextmanager
+def interruption() -> Generator[Callable[[], bool]]:
+    """Inside, a first Ctrl-C (or SIGTERM) only makes what is given here return True; a second one interrupts."""
+    caught: list[int] = []
+
+    def catch(number: int, frame: object) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

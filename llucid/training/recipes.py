@@ -1,0 +1,58 @@
+"""What training does where the settings leave the choice: measured for each preset, on the machine it is meant for."""
+
+import dataclasses
+from typing import NamedTuple
+
+import torch
+
+from llucid.training.settings import Settings
+
+
+class Recipe(NamedTuple):
+    """Defaults for one size."""
+
+    batch: int
+    """Windows in a step."""
+    learning_rate: float
+    """Peak of AdamW."""
+    muon_learning_rate: float
+    """Peak of Muon."""
+    minutes: float
+    """How long to train, where neither minutes nor steps are given."""
+
+
+RECIPES = {
+    "nano": Recipe(batch=12, learning_rate=8e-3, muon_learning_rate=0.02, minutes=0.3),
+    "micro": Recipe(batch=4, learning_rate=8e-3, muon_learning_rate=0.02, minutes=1.4),
+    "mini": Recipe(batch=8, learning_rate=6e-3, muon_learning_rate=0.02, minutes=20.0),
+    "small": Recipe(batch=64, learning_rate=4e-3, muon_learning_rate=0.02, minutes=2.8),
+}
+OTHER = Recipe(batch=32, learning_rate=1e-3, muon_learning_rate=0.01, minutes=60.0)
+"""For sizes that nothing has been measured for."""
+
+
+def resolve(settings: Settings, device: torch.device) -> Settings:
+    """`settings` with every choice made that was left open."""
+    preset = settings.preset or ("micro" if device.type == "cpu" else "small")
+    recipe = RECIPES.get(preset, OTHER)
+    return dataclasses.replace(
+        settings,
+        preset=preset,
+        tokenizer=settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters"),
+        minutes=recipe.minutes if settings.steps is None and settings.minutes is None else settings.minutes,
+        device=str(device),
+        dtype=settings.dtype or ("bfloat16" if multiplies_bfloat16(device) else "float32"),
+        batch=settings.batch or recipe.batch,
+        learning_rate=settings.learning_rate or recipe.learning_rate,
+        muon_learning_rate=settings.muon_learning_rate or recipe.muon_learning_rate,
+    )
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether this machine has instructions that multiply bfloat16 matrices, so that it is the faster choice."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return False

@@ -1,0 +1,75 @@
+"""What training says while it runs: one live line, and a line for each measurement."""
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress as Bar
+from rich.progress import TextColumn
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:23 or 1:02:03."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def progress_of(what: str, console: Console, total: int) -> Generator[Callable[[int], None]]:
+    """A bar that shows after two seconds, moved by calling what is given with the amount just done."""
+    begun = time.perf_counter()
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, visible=False)
+
+        def heard(amount: int) -> None:
+            bar.update(task, advance=amount, visible=time.perf_counter() - begun > 2)
+
+        yield heard
+
+
+class Report:
+    """Prints to `console`; on a terminal the newest line is live, elsewhere there are only the measurements."""
+
+    def __init__(self, console: Console, floor: float | None) -> None:
+        self.console = console
+        self.floor = floor
+        self.validation = ""
+        self.bar = Bar(
+            TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
+        )
+        self.task = self.bar.add_task("")
+        self.renewed = 0.0
+
+    def due(self) -> bool:
+        """Whether the live line is a fifth of a second old; always false where there is none."""
+        return self.console.is_terminal and time.perf_counter() - self.renewed > 0.2
+
+    @contextmanager
+    def live(self) -> Generator[None]:
+        """Shows the live line while inside."""
+        with self.bar:
+            yield
+
+    def now(self, step: int, loss: float, tokens_per_second: float, left: float) -> None:
+        """Renews the live line. `loss` in nats per character, `left` in seconds."""
+        self.renewed = time.perf_counter()
+        self.bar.update(self.task, description=self.line(step, loss, tokens_per_second, left))
+
+    def line(self, step: int, loss: float, tokens_per_second: float, left: float) -> str:
+        """All figures in one line, which fits a terminal of 80 columns."""
+        return (
+            f"step {step:<5} train {loss:.3f}  {self.validation}{tokens_per_second:,.0f} tokens/s  {clock(left)} left"
+        )
+
+    def measured(
+        self, step: int, loss: float, validation: float, sample: str, tokens_per_second: float, left: float
+    ) -> None:
+        """Prints a measurement, and how the model writes by now; `validation` in nats per character."""
+        self.validation = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits/char  "
+        if self.floor is not None:
+            self.validation += f"floor {self.floor:.3f}  "
+        self.console.print(self.line(step, loss, tokens_per_second, left), highlight=False)
+        for written in [text for text in sample.splitlines() if text.strip()][:3]:
+            self.console.print(f"    {written[:76]}", style="dim", highlight=False, markup=False)

@@ -1,0 +1,148 @@
+"""The folder that a run leaves: a Hugging Face folder, beside what is needed to go on with it.
+
+    config.json model.safetensors tokenizer.json tokenizer_config.json     the best model so far
+    train.toml                                                             every setting
+    state/latest.safetensors                                               where training stands
+    metrics.jsonl  curve.png  samples.txt                                  what happened
+
+Each file is replaced as a whole, and the folder gets its name only when it is complete, so that a kill at any moment
+leaves a folder that opens.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.optim import Optimizer
+
+from llucid.checkpoints import Model, save
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.files import replace_text, replacing
+from llucid.training.optimizer import optimizer_tensors, restore_optimizers
+from llucid.training.settings import Settings, write_toml
+from llucid.weights import Weights, assemble, named_leaves
+
+
+class Progress(NamedTuple):
+    """Where a run stands, but for its arrays."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Spent in training so far, over all processes."""
+    best: float = float("inf")
+    """Lowest validation loss so far, in nats per token."""
+
+
+def free_name(corpus: str) -> Path:
+    """runs/CORPUS, or runs/CORPUS-2 and so on where that is taken."""
+    names = (Path("runs") / (corpus if number == 1 else f"{corpus}-{number}") for number in range(1, 10_000))
+    return next(name for name in names if not name.exists())
+
+
+def refuse_taken(out: Path) -> None:
+    """Raises LlucidError if there is something at `out` already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
+
+
+def create(out: Path, model: Model, settings: Settings) -> None:
+    """Makes the folder of a new run, its untrained model inside."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        (unfinished / "state").mkdir(parents=True)
+        save(model, unfinished)
+        replace_text(unfinished / "train.toml", write_toml(settings))
+        replace_text(unfinished / "metrics.jsonl", "")
+        if out.is_dir():
+            out.rmdir()
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def save_state(
+    out: Path, weights: Weights, optimizers: list[Optimizer], dropout: torch.Generator, progress: Progress
+) -> None:
+    """Replaces `state/latest.safetensors`: weights, what the optimizers remember, dropout's generator, the progress."""
+    tensors = {f"weights.{path}": leaf for path, leaf in named_leaves(weights)} | optimizer_tensors(optimizers)
+    tensors["dropout"] = dropout.get_state()
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(out / "state" / "latest.safetensors") as temporary:
+        save_file(on_cpu, temporary, {"progress": json.dumps(progress._asdict())})
+
+
+def load_state(
+    out: Path,
+    config: Config,
+    make_optimizers: Callable[[Weights], list[Optimizer]],
+    dropout: torch.Generator,
+    device: torch.device,
+) -> tuple[Weights, list[Optimizer], torch.Generator, Progress]:
+    """What `save_state` saved; `make_optimizers(weights)` makes them anew. Raises LlucidError if it is not whole."""
+    file = out / "state" / "latest.safetensors"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+            progress = Progress(**json.loads(opened.metadata()["progress"]))
+        dropout.set_state(tensors["dropout"])
+        weights = assemble(config, lambda path, shape: tensors[f"weights.{path}"].view(shape).to(device))
+        for _, leaf in named_leaves(weights):
+            leaf.requires_grad_()
+        optimizers = make_optimizers(weights)
+        restore_optimizers(optimizers, tensors)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise LlucidError(f"{file}: not a state that this run can go on from ({error})") from error
+    return weights, optimizers, dropout, progress
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, one line a step, and `curve.png` and `samples.txt`, drawn from it."""
+
+    def __init__(self, out: Path, step: int, tensorboard: bool = False) -> None:
+        """The log of the run in `out`, cut behind `step`, where its state stands.
+
+        With `tensorboard` the figures also go to TensorBoard's own files. Raises LlucidError if it is not installed.
+        """
+        self.tensorboard = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard.writer import SummaryWriter
+            except ImportError as error:
+                raise LlucidError("--tensorboard: TensorBoard is not installed; pip install tensorboard") from error
+            self.tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+        self.file = out / "metrics.jsonl"
+        self.rows: list[dict[str, Any]] = []
+        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break  # a kill cut the last line short
+            if row["step"] > step:
+                break
+            self.rows.append(row)
+        replace_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows, to memory and file."""
+        self.rows += rows
+        with open(self.file, "a", encoding="utf-8") as opened:
+            opened.write("".join(json.dumps(row) + "\n" for row in rows))
+        if self.tensorboard:
+            for row in rows:
+                for name in row.keys() & {"loss", "validation", "rate"}:
+                    self.tensorboard.add_scalar(name, row[name], row["step"])
+
+    def write_samples(self) -> None:
+        """Rewrites `samples.txt`."""
+        samples = [(row["step"], row["sample"]) for row in self.rows if "sample" in row]
+        text = "\n".join(f"---------- step {step}\n{sample}\n" for step, sample in samples)
+        replace_text(self.file.with_name("samples.txt"), text)

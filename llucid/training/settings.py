@@ -1,0 +1,162 @@
+"""Everything that decides a training run, as the command line takes it and as `train.toml` keeps it."""
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from llucid.config import PRESETS, Config, head_width
+from llucid.errors import LlucidError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelNumbers:
+    """Numbers of the model that are to differ from the preset's."""
+
+    dim: int | None = None
+    """Width of the residual stream."""
+    layers: int | None = None
+    """Blocks."""
+    heads: int | None = None
+    """Query heads."""
+    kv_heads: int | None = None
+    """Key and value heads (as many as query heads, unless given)."""
+    head_dim: int | None = None
+    """Width of a head (dim / heads, unless given)."""
+    ffn_dim: int | None = None
+    """Width of the feed-forward network's hidden layer."""
+    context: int | None = None
+    """Tokens in a training window."""
+    norm_eps: float | None = None
+    """Added to the mean square in RMSNorm."""
+    rope_theta: float | None = None
+    """Base of RoPE's frequencies."""
+    tied_embeddings: bool | None = None
+    """Whether one matrix embeds and unembeds."""
+    dropout: float | None = None
+    """Probability of dropping an activation while training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Train a Llama from scratch, and leave a folder that llucid and transformers open."""
+
+    corpus: tuple[str, ...] = ("shakespeare",)
+    """What to read: shakespeare, fables, or paths of text files and folders."""
+    tokenizer: str | None = None
+    """characters, bpe:N (N tokens, learned from the corpus), or a path (bpe:1024 for fables, else characters)."""
+    preset: str | None = None
+    """Size of the model: nano, micro, mini, small (micro on a CPU and small on a GPU, unless given)."""
+    model: ModelNumbers = field(default_factory=ModelNumbers)
+    steps: int | None = None
+    """Optimizer steps to train for."""
+    minutes: float | None = None
+    """Minutes to train for, the schedule fitted to them (the preset's, unless given); only --steps repeats exactly."""
+    stop_after: int | None = None
+    """Stop this process after so many steps, as Ctrl-C would; --resume goes on."""
+    out: str | None = None
+    """Folder of the run (runs/CORPUS, or the first free one like it, unless given)."""
+    resume: bool = False
+    """Go on with the run in --out, exactly as if it had never stopped."""
+    device: str | None = None
+    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of activations and matrix products; weights and sums stay float32 (bfloat16 where it is fast, unless given)."""
+    compile: bool = False
+    """Compile the step with torch.compile."""
+    seed: int = 0
+    """Of initial weights, batches and dropout."""
+    batch: int | None = None
+    """Windows in a step (the preset's, unless given)."""
+    accumulate: int = 1
+    """Parts in which a step's windows are run, one after the other, to save memory; the result is the same."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon (AdamW still trains embeddings and gains) or adamw alone."""
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW (the preset's, unless given)."""
+    muon_learning_rate: float | None = None
+    """Peak learning rate of Muon (the preset's, unless given)."""
+    weight_decay: float = 0.1
+    """Pull of the matrices towards zero, times the learning rate, per step; gains and embeddings have none."""
+    warmup: float = 0.02
+    """Share of the run in which the learning rate rises."""
+    final: float = 0.0
+    """Learning rate at the end, as a share of the peak."""
+    clip: float = 1.0
+    """Longest gradient, as the norm over all parameters; longer ones are shortened to it."""
+    evaluations: int = 5
+    """How many times the validation split is measured on the way, the end included."""
+    tensorboard: bool = False
+    """Also write the figures for TensorBoard, into the run's folder."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
+            number = getattr(self, name)
+            if number is not None and not number > 0:
+                raise LlucidError(f"--{name.replace('_', '-')} {number}: must be more than 0")
+        if self.accumulate < 1 or self.evaluations < 1:
+            raise LlucidError("--accumulate and --evaluations must be at least 1")
+        if self.steps is not None and self.minutes is not None:
+            raise LlucidError("--steps and --minutes both say how long to train; give one of them")
+        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or self.weight_decay < 0:
+            raise LlucidError("--warmup and --final are shares between 0 and 1, and --weight-decay is not negative")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise LlucidError(f"--preset {self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
+        if self.resume and self.out is None:
+            raise LlucidError("--resume goes on with the run in --out; say which folder that is")
+
+    def config(self, preset: str, vocab_size: int) -> Config:
+        """The preset with the numbers that were given put in. Raises LlucidError if they do not go together."""
+        given = {name: number for name, number in dataclasses.asdict(self.model).items() if number is not None}
+        if "heads" in given:
+            given.setdefault("kv_heads", given["heads"])
+        if "dim" in given or "heads" in given:
+            sizes = dataclasses.asdict(PRESETS[preset].config) | given
+            given.setdefault("head_dim", head_width(sizes["dim"], sizes["heads"]))
+        return dataclasses.replace(PRESETS[preset].config, vocab_size=vocab_size, **given)
+
+
+def write_toml(settings: Settings) -> str:
+    """`settings` as TOML; what was left to be chosen is left out."""
+
+    def lines(part: Any) -> list[str]:
+        rows = ((item.name, getattr(part, item.name)) for item in dataclasses.fields(part))
+        # JSON's strings, numbers, booleans and arrays are also TOML's.
+        return [f"{name} = {json.dumps(value)}" for name, value in rows if _is_plain(value)]
+
+    return "\n".join([*lines(settings), "", "[model]", *lines(settings.model)]) + "\n"
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not None and not dataclasses.is_dataclass(value)
+
+
+def read_toml(file: Path) -> Settings:
+    """The settings in a run's `train.toml`. Raises LlucidError if it holds anything else."""
+    try:
+        told = tomllib.loads(file.read_text(encoding="utf-8"))
+        model = told.pop("model", {})
+        told["corpus"] = tuple(told["corpus"])
+        _check(told, Settings)
+        _check(model, ModelNumbers)
+        return Settings(model=ModelNumbers(**model), **told)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise LlucidError(f"{file}: not the settings of a training run ({error})") from error
+
+
+def _check(told: dict[str, Any], kind: type) -> None:
+    """Raises TypeError for a key that `kind` has not, or a value of another type than its field's."""
+    hints = get_type_hints(kind)
+    for name, value in told.items():
+        if name not in hints:
+            raise TypeError(f"unknown key {name!r}")
+        hint = hints[name]
+        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        kinds = {get_origin(option) or option for option in options}
+        kinds |= {str} if Literal in kinds else set()
+        kinds |= {int} if float in kinds else set()
+        if type(value) not in kinds:
+            raise TypeError(f"{name} cannot be {value!r}")

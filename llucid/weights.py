@@ -1,0 +1,141 @@
+"""The arrays of a Llama, as plain named tuples: a tree that PyTorch and JAX both walk without help from us.
+
+Matrices are stored [out, in] and applied as x Wᵀ; q is heads · head_dim and kv is kv_heads · head_dim. Query and key
+rows are in Meta's order: within a head, rows 2j and 2j + 1 are the pair that RoPE turns by the j-th frequency.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from llucid.config import Config
+
+Tree = TypeVar("Tree")
+
+
+class AttentionWeights(NamedTuple):
+    query: Float[Any, "q dim"]
+    key: Float[Any, "kv dim"]
+    value: Float[Any, "kv dim"]
+    output: Float[Any, "dim q"]
+
+
+class FeedForwardWeights(NamedTuple):
+    gate: Float[Any, "ffn dim"]
+    up: Float[Any, "ffn dim"]
+    down: Float[Any, "dim ffn"]
+
+
+class BlockWeights(NamedTuple):
+    attention_norm: Float[Any, " dim"]
+    attention: AttentionWeights
+    feed_forward_norm: Float[Any, " dim"]
+    feed_forward: FeedForwardWeights
+
+
+class Weights(NamedTuple):
+    embedding: Float[Any, "vocab dim"]
+    blocks: tuple[BlockWeights, ...]
+    norm: Float[Any, " dim"]
+    output: Float[Any, "vocab dim"] | None
+    """None when the embedding is the output matrix too, so that a tied matrix is one leaf and one parameter."""
+
+
+def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """The same tree with `function(leaf, *leaves at the same place of the others)` for each leaf; None stays None."""
+    if tree is None:
+        return tree
+    if isinstance(tree, tuple):
+        branches = [tree_map(function, *branch) for branch in zip(tree, *others, strict=True)]  # pyright: ignore
+        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)  # pyright: ignore
+    return function(tree, *others)
+
+
+def named_leaves(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each array with its path, as in ("blocks.0.attention.query", array), in the order of the equations."""
+    if isinstance(tree, tuple):
+        names = getattr(tree, "_fields", range(len(tree)))  # pyright: ignore[reportUnknownArgumentType]
+        for name, branch in zip(names, tree, strict=True):  # pyright: ignore[reportUnknownVariableType]
+            yield from named_leaves(branch, f"{prefix}.{name}" if prefix else str(name))  # pyright: ignore
+    elif tree is not None:
+        yield prefix, tree
+
+
+def leaves(tree: object) -> list[Any]:
+    """The arrays of a tree, in the order of the equations."""
+    return [leaf for _, leaf in named_leaves(tree)]
+
+
+def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Weights:
+    """A tree for `config` whose every array is `leaf(path, shape)`: how weights are drawn, read and described."""
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    dim, ffn, vocab = config.dim, config.ffn_dim, config.vocab_size
+
+    def block(at: str) -> BlockWeights:
+        return BlockWeights(
+            attention_norm=leaf(f"{at}.attention_norm", (dim,)),
+            attention=AttentionWeights(
+                query=leaf(f"{at}.attention.query", (q, dim)),
+                key=leaf(f"{at}.attention.key", (kv, dim)),
+                value=leaf(f"{at}.attention.value", (kv, dim)),
+                output=leaf(f"{at}.attention.output", (dim, q)),
+            ),
+            feed_forward_norm=leaf(f"{at}.feed_forward_norm", (dim,)),
+            feed_forward=FeedForwardWeights(
+                gate=leaf(f"{at}.feed_forward.gate", (ffn, dim)),
+                up=leaf(f"{at}.feed_forward.up", (ffn, dim)),
+                down=leaf(f"{at}.feed_forward.down", (dim, ffn)),
+            ),
+        )
+
+    return Weights(
+        embedding=leaf("embedding", (vocab, dim)),
+        blocks=tuple(block(f"blocks.{layer}") for layer in range(config.layers)),
+        norm=leaf("norm", (dim,)),
+        output=None if config.tied_embeddings else leaf("output", (vocab, dim)),
+    )
+
+
+def initialise(config: Config, seed: int = 0) -> Weights:
+    """Untrained weights, float32 on the CPU: the same for the same seed on every machine and device.
+
+    Gains are 1. The embedding is standard normal, so that the residual stream begins at the scale that RMSNorm gives
+    its readers, whose rows are normal with deviation 1/√dim. What writes into the stream and into the logits is small,
+    0.02, for the stream divided by √(2·layers) (Radford et al. 2019 (GPT-2), §2.3), so that an untrained block hardly
+    changes anything and an untrained model guesses evenly; a tied embedding is therefore small, too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(path: str, shape: tuple[int, ...]) -> torch.Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape)
+        if path.endswith(("attention.output", "feed_forward.down")):
+            deviation = 0.02 / math.sqrt(2 * config.layers)
+        elif path == "output" or (config.tied_embeddings and path == "embedding"):
+            deviation = 0.02
+        else:
+            deviation = 1.0 if path == "embedding" else 1 / math.sqrt(config.dim)
+        return torch.empty(shape).normal_(0, deviation, generator=generator)
+
+    return assemble(config, draw)
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of a Llama, by its path."""
+    nothing = np.zeros((), np.float32)
+    tree = assemble(config, lambda path, shape: np.broadcast_to(nothing, shape))
+    return {path: leaf.shape for path, leaf in named_leaves(tree)}
+
+
+def count(weights: Weights) -> int:
+    """How many numbers the tree holds; a tied embedding counts once."""
+    return sum(leaf.numel() for leaf in leaves(weights))
+
+
+def to(weights: Weights, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Weights:
+    """The same weights in another dtype, on another device, or both."""
+    return tree_map(lambda leaf: leaf.to(device=device, dtype=dtype), weights)

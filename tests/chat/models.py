@@ -1,0 +1,48 @@
+"""Small models to talk with: one that says the alphabet, and one that says what nobody can foresee."""
+
+import string
+from itertools import pairwise
+
+import torch
+
+from llucid.checkpoints import Model
+from llucid.config import Config
+from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
+from llucid.weights import initialise, tree_map
+
+LETTERS = string.ascii_lowercase
+
+
+def letters() -> TiktokenRanks:
+    """Llama 3's special tokens, and one id a byte, so that every text has only one spelling in ids."""
+    return TiktokenRanks([bytes([byte]) for byte in range(256)])
+
+
+def reciter(context: int = 400, endless: bool = False, begins: str = "a") -> Model:
+    """Its likeliest token depends on the last one alone: behind a header comes `a`, and so on to `z`, then `<|eot_id|>`
+    or, if it is endless, `a` again. It may begin with a space before the `a`."""
+    tokenizer = letters()
+    size = tokenizer.vocab_size
+    config = Config(dim=size, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_dim=8, vocab_size=size, context=context)
+    end = ord("a") if endless else tokenizer.special["<|eot_id|>"]
+    after = {ord("\n"): ord(begins), ord(" "): ord("a"), ord("z"): end}
+    after |= {ord(letter): ord(following) for letter, following in pairwise(LETTERS)}
+    weights = initialise(config)
+    silent = tree_map(torch.zeros_like, weights.blocks)
+    output = torch.zeros(size, size)
+    for token, following in after.items():
+        output[following, token] = 1
+    return Model(config, weights._replace(embedding=torch.eye(size), blocks=silent, output=output), tokenizer)
+
+
+def rambler(context: int = 400) -> Model:
+    """Random weights, so large that every token before matters; of the most likely ones, all are letters."""
+    tokenizer = letters()
+    config = Config(
+        dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=56, vocab_size=tokenizer.vocab_size, context=context
+    )
+    weights = tree_map(lambda leaf: leaf if leaf.dim() == 1 else 8 * leaf, initialise(config))
+    output = torch.zeros_like(weights.embedding)
+    spoken = [ord(letter) for letter in LETTERS]
+    output[spoken] = 3 * weights.embedding[spoken]
+    return Model(config, weights._replace(output=output), tokenizer)

@@ -1,0 +1,275 @@
+"""Conversations: what a model remembers, forgets, and reads again."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from llucid.chat import Conversation, NotAChatModel, Session, encode_dialog
+from llucid.checkpoints import Model
+from llucid.errors import LlucidError
+from llucid.generation import Sampling, generator, stream
+from llucid.tokenizers.characters import Characters
+from tests.chat.models import LETTERS, letters, rambler, reciter
+from tests.chat.templates import CHATML, LLAMA3
+from tests.chat.test_formats import said
+
+GREEDY = Sampling(temperature=0.0, top_p=None)
+
+
+def told(session: Session, question: str) -> str:
+    return "".join(session.reply(question))
+
+
+def alone(model: Model, messages: Sequence[dict[str, str]], max_tokens: int, format: str = "llama3") -> str:
+    """The answer of a model that reads everything anew."""
+    ids = encode_dialog(messages, model.tokenizer, format)
+    pieces = stream(
+        model, [ids], sampling=GREEDY, generators=[generator(0)], max_tokens=max_tokens, past_context="stop"
+    )
+    return "".join(piece.text for piece in pieces).lstrip()
+
+
+def test_only_what_is_new_is_read() -> None:
+    session = Session(reciter(), system="Be brief.", sampling=GREEDY)
+    header = 1 + len("assistant") + 1 + 2
+    assert told(session, "Who?") == LETTERS
+    first = 1 + (1 + 6 + 1 + 2 + len("Be brief.") + 1) + (1 + 4 + 1 + 2 + 4 + 1) + header
+    assert session.statistics.prompt_tokens == first
+    assert session.used == first + 26
+    assert session.reason == "stop"
+    for question in ("And who else?", "Nobody"):
+        before = session.used
+        assert told(session, question) == LETTERS
+        new = 1 + (1 + 4 + 1 + 2 + len(question) + 1) + header  # the answer's <|eot_id|>, which ended it, is the first
+        assert session.statistics.prompt_tokens == new
+        assert session.used == before + new + 26
+
+
+def test_an_answer_is_what_a_model_without_memory_would_say() -> None:
+    model = rambler(2000)
+    session = Session(model, system="Be brief.", sampling=GREEDY, max_tokens=40)
+    for question in ("Who?", "And who else?", "Nobody", "Who?"):
+        asked = [*session.conversation.dialog(), {"role": "user", "content": question}]
+        assert told(session, question) == alone(model, asked, 40)
+        assert len(session.conversation.messages[-1]["content"]) == 40
+    session.conversation = session.conversation._replace(system="Be kind.")
+    asked = [*session.conversation.dialog(), {"role": "user", "content": "Why?"}]
+    assert told(session, "Why?") == alone(model, asked, 40)
+
+
+def test_a_seed_gives_the_same_conversation_and_retry_another_answer() -> None:
+    def answers(seed: int) -> list[str]:
+        session = Session(rambler(), sampling=Sampling(temperature=40.0), max_tokens=20, seed=seed)
+        return [told(session, "a"), told(session, "b"), "".join(session.retry())]
+
+    assert answers(1) == answers(1)
+    assert answers(1) != answers(2)
+    assert answers(1)[1] != answers(1)[2]
+    with pytest.raises(LlucidError, match="--seed -1: must be at least 0"):
+        Session(rambler(), seed=-1)
+
+
+def test_retry_takes_the_place_of_the_last_answer() -> None:
+    session = Session(reciter(), sampling=GREEDY)
+    with pytest.raises(LlucidError, match="there is no question yet"):
+        session.retry()
+    told(session, "Who?")
+    told(session, "And who else?")
+    before = session.conversation
+    session.max_tokens = 3
+    assert "".join(session.retry()) == "abc"
+    assert session.statistics.prompt_tokens == 1  # the last token of the question says what comes next
+    assert session.conversation.messages == (*before.messages[:-1], {"role": "assistant", "content": "abc"})
+    answer = session.retry()
+    next(answer)
+    answer.close()
+    assert session.conversation.messages[-1]["content"] == "a"
+    assert len(session.conversation.messages) == 4
+
+
+def test_an_interrupted_answer_keeps_what_was_said() -> None:
+    session = Session(reciter(), sampling=GREEDY)
+    answer = session.reply("Who?")
+    assert [next(answer) for _ in range(5)] == list("abcde")
+    assert session.conversation.messages == ()
+    answer.close()
+    assert session.conversation.messages == tuple(said("Who?", "abcde"))
+    assert told(session, "And?") == LETTERS
+    assert session.statistics.prompt_tokens == len("e") + 1 + (1 + 4 + 1 + 2 + 4 + 1) + (1 + 9 + 1 + 2)
+
+    silent = session.reply("?")
+    silent.close()  # before it began
+    assert len(session.conversation.messages) == 4
+
+
+def test_an_interrupt_before_the_first_word_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(reciter(), sampling=GREEDY)
+    told(session, "Who?")
+    before = session.conversation
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "_stream", interrupted)
+    for answer in (session.reply("And?"), session.retry()):
+        with pytest.raises(KeyboardInterrupt):
+            next(answer)
+        assert session.conversation == before
+
+
+def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> None:
+    context = 200
+    model = reciter(context)
+    session = Session(model, system="Be brief.", sampling=GREEDY)
+    seen: list[int] = []
+    for number in range(9):
+        assert told(session, f"Question {number}") == LETTERS
+        assert session.reason == "stop"
+        seen.append(session.conversation.forgotten)
+        known = session.conversation.dialog()
+        assert known[0] == {"role": "system", "content": "Be brief."}
+        assert known[1]["role"] == "user"
+        assert known[-1] == {"role": "assistant", "content": LETTERS}
+        assert session.used <= context
+        ids = encode_dialog([*known, *said("x")], model.tokenizer)[: session.used]
+        assert session.context is not None
+        assert list(session.context.rows[0]) == ids
+    assert seen[:2] == [0, 0]
+    assert seen[-1] >= 12
+    assert all(n % 2 == 0 for n in seen)
+    assert seen == sorted(seen)
+    assert len(session.conversation.messages) == 18
+
+
+def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
+    model = reciter(200, endless=True)
+    session = Session(model, sampling=GREEDY, max_tokens=50)
+    told(session, "first")
+    told(session, "second")
+    assert session.conversation.forgotten == 0
+    session.max_tokens = 100
+    assert told(session, "third") == (LETTERS * 9)[:100]
+    assert session.conversation.forgotten == 4
+    assert session.reason == "length"
+    session.max_tokens = 1000
+    answer = told(session, "fourth")
+    assert session.reason == "context"
+    assert session.conversation.forgotten == 6
+    begun = encode_dialog(said("fourth"), model.tokenizer)
+    assert len(begun) + len(answer) == 200 + 1  # the last one need not be read
+    assert answer == (LETTERS * 9)[: len(answer)]
+
+
+def test_an_answer_that_goes_on_is_read_right() -> None:
+    """With a model to whom every token matters: what is behind a forgotten turn is what it would be without it."""
+    model = rambler(200)
+    session = Session(model, sampling=GREEDY, max_tokens=60)
+    told(session, "first")
+    begun = encode_dialog([*session.conversation.messages, *said("second")], model.tokenizer)
+    session.max_tokens = 140
+    answer = told(session, "second")
+    assert session.conversation.forgotten == 2
+    room = 200 - len(begun) + 1
+    ids = [*encode_dialog(said("second"), model.tokenizer), *model.tokenizer.encode(answer[:room])]
+    pieces = stream(model, [ids], sampling=GREEDY, generators=[generator(0)], max_tokens=140 - room)
+    assert "".join(piece.text for piece in pieces) == answer[room:]
+    assert len(answer) == 140
+
+
+def test_a_question_too_long_is_refused_and_changes_nothing() -> None:
+    session = Session(reciter(200), system="Be brief.", sampling=GREEDY)
+    told(session, "Who?")
+    before = session.conversation
+    with pytest.raises(
+        LlucidError, match=r"the question has \d{3} tokens together with the system's text, but .* is 200"
+    ):
+        told(session, "x" * 250)
+    assert session.conversation == before
+    assert told(session, "Who?") == LETTERS
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    session = Session(reciter(200), system="Be brief. 🦙", sampling=GREEDY)
+    for question in ("Who?", " And\nwho? ", "Ünd \ud83e\udd99?", "So?", "Ah"):
+        told(session, question)
+    assert session.conversation.forgotten
+    file = tmp_path / "talk.json"
+    session.conversation.save(file)
+    messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
+    assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 5]
+    assert messages[5]["content"] == "Ünd 🦙?"
+    loaded = Conversation.load(file)
+    assert loaded == session.conversation._replace(forgotten=0)
+    again = Session(reciter(200), sampling=GREEDY)
+    again.conversation = loaded
+    assert told(again, "Now?") == LETTERS
+    assert again.conversation.forgotten
+    Conversation().save(file)
+    assert Conversation.load(file) == Conversation()
+
+
+WRONG = {
+    "nothing": ("", "not a JSON file"),
+    "a list": ("[]", "expected a JSON object"),
+    "no messages": ("{}", "expected a list under 'messages'"),
+    "no dialogue": ('{"messages": [{"role": "user"}]}', r"messages\[0\]: expected a role and a content"),
+    "a question": ('{"messages": [{"role": "user", "content": "x"}]}', "ends with its answer"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_no_conversation_is_refused(case: str, tmp_path: Path) -> None:
+    content, says = WRONG[case]
+    (tmp_path / "talk.json").write_text(content)
+    with pytest.raises(LlucidError, match=f"talk.json: .*{says}"):
+        Conversation.load(tmp_path / "talk.json")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LlucidError, match=r"none\.json: cannot be read"):
+        Conversation.load(tmp_path / "none.json")
+
+
+def test_reset_keeps_the_system() -> None:
+    session = Session(reciter(), system="Be brief.", sampling=GREEDY)
+    told(session, "Who?")
+    session.reset()
+    assert session.conversation == Conversation("Be brief.")
+
+
+def test_a_template_that_ends_turns_in_its_own_way_is_heard() -> None:
+    """The answer ends at the template's token though the tokenizer's stop ids are others."""
+    model = reciter()
+    model.tokenizer.stop_ids = frozenset({999})
+    session = Session(model, format=LLAMA3, sampling=GREEDY)
+    assert told(session, "Who?") == LETTERS
+    assert session.reason == "stop"
+    assert model.tokenizer.stop_ids == {999}
+    with pytest.raises(LlucidError, match="--format chatml: not a format of dialogues"):
+        Session(model, format="chatml")
+    assert told(Session(model, format=CHATML, sampling=GREEDY, max_tokens=3), "Who?") == "abc"
+
+
+def test_the_white_space_before_an_answer_is_no_part_of_it() -> None:
+    session = Session(reciter(begins=" "), sampling=GREEDY)
+    assert told(session, "Who?") == LETTERS
+    assert session.conversation.messages[-1]["content"] == LETTERS
+
+
+def test_plain_text_goes_on() -> None:
+    model = reciter(endless=True)
+    base = model._replace(tokenizer=Characters(map(chr, range(128))))
+    with pytest.raises(NotAChatModel):
+        Session(base)
+    session = Session(base, format="plain", sampling=GREEDY, max_tokens=4)
+    assert told(session, "once a") == "bcde"
+    assert told(session, " x") == "yzab"
+    assert session.context is not None
+    assert base.tokenizer.decode(session.context.rows[0]) == "once abcde\n xyza"
+
+
+def test_the_tokenizer_of_letters_has_one_spelling() -> None:
+    tokenizer = letters()
+    assert tokenizer.encode("the bell") == list(b"the bell")

@@ -1,0 +1,269 @@
+"""The chat as people meet it: through a pseudo-terminal, and through a pipe."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+import llucid
+from llucid.chat import NotAChatModel, Session
+from llucid.chat.terminal import COMMANDS, SHOWN, answer_lines, bottom, heard, talk, written
+from llucid.errors import LlucidError
+from llucid.generation import Sampling
+from llucid.tokenizers.characters import Characters
+from tests.chat.models import LETTERS, reciter
+from tests.chat.test_session import GREEDY
+from tests.training.test_run import after
+
+READY = "tokens of context"  # in the bottom line, which is there when there is a prompt
+
+# So that Ctrl-C is a signal to it.
+OWN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+
+
+class Terminal:
+    """A program in a pseudo-terminal: what it writes can be waited for, and what is typed goes to it."""
+
+    def __init__(self, *arguments: object, cache: Path) -> None:
+        self.keyboard, inside = pty.openpty()
+        fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        self.process = subprocess.Popen(
+            after(OWN_TERMINAL, *arguments),
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            env=os.environ | {"TERM": "xterm", "LLUCID_CACHE": str(cache)},
+        )
+        os.close(inside)
+        self.screen = ""
+
+    def see(self, text: str, seconds: float = 60) -> str:
+        """What was written up to the first `text`, and with it."""
+        until = time.monotonic() + seconds
+        while text not in self.screen:
+            ready, _, _ = select.select([self.keyboard], [], [], max(0, until - time.monotonic()))
+            try:
+                more = os.read(self.keyboard, 65536).decode(errors="replace") if ready else ""
+            except OSError:  # it has ended
+                more = ""
+            assert more, f"{text!r} did not come, but {self.screen!r}"
+            if "\x1b[6n" in more:  # it asks where the cursor is, to know how much room there is
+                self.send("\x1b[1;1R")
+            self.screen = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>]|\][^\x07]*\x07)", "", self.screen + more)
+        seen, _, self.screen = self.screen.partition(text)
+        return seen + text
+
+    def send(self, text: str) -> None:
+        os.write(self.keyboard, text.encode())
+
+    def ask(self, line: str) -> None:
+        """Waits for the prompt, and sends a line."""
+        self.see(READY)
+        self.send(line + "\r")
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says the alphabet for ever."""
+    folder = tmp_path_factory.mktemp("endless")
+    llucid.save(reciter(context=100_000, endless=True), folder)
+    return folder
+
+
+@pytest.fixture
+def open_terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
+    """Opens terminals that end with the test."""
+    opened: list[Terminal] = []
+
+    def open_one(*arguments: object) -> Terminal:
+        opened.append(Terminal(*arguments, cache=tmp_path))
+        return opened[-1]
+
+    yield open_one
+    for terminal in opened:
+        terminal.process.kill()
+        terminal.process.wait()
+        os.close(terminal.keyboard)
+
+
+def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
+    talk = tmp_path / "talk.json"
+    terminal = open_terminal("chat", endless, "--system", "Be brief.", "--temperature", 0)
+    begun = terminal.see("/help tells the rest")
+    assert "a context of 100,000 tokens. It is spoken to in Llama 3's chat format." in begun
+
+    terminal.ask("/set max_tokens 26")
+    terminal.see("max_tokens is 26")
+    terminal.ask("Who?")
+    terminal.see(f"{LETTERS}\r\ncut off after 26 tokens")
+    terminal.see(" tokens/s · ")
+
+    terminal.ask("/set max_tokens 90000")
+    terminal.see("max_tokens is 90000")
+    terminal.ask("And\x1b\rwho else?")
+    terminal.see(LETTERS * 2)
+    terminal.send("\x03")
+    terminal.see("stopped")
+
+    terminal.see(READY)
+    terminal.send("\x03")  # at the prompt it says how to leave
+    terminal.see("Ctrl-D leaves")
+    terminal.ask("/stats")
+    terminal.see("conversation: 4 messages, 0 of them forgotten")
+
+    terminal.ask(f"/save {talk}")
+    terminal.see(f"4 messages saved to {talk}")
+    messages = json.loads(talk.read_text())["messages"]
+    assert [message["content"] for message in messages[:4]] == ["Be brief.", "Who?", LETTERS, "And\nwho else?"]
+    assert messages[4]["content"].startswith(LETTERS * 2)
+
+    terminal.ask("/reset")
+    terminal.see("a new conversation")
+    terminal.ask("/stats")
+    terminal.see("conversation: 0 messages")
+    terminal.ask(f"/load {talk}")
+    terminal.see("4 messages loaded")
+    terminal.ask("/set max_tokens 3")
+    terminal.see("max_tokens is 3")
+    terminal.ask("/retry")
+    terminal.see("abc\r\ncut off after 3 tokens")
+    terminal.ask("/retyr")
+    terminal.see("error: /retyr is not a command")
+
+    terminal.see(READY)
+    terminal.send("\x1b[A" * 3 + "\r")  # three back in the history, after /retyr and /retry
+    terminal.see("max_tokens is 3")
+    terminal.see(READY)
+    terminal.send("\x04")
+    assert terminal.process.wait(timeout=30) == 0
+    history = tmp_path / "chat_history"
+    assert "+And\n+who else?\n" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+
+
+def test_a_base_model_goes_on_with_what_is_written(tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
+    model = reciter(endless=True)
+    llucid.save(model._replace(tokenizer=Characters(map(chr, range(128)))), tmp_path / "base")
+    terminal = open_terminal("chat", tmp_path / "base", "--temperature", 0, "--max-tokens", 5)
+    assert "This is not a chat model" in terminal.see("/help tells the rest")
+    terminal.ask("tell me of a, b and c")
+    terminal.see("defgh\r\ncut off")
+    terminal.ask("/quit")
+    assert terminal.process.wait(timeout=30) == 0
+
+    with pytest.raises(NotAChatModel):  # where there is nobody to offer it to
+        talk(llucid.load(tmp_path / "base", device="cpu"), "base")
+
+
+def test_through_a_pipe(endless: Path, tmp_path: Path) -> None:
+    """Answers go to standard output alone; the template may be in a file of its own."""
+    said = "Who?\n\n/set max_tokens 3\n//\udcff\udcfe\n/quit\nnot read\n"  # two bytes that are no UTF-8
+    arguments = command("chat", endless, "--temperature", 0, "--max-tokens", 5)
+    done = subprocess.run(arguments, input=said, capture_output=True, text=True, errors="surrogateescape")
+    assert (done.stdout, done.returncode) == ("abcde\nabc\n", 0)
+    assert "max_tokens is 3" in done.stderr
+
+    (endless / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
+    try:
+        done = subprocess.run(arguments, input="x\nb\n", capture_output=True, text=True)
+    finally:
+        (endless / "chat_template.jinja").unlink()
+    assert done.stdout == "yzabc\ncdefg\n"
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session(reciter(), sampling=GREEDY, max_tokens=5)
+
+
+def test_lines_are_answered_and_commands_obeyed(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    answer_lines(session, ["Who?\n", "\n", "/set temperature 0.5\n", "/set\n", "//quit\n"])
+    out, err = capsys.readouterr()
+    assert out == "abcde\nabcde\n"
+    assert session.conversation.messages[2]["content"] == "/quit"
+    assert "temperature is 0.5\ntemperature 0.5\ntop_k off\ntop_p off\nmin_p off\nmax_tokens 5\n" in err
+    assert "cut off after 5 tokens; for more: /set max_tokens 10" in err
+    with pytest.raises(EOFError):
+        answer_lines(session, ["/quit\n", "never read"])
+
+
+def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session(reciter(200, endless=True), sampling=GREEDY, max_tokens=50)
+    answer_lines(session, ["1\n", "2\n", "3\n"])
+    assert "the context of 200 tokens was full: the first 2 messages are forgotten" in capsys.readouterr().err
+    session.max_tokens = 500
+    assert written(session, session.reply("4")) == [
+        "cut off: question and answer fill the context of 200 tokens",
+        "the context of 200 tokens was full: the first 6 messages are forgotten",
+    ]
+
+
+def test_settings_are_set_or_refused(session: Session) -> None:
+    for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 9"):
+        assert " is " in str(heard(session, line))
+    assert session.sampling == Sampling(temperature=0.0, top_k=7, top_p=0.5, min_p=0.1)
+    assert session.max_tokens == 9
+    heard(session, "/set top_k off")
+    assert session.sampling.top_k is None
+    for line, says in {
+        "/set wings 2": "/set wings: not known; expected one of: temperature",
+        "/set temperature": "/set temperature : not a number",
+        "/set temperature off": "not a number",
+        "/set temperature -1": "--temperature -1.0: must be",
+        "/set top_k 1.5": "/set top_k 1.5: not a whole number",
+        "/set max_tokens 0": "must be at least 1",
+        "/set seed -1": "--seed -1",
+        "/save": "/save needs the name of a file",
+        "/load": "/load needs the name of a file",
+        "/load /none/none.json": "cannot be read",
+        "/fly": "/fly is not a command",
+    }.items():
+        with pytest.raises(LlucidError, match=re.escape(says)):
+            heard(session, line)
+
+
+def test_system_is_shown_set_and_taken_back(session: Session) -> None:
+    assert heard(session, "/system") == "system: nothing"
+    assert heard(session, "/system Be  brief. ") == "system: Be  brief."
+    assert session.conversation.system == "Be  brief."
+    assert heard(session, "/system") == "system: Be  brief."
+    assert heard(session, '/system ""') == "system: nothing"
+
+
+def test_help_tells_of_every_command(session: Session) -> None:
+    told = str(heard(session, "/help"))
+    assert all(f"/{name}" in told for name in COMMANDS)
+    assert "None" not in told
+
+
+def test_the_bottom_line(session: Session) -> None:
+    assert bottom(session) == " 0 of 400 tokens of context · temperature 0 · /help"
+    list(session.reply("Who?"))
+    assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", bottom(session))
+
+
+def test_an_interrupt_stops_the_answer_only(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> Generator[str]:
+        for piece in session.reply("Who?"):
+            yield piece
+            if piece == "c":
+                signal.raise_signal(signal.SIGINT)
+
+    assert written(session, interrupted()) == ["stopped"]
+    assert capsys.readouterr().out == "abc\n"
+
+
+def test_what_a_model_writes_does_not_steer_the_terminal() -> None:
+    assert "\x1b[2Jé\r\n\t\x9b\x7f".translate(SHOWN) == "␛[2Jé␍\n\t\ufffd␡"

@@ -1,0 +1,62 @@
+"""`llucid convert`, as it is typed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from llucid.checkpoints import load, save
+from llucid.cli import bar, main
+from tests.checkpoints.models import model_of, same
+from tests.configs import CONFIGS
+
+
+def typed(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["llucid", *map(str, words)])
+    try:
+        main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of(CONFIGS["one for two"])
+    save(model, tmp_path / "hf")
+    assert typed("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", monkeypatch=monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert out == f"the model is in {tmp_path / 'meta'}\n"
+    assert err == "meta does not hold context: it was 64 and will be read as 2048\n"
+    assert same(load(tmp_path / "meta", device="cpu").weights, model.weights)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--to", "llama2c"), "error: llama2.c's format cannot hold norm_eps=1e-06; its programs have 1e-05\n"),
+        (("--to", "meta", "--version", "1"), "error: --version 1: only llama2c's format has versions\n"),
+    ],
+)
+def test_refusals_take_one_line(
+    words: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save(model_of(CONFIGS["one for two"]), tmp_path / "hf")
+    assert typed("convert", tmp_path / "hf", tmp_path / "out", *words, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr() == ("", said)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bar_comes_after_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    now = 100.0
+    monkeypatch.setattr("llucid.cli.time.monotonic", lambda: now)
+    with bar() as tell:
+        tell(1, 4)
+        assert capsys.readouterr().err == ""
+        now = 103.0
+        tell(2, 4)
+    assert "50%" in capsys.readouterr().err

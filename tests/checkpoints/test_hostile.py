@@ -1,0 +1,185 @@
+"""Damaged and hostile files: each is opened rightly or refused by our own error, in memory that the file explains."""
+
+import contextlib
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llucid.checkpoints import room_of, save
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.weights import shapes
+from tests.checkpoints.models import model_of, write_shards
+from tests.checkpoints.test_llama2c import checkpoint
+
+TINY = Config(dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn_dim=8, vocab_size=12, context=16)
+TIED = Config(**TINY.__dict__ | dict(tied_embeddings=True))
+SLACK = 64 * 2**20
+"""Bytes of address space that opening may take beyond twice the file: for the libraries' own bookkeeping. What a
+hostile length field asks for is gigabytes."""
+
+
+@contextlib.contextmanager
+def limited(allowed: int) -> Iterator[None]:
+    """Inside, the process may grow by so many bytes and no more."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + allowed, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def attempt(path: Path, size: int) -> bool:
+    """Opens what is at `path`: whether it opens. Any error but ours, a MemoryError among them, is let through."""
+    said, config, header, weights = "", TINY, {}, None
+    with limited(2 * size + SLACK):
+        try:
+            _, room = room_of(path)
+            config = room.read_config(path)
+            header = room.read_header(path)
+            weights = room.read_weights(path, config)
+        except LlucidError as error:
+            said = str(error)
+    if weights is None:
+        assert str(path.parent) in said
+        return False
+    assert weights.embedding.shape == shapes(config)["embedding"]
+    assert len(header) >= len(shapes(config))
+    return True
+
+
+def written(folder: Path, kind: str) -> tuple[Path, Path]:
+    """A tiny model of this kind: where it is, and which of its files is to be damaged."""
+    out = folder / "model"
+    name, _, detail = kind.partition(" ")
+    if name == "checkpoint":
+        torch.save(checkpoint(model_of(TIED)), out)
+    elif kind == "meta shards":
+        write_shards(out, model_of(TINY), 2, 1)
+        return out, out / "consolidated.01.pth"
+    elif kind == "huggingface bin":
+        save(model_of(TINY), out)
+        from safetensors.torch import load_file
+
+        torch.save(load_file(out / "model.safetensors"), out / "pytorch_model.bin")
+        (out / "model.safetensors").unlink()
+        return out, out / "pytorch_model.bin"
+    else:
+        save(model_of(TINY), out, name, version=int(detail) if name == "llama2c" else None)
+    return out, out / detail if out.is_dir() else out
+
+
+KINDS = {
+    "huggingface model.safetensors": 8 + 1400,
+    "huggingface config.json": 0,
+    "huggingface bin": 0,
+    "meta consolidated.00.pth": 0,
+    "meta params.json": 0,
+    "meta shards": 0,
+    "llama2c 0": 28,
+    "llama2c 1": 48,
+    "llama2c 2": 48,
+    "checkpoint pt": 0,
+}
+"""Kinds of files, and how many bytes of each are a header, which is damaged most; 0 for all."""
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_truncated_anywhere(kind: str, tmp_path: Path) -> None:
+    path, file = written(tmp_path, kind)
+    whole = file.read_bytes()
+    assert attempt(path, len(whole))
+    cuts = {*range(40), *range(40, len(whole), max(1, len(whole) // 60)), len(whole) - 1}
+    for cut in sorted(cuts - {len(whole)}):
+        file.write_bytes(whole[:cut])
+        opened = attempt(path, len(whole))
+        assert not opened or file.suffix == ".json", f"{cut} of {len(whole)} bytes were taken for a whole file"
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.data())
+def test_flipped_bytes(kind: str, seed: st.DataObject, tmp_path: Path) -> None:
+    path, file = tmp_path / "model", tmp_path / "whole"
+    if not file.exists():
+        path, target = written(tmp_path, kind)
+        file.write_bytes(target.read_bytes())
+        (tmp_path / "target").write_text(str(target))
+    target, whole = Path((tmp_path / "target").read_text()), bytearray(file.read_bytes())
+    header = KINDS[kind] or len(whole)
+    for _ in range(seed.draw(st.integers(1, 4))):
+        whole[seed.draw(st.integers(0, min(header, len(whole)) - 1))] = seed.draw(st.integers(0, 255))
+    target.write_bytes(whole)
+    attempt(path, len(whole))
+
+
+BIG = (2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
+
+
+def test_length_fields_that_grow(kind: str, tmp_path: Path) -> None:
+    """Every aligned group of 4 and of 8 bytes in a header, and every number of a text, becomes an enormous one."""
+    path, file = written(tmp_path, kind)
+    whole = file.read_bytes()
+    if file.suffix == ".json":
+        told = json.loads(whole)
+        for key in told:
+            for value in (*BIG[1::4], -1, 1e300, float("inf"), "9" * 5000, [], {}, True, None):
+                file.write_text(json.dumps(told | {key: value}))
+                attempt(path, len(whole))
+        return
+    header = min(KINDS[kind] or 100_000, len(whole))
+    places = np.linspace(0, header - 8, min(header - 7, 30)).astype(int)
+    for place in places:
+        for value in BIG[1::3]:
+            length, packed = (4, struct.pack("<I", value)) if value < 2**32 else (8, struct.pack("<Q", value))
+            file.write_bytes(whole[:place] + packed + whole[place + length :])
+            attempt(path, len(whole))
+
+
+def test_a_safetensors_header_of_gigabytes(tmp_path: Path) -> None:
+    path, file = written(tmp_path, "huggingface model.safetensors")
+    whole = file.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    told = json.loads(whole[8 : 8 + size])
+    for change in (
+        {"shape": [2**31, 2**31]},
+        {"shape": [2**40], "data_offsets": [0, 2**42]},
+        {"data_offsets": [0, 2**62]},
+        {"data_offsets": [-4, 0]},
+    ):
+        encoded = json.dumps(told | {"model.norm.weight": told["model.norm.weight"] | change}).encode()
+        file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + whole[8 + size :])
+        assert not attempt(path, len(whole))
+
+
+def test_the_limit_holds() -> None:
+    """Else the tests above could not fail."""
+    with limited(2 * 1000 + SLACK), pytest.raises(MemoryError):
+        bytearray(2**30)
+    with limited(2 * 1000 + SLACK), pytest.raises(RuntimeError, match="memory"):
+        torch.zeros(2**28)
+
+
+def test_the_kinds_are_opened_whole(kind: str, tmp_path: Path) -> None:
+    path, file = written(tmp_path, kind)
+    before = file.read_bytes()
+    assert attempt(path, len(before))
+    assert file.read_bytes() == before

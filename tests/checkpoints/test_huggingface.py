@@ -1,0 +1,278 @@
+"""Folders of transformers, written by it and by us; and what is no Llama is refused by name."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from llucid.checkpoints import Model, describe, huggingface, load, save
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.llama import llama
+from llucid.weights import initialise, leaves
+from tests.checkpoints.models import model_of, same
+from tests.configs import CONFIGS
+
+FAR = [0, 1, 2, 3, 500, 8191, 8192, 20_000]
+"""Positions at which the scaling of RoPE shows."""
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def config(request: pytest.FixtureRequest) -> Config:
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole model, to be damaged."""
+    save(model_of(CONFIGS["one for two"]), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def retell(folder: Path, **changes: Any) -> None:
+    """Changes keys of config.json; ... takes one away."""
+    file = folder / "config.json"
+    told = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in told.items() if value is not ...}))
+
+
+def test_transformers_opens_what_we_write(config: Config, tmp_path: Path) -> None:
+    model = model_of(config)
+    save(model, tmp_path / "model")
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", output_loading_info=True, attn_implementation="eager"
+    )
+    assert not any(report.values()), report
+    tokens = torch.randint(config.vocab_size, (2, len(FAR)), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens, position_ids=torch.tensor(FAR).expand(2, -1)).logits
+    found = llama(tokens, model.weights, config, positions=torch.tensor(FAR))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "model")("0123").input_ids == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("shard", ["1GB", "20KB"])
+def test_we_open_what_transformers_writes(config: Config, shard: str, tmp_path: Path) -> None:
+    model = model_of(config)
+    save(model, tmp_path / "ours")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    model.tokenizer.save(tmp_path / "theirs")
+    files = list((tmp_path / "theirs").glob("*.safetensors"))
+    assert len(files) == 1 if shard == "1GB" else len(files) > 1
+    found = load(tmp_path / "theirs", device="cpu")
+    assert found.config == config
+    assert same(found.weights, model.weights)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_older_folders_of_pickles(sharded: bool, folder: Path) -> None:
+    """Two files and an index, or one; prefixes of torch.compile; angles that old versions saved."""
+    expected = load(folder, device="cpu").weights
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    state = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    state["_orig_mod.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    if sharded:
+        names = sorted(state)
+        halves = {"pytorch_model-00001-of-00002.bin": names[:9], "pytorch_model-00002-of-00002.bin": names[9:]}
+        for file, half in halves.items():
+            torch.save({name: state[name] for name in half}, folder / file)
+        places = {name: file for file, half in halves.items() for name in half}
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    else:
+        torch.save(state, folder / "pytorch_model.bin")
+    assert same(load(folder, device="cpu").weights, expected)
+    assert describe(folder)["dtype"] == "float32"
+
+
+SCALED = {
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(rope_scaling=SCALED | {"rope_type": "llama3"}, rope_theta=5e5, rope_parameters=...),
+        dict(rope_scaling=SCALED | {"type": "llama3"}, rope_theta=500000, rope_parameters=...),
+        dict(rope_scaling=None, rope_parameters=SCALED | {"rope_type": "llama3", "rope_theta": 5e5}, rope_theta=...),
+        dict(
+            rope_parameters=SCALED | {"rope_type": "llama3", "rope_theta": 5e5},
+            head_dim=None,
+            attention_bias=None,
+            torch_dtype=...,
+            dtype=...,
+        ),
+    ],
+)
+def test_the_spellings_of_one_config(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = replace(CONFIGS["scaling of Llama 3.2, tied"], head_dim=8)
+    save(model_of(config), tmp_path / "model")
+    retell(tmp_path / "model", **changes)
+    assert huggingface.read_config(tmp_path / "model") == config
+
+
+def test_defaults_of_transformers(folder: Path) -> None:
+    retell(folder, rope_parameters=None, rope_scaling=None, rope_theta=..., num_key_value_heads=None, head_dim=...)
+    retell(folder, tie_word_embeddings=..., rms_norm_eps=..., max_position_embeddings=..., mlp_bias=...)
+    found = huggingface.read_config(folder)
+    theirs = transformers.LlamaConfig()
+    assert (found.rope_theta, found.norm_eps, found.context) == (10_000.0, theirs.rms_norm_eps, 2048)
+    assert theirs.max_position_embeddings == 2048
+    assert (found.kv_heads, found.head_dim, found.tied_embeddings) == (4, 8, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(model_type="mistral", sliding_window=4096), 'model_type "mistral", sliding_window 4096'),
+        (dict(architectures=["MistralForCausalLM"], model_type=...), '["MistralForCausalLM"]'),
+        (dict(model_type="qwen2"), 'model_type "qwen2"'),
+        (dict(attention_bias=True), "attention_bias true"),
+        (dict(mlp_bias=True), "mlp_bias true"),
+        (dict(hidden_act="gelu"), 'hidden_act "gelu"'),
+        (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
+        (dict(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters=...), 'type "linear"'),
+        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}, rope_parameters=...), 'type "yarn"'),
+        (dict(rope_parameters={"rope_type": "llama3"}), "factor should be a number"),
+        (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
+        (dict(hidden_size="64"), 'hidden_size should be a whole number and is "64"'),
+        (dict(hidden_size=...), "hidden_size should be a whole number and is null"),
+        (dict(num_attention_heads=0), "heads=0"),
+        (dict(num_key_value_heads=3), "not divisible by kv_heads=3"),
+        (dict(rms_norm_eps=float("nan")), "rms_norm_eps should be a number"),
+        (dict(rms_norm_eps=10**400), "rms_norm_eps should be a number"),
+        (dict(num_hidden_layers=10**12), "10\\d+ layers are promised"),
+    ],
+)
+def test_what_is_no_llama_is_refused_by_name(changes: dict[str, Any], said: str, folder: Path) -> None:
+    retell(folder, **changes)
+    with pytest.raises(LlucidError, match=said if "\\" in said else re.escape(said)) as caught:
+        load(folder, device="cpu")
+    assert str(folder) in str(caught.value)
+
+
+OUTPUT, NORM = "lm_head.weight", "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda t: t.pop(NORM), "model.norm.weight is missing; expected a tensor of shape [32]"),
+        (lambda t: t.pop(OUTPUT), "lm_head.weight is missing; expected a tensor of shape [50, 32]"),
+        (
+            lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[NORM] * 1}),
+            "model.layers.2.mlp.up_proj.weight [32] is no",
+        ),
+        (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[NORM] * 1}), "q_proj.bias [32] is no tensor"),
+        (lambda t: t.update({NORM: t[NORM][1:].clone()}), "model.norm.weight has shape [31]; expected [32]"),
+        (
+            lambda t: t.update({OUTPUT: t[OUTPUT].T.contiguous()}),
+            "lm_head.weight has shape [32, 50]; expected [50, 32]",
+        ),
+        (lambda t: t.update({NORM: t[NORM].int()}), "model.norm.weight is I32; expected one of float64"),
+        (lambda t: t.update({NORM: t[NORM].to(torch.float8_e5m2)}), "model.norm.weight is F8_E5M2; expected"),
+    ],
+)
+def test_strict_both_ways(damage: Any, said: str, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        load(folder, device="cpu")
+
+
+def test_an_output_beside_a_tied_embedding_must_equal_it(tmp_path: Path) -> None:
+    model = model_of(CONFIGS["one for all, tied"])
+    save(model, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[OUTPUT] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, file)
+    assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
+    tensors[OUTPUT][3, 3] += 1
+    save_file(tensors, file)
+    with pytest.raises(LlucidError, match=r"lm_head\.weight differs"):
+        load(tmp_path / "model", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("places", "said"),
+    [
+        ({NORM: "../model.safetensors"}, "there is no such file beside"),
+        ({NORM: "/etc/passwd"}, "there is no such file beside"),
+        ({NORM: "part-2.safetensors"}, "there is no such file beside"),
+        ({NORM: 3}, "weight_map should say"),
+        (["part-1.safetensors"], "weight_map should say"),
+        (None, "weight_map should say"),
+    ],
+)
+def test_an_index_leads_nowhere_else(places: Any, said: str, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "part-1.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(LlucidError, match=said):
+        load(folder, device="cpu")
+
+
+def test_a_model_of_several_dtypes_gets_that_of_its_embedding(tmp_path: Path) -> None:
+    model = model_of(CONFIGS["one for two"], dtype=torch.bfloat16)
+    mixed = model.weights._replace(norm=model.weights.norm.float())
+    save(Model(model.config, mixed, model.tokenizer), tmp_path / "model")
+    assert {leaf.dtype for leaf in leaves(load(tmp_path / "model", device="cpu").weights)} == {torch.bfloat16}
+
+
+def test_messages_for_paths_that_are_no_model(folder: Path) -> None:
+    (folder.parent / "text.txt").write_text("To be, or not to be, that is the question: whether")
+    (folder.parent / "empty").mkdir()
+    for path, said in (
+        (folder.parent / "nothing", "there is no such file or folder"),
+        (folder.parent / "text.txt", "not a model"),
+        (folder.parent / "empty", "not a model"),
+        (folder / "model.safetensors", "give the folder it is in"),
+    ):
+        with pytest.raises(LlucidError, match=said):
+            load(path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(LlucidError, match=r"there is a config\.json but no weights"):
+        load(folder)
+
+
+def test_a_repository_is_fetched_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def fetch(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name != "org/llama-1.5":
+            raise ConnectionError("no route to host\nand more")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert same(load("org/llama-1.5").weights, load(folder).weights)
+    assert asked == [("org/llama-1.5", ["*.json", "*.safetensors", "*.model", "*.jinja"])]
+    with pytest.raises(LlucidError, match=r"^org/other: .* no repository .* \(no route to host\)$"):
+        load("org/other")
+    with pytest.raises(LlucidError, match="there is no such file or folder; train"):
+        load("a/b/c")
+    assert len(asked) == 2
+
+
+def test_initialised_weights_keep_their_gradients_to_themselves(tmp_path: Path) -> None:
+    """What training saves requires gradients; what is saved does not."""
+    config = CONFIGS["one for two"]
+    weights = initialise(config)
+    for leaf in leaves(weights):
+        leaf.requires_grad_()
+    for format, out in (("huggingface", "hf"), ("meta", "meta")):
+        save(Model(config, weights, model_of(config).tokenizer), tmp_path / out, format)
+        assert not any(leaf.requires_grad for leaf in leaves(load(tmp_path / out).weights))

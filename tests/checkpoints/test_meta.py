@@ -1,0 +1,253 @@
+"""Meta's folders: shards of both kinds, what params.json says and does not say, and pickles that would run code."""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from llucid.checkpoints import convert, describe, load, meta, save
+from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
+from llucid.checkpoints.pickles import read_pickle
+from llucid.config import PRESETS, Config, RopeScaling
+from llucid.errors import LlucidError
+from llucid.llama import llama
+from tests.checkpoints.models import model_of, same, write_shards
+from tests.configs import CONFIGS
+
+# Every matrix can be cut into eight.
+SMALL = Config(dim=64, layers=2, heads=8, kv_heads=8, head_dim=8, ffn_dim=96, vocab_size=48, context=4096)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "model", model_of(SMALL), 2, 0)
+    return tmp_path / "model"
+
+
+def retell(folder: Path, **changes: Any) -> None:
+    file = folder / "params.json"
+    told = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in told.items() if value is not ...}))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("axis", [0, 1], ids=["embedding by vocabulary (Llama 3)", "by width (Llama 1 and 2)"])
+def test_shards_are_put_together(count: int, axis: int, tmp_path: Path) -> None:
+    model = model_of(SMALL)
+    write_shards(tmp_path / "model", model, count, axis)
+    found = load(tmp_path / "model", device="cpu")
+    assert found.config == SMALL
+    assert same(found.weights, model.weights)
+    assert describe(tmp_path / "model")["bytes"] == (
+        f"{sum(file.stat().st_size for file in (tmp_path / 'model').glob('*.pth')):,}"
+    )
+
+
+def test_query_and_key_are_the_same_model_in_both_orders(tmp_path: Path) -> None:
+    """One model as Meta and as Hugging Face: equal logits, and per head rows 0, 2, 4, … and then 1, 3, 5, …"""
+    config = replace(CONFIGS["one for two"], context=2048)
+    save(model_of(config), tmp_path / "meta", "meta")
+    convert(tmp_path / "meta", tmp_path / "hf", "huggingface")
+    one, two = load(tmp_path / "meta", device="cpu"), load(tmp_path / "hf", device="cpu")
+    tokens = torch.arange(48).reshape(1, -1)
+    assert torch.equal(llama(tokens, one.weights, config), llama(tokens, two.weights, config))
+
+    pairs = torch.load(tmp_path / "meta" / "consolidated.00.pth", weights_only=True)
+    halves = read_entries(tmp_path / "hf")
+    row = [0, 2, 4, 6, 1, 3, 5, 7]
+    for name, foreign, heads in (("wq", "q_proj", 4), ("wk", "k_proj", 2)):
+        theirs = halves[f"model.layers.1.self_attn.{foreign}.weight"].read()
+        ours = pairs[f"layers.1.attention.{name}.weight"]
+        order = [8 * head + place for head in range(heads) for place in row]
+        assert torch.equal(theirs, ours[order])
+        assert torch.equal(halves_from_pairs(ours, heads), theirs)
+        assert torch.equal(pairs_from_halves(theirs, heads), ours)
+    assert torch.equal(halves["model.layers.1.self_attn.v_proj.weight"].read(), pairs["layers.1.attention.wv.weight"])
+
+
+def test_our_folder_is_what_torch_reads(tmp_path: Path) -> None:
+    """By torch.load without a map too, numbers at multiples of 64, and a sound zip archive."""
+    model = model_of(replace(SMALL, tied_embeddings=True), dtype=torch.bfloat16)
+    save(model, tmp_path / "model", "meta")
+    file = tmp_path / "model" / "consolidated.00.pth"
+    state = torch.load(file, weights_only=True)
+    assert torch.equal(state["tok_embeddings.weight"], model.weights.embedding)
+    assert state["output.weight"].data_ptr() == state["tok_embeddings.weight"].data_ptr()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in torch.load(file, weights_only=True, mmap=True).values())
+    assert zipfile.ZipFile(file).testzip() is None
+    assert file.stat().st_size < 2 * model.config.parameters + 12_000  # the tied matrix is there once
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"), [("absent", True), ("equal", True), ("a copy", True), ("differs late", False)]
+)
+def test_tied_is_absent_or_equal(output: str, expected: bool, tmp_path: Path) -> None:
+    write_shards(tmp_path / "model", model_of(SMALL), 1, 0)
+    file = tmp_path / "model" / "consolidated.00.pth"
+    state = torch.load(file, weights_only=True)
+    embedding = state["tok_embeddings.weight"]
+    state["output.weight"] = embedding if output == "equal" else embedding.clone()
+    state["output.weight"][-1, -1] += output == "differs late"
+    if output == "absent":
+        del state["output.weight"]
+    torch.save(state, file)
+    found = load(tmp_path / "model", device="cpu")
+    assert found.config.tied_embeddings == expected == (found.weights.output is None)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        (dict(norm_eps=1e-6), dict(norm_eps=1e-6, context=2048)),
+        (dict(), dict(context=4096)),
+        (dict(rope_theta=5e5), dict(rope_theta=5e5, context=8192)),
+        (dict(rope_theta=500000, use_scaled_rope=False), dict(rope_theta=5e5, context=8192)),
+        (dict(rope_theta=1e6), dict(rope_theta=1e6, context=16384)),
+        (dict(rope_theta=5e5, use_scaled_rope=True), dict(rope_theta=5e5, rope_scaling=RopeScaling(), context=131072)),
+        (
+            dict(rope_theta=5e5, use_scaled_rope=True, rope_scaling_factor=32),
+            dict(rope_theta=5e5, rope_scaling=RopeScaling(factor=32.0), context=131072),
+        ),
+        (dict(n_kv_heads=..., vocab_size=48), dict(context=4096)),
+        (dict(max_seq_len=512, max_batch_size=1), dict(context=512)),
+        (dict(multiple_of=4096, ffn_dim_multiplier=1.3), dict()),  # the tensors decide
+    ],
+)
+def test_what_params_say_and_do_not_say(params: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
+    retell(folder, **params)
+    assert meta.read_config(folder) == replace(SMALL, **expected)
+
+
+def metas_ffn_dim(told: dict[str, Any]) -> int:
+    """The width that Meta's code computes (llama-models, models/llama3/model.py, class FeedForward)."""
+    hidden = int(2 * 4 * told["dim"] / 3)
+    if told.get("ffn_dim_multiplier") is not None:
+        hidden = int(told["ffn_dim_multiplier"] * hidden)
+    multiple = told["multiple_of"]
+    return multiple * ((hidden + multiple - 1) // multiple)
+
+
+def test_metas_code_finds_the_width_of_the_feed_forward() -> None:
+    widths = [(config.dim, config.ffn_dim) for config, _ in PRESETS.values()]
+    for dim, ffn in [*widths, *((dim, ffn) for dim in (32, 34, 100) for ffn in range(1, 400))]:
+        assert metas_ffn_dim({"dim": dim, **meta.ffn_recipe(dim, ffn)}) == ffn
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda s: s.pop("norm.weight"), "norm.weight is in consolidated"),
+        (lambda s: s.update({"norm.weight": s["norm.weight"][1:]}), "shards of norm.weight differ"),
+        (lambda s: s.update({"norm.weight": s["norm.weight"].half()}), "shards of norm.weight differ"),
+        (lambda s: s.update({"norm.weight": 3}), "expected a dictionary of tensors"),
+        (lambda s: s.clear(), "is in consolidated"),
+    ],
+)
+def test_strict_about_one_shard(damage: Any, said: str, folder: Path) -> None:
+    state = torch.load(folder / "consolidated.01.pth", weights_only=True)
+    damage(state)
+    torch.save(state, folder / "consolidated.01.pth")
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (
+            lambda s: s.pop("layers.1.attention.wo.weight"),
+            "layers.1.attention.wo.weight is missing; expected a tensor of",
+        ),
+        (lambda s: s.pop("tok_embeddings.weight"), "tok_embeddings.weight is missing"),
+        (
+            lambda s: s.update({"layers.2.ffn_norm.weight": s["norm.weight"]}),
+            "layers.2.ffn_norm.weight [64] is no tensor",
+        ),
+        (lambda s: s.update({"norm.weight": torch.ones(63)}), "norm.weight has shape [63]; expected [64]"),
+        (lambda s: s.update({"norm.weight": torch.ones(64).int()}), "norm.weight is int32; expected one of"),
+        (lambda s: s.update({"norm.weight": torch.ones(1).expand(64 * 10**6)}), "claim to be larger than the file"),
+    ],
+)
+def test_strict_about_tensors(damage: Any, said: str, tmp_path: Path) -> None:
+    write_shards(tmp_path / "model", model_of(SMALL), 1, 0)
+    file = tmp_path / "model" / "consolidated.00.pth"
+    state = torch.load(file, weights_only=True)
+    damage(state)
+    torch.save(state, file)
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(vocab_size=49), "vocab_size is 49, but tok_embeddings.weight has 48 rows"),
+        (dict(dim=63), "not divisible by heads=8"),
+        (dict(n_layers=3), "layers.2.attention_norm.weight is missing"),
+        (dict(n_layers=1), "is no tensor of the Llama"),
+        (dict(n_layers=10**12), "layers are promised"),
+        (dict(n_heads=0), "heads=0"),
+        (dict(sliding_window=4096), "sliding_window is no number"),
+        (dict(quantization_args={"scheme": "int4"}), "quantization_args is no number"),
+        (dict(norm_eps=None), "norm_eps should be a number and is null"),
+    ],
+)
+def test_params_that_cannot_be(changes: dict[str, Any], said: str, folder: Path) -> None:
+    retell(folder, **changes)
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        load(folder)
+
+
+def test_a_missing_shard_is_named(folder: Path) -> None:
+    (folder / "consolidated.00.pth").unlink()
+    with pytest.raises(LlucidError, match=r"consolidated\.00\.pth is missing"):
+        load(folder)
+    (folder / "consolidated.01.pth").unlink()
+    with pytest.raises(LlucidError, match=r"no consolidated\.00\.pth"):
+        load(folder)
+
+
+class Malicious:
+    """Unpickled by Python's own unpickler, this makes a file."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda mark: Malicious(os.system, f"touch {mark}"), "system"),
+        (lambda mark: Malicious(eval, f"open({str(mark)!r}, 'w')"), "builtin"),
+        (lambda mark: Malicious(bytearray, 10**12), "bytearray"),
+        (lambda mark: Malicious(torch.UntypedStorage, 10**12), "UntypedStorage"),
+    ],
+)
+def test_a_pickle_runs_nothing(make: Any, name: str, folder: Path) -> None:
+    mark, file = folder.parent / "executed", folder / "consolidated.00.pth"
+    torch.save({"norm.weight": make(mark)}, file)
+    with pytest.raises(LlucidError, match=f"refused, because opening it would call .*{name}"):
+        load(folder)
+    file.write_bytes(pickle.dumps(make(mark)))
+    with pytest.raises(LlucidError, match="not a file of PyTorch's since version"):
+        read_pickle(file)
+    assert not mark.exists()
+
+
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
+    """A few kilobytes could unfold to gigabytes."""
+    file = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10**7))
+    with pytest.raises(LlucidError, match="compressed"):
+        read_pickle(file)

@@ -1,0 +1,216 @@
+"""What is written is what is read, in every format; and what a format cannot hold is refused by name."""
+
+import math
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llucid.checkpoints import Model, convert, describe, llama2c, load, save
+from llucid.checkpoints.model import Progress
+from llucid.config import Config, RopeScaling
+from llucid.errors import LlucidError
+from llucid.weights import tree_map
+from tests.checkpoints.models import model_of, same
+from tests.configs import CONFIGS
+
+# What llama2.c and Meta's params.json have no word for.
+PLAIN = dict(norm_eps=1e-5, rope_theta=10_000.0, rope_scaling=None)
+TARGETS = [("huggingface", None), ("meta", None), ("llama2c", 0), ("llama2c", 1), ("llama2c", 2)]
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def config(request: pytest.FixtureRequest) -> Config:
+    return request.param
+
+
+def fitting(config: Config, format: str) -> Config:
+    """The config with what this format cannot hold left out."""
+    changes = {} if format == "huggingface" else dict(head_dim=config.dim // config.heads)
+    return replace(config, **changes | (PLAIN if format == "llama2c" else {}))
+
+
+def told(config: Config, format: str) -> Config:
+    """The config but for the context, which Meta's format does not have."""
+    return replace(config, context=1) if format == "meta" else config
+
+
+@pytest.mark.parametrize(("format", "version"), TARGETS)
+def test_to_and_from_is_the_same_bit_for_bit(config: Config, format: str, version: int | None, tmp_path: Path) -> None:
+    model = model_of(fitting(config, format))
+    save(model, tmp_path / "one", format, version=version)
+    once = load(tmp_path / "one", device="cpu")
+    assert told(once.config, format) == told(model.config, format)
+    assert version == 2 or same(once.weights, model.weights)
+    assert once.tokenizer.encode("0123AB") == model.tokenizer.encode("0123AB")
+
+    (tmp_path / "again").mkdir()
+    save(once, tmp_path / "again" / "one", format, version=version)
+    files = [tmp_path / "one"] if version is not None else sorted(file for file in (tmp_path / "one").iterdir())
+    for file in files:
+        assert (tmp_path / "again" / file.relative_to(tmp_path)).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("format", ["huggingface", "meta"])
+def test_dtypes_stay_and_change(format: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = model_of(fitting(CONFIGS["one for two"], format), dtype=dtype)
+    save(model, tmp_path / "own", format)
+    assert same(load(tmp_path / "own", device="cpu").weights, model.weights)
+    assert same(load(tmp_path / "own", dtype="float32").weights, tree_map(torch.Tensor.float, model.weights))
+    save(model, tmp_path / "half", format, dtype="float16")
+    assert same(load(tmp_path / "half", device="cpu").weights, tree_map(torch.Tensor.half, model.weights))
+
+
+def test_loading_does_not_change_the_file(tmp_path: Path) -> None:
+    """Rows of query and key are put in order where they are mapped: privately."""
+    for format in ("huggingface", "meta", "llama2c"):
+        save(model_of(fitting(CONFIGS["one for two"], format)), tmp_path / format / "model", format)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    before = {file: file.read_bytes() for file in files}
+    for format in ("huggingface", "meta", "llama2c"):
+        weights = load(tmp_path / format / "model", device="cpu").weights
+        tree_map(lambda leaf: leaf.zero_(), weights)
+    assert before == {file: file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("source", TARGETS[:4])
+@pytest.mark.parametrize("target", TARGETS)
+def test_convert_any_to_any(source: tuple[str, int | None], target: tuple[str, int | None], tmp_path: Path) -> None:
+    model = model_of(fitting(CONFIGS["one for all, tied"], "llama2c"))
+    steps: list[tuple[int, int]] = []
+    save(model, tmp_path / "from" / "a", source[0], version=source[1])
+    guessed = convert(
+        tmp_path / "from" / "a",
+        tmp_path / "to" / "b",
+        target[0],
+        version=target[1],
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert guessed.keys() <= {"context"}
+    found = load(tmp_path / "to" / "b", device="cpu")
+    assert target[1] == 2 or same(found.weights, model.weights)
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1][0] <= steps[-1][1] == steps[0][1]
+    assert not [file for file in tmp_path.rglob("*") if "partial" in file.name]
+
+
+def test_convert_says_what_is_lost_and_refuses_what_is_there(tmp_path: Path) -> None:
+    save(model_of(CONFIGS["one for two"]), tmp_path / "hf")
+    assert convert(tmp_path / "hf", tmp_path / "meta", "meta") == {"context": (64, 2048)}
+    with pytest.raises(LlucidError, match="something is there already"):
+        convert(tmp_path / "hf", tmp_path / "meta", "huggingface")
+    with pytest.raises(LlucidError, match="is not known; expected one of: huggingface, meta, llama2c"):
+        convert(tmp_path / "hf", tmp_path / "out", "onnx")
+
+
+TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, vocab_size=50, context=64)
+
+
+@pytest.mark.parametrize(
+    ("format", "change", "said"),
+    [
+        ("llama2c", dict(rope_theta=5e5), "rope_theta=500000"),
+        ("llama2c", dict(rope_scaling=RopeScaling()), "rope_scaling="),
+        ("llama2c", dict(head_dim=12), "head_dim=12"),
+        ("llama2c", dict(norm_eps=1e-6), "norm_eps=1e-06"),
+        ("meta", dict(head_dim=12), "head_dim: 12"),
+        ("meta", dict(rope_scaling=RopeScaling(original_context=4096)), "original_context=4096"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused_by_name(
+    format: str, change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(LlucidError, match=said):
+        save(model_of(replace(TINY, **change)), tmp_path / "out", format)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "said"),
+    [
+        ("llama2c", dict(version=3), "--version 3"),
+        ("llama2c", dict(dtype="float16"), "--dtype float16"),
+        ("huggingface", dict(version=1), "only llama2c"),
+        ("meta", dict(dtype="int8"), "--dtype int8"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(format: str, options: dict[str, object], said: str, tmp_path: Path) -> None:
+    with pytest.raises(LlucidError, match=said):
+        save(model_of(TINY), tmp_path / "out", format, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_models_tokenizer_is_not_overwritten(tmp_path: Path) -> None:
+    save(model_of(TINY), tmp_path / "a.bin", "llama2c")
+    save(model_of(TINY, seed=1), tmp_path / "b.bin", "llama2c")
+    kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(LlucidError, match="belongs to another model"):
+        save(model_of(replace(TINY, vocab_size=49)), tmp_path / "c.bin", "llama2c")
+    assert kept == {file: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        if done > total / 2:
+            raise OSError(28, "No space left on device")
+
+    for format, out in (("huggingface", "hf"), ("meta", "meta"), ("llama2c", "model.bin")):
+        with pytest.raises(OSError, match="No space"):
+            save(model_of(TINY), tmp_path / format / out, format, progress=fail)
+        left = [file.name for file in (tmp_path / format).iterdir()]
+        assert set(left) <= {"tokenizer.json", "tokenizer_config.json", "tokenizer.bin"}
+
+
+def test_describe_answers_from_headers(tmp_path: Path) -> None:
+    for format, version in TARGETS:
+        config = fitting(CONFIGS["one for all, tied"], format)
+        out = tmp_path / f"{format}{version}" / "model"
+        save(model_of(config, dtype=torch.bfloat16), out, format, version=version)
+        facts = describe(out)
+        assert facts["format"] == format
+        assert facts["parameters"] == f"{config.parameters:,}"
+        assert facts["dtype"] == {None: "bfloat16", 2: "float32, int8 in groups of 8"}.get(version, "float32")
+        assert facts["tied"] == "the embedding is the output matrix"
+        assert facts["tokenizer"] == "Characters, 50 ids"
+        for item in fields(config):
+            assert item.name == "context" or facts[item.name] == str(getattr(config, item.name))
+    for file in (tmp_path / "llama2c0").glob("tokenizer*"):
+        file.unlink()
+    assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
+
+
+@pytest.mark.parametrize("group", [1, 4, 64])
+def test_quantising_is_llama2cs_and_changes_nothing_twice(group: int) -> None:
+    """The export of llama2.c, written out: scale = max|w|/127, then round half to even."""
+    matrix = torch.randn(512, 192, generator=torch.Generator().manual_seed(0))
+    matrix[0] = 0
+    small, scale = llama2c.quantise(matrix, group)
+    groups = matrix.view(-1, group)
+    assert torch.equal(scale, groups.abs().max(1).values / 127)
+    nonzero = scale > 0
+    assert torch.equal(small[nonzero], torch.round(groups / scale[:, None]).to(torch.int8)[nonzero])
+    assert not small[~nonzero].any()
+    opened = small.float() * scale[:, None]
+    assert (opened - groups).abs().max() <= scale.max() * (0.5 + 1e-4)
+    again = llama2c.quantise(opened.view(matrix.shape), group)
+    assert torch.equal(again[0].float() * again[1][:, None], opened)
+
+
+def test_the_group_divides_the_rows_of_every_matrix(tmp_path: Path) -> None:
+    """runq.c counts whole groups in a row of dim and in one of ffn_dim."""
+    for dim, ffn, group in ((64, 192, 64), (64, 172, 4), (32, 56, 8)):
+        config = replace(TINY, dim=dim, head_dim=dim // 4, ffn_dim=ffn)
+        save(model_of(config), tmp_path / f"{ffn}.bin", "llama2c", version=2)
+        assert llama2c.checked_head(tmp_path / f"{ffn}.bin").group == group == math.gcd(64, dim, ffn)
+
+
+def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
+    """Progress is told between tensors: after the first, the file is not yet half written."""
+    model: Model = model_of(replace(TINY, layers=6))
+    for format in ("huggingface", "meta", "llama2c"):
+        steps: list[int] = []
+        watch: Progress = lambda done, total, steps=steps: steps.append(done)  # noqa: E731
+        save(model, tmp_path / format / "out", format, progress=watch)
+        assert len(steps) == 6 * 9 + 3

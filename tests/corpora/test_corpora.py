@@ -1,0 +1,137 @@
+"""Text and tokens: nothing is lost, nothing is read twice, and everything is the same each time."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llucid.corpora import Corpus, open_corpus
+from llucid.corpora import tokens as rooms
+from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
+from llucid.errors import LlucidError
+from llucid.tokenizers.tokenizer_json import train_bpe
+
+
+def corpus_of(folder: Path, *texts: str) -> Corpus:
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_bytes(text.encode())
+    return open_corpus([str(folder)])
+
+
+@pytest.mark.parametrize("texts", [("abc" * 30,), ("é漢😀x" * 25,), ("", "漢", "😀" * 9, "a\r\nb", "é" * 7)], ids=str)
+def test_splits_part_the_text_and_lose_nothing(tmp_path: Path, texts: tuple[str, ...]) -> None:
+    corpus = corpus_of(tmp_path, *texts)
+    train, validation = ("".join(corpus.text(split)) for split in ("train", "validation"))
+    assert train + validation == "".join(texts)
+    border = int(0.9 * corpus.size())
+    assert border <= len(train.encode()) < border + 4  # at most the rest of a character more
+
+
+def test_shakespeare_is_split_as_nanogpt_splits_it(data: Path) -> None:
+    text = (data / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    corpus = open_corpus(["shakespeare"])
+    assert "".join(corpus.text("train")) == text[: int(0.9 * len(text))]
+    assert "".join(corpus.text("validation")) == text[int(0.9 * len(text)) :]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_tokenising_in_chunks_equals_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    text = "One day, it rained.\n\n  Two geese\r\n\r\nsaid: 😀!\n" * 9
+    (tmp_path / "text").mkdir()
+    corpus = corpus_of(tmp_path / "text", text)
+    for tokenizer in (make_tokenizer("characters", corpus), train_bpe([text], 300)):
+        for split in ("train", "validation"):
+            tokens = tokenise(corpus, tokenizer, split)
+            ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
+            assert ids == tokenizer.encode("".join(corpus.text(split)))
+
+
+def test_tokens_are_made_once_and_anew_for_another_text(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, "abcabc" * 20)
+    tokenizer = make_tokenizer("characters", corpus)
+    heard: list[int] = []
+    first = tokenise(corpus, tokenizer, "train", heard.append)
+    assert sum(heard) == 108
+    assert tokenise(corpus, tokenizer, "train", lambda _: pytest.fail("made again")) == first
+    (tmp_path / "0.txt").write_text("cbacba" * 20)
+    assert tokenise(corpus, tokenizer, "train").file != first.file
+
+
+def test_a_large_vocabulary_is_not_cut_to_sixteen_bits(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, "".join(map(chr, range(0x10000, 0x10000 + 70_000))))
+    tokens = tokenise(corpus, make_tokenizer("characters", corpus), "validation")
+    assert tokens.dtype == "uint32"
+    assert tokens.read(np.array([tokens.length - 1]), 1).item() == 69_999
+
+
+def counting(length: int, folder: Path) -> Tokens:
+    file = folder / "counting"
+    np.arange(length).astype("uint16").tofile(file)
+    return Tokens(file, "uint16", length)
+
+
+def test_batches_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
+    tokens = counting(1000, tmp_path)
+    inputs, targets = training_batch(tokens, 8, 16, seed=3, step=5)
+    assert torch.equal(targets, inputs + 1)
+    assert torch.equal(inputs[:, 1:], inputs[:, :-1] + 1)
+    again = training_batch(tokens, 8, 16, seed=3, step=5)
+    assert torch.equal(again[0], inputs)
+    for seed, step in ((3, 6), (4, 5)):
+        assert not torch.equal(training_batch(tokens, 8, 16, seed, step)[0], inputs)
+
+
+def test_batches_reach_both_ends(tmp_path: Path) -> None:
+    tokens = counting(20, tmp_path)
+    seen = torch.cat([training_batch(tokens, 64, 16, 0, step)[1] for step in range(4)])
+    assert (seen.min().item(), seen.max().item()) == (1, 19)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("length", [2, 9, 16, 17, 18, 33, 100, 2000])
+def test_every_token_but_the_first_is_evaluated_once(tmp_path: Path, length: int, overlap: bool) -> None:
+    tokens = counting(length, tmp_path)
+    seen: list[int] = []
+    for inputs, targets in validation_batches(tokens, 16, overlap):
+        counted = targets != -100
+        assert torch.equal(targets[counted], inputs[counted] + 1)
+        before = counted.int().argmax(1)  # tokens of text before the first that counts
+        assert ((before >= 8) | (inputs[:, 0] == 0)).all() if overlap else (before == 0).all()
+        seen += targets[counted].tolist()
+    assert sorted(seen) == list(range(1, length))
+
+
+def test_a_long_validation_split_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "EVALUATED", 320)
+    rows = [row.tolist() for inputs, _ in validation_batches(counting(10_000, tmp_path), 16) for row in inputs]
+    assert len(rows) == 20
+    assert (rows[0][0], rows[-1][-1]) == (0, 9998)
+    gaps = [after[0] - before[0] for before, after in itertools.pairwise(rows)]
+    assert max(gaps) - min(gaps) <= 16
+
+
+def test_what_is_no_corpus(tmp_path: Path) -> None:
+    with pytest.raises(LlucidError, match="no such file"):
+        open_corpus([str(tmp_path / "nothing")])
+    with pytest.raises(LlucidError, match="there is no text"):
+        open_corpus([str(tmp_path)])
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n" * 20)
+    with pytest.raises(LlucidError, match=r"image\.png: not a UTF-8 text file"):
+        list(open_corpus([str(tmp_path)]).text("train"))
+
+
+def test_shakespeare_without_file_or_network_says_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.delenv("LLUCID_DATA", raising=False)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
+    with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*--corpus fables"):
+        open_corpus(["shakespeare"])

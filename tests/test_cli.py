@@ -1,0 +1,195 @@
+"""The command line as a user meets it: what it prints, and what it says when it is given something wrong."""
+
+import json
+import math
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llucid
+from tests.training.test_run import TEXT, command, do
+
+PROMPT = "the goose "
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and a run in it."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "geese.txt").write_text(TEXT)
+    short = ["--model.context", "32", "--batch", "8", "--steps", "30", "--evaluations", "1"]
+    do("train", "--corpus", folder / "geese.txt", "--out", folder / "run", "--preset", "nano", *short)
+    return folder
+
+
+def test_generate_prints_text_and_nothing_else(made: Path) -> None:
+    greedy = ("generate", made / "run", PROMPT, "--max-tokens", 60, "--temperature", 0)
+    done = do(*greedy)
+    model = llucid.load(made / "run", device="cpu")
+    text = "".join(llucid.generate(model, PROMPT, max_tokens=60, temperature=0.0))
+    assert done.stdout == f"{PROMPT}{text}\n"
+    assert re.search(r"60 tokens in \d", done.stderr)
+    assert "oldest half" in done.stderr  # 70 tokens into a context of 32
+    assert do(*greedy).stdout == done.stdout
+
+
+def test_generate_several_at_once_with_a_seed(made: Path) -> None:
+    many = ("generate", made / "run", PROMPT, "--max-tokens", 12, "--num", 3, "--seed", 5)
+    texts = do(*many).stdout.split(f"\n{'-' * 40}\n")
+    assert len(texts) == 3
+    assert all(text.startswith(PROMPT) for text in texts)
+    assert do(*many).stdout.split(f"\n{'-' * 40}\n") == texts
+    assert do(*many[:-4], "--seed", 5).stdout.rstrip("\n") == texts[0].rstrip("\n")
+
+
+def test_generate_stops_before_a_stop_text(made: Path) -> None:
+    text = do("generate", made / "run", PROMPT, "--max-tokens", 200, "--seed", 1, "--stop", "e", "--stop", "zz").stdout
+    assert "e" not in text.removeprefix(PROMPT)
+
+
+def test_predict_shows_probabilities(made: Path) -> None:
+    told = json.loads(do("predict", made / "run", PROMPT, "--top-k", 4, "--json").stdout)
+    assert len(told) == 4
+    probabilities = [row["probability"] for row in told]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert 0 < sum(probabilities) <= 1
+    assert math.fsum(probabilities) < 1
+    table = do("predict", made / "run", PROMPT, "--top-k", 4).stdout
+    for row in told:
+        assert f"{100 * row['probability']:.2f} %" in table
+    assert "█" in table
+
+
+def test_predict_toy_shows_each_step() -> None:
+    said = do("predict", "--toy", "the brown fox", "--top-k", 3).stdout
+    for word in ("1 vocabulary", "2 ids", "3 logits", "4 softmax", "5 top-k", "the → ", "add up to 1.00"):
+        assert word in said
+    assert len(re.findall(r"\d+\.\d\d %", said)) == 3
+
+
+def test_info_tells_every_number(made: Path) -> None:
+    told = dict(re.split(r" {2,}", line) for line in do("info", made / "run").stdout.splitlines())
+    model = llucid.load(made / "run", device="cpu")
+    assert told["parameters"] == f"{model.config.parameters:,}"
+    assert told["bytes"] == f"{(made / 'run' / 'model.safetensors').stat().st_size:,}"
+    assert {name: told[name] for name in ("dim", "context", "rope_theta")} == {
+        "dim": "64",
+        "context": "32",
+        "rope_theta": "10000.0",
+    }
+    assert "22 ids" in told["tokenizer"] or f"{model.tokenizer.vocab_size} ids" in told["tokenizer"]
+
+
+def broken(made: Path, out: Path, change: str) -> Path:
+    """A copy of the run with something wrong with it."""
+    shutil.copytree(made / "run", out)
+    file = out / "model.safetensors"
+    whole = file.read_bytes()
+    if change == "truncated":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif change == "foreign":
+        header = json.dumps({"wings": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+        file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    elif change == "config":
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 3, "num_attention_heads": 4}))
+    return out
+
+
+TRAIN = ("train", "--steps", "1", "--preset", "nano", "--corpus")
+WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+    "no such model": (("generate", "{tmp}/none", "x"), "{tmp}/none: there is no such file or folder"),
+    "not a model": (("generate", "{made}", "x"), "{made}: not a"),
+    "no such corpus": ((*TRAIN, "{tmp}/none.txt"), "--corpus {tmp}/none.txt: no such file or folder"),
+    "empty corpus": ((*TRAIN, "{tmp}/empty.txt"), "--corpus {tmp}/empty.txt: there is no text in it"),
+    "short corpus": ((*TRAIN, "{tmp}/short.txt"), "split has 10 tokens and one context needs 66"),
+    "no text": ((*TRAIN, "{tmp}/binary"), "{tmp}/binary: not a UTF-8 text file"),
+    "unknown character": (("generate", "{made}/run", "the fïsh"), "'ï' cannot be encoded"),
+    "prompt too long": (("generate", "{made}/run", "the goose " * 9), "90 tokens"),
+    "impossible numbers": ((*TRAIN, "{made}/geese.txt", "--model.heads", "3"), "dim=64 is not divisible by heads=3"),
+    "impossible config": (("info", "{config}"), "heads=4 is not divisible by kv_heads=3"),
+    "truncated weights": (("generate", "{truncated}", "x"), "not a whole safetensors file"),
+    "foreign weights": (("generate", "{foreign}", "x"), "2 layers are promised, but there are only 1 tensors"),
+    "unwritable folder": ((*TRAIN, "{made}/geese.txt", "--out", "/proc/run"), "/proc"),
+    "out is taken": ((*TRAIN, "{made}/geese.txt", "--out", "{made}/run"), "something is there already"),
+    "resume of nothing": (("train", "--resume", "--out", "{tmp}/none"), "{tmp}/none"),
+    "resume of something else": (("train", "--resume", "--out", "{tmp}"), "not the settings of a training run"),
+    "resume with settings": (
+        ("train", "--resume", "--out", "{made}/run", "--steps", "9"),
+        "takes everything from the run",
+    ),
+    "resume without out": (("train", "--resume"), "--resume goes on with the run in --out"),
+    "unknown option": (("train", "--stepz", "3"), "--stepz"),
+    "no number": (("train", "--steps", "many"), "--steps"),
+    "unknown command": (("fly",), "fly"),
+    "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
+    "two lengths": (("train", "--steps", "3", "--minutes", "1"), "give one of them"),
+    "tokenizer": ((*TRAIN, "{made}/geese.txt", "--tokenizer", "bpe:x"), "as in bpe:1024"),
+    "small bpe": ((*TRAIN, "{made}/geese.txt", "--tokenizer", "bpe:9"), "more than its 256 bytes"),
+    "temperature": (("generate", "{made}/run", "x", "--temperature", "-1"), "--temperature -1"),
+    "top-p": (("generate", "{made}/run", "x", "--top-p", "1.5"), "--top-p 1.5"),
+    "top-k of predict": (("predict", "{made}/run", "x", "--top-k", "0"), "--top-k 0"),
+    "device": (("generate", "{made}/run", "x", "--device", "abacus"), "--device abacus: there is no such device"),
+    "another's tokenizer": (("generate", "{made}/run", "x", "--tokenizer", "{big}"), "belongs to another model"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: Path) -> None:
+    arguments, says = WRONG[case]
+    for name, content in {"empty.txt": b"", "short.txt": b"x" * 99, "binary": b"\xff\xfe" * 500}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "train.toml").write_text("wings = 2\n")
+    places = {"made": made, "tmp": tmp_path}
+    for change in ("truncated", "foreign", "config"):
+        if f"{{{change}}}" in arguments:
+            places[change] = broken(made, tmp_path / change, change)
+    if "{big}" in arguments:
+        from llucid.tokenizers.characters import Characters
+
+        (tmp_path / "big").mkdir()
+        Characters(map(chr, range(32, 127))).save(tmp_path / "big")
+        places["big"] = tmp_path / "big"
+    before = sorted(tmp_path.rglob("*"))
+    done = do(*(argument.format(**places) for argument in arguments), status=2, cwd=tmp_path)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says.format(**places) in done.stderr
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
+    failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
+    assert "Traceback" in failed.stderr
+    assert "LlucidError" in failed.stderr
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    """`import llucid` and `llucid --help` are quick because they leave these alone."""
+    heavy = "{'torch', 'numpy', 'matplotlib', 'tokenizers', 'safetensors', 'jinja2', 'huggingface_hub'}"
+    for code in ("import llucid", "import llucid.cli"):
+        probe = f"{code}; import sys; print(sorted({heavy} & sys.modules.keys()))"
+        assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_help_of_every_command() -> None:
+    assert {"train", "generate", "predict", "info"} <= set(
+        do("--help").stdout.replace("{", " ").replace(",", " ").split()
+    )
+    for name in ("train", "generate", "predict", "info"):
+        assert f"usage: llucid {name}" in do(name, "--help").stdout
+
+
+def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
+    """As in `llucid generate … | head -1`."""
+    shell = " ".join(command("generate", made / "run", "the", "--max-tokens", 3000)) + " | head -c 5"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=os.environ)
+    assert done.stdout == "the" + done.stdout[3:]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,89 @@
+"""Configs: Meta's published sizes come out, and what cannot be is refused by name."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llucid.config import PRESETS, RopeScaling
+from llucid.errors import LlucidError
+from llucid.weights import count, initialise, leaves, named_leaves, shapes, to, tree_map
+
+PUBLISHED = {
+    "stories260K": 260_032,
+    "stories15M": 15_191_712,
+    "llama-1-7b": 6_738_415_616,
+    "llama-1-13b": 13_015_864_320,
+    "llama-1-65b": 65_285_660_672,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-70b": 68_976_648_192,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+}
+"""Numbers of parameters as the models' own cards and files have them."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_have_the_published_number_of_parameters(name: str) -> None:
+    assert PRESETS[name].config.parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["nano", "micro", "stories260K"])
+def test_weights_have_the_shapes_that_the_config_counts(name: str) -> None:
+    config = PRESETS[name].config
+    weights = initialise(config)
+    assert count(weights) == config.parameters
+    assert {path: tuple(leaf.shape) for path, leaf in named_leaves(weights)} == shapes(config)
+    assert (weights.output is None) == config.tied_embeddings
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"dim": 0}, "dim=0 must be a whole number"),
+        ({"layers": -1}, "layers=-1 must be a whole number"),
+        ({"kv_heads": 3}, "heads=2 is not divisible by kv_heads=3"),
+        ({"head_dim": 7}, "head_dim=7 must be even"),
+        ({"norm_eps": 0.0}, "norm_eps=0.0 must be positive"),
+        ({"rope_theta": -1.0}, "rope_theta=-1.0 must be positive"),
+        ({"dropout": 1.0}, "dropout=1.0 must be"),
+    ],
+)
+def test_impossible_numbers_are_refused_by_name(change: dict[str, float], says: str) -> None:
+    with pytest.raises(LlucidError, match=says):
+        replace(PRESETS["nano"].config, **change)
+
+
+def test_impossible_scalings_are_refused_by_name() -> None:
+    for change, says in (
+        ({"factor": 0.5}, "factor=0.5"),
+        ({"low_freq_factor": 4.0}, "low_freq_factor=4.0"),
+        ({"original_context": 0}, "original_context=0"),
+    ):
+        with pytest.raises(LlucidError, match=says):
+            RopeScaling(**change)
+
+
+def test_initial_weights_depend_on_the_seed_alone_and_have_the_scales_they_should() -> None:
+    config = PRESETS["micro"].config
+    weights = initialise(config, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(leaves(weights), leaves(initialise(config, seed=1)), strict=True))
+    assert not torch.equal(weights.embedding, initialise(config, seed=2).embedding)
+    assert torch.equal(weights.norm, torch.ones(config.dim))
+    block = weights.blocks[1]
+    # A deviation estimated from n numbers is itself off by 1/√(2n): less than 1 % for the smallest, of 8,320.
+    assert weights.embedding.std().item() == pytest.approx(1, rel=0.04)
+    assert block.attention.query.std().item() == pytest.approx(config.dim**-0.5, rel=0.04)
+    assert block.feed_forward.down.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.04)
+    assert initialise(PRESETS["stories260K"].config).embedding.std().item() == pytest.approx(0.02, rel=0.04)
+
+
+def test_trees_map_leaf_by_leaf() -> None:
+    weights = initialise(PRESETS["nano"].config)
+    doubled = tree_map(lambda one, other: one + other, weights, weights)
+    assert all(torch.equal(2 * a, b) for a, b in zip(leaves(weights), leaves(doubled), strict=True))
+    assert type(doubled.blocks[0]) is type(weights.blocks[0])
+    assert {leaf.dtype for leaf in leaves(to(weights, torch.bfloat16))} == {torch.bfloat16}

@@ -1,0 +1,294 @@
+"""The equations against independent oracles, and against themselves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llucid import llama as equations
+from llucid.checkpoints.huggingface import heads_of, name_of, named_tensors, pairs_from_halves
+from llucid.config import Config
+from llucid.llama import NOWHERE, empty_cache, llama
+from llucid.weights import Weights, assemble, initialise, leaves, named_leaves, to, tree_map
+from tests.configs import CONFIGS
+from tests.oracles import numpy_llama
+
+FAR = [0, 1, 2, 3, 500, 8191, 8192, 8193, 20_000, 32_767]
+"""Positions at which scaling, and angles in too little precision, would show."""
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def config(request: pytest.FixtureRequest) -> Config:
+    return request.param
+
+
+def lively(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:
+    """Random weights and gains, larger than untrained ones: logits of deviation about 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(path: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:
+            return torch.empty(shape).uniform_(0.5, 1.5, generator=generator).to(dtype)
+        return torch.empty(shape).normal_(0, 0.16, generator=generator).to(dtype)
+
+    return assemble(config, draw)
+
+
+def some_tokens(config: Config, rows: int, seq: int, seed: int = 1) -> Tensor:
+    return torch.randint(config.vocab_size, (rows, seq), generator=torch.Generator().manual_seed(seed))
+
+
+def test_equals_numpy_oracle_in_float64(config: Config) -> None:
+    """1e-10 is 10⁶ roundings of float64: room for sums in another order, none for another formula."""
+    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, len(FAR))
+    expected = numpy_llama.logits(tokens[0].numpy(), tree_map(lambda x: x.numpy(), weights), config, np.array(FAR))
+    found = llama(tokens, weights, config, positions=torch.tensor(FAR))
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-10, atol=1e-10)
+    assert expected.std() > 0.3  # logits that hardly differ would agree by accident
+
+
+def test_gradients_equal_numpy_oracle_in_float64(config: Config) -> None:
+    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 17)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    expected_loss, expected = numpy_llama.loss_and_gradients(
+        inputs[0].numpy(), targets[0].numpy(), tree_map(lambda x: x.numpy(), weights), config
+    )
+    for leaf in leaves(weights):
+        leaf.requires_grad_()
+    loss = F.cross_entropy(llama(inputs, weights, config).flatten(0, 1), targets.flatten())
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-12)
+    for (path, leaf), gradient in zip(named_leaves(weights), leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf.grad.numpy(), gradient, rtol=1e-9, atol=1e-11, err_msg=path)
+
+
+def as_transformers(config: Config, weights: Weights) -> transformers.LlamaForCausalLM:
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if scaling := config.rope_scaling:
+        rope |= {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        }
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=config.dim,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.ffn_dim,
+            vocab_size=config.vocab_size,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters=rope,
+            tie_word_embeddings=config.tied_embeddings,
+            attn_implementation="eager",
+        )
+    )
+    tensors = {name: tensor.clone() for name, tensor in named_tensors(weights, config).items()}
+    missing = theirs.load_state_dict(tensors, strict=False).missing_keys
+    assert missing == (["lm_head.weight"] if config.tied_embeddings else [])
+    return theirs
+
+
+def test_equals_transformers_in_float32(config: Config) -> None:
+    """Logits and every gradient. Both round to float32 (2⁻²⁴ = 6e-8) after each of some hundred operations on numbers
+    of about 1, in different orders: 1e-5 is some 170 roundings."""
+    weights, tokens = lively(config), some_tokens(config, 2, len(FAR) + 1)
+    for leaf in leaves(weights):
+        leaf.requires_grad_()
+    theirs = as_transformers(config, weights)
+    inputs, targets, positions = tokens[:, :-1], tokens[:, 1:], torch.tensor(FAR)
+    expected = theirs(inputs, position_ids=positions.expand(2, -1)).logits
+    found = llama(inputs, weights, config, positions=positions)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+    F.cross_entropy(expected.flatten(0, 1), targets.flatten()).backward()
+    F.cross_entropy(found.flatten(0, 1), targets.flatten()).backward()
+    parameters = dict(theirs.named_parameters())
+    for path, leaf in named_leaves(weights):
+        gradient = parameters[name_of(path)].grad
+        heads = heads_of(path, config)
+        gradient = pairs_from_halves(gradient, heads) if heads else gradient
+        torch.testing.assert_close(
+            leaf.grad, gradient, rtol=1e-4, atol=1e-6, msg=lambda text, path=path: f"{path}: {text}"
+        )
+
+
+def test_bfloat16_is_within_its_rounding_of_float32(config: Config) -> None:
+    """bfloat16 keeps 8 bits: 2⁻⁹ per rounding, some tens of roundings along a path, on logits of deviation about 1."""
+    weights, tokens = lively(config), some_tokens(config, 2, 32)
+    rounded = to(weights, torch.bfloat16)
+    found = llama(tokens, rounded, config)
+    assert found.dtype == torch.bfloat16
+    exact = llama(tokens, to(rounded, torch.float64), config)
+    assert (found - exact).square().mean().sqrt() < 30 * 2**-9 * exact.std()
+
+
+def test_far_positions_in_bfloat16_keep_their_angles() -> None:
+    """Angles are float32 whatever the weights are: bfloat16 would round position 8,191 to 8,192."""
+    config = CONFIGS["theta of Llama 3"]
+    theta = equations.rope_frequencies(config, torch.empty(1, dtype=torch.bfloat16))
+    near, far = equations.rotations(torch.tensor([[8191, 8192]]), theta)[0, 0]
+    assert theta.dtype == torch.float32
+    assert (near[0] / far[0]).angle().item() == pytest.approx(-1.0, abs=1e-3)
+
+
+# --------------------------------------------------------------------------------------------- with themselves
+
+EXACT = dict(rtol=1e-9, atol=1e-10)
+"""For float64: the same sums in another order."""
+
+
+def fed(tokens: Tensor, sizes: list[int], weights: Weights, config: Config) -> Tensor:
+    """Logits of tokens that go in by pieces of these sizes, through a cache."""
+    cache, pieces = empty_cache(config, len(tokens), tokens.shape[1], weights), []
+    for piece in tokens.split(sizes, dim=1):
+        logits, cache = llama(piece, weights, config, cache)
+        pieces.append(logits)
+    assert cache.length == tokens.shape[1]
+    return torch.cat(pieces, 1)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 24, [24], [10, 1, 1, 7, 5], [1, 23]], ids=str)
+def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
+    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 3, 24)
+    torch.testing.assert_close(fed(tokens, sizes, weights, config), llama(tokens, weights, config), **EXACT)
+
+
+def test_an_old_cache_stays_true() -> None:
+    config = CONFIGS["one for two"]
+    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 20)
+    _, ten = llama(tokens[:, :10], weights, config, empty_cache(config, 1, 20, weights))
+    once, _ = llama(tokens[:, 10:], weights, config, ten)
+    again, _ = llama(tokens[:, 10:], weights, config, ten)
+    assert torch.equal(once, again)
+    assert ten.length == 10
+
+
+def test_a_full_cache_says_so() -> None:
+    config = CONFIGS["one for two"]
+    weights = lively(config)
+    with pytest.raises(ValueError, match="has 4 slots and 5 tokens"):
+        llama(some_tokens(config, 1, 5), weights, config, empty_cache(config, 1, 4, weights))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batched_unequal_prompts_equal_each_alone(config: Config, side: str) -> None:
+    """Padding at position NOWHERE changes nothing, wherever it stands; each row goes on behind its own last token."""
+    weights = lively(config, dtype=torch.float64)
+    lengths, seq = [3, 8, 5], 8
+    rows = [some_tokens(config, 1, length + 4, seed=length)[0] for length in lengths]
+    prompts, positions = torch.zeros(3, seq, dtype=torch.long), torch.full((3, seq), NOWHERE)
+    places = [slice(0, n) if side == "right" else slice(seq - n, seq) for n in lengths]
+    for number, place in enumerate(places):
+        prompts[number, place] = rows[number][: lengths[number]]
+        positions[number, place] = torch.arange(lengths[number])
+    logits, cache = llama(prompts, weights, config, empty_cache(config, 3, seq + 4, weights), positions)
+    assert logits.isfinite().all()
+    more, _ = llama(torch.stack([row[-4:] for row in rows]), weights, config, cache)
+    for number, row in enumerate(rows):
+        alone = llama(row[None], weights, config)[0]
+        torch.testing.assert_close(torch.cat((logits[number, places[number]], more[number])), alone, **EXACT)
+
+
+def test_written_out_attention_equals_fused(config: Config) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(2, heads, 16, config.head_dim, generator=generator, dtype=torch.float64)
+        for heads in (config.heads, config.kv_heads, config.kv_heads)
+    )
+    positions = torch.arange(16).expand(2, 16)
+    mask = equations.visible(positions, positions)
+    written = equations.attention_written_out(q, k, v, mask)
+    torch.testing.assert_close(equations.attention_fused(q, k, v, mask), written, **EXACT)
+    torch.testing.assert_close(equations.attention_fused(q, k, v, None), written, **EXACT)
+    late = equations.visible(positions[:, 12:], positions)
+    torch.testing.assert_close(equations.attention_fused(q[:, :, 12:], k, v, late), written[:, :, 12:], **EXACT)
+
+
+def test_rotation_by_complex_numbers_equals_real_ones(config: Config) -> None:
+    q = torch.randn(2, config.heads, len(FAR), config.head_dim, dtype=torch.float64)
+    rotation = equations.rotations(torch.tensor(FAR).expand(2, -1), equations.rope_frequencies(config, q))
+    torch.testing.assert_close(equations.rotate(q, rotation), equations.rotate_real(q, rotation), **EXACT)
+
+
+# --------------------------------------------------------------------------------------------- invariants
+
+
+def test_no_logit_depends_on_a_later_token(config: Config) -> None:
+    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 12)
+    before = llama(tokens, weights, config)[0]
+    for changed in range(12):
+        other = tokens.clone()
+        other[0, changed] = (other[0, changed] + 1) % config.vocab_size
+        after = llama(other, weights, config)[0]
+        assert torch.equal(after[:changed], before[:changed])
+        assert (after[changed:] != before[changed:]).any(-1).all()
+
+
+def test_every_parameter_gets_a_gradient(config: Config) -> None:
+    weights, tokens = initialise(config), torch.arange(config.vocab_size)[None]
+    for leaf in leaves(weights):
+        leaf.requires_grad_()
+    F.cross_entropy(llama(tokens, weights, config)[0], tokens[0].roll(-1)).backward()
+    for path, leaf in named_leaves(weights):
+        gradient = leaf.grad if leaf.dim() == 1 else leaf.grad.abs().sum(-1)
+        assert (gradient != 0).all(), path
+
+
+@given(m=st.integers(0, 100_000), n=st.integers(0, 100_000), shift=st.integers(0, 100_000), seed=st.integers(0, 99))
+def test_rotation_keeps_lengths_and_sees_distance_only(m: int, n: int, shift: int, seed: int) -> None:
+    config = CONFIGS["scaling of Llama 3.1"]
+    q, k = torch.randn(2, 1, 1, 1, config.head_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    theta = equations.rope_frequencies(config, q)
+
+    def at(x: Tensor, position: int) -> Tensor:
+        return equations.rotate(x, equations.rotations(torch.tensor([[position]]), theta))
+
+    assert at(q, m).norm().item() == pytest.approx(q.norm().item(), rel=1e-12)
+    here, there = (at(q, m) * at(k, n)).sum(), (at(q, m + shift) * at(k, n + shift)).sum()
+    assert here.item() == pytest.approx(there.item(), abs=1e-8)  # angles up to 2·10⁵, each rounded to 3e-11
+
+
+def test_frequencies_by_hand() -> None:
+    """Three regimes of Llama 3.1's scaling: wavelengths up to 2,048 stay, from 8,192 on are 8 times as long."""
+    config = CONFIGS["scaling of Llama 3.1"]
+    plain = [500_000 ** (-pair / 8) for pair in range(8)]
+    scaled = equations.rope_frequencies(config, torch.empty(1, dtype=torch.float64)).tolist()
+    for before, after in zip(plain, scaled, strict=True):
+        wavelength = 2 * math.pi / before
+        if wavelength < 2048:
+            assert after == pytest.approx(before, rel=1e-12)
+        elif wavelength > 8192:
+            assert after == pytest.approx(before / 8, rel=1e-12)
+        else:
+            smooth = (8192 / wavelength - 1) / 3
+            assert after == pytest.approx((1 - smooth) * before / 8 + smooth * before, rel=1e-12)
+
+
+def test_dropout_drops_in_training_alone() -> None:
+    config = Config(**CONFIGS["one for two"].__dict__ | dict(dropout=0.25))
+    weights, tokens = lively(config), some_tokens(config, 1, 16)
+    inference = llama(tokens, weights, config)
+    assert torch.equal(inference, llama(tokens, weights, CONFIGS["one for two"]))
+    first, same, other = (
+        llama(tokens, weights, config, dropout=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, inference)
+    x = torch.ones(200_000)
+    dropped = equations.drop(x, 0.25, torch.Generator().manual_seed(0))
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    # Five deviations of a mean of 200,000 Bernoulli draws, √(.25·.75/200000)/.75 each.
+    assert dropped.mean().item() == pytest.approx(1.0, abs=5 * math.sqrt(0.25 * 0.75 / 200_000) / 0.75)

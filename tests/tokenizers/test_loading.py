@@ -1,0 +1,204 @@
+"""Every kind of tokenizer opens by its content, whatever its name; the worst that a broken file does is an error."""
+
+import contextlib
+import random
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.llama2c import Llama2cTokenizer
+from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from tests.tokenizers.texts import (
+    HOSTILE,
+    TALE,
+    rank_file,
+    ranks,
+    sentencepiece_model,
+    small_llama2c,
+    small_sentencepiece,
+)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[type[Tokenizer], bytes]:
+    out = tmp_path_factory.mktemp("files") / "tokenizer.bin"
+    small_llama2c().write(out)
+    return {
+        Llama2cTokenizer: out.read_bytes(),
+        SentencePiece: sentencepiece_model(),
+        TiktokenRanks: rank_file(ranks()),
+        JsonTokenizer: train_bpe([TALE], 300).json().encode(),
+        Characters: Characters(TALE).json().encode(),
+    }
+
+
+KINDS = [Llama2cTokenizer, SentencePiece, TiktokenRanks, JsonTokenizer, Characters]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "tokenizer.bin", "anything"])
+def test_the_content_tells_the_kind(
+    files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer], name: str
+) -> None:
+    (tmp_path / name).write_bytes(files[kind])
+    assert type(load_tokenizer(tmp_path / name)) is kind
+    if name != "anything":
+        assert type(load_tokenizer(tmp_path)) is kind
+
+
+def test_a_folder_of_several_has_an_order(files: dict[type[Tokenizer], bytes], tmp_path: Path) -> None:
+    for name, kind in [
+        ("tokenizer.bin", Llama2cTokenizer),
+        ("tokenizer.model", SentencePiece),
+        ("tokenizer.json", JsonTokenizer),
+    ]:
+        (tmp_path / name).write_bytes(files[kind])
+        assert type(load_tokenizer(tmp_path)) is kind
+
+
+@pytest.mark.parametrize(
+    "name", ["tok512.bin", "llama2-tokenizer.bin", "llama2-tokenizer.model", "llama3-tokenizer.model"]
+)
+def test_published_files_open(data: Path, name: str) -> None:
+    kinds = {"tok512.bin": Llama2cTokenizer, "llama2-tokenizer.bin": Llama2cTokenizer}
+    kinds |= {"llama2-tokenizer.model": SentencePiece, "llama3-tokenizer.model": TiktokenRanks}
+    assert type(load_tokenizer(data / name)) is kinds[name]
+
+
+def test_a_checkpoint_and_a_text_are_no_tokenizers(data: Path) -> None:
+    for name in ("stories260K.bin", "tinyshakespeare.txt"):
+        with pytest.raises(LlucidError, match="not a tokenizer that llucid knows"):
+            load_tokenizer(data / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "not a tokenizer that llucid knows"),
+        (b"[]", "not a tokenizer that llucid knows"),
+        (b"\xff" * 100, "not a tokenizer that llucid knows"),
+        (b"\x00" * 4, "not a tokenizer that llucid knows"),
+        (b"plain text\n" * 100, "not a tokenizer that llucid knows"),
+        (b'{"model": ', "not a JSON file"),
+        (b'{"\xff": 1}', "not a JSON file"),
+        (b'{"a":' * 100_000, "not a JSON file"),
+        (b"{}", "cannot be read"),
+        (b'{"model": {"type": "BPE", "vocab": {}, "merges": [["a\\n", "b"]]}}', "Token `a ` out of vocabulary"),
+        (b"IQ== 0\nIg== 2\n", "line 2 should end with the rank 1"),
+        (b"\n\x05\n\x03<s>\x12", "a number is cut off"),
+    ],
+)
+def test_files_that_are_no_tokenizer_are_told_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(LlucidError, match=says) as told:
+        load_tokenizer(tmp_path)
+    assert str(told.value).startswith(str(tmp_path / "tokenizer.model"))
+    assert "\n" not in str(told.value)
+
+
+def test_where_there_is_nothing(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(LlucidError, match="no tokenizer here"):
+            load_tokenizer(path)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(LlucidError, match=r"cannot be read \(Permission denied\)"):
+        load_tokenizer(tmp_path)
+
+
+def try_file(path: Path, content: bytes) -> bool:
+    """Whether the file opens; it may not, with a LlucidError of one line. What opens must work."""
+    path.write_bytes(content)
+    try:
+        tokenizer = load_tokenizer(path)
+    except LlucidError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return False
+    for text in (HOSTILE["special tokens"], HOSTILE["emoji"], HOSTILE["spaces"]):
+        try:
+            ids = tokenizer.encode(text)
+        except LlucidError:  # a character that has no id any more
+            continue
+        assert all(0 <= token < tokenizer.vocab_size for token in ids)
+        if not isinstance(tokenizer, JsonTokenizer):  # which may by now call a word's id special
+            assert not set(ids) & set(tokenizer.special.values()) - {0}
+        tokenizer.decode(ids)
+    try:
+        assert tokenizer.json()
+    except LlucidError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_cut_anywhere(files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]) -> None:
+    content = files[kind]
+    ends = {*range(200), *random.Random(0).sample(range(len(content)), 60), len(content) - 1}
+    whole = sum(try_file(tmp_path / "cut", content[:end]) for end in sorted(ends))
+    # Some cuts of a tokenizer.bin, a SentencePiece model, and a last line break leave something that is whole.
+    assert whole < len(ends) / 4
+    assert try_file(tmp_path / "cut", content)
+
+
+def mutations(length: int) -> st.SearchStrategy[Sequence[tuple[int, bytes, int]]]:
+    """Up to four places, what is written there, and how many bytes are taken out."""
+    numbers = st.sampled_from(
+        [b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff\x0f", b"\x00\x00\x00\x80", b"\x00", b"9999999999"]
+    )
+    one = st.tuples(st.integers(0, length - 1), numbers | st.binary(min_size=1, max_size=3), st.integers(0, 4))
+    return st.lists(one, min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=80, deadline=None)
+@given(draw=st.data())
+def test_bytes_changed_anywhere(
+    files: dict[type[Tokenizer], bytes],
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: type[Tokenizer],
+    draw: st.DataObject,
+) -> None:
+    content = bytearray(files[kind])
+    for place, written, removed in draw.draw(mutations(len(content))):
+        content[place : place + removed] = written
+    try_file(tmp_path_factory.getbasetemp() / kind.__name__, bytes(content))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_broken_file_takes_more_memory_than_it_is_worth(
+    files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]
+) -> None:
+    content = files[kind]
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    load_tokenizer(path)
+    tracemalloc.start()
+    load_tokenizer(path)
+    whole = tracemalloc.get_traced_memory()[1]
+    for place in random.Random(1).sample(range(len(content)), 40):
+        path.write_bytes(content[:place] + b"\xff\xff\xff\x7f" + content[place + 4 :])
+        tracemalloc.reset_peak()
+        with contextlib.suppress(LlucidError):
+            load_tokenizer(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * whole + 1_000_000
+    tracemalloc.stop()
+
+
+def test_small_ones_are_what_they_were_saved_as(tmp_path: Path) -> None:
+    small_sentencepiece().save(tmp_path)
+    assert load_tokenizer(tmp_path).encode(TALE) == small_sentencepiece().encode(TALE)

@@ -1,0 +1,152 @@
+"""SentencePiece models give the library's ids, and text that says `<s>` is text."""
+
+import json
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import transformers
+from hypothesis import given, settings
+
+from llucid.errors import LlucidError
+from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.protobuf import fields
+from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from tests.tokenizers.texts import HOSTILE, LONG, MARK, TALE, any_text, sentencepiece_model, small_sentencepiece
+
+
+@pytest.fixture(scope="module")
+def llama2(data: Path) -> SentencePiece:
+    tokenizer = load_tokenizer(data / "llama2-tokenizer.model")
+    assert isinstance(tokenizer, SentencePiece)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def library(data: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(data / "llama2-tokenizer.model"))
+
+
+@pytest.fixture(scope="module")
+def saved(llama2: SentencePiece, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama2")
+    llama2.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(saved: Path) -> JsonTokenizer:
+    tokenizer = load_tokenizer(saved)
+    assert isinstance(tokenizer, JsonTokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", [*HOSTILE.values(), MARK, LONG], ids=[*HOSTILE, "mark", "long"])
+def test_ids_are_the_librarys_and_those_of_the_saved_one(
+    llama2: SentencePiece, library: sentencepiece.SentencePieceProcessor, opened: JsonTokenizer, text: str
+) -> None:
+    ids = library.encode(text)
+    assert llama2.encode(text) == ids
+    assert opened.encode(text) == ids
+    assert llama2.decode(ids) == opened.decode(ids) == text.replace("▁", " ")
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=any_text)
+def test_ids_of_any_text_are_the_librarys(
+    llama2: SentencePiece, library: sentencepiece.SentencePieceProcessor, opened: JsonTokenizer, text: str
+) -> None:
+    assert llama2.encode(text) == library.encode(text) == opened.encode(text)
+
+
+def test_known_ids(llama2: SentencePiece) -> None:
+    assert llama2.encode("I believe the meaning of life is") == [306, 4658, 278, 6593, 310, 2834, 338]
+    known = [3439, 17632, 1925, 29892, 278, 6368, 310, 14215, 537, 5922, 393, 29871]
+    assert llama2.encode("Simply put, the theory of relativity states that ") == known
+
+
+def test_transformers_opens_the_saved_one(llama2: SentencePiece, saved: Path) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(saved)
+    for text in HOSTILE.values():
+        ids = llama2.encode(text)
+        assert theirs(text, split_special_tokens=True, add_special_tokens=False)["input_ids"] == ids
+        assert theirs.decode(ids) == text
+    assert theirs("a")["input_ids"] == [1, *llama2.encode("a")]
+    assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (1, 2, 32000)
+    assert not (saved / "generation_config.json").exists()
+
+
+def test_the_special_ids(llama2: SentencePiece, opened: JsonTokenizer) -> None:
+    for tokenizer in (llama2, opened):
+        assert tokenizer.special == {"<unk>": 0, "<s>": 1, "</s>": 2}
+        assert (tokenizer.vocab_size, tokenizer.bos, tokenizer.eos, tokenizer.stop_ids) == (32000, 1, 2, {2})
+
+
+@settings(deadline=None)
+@given(text=any_text)
+def test_a_small_one_round_trips_saved_or_not(text: str) -> None:
+    ids = small_sentencepiece().encode(text)
+    assert all(token > 2 for token in ids)
+    assert small_sentencepiece().decode(ids) == text.replace("▁", " ")
+    assert SMALL_SAVED.encode(text) == ids
+
+
+SMALL_SAVED = JsonTokenizer(json.loads(small_sentencepiece().json()))
+
+
+def test_special_tokens_have_no_text() -> None:
+    tokenizer = small_sentencepiece()
+    ids = tokenizer.encode("the bell")
+    assert tokenizer.decode([1, *ids, 0, 2, 10**6, *ids]) == "the bell the bell"
+    assert tokenizer.decode([1]) == tokenizer.decode([]) == ""
+
+
+def test_half_a_character_is_encoded_as_one_that_is_missing() -> None:
+    for tokenizer in (small_sentencepiece(), SMALL_SAVED):
+        assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
+
+
+def test_no_space_in_front_where_the_model_has_none() -> None:
+    tokenizer = SentencePiece(sentencepiece_model(add_dummy_prefix=False))
+    again = JsonTokenizer(json.loads(tokenizer.json()))
+    for text in (TALE, " a bell", "bell"):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_models_that_a_tokenizer_json_cannot_hold() -> None:
+    with pytest.raises(LlucidError, match="does not merge pairs"):
+        SentencePiece(sentencepiece_model("unigram")).json()
+    with pytest.raises(LlucidError, match="alters text"):
+        SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")).json()
+    with pytest.raises(LlucidError, match="alters text"):
+        SentencePiece(sentencepiece_model(remove_extra_whitespaces=True)).json()
+
+
+def test_written_and_read_again(tmp_path: Path) -> None:
+    small_sentencepiece().write(tmp_path / "tokenizer.model")
+    again = load_tokenizer(tmp_path)
+    assert isinstance(again, SentencePiece)
+    assert again.model == sentencepiece_model()
+
+
+def test_fields_of_a_message() -> None:
+    message = b"\x08\x96\x01" + b"\x12\x07testing" + b"\x1d\x00\x00\x80\x3f" + b"\x21" + b"8 bytes!"
+    assert list(fields(message)) == [(1, 150), (2, b"testing"), (3, b"\x00\x00\x80\x3f"), (4, b"8 bytes!")]
+
+
+@pytest.mark.parametrize(
+    ("message", "says"),
+    [
+        (b"\x08", "a number is cut off"),
+        (b"\x08" + b"\xff" * 20, "a number is cut off"),
+        (b"\x12\xff\xff\xff\xff\x7fab", "a field of 34359738367 bytes is cut off"),
+        (b"\x1d\x00\x00", "a field of 4 bytes is cut off"),
+        (b"\x0b", "no field is numbered 1 and of wire type 3"),
+        (b"\x00\x00", "no field is numbered 0"),
+    ],
+)
+def test_messages_that_are_not_whole(message: bytes, says: str) -> None:
+    with pytest.raises(LlucidError, match=says):
+        list(fields(message))

@@ -1,0 +1,105 @@
+"""Ids that come one at a time make the text that they make together, and no piece ends within a character."""
+
+import json
+
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers
+
+from llucid.tokenizers import StreamingDecoder, Tokenizer
+from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from tests.tokenizers.texts import small_llama2c, small_ranks, small_sentencepiece
+
+TEXT = "éa naïve café — 👩‍🚀🚀🚀 日本語日本語日本語 x" * 2
+BYTES = train_bpe(["plain words only, plain words"], 260)
+
+
+def byte_fallback() -> JsonTokenizer:
+    """As Llama 2's tokenizer.json: a space is ▁, a character without a piece is its bytes, and decoding strips."""
+    words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    model = models.BPE({word: n for n, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return JsonTokenizer(json.loads(tokenizer.to_str()))
+
+
+FALLBACK = byte_fallback()
+ALL = {
+    "bytes": BYTES,
+    "fallback": FALLBACK,
+    "characters": Characters(TEXT),
+    "ranks": small_ranks(),
+    "sentencepiece": small_sentencepiece(),
+    "llama2c": small_llama2c(),
+}
+
+
+@pytest.mark.parametrize("tokenizer", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("prompt", ["", "a", "日🚀日日", "a plain word"])
+def test_pieces_are_the_text_in_whole_characters(tokenizer: Tokenizer, prompt: str):
+    if isinstance(tokenizer, Characters):
+        prompt = "".join(character for character in prompt if character in TEXT)
+    before = tokenizer.encode(prompt) if prompt else []
+    ids = tokenizer.encode(prompt + TEXT)
+    assert ids[: len(before)] == before
+    decoder = StreamingDecoder(tokenizer, before)
+    pieces = [decoder.push(token) for token in ids[len(before) :]]
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "".join(pieces) == TEXT
+    assert decoder.finish() == ""
+
+
+def test_a_character_is_shown_with_its_last_byte():
+    decoder = StreamingDecoder(BYTES)
+    assert [decoder.push(token) for token in BYTES.encode("a🚀é")] == ["a", "", "", "", "🚀", "", "é"]
+
+
+@pytest.mark.parametrize("name", ["fallback", "sentencepiece", "llama2c"])
+def test_a_space_at_the_start_of_a_piece_is_kept_behind_a_prompt(name: str):
+    tokenizer = ALL[name]
+    before, ids = tokenizer.encode("the"), tokenizer.encode("the wren lost")
+    assert ids[: len(before)] == before
+    decoder = StreamingDecoder(tokenizer, before)
+    assert "".join(decoder.push(token) for token in ids[len(before) :]) == " wren lost"
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "llama2c"])
+def test_the_space_that_a_text_begins_with_is_not_shown(name: str):
+    tokenizer = ALL[name]
+    for context in ([], [1], [1, 1, 2] * 5 + [1]):
+        decoder = StreamingDecoder(tokenizer, context)
+        assert "".join(decoder.push(token) for token in tokenizer.encode(" a  wren")) == " a  wren"
+
+
+def test_a_character_that_never_ends_is_told_at_the_end_once():
+    decoder = StreamingDecoder(BYTES)
+    ids = BYTES.encode("a🚀")[:-1]
+    assert "".join(decoder.push(token) for token in ids) == "a"
+    assert decoder.finish() == "\ufffd"
+    assert decoder.finish() == ""
+
+
+@pytest.mark.parametrize("name", ["bytes", "ranks", "sentencepiece", "llama2c"])
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=80))
+def test_whatever_the_ids_the_pieces_add_up(name: str, ids: list[int]):
+    tokenizer = ALL[name]
+    ids = [token for token in ids if token < tokenizer.vocab_size]
+    decoder = StreamingDecoder(tokenizer)
+    pieces = "".join([decoder.push(token) for token in ids])
+    assert pieces + decoder.finish() == tokenizer.decode(ids)
+
+
+def test_a_long_text_is_not_decoded_again_for_every_token(monkeypatch: pytest.MonkeyPatch):
+    lengths: list[int] = []
+    tokenizer = Characters("ab")
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: lengths.append(len(ids)) or "a" * len(ids))
+    decoder = StreamingDecoder(tokenizer, [0] * 1000)
+    assert "".join(decoder.push(0) for _ in range(300)) == "a" * 300
+    assert max(lengths) <= 32

@@ -1,0 +1,138 @@
+"""Tokenizers round-trip, and are the same ones to transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import models
+
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.merges import merges_of
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+
+HOSTILE = "The quick  brown\n\n\tfox 😀👩‍👩‍👧 é é 漢字 עברית \x00\x7f <|eot_id|> <0x41> 12345 don't\r\n ▁ Ġ \ufeff"
+TALE = "One winter evening Pip the wren lost a bell. Who found the bell? The old badger's friend found it.\n" * 20
+
+
+@pytest.fixture(params=["characters", "bpe"], scope="module")
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return Characters(HOSTILE + TALE) if request.param == "characters" else train_bpe([TALE, HOSTILE], 400)
+
+
+@pytest.mark.parametrize("text", [HOSTILE, TALE, "", " ", "\n"], ids=["hostile", "tale", "empty", "space", "line"])
+def test_round_trip_alone_saved_and_in_transformers(tokenizer: Tokenizer, text: str, tmp_path: Path) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= token < tokenizer.vocab_size for token in ids)
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert type(again) is type(tokenizer)
+    assert (again.encode(text), again.decode(ids), again.vocab_size) == (ids, text, tokenizer.vocab_size)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs(text)["input_ids"] == ids
+    assert theirs.decode(ids) == text
+    assert len(theirs) == tokenizer.vocab_size
+
+
+@given(st.text())
+def test_bytes_spell_every_text(text: str) -> None:
+    assert BPE.decode(BPE.encode(text)) == text
+
+
+BPE = train_bpe([TALE], 300)
+
+
+def test_bpe_learns_the_words_of_its_text() -> None:
+    assert BPE.vocab_size == 300
+    assert len(BPE.encode(TALE)) < 0.5 * len(TALE)
+
+
+def test_vocabularies_that_cannot_be() -> None:
+    with pytest.raises(LlucidError, match="more than its 256 bytes"):
+        train_bpe([TALE], 256)
+    with pytest.raises(LlucidError, match="text is empty"):
+        Characters("")
+
+
+def test_a_character_that_is_unknown_is_named() -> None:
+    with pytest.raises(LlucidError, match="'é' cannot be encoded"):
+        Characters("abc").encode("aébc")
+
+
+def test_special_tokens_come_from_no_text(tmp_path: Path) -> None:
+    content = json.loads(BPE.json())
+    special = {"content": "<|eot|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    content["added_tokens"] = [special | {"id": 300, "special": True}]
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|eot|>", "bos_token": {"content": "<|eot|>"}}')
+    tokenizer = JsonTokenizer(content, tmp_path)
+    assert tokenizer.special == {"<|eot|>": 300}
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids, tokenizer.vocab_size) == (300, 300, {300}, 301)
+    ids = tokenizer.encode("a <|eot|> b")
+    assert 300 not in ids
+    assert tokenizer.decode(ids) == "a <|eot|> b"
+    assert tokenizer.decode([300]) == ""
+
+
+def with_special(*names: str) -> dict[str, Any]:
+    """The content of BPE with special tokens behind its 300 ids."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": 300 + n, "content": name} | flags for n, name in enumerate(names)]
+    return json.loads(BPE.json()) | {"added_tokens": added}
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "stops"),
+    [
+        (None, None, {300}),
+        ('{"eos_token_id": 301}', None, {300, 301}),
+        ('{"eos_token_id": [300, 301]}', '{"eos_token_id": 302}', {300, 301, 302}),
+        (None, '{"eos_token_id": [302]}', {300, 302}),
+        ('{"eos_token_id": [301], "temperature": 0.6,, }', '{"eos_token_id": 302}', {300, 302}),
+        ("\x00", "[]", {300}),
+        ('{"eos_token_id": [true, "x", null, 301.0, -1, 999, [301]]}', '{"eos_token_id": null}', {300}),
+        ('{"eos_token_id": [2, 301]}', None, {300, 301}),
+    ],
+)
+def test_all_ids_that_end_a_text(tmp_path: Path, generation: str | None, config: str | None, stops: set[int]) -> None:
+    """Whatever a folder calls so, unless it is no JSON; but an ordinary token (here 2) ends nothing."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(with_special("<e>", "<f>", "<g>")))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<e>"}')
+    for name, content in (("generation_config.json", generation), ("config.json", config)):
+        if content is not None:
+            (tmp_path / name).write_text(content)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.eos, tokenizer.stop_ids) == (300, stops)
+    tokenizer.save(tmp_path / "..")
+    assert load_tokenizer(tmp_path / "..").stop_ids == stops
+
+
+def test_no_text_is_cut_short_or_filled_up() -> None:
+    tokenizer = tokenizers.Tokenizer.from_str(BPE.json())
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=10_000)
+    assert JsonTokenizer(json.loads(tokenizer.to_str())).encode(TALE) == BPE.encode(TALE)
+
+
+def test_half_a_character_is_encoded_as_one_that_is_missing() -> None:
+    assert BPE.encode("a\ud800b") == BPE.encode("a\ufffdb")
+    assert BPE.encode("\ud83d\ude80") == BPE.encode("🚀")
+
+
+def test_a_text_that_the_library_refuses() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"a": 0}, "<unk>"))
+    with pytest.raises(LlucidError, match="cannot be encoded"):
+        JsonTokenizer(json.loads(words.to_str())).encode("b")
+
+
+def test_the_merges_of_a_vocabulary() -> None:
+    """The best piece first, however it is made; of equal ones, the longest left part first."""
+    order = {"a": 0, "b": 0, "aa": 2, "aaa": 2, "ab": 1, "ac": 0, "abb": 3.5}
+    assert merges_of(order) == [("a", "b"), ("aa", "a"), ("a", "aa"), ("a", "a"), ("ab", "b")]
+    assert merges_of({b"x": 1, b"y": 0, b"xy": 2}) == [(b"x", b"y")]

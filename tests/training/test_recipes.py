@@ -1,0 +1,33 @@
+"""What is chosen where nothing is said."""
+
+import torch
+
+from llucid.config import PRESETS
+from llucid.training.recipes import RECIPES, resolve
+from llucid.training.settings import ModelNumbers, Settings
+
+
+def test_what_is_given_stays_and_what_is_not_is_chosen() -> None:
+    given = Settings(preset="mini", batch=3, learning_rate=0.5, dtype="float32", steps=7)
+    chosen = resolve(given, torch.device("cpu"))
+    assert (chosen.preset, chosen.batch, chosen.learning_rate, chosen.dtype) == ("mini", 3, 0.5, "float32")
+    assert (chosen.steps, chosen.minutes) == (7, None)
+    assert chosen.muon_learning_rate == RECIPES["mini"].muon_learning_rate
+    assert resolve(Settings(), torch.device("cpu")).preset == "micro"
+    assert resolve(Settings(), torch.device("cpu")).minutes == RECIPES["micro"].minutes
+    assert resolve(chosen, torch.device("cpu")) == chosen
+    assert resolve(Settings(), torch.device("cpu")).tokenizer == "characters"
+    assert resolve(Settings(corpus=("fables",)), torch.device("cpu")).tokenizer == "bpe:1024"
+
+
+def test_numbers_of_the_model_are_put_into_the_preset() -> None:
+    micro = PRESETS["micro"].config
+    config = Settings(model=ModelNumbers(dim=96, heads=3)).config("micro", vocab_size=77)
+    assert (config.dim, config.heads, config.kv_heads, config.head_dim, config.vocab_size) == (96, 3, 3, 32, 77)
+    assert (config.layers, config.ffn_dim) == (micro.layers, micro.ffn_dim)
+    grouped = Settings(model=ModelNumbers(kv_heads=2)).config("micro", 65)
+    assert (grouped.heads, grouped.kv_heads, grouped.head_dim) == (micro.heads, 2, micro.head_dim)
+
+
+def test_small_is_no_larger_than_nanogpts_run() -> None:
+    assert PRESETS["small"].config.parameters <= 10_650_000

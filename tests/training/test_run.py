@@ -1,0 +1,265 @@
+"""Runs: what they leave, how they go on, and what they survive."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from rich.console import Console
+from safetensors.torch import load_file
+
+import llucid
+from llucid.corpora import open_corpus
+from llucid.corpora.tokens import tokenise
+from llucid.llama import llama
+from llucid.training.run import Metrics
+from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
+from llucid.training.step import evaluate
+
+TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
+SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--batch", "4", "--evaluations", "4"]
+
+
+DROPOUT = ("--steps", 40, "--model.dropout", 0.1)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "geese.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "llucid", *map(str, arguments)]
+
+
+def after(statements: str, *arguments: object) -> list[str]:
+    """llucid, in a process that first does something to itself (`preexec_fn` would fork, which JAX warns of)."""
+    return [sys.executable, "-c", f"{statements}; from llucid.cli import main; main()", *map(str, arguments)]
+
+
+def do(*arguments: object, status: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs llucid to its end, as a user would."""
+    return ended(command(*arguments), status, **options)
+
+
+def ended(words: list[str], status: int, **options: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, **options)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+def fresh(corpus: Path, out: Path, *more: object) -> tuple[object, ...]:
+    return ("train", "--corpus", corpus, "--out", out, *SMALL, *more)
+
+
+def losses(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def straight(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 40 steps without a break."""
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    do(*fresh(corpus, out, *DROPOUT))
+    return out
+
+
+@pytest.mark.parametrize(
+    "how", [(), ("--dtype", "float32", "--optimizer", "adamw", "--accumulate", "2")], ids=["default", "float32, adamw"]
+)
+def test_resumed_equals_straight_bit_for_bit(
+    corpus: Path, straight: Path, tmp_path: Path, how: tuple[str, ...]
+) -> None:
+    """Weights, optimizer states, dropout's generator, every loss and every measurement; three processes in all."""
+    out = tmp_path / "halves"
+    if how:
+        straight = tmp_path / "straight"
+        do(*fresh(corpus, straight, *DROPOUT, *how))
+    said = do(*fresh(corpus, out, *DROPOUT, *how, "--stop-after", 17)).stdout
+    assert f"stopped at step 17; go on with: llucid train --resume --out {out}" in said
+    do("train", "--resume", "--out", out)
+    assert losses(out) == losses(straight)
+    assert [row["step"] for row in losses(out)] == list(range(1, 41))
+    for file in ("state/latest.safetensors", "model.safetensors"):
+        once, halves = load_file(straight / file), load_file(out / file)
+        assert once.keys() == halves.keys()
+        for name in once:
+            assert torch.equal(once[name], halves[name]), name
+    assert (out / "samples.txt").read_text() == (straight / "samples.txt").read_text()
+
+
+def test_the_folder_is_one_of_transformers(straight: Path) -> None:
+    model = llucid.load(straight)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(straight)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(straight)
+    ids = model.tokenizer.encode("who found the bell?")
+    assert tokenizer("who found the bell?")["input_ids"] == ids
+    with torch.no_grad():
+        ours = llama(torch.tensor([ids]), model.weights, model.config)
+        torch.testing.assert_close(ours, theirs(torch.tensor([ids])).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_model_is_kept_beside_the_latest(corpus: Path, tmp_path: Path) -> None:
+    """A rate that rises until it ruins the model: what is opened is the best one, and it is as good as was said."""
+    out = tmp_path / "ruined"
+    rising = ("--steps", 24, "--warmup", 0.99, "--optimizer", "adamw", "--learning-rate", 1.0)
+    do(*fresh(corpus, out, *rising, "--dtype", "float32"))
+    measured = [row["validation"] for row in losses(out) if "validation" in row]
+    assert len(measured) == 4
+    assert measured[-1] > min(measured)
+    model = llucid.load(out, device="cpu")
+    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(measured), rel=1e-5)
+    latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
+    assert not torch.equal(latest, model.weights.embedding)
+
+
+def test_what_a_run_leaves(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    assert names == {
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.toml", "state"),
+        *("metrics.jsonl", "curve.png", "samples.txt"),
+    }
+    assert (straight / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (straight / "samples.txt").read_text().count("---------- step") == 4
+    settings = read_toml(straight / "train.toml")
+    assert (settings.steps, settings.model.dropout, settings.preset) == (40, 0.1, "nano")
+
+
+def test_settings_survive_toml() -> None:
+    settings = Settings(corpus=('a "b"\\c\n', "é"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True))
+    file = Path(os.environ["LLUCID_CACHE"]) / "settings.toml"
+    file.write_text(write_toml(settings), encoding="utf-8")
+    assert read_toml(file) == settings
+    for wrong in ("speed = 3", "steps = 'many'", "seed = true and", "[model]\nwings = 2"):
+        file.write_text(write_toml(settings).replace("[model]", "", 1) + wrong)
+        with pytest.raises(llucid.LlucidError, match="not the settings"):
+            read_toml(file)
+
+
+def test_a_torn_log_is_cut_where_the_state_stands(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.0, "rate": 1.0} for step in range(1, 6)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
+    assert Metrics(tmp_path, step=3).rows == rows[:3]
+    assert losses(tmp_path) == rows[:3]
+
+
+def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    running = subprocess.Popen(command(*fresh(corpus, out, "--steps", 4000)), stdout=subprocess.PIPE, text=True)
+    wait_for(out / "metrics.jsonl")
+    time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=60)
+    assert running.returncode == 0
+    assert f"go on with: llucid train --resume --out {out}" in said
+    reached = len(losses(out))
+    assert 0 < reached < 4000
+    do("train", "--resume", "--out", out, "--stop-after", 3)
+    assert len(losses(out)) == reached + 3
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.1, 0.4])
+def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: float) -> None:
+    """Measured, saved and drawn at every step, so that the kill hits one of these; then it goes on all the same."""
+    out = tmp_path / "killed"
+    arguments = fresh(corpus, out, "--steps", 500, "--evaluations", 500)
+    running = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(out)
+    time.sleep(delay)
+    running.kill()
+    running.wait()
+    model = llucid.load(out, device="cpu")
+    assert all(leaf.isfinite().all() for leaf in model.weights.blocks[0].attention)
+    if (out / "state" / "latest.safetensors").exists():
+        do("train", "--resume", "--out", out, "--stop-after", 2)
+
+
+def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "exploded"
+    said = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
+    assert said.startswith("error: the loss at step")
+    assert "try a lower --learning-rate" in said
+    assert all(leaf.isfinite().all() for leaf in llucid.load(out, device="cpu").weights.blocks[0].attention)
+    assert all(math.isfinite(row["loss"]) for row in losses(out))
+
+
+def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) -> None:
+    """No file may grow beyond 40 kB: the state is larger, so the first one cannot be written."""
+    out = tmp_path / "full"
+    do(*fresh(corpus, out, "--steps", 40, "--stop-after", 5))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(before[out / "state" / "latest.safetensors"]) > 40_000
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
+    said = ended(after(no_room, "train", "--resume", "--out", out), status=2).stderr
+    assert said.startswith("error: ")
+    assert "too large" in said.lower()
+    assert said.count("\n") == 1
+    for name in ("state/latest.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
+        assert (out / name).read_bytes() == before[out / name]
+    assert not list(out.rglob("*.partial"))
+    llucid.load(out, device="cpu")
+
+
+def test_bpe_runs_are_measured_in_nats_a_character(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bpe"
+    do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300"))
+    model = llucid.load(out, device="cpu")
+    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    text = "".join(open_corpus([str(corpus)]).text("validation"))
+    a_character = evaluate(model.weights, model.config, tokens) * (tokens.length - 1) / (len(text) - 1)
+    assert losses(out)[-1]["validation"] == pytest.approx(a_character, rel=0.02)
+
+
+def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Path) -> None:
+    from llucid.training.loop import train
+
+    console = Console(record=True, width=200)
+    model = ModelNumbers(dim=16, context=16)
+    settings = Settings(
+        corpus=(str(corpus),), preset="nano", model=model, steps=4, evaluations=2, out=str(tmp_path / "a")
+    )
+    assert train(settings, console) == tmp_path / "a"
+    lines = [line for line in console.export_text().splitlines() if not line.startswith("    ")]
+    assert len(lines) == 2
+    assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits/char  .* tokens/s  0:00 left", lines[1])
+
+
+@pytest.mark.slow
+def test_a_compiled_step_learns_the_same(corpus: Path, tmp_path: Path) -> None:
+    """By torch.compile: losses differ by roundings of float32, which twenty steps make a little larger."""
+    plain, compiled = tmp_path / "plain", tmp_path / "compiled"
+    for out, more in ((plain, ()), (compiled, ("--compile",))):
+        do(*fresh(corpus, out, "--steps", 20, "--dtype", "float32", *more))
+    pairs = zip(losses(plain), losses(compiled), strict=True)
+    assert max(abs(float(a["loss"]) - float(b["loss"])) for a, b in pairs) < 1e-3
+
+
+def test_tensorboard_gets_the_same_figures(corpus: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "watched"
+    do(*fresh(corpus, out, "--steps", 8, "--tensorboard"))
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "validation", "rate"):
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        kept = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in losses(out) if name in row]
+        assert told == kept
