@@ -24,7 +24,7 @@ from llucid.generation import Sampling
 from llucid.tokenizers.characters import Characters
 from tests.chat.models import LETTERS, reciter
 from tests.chat.test_session import GREEDY
-from tests.training.test_run import after
+from tests.training.test_run import after, command
 
 READY = "tokens of context"  # in the bottom line, which is there when there is a prompt
 
