@@ -32,11 +32,13 @@ class Train(Settings):
         from rich.console import Console
 
         from llucid.training.loop import train
+        from llucid.training.settings import read_toml
 
         console = Console(soft_wrap=True)
         if out := train(self, console):
             console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}; try:", highlight=False)
-            for command in (f"generate {out}", f'predict {out} "the "', f"info {out}"):
+            chat = read_toml(out / "train.toml").chat
+            for command in (f"chat {out}" if chat else f"generate {out}", f'predict {out} "the "', f"info {out}"):
                 console.print(f"    llucid {command}", highlight=False, markup=False)
 
 
@@ -137,21 +139,15 @@ class Chat:
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
-        from pathlib import Path
-
-        from llucid.chat import read_template
         from llucid.chat.terminal import talk
         from llucid.generation import Sampling
 
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
-        model = opened(self.model, self.tokenizer, self.dtype, self.device)
-        folder = Path(self.model)
-        template = read_template(folder) if folder.is_dir() and not self.tokenizer else None
         talk(
-            model,
+            opened(self.model, self.tokenizer, self.dtype, self.device),
             self.model,
             system=self.system,
-            format=self.format or (template if isinstance(template, str) else None),
+            format=self.format,
             sampling=sampling,
             max_tokens=self.max_tokens,
             seed=self.seed,

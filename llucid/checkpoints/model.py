@@ -19,7 +19,8 @@ class Model(NamedTuple):
     weights: Weights
     tokenizer: Tokenizer
     chat_format: str | None = None
-    """The name of the format of its dialogues, or None for a model that was not trained on any."""
+    """The format of its dialogues, by name or as a template, for who knows better than the tokenizer; None asks that
+    one, whose chat template or special tokens tell (`chat.format_of`)."""
 
 
 Progress = Callable[[int, int], None]

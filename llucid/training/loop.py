@@ -17,15 +17,25 @@ from rich.console import Console
 from torch import Tensor
 from torch.optim import Optimizer
 
-from llucid.checkpoints import Model, choose_device, huggingface
+from llucid.chat import Session, encode_dialog
+from llucid.checkpoints import Model, choose_device, huggingface, load
 from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
+from llucid.corpora.dialogues import Dialogues, longer
 from llucid.corpora.tokens import Tokens, characters_per_token, make_tokenizer, tokenise, training_batch
 from llucid.errors import LlucidError
 from llucid.generation import generate
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.training import run
 from llucid.training.curve import draw_curve
+from llucid.training.dialogues import (
+    Messages,
+    make_chat_tokenizer,
+    open_chat,
+    read_chat,
+    taught,
+    tokenise_chat,
+)
 from llucid.training.optimizer import learning_rate, make_optimizers
 from llucid.training.recipes import resolve
 from llucid.training.report import Report, progress_of
@@ -46,9 +56,11 @@ class Task(NamedTuple):
     config: Config
     corpus: Corpus
     tokenizer: Tokenizer
-    training: Tokens
-    validation: Tokens
+    training: Tokens | Dialogues
+    validation: Tokens | Dialogues
     device: torch.device
+    opening: Messages
+    """A question that the model answers at each measurement, if it learns to, with the system's text before it."""
 
 
 class State(NamedTuple):
@@ -116,33 +128,82 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         )
     device = choose_device(settings.device)
     settings = resolve(settings, device)
-    corpus = open_corpus(settings.corpus)
+    corpus = open_chat(settings.chat) if settings.chat else open_corpus(settings.corpus)
     if settings.resume:
         out = Path(str(settings.out))
+        base = None
         tokenizer = load_tokenizer(out)
     else:
         out = Path(settings.out) if settings.out else run.free_name(corpus.name)
         run.refuse_taken(out)
-        tokenizer = make_tokenizer(str(settings.tokenizer), corpus)
-    config = settings.config(str(settings.preset), tokenizer.vocab_size)
-    with progress_of("reading", console, 2 * corpus.size()) as heard:
-        training = tokenise(corpus, tokenizer, "train", heard)
-        validation = tokenise(corpus, tokenizer, "validation", heard)
-    for split, tokens in (("train", training), ("validation", validation)):
-        if tokens.length <= config.context + 1:
-            raise LlucidError(
-                f"--corpus {' '.join(settings.corpus)}: its {split} split has {tokens.length} tokens and one context "
-                f"needs {config.context + 2}; give more text, or a shorter --model.context"
-            )
-    task = Task(out, settings, config, corpus, tokenizer, training, validation, device)
+        base = load(settings.base, device="cpu") if settings.base else None
+        make = make_chat_tokenizer if settings.chat else make_tokenizer
+        tokenizer = base.tokenizer if base else make(str(settings.tokenizer), corpus)
+        if base and settings.chat:
+            tokenizer = taught(tokenizer, f"--base {settings.base}")
+    if settings.base:
+        config = settings.rebased(base.config if base else huggingface.read_config(out))
+    else:
+        config = settings.config(str(settings.preset), tokenizer.vocab_size)
+    read = read_chat_tokens if settings.chat else read_tokens
+    training, validation, opening = read(corpus, tokenizer, config.context, console)
+    task = Task(out, settings, config, corpus, tokenizer, training, validation, device, opening)
     optimizers = partial(make_optimizers, settings=settings)
     dropout = torch.Generator(device).manual_seed(settings.seed)
     if settings.resume:
         return task, State(*run.load_state(out, config, optimizers, dropout, device))
-    weights = tree_map(lambda leaf: leaf.to(device).requires_grad_(), initialise(config, settings.seed))
+    # Cloned, because those of a file are mapped from it.
+    begin = tree_map(lambda leaf: leaf.float().clone(), base.weights) if base else initialise(config, settings.seed)
+    weights = tree_map(lambda leaf: leaf.to(device).requires_grad_(), begin)
     state = State(weights, optimizers(weights), dropout, Progress())
     run.create(out, Model(config, weights, tokenizer), settings)
     return task, state
+
+
+def read_tokens(
+    corpus: Corpus, tokenizer: Tokenizer, context: int, console: Console
+) -> tuple[Tokens, Tokens, Messages]:
+    """The ids of a text to train on and to validate by; and nothing to answer."""
+    with progress_of("reading", console, 2 * corpus.size()) as heard:
+        training = tokenise(corpus, tokenizer, "train", heard)
+        validation = tokenise(corpus, tokenizer, "validation", heard)
+    for split, tokens in (("train", training), ("validation", validation)):
+        if tokens.length <= context + 1:
+            raise LlucidError(
+                f"--corpus {' '.join(map(str, corpus.files))}: its {split} split has {tokens.length} tokens and one "
+                f"context needs {context + 2}; give more text, or a shorter --model.context"
+            )
+    return training, validation, []
+
+
+def read_chat_tokens(
+    corpus: Corpus, tokenizer: Tokenizer, context: int, console: Console
+) -> tuple[Dialogues, Dialogues, Messages]:
+    """The ids of conversations to train on and to validate by, and how one of the latter opens."""
+    with progress_of("reading", console, 2 * corpus.size()) as heard:
+        training = tokenise_chat(corpus, tokenizer, "train", context, heard)
+        validation = tokenise_chat(corpus, tokenizer, "validation", context, heard)
+    if cut := longer(training, context):
+        console.print(
+            f"{cut:,} of {len(training.ends):,} conversations are longer than the context of {context} tokens and are "
+            "cut there; for a longer one: --model.context N",
+            highlight=False,
+        )
+    openings = (messages[: 1 + (messages[0]["role"] == "system")] for _, messages in read_chat(corpus, "validation"))
+    room = context // 2
+    fitting = (o for o in openings if o[-1]["role"] == "user" and len(encode_dialog(o, tokenizer)) <= room)
+    return training, validation, next(fitting, [])
+
+
+def written(task: Task, model: Model, seed: int) -> str:
+    """What the model writes by now: a text, or an answer."""
+    if not task.settings.chat:
+        return "".join(generate(model, max_tokens=SAMPLE, seed=seed))
+    if not task.opening:
+        return ""
+    question = task.opening[-1]["content"]
+    system = task.opening[0]["content"] if len(task.opening) > 1 else ""
+    return f"› {question}\n" + "".join(Session(model, system=system, max_tokens=SAMPLE, seed=seed).reply(question))
 
 
 class Logbook:
@@ -198,7 +259,7 @@ class Logbook:
         dtype = getattr(torch, str(task.settings.dtype))
         validation = evaluate(weights, task.config, task.validation, task.corpus.floor is not None, dtype)
         model = Model(task.config, tree_map(torch.Tensor.detach, weights), task.tokenizer)
-        sample = "".join(generate(model, max_tokens=SAMPLE, seed=progress.step))
+        sample = written(task, model, progress.step)
         loss = self.flush({"validation": validation * self.per_character, "sample": sample})
         if validation < progress.best:
             progress = progress._replace(best=validation)
@@ -213,7 +274,7 @@ class Logbook:
         run.save_state(self.task.out, *self.state[:3], progress)
         self.metrics.write_samples()
         numbers = f"{self.task.config.parameters:,} parameters"
-        title = f"{self.task.corpus.name}: {self.task.settings.preset}, {numbers}"
+        title = f"{self.task.corpus.name}: {self.task.settings.preset or self.task.settings.base}, {numbers}"
         draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
 
 
