@@ -112,8 +112,8 @@ class Generate:
 class Chat:
     """Talk with a model in the terminal; through a pipe, each line is a message and is answered on standard output."""
 
-    model: Model
-    """Folder of the model."""
+    model: Model = ""
+    """Folder of the model; without one, the small storyteller that comes with llucid."""
     system: str = ""
     """Tells the model how to behave, before the first message."""
     max_tokens: int = 1024
@@ -139,13 +139,14 @@ class Chat:
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
+        from llucid.chat import STORYTELLER
         from llucid.chat.terminal import talk
         from llucid.generation import Sampling
 
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         talk(
-            opened(self.model, self.tokenizer, self.dtype, self.device),
-            self.model,
+            opened(self.model or str(STORYTELLER), self.tokenizer, self.dtype, self.device),
+            self.model or "storyteller",
             system=self.system,
             format=self.format,
             sampling=sampling,

@@ -1,4 +1,4 @@
-"""Dialogues as token ids on disk, and the batches that training takes from them: a row a dialogue, from its beginning."""
+"""Dialogues as token ids on disk, and the batches that training takes of them: a row a dialogue, from its start."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -35,9 +35,7 @@ class Dialogues(NamedTuple):
         """Tokens of all of them."""
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def read(
-        self, numbers: NDArray[np.int64], context: int
-    ) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+    def read(self, numbers: NDArray[np.int64], context: int) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
         """Inputs and the tokens that follow them, a row a dialogue, cut to `context`; −100 where nothing is learned.
 
         Shorter ones are filled up at their end, which no token before it attends to.

@@ -20,7 +20,7 @@ Messages = list[dict[str, str]]
 
 VALIDATED = 10
 """One line in so many validates, those at the end of the file, and at least one."""
-FABLES = 24_000
+FABLES = 32_000
 """Conversations in the file about fables."""
 
 

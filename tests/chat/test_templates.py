@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import transformers
 
-from llucid.chat import encode_dialog, read_template, sandbox
+from llucid.chat import encode_dialog, sandbox
 from llucid.chat.formats import ending_turns, known_format
 from llucid.chat.sandbox import RENDERER
 from llucid.errors import LlucidError
@@ -71,19 +71,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_both_places_of_a_template(tmp_path: Path) -> None:
     letters().save(tmp_path)
-    assert read_template(tmp_path) is None
+    assert template_of(load_tokenizer(tmp_path)) is None
     config = tmp_path / "tokenizer_config.json"
     told = json.loads(config.read_text())
 
     config.write_text(json.dumps(told | {"chat_template": LLAMA3}))
-    assert read_template(tmp_path) == LLAMA3
+    assert template_of(load_tokenizer(tmp_path)) == LLAMA3
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     with pytest.raises(LlucidError, match=r"--format tool_use: not a format"):
         known_format("tool_use", load_tokenizer(tmp_path))
 
     several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": LLAMA3}]
     config.write_text(json.dumps(told | {"chat_template": several}))
-    assert read_template(tmp_path) == {"default": CHATML, "tool_use": LLAMA3}
+    assert template_of(load_tokenizer(tmp_path)) == {"default": CHATML, "tool_use": LLAMA3}
     assert known_format(None, load_tokenizer(tmp_path)) == CHATML
     assert known_format("tool_use", load_tokenizer(tmp_path)) == LLAMA3
     config.write_text(json.dumps(told | {"chat_template": several[1:]}))
@@ -92,10 +92,10 @@ def test_both_places_of_a_template(tmp_path: Path) -> None:
         known_format("rag", load_tokenizer(tmp_path))
 
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
-    assert read_template(tmp_path) == LLAMA3
+    assert template_of(load_tokenizer(tmp_path)) == LLAMA3
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(LlucidError, match=r"chat_template\.jinja: cannot be read"):
-        read_template(tmp_path)
+        template_of(load_tokenizer(tmp_path))
     (tmp_path / "chat_template.jinja").unlink()
     for wrong in (3, [], ["x"], [{"name": "x"}]):
         config.write_text(json.dumps(told | {"chat_template": wrong}))
