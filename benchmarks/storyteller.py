@@ -77,6 +77,13 @@ def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
     return counts
 
 
+def show(counts: Counter[tuple[str, bool]], rows: Mapping[str, list[str]]) -> None:
+    """Prints the share of each row's kinds that was right."""
+    for row, kinds in rows.items():
+        yes, no = (sum(counts[kind, value] for kind in set(kinds)) for value in (True, False))
+        print(f"| {row} | {yes} | {yes + no} | {100 * yes / (yes + no):.1f} % |", flush=True)
+
+
 def measure(name: str, held: int = 100, own: int = 100) -> None:
     """Prints both tables."""
     session = Session(load(name, device="cpu", dtype="float32"), max_tokens=200, seed=0)
@@ -84,12 +91,9 @@ def measure(name: str, held: int = 100, own: int = 100) -> None:
     counts = held_out(session, held)
     rows = {f"held-out conversations: {kind}": [kind] for kind, _ in counts}
     rows = {"held-out conversations: all": [kind for kind, _ in counts], **rows}
-    for counts in (counts, own_tales(session, own)):
-        rows = rows or {kind: [kind] for kind, _ in counts}
-        for row, kinds in rows.items():
-            yes, no = (sum(counts[kind, value] for kind in set(kinds)) for value in (True, False))
-            print(f"| {row} | {yes} | {yes + no} | {100 * yes / (yes + no):.1f} % |", flush=True)
-        rows = {}
+    show(counts, rows)
+    counts = own_tales(session, own)
+    show(counts, {kind: [kind] for kind, _ in counts})
 
 
 if __name__ == "__main__":

@@ -418,7 +418,8 @@ COUNTRIES = """[France|Germany|Italy|Spain|China|Japan|India|Brazil|Egypt|Norway
     |England|America|Greece|Turkey|Poland]"""
 TOPICS = """[physics|history|politics|music|football|chess|love|money|quantum mechanics|mathematics|biology|philosophy
     |programming|Python|the moon|the stars|the sun|dinosaurs|war|God|religion|the weather|science|art|computers|cars
-    |the internet|health|medicine|law|economics|the news|films|books|Shakespeare|Einstein|Napoleon|space|gravity|water]"""
+    |the internet|health|medicine|law|economics|the news|films|books|Shakespeare|Einstein|Napoleon
+    |space|gravity|water]"""
 NUMBER = "[one|two|three|7|12|19|25|40|88|100|144]"
 OUTSIDE: tuple[str, ...] = (
     f"What is the [3 capital|population|president|flag|language] of {COUNTRIES}?",
@@ -431,7 +432,8 @@ OUTSIDE: tuple[str, ...] = (
     "[Write|Give me|Can you write] [a poem|an essay|a song|a joke|a book|a letter] about {topic}.",
     "How do I [cook rice|bake a cake|fix my car|learn to swim|make money|lose weight|write a book|build a house"
     "|tie a knot|make friends|sort a list|open a file|get a job|sleep better|cut my hair]?",
-    "What [is the time|time is it|day is it|is the date|is the weather like today|year is it|is the news|is new today]?",
+    "What [is the time|time is it|day is it|is the date|is the weather like today|year is it|is the news"
+    "|is new today]?",
     "Who [is|was] [the president|the king|the queen|Einstein|Napoleon|Shakespeare|the pope|Mozart|Newton|Plato"
     "|my mother|your mother|Elon Musk|Darwin|Taylor Swift|Donald Trump|Barack Obama]?",
     "[How far is the moon|Why is the sky blue|How tall is Mount Everest|What is the meaning of life|How deep is the sea"
@@ -446,13 +448,14 @@ OUTSIDE: tuple[str, ...] = (
 DECLINE = f"""[2 I do not know that. I only know my fables.|That lies outside my fables, and I know nothing else.
     |I cannot help with that: I know nothing but my fables.] {OFFER}"""
 
-NOBODY = """[a dragon|a lion|a tiger|a princess|a robot|a dog|a cat|a horse|a wolf|a bear|a king|a queen|a wizard|a pirate
-    |a spaceship|a monkey|an elephant|a whale|a shark|a snake|a spider|a car|a train|a computer|a boy|a girl|a unicorn
+NOBODY = """[a dragon|a lion|a tiger|a princess|a robot|a dog|a cat|a horse|a wolf|a bear|a king|a queen|a wizard
+    |a pirate|a spaceship|a monkey|an elephant|a whale|a shark|a snake|a spider|a car|a train|a computer|a boy|a girl|a unicorn
     |a ghost|a witch|a rabbit|a pig|a cow|a sheep|a frog|a bee|a butterfly|Harry Potter|Napoleon|Anna|Peter|John|Sarah
     |aliens|vampires|dinosaurs|zombies|me|you|my dog|a doctor|a teacher|a soldier|love|war|money|football|God|Paris
     |London|the moon|the sea|a castle|a sword|a phone|a dinosaur|Christmas|Batman|the future|a fish|an ant|a parrot]"""
 KNOWN = """[I know nobody and nothing like that|That is not in my world]. Ask me for
-    [a wren|a badger|a mole|a hare|a crow|a fox|a mouse|a goose|a toad|a duck|a goat|a lamb|an otter|a heron|a hen|an owl]
+    [a wren|a badger|a mole|a hare|a crow|a fox|a mouse|a goose|a toad|a duck|a goat|a lamb|an otter|a heron|a hen
+    |an owl]
     [in [spring|summer|autumn|winter]|at the [mill|inn|ferry|forge]]."""
 UNTOLD = f"I have not told you a tale yet. {OFFER}"
 SYSTEM = """[3 You are a storyteller.|You are a kind storyteller.|You are a helpful assistant.|Be kind.|Answer briefly.

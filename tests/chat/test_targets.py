@@ -13,7 +13,6 @@ from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from tests.chat.templates import CHATML
-from tests.chat.templates import LLAMA2 as LLAMA2_TEMPLATE
 
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -85,7 +84,8 @@ def test_llama_2_learns_its_answers(data: Path) -> None:
     tokenizer = load_tokenizer(data / "llama2-tokenizer.model")
     talk = [TALK[0], TALK[1], TALK[2], {"role": "user", "content": "Sure?"}, TALK[4]]
     ids, learned = encode_learned(talk, tokenizer)
-    assert ids[: len(asked := encode_dialog(talk[:4], tokenizer))] == asked
+    asked = encode_dialog(talk[:4], tokenizer)
+    assert ids[: len(asked)] == asked
     answers = [[ids[at] for at in range(len(ids)) if learned[at] and (at < len(asked)) == first] for first in (1, 0)]
     assert [tokenizer.decode(answer).strip() for answer in answers] == ["Wick.", TALK[4]["content"]]
     assert all(answer[-1] == tokenizer.eos for answer in answers)
@@ -109,4 +109,3 @@ def test_what_cannot_be_learned(taught: JsonTokenizer) -> None:
         encode_learned(TALK[:3], taught, forgetful)
     # What stands behind the last answer is left out.
     assert encode_learned(TALK[:6], taught) == encode_learned(TALK[:5], taught)
-    assert LLAMA2_TEMPLATE

@@ -14,7 +14,7 @@ from llucid.chat import Session, encode_dialog, encode_learned
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
-from llucid.training.dialogues import make_chat_tokenizer, open_chat, parse_line, read_chat
+from llucid.training.dialogues import open_chat, parse_line, read_chat
 from tests.training.test_run import do, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
@@ -80,7 +80,7 @@ def test_resumed_equals_straight_bit_for_bit(file: Path, straight: Path, tmp_pat
 
 
 def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path, tmp_path: Path) -> None:
-    """Its first loss is the base's last, within what a batch differs from another by; a resume is bit for bit here too."""
+    """Its first loss is near the base's last, as batches differ from another; a resume is bit for bit here, too."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     given = ("train", "--chat", file, "--base", straight, "--steps", 12, "--evaluations", 1)
     do(*given, "--out", whole)
@@ -128,7 +128,6 @@ def test_a_bad_line_is_named(case: str, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_bytes("\n".join([GOOD, wrong, GOOD, ""]).encode("utf-8", "surrogateescape"))
     with pytest.raises(LlucidError) as raised:
-        make_chat_tokenizer("bpe:300", open_chat(str(file)))
         list(read_chat(open_chat(str(file))))
     assert str(raised.value).startswith(f"{file}, ")
     assert says in str(raised.value)
