@@ -108,6 +108,11 @@ class Generate:
             )
 
 
+HINT = """It comes with llucid, which trained it from scratch, and knows made-up fables and nothing else. Try:
+  Tell me a tale about a goat in winter
+  Who found the bell?"""
+
+
 @dataclass(frozen=True)
 class Chat:
     """Talk with a model in the terminal; through a pipe, each line is a message and is answered on standard output."""
@@ -146,7 +151,8 @@ class Chat:
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         talk(
             opened(self.model or str(STORYTELLER), self.tokenizer, self.dtype, self.device),
-            self.model or "storyteller",
+            self.model or "the storyteller",
+            hint="" if self.model else HINT,
             system=self.system,
             format=self.format,
             sampling=sampling,

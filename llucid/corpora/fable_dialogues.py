@@ -449,7 +449,8 @@ DECLINE = f"""[2 I do not know that. I only know my fables.|That lies outside my
     |I cannot help with that: I know nothing but my fables.] {OFFER}"""
 
 NOBODY = """[a dragon|a lion|a tiger|a princess|a robot|a dog|a cat|a horse|a wolf|a bear|a king|a queen|a wizard
-    |a pirate|a spaceship|a monkey|an elephant|a whale|a shark|a snake|a spider|a car|a train|a computer|a boy|a girl|a unicorn
+    |a pirate|a spaceship|a monkey|an elephant|a whale|a shark|a snake|a spider|a car|a train|a computer|a boy|a girl
+    |a unicorn
     |a ghost|a witch|a rabbit|a pig|a cow|a sheep|a frog|a bee|a butterfly|Harry Potter|Napoleon|Anna|Peter|John|Sarah
     |aliens|vampires|dinosaurs|zombies|me|you|my dog|a doctor|a teacher|a soldier|love|war|money|football|God|Paris
     |London|the moon|the sea|a castle|a sword|a phone|a dinosaur|Christmas|Batman|the future|a fish|an ant|a parrot]"""
