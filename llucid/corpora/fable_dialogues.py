@@ -121,7 +121,7 @@ QUESTIONS: Mapping[str, tuple[Asking, ...]] = {
             "[2 It was|{friend} found it] {place.corner}.",
             "{place.corner}",
         ),
-        (2, "What did {hero} [lose|look for|miss]?", "[2 {hero.His}|A] {look} {thing}.", "{look} {thing}"),
+        (2, "What did {hero} [lose|look for|miss]?", "[2 {hero.his}|A] {look} {thing}.", "{look} {thing}"),
         (1, "What did {friend} find?", "[The|A] {look} {thing}.", "{look} {thing}"),
     ),
     "lent": (
@@ -256,7 +256,7 @@ MISSING_NAME = "[2 Who is {missing}|What animal is {missing}|What did {missing} 
 
 # ---------------------------------------------------------------------------------------------------------- small talk
 
-PARAMETERS = "1.7 million"
+PARAMETERS = "1.8 million"
 """Of the model that the package has, as it says of itself."""
 SELF = f"""[I am a tiny Llama, a language model of {PARAMETERS} numbers, trained from scratch on made-up fables.
     I know nothing else.|Only a tiny Llama: a language model of {PARAMETERS} parameters that learned made-up fables and
