@@ -30,9 +30,9 @@ def open_chat(name: str) -> Corpus:
     Raises LlucidError if there is no such file.
     """
     if name == "fables":
-        from llucid.corpora import fable_dialogues, fables
+        from llucid.corpora import fable_dialogues, fable_words, fables
 
-        sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fables)]
+        sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
         file = cache_folder() / f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
         if not file.is_file():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 
 import llucid
 from llucid.chat import STORYTELLER, Session
-from llucid.corpora.fable_dialogues import PARAMETERS
+from llucid.corpora.fable_words import PARAMETERS
 from llucid.corpora.fables import derivations, spell
 from llucid.generation import Sampling
 from tests.training.test_run import command, do

@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from llucid.corpora.fable_dialogues import ANIMALS, Dialogue, dialogues, lines
+from llucid.corpora.fable_dialogues import Dialogue, dialogues, lines
+from llucid.corpora.fable_words import ANIMALS
 from llucid.corpora.fables import KINDS, SEASONS, derivations, spell
 
 KIND_NAMES = [spell(row["name"], {}, Random(0)) for row in KINDS]
