@@ -17,6 +17,7 @@ from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_pro
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.tokenizer_json import folder_config
 from llucid.weights import to
 
 __all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
@@ -114,7 +115,9 @@ def load(
             "it belongs to another model"
         )
     weights = room.read_weights(path, config)
-    return Model(config, to(weights, dtype or weights.embedding.dtype, device), opened)
+    template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
+    chat_format = template if isinstance(template, str) else None
+    return Model(config, to(weights, dtype or weights.embedding.dtype, device), opened, chat_format)
 
 
 def describe(path: str | Path) -> dict[str, str]:

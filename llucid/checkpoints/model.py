@@ -19,8 +19,8 @@ class Model(NamedTuple):
     weights: Weights
     tokenizer: Tokenizer
     chat_format: str | None = None
-    """The format of its dialogues, by name or as a template, for who knows better than the tokenizer; None asks that
-    one, whose chat template or special tokens tell (`chat.format_of`)."""
+    """The format of its dialogues: the chat template that it came with, or a name; None if only its tokenizer tells
+    (`chat.format_of`), or nothing does."""
 
 
 Progress = Callable[[int, int], None]

@@ -37,7 +37,7 @@ class JsonTokenizer:
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # as some folders ask for, of every text and without a word
         self.tokenizer.no_padding()
-        self.config = (config or {}) | (_config(folder) if folder else {})
+        self.config = (config or {}) | (folder_config(folder) if folder else {})
 
         self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self.tokenizer.get_added_tokens_decoder()
@@ -68,8 +68,11 @@ class JsonTokenizer:
         write_folder(folder, self.json(), self.config, self.stop_ids)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    """The object in `tokenizer_config.json`, with the template of `chat_template.jinja`."""
+def folder_config(folder: Path) -> dict[str, Any]:
+    """The object in a folder's `tokenizer_config.json`, with the template of `chat_template.jinja`, if it has these.
+
+    Raises LlucidError if one of them cannot be read.
+    """
     beside, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     config = read_json(beside) if beside.is_file() else {}
     try:

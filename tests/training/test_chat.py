@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
+from llucid.cli import parse
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
@@ -19,6 +20,11 @@ from tests.training.test_run import do, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
 SMALL = ["--preset", "nano", "--tokenizer", "bpe:320", "--evaluations", "2", "--batch", "4", "--model.dim", "32"]
+
+
+def here(*arguments: object) -> None:
+    """Runs a command in this process, which is quicker."""
+    parse([str(argument) for argument in arguments]).run()
 
 
 def conversation(number: int) -> dict[str, object]:
@@ -83,24 +89,24 @@ def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path
     """Its first loss is near the base's last, as batches differ from another; a resume is bit for bit here, too."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     given = ("train", "--chat", file, "--base", straight, "--steps", 12, "--evaluations", 1)
-    do(*given, "--out", whole)
-    do(*given, "--out", halves, "--stop-after", 5)
-    do("train", "--resume", "--out", halves)
+    here(*given, "--out", whole)
+    here(*given, "--out", halves, "--stop-after", 5)
+    here("train", "--resume", "--out", halves)
     assert losses(whole) == losses(halves)
     assert losses(whole)[0]["loss"] < 2 * losses(straight)[-1]["validation"]
     assert llucid.load(whole, device="cpu").config == llucid.load(straight, device="cpu").config
-    said = do(*given, "--out", tmp_path / "x", "--model.layers", 3, status=2).stderr
-    assert "--model.layers: that of --base is taken" in said
+    with pytest.raises(LlucidError, match=r"--model\.layers: that of --base is taken"):
+        here(*given, "--out", tmp_path / "x", "--model.layers", 3)
 
 
 def test_a_base_without_turns_is_refused(file: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the goose and the fox " * 99)
-    do("train", "--corpus", text, "--out", tmp_path / "base", "--preset", "nano", "--steps", 1)
-    said = do("train", "--chat", file, "--base", tmp_path / "base", status=2).stderr
-    assert "this tokenizer has no chat template" in said
+    here("train", "--corpus", text, "--out", tmp_path / "base", "--preset", "nano", "--steps", 1)
+    with pytest.raises(LlucidError, match="this tokenizer has no chat template"):
+        here("train", "--chat", file, "--base", tmp_path / "base", "--out", tmp_path / "chat")
     # But it can learn more text.
-    do("train", "--corpus", text, "--base", tmp_path / "base", "--out", tmp_path / "more", "--steps", 2)
+    here("train", "--corpus", text, "--base", tmp_path / "base", "--out", tmp_path / "more", "--steps", 2)
 
 
 GOOD = json.dumps(conversation(0))
@@ -137,6 +143,9 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "one.jsonl").write_text(GOOD)
     (tmp_path / "bad.jsonl").write_text(GOOD + "\n{\n")
+    said = do("train", "--chat", tmp_path / "bad.jsonl", status=2, cwd=tmp_path).stderr
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
     for arguments, says in {
         (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
@@ -146,12 +155,12 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
         (str(file), "--corpus", "fables"): "--corpus and --chat both say what to learn from",
         (str(file), "--model.context", "2"): "has an answer within 2 tokens",
+        (str(file), "--length-warmup", "0.5"): "conversations are not cut into windows",
     }.items():
         before = sorted(tmp_path.rglob("*"))
-        said = do("train", "--chat", *arguments, "--out", tmp_path / "run", "--steps", 1, "--preset", "nano", status=2)
-        assert said.stderr.startswith("error: ")
-        assert said.stderr.count("\n") == 1
-        assert says in said.stderr
+        with pytest.raises(LlucidError) as raised:
+            here("train", "--chat", *arguments, "--out", tmp_path / "run", "--steps", 1, "--preset", "nano")
+        assert says in str(raised.value)
         assert sorted(tmp_path.rglob("*")) == before
 
 
