@@ -21,6 +21,10 @@ GATHERED = 16
 """Batches whose dialogues are sorted by length together, so that those in one batch need little padding."""
 
 
+WIDTH = 64
+"""Rows are as long as a multiple of so many tokens: for each shape that is new, products are planned and memory taken."""
+
+
 class Dialogues(NamedTuple):
     """Dialogues one behind the other in a file of int32. An id that is to be learned is there as its complement ~id."""
 
@@ -43,7 +47,8 @@ class Dialogues(NamedTuple):
         mapped = np.memmap(self.file, np.int32, "r", shape=(self.length,))
         starts = np.concatenate([[0], self.ends])[numbers]
         lengths = np.minimum(self.ends[numbers] - starts, context + 1)
-        kept = np.zeros((len(numbers), int(lengths.max())), np.int64)
+        width = min(context, -(-(int(lengths.max()) - 1) // WIDTH) * WIDTH)
+        kept = np.zeros((len(numbers), width + 1), np.int64)
         for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
             kept[row, :length] = mapped[start : start + length]
         ids = torch.from_numpy(kept)
