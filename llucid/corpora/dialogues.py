@@ -22,7 +22,7 @@ GATHERED = 16
 
 
 WIDTH = 64
-"""Rows are as long as a multiple of so many tokens: for each shape that is new, products are planned and memory taken."""
+"""Rows are as long as a multiple of so many tokens: for each new shape, products are planned and memory is taken."""
 
 
 class Dialogues(NamedTuple):
