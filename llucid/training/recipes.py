@@ -40,9 +40,11 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
         preset=preset,
         tokenizer=settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters"),
         minutes=recipe.minutes if settings.steps is None and settings.minutes is None else settings.minutes,
+        backend=settings.backend or "torch",
         device=str(device),
         dtype=settings.dtype or ("bfloat16" if multiplies_bfloat16(device) else "float32"),
         batch=settings.batch or recipe.batch,
+        optimizer=settings.optimizer or ("adamw" if settings.backend == "jax" else "muon"),
         learning_rate=settings.learning_rate or recipe.learning_rate,
         muon_learning_rate=settings.muon_learning_rate or recipe.muon_learning_rate,
     )
