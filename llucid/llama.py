@@ -8,8 +8,8 @@ Read from top to bottom. A token becomes a vector (`embed`), the vector passes t
     logits = RMSNorm(x) Oᵀ
 
 Shapes are in whole words: batch (sequences), seq (new tokens of each), slots (of the cache, or seq where there is
-none), dim, heads, kv_heads, head_dim, half (head_dim/2), ffn, vocab. Sources: LLaMA (Touvron et al. 2023a), §2.2;
-Llama 2 (2023b), §2.2; The Llama 3 Herd of Models (2024), §3.2.
+none), dim, heads, kv_heads, head_dim, half (head_dim/2), q (heads · head_dim), kv (kv_heads · head_dim), ffn, vocab.
+Sources: LLaMA (Touvron et al. 2023a), §2.2; Llama 2 (2023b), §2.2; The Llama 3 Herd of Models (2024), §3.2.
 """
 
 import math
@@ -47,8 +47,8 @@ def rope_frequencies(config: Config, like: Tensor) -> Float[Tensor, " half"]:
     Su et al. 2021 (RoFormer), §3.2.2. With Llama 3.1's scaling, a pair whose wavelength λ = 2π/θ is long against the
     original context turns `factor` times slower, a short one as before, and between the two the mixture s decides.
     """
-    pair = torch.arange(0, config.head_dim, 2, device=like.device).to(wide(like[:0]).dtype)
-    theta = 1.0 / config.rope_theta ** (pair / config.head_dim)
+    j = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+    theta = 1.0 / config.rope_theta ** (2 * j / config.head_dim)
     if (scaling := config.rope_scaling) is None:
         return theta
     turns = scaling.original_context * theta / (2 * math.pi)

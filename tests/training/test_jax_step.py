@@ -31,7 +31,7 @@ from llucid.training.optimizer import (  # noqa: E402
 )
 from llucid.training.settings import ModelNumbers, Settings  # noqa: E402
 from llucid.training.step import loss_sum, train_step  # noqa: E402
-from llucid.weights import initialise, leaves, named_leaves, tree_map  # noqa: E402
+from llucid.weights import initialise, leaves, tree_map  # noqa: E402
 from tests.oracles import numpy_llama  # noqa: E402
 from tests.training.test_run import TEXT, after, command, do, ended, fresh, losses, wait_for  # noqa: E402
 
