@@ -12,16 +12,15 @@ PRESET, ROWS, SEQ = "micro", 4, 256
 
 
 def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, timed in turn, after two calls in which compilers do what they do once."""
+    """Milliseconds of each, timed in turn, after a round in which compilers do what they do once."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
-    for work in works.values():
-        work()
-        work()
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         for name, work in works.items():
+            work()  # not timed, for it pays for what the one before has left in caches and threads
             begun = time.perf_counter()
             work()
-            seconds[name].append(time.perf_counter() - begun)
+            if number:
+                seconds[name].append(time.perf_counter() - begun)
     return {name: 1000 * statistics.median(times) for name, times in seconds.items()}
 
 
@@ -76,7 +75,7 @@ def spellings(options: argparse.Namespace, folder: Path) -> None:
     found: dict[str, dict[str, float]] = {}
     for work, ways in works.items():
         with torch.set_grad_enabled("backward" in work):
-            found[work] = medians(ways, options.rounds)
+            found[work] = medians(ways, 6 * options.rounds)
 
     print(f"Milliseconds; {PRESET}, float32, {ROWS} × {SEQ} tokens, {torch.get_num_threads()} threads.\n")
     print(f"| | {' | '.join(found)} |\n|---{'|---' * len(found)}|")

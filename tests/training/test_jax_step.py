@@ -226,7 +226,7 @@ def test_the_command_follows_pytorch_step_by_step(corpus: Path, tmp_path: Path) 
     torch.testing.assert_close(leaves(other), leaves(one), rtol=0, atol=1e-4)
 
 
-def run(corpus: Path, out: Path, backend: str, stop_after: int | None = None) -> Path:
+def run(corpus: Path, out: Path, backend: str, stop_after: int | None = None, optimizer: str = "adamw") -> Path:
     """A run of twelve steps in this process, or the first `stop_after` of them."""
     settings = Settings(
         corpus=(str(corpus),),
@@ -238,7 +238,7 @@ def run(corpus: Path, out: Path, backend: str, stop_after: int | None = None) ->
         backend=backend,
         dtype="float32",
         batch=4,
-        optimizer="adamw",
+        optimizer=optimizer,
         evaluations=1,
     )
     return train(settings, Console(quiet=True))
@@ -250,6 +250,7 @@ def gone_on(out: Path, backend: str | None = None) -> list[dict[str, object]]:
     return losses(out)
 
 
+@pytest.mark.slow
 def test_resumed_equals_straight(corpus: Path, tmp_path: Path) -> None:
     """JAX after JAX bit for bit; across the two, both ways, within the rounding of float32 (1e-5 as above)."""
     straight = run(corpus, tmp_path / "straight", "jax")
@@ -271,9 +272,9 @@ def test_resumed_equals_straight(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_by_muon_goes_on_in_pytorch_alone(corpus: Path, tmp_path: Path) -> None:
-    do(*fresh(corpus, tmp_path / "muon", "--steps", 3, "--stop-after", 1))
+    out = run(corpus, tmp_path / "muon", "torch", stop_after=1, optimizer="muon")
     with pytest.raises(LlucidError, match="--backend jax has no --optimizer muon"):
-        gone_on(tmp_path / "muon", "jax")
+        gone_on(out, "jax")
 
 
 def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> None:
@@ -283,6 +284,7 @@ def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> 
     assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(out, device="cpu").weights))
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_cleanly(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     arguments = fresh(corpus, out, "--steps", 4000, "--backend", "jax")
