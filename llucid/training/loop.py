@@ -26,7 +26,7 @@ from llucid.training import run
 from llucid.training.backend import Backend, device_of, open_backend
 from llucid.training.curve import draw_curve
 from llucid.training.optimizer import learning_rate
-from llucid.training.recipes import resolve
+from llucid.training.recipes import resolve, window
 from llucid.training.report import Report, progress_of
 from llucid.training.run import Progress
 from llucid.training.settings import Settings, read_toml
@@ -67,28 +67,27 @@ def train(settings: Settings, console: Console) -> Path:
     Raises LlucidError for bad input and for a loss that is no number; the state saved last is then intact.
     """
     task, state = prepare(settings, console)
-    settings, config = task.settings, task.config
-    logbook = Logbook(task, state.progress, console)
-    begun = time.perf_counter() - state.progress.seconds
-    ended = state.progress.step + (settings.stop_after or sys.maxsize)
+    settings, progress = task.settings, state.progress
+    logbook = Logbook(task, progress, console)
+    begun = time.perf_counter() - progress.seconds
+    ended = progress.step + (settings.stop_after or sys.maxsize)
 
     with logbook.report.live(), interruption() as interrupted:
-        while (done := share_done(settings, state.progress)) < 1 and state.progress.step < ended and not interrupted():
-            step, rate = state.progress.step, learning_rate(done, settings.warmup, settings.final)
-            inputs, targets = training_batch(
-                task.training, int(settings.batch or 1), config.context, settings.seed, step
-            )
+        while (done := share_done(settings, progress)) < 1 and progress.step < ended and not interrupted():
+            rate = learning_rate(done, settings.warmup, settings.final)
+            rows_and_length = window(settings, task.config.context, done)
+            inputs, targets = training_batch(task.training, *rows_and_length, settings.seed, progress.step)
             loss, weights, memory = task.backend.step(inputs, targets, state.weights, state.memory, rate)
-            progress = state.progress._replace(step=step + 1, seconds=time.perf_counter() - begun)
+            progress = progress._replace(step=progress.step + 1, seconds=time.perf_counter() - begun)
             state = State(weights, memory, state.dropout, progress)
             logbook.note(progress, rate, loss)
             now = share_done(settings, progress)
             if now >= 1 or int(now * settings.evaluations) > int(done * settings.evaluations):
-                state = logbook.measure(state)
-    if share_done(settings, state.progress) < 1:
-        logbook.save(state)
+                progress = logbook.measure(state)
+    if share_done(settings, progress) < 1:
+        logbook.save(state._replace(progress=progress))
         more = f"llucid train --resume --out {task.out}"
-        console.print(f"stopped at step {state.progress.step}; go on with: {more}", highlight=False)
+        console.print(f"stopped at step {progress.step}; go on with: {more}", highlight=False)
     return task.out
 
 
@@ -184,7 +183,7 @@ class Logbook:
             self.metrics.add([*rows[:-1], rows[-1] | figures])
         return rows[-1]["loss"] if rows else math.nan
 
-    def measure(self, state: State) -> State:
+    def measure(self, state: State) -> Progress:
         """Evaluates, keeps the model if it is the best so far, saves the state, writes a sample and draws the curve."""
         task, progress = self.task, state.progress
         if not torch.stack([loss for _, _, loss in self.unwritten]).isfinite().all():
@@ -195,11 +194,11 @@ class Logbook:
         sample = "".join(generate(Model(task.config, weights, task.tokenizer), max_tokens=SAMPLE, seed=progress.step))
         loss = self.flush({"validation": validation * self.per_character, "sample": sample})
         if validation < progress.best:
-            state = state._replace(progress=progress._replace(best=validation))
+            progress = progress._replace(best=validation)
             huggingface.write_weights(task.out, weights, task.config)
-        self.save(state)
+        self.save(state._replace(progress=progress))
         self.report.measured(progress.step, loss, validation * self.per_character, sample, *self.speed(progress))
-        return state
+        return progress
 
     def save(self, state: State) -> None:
         """Saves the state and draws what can be drawn from the figures."""
