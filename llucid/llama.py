@@ -182,8 +182,7 @@ def attend(
         k, v = cache.write(layer, k, v)
     # On a CPU the fused kernel for bfloat16 is slower than the definition, as long as there are few scores to hold.
     few = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] * k.shape[2] <= 256 * 256
-    gathered = (attention_written_out if few else attention_fused)(q, k, v, mask)
-    return gathered.transpose(1, 2).flatten(-2)
+    return (attention_written_out if few else attention_fused)(q, k, v, mask).transpose(1, 2).flatten(-2)
 
 
 def attention(
@@ -206,10 +205,7 @@ def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Fl
 
 
 def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:
-    """Training only: each number is zeroed with probability `rate`, the others grow to keep the mean.
-
-    Srivastava et al. 2014, §4, scaled as in its §10. Without a generator, x.
-    """
+    """In training: 0 with probability `rate`, and else x / (1 − rate), so that the mean stays. Srivastava et al. 2014."""
     if generator is None or rate == 0:
         return x
     return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator) / (1 - rate)
