@@ -205,7 +205,7 @@ def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Fl
 
 
 def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:
-    """In training: 0 with probability `rate`, and else x / (1 − rate), so that the mean stays. Srivastava et al. 2014."""
+    """In training, 0 with probability `rate`, else x / (1 − rate): the mean stays. Srivastava et al. 2014, §4, §10."""
     if generator is None or rate == 0:
         return x
     return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator) / (1 - rate)
