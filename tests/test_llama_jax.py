@@ -243,7 +243,7 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
 @pytest.mark.usefixtures("compiled_well")
 def test_stories260k_is_told_as_by_pytorch(data: Path) -> None:
     """200 greedy tokens; and loss and gradients of that text, which a trained model finds likely, as the oracle's."""
-    config, weights = load(data / "stories260K.bin", device="cpu", tokenizer=data / "tok512.model")[:2]
+    config, weights = load(data / "stories260K.bin", device="cpu", tokenizer=data / "tok512.bin")[:2]
     expected = greedy(weights, config, [1], 200)
     found = llama_jax.generate(jnp.array([1]), from_torch(weights), config, 200).tolist()
     assert found == expected

@@ -311,6 +311,21 @@ def test_exported_equals_eager(tmp_path: Path) -> None:
     assert not any("complex" in str(node.target) for node in program.graph.nodes)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+def test_exported_in_bfloat16_takes_any_length() -> None:
+    """Also one at which eager attention goes another way; equal to it within the rounding of bfloat16."""
+    config = CONFIGS["one for two"]
+    module = Llama.from_weights(lively(config, dtype=torch.bfloat16), config).eval()
+    program = torch.export.export(
+        module, (some_tokens(config, 2, 8),), dynamic_shapes=({1: torch.export.Dim("seq", max=512)},)
+    )
+    for length in (8, 300):
+        tokens = some_tokens(config, 2, length)
+        found, expected = program.module()(tokens), module(tokens)
+        assert (found - expected).square().mean().sqrt() < 30 * 2**-9 * expected.std()
+
+
 def one_of_two(rank: int, meeting: Path) -> None:
     """One of two processes, each of which keeps half of every parameter and learns from one of two rows."""
     from torch.distributed import destroy_process_group, init_process_group

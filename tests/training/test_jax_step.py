@@ -108,7 +108,7 @@ def test_training_of_stories260k_follows_numpy(data: Path) -> None:
     """Ten steps from trained weights, by the oracle's gradients and AdamW as its paper writes it (Loshchilov & Hutter
     2019, algorithm 2), in float64: 1e-12 is some thousand last bits of a loss near 1."""
     config, weights, tokenizer = llucid.load(
-        data / "stories260K.bin", dtype=torch.float64, device="cpu", tokenizer=data / "tok512.model"
+        data / "stories260K.bin", dtype=torch.float64, device="cpu", tokenizer=data / "tok512.bin"
     )[:3]
     ids = np.array([tokenizer.bos, *tokenizer.encode(TEXT[:200])])
     settings = replace(SETTINGS, learning_rate=1e-3, clip=1e6)
