@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from llucid.checkpoints.gguf_file import (
     ALIGNMENT,
@@ -27,9 +26,9 @@ from llucid.checkpoints.gguf_file import (
     pieces_of,
     read_head,
 )
-from llucid.checkpoints.model import Header, Model, Progress, name_of_dtype, no_progress
+from llucid.checkpoints.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import first_bytes
-from llucid.checkpoints.tensors import gather, renamed
+from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -212,10 +211,10 @@ def read_header(path: Path) -> Header:
     return {name: (place.shape, place.kind.name) for name, place in read_head(path).places.items()}
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights: mapped in the file's own dtype; what is quantised becomes float32 in memory. Strict, as every room.
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights, Unread, in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
 
-    Raises LlucidError, too, if dequantising needs the gguf package and it is not there.
+    Reading raises LlucidError if dequantising needs the gguf package and it is not there.
     """
     head = read_head(path)
     # The angles' slowdowns are in the config; very old files have the angles themselves, which follow from it.
@@ -289,13 +288,15 @@ def found_again(config: Config) -> RopeScaling | None:
 
 def choose_kind(dtype: str | None) -> Kind | None:
     """The kind called `dtype`, None stays None. Raises LlucidError for any other name."""
-    name = "Q8_0" if dtype in ("q8_0", "Q8_0") else dtype
-    if name is not None and name not in WRITTEN:
+    if dtype is None:
+        return None
+    name = full_name(dtype).replace("q8_0", "Q8_0")
+    if name not in WRITTEN:
         raise LlucidError(f"--dtype {dtype}: GGUF is written with {', '.join(WRITTEN)}")
-    return None if name is None else KINDS[WRITTEN[name]]
+    return KINDS[WRITTEN[name]]
 
 
-def part_of(name: str, leaf: Tensor, chosen: Kind | None) -> Part:
+def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
     """How a tensor is to be stored; in its own dtype if none is chosen."""
     own = name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llucid.checkpoints.model import DTYPES
 from llucid.checkpoints.pickles import bytes_of
-from llucid.checkpoints.tensors import Entry
+from llucid.checkpoints.tensors import Entry, Leaf
 from llucid.errors import LlucidError
 
 
@@ -339,7 +339,7 @@ class Part(NamedTuple):
 
     name: str
     kind: Kind
-    numbers: Tensor
+    numbers: Leaf
 
     @property
     def size(self) -> int:
@@ -391,7 +391,7 @@ def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
         yield bytes_of(part.numbers, DTYPES[part.kind.name])
         return
     step = max(1, AT_ONCE // part.numbers.shape[-1])
-    for rows in part.numbers.split(step):
+    for rows in part.numbers.detach().split(step):
         yield to_q8_0(rows)
 
 

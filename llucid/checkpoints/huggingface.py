@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import Entry, gather, renamed
+from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -169,7 +169,7 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
         "attention_bias": False,
         "mlp_bias": False,
         "bos_token_id": tokenizer.bos,
-        "eos_token_id": tokenizer.eos,
+        "eos_token_id": sorted(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.eos,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -235,8 +235,8 @@ def read_header(path: Path) -> Header:
     return {name: (entry.shape, entry.dtype) for name, entry in read_entries(path).items()}
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, in the file's own dtype and Meta's order of rows.
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights in a folder, in the file's own dtype and, when they are read, Meta's order of rows.
 
     Strict: a tensor that is missing, of another shape, or not one of a Llama's is an error that names it.
     """
@@ -269,10 +269,10 @@ def named_tensors(weights: Weights, config: Config) -> dict[str, Tensor]:
     return {name_of(path): in_halves(path, leaf, config) for path, leaf in named_leaves(weights)}
 
 
-def in_halves(path: str, leaf: Tensor, config: Config) -> Tensor:
+def in_halves(path: str, leaf: Leaf, config: Config) -> Tensor:
     """The array at our path in Hugging Face's order of rows, on the CPU."""
-    leaf, heads = leaf.detach().to("cpu"), heads_of(path, config)
-    return (halves_from_pairs(leaf, heads) if heads else leaf).contiguous()
+    tensor, heads = leaf.detach().to("cpu"), heads_of(path, config)
+    return (halves_from_pairs(tensor, heads) if heads else tensor).contiguous()
 
 
 SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from llucid.checkpoints import meta
-from llucid.checkpoints.model import Header, Model, Progress, no_progress
+from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
 from llucid.checkpoints.pickles import (
     bytes_of,
     entries_of,
@@ -231,8 +231,8 @@ def read_header(path: Path) -> Header:
     return {meta.name_of(at): (shape, kinds[len(shape)]) for at, shape, _ in layout(head)}
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights: mapped float32; those of version 2, dequantised, are float32 in memory."""
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights, Unread: float32, mapped; those of version 2 are dequantised, one by one as they are read."""
     entries = read_checkpoint(path)[1] if is_archive(path) else read_entries(path)
     return gather(config, entries, meta.name_of, str(path))
 
@@ -279,7 +279,7 @@ def write(
     refuse(config)
     if version not in (0, 1, 2):
         raise LlucidError(f"--version {version}: llama2.c's format has the versions 0, 1 and 2")
-    if dtype not in (None, "float32"):
+    if dtype and full_name(dtype) != "float32":
         raise LlucidError(f"--dtype {dtype}: llama2.c's format holds float32, and int8 with --version 2")
     if out.is_dir():
         raise LlucidError(f"{out}: is a folder; llama2.c's format is a file, as in {out / 'model.bin'}")

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, no_progress
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
-from llucid.checkpoints.tensors import Entry, gather, renamed
+from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError
@@ -160,8 +159,8 @@ def read_header(path: Path) -> Header:
     }
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, in the file's own dtype. Strict, as every room is."""
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights in a folder, Unread, in the file's own dtype. Strict, as every room is."""
     return gather(config, read_entries(path, config.dim), name_of, str(path))
 
 
@@ -223,7 +222,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     """Writes a folder of one shard, with the tokenizer's files beside. Refuses what `params.json` cannot say."""
     refuse(model.config)
     kind = choose_dtype(dtype)
-    tensors: dict[str, Tensor] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
+    tensors: dict[str, Leaf] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
     tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code knows no tying: it reads both
     out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out, model.tokenizer)

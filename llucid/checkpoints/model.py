@@ -51,8 +51,8 @@ class Room(Protocol):
         """What tensors there are, without reading them."""
         ...
 
-    def read_weights(self, path: Path, config: Config) -> Weights:
-        """The weights in the file's own dtype, mapped where that can be; strict about every tensor."""
+    def open_weights(self, path: Path, config: Config) -> Weights:
+        """The weights, each leaf Unread: mapped when it is read, where that can be; strict about every tensor."""
         ...
 
     def read_tokenizer(self, path: Path) -> Tokenizer:
@@ -70,9 +70,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def choose_dtype(name: str | None) -> torch.dtype | None:
     """float32, bfloat16 or float16 by name; None stays None. Raises LlucidError for any other name."""
-    if name is not None and name not in DTYPES:
+    if name is not None and full_name(name) not in DTYPES:
         raise LlucidError(f"--dtype {name}: expected float32, bfloat16 or float16")
-    return None if name is None else DTYPES[name]
+    return None if name is None else DTYPES[full_name(name)]
+
+
+def full_name(dtype: str) -> str:
+    """float32 and so on for whatever spelling people use: F32, fp32; in lower case, too, if it is none of theirs."""
+    for name, short in (("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f16")):
+        if dtype.lower() in (name, short, short.replace("f", "fp")):
+            return name
+    return dtype.lower()
 
 
 def name_of_dtype(dtype: torch.dtype) -> str:

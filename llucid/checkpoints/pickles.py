@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.serialization import skip_data
 
 from llucid.checkpoints.model import Progress, name_of_dtype
-from llucid.checkpoints.tensors import Entry
+from llucid.checkpoints.tensors import Entry, Leaf
 from llucid.errors import LlucidError
 from llucid.files import replacing
 
@@ -83,7 +83,7 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
     return {str(name).removeprefix("_orig_mod."): entry(tensor) for name, tensor in state.items()}
 
 
-def write_pickle(file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, progress: Progress) -> None:
+def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: torch.dtype | None, progress: Progress) -> None:
     """Writes a state dict as `torch.save` does, one tensor in memory at a time, whole or not at all.
 
     A tensor with two names is stored once. `torch.save` itself would write the whole storage behind every tensor,
@@ -122,6 +122,6 @@ def padding(position: int) -> bytes:
     return b"FB" + (count := -(position + 4) % 64).to_bytes(2, "little") + bytes(count)
 
 
-def bytes_of(tensor: Tensor, dtype: torch.dtype) -> memoryview:
+def bytes_of(tensor: Leaf, dtype: torch.dtype) -> memoryview:
     """A tensor's numbers, little-endian and row by row, as they are in files."""
     return memoryview(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().reshape(-1))  # pyright: ignore

@@ -1,11 +1,15 @@
 """Tensors that are in a file and not yet in memory, and the strictness with which a Llama is gathered from them."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from llucid.checkpoints.model import DTYPES
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.weights import Weights, assemble, shapes
@@ -23,8 +27,34 @@ class Entry(NamedTuple):
 
 Entries = Mapping[str, Entry]
 
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one number, for the dtypes that weights may have."""
+NUMBERS = {"float64": torch.float64} | DTYPES
+"""The dtypes that weights may have in a file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A leaf of Weights that is still in its file. It has what the rooms ask of a tensor that they write."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    """The tensor. To be called once: its rows may be put in order where they are mapped."""
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def detach(self) -> Tensor:
+        return self.read()
+
+    def to(self, dtype: torch.dtype) -> "Unread":
+        return Unread(self.shape, dtype, lambda: self.read().to(dtype))
+
+
+Leaf = Tensor | Unread
+"""What rooms write."""
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:
@@ -41,10 +71,11 @@ def gather(
     adjust: Callable[[str, Tensor], Tensor] = lambda path, tensor: tensor,
     ignored: Collection[str] = (),
 ) -> Weights:
-    """The weights of `config` from `entries`, each read once, by the names that `name_of` gives our paths.
+    """The weights of `config` from `entries`, Unread, by the names that `name_of` gives our paths.
 
-    `adjust(path, tensor)` has the last word on each. Strict both ways: raises LlucidError, with `place` and the
-    tensor's name, for one that is missing, misshaped, not of numbers, or of no Llama; `ignored` names are let pass.
+    `adjust(path, tensor)` has the last word on each when it is read. Strict both ways: raises LlucidError, with `place`
+    and the tensor's name, for one that is missing, misshaped, not of numbers, or of no Llama; `ignored` names are let
+    pass.
     """
     if config.layers > len(entries):  # before a list is made that a hostile number could make endless
         raise LlucidError(f"{place}: {config.layers} layers are promised, but there are only {len(entries)} tensors")
@@ -57,9 +88,14 @@ def gather(
         found = entries[name]
         if tuple(found.shape) != shape:
             raise LlucidError(f"{place}: {name} has shape {list(found.shape)}; expected {list(shape)}")
-        if found.dtype not in ITEMSIZE:
-            raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(ITEMSIZE)}")
+        if found.dtype not in NUMBERS:
+            raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(NUMBERS)}")
     for name in entries.keys() - expected.keys() - set(ignored):
         if not name.endswith("rotary_emb.inv_freq"):  # angles that some old files carry: they follow from the config
             raise LlucidError(f"{place}: {name} {list(entries[name].shape)} is no tensor of the Llama described here")
-    return assemble(config, lambda path, _: adjust(path, entries[name_of(path)].read()))
+
+    def leaf(path: str, shape: tuple[int, ...]) -> Unread:
+        entry = entries[name_of(path)]
+        return Unread(torch.Size(shape), NUMBERS[entry.dtype], lambda: adjust(path, entry.read()))
+
+    return assemble(config, leaf)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llucid.checkpoints import room_of, save
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.weights import shapes
+from llucid.weights import shapes, tree_map
 from tests.checkpoints.models import model_of, write_shards
 from tests.checkpoints.test_llama2c import checkpoint
 
@@ -52,7 +52,7 @@ def attempt(path: Path, size: int) -> bool:
             _, room = room_of(path)
             config = room.read_config(path)
             header = room.read_header(path)
-            weights = room.read_weights(path, config)
+            weights = tree_map(lambda leaf: leaf.read(), room.open_weights(path, config))
         except LlucidError as error:
             said = str(error)
     if weights is None:
