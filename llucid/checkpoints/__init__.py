@@ -137,8 +137,8 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = room.read_tokenizer(path)
-        facts["tokenizer"] = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids"
+        tokenizer = room.read_tokenizer_facts(path)
+        facts["tokenizer"] = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
     except LlucidError as error:
         facts["tokenizer"] = f"none ({error})"

@@ -6,26 +6,17 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 
 import json
 import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llucid.checkpoints.gguf_file import (
-    ALIGNMENT,
-    KINDS,
-    WRITTEN,
-    Head,
-    Kind,
-    Part,
-    encoded,
-    entry_of,
-    pieces_of,
-    read_head,
-)
+from llucid.checkpoints.gguf_blocks import KINDS, WRITTEN, Kind
+from llucid.checkpoints.gguf_file import ALIGNMENT, Head, Part, encoded, entry_of, pieces_of, read_head
 from llucid.checkpoints.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import first_bytes
 from llucid.checkpoints.tensors import Leaf, gather, renamed
@@ -34,7 +25,10 @@ from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replacing
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.facts import Facts
 from llucid.weights import Weights, named_leaves
+
+Found = TypeVar("Found")
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -226,10 +220,22 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer inside. Raises LlucidError, by name, for one of a kind that llucid does not know."""
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
+    return within(path, read_vocabulary)
+
+
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What the tokenizer inside is."""
+    from llucid.tokenizers.gguf_vocabulary import read_facts
+
+    return within(path, read_facts, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
+
+
+def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
+    """What `read` makes of a file's keys about its tokenizer. Raises its LlucidError with the path."""
     head = read_head(path)
     wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key == "tokenizer.chat_template"]
     try:
-        return read_vocabulary({key: head.value(key) for key in wanted})
+        return read({key: head.value(key) for key in wanted if key not in needless})
     except LlucidError as error:
         raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
 
@@ -243,7 +249,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     `dtype` is float32, float16, bfloat16 or Q8_0, for matrices: norms are always float32, and so are the rows that are
     no multiple of 32 numbers float16 instead of Q8_0, as llama.cpp has both. Refuses, by name, what GGUF cannot hold.
     """
-    from llucid.tokenizers.gguf_vocabulary import write_vocabulary
+    from llucid.tokenizers.gguf_export import write_vocabulary
 
     config = model.config
     refuse(config)

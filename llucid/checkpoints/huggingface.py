@@ -19,6 +19,7 @@ from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replace_text, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.facts import Facts, read_facts
 from llucid.tokenizers.tokenizer_json import read_json
 from llucid.weights import Weights, named_leaves
 
@@ -262,6 +263,11 @@ def open_weights(path: Path, config: Config) -> Weights:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the folder."""
     return load_tokenizer(path)
+
+
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What that tokenizer is."""
+    return read_facts(path)
 
 
 def named_tensors(weights: Weights, config: Config) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ from llucid.config import Config, head_width
 from llucid.errors import LlucidError
 from llucid.files import replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.facts import Facts, read_facts
 from llucid.weights import Weights, named_leaves, shapes
 
 MAGIC = 0x616B3432
@@ -186,9 +187,10 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
     arguments = told.get("model_args") if isinstance(told, dict) else None
     if not isinstance(arguments, dict) or "model" not in told:
         raise LlucidError(f"{path}: not a checkpoint of llama2.c, which has model_args and model")
-    entries = meta.untwinned(entries_of(told["model"], path))
-    for angles in ("freqs_cos", "freqs_sin", "freqs_cis"):
-        entries.pop(angles, None)
+    entries = entries_of(told["model"], path)
+    twin = meta.NAMES["output"] if meta.twinned(entries) else None
+    for needless in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
+        entries.pop(str(needless), None)
 
     dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
     names = (meta.NAMES["embedding"], "layers.0.feed_forward.w1.weight")
@@ -240,6 +242,11 @@ def open_weights(path: Path, config: Config) -> Weights:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer beside: in the same folder."""
     return load_tokenizer(path.parent)
+
+
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What that tokenizer is."""
+    return read_facts(path.parent)
 
 
 def refuse(config: Config) -> None:

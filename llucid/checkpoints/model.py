@@ -9,6 +9,7 @@ import torch
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.facts import Facts
 from llucid.weights import Weights
 
 
@@ -57,6 +58,10 @@ class Room(Protocol):
 
     def read_tokenizer(self, path: Path) -> Tokenizer:
         """The tokenizer inside or beside."""
+        ...
+
+    def read_tokenizer_facts(self, path: Path) -> Facts:
+        """What that tokenizer is, as quickly as headers are read."""
         ...
 
     def write(self, out: Path, model: Model, progress: Progress, dtype: str | None = None) -> None:
