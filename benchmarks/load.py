@@ -19,7 +19,8 @@ if loader == "transformers":
     from transformers import LlamaForCausalLM
     load = lambda: LlamaForCausalLM.from_pretrained(path, dtype="auto").state_dict().values()
 else:
-    from llucid.checkpoints import load as opened
+    from llucid.checkpoints import gguf, huggingface, llama2c, meta, load as opened
+    from llucid.tokenizers import characters, gguf_vocabulary
     from llucid.weights import leaves
     load = lambda: leaves(opened(path, device="cpu").weights)
 begun = time.perf_counter()

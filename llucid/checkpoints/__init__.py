@@ -8,15 +8,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import cast
-
-import torch
+from typing import TYPE_CHECKING, cast
 
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import tree_map
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
 
@@ -66,11 +67,13 @@ def check(path: Path) -> None:
     room_of(path)
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name: str | None = None) -> "torch.device":
     """The device called `name`, or else the fastest here: CUDA, then Apple's MPS, then the CPU.
 
     Raises LlucidError if there is no such device on this machine.
     """
+    import torch
+
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -85,8 +88,8 @@ def choose_device(name: str | None = None) -> torch.device:
 def load(
     path: str | Path,
     *,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
+    dtype: "torch.dtype | str | None" = None,
+    device: "torch.device | str | None" = None,
     tokenizer: str | Path | None = None,
 ) -> Model:
     """The model at `path`: a run of ours, or any Llama in a format of FORMATS, or a Hugging Face repository's name.

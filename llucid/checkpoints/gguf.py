@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llucid.checkpoints.gguf_blocks import KINDS, WRITTEN, Kind
@@ -249,6 +248,8 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     `dtype` is float32, float16, bfloat16 or Q8_0, for matrices: norms are always float32, and so are the rows that are
     no multiple of 32 numbers float16 instead of Q8_0, as llama.cpp has both. Refuses, by name, what GGUF cannot hold.
     """
+    import torch
+
     from llucid.tokenizers.gguf_export import write_vocabulary
 
     config = model.config

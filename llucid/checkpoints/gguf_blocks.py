@@ -4,14 +4,15 @@ Source: ggml's ggml-quants.c.
 """
 
 import importlib
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from llucid.errors import LlucidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Kind(NamedTuple):
@@ -49,8 +50,10 @@ AT_ONCE = 2**21
 """Numbers that are quantised or dequantised in one go."""
 
 
-def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> Tensor:
+def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> "Tensor":
     """The float32 numbers of blocks, some rows at a time."""
+    import torch
+
     numbers = torch.empty(shape)
     rows = raw.reshape(-1, shape[-1] // kind.block * kind.size)
     flat = numbers.view(-1, shape[-1])
@@ -61,18 +64,22 @@ def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> T
     return numbers
 
 
-def from_q8_0(rows: NDArray[np.uint8]) -> Tensor:
+def from_q8_0(rows: NDArray[np.uint8]) -> "Tensor":
     """w = scale · int8, of blocks of a float16 scale and 32 int8, [rows, blocks·34] → [rows, blocks·32].
 
     ggml's ggml-quants.c, dequantize_row_q8_0.
     """
+    import torch
+
     blocks = torch.from_numpy(rows.reshape(-1, 34))
     scale = blocks[:, :2].contiguous().view(torch.float16).float()
     return (blocks[:, 2:].view(torch.int8).float() * scale).reshape(len(rows), -1)
 
 
-def by_package(rows: NDArray[np.uint8], kind: Kind) -> Tensor:
+def by_package(rows: NDArray[np.uint8], kind: Kind) -> "Tensor":
     """What ggml's own Python package makes of blocks that we have cut. Raises LlucidError if it is not installed."""
+    import torch
+
     try:
         package = importlib.import_module("gguf")
     except ImportError as error:
@@ -82,11 +89,13 @@ def by_package(rows: NDArray[np.uint8], kind: Kind) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def to_q8_0(rows: Tensor) -> bytes:
+def to_q8_0(rows: "Tensor") -> bytes:
     """Blocks of 32 numbers as a float16 scale, max|w|/127, and w/scale as int8, rounded half away from zero.
 
     ggml's ggml-quants.c, quantize_row_q8_0_ref, bit for bit.
     """
+    import torch
+
     blocks = rows.detach().to("cpu", torch.float32).reshape(-1, 32)
     scale = blocks.abs().amax(1, keepdim=True) / 127
     scaled = blocks * torch.where(scale == 0, 0, 1 / scale)

@@ -7,18 +7,19 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from llucid.checkpoints.gguf_blocks import AT_ONCE, KINDS, OTHERS, WRITTEN, Kind, dequantised, to_q8_0
-from llucid.checkpoints.model import DTYPES
+from llucid.checkpoints.model import dtype_of
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Entry, Leaf
 from llucid.errors import LlucidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NUMBERS = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -252,7 +253,9 @@ def entry_of(head: Head, name: str) -> Entry:
     """A tensor of the file, as it will be in memory."""
     shape, kind, at, size = head.places[name]
 
-    def read() -> Tensor:
+    def read() -> "Tensor":
+        import torch
+
         raw = head.numbers[at : at + size]
         if kind.block > 1:
             return dequantised(raw, kind, shape)
@@ -320,7 +323,7 @@ def encoded_value(value: Any) -> bytes:
 def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor in the file, quantised some rows at a time."""
     if part.kind.block == 1:
-        yield bytes_of(part.numbers, DTYPES[part.kind.name])
+        yield bytes_of(part.numbers, dtype_of(part.kind.name))
         return
     step = max(1, AT_ONCE // part.numbers.shape[-1])
     for rows in part.numbers.detach().split(step):

@@ -9,11 +9,9 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llucid.checkpoints import meta
 from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
@@ -33,6 +31,9 @@ from llucid.files import replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
 from llucid.weights import Weights, named_leaves, shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGIC = 0x616B3432
 SEVEN = struct.Struct("<7i")
@@ -164,10 +165,14 @@ def read_entries(path: Path) -> dict[str, Entry]:
     def entry(shape: tuple[int, ...], offset: int) -> Entry:
         count = math.prod(shape)
 
-        def plain() -> Tensor:
+        def plain() -> "Tensor":
+            import torch
+
             return torch.from_numpy(numbers[offset : offset + 4 * count].view("<f4").reshape(shape))
 
-        def grouped() -> Tensor:
+        def grouped() -> "Tensor":
+            import torch
+
             small = torch.from_numpy(numbers[offset : offset + count].view(np.int8).reshape(-1, head.group))
             scales = numbers[offset + count : offset + count + 4 * (count // head.group)].tobytes()  # maybe unaligned
             scale = torch.frombuffer(bytearray(scales), dtype=torch.float32)
@@ -262,11 +267,13 @@ def refuse(config: Config) -> None:
             raise LlucidError(f"llama2.c's format cannot hold {name}={value}; its programs have {fixed}")
 
 
-def quantise(matrix: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def quantise(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
     """int8 numbers in −127…127 and the scale of each group: the largest becomes ±127, as in llama2.c's export.
 
     Quantising what was read from such a file gives the file again: 127 times a scale rounds to the number it is from.
     """
+    import torch
+
     numbers = matrix.float().reshape(-1, group)
     scale = numbers.abs().amax(1) / 127
     divisor = torch.where(scale == 0, 1, scale)  # a group of zeros
@@ -281,6 +288,8 @@ def write(
     The group of version 2 is 64, halved until it divides dim, as llama2.c's export does, and ffn_dim: its runq.c counts
     whole groups in a row of either, and would pass over the rest of a row.
     """
+    import torch
+
     config = model.config
     version = version or 0
     refuse(config)
@@ -326,6 +335,8 @@ def encoded(head: Head) -> bytes:
 
 def angles(config: Config) -> bytes:
     """Version 0's tables of RoPE, cos and then sin, [context, head_dim/2] each. Its own programs pass over them too."""
+    import torch
+
     pair = torch.arange(0, config.head_dim, 2)
     turns = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
     return bytes(bytes_of(turns.cos(), torch.float32)) + bytes(bytes_of(turns.sin(), torch.float32))

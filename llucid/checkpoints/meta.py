@@ -3,14 +3,11 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, no_progress
+from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
 from llucid.checkpoints.pickles import entries_of, read_pickle, release, write_pickle
-from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, gather, renamed
+from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError
@@ -19,6 +16,9 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
 from llucid.tokenizers.tokenizer_json import read_json
 from llucid.weights import Weights, named_leaves
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = {
     "embedding": "tok_embeddings.weight",
@@ -92,8 +92,10 @@ def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
     shape = list(first.shape)
     shape[axis] *= len(parts)
 
-    def read() -> Tensor:
-        whole = torch.empty(shape, dtype=NUMBERS[first.dtype])
+    def read() -> "Tensor":
+        import torch
+
+        whole = torch.empty(shape, dtype=dtype_of(first.dtype))
         for piece, part in zip(whole.chunk(len(parts), axis), parts, strict=True):
             piece.copy_(mapped := part.read())
             release(mapped)
@@ -153,6 +155,8 @@ def rows(entries: dict[str, Entry], name: str, path: Path) -> int:
 
 def twinned(entries: dict[str, Entry]) -> bool:
     """Whether the output matrix is the embedding once more. Reads them only if they begin alike."""
+    import torch
+
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
     if embedding is None or output is None or embedding[:2] != output[:2]:
         return False

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.facts import Facts
 from llucid.weights import Weights
+
+if TYPE_CHECKING:  # importing PyTorch takes a second, and headers are read without it
+    import torch
 
 
 class Model(NamedTuple):
@@ -70,14 +71,18 @@ class Room(Protocol):
         ...
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def choose_dtype(name: str | None) -> torch.dtype | None:
+def choose_dtype(name: str | None) -> "torch.dtype | None":
     """float32, bfloat16 or float16 by name; None stays None. Raises LlucidError for any other name."""
-    if name is not None and full_name(name) not in DTYPES:
+    if name is not None and full_name(name) not in ("float32", "bfloat16", "float16"):
         raise LlucidError(f"--dtype {name}: expected float32, bfloat16 or float16")
-    return None if name is None else DTYPES[full_name(name)]
+    return None if name is None else dtype_of(full_name(name))
+
+
+def dtype_of(name: str) -> "torch.dtype":
+    """PyTorch's dtype of this name."""
+    import torch
+
+    return getattr(torch, name)
 
 
 def full_name(dtype: str) -> str:
@@ -88,6 +93,6 @@ def full_name(dtype: str) -> str:
     return dtype.lower()
 
 
-def name_of_dtype(dtype: torch.dtype) -> str:
+def name_of_dtype(dtype: "torch.dtype") -> str:
     """float32 and so on."""
     return str(dtype).removeprefix("torch.")

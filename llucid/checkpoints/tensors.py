@@ -4,15 +4,16 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-import torch
-from torch import Tensor
-
-from llucid.checkpoints.model import DTYPES
+from llucid.checkpoints.model import dtype_of
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.weights import Weights, assemble, shapes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Entry(NamedTuple):
@@ -21,13 +22,13 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     """PyTorch's name of it, as in "bfloat16"."""
-    read: Callable[[], Tensor]
+    read: "Callable[[], Tensor]"
     """The tensor, mapped where that can be. It may be written to: the file behind a map does not change."""
 
 
 Entries = Mapping[str, Entry]
 
-NUMBERS = {"float64": torch.float64} | DTYPES
+NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 
 
@@ -35,10 +36,10 @@ NUMBERS = {"float64": torch.float64} | DTYPES
 class Unread:
     """A leaf of Weights that is still in its file. It has what the rooms ask of a tensor that they write."""
 
-    shape: torch.Size
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-    """The tensor. To be called once: its rows may be put in order where they are mapped."""
+    shape: tuple[int, ...]
+    dtype: "torch.dtype"
+    read: "Callable[[], Tensor]"
+    """The tensor, each time anew."""
 
     def numel(self) -> int:
         return math.prod(self.shape)
@@ -46,14 +47,14 @@ class Unread:
     def dim(self) -> int:
         return len(self.shape)
 
-    def detach(self) -> Tensor:
+    def detach(self) -> "Tensor":
         return self.read()
 
-    def to(self, dtype: torch.dtype) -> "Unread":
+    def to(self, dtype: "torch.dtype") -> "Unread":
         return Unread(self.shape, dtype, lambda: self.read().to(dtype))
 
 
-Leaf = Tensor | Unread
+Leaf: TypeAlias = "Tensor | Unread"
 """What rooms write."""
 
 
@@ -68,7 +69,7 @@ def gather(
     entries: Entries,
     name_of: Callable[[str], str],
     place: str,
-    adjust: Callable[[str, Tensor], Tensor] = lambda path, tensor: tensor,
+    adjust: "Callable[[str, Tensor], Tensor]" = lambda path, tensor: tensor,
     ignored: Collection[str] = (),
 ) -> Weights:
     """The weights of `config` from `entries`, Unread, by the names that `name_of` gives our paths.
@@ -96,6 +97,6 @@ def gather(
 
     def leaf(path: str, shape: tuple[int, ...]) -> Unread:
         entry = entries[name_of(path)]
-        return Unread(torch.Size(shape), NUMBERS[entry.dtype], lambda: adjust(path, entry.read()))
+        return Unread(shape, dtype_of(entry.dtype), lambda: adjust(path, entry.read()))
 
     return assemble(config, leaf)

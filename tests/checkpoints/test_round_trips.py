@@ -1,6 +1,8 @@
 """What is written is what is read, in every format; and what a format cannot hold is refused by name."""
 
 import math
+import subprocess
+import sys
 import weakref
 from dataclasses import fields, replace
 from pathlib import Path
@@ -184,6 +186,15 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
+
+
+@pytest.mark.parametrize(("format", "version"), [*TARGETS[:1], *TARGETS[2:]])
+def test_describe_does_not_import_pytorch(format: str, version: int | None, tmp_path: Path) -> None:
+    """Which takes longer than all else. Meta's files alone are PyTorch's own."""
+    save(model_of(TINY), tmp_path / "model", format, version=version)
+    code = "import sys; from llucid.checkpoints import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("group", [1, 4, 64])
