@@ -21,7 +21,7 @@ from tests.checkpoints.models import model_of, write_shards
 from tests.checkpoints.test_llama2c import checkpoint
 
 TINY = Config(dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn_dim=8, vocab_size=12, context=16)
-WIDE = Config(**TINY.__dict__ | dict(dim=32, head_dim=16, ffn_dim=32))
+WIDE = Config(**TINY.__dict__ | dict(dim=32, head_dim=16, ffn_dim=32, vocab_size=16))
 TIED = Config(**TINY.__dict__ | dict(tied_embeddings=True))
 SLACK = 64 * 2**20
 """Bytes of address space that opening may take beyond twice the file: for the libraries' own bookkeeping. What a
