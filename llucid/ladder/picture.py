@@ -56,12 +56,19 @@ def draw_ladder(results: Sequence[Result], out: Path, title: str, floor: float |
         axes.annotate(
             name,
             (steps, loss),
-            (1.03 * steps, height),
+            (1.035 * steps, height),
             color=colour,
             fontsize=10.5,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
     if floor is not None:
         axes.axhline(floor, color="#555555", linestyle=":", linewidth=1.2)

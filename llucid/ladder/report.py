@@ -23,7 +23,7 @@ def table(results: list[Result]) -> Table:
     told = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for column in ("", "rung", "what changed"):
         told.add_column(column, no_wrap=column == "rung", justify="left" if column else "right")
-    for column in ("parameters", "val. loss", "change", "seconds"):
+    for column in ("params", "val loss", "change", "secs"):
         told.add_column(column, justify="right", no_wrap=True)
     for result, verdict in zip(results, verdicts(results), strict=True):
         change = {"first": "", "cheats": "cheats"}.get(verdict.kind, f"{verdict.change:+.3f}".replace("-", "−"))

@@ -12,7 +12,7 @@ from llucid.config import Config
 from llucid.ladder.draws import normal
 from llucid.training.step import cross_entropy_sum
 
-CHANGE = "a state, updated by each character"
+CHANGE = "a state that is carried along"
 
 
 class Weights(NamedTuple):
@@ -25,7 +25,7 @@ def init(config: Config, seed: int) -> Weights:
     """Untrained weights, drawn at the scales of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
-        embedding=draw(1, vocab, dim),
+        embedding=draw(1.0, vocab, dim),
         recurrent=draw(1 / math.sqrt(dim), dim, dim),
         output=draw(0.02, vocab, dim),
     )

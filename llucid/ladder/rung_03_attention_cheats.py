@@ -12,7 +12,7 @@ from llucid.ladder.draws import normal
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
-CHANGE = "attention instead of the state; sees everything"
+CHANGE = "attention, to everywhere"
 
 
 class Weights(NamedTuple):
@@ -26,8 +26,8 @@ def init(config: Config, seed: int) -> Weights:
     """Untrained weights, drawn at the scales of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
-        embedding=draw(1, vocab, dim),
-        position=draw(1, config.context, dim),
+        embedding=draw(1.0, vocab, dim),
+        position=draw(1.0, config.context, dim),
         attention=AttentionWeights(
             query=draw(1 / math.sqrt(dim), dim, dim),
             key=draw(1 / math.sqrt(dim), dim, dim),

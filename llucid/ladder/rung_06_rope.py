@@ -15,7 +15,7 @@ from llucid.llama import rms_norm, rope_frequencies, rotate, rotations
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
-CHANGE = "positions: distances, not places"
+CHANGE = "distances, not places"
 
 
 class Weights(NamedTuple):
@@ -30,7 +30,7 @@ def init(config: Config, seed: int) -> Weights:
     """Untrained weights, drawn at the scales of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
-        embedding=draw(1, vocab, dim),
+        embedding=draw(1.0, vocab, dim),
         attention_norm=torch.ones(dim),
         attention=AttentionWeights(
             query=draw(1 / math.sqrt(dim), dim, dim),

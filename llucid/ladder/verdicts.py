@@ -97,7 +97,7 @@ def sentence(result: Result, verdict: Verdict, limit: float | None, corpus: str)
         "cheats": f"{result.loss:.3f} is no achievement: it reads the next character instead of guessing it. "
         "When it writes, there is none to read, hence the garbage.",
         "better": f"{size} better {against}.",
-        "worse": f"{size} worse {against}: on {corpus}, at this size and budget, it does not help.",
+        "worse": f"{size} worse {against}: no gain on {corpus}, at this size and budget.",
         "chance": f"no difference to {against.removeprefix('than ')} beyond chance on {corpus} "
         f"({verdict.change:+.3f}, noise ±{limit or 0:.3f}).",
         "unknown": f"{verdict.change:+.3f} nats {against.replace('than', 'against')}; "
