@@ -58,8 +58,9 @@ def gradients(rung: Rung, weights: Any, config: Config, tokens: Tensor) -> Check
     named = list(named_leaves(weights))
     dead = [path for path, leaf in named if leaf.grad is None or not leaf.grad.any() or not leaf.grad.isfinite().all()]
     numbers = sum(leaf.numel() for _, leaf in named)
-    found = f"no gradient at {', '.join(dead)}" if dead else f"gradient flows to all {len(named)} arrays"
-    return Check(not dead, f"{found}, {numbers:,} numbers")
+    if dead:
+        return Check(False, f"no gradient reaches {', '.join(dead)}")
+    return Check(True, f"gradient reaches every array: {len(named)} of {len(named)}, {numbers:,} numbers")
 
 
 @torch.no_grad()

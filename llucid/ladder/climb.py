@@ -40,10 +40,10 @@ RECIPE = Settings(learning_rate=0.02, muon_learning_rate=0.02, warmup=0.02, fina
 """How every rung is trained: `llucid train`'s way, at rates that suit the small."""
 EDGES = ("table", "embedding", "position", "output")
 """The arrays that stand at the edge of a network, whose rows are looked up or scored against: AdamW trains them."""
-MEASURED = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+MEASURED = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 """The shares of the steps after which the loss is measured on the way."""
 PART = 6
-"""On the way, every so many windows of the validation split are measured; at the end, all."""
+"""For the curve, every so many windows of the validation split are measured; for the table, all."""
 SAMPLE = 300
 """Characters that a rung writes."""
 
@@ -162,7 +162,8 @@ def prepare(names: Sequence[str], steps: int, console: Console) -> Task:
 def title(task: Task) -> str:
     """What all the curves have in common."""
     characters = task.steps * ROWS * task.config.context
-    return f"{task.corpus.name}: the same {characters:,} characters for each rung, in {task.steps:,} steps"
+    told = f"{task.corpus.name}: the same {characters:,} characters for each rung, in {task.steps:,} steps"
+    return f"{told}; curves: a sixth of the validation split, numbers: all of it"
 
 
 def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], bool]) -> Result:
@@ -171,13 +172,16 @@ def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted
     found = check(rung, task.config, seeds[0])
     report.begins(rung, found)
     curves: list[tuple[tuple[int, float], ...]] = []
+    losses: list[float] = []
     sample, parameters = "", 0
     for seed in seeds:
         weights = rung.init(task.config, seed)
         curves.append(train(rung, weights, task, seed, report, interrupted))
+        losses.append(measure(rung, weights, task.config, task.validation))
         if not sample:
             sample, parameters = write(rung, weights, task, seed), count(weights)
-    result = Result(rung, parameters, not found[-1].holds, tuple(curves), time.perf_counter() - begun, sample)
+    seconds = time.perf_counter() - begun
+    result = Result(rung, parameters, not found[-1].holds, tuple(curves), tuple(losses), seconds, sample)
     report.ends(result)
     return result
 
@@ -194,7 +198,7 @@ def train(
         leaf.requires_grad_()
     optimizers = make_optimizers(weights)
     curve = [(0, measure(rung, weights, task.config, task.validation_part))]
-    points = {max(1, round(share * task.steps)) for share in MEASURED} - {task.steps}
+    points = {max(1, round(share * task.steps)) for share in MEASURED}
     for step in range(task.steps):
         if interrupted():
             raise Interrupted
@@ -204,7 +208,7 @@ def train(
         if step + 1 in points:
             curve.append((step + 1, measure(rung, weights, task.config, task.validation_part)))
         report.step(rung, seed, step + 1, curve[-1][1])
-    return (*curve, (task.steps, measure(rung, weights, task.config, task.validation)))
+    return tuple(curve)
 
 
 def make_optimizers(weights: Any) -> list[Optimizer]:

@@ -6,6 +6,11 @@ from statistics import mean
 
 from llucid.ladder.verdicts import Result
 
+COLOURS = (
+    *("#8c8c8c", "#cf7f22", "#c8324a", "#62b87f", "#41ab8c", "#1f9c97"),
+    *("#13879a", "#1f7096", "#2f578c", "#34306f"),
+)
+"""Of the rungs: those with attention darken on their way up."""
 CHEAT = "#c8324a"
 """The colour of what sees the future."""
 
@@ -15,7 +20,6 @@ def draw_ladder(results: Sequence[Result], out: Path, title: str, floor: float |
 
     What sees the future leaves the picture at the bottom, where its name stands. `floor` is the corpus's own entropy.
     """
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     honest = [result for result in results if not result.peeks]
@@ -27,20 +31,21 @@ def draw_ladder(results: Sequence[Result], out: Path, title: str, floor: float |
     steps = results[0].curves[0][-1][0]
 
     figure = Figure(figsize=(10.5, 6.2), dpi=160, layout="constrained")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     axes = figure.subplots()
     axes.set_xlim(0, steps)
     axes.set_ylim(low, high)
-    labels: list[tuple[float, str, object]] = []
-    for place, result in enumerate(results):
-        colour = CHEAT if result.peeks else colormaps["viridis_r"](0.12 + 0.86 * place / max(1, len(results) - 1))
+    labels: list[tuple[float, str, str]] = []
+    for result in results:
+        colour = CHEAT if result.peeks else COLOURS[result.rung.number - 1]
         at = [step for step, _ in result.curves[0]]
         by_step = [[loss for _, loss in measured] for measured in zip(*result.curves, strict=True)]
         line = [mean(losses) for losses in by_step]
         axes.fill_between(at, [min(x) for x in by_step], [max(x) for x in by_step], color=colour, alpha=0.18, lw=0)
         axes.plot(at, line, color=colour, linewidth=2.2, linestyle=(0, (4, 2)) if result.peeks else "-")
         name = f"{result.rung.number}  {result.rung.name}  {result.loss:.3f}"
-        if low < result.loss:
-            labels.append((result.loss, name, colour))
+        if low < line[-1]:
+            labels.append((line[-1], name, colour))
         else:
             below = next((number for number, loss in enumerate(line) if loss < low), len(line) - 1)
             told = f"{result.rung.number}  {result.rung.name}: ends at {result.loss:.3f},\nsince it sees the answer"
@@ -83,7 +88,7 @@ def draw_ladder(results: Sequence[Result], out: Path, title: str, floor: float |
     figure.savefig(out, format="png")
 
 
-def _apart(labels: Sequence[tuple[float, str, object]], gap: float) -> list[float]:
+def _apart(labels: Sequence[tuple[float, str, str]], gap: float) -> list[float]:
     """Heights for the labels, in order, at least `gap` apart and about where they belong."""
     heights = sorted(loss for loss, *_ in labels)
     for _ in range(200):

@@ -10,7 +10,7 @@ from llucid.config import Config
 from llucid.ladder.draws import normal
 from llucid.training.step import cross_entropy_sum
 
-CHANGE = "what follows which character"
+CHANGE = "what follows which"
 
 
 class Weights(NamedTuple):

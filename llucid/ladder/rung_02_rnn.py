@@ -12,7 +12,7 @@ from llucid.config import Config
 from llucid.ladder.draws import normal
 from llucid.training.step import cross_entropy_sum
 
-CHANGE = "a state that is carried along"
+CHANGE = "a state, carried along"
 
 
 class Weights(NamedTuple):

@@ -12,7 +12,7 @@ from llucid.ladder.draws import normal
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
-CHANGE = "attention, to everywhere"
+CHANGE = "attention everywhere"
 
 
 class Weights(NamedTuple):

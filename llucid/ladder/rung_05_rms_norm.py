@@ -14,7 +14,7 @@ from llucid.llama import rms_norm
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
-CHANGE = "inputs brought to one scale"
+CHANGE = "inputs of one scale"
 
 
 class Weights(NamedTuple):

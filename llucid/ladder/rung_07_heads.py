@@ -14,7 +14,7 @@ from llucid.llama import rms_norm, rope_frequencies, rotate, rotations
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
-CHANGE = "the head is split into four"
+CHANGE = "four heads, not one"
 
 
 class Weights(NamedTuple):

@@ -14,7 +14,7 @@ from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights, FeedForwardWeights
 
-CHANGE = "a gated feed-forward network"
+CHANGE = "a gated hidden layer"
 
 
 class Weights(NamedTuple):

@@ -13,7 +13,7 @@ from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu, 
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights, Weights, initialise
 
-CHANGE = "three blocks instead of one"
+CHANGE = "three blocks, not one"
 
 
 def init(config: Config, seed: int) -> Weights:

@@ -8,7 +8,7 @@ from llucid.llama import llama
 from llucid.training.step import cross_entropy_sum
 from llucid.weights import Weights, initialise
 
-CHANGE = "pairs share keys and values"
+CHANGE = "heads share k and v"
 
 
 def init(config: Config, seed: int) -> Weights:

@@ -16,19 +16,16 @@ class Result(NamedTuple):
     peeks: bool
     """Whether it was found to see the future: then its loss says nothing, and nothing is compared with it."""
     curves: tuple[tuple[tuple[int, float], ...], ...]
-    """Per seed: (steps, validation loss on a part of the split), and at the end on the whole split."""
+    """Per seed: (steps, validation loss on a part of the split) on the way, from before the first step to the last."""
+    losses: tuple[float, ...]
+    """Per seed: validation loss at the end, on the whole split, in nats per character."""
     seconds: float
     """Training, measuring and writing, all seeds together."""
     sample: str
 
     @property
-    def losses(self) -> list[float]:
-        """Validation loss at the end in nats per character, per seed."""
-        return [curve[-1][1] for curve in self.curves]
-
-    @property
     def loss(self) -> float:
-        """Mean over the seeds."""
+        """The mean of `losses`."""
         return mean(self.losses)
 
 
@@ -41,6 +38,8 @@ class Verdict(NamedTuple):
     """Nats per character; less is better."""
     kind: str
     """first, cheats, better, worse, chance (not beyond noise), or unknown (one seed tells no noise)."""
+    honest_again: bool
+    """Whether the rung before cheats and this one does not."""
 
 
 def differences(results: Sequence[Result]) -> list[tuple[Result, Result | None, list[float]]]:
@@ -74,6 +73,7 @@ def verdicts(results: Sequence[Result]) -> list[Verdict]:
     """What each rung brought, in the order of the results."""
     limit = noise(results)
     found: list[Verdict] = []
+    cheated = False
     for result, below, changes in differences(results):
         change = mean(changes) if changes else 0.0
         if result.peeks:
@@ -84,7 +84,8 @@ def verdicts(results: Sequence[Result]) -> list[Verdict]:
             kind = "unknown"
         else:
             kind = "chance" if abs(change) <= limit else "better" if change < 0 else "worse"
-        found.append(Verdict(below.rung if below else None, change, kind))
+        found.append(Verdict(below.rung if below else None, change, kind, cheated and not result.peeks))
+        cheated = result.peeks
     return found
 
 
@@ -92,7 +93,7 @@ def sentence(result: Result, verdict: Verdict, limit: float | None, corpus: str)
     """The verdict in words."""
     against = f"than {verdict.against.number} {verdict.against.name}" if verdict.against else ""
     size = f"{abs(verdict.change):.3f} nats"
-    return {
+    told = {
         "first": f"{result.loss:.3f} nats a character: where the ladder stands.",
         "cheats": f"{result.loss:.3f} is no achievement: it reads the next character instead of guessing it. "
         "When it writes, there is none to read, hence the garbage.",
@@ -103,3 +104,4 @@ def sentence(result: Result, verdict: Verdict, limit: float | None, corpus: str)
         "unknown": f"{verdict.change:+.3f} nats {against.replace('than', 'against')}; "
         "with one seed, nobody knows whether that is chance.",
     }[verdict.kind]
+    return f"no longer told the answer, and honest: {told}" if verdict.honest_again else told

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def test_some_rungs_by_the_command(geese: Path, tmp_path: Path) -> None:
     said = do("ladder", "--corpus", geese, "--rungs", 1, "3-4", "rope", "--steps", 8, "--out", out).stdout
     for words in ("1 Bigram table", "3 Cheating head", "✗ sees the future", "no achievement", "Noise: ", "ladder.png"):
         assert words in said
-    assert said.count("✓ gradient flows to all") == 4
+    assert said.count("✓ gradient reaches every array") == 4
     assert said.count("✓ no peeking") == 3
     told = json.loads((out / "metrics.json").read_text())
     assert [row["rung"] for row in told["rungs"]] == [1, 3, 4, 6]
@@ -44,7 +45,8 @@ def test_some_rungs_by_the_command(geese: Path, tmp_path: Path) -> None:
         for curve, loss in zip(row["curves"], row["losses"], strict=True):
             steps = [step for step, _ in curve]
             assert steps == sorted(set(steps))
-            assert (steps[0], steps[-1], curve[-1][1]) == (0, 8, loss)
+            assert (steps[0], steps[-1]) == (0, 8)
+            assert abs(curve[-1][1] - loss) < 0.1  # a sixth of the same split
         assert f"{row['loss']:.3f}" in said
     assert told["rungs"][0]["loss"] < 3.4  # less than evenly guessed, which is what it begins with
     assert (out / "ladder.png").read_bytes().startswith(b"\x89PNG")
@@ -67,13 +69,13 @@ def test_the_same_seed_the_same_ladder(geese: Path, tmp_path: Path) -> None:
 def test_a_live_table_on_a_terminal(geese: Path, tmp_path: Path) -> None:
     said = io.StringIO()
     console = Console(force_terminal=True, width=100, file=said)
-    climb(console, corpus=[str(geese)], rungs=["1-2"], steps=300, seeds=1, out=str(tmp_path / "out"))
+    climb(console, corpus=[str(geese)], rungs=["2"], steps=60, seeds=1, out=str(tmp_path / "out"))
     assert re.search(r"2 RNN, seed 0: step \d+", said.getvalue())
 
 
 def test_ctrl_c_keeps_what_was_measured(geese: Path, tmp_path: Path) -> None:
     out = tmp_path / "ladder"
-    words = command("ladder", "--corpus", geese, "--rungs", 1, 10, "--steps", 2000, "--seeds", 1, "--out", out)
+    words = command("ladder", "--corpus", geese, "--rungs", 1, 10, "--steps", 500, "--seeds", 1, "--out", out)
     climbing = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (out / "metrics.json").is_file() and climbing.poll() is None:
         time.sleep(0.05)
@@ -85,23 +87,28 @@ def test_ctrl_c_keeps_what_was_measured(geese: Path, tmp_path: Path) -> None:
     assert (out / "ladder.png").is_file()
 
 
+def test_bad_input_is_one_line() -> None:
+    for arguments, words in ((["--rungs", "11"], "--rungs 11: no such rung"), (["--steps", "many"], "steps")):
+        done = do("ladder", *arguments, status=2)
+        assert done.stdout == ""
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("numbers", "words"),
     [
-        (["--rungs", "11"], "--rungs 11: no such rung"),
-        (["--rungs", "lstm"], "names, of: 1 Bigram table"),
-        (["--steps", "0"], "--steps 0"),
-        (["--seeds", "0"], "--seeds 0"),
-        (["--steps", "many"], "steps"),
-        (["--corpus", "nowhere.txt"], "nowhere.txt: no such file"),
-        (["--out", "."], "something is there already"),
+        ({"rungs": ["lstm"]}, "names, of: 1 Bigram table"),
+        ({"rungs": ["12-14"]}, "--rungs 12-14: no such rung"),
+        ({"steps": 0}, "--steps 0"),
+        ({"seeds": 0}, "--seeds 0"),
+        ({"corpus": ["nowhere.txt"]}, "nowhere.txt: no such file"),
+        ({"out": "."}, "something is there already"),
     ],
 )
-def test_bad_input_is_one_line(arguments: list[str], words: str) -> None:
-    done = do("ladder", *arguments, status=2)
-    assert done.stdout == ""
-    assert words in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_bad_input_is_refused_by_name(numbers: dict[str, Any], words: str) -> None:
+    with pytest.raises(LlucidError, match=re.escape(words)):
+        climb(Console(quiet=True), **numbers)
 
 
 @pytest.mark.parametrize("text", ["short", "a" * 5000])

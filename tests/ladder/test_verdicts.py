@@ -9,7 +9,7 @@ from llucid.ladder.verdicts import Result, noise, sentence, verdicts
 
 
 def result(number: int, *losses: float, peeks: bool = False) -> Result:
-    return Result(RUNGS[number - 1], 10, peeks, tuple(((0, 4.0), (5, loss)) for loss in losses), 1.0, "text")
+    return Result(RUNGS[number - 1], 10, peeks, tuple(((0, 4.0), (5, loss)) for loss in losses), losses, 1.0, "text")
 
 
 def test_a_change_counts_when_it_is_beyond_what_seeds_differ_by() -> None:
@@ -28,10 +28,11 @@ def test_a_change_counts_when_it_is_beyond_what_seeds_differ_by() -> None:
     assert [each.kind for each in told] == ["first", "better", "cheats", "worse", "chance"]
     assert [each.against and each.against.number for each in told] == [None, 1, 2, 2, 4]
     assert told[3].change == pytest.approx(0.19)
+    assert [each.honest_again for each in told] == [False, False, False, True, False]
     words = [sentence(*pair, limit, "tales") for pair in zip(results, told, strict=True)]
     assert "0.490 nats better than 1" in words[1]
     assert "reads the next character" in words[2]
-    assert "no gain on tales" in words[3]
+    assert words[3].startswith("no longer told the answer, and honest: 0.190 nats worse than 2 RNN: no gain on tales")
     assert "beyond chance on tales" in words[4]
 
 
