@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
@@ -44,7 +44,7 @@ def init(config: Config, seed: int) -> Weights:
 
 
 def attention(
-    x: Float[Tensor, "batch seq dim"], weights: AttentionWeights, rotation: Complex[Tensor, "batch 1 seq half"]
+    x: Float[Tensor, "batch seq dim"], weights: AttentionWeights, rotation: Float[Tensor, "batch 1 seq half 2"]
 ) -> Float[Tensor, "batch seq dim"]:
     """softmax(q kᵀ / √dim + M) v, with q and k turned by their positions. Su et al. 2021, eq. 16."""
     q = F.linear(x, weights.query)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
@@ -46,7 +46,7 @@ def attention(
     x: Float[Tensor, "batch seq dim"],
     weights: AttentionWeights,
     config: Config,
-    rotation: Complex[Tensor, "batch 1 seq half"],
+    rotation: Float[Tensor, "batch 1 seq half 2"],
 ) -> Float[Tensor, "batch seq dim"]:
     """softmax(q kᵀ / √head_dim + M) v in each head, on its own slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
     head = (config.heads, config.dim // config.heads)

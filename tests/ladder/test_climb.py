@@ -56,7 +56,7 @@ def test_some_rungs_by_the_command(geese: Path, tmp_path: Path) -> None:
 
 def test_the_same_seed_the_same_ladder(geese: Path, tmp_path: Path) -> None:
     console = Console(quiet=True)
-    numbers = {"corpus": [str(geese)], "rungs": ["2", "10"], "steps": 3, "seeds": 1}
+    numbers = {"corpus": [str(geese)], "rungs": ["10"], "steps": 2, "seeds": 1}
     kept = []
     for place, seed in enumerate((0, 0, 1)):
         out = climb(console, **numbers, seed=seed, out=str(tmp_path / str(place)))
@@ -120,6 +120,7 @@ def test_a_corpus_of_too_little_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_fables_where_there_is_no_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llucid import corpora
     from llucid.corpora import shakespeare
     from llucid.ladder.climb import prepare
 
@@ -127,6 +128,8 @@ def test_fables_where_there_is_no_shakespeare(tmp_path: Path, monkeypatch: pytes
         raise LlucidError("no network")
 
     monkeypatch.setattr(shakespeare, "find_shakespeare", unreachable)
+    monkeypatch.setattr(corpora, "FABLES", 20_000)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
     assert prepare((), 1, Console(quiet=True)).corpus.name == "fables"
     with pytest.raises(LlucidError, match="no network"):
         prepare(("shakespeare",), 1, Console(quiet=True))
