@@ -200,6 +200,43 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Ladder:
+    """Climb from a bigram table to a Llama, one idea a rung: trained alike, measured, and said to help or not."""
+
+    steps: int = 800
+    """Optimizer steps of each rung."""
+    corpus: tuple[str, ...] = ()
+    """shakespeare, fables, or paths of text (shakespeare, or fables where it cannot be had, unless given)."""
+    rungs: tuple[str, ...] = ()
+    """Numbers, ranges like 4-6, or names like rope (all ten, unless given)."""
+    out: str | None = None
+    """Folder for ladder.png, metrics.json and samples.txt (runs/ladder, or the first free one like it)."""
+    seed: int = 0
+    """The first of the seeds."""
+    seeds: int = 2
+    """How many times each rung is trained: what differs between seeds is noise, and no change within it counts."""
+
+    def run(self) -> None:
+        """Climbs, then says where everything is."""
+        from rich.console import Console
+
+        from llucid.ladder.climb import climb
+
+        console = Console(soft_wrap=not sys.stdout.isatty())
+        out = climb(
+            console,
+            corpus=self.corpus,
+            steps=self.steps,
+            rungs=self.rungs,
+            seed=self.seed,
+            seeds=self.seeds,
+            out=self.out,
+        )
+        if out:
+            console.print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}")
+
+
+@dataclass(frozen=True)
 class Info:
     """Tell what a model is, from its headers: format, numbers, parameters, bytes, tokenizer."""
 
@@ -296,6 +333,7 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Ladder, tyro.conf.subcommand("ladder")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
 )

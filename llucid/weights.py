@@ -135,8 +135,8 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in named_leaves(tree)}
 
 
-def count(weights: Weights) -> int:
-    """How many numbers the tree holds; a tied embedding counts once."""
+def count(weights: object) -> int:
+    """How many numbers a tree of arrays holds; a tied embedding counts once."""
     return sum(leaf.numel() for leaf in leaves(weights))
 
 
