@@ -1,12 +1,12 @@
-"""Runs lessons and lays them out as pages that need no network: equations as MathML, figures and style inside.
+"""Runs lessons and lays them out as pages that need no network: all is inside, equations as MathML.
 
 ./dev lessons               all of them, into lessons/build
 ./dev lessons 03 07         some of them
-./dev lessons --notebooks   writes each as a notebook beside it, not yet run: yours to run and to change
+./dev lessons --notebooks   writes each as a notebook beside it, not run: yours to run and change
 ./dev lessons --pictures    draws the README's pictures, too, into docs
 
-A lesson is a Python file in the percent format of jupytext. A cell may have tags: "picture" (its figure stands in the
-table of contents), "answer" (folded away on the page) and "check" (what an answer is checked by).
+A lesson is a Python file in the percent format of jupytext. A cell may have a tag: "picture" (its
+figure stands in the table of contents), "answer" (folded away) or "check" (what checks an answer).
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import time
 from base64 import b64decode
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import jupytext
@@ -27,11 +28,12 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
 
 LESSONS = Path(__file__).resolve().parent
 BUILD = LESSONS / "build"
 PAGE = LESSONS / "page"
-DOCS = LESSONS.parent / "docs"
+ROOT = LESSONS.parent
 PICTURES = {"02_position": "rope.png", "03_attention": "attention.png"}
 """The lessons whose pictures the README shows."""
 SECONDS = 600
@@ -78,19 +80,30 @@ def run(lesson: Lesson, pictures: bool = False) -> NotebookNode:
 
     Raises CellExecutionError if a cell fails.
     """
-    formats = ("svg", "png") if pictures else ("svg",)
+    formats = {"svg", "png"} if pictures else {"svg"}
     arguments = [
-        f"--InlineBackend.figure_formats={set(formats)}",
-        "--InlineBackend.print_figure_kwargs={}",  # figures as large as they say, not cut to what is drawn
+        f"--InlineBackend.figure_formats={formats}",
+        "--InlineBackend.print_figure_kwargs={}",  # figures are as large as they say
+        "--InteractiveShell.ast_node_interactivity=none",  # cells print what is to be seen
         "--HistoryManager.enabled=False",
     ]
-    read = notebook(lesson)
-    # This checkout's llucid, whichever one is installed; and no warning of the debugger, which nobody uses here.
-    path = os.pathsep.join(filter(None, [str(LESSONS.parent), os.environ.get("PYTHONPATH")]))
+    # This checkout's llucid, whichever is installed; and no warning of a debugger that nobody uses.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": path, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-    client = NotebookClient(read, timeout=SECONDS, kernel_name="python3", extra_arguments=arguments)
-    client.resources = {"metadata": {"path": str(LESSONS)}}
-    return client.execute(env=environment)
+    read = notebook(lesson)
+    with TemporaryDirectory() as sockets:
+        # Not over TCP, where other users of the machine could listen; Windows has nothing else.
+        ipc = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+        settings = Config({"KernelManager": {} if os.name == "nt" else ipc})
+        client = NotebookClient(
+            read,
+            timeout=SECONDS,
+            kernel_name="python3",
+            extra_arguments=arguments,
+            config=settings,
+            resources={"metadata": {"path": str(LESSONS)}},
+        )
+        return client.execute(env=environment)
 
 
 class MathML(IPythonRenderer):
@@ -115,7 +128,9 @@ class Exporter(HTMLExporter):
 def style() -> str:
     """The one stylesheet, and the colours of code."""
     colours = HtmlFormatter(style="friendly").get_style_defs(".highlight .highlight")
-    return (PAGE / "style.css").read_text(encoding="utf-8") + colours.replace(".highlight .highlight", ".highlight")
+    return (PAGE / "style.css").read_text(encoding="utf-8") + colours.replace(
+        ".highlight .highlight", ".highlight"
+    )
 
 
 def page(ran: NotebookNode, lesson: Lesson, everything: list[Lesson]) -> str:
@@ -134,7 +149,9 @@ def page(ran: NotebookNode, lesson: Lesson, everything: list[Lesson]) -> str:
 
 def contents(everything: list[Lesson]) -> str:
     """The HTML of the table of contents."""
-    template = Environment(loader=FileSystemLoader(PAGE), autoescape=False).get_template("contents.html.j2")
+    template = Environment(loader=FileSystemLoader(PAGE), autoescape=False).get_template(
+        "contents.html.j2"
+    )
     return template.render(lessons=everything, style=style())
 
 
@@ -142,7 +159,8 @@ def picture(ran: NotebookNode) -> dict[str, str]:
     """The figure of the cell tagged "picture", by its MIME type; nothing if there is none."""
     for cell in ran.cells:
         if "picture" in cell.metadata.get("tags", []):
-            return next((output.data for output in cell.outputs if "image/svg+xml" in output.get("data", {})), {})
+            drawn = (output.data for output in cell.outputs if "data" in output)
+            return next((data for data in drawn if "image/svg+xml" in data), {})
     return {}
 
 
@@ -154,7 +172,7 @@ def render(lesson: Lesson, everything: list[Lesson], pictures: bool) -> Path:
     if drawn:
         (BUILD / f"{lesson.name}.svg").write_text(drawn["image/svg+xml"], encoding="utf-8")
     if pictures and lesson.name in PICTURES:
-        (DOCS / PICTURES[lesson.name]).write_bytes(b64decode(drawn["image/png"]))
+        (ROOT / "docs" / PICTURES[lesson.name]).write_bytes(b64decode(drawn["image/png"]))
     file = BUILD / f"{lesson.name}.html"
     file.write_text(page(ran, lesson, everything), encoding="utf-8")
     return file
@@ -163,7 +181,9 @@ def render(lesson: Lesson, everything: list[Lesson], pictures: bool) -> Path:
 def main() -> None:
     """The command line of `./dev lessons`."""
     parser = argparse.ArgumentParser(
-        prog="./dev lessons", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="./dev lessons",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("number", nargs="*", help="of a lesson, as in 03; all when left out")
     parser.add_argument("--notebooks", action="store_true", help="write notebooks, and run nothing")
@@ -178,7 +198,7 @@ def main() -> None:
         if options.notebooks:
             file = LESSONS / f"{lesson.name}.ipynb"
             nbformat.write(notebook(lesson), file)
-            print(f"{lesson.name[:2]} {lesson.title:<32} {file.relative_to(LESSONS.parent)}")
+            print(f"{lesson.name[:2]} {lesson.title:<32} {file.relative_to(ROOT)}")
             continue
         began = time.perf_counter()
         print(f"{lesson.name[:2]} {lesson.title:<32} ", end="", flush=True)
@@ -186,11 +206,11 @@ def main() -> None:
             file = render(lesson, everything, options.pictures)
         except CellExecutionError as error:
             sys.exit(f"\nerror: a cell of lessons/{lesson.name}.py failed:\n{error}")
-        print(f"{time.perf_counter() - began:5.1f} s   {file.relative_to(LESSONS.parent)}", flush=True)
+        print(f"{time.perf_counter() - began:5.1f} s   {file.relative_to(ROOT)}", flush=True)
     if not options.notebooks:
         index = BUILD / "index.html"
         index.write_text(contents(everything), encoding="utf-8")
-        print(f"open {index.relative_to(LESSONS.parent)} in a browser")
+        print(f"open {index.relative_to(ROOT)} in a browser")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The small model that several lessons look into: trained once, in the first of them that runs, and kept."""
+"""The small model that several lessons look into: trained by the first that runs, and kept."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ SIZES = ModelNumbers(dim=96, layers=3, heads=4, kv_heads=2, ffn_dim=256, context
 
 
 def fables_model(steps: int = 400) -> llucid.Model:
-    """A Llama that was trained on fables for so many steps, from the cache or else now (about 20 seconds)."""
+    """A Llama trained on fables for so many steps: from the cache, or now (about 20 seconds)."""
     kept = cache_folder() / "lessons" / f"fables-{steps}"
     if not kept.is_dir():
         kept.parent.mkdir(parents=True, exist_ok=True)
