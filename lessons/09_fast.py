@@ -52,13 +52,12 @@ reading = seconds(lambda: matrix @ vector)
 computing = seconds(lambda: matrix @ columns, times=3)
 bandwidth = size / reading
 arithmetic = 2 * matrix.numel() * 512 / computing
+uses = arithmetic / 2 / (bandwidth / 4)
 print(
-    f"memory:     {bandwidth / 1e9:6.1f} GB/s, so {2 * bandwidth / 4 / 1e9:6.1f} billion operations a second"
+    f"memory:     {bandwidth / 1e9:6.1f} GB/s, {bandwidth / 4 / 1e9:.1f} billion numbers a second"
 )
 print(f"arithmetic: {arithmetic / 1e9:6.1f} billion operations a second")
-print(
-    f"a number that was read could be used {arithmetic / (bandwidth / 4) / 2:.0f} times in the time of reading it"
-)
+print(f"in the time of reading a number it could be used {uses:.0f} times")
 
 # %% [markdown]
 # ## The bound, and how near we come
@@ -89,10 +88,8 @@ def decode_seconds(weights, config: Config, before: int = 64, batch: int = 1) ->
     return seconds(lambda: llama(tokens[:, :1], weights, config, cache))
 
 
-sizes = {
-    name: row(dim, layers)
-    for name, dim, layers in (("small", 192, 4), ("middle", 384, 8), ("large", 640, 10))
-}
+shapes = {"small": (192, 4), "middle": (384, 8), "large": (640, 10)}
+sizes = {name: row(dim, layers) for name, (dim, layers) in shapes.items()}
 models = {name: initialise(config) for name, config in sizes.items()}
 for name, config in sizes.items():
     measured, bound = 1 / decode_seconds(models[name], config), bandwidth / 4 / count(models[name])
@@ -108,13 +105,8 @@ for name, config in sizes.items():
 # %%
 for name in ("llama-3.2-1b", "llama-3-8b", "llama-3-70b"):
     parameters = PRESETS[name].config.parameters
-    bounds = [bandwidth / (parameters * width) for width in (4, 2, 1, 0.5)]
-    print(
-        f"{name:13}",
-        "  ".join(
-            f"{bits} bits: {bound:7.3f}" for bits, bound in zip((32, 16, 8, 4), bounds, strict=True)
-        ),
-    )
+    bounds = {bits: bandwidth / (parameters * bits / 8) for bits in (32, 16, 8, 4)}
+    print(f"{name:13}", "  ".join(f"{bits} bits: {bound:7.3f}" for bits, bound in bounds.items()))
 
 # %% [markdown]
 # ## Read it once: the cache
@@ -126,11 +118,8 @@ for name in ("llama-3.2-1b", "llama-3-8b", "llama-3-70b"):
 config, weights = sizes["small"], models["small"]
 places = (8, 32, 64, 128, 256, 512)
 cached = [1000 * decode_seconds(weights, config, before) for before in places]
-uncached = [
-    1000
-    * seconds(lambda n=before: llama(torch.zeros(1, n + 1, dtype=torch.long), weights, config), 3)
-    for before in places
-]
+texts = [torch.zeros(1, before + 1, dtype=torch.long) for before in places]
+uncached = [1000 * seconds(lambda text=text: llama(text, weights, config), 3) for text in texts]
 for before, with_cache, without in zip(places, cached, uncached, strict=True):
     print(f"position {before:3}: {with_cache:6.2f} ms with the cache, {without:7.2f} ms without")
 
@@ -158,9 +147,8 @@ left.plot(places, cached, "o-", ms=4, color="#2f5f9e", label="with the cache")
 left.set(xlabel="position", ylabel="milliseconds a token", ylim=(0, None), title="one more token")
 right.plot(batches, rates, "o-", ms=4, color="#2f5f9e", label="measured")
 bound = bandwidth / 4 / count(weights)
-right.plot(
-    batches, [bound * batch for batch in batches], "--", color="#999999", label="bound of memory"
-)
+bounds = [bound * batch for batch in batches]
+right.plot(batches, bounds, "--", color="#999999", label="bound of memory")
 limit = arithmetic / 2 / count(weights)
 right.axhline(limit, ls=":", color="#3f7f4f", label="bound of arithmetic")
 right.set(xlabel="texts at once", ylabel="tokens a second", title="several texts")
@@ -198,8 +186,8 @@ for n in (256, 1024, 2048):
     fused = seconds(lambda: attention_fused(q, k, v, None), times=3)  # noqa: B023
     difference = (attention_written_out(q, k, v, None) - attention_fused(q, k, v, None)).abs().max()
     print(
-        f"{n:5} tokens: scores take {4 * 4 * n * n / 2**20:5.0f} MiB;",
-        f"written out {1000 * plain:6.1f} ms, fused {1000 * fused:6.1f} ms, difference {difference:.0e}",
+        f"{n:5} tokens: scores take {4 * 4 * n * n / 2**20:5.0f} MiB; written out",
+        f"{1000 * plain:6.1f} ms, fused {1000 * fused:6.1f} ms, difference {difference:.0e}",
     )
 
 # %% [markdown]
@@ -284,7 +272,7 @@ config = Config(
 
 
 def climb(init, loss, steps: int = 300) -> float:
-    """Trains a rung: same batches, same optimizer for all; returns the validation loss a character."""
+    """Trains a rung, on the same batches as any other; returns its validation loss."""
     weights = init(config, 0)
     for leaf in leaves(weights):
         leaf.requires_grad_()
@@ -302,13 +290,10 @@ def climb(init, loss, steps: int = 300) -> float:
         return total / sum(targets.numel() for _, targets in batches)
 
 
-for name, init, loss in (
-    ("bigram", init_bigram, loss_bigram),
-    ("fading", init_fading, loss_fading),
-):
-    print(
-        f"{name}: {climb(init, loss):.3f} nats a character; the corpus's own entropy {corpus.floor:.3f}"
-    )
+rungs = {"bigram": (init_bigram, loss_bigram), "fading": (init_fading, loss_fading)}
+for name, (init, loss) in rungs.items():
+    print(f"{name}: {climb(init, loss):.3f} nats a character")
+print(f"the corpus's own entropy: {corpus.floor:.3f}")
 
 # %% [markdown]
 # ## Exercises
@@ -327,9 +312,8 @@ def most(parameters: int, bits: float, gigabytes: float) -> float:
 assert math.isclose(most(10**9, 8, 100), 100)
 assert math.isclose(most(8 * 10**9, 16, 3200), 200)
 llama_8b = PRESETS["llama-3-8b"].config
-print(
-    f"holds: Llama 3 8B in 16 bits at 100 GB/s, {most(llama_8b.parameters, 16, 100):.1f} tokens/s"
-)
+rate = most(llama_8b.parameters, 16, 100)
+print(f"holds: Llama 3 8B in 16 bits at 100 GB/s, {rate:.1f} tokens/s")
 
 # %% [markdown]
 # **2.** The cache is read, too. At how many tokens of context is it as large as the weights? Write
