@@ -193,7 +193,9 @@ def main() -> None:
     numbers = {lesson.name[:2]: lesson for lesson in everything}
     wanted = [number.zfill(2) for number in options.number] or list(numbers)
     if unknown := [number for number in wanted if number not in numbers]:
-        sys.exit(f"error: there is no lesson {unknown[0]}; there are {', '.join(numbers)}")
+        told = f"error: there is no lesson {unknown[0]}; there are {', '.join(numbers)}"
+        print(told, file=sys.stderr)
+        sys.exit(2)
     for lesson in (numbers[number] for number in wanted):
         if options.notebooks:
             file = LESSONS / f"{lesson.name}.ipynb"

@@ -82,7 +82,7 @@ def test_table_of_contents_names_every_lesson(render: ModuleType) -> None:
 def test_unknown_lesson_is_one_line() -> None:
     command = [sys.executable, str(LESSONS / "render.py"), "17"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert ran.returncode
+    assert ran.returncode == 2
     assert ran.stderr.strip() == f"error: there is no lesson 17; there are {', '.join(name[:2] for name in NAMES)}"
 
 
