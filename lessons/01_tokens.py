@@ -22,7 +22,7 @@ from llucid.tokenizers.tokenizer_json import WORDS, train_bpe
 
 corpus = open_corpus(["fables"])  # tiny tales that llucid makes up itself
 text = next(corpus.text("train"))
-print(text[:331])
+print(text.split("\n\n")[0])
 
 # %% [markdown]
 # ## Characters

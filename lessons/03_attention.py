@@ -4,16 +4,21 @@
 # Attention is the only place in a Llama where tokens meet. Each one asks a question, each
 # earlier one answers it more or less well, and what they have to say is mixed in that
 # proportion. We do it by hand, one head at a time, with a small model that has learned to
-# write fables, and then look at what its heads have found worth looking at.
+# write fables, and then see what the heads of a trained model have found worth looking at.
 
 # %%
 import math
+import os
+from itertools import product
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 
+import llucid
 from llucid import PRESETS
+from llucid.generation import prompt_ids
 from llucid.llama import (
     attention,
     attention_written_out,
@@ -219,64 +224,91 @@ print("heads joined and mixed", list(joined.shape), "is what `attention` returns
 
 
 # %%
-def looks_of(ids: torch.Tensor) -> torch.Tensor:
+def looks_of(ids: torch.Tensor, model: llucid.Model) -> torch.Tensor:
     """How every head mixes: layers heads seq seq."""
+    config, weights = model.config, model.weights
     x, found = F.embedding(ids, weights.embedding), []
-    at = torch.arange(ids.shape[1])[None]
-    turn = rotations(at, rope_frequencies(config, x))
+    rotation = rotations(torch.arange(ids.shape[1])[None], rope_frequencies(config, x))
     identity = torch.eye(ids.shape[1]).expand(1, config.kv_heads, -1, -1)
     for of_block in weights.blocks:
         normed = rms_norm(x, of_block.attention_norm, config.norm_eps)
         q = (normed @ of_block.attention.query.T).unflatten(-1, (config.heads, -1)).transpose(1, 2)
         k = (normed @ of_block.attention.key.T).unflatten(-1, (config.kv_heads, -1)).transpose(1, 2)
-        found.append(attention_written_out(rotate(q, turn), rotate(k, turn), identity, None)[0])
-        x = block(x, of_block, config, turn, None)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        found.append(attention_written_out(q, k, identity, None)[0])
+        x = block(x, of_block, config, rotation, None)
     return torch.stack(found)
 
 
-maps = looks_of(ids)
+# %% [markdown]
+# Our own model has read for twenty seconds, and its heads are still vague. If `LLUCID_DATA` names
+# a folder that has stories260K, a published model of 260 thousand parameters that was trained on
+# tiny stories for much longer, we look into that one.
+
+# %%
+data = Path(os.environ.get("LLUCID_DATA", "nowhere"))
+looked, name, story = model, "our model of fables", text
+if (data / "stories260K.bin").is_file():
+    file, vocabulary = data / "stories260K.bin", data / "tok512.bin"
+    looked, name = llucid.load(file, tokenizer=vocabulary, device="cpu"), "stories260K"
+    story = (
+        "Once upon a time, there was a little girl named Lily. Lily had a red ball. "
+        "One day, the red ball was lost. Lily was sad."
+    )
+read = prompt_ids(looked.tokenizer, story)  # with BOS, if the model has one
+labels = [looked.tokenizer.decode([token]).strip() or "␣" for token in read]
+maps = looks_of(torch.tensor([read]), looked)
+print(f"{name}: {looked.config.parameters:,} parameters")
 print("maps", list(maps.shape), " layers heads query key")
 
 # %% tags=["picture"]
-figure, axes = plt.subplots(
-    config.layers, config.heads, figsize=(7.4, 5.9), sharex=True, sharey=True
-)
-for layer, row in enumerate(axes):
-    for head, ax in enumerate(row):
-        ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
-        ax.set_title(f"block {layer}, head {head}", fontsize=9)
-        ax.set(xticks=[], yticks=[])
-figure.supxlabel("key: looked at", fontsize=9.5)
-figure.supylabel("query: looks", fontsize=9.5)
+layers, heads = maps.shape[:2]
+figure, axes = plt.subplots(layers, heads, figsize=(7.4, 7.4 * layers / heads + 0.5))
+for layer, head in product(range(layers), range(heads)):
+    ax = axes[layer, head]
+    ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    if layer == 0:
+        ax.set_title(f"head {head}", loc="center", fontsize=8)
+    if head == 0:
+        ax.set_ylabel(f"block {layer}", fontsize=8)
+figure.supxlabel(f"where every head of {name} looks: rows look, columns are looked at", fontsize=9)
 
 # %% [markdown]
 # The colour is the square root of the proportion, so that faint looks show. Nobody told the
-# heads what to do, and yet some are easy to name. A head that looks one token back has a
-# line below the diagonal. A head that looks for earlier places of the same word has dots far
-# from it. Which are they here? Count.
+# heads what to do, and yet some are easy to name. A line just below the diagonal is a head that
+# looks one token back: it hands on what came before, which the next block can build on. A line on
+# the diagonal looks at itself. A column is a token that everyone looks at. Often that is the
+# first one, a place to look when there is nothing to look for. Which heads are they? Measure.
 
 # %%
-same = (ids[0][:, None] == ids[0]) & mask & ~torch.eye(len(mask), dtype=torch.bool)
-again = same.any(-1)  # tokens that have occurred before
-back = maps.diagonal(-1, -2, -1).mean(-1)
-copies = (maps * same)[:, :, again].sum(-1).mean(-1)
-for title, found in (("one token back", back), ("the same token, earlier", copies)):
-    layer, head = divmod(int(found.argmax()), config.heads)
-    print(
-        f"{title}: block {layer}, head {head}, with {found.max():.0%} of its attention on average"
-    )
+kinds = {
+    "one token back": maps.diagonal(-1, -2, -1).mean(-1),
+    "itself": maps.diagonal(0, -2, -1).mean(-1),
+    "the first token": maps[..., 4:, 0].mean(-1),
+}
+for title, share in kinds.items():
+    layer, head = divmod(int(share.argmax()), heads)
+    print(f"{title:16} block {layer}, head {head}: {share.max():.0%} of its attention")
+
+# %% [markdown]
+# And which head looks back far, at something in particular? Take the largest look of each token
+# at one that is at least four back and not the first, and choose the head where these are
+# largest on the mean.
 
 # %%
-layer, head = divmod(int(copies.argmax()), config.heads)
-chosen = maps[layer, head]
+far = maps.tril(-4)
+far[..., 0] = 0
+layer, head = divmod(int(far.amax(-1).mean(-1).argmax()), heads)
 figure, ax = plt.subplots(figsize=(7.4, 6.6))
-ax.imshow(chosen.sqrt(), vmin=0, vmax=1, interpolation="none")
-for query, key in same.nonzero().tolist():
-    ax.add_patch(plt.Rectangle((key - 0.5, query - 0.5), 1, 1, fill=False, ec="#d1622b", lw=1.2))
-labels = [piece.strip() or "␣" for piece in pieces]
+ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
 ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
 ax.set_yticks(range(len(labels)), labels, fontsize=7)
-ax.set_title(f"block {layer}, head {head}; framed: the same token, earlier")
+ax.set_title(f"{name}: block {layer}, head {head}")
+strongest = far[layer, head].flatten().topk(8).indices
+for query, key in sorted(divmod(place, len(labels)) for place in strongest.tolist()):
+    print(f"{labels[query]!r} at {query} looks at {labels[key]!r} at {key}")
 
 # %% [markdown]
 # ## Exercises

@@ -148,22 +148,22 @@ for layer, (before, after) in enumerate(pairwise(stream)):
 # really comes next; the words are the likeliest guess.
 
 # %% tags=["picture"]
-row = rows[6:7, 17:31]
-truth = rows[6, 18:32]
+tale = torch.tensor(tokenizer.encode(fables.split("\n\n")[1]))
+shown = slice(16, 30)  # the model reads all before them, too
+row, truth = tale[shown], tale[1:][shown]
 figure, ax = plt.subplots(figsize=(7.4, 3.3))
-layers = streams(row)
-chance = torch.stack(
-    [unembed(rms_norm(x[0], weights.norm, config.norm_eps), weights).softmax(-1) for x in layers]
-)
+layers = [x[0, shown] for x in streams(tale[None, :-1])]
+scores = [unembed(rms_norm(x, weights.norm, config.norm_eps), weights) for x in layers]
+chance = torch.stack(scores).softmax(-1)
 right = chance[:, torch.arange(len(truth)), truth]
 print("probabilities", list(chance.shape), " layer seq vocab")
 ax.imshow(right, cmap="Greens", vmin=0, vmax=1, aspect="auto")
 for layer in range(len(layers)):
     for at, token in enumerate(chance[layer].argmax(-1).tolist()):
-        shown = tokenizer.decode([token]).strip() or "␣"
+        guess = tokenizer.decode([token]).strip() or "␣"
         colour = "white" if right[layer, at] > 0.6 else "#333333"
-        ax.text(at, layer, shown[:8], ha="center", va="center", size=7.5, color=colour)
-read_here = [tokenizer.decode([token]).strip() or "␣" for token in row[0].tolist()]
+        ax.text(at, layer, guess[:8], ha="center", va="center", size=7.5, color=colour)
+read_here = [tokenizer.decode([token]).strip() or "␣" for token in row.tolist()]
 ax.set_xticks(range(len(truth)), read_here, rotation=45, ha="right")
 ax.set_yticks(range(len(layers)), ["embedding", *(f"block {n}" for n in range(config.layers))])
 ax.set_xlabel("the token that was read")

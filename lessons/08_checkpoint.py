@@ -20,6 +20,7 @@ import torch
 import llucid
 from llucid.checkpoints import huggingface, meta
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves
+from llucid.generation import prompt_ids
 from llucid.llama import llama
 from llucid.weights import named_leaves
 from trained import fables_model
@@ -37,8 +38,9 @@ here = Path(folder.name)
 data = Path(os.environ.get("LLUCID_DATA", "nowhere"))
 file, vocabulary = data / "stories260K.bin", data / "tok512.bin"
 if not file.is_file():
-    llucid.save(fables_model(), here / "fables.bin", "llama2c")
-    file, vocabulary = here / "fables.bin", None
+    (here / "ours").mkdir()
+    file, vocabulary = here / "ours" / "fables.bin", None
+    llucid.save(fables_model(), file, "llama2c")
 print(f"{file.name}: {file.stat().st_size:,} bytes")
 
 # %% [markdown]
@@ -97,7 +99,8 @@ formats = ["huggingface", "meta", "llama2c"] + (["gguf"] if find_spec("gguf") el
 for name in formats:
     if name == "gguf" and vocabulary is None:
         continue  # the format has its own idea of tokenizers; see llucid convert --help
-    out = here / f"as-{name}"
+    out = here / name / "model"
+    out.parent.mkdir()
     llucid.save(model, out, name)
     again = llucid.load(out, tokenizer=vocabulary, device="cpu")
     size = sum(f.stat().st_size for f in ([out] if out.is_file() else out.iterdir()))
@@ -161,7 +164,7 @@ print("\nwrong:", opening + text[:200])
 length = min(config.context, 120)
 prompts = [opening] * 24
 texts = llucid.generate_batch(model, prompts, max_tokens=length, temperature=0.9, seed=0)
-begun = model.tokenizer.encode(opening)
+begun = prompt_ids(model.tokenizer, opening)
 long = [(*begun, *text.tokens)[:100] for text in texts if len(text.tokens) >= 100]
 tokens = torch.tensor(long)
 
