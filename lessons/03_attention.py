@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 
 import llucid
+from figures import boxes
 from llucid import PRESETS
 from llucid.generation import prompt_ids
+from llucid.generation.predictions import token_text
 from llucid.llama import (
     attention,
     attention_written_out,
@@ -256,7 +258,7 @@ if (data / "stories260K.bin").is_file():
         "One day, the red ball was lost. Lily was sad."
     )
 read = prompt_ids(looked.tokenizer, story)  # with BOS, if the model has one
-labels = [looked.tokenizer.decode([token]).strip() or "␣" for token in read]
+pieces = [token_text(looked.tokenizer, read[:at], token) for at, token in enumerate(read)]
 maps = looks_of(torch.tensor([read]), looked)
 print(f"{name}: {looked.config.parameters:,} parameters")
 print("maps", list(maps.shape), " layers heads query key")
@@ -293,22 +295,18 @@ for title, share in kinds.items():
     print(f"{title:16} block {layer}, head {head}: {share.max():.0%} of its attention")
 
 # %% [markdown]
-# And which head looks back far, at something in particular? Take the largest look of each token
-# at one that is at least four back and not the first, and choose the head where these are
-# largest on the mean.
+# And what does one token see? Here is the whole text as the last token looks at it, by each of
+# these heads, and by the one that looks furthest back on the mean.
 
 # %%
-far = maps.tril(-4)
-far[..., 0] = 0
-layer, head = divmod(int(far.amax(-1).mean(-1).argmax()), heads)
-figure, ax = plt.subplots(figsize=(7.4, 6.6))
-ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
-ax.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
-ax.set_yticks(range(len(labels)), labels, fontsize=7)
-ax.set_title(f"{name}: block {layer}, head {head}")
-strongest = far[layer, head].flatten().topk(8).indices
-for query, key in sorted(divmod(place, len(labels)) for place in strongest.tolist()):
-    print(f"{labels[query]!r} at {query} looks at {labels[key]!r} at {key}")
+places = torch.arange(maps.shape[-1])
+kinds["far back"] = (places[:, None] - (maps * places).sum(-1)).mean(-1)
+figure, axes = plt.subplots(len(kinds), 1, figsize=(7.4, 1.1 * len(kinds)))
+for ax, (title, share) in zip(axes, kinds.items(), strict=True):
+    layer, head = divmod(int(share.argmax()), heads)
+    strength = maps[layer, head, -1].sqrt()
+    boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength), width=78)
+    ax.set_title(f"{title}: block {layer}, head {head}", fontsize=9)
 
 # %% [markdown]
 # ## Exercises

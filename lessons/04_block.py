@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Feed-forward and the block
 #
-# Attention moves information between tokens. The feed-forward network then works on each
-# token alone, and holds two thirds of the parameters. Both only ever add to a vector that
+# Attention moves information between tokens. The feed-forward network then works on each token
+# alone; in a large model it holds two thirds of the parameters. Both only ever add to a vector that
 # runs through the model from bottom to top. At the end of this lesson we watch a prediction
 # take shape in that vector, block by block.
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from figures import boxes
 from llucid import PRESETS
-from llucid.llama import block, rms_norm, rope_frequencies, rotations, swiglu, unembed
+from llucid.llama import attention, block, rms_norm, rope_frequencies, rotations, swiglu, unembed
 from llucid.weights import shapes
 from trained import fables_model
 
@@ -96,8 +96,12 @@ read = torch.tensor(tokenizer.encode(fables[:60_000]))
 rows = read[: len(read) // config.context * config.context].view(-1, config.context)
 
 last = weights.blocks[-1]
-before_ffn = streams(rows)[-2]  # what enters the last block
-normed = rms_norm(before_ffn, last.feed_forward_norm, config.norm_eps)
+below = streams(rows)[-2]  # what enters the last block; its attention comes first
+normed = rms_norm(below, last.attention_norm, config.norm_eps)
+at = torch.arange(config.context).expand(rows.shape)
+rotation = rotations(at, rope_frequencies(config, below))
+between = below + attention(normed, last.attention, config, rotation, None)
+normed = rms_norm(between, last.feed_forward_norm, config.norm_eps)
 passed = F.silu(normed @ last.feed_forward.gate.T) * (normed @ last.feed_forward.up.T)
 print("tokens", list(rows.shape), "-> products", list(passed.shape), " rows seq ffn")
 
@@ -111,11 +115,11 @@ for detector in plainest.tolist():
 
 # %%
 figure, axes = plt.subplots(len(plainest), 1, figsize=(7.4, 5.4))
-row = rows[3, :56]
-pieces = [tokenizer.decode([token]) for token in row.tolist()]
+relative = passed.abs() / passed.abs().amax((0, 1))
+where = relative[:, :56, plainest].amax(1).mean(-1).argmax()  # a row in which they all show
+pieces = [tokenizer.decode([token]) for token in rows[where, :56].tolist()]
 for ax, detector in zip(axes, plainest.tolist(), strict=True):
-    strength = passed[3, :56, detector].abs()
-    boxes(ax, pieces, plt.get_cmap("Oranges")(0.9 * strength / strength.max()))
+    boxes(ax, pieces, plt.get_cmap("Oranges")(0.8 * relative[where, :56, detector]))
     ax.set_title(f"detector {detector}", fontsize=9)
 
 # %% [markdown]

@@ -137,7 +137,7 @@ print(f"validation loss {measured[-1][1]:.3f} nats a character; the floor is {co
 #
 # ## Too slow, too fast
 #
-# The same run with a rate thirty times lower and one a hundred times higher, with AdamW
+# The same run with a rate much too low and one much too high, with AdamW
 # alone, whose rate is easier to get wrong:
 
 # %%
@@ -158,6 +158,7 @@ for rate in (3e-4, 8e-3, 0.8):
 little = training._replace(length=2_000)
 _, remembered, forgot = train(settings, little, steps=400, every=25)
 print(f"training loss {remembered[-1]:.3f}, validation loss {forgot[-1][1]:.3f}")
+assert sum(remembered[-20:]) / 20 < corpus.floor < measured[-1][1] < forgot[-1][1]
 
 # %% tags=["picture"]
 figure, axes = plt.subplots(1, 3, figsize=(7.4, 3), sharey=True)

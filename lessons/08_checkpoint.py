@@ -79,13 +79,15 @@ print("".join([opening, *llucid.generate(model, opening, max_tokens=60, temperat
 # ## Names
 #
 # The other formats name their arrays, each in its own way. Here are the arrays of the first
-# block, as llucid, Meta and Hugging Face call them:
+# block, as llucid, Meta and Hugging Face call them, behind `blocks.0.`, `layers.0.` and
+# `model.layers.0.`:
 
 # %%
 for path, leaf in named_leaves(weights):
     if path.startswith("blocks.0."):
-        theirs = f"{meta.name_of(path):33} {huggingface.name_of(path)}"
-        print(f"{list(leaf.shape)!s:10} {path[9:]:20} {theirs}")
+        of_meta = meta.name_of(path).removeprefix("layers.0.")
+        of_hugging_face = huggingface.name_of(path).removeprefix("model.layers.0.")
+        print(f"{list(leaf.shape)!s:10} {path[9:]:20} {of_meta:24} {of_hugging_face}")
 
 # %% [markdown]
 # Meta's $w_1$, $w_2$ and $w_3$ are gate, down and up, in this order: the sort of thing that is
@@ -134,7 +136,7 @@ assert pairs_from_halves(halves_from_pairs(rows, 1), 1).equal(rows)
 #
 # Now forget it. Take the matrices as a Hugging Face file has them and use them as they are. All
 # shapes fit. No error is raised. At position 0 nothing is turned, so the first prediction is even
-# right, and near positions, where slow pairs have hardly moved, go wrong but little:
+# right; then the wrong pairs turn by the wrong angles, more and more.
 
 
 # %%

@@ -152,17 +152,17 @@ right.plot(batches, bounds, "--", color="#999999", label="bound of memory")
 limit = arithmetic / 2 / count(weights)
 right.axhline(limit, ls=":", color="#3f7f4f", label="bound of arithmetic")
 right.set(xlabel="texts at once", ylabel="tokens a second", title="several texts")
-right.set(xlim=(0, 17), ylim=(0, 1.25 * min(limit, bound * 16)))
+right.set(xlim=(0, 17), ylim=(0, 1.6 * max(*rates, limit)))
 for ax in (left, right):
     ax.grid()
-    ax.legend()
+    ax.legend(loc="upper left")
 
 # %% [markdown]
 # ## Read half: 16 bits
 #
 # bfloat16 keeps the exponent of a 32-bit float and drops 16 bits of its precision. The weights
 # are half as large. Whether that is faster depends on the processor: without instructions for
-# bfloat16 it must convert, and may be slower. Either way the result changes in the third digit:
+# bfloat16 it must convert, and may be slower. Either way the result changes a little:
 
 # %%
 half = to(weights, torch.bfloat16)
@@ -181,10 +181,10 @@ print(f"logits differ by {(exact - rounded).norm() / exact.norm():.2%} of their 
 
 # %%
 for n in (256, 1024, 2048):
-    q, k, v = torch.randn(3, 1, 4, n, 64)
-    plain = seconds(lambda: attention_written_out(q, k, v, None), times=3)  # noqa: B023
-    fused = seconds(lambda: attention_fused(q, k, v, None), times=3)  # noqa: B023
-    difference = (attention_written_out(q, k, v, None) - attention_fused(q, k, v, None)).abs().max()
+    qkv = torch.randn(3, 1, 4, n, 64)
+    plain = seconds(lambda qkv=qkv: attention_written_out(*qkv, None), times=3)
+    fused = seconds(lambda qkv=qkv: attention_fused(*qkv, None), times=3)
+    difference = (attention_written_out(*qkv, None) - attention_fused(*qkv, None)).abs().max()
     print(
         f"{n:5} tokens: scores take {4 * 4 * n * n / 2**20:5.0f} MiB; written out",
         f"{1000 * plain:6.1f} ms, fused {1000 * fused:6.1f} ms, difference {difference:.0e}",

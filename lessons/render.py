@@ -101,6 +101,7 @@ def run(lesson: Lesson, pictures: bool = False) -> NotebookNode:
             kernel_name="python3",
             extra_arguments=arguments,
             config=settings,
+            coalesce_streams=True,
             resources={"metadata": {"path": str(LESSONS)}},
         )
         return client.execute(env=environment)
@@ -116,13 +117,18 @@ class MathML(IPythonRenderer):
         return convert(body.strip())
 
 
+def html_of(markdown: str) -> str:
+    """Markdown as HTML."""
+    renderer = MathML(escape=False, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(markdown)
+
+
 class Exporter(HTMLExporter):
     """nbconvert's, with our template and MathML."""
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
-        renderer = MathML(escape=False, exclude_anchor_links=True)
-        return MarkdownWithMath(renderer=renderer).render(source)
+        return html_of(source)
 
 
 def style() -> str:
@@ -152,7 +158,7 @@ def contents(everything: list[Lesson]) -> str:
     template = Environment(loader=FileSystemLoader(PAGE), autoescape=False).get_template(
         "contents.html.j2"
     )
-    return template.render(lessons=everything, style=style())
+    return template.render(lessons=everything, style=style(), html_of=html_of)
 
 
 def picture(ran: NotebookNode) -> dict[str, str]:
