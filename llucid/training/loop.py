@@ -27,7 +27,7 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.training import run
 from llucid.training.curve import draw_curve
 from llucid.training.optimizer import learning_rate, make_optimizers
-from llucid.training.recipes import resolve
+from llucid.training.recipes import resolve, window
 from llucid.training.report import Report, progress_of
 from llucid.training.run import Progress
 from llucid.training.settings import Settings, read_toml
@@ -77,9 +77,7 @@ def train(settings: Settings, console: Console) -> Path:
     with logbook.report.live(), interruption() as interrupted:
         while (done := share_done(settings, progress)) < 1 and progress.step < ended and not interrupted():
             rate = learning_rate(done, settings.warmup, settings.final)
-            batch = training_batch(
-                task.training, int(settings.batch or 1), config.context, settings.seed, progress.step
-            )
+            batch = training_batch(task.training, *window(settings, config.context, done), settings.seed, progress.step)
             inputs, targets = (tokens.to(task.device) for tokens in batch)
             loss = step(
                 inputs, targets, state.weights, config, state.optimizers, share=rate, dtype=dtype, dropout=state.dropout

@@ -83,6 +83,8 @@ class Settings:
     """Pull of the matrices towards zero, times the learning rate, per step; gains and embeddings have none."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises."""
+    length_warmup: float | None = None
+    """Share of the run on windows a quarter as long, four times as many (the preset's; contexts below 256: none)."""
     final: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     clip: float = 1.0
@@ -101,8 +103,10 @@ class Settings:
             raise LlucidError("--accumulate and --evaluations must be at least 1")
         if self.steps is not None and self.minutes is not None:
             raise LlucidError("--steps and --minutes both say how long to train; give one of them")
-        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or self.weight_decay < 0:
-            raise LlucidError("--warmup and --final are shares between 0 and 1, and --weight-decay is not negative")
+        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or not 0 <= (self.length_warmup or 0) <= 1:
+            raise LlucidError("--warmup, --length-warmup and --final are shares between 0 and 1")
+        if self.weight_decay < 0:
+            raise LlucidError(f"--weight-decay {self.weight_decay}: must not be negative")
         if self.preset is not None and self.preset not in PRESETS:
             raise LlucidError(f"--preset {self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
