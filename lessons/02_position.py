@@ -89,8 +89,8 @@ print("tokens per full turn:", (2 * math.pi / theta[[0, 16, 32, 48, 63]]).round(
 
 # %% tags=["picture"]
 positions = torch.arange(200)
-turns = rotations(positions[None], theta)[0, 0]  # seq half
-print("rotations", list(turns.shape), turns.dtype)
+angles = positions[:, None] * theta
+print("angles", list(angles.shape), " seq half")
 
 figure = plt.figure(figsize=(7.4, 4.9))
 grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.75))
@@ -100,14 +100,14 @@ for column, pair in enumerate(chosen):
     ax = figure.add_subplot(grid[0, column])
     ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="#bbbbbb"))
     for position in range(16):
-        hand = turns[position, pair]
-        ax.plot([0, hand.real], [0, hand.imag], color=shades[position], lw=1.5)
+        angle = angles[position, pair]
+        ax.plot([0, angle.cos()], [0, angle.sin()], color=shades[position], lw=1.5)
     ax.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), aspect="equal")
     ax.set_title(f"pair {pair}", loc="center", fontsize=9.5)
     ax.axis("off")
 ax = figure.add_subplot(grid[1, :])
 image = ax.imshow(
-    turns.angle().T,
+    torch.atan2(angles.sin(), angles.cos()).T,  # between −π and π
     cmap="twilight_shifted",
     vmin=-math.pi,
     vmax=math.pi,

@@ -17,6 +17,7 @@ import torch
 from jax import vmap
 
 from llucid import llama, llama_jax
+from llucid.corpora import open_corpus
 from llucid.weights import leaves, tree_map
 from trained import fables_model
 
@@ -70,8 +71,8 @@ assert jnp.allclose(head[4], one, atol=1e-6)
 # package's tests compare them in 64 bits, to ten decimals, values and gradients.
 
 # %%
-text = "One wet spring evening, Rufus the proud goat sang under the window of Ivy."
-ids = jnp.array(tokenizer.encode(text))
+tale = next(open_corpus(["fables"]).text("validation")).split("\n\n")[1]
+ids = jnp.array(tokenizer.encode(tale)[:28])
 logits = llama_jax.llama(ids, weights, config)
 with torch.no_grad():
     reference = llama.llama(torch.tensor([ids.tolist()]), model.weights, config)[0]
