@@ -30,7 +30,7 @@ config, weights, tokenizer = model.config, model.weights, model.tokenizer
 # $$ p_i = \frac{e^{z_i}}{\sum_j e^{z_j}} $$
 
 # %%
-prompt = "One bitter winter night, Nettle the"
+prompt = "One rainy morning, Nettle the quick fox"
 ids = torch.tensor([tokenizer.encode(prompt)])
 logits = llama(ids, weights, config)[:, -1]
 print("ids", list(ids.shape), "-> logits of the last position", list(logits.shape), " batch vocab")

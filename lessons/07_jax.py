@@ -85,16 +85,18 @@ assert difference < 1e-3
 # ## grad
 #
 # `jax.grad(f)` is the function that computes $\nabla f$ by its first argument, whatever tree of
-# arrays that is. The loss of a text by all weights at once, against PyTorch's `backward`:
+# arrays that is. The loss of a text by all weights at once, against PyTorch's `backward`. (`jit`
+# compiles a function as a whole; more of it below.)
 
 
 # %%
+@jax.jit
 def loss(weights, ids):
     """The mean surprise in nats per token of a text."""
     return llama_jax.loss(ids[None, :-1], ids[None, 1:], weights, config)
 
 
-value, gradient = jax.value_and_grad(loss)(weights, ids)
+value, gradient = jax.jit(jax.value_and_grad(loss))(weights, ids)
 print(f"loss {value:.4f}; the gradient is {type(gradient).__name__} of the same shapes")
 
 theirs = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), model.weights)
@@ -137,9 +139,10 @@ def surprise_at(at, x, ids):
 
 
 x = weights.embedding[ids[:-1]]
-slopes = vmap(jax.grad(surprise_at, argnums=1), (0, None, None))(jnp.arange(len(x)), x, ids)
+slope_at = jax.grad(surprise_at, argnums=1)
+slopes = jax.jit(vmap(slope_at, (0, None, None)))(jnp.arange(len(x)), x, ids)
 influence = jnp.linalg.norm(slopes, axis=-1)
-surprises = vmap(surprise_at, (0, None, None))(jnp.arange(len(x)), x, ids)
+surprises = jax.jit(vmap(surprise_at, (0, None, None)))(jnp.arange(len(x)), x, ids)
 print("slopes", slopes.shape, "-> influence", influence.shape, " surprised token, changed token")
 assert jnp.all(jnp.triu(influence, 1) == 0)  # no token feels a later one: causality, by derivative
 assert jnp.allclose(surprises.mean(), value, atol=1e-4)
@@ -215,7 +218,7 @@ print("holds")
 # %% tags=["answer"]
 def lengths(texts):
     """The norm of each text's own gradient by the last gain."""
-    gradients = vmap(jax.grad(loss), (None, 0))(weights, texts)
+    gradients = jax.jit(vmap(jax.grad(loss), (None, 0)))(weights, texts)
     return jnp.linalg.norm(gradients.norm, axis=-1)
 
 

@@ -69,6 +69,11 @@ def describe(file: Path) -> Lesson:
 def notebook(lesson: Lesson) -> NotebookNode:
     """The lesson as a notebook, not yet run; answers are folded in JupyterLab, too."""
     read = jupytext.read(LESSONS / f"{lesson.name}.py")
+    read.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     for cell in read.cells:
         if "answer" in cell.metadata.get("tags", []):
             cell.metadata["jupyter"] = {"source_hidden": True}
