@@ -95,7 +95,7 @@ print("angles", list(angles.shape), " seq half")
 figure = plt.figure(figsize=(7.4, 4.9))
 grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.75))
 chosen = (0, 4, 8, 16, 24, 40)
-shades = plt.get_cmap("Blues")(torch.linspace(0.25, 1, 16))
+shades = plt.get_cmap("Blues")(torch.linspace(0.25, 1, 16).numpy())
 for column, pair in enumerate(chosen):
     ax = figure.add_subplot(grid[0, column])
     ax.add_patch(plt.Circle((0, 0), 1, fill=False, color="#bbbbbb"))
@@ -107,7 +107,7 @@ for column, pair in enumerate(chosen):
     ax.axis("off")
 ax = figure.add_subplot(grid[1, :])
 image = ax.imshow(
-    torch.atan2(angles.sin(), angles.cos()).T,  # between −π and π
+    torch.atan2(angles.sin(), angles.cos()).T.numpy(),  # between −π and π
     cmap="twilight_shifted",
     vmin=-math.pi,
     vmax=math.pi,

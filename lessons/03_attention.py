@@ -105,7 +105,7 @@ steps = (
 )
 for ax, (title, values, colours, top) in zip(axes, steps, strict=True):
     low = -top if colours == "RdBu" else 0
-    ax.imshow(values, cmap=colours, vmin=low, vmax=top, interpolation="none")
+    ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=top, interpolation="none")
     ax.set(title=title, xlabel="key", ylabel="query" if ax is axes[0] else "")
 
 # %% [markdown]
@@ -268,7 +268,7 @@ layers, heads = maps.shape[:2]
 figure, axes = plt.subplots(layers, heads, figsize=(7.4, 7.4 * layers / heads + 0.5))
 for layer, head in product(range(layers), range(heads)):
     ax = axes[layer, head]
-    ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
+    ax.imshow(maps[layer, head].sqrt().numpy(), vmin=0, vmax=1, interpolation="none")
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
     if layer == 0:
@@ -300,12 +300,12 @@ for title, share in kinds.items():
 
 # %%
 places = torch.arange(maps.shape[-1])
-kinds["far back"] = (places[:, None] - (maps * places).sum(-1)).mean(-1)
+kinds["far back"] = (places - (maps * places).sum(-1)).mean(-1)  # of the distance
 figure, axes = plt.subplots(len(kinds), 1, figsize=(7.4, 1.1 * len(kinds)))
 for ax, (title, share) in zip(axes, kinds.items(), strict=True):
     layer, head = divmod(int(share.argmax()), heads)
     strength = maps[layer, head, -1].sqrt()
-    boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength), width=78)
+    boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.numpy()), width=78)
     ax.set_title(f"{title}: block {layer}, head {head}", fontsize=9)
 
 # %% [markdown]

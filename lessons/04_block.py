@@ -119,7 +119,7 @@ relative = passed.abs() / passed.abs().amax((0, 1))
 where = relative[:, :56, plainest].amax(1).mean(-1).argmax()  # a row in which they all show
 pieces = [tokenizer.decode([token]) for token in rows[where, :56].tolist()]
 for ax, detector in zip(axes, plainest.tolist(), strict=True):
-    boxes(ax, pieces, plt.get_cmap("Oranges")(0.8 * relative[where, :56, detector]))
+    boxes(ax, pieces, plt.get_cmap("Oranges")(0.8 * relative[where, :56, detector].numpy()))
     ax.set_title(f"detector {detector}", fontsize=9)
 
 # %% [markdown]
@@ -161,7 +161,7 @@ scores = [unembed(rms_norm(x, weights.norm, config.norm_eps), weights) for x in 
 chance = torch.stack(scores).softmax(-1)
 right = chance[:, torch.arange(len(truth)), truth]
 print("probabilities", list(chance.shape), " layer seq vocab")
-ax.imshow(right, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+ax.imshow(right.numpy(), cmap="Greens", vmin=0, vmax=1, aspect="auto")
 for layer in range(len(layers)):
     for at, token in enumerate(chance[layer].argmax(-1).tolist()):
         guess = tokenizer.decode([token]).strip() or "␣"

@@ -67,7 +67,7 @@ print(f"mean surprise {surprise.mean():.4f}; log V is {math.log(config.vocab_siz
 #
 # The gradient says for each number of the model how fast the loss grows with it. The optimizer
 # goes the other way. `train_step` is all of it: loss, gradient, a limit on the gradient's
-# length, the optimizers. Here a hundred steps on one and the same batch:
+# length, the optimizers. Here sixty steps on one and the same batch:
 
 # %%
 settings = Settings(learning_rate=8e-3, muon_learning_rate=0.02)
@@ -82,7 +82,7 @@ def fresh(settings: Settings):
 
 
 weights, optimizers = fresh(settings)
-for step in range(101):
+for step in range(61):
     loss = train_step(inputs, targets, weights, config, optimizers)
     if step % 20 == 0:
         print(f"step {step:3}: loss {loss:.4f}")
@@ -126,8 +126,8 @@ def train(settings: Settings, tokens, steps: int, every: int = 50):
     return weights, losses, measured
 
 
-held_out = validation._replace(length=16_000)  # the first 16,000 characters of the validation split
-weights, losses, measured = train(settings, training, steps=400, every=100)
+held_out = validation._replace(length=8_000)  # the first 8,000 characters of the validation split
+weights, losses, measured = train(settings, training, steps=300, every=60)
 print(f"validation loss {measured[-1][1]:.3f} nats a character; the floor is {corpus.floor:.3f}")
 
 # %% [markdown]
@@ -144,7 +144,7 @@ print(f"validation loss {measured[-1][1]:.3f} nats a character; the floor is {co
 rates = {}
 for rate in (3e-4, 8e-3, 0.8):
     plain = Settings(optimizer="adamw", learning_rate=rate)
-    rates[rate] = train(plain, training, steps=150, every=150)[1]
+    rates[rate] = train(plain, training, steps=100, every=100)[1]
     print(f"rate {rate:<6}: loss at the end {sum(rates[rate][-10:]) / 10:.3f}")
 
 # %% [markdown]
@@ -156,7 +156,7 @@ for rate in (3e-4, 8e-3, 0.8):
 
 # %%
 little = training._replace(length=2_000)
-_, remembered, forgot = train(settings, little, steps=400, every=25)
+_, remembered, forgot = train(settings, little, steps=250, every=25)
 print(f"training loss {remembered[-1]:.3f}, validation loss {forgot[-1][1]:.3f}")
 assert sum(remembered[-20:]) / 20 < corpus.floor < measured[-1][1] < forgot[-1][1]
 
