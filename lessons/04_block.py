@@ -105,21 +105,28 @@ normed = rms_norm(between, last.feed_forward_norm, config.norm_eps)
 passed = F.silu(normed @ last.feed_forward.gate.T) * (normed @ last.feed_forward.up.T)
 print("tokens", list(rows.shape), "-> products", list(passed.shape), " rows seq ffn")
 
-largest = passed.flatten(0, 1).abs().topk(10, dim=0).indices  # 10 ffn
+relative = passed.abs() / passed.abs().amax((0, 1))  # 1 at its largest
+largest = relative.flatten(0, 1).topk(10, dim=0).indices  # 10 ffn
 variety = torch.tensor([len(set(column.tolist())) for column in rows.flatten()[largest].T])
-plainest = variety.argsort()[:4]
-for detector in plainest.tolist():
-    places = largest[:, detector]
-    words = {tokenizer.decode([token]) for token in rows.flatten()[places].tolist()}
-    print(f"detector {detector:3}: {sorted(words)}")
+
+plain: dict[tuple[str, ...], int] = {}  # what is detected, by which
+for detector in variety.argsort().tolist():
+    found = rows.flatten()[largest[:, detector]].unique().tolist()
+    plain.setdefault(tuple(tokenizer.decode([token]) for token in found), detector)
+chosen = list(plain.items())[:4]
+for words, detector in chosen:
+    print(f"detector {detector:3} is largest on", *map(repr, words))
+
+# %% [markdown]
+# Each of the four, around the place where it is largest:
 
 # %%
-figure, axes = plt.subplots(len(plainest), 1, figsize=(7.4, 5.4))
-relative = passed.abs() / passed.abs().amax((0, 1))
-where = relative[:, :56, plainest].amax(1).mean(-1).argmax()  # a row in which they all show
-pieces = [tokenizer.decode([token]) for token in rows[where, :56].tolist()]
-for ax, detector in zip(axes, plainest.tolist(), strict=True):
-    boxes(ax, pieces, plt.get_cmap("Oranges")(0.8 * relative[where, :56, detector].numpy()))
+figure, axes = plt.subplots(len(chosen), 1, figsize=(7.4, 3.9))
+for ax, (_, detector) in zip(axes, chosen, strict=True):
+    row, at = divmod(int(relative[..., detector].argmax()), config.context)
+    part = slice(max(0, at - 20), max(0, at - 20) + 32)
+    pieces = [tokenizer.decode([token]) for token in rows[row, part].tolist()]
+    boxes(ax, pieces, plt.get_cmap("Oranges")(0.7 * relative[row, part, detector].numpy()))
     ax.set_title(f"detector {detector}", fontsize=9)
 
 # %% [markdown]

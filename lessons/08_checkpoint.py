@@ -99,8 +99,6 @@ for path, leaf in named_leaves(weights):
 # %%
 formats = ["huggingface", "meta", "llama2c"] + (["gguf"] if find_spec("gguf") else [])
 for name in formats:
-    if name == "gguf" and vocabulary is None:
-        continue  # the format has its own idea of tokenizers; see llucid convert --help
     out = here / name / "model"
     out.parent.mkdir()
     llucid.save(model, out, name)

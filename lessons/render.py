@@ -81,11 +81,11 @@ def notebook(lesson: Lesson) -> NotebookNode:
 
 
 def run(lesson: Lesson, pictures: bool = False) -> NotebookNode:
-    """The lesson with what its cells printed and drew, as SVG, and with `pictures` as PNG, too.
+    """The lesson with what its cells printed and drew, as SVG, and with `pictures` as large PNG, too.
 
     Raises CellExecutionError if a cell fails.
     """
-    formats = {"svg", "png"} if pictures else {"svg"}
+    formats = {"svg", "retina"} if pictures else {"svg"}
     arguments = [
         f"--InlineBackend.figure_formats={formats}",
         "--InlineBackend.print_figure_kwargs={}",  # figures are as large as they say
