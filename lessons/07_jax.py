@@ -90,13 +90,13 @@ assert difference < 1e-3
 
 
 # %%
-@jax.jit
 def loss(weights, ids):
     """The mean surprise in nats per token of a text."""
     return llama_jax.loss(ids[None, :-1], ids[None, 1:], weights, config)
 
 
-value, gradient = jax.jit(jax.value_and_grad(loss))(weights, ids)
+value_and_gradient = jax.jit(jax.value_and_grad(loss))
+value, gradient = value_and_gradient(weights, ids)
 print(f"loss {value:.4f}; the gradient is {type(gradient).__name__} of the same shapes")
 
 theirs = tree_map(lambda leaf: leaf.detach().clone().requires_grad_(), model.weights)
@@ -116,7 +116,7 @@ print("all", len(leaves(gradient)), "arrays of the gradient agree with PyTorch's
 squared = sum(jnp.sum(leaf**2) for leaf in leaves(gradient))
 for rate in (1e-3, 1e-4):
     lower = tree_map(lambda leaf, slope, rate=rate: leaf - rate * slope, weights, gradient)
-    fall = value - loss(lower, ids)
+    fall = value - value_and_gradient(lower, ids)[0]
     print(f"rate {rate:g}: the loss falls by {fall:.6f}, Taylor says {rate * squared:.6f}")
 
 # %% [markdown]
@@ -139,10 +139,10 @@ def surprise_at(at, x, ids):
 
 
 x = weights.embedding[ids[:-1]]
-slope_at = jax.grad(surprise_at, argnums=1)
-slopes = jax.jit(vmap(slope_at, (0, None, None)))(jnp.arange(len(x)), x, ids)
+surprise_and_slope = jax.value_and_grad(surprise_at, argnums=1)
+at_all = jax.jit(vmap(surprise_and_slope, (0, None, None)))
+surprises, slopes = at_all(jnp.arange(len(x)), x, ids)
 influence = jnp.linalg.norm(slopes, axis=-1)
-surprises = jax.jit(vmap(surprise_at, (0, None, None)))(jnp.arange(len(x)), x, ids)
 print("slopes", slopes.shape, "-> influence", influence.shape, " surprised token, changed token")
 assert jnp.all(jnp.triu(influence, 1) == 0)  # no token feels a later one: causality, by derivative
 assert jnp.allclose(surprises.mean(), value, atol=1e-4)

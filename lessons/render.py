@@ -81,7 +81,7 @@ def notebook(lesson: Lesson) -> NotebookNode:
 
 
 def run(lesson: Lesson, pictures: bool = False) -> NotebookNode:
-    """The lesson with what its cells printed and drew, as SVG, and with `pictures` as large PNG, too.
+    """The lesson with what its cells printed and drew, as SVG; with `pictures` as large PNG, too.
 
     Raises CellExecutionError if a cell fails.
     """

@@ -3,6 +3,7 @@
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from rich.console import Console
 
 import llucid
@@ -31,6 +32,8 @@ def fables_model(steps: int = 400) -> llucid.Model:
                 out=str(out),
                 device="cpu",
             )
-            train(settings, Console(quiet=True))
-            out.rename(kept)
+            with torch.enable_grad():  # a lesson that only looks has switched it off
+                train(settings, Console(quiet=True))
+            if not kept.is_dir():  # another lesson may have been quicker
+                out.rename(kept)
     return llucid.load(kept, device="cpu")
