@@ -70,7 +70,7 @@ names = [tokenizer.decode([token]).strip() or "␣" for token in order.tolist()]
 tallest = max(changed.softmax(-1).max().item() for changed in ways.values())
 figure, axes = plt.subplots(2, 3, figsize=(7.4, 4), sharex=True, sharey=True)
 for ax, (name, changed) in zip(axes.flat, ways.items(), strict=True):
-    p = changed.softmax(-1)[0, order]
+    p = changed.softmax(-1)[0, order].tolist()
     ax.bar(range(len(order)), p, color=["#2f5f9e" if value > 0 else "white" for value in p])
     for at, value in enumerate(p):
         if value == 0:
