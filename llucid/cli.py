@@ -66,7 +66,7 @@ class Generate:
     """How many texts to write, all at once."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
@@ -130,7 +130,7 @@ class Chat:
     """llama2, llama3, plain (none at all), or one of the model's own templates by name; its own when left out."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
@@ -174,7 +174,7 @@ class Predict:
     """Build a vocabulary from the words of the text, an untrained model, and its prediction, step by step."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
@@ -197,6 +197,43 @@ class Predict:
 
             Console().print(table(predictions))
         return None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Climb from a bigram table to a Llama, one idea a rung: trained alike, measured, and said to help or not."""
+
+    steps: int = 800
+    """Optimizer steps of each rung."""
+    corpus: tuple[str, ...] = ()
+    """shakespeare, fables, or paths of text (shakespeare, or fables where it cannot be had, unless given)."""
+    rungs: tuple[str, ...] = ()
+    """Numbers, ranges like 4-6, or names like rope (all ten, unless given)."""
+    out: str | None = None
+    """Folder for ladder.png, metrics.json and samples.txt (runs/ladder, or the first free one like it)."""
+    seed: int = 0
+    """The first of the seeds."""
+    seeds: int = 2
+    """How many times each rung is trained: what differs between seeds is noise, and no change within it counts."""
+
+    def run(self) -> None:
+        """Climbs, then says where everything is."""
+        from rich.console import Console
+
+        from llucid.ladder.climb import climb
+
+        console = Console(soft_wrap=not sys.stdout.isatty())
+        out = climb(
+            console,
+            corpus=self.corpus,
+            steps=self.steps,
+            rungs=self.rungs,
+            seed=self.seed,
+            seeds=self.seeds,
+            out=self.out,
+        )
+        if out:
+            console.print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}")
 
 
 @dataclass(frozen=True)
@@ -230,7 +267,7 @@ class Convert:
     """Of llama2c's format: 0 is what its run.c reads, 1 the same with a better header, 2 int8 for its runq.c."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0}")] = None
     """Write in this precision instead of the file's own; q8_0 is of gguf."""
 
     def run(self) -> None:
@@ -296,6 +333,7 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Ladder, tyro.conf.subcommand("ladder")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
 )

@@ -20,7 +20,7 @@ class Recipe(NamedTuple):
     minutes: float
     """How long to train, where neither minutes nor steps are given."""
     length_warmup: float = 0.0
-    """Share of the run on shorter windows."""
+    """Share of the run on shorter windows, where tokens are characters: a quarter of a window of words is too short."""
 
 
 RECIPES = {
@@ -37,16 +37,20 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
     """`settings` with every choice made that was left open."""
     preset = settings.preset or ("micro" if device.type == "cpu" else "small")
     recipe = RECIPES.get(preset, OTHER)
+    tokenizer = settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters")
+    length_warmup = recipe.length_warmup if tokenizer == "characters" else 0.0
     return dataclasses.replace(
         settings,
         preset=preset,
-        tokenizer=settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters"),
+        tokenizer=tokenizer,
         minutes=recipe.minutes if settings.steps is None and settings.minutes is None else settings.minutes,
+        backend=settings.backend or "torch",
         device=str(device),
         dtype=settings.dtype or ("bfloat16" if multiplies_bfloat16(device) else "float32"),
         batch=settings.batch or recipe.batch,
+        optimizer=settings.optimizer or ("adamw" if settings.backend == "jax" else "muon"),
         learning_rate=settings.learning_rate or recipe.learning_rate,
-        length_warmup=recipe.length_warmup if settings.length_warmup is None else settings.length_warmup,
+        length_warmup=length_warmup if settings.length_warmup is None else settings.length_warmup,
         muon_learning_rate=settings.muon_learning_rate or recipe.muon_learning_rate,
     )
 

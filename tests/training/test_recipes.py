@@ -18,6 +18,9 @@ def test_what_is_given_stays_and_what_is_not_is_chosen() -> None:
     assert resolve(chosen, torch.device("cpu")) == chosen
     assert resolve(Settings(), torch.device("cpu")).tokenizer == "characters"
     assert resolve(Settings(corpus=("fables",)), torch.device("cpu")).tokenizer == "bpe:1024"
+    assert resolve(Settings(), torch.device("cpu")).length_warmup == RECIPES["micro"].length_warmup > 0
+    assert resolve(Settings(length_warmup=0.0), torch.device("cpu")).length_warmup == 0
+    assert resolve(Settings(tokenizer="bpe:300"), torch.device("cpu")).length_warmup == 0
 
 
 def test_numbers_of_the_model_are_put_into_the_preset() -> None:
