@@ -243,9 +243,9 @@ def looks_of(ids: torch.Tensor, model: llucid.Model) -> torch.Tensor:
 
 
 # %% [markdown]
-# Our own model has read for some seconds only, and its heads are still vague. If `LLUCID_DATA` names
-# a folder that has stories260K, a published model of 260 thousand parameters that was trained on
-# tiny stories for much longer, we look into that one.
+# Our own model has read for some seconds only, and its heads are still vague. If `LLUCID_DATA`
+# names a folder that has stories260K, a published model of 260 thousand parameters that was
+# trained on tiny stories for much longer, we look into that one.
 
 # %%
 data = Path(os.environ.get("LLUCID_DATA", "nowhere"))

@@ -21,7 +21,7 @@ from llucid.config import Config
 from llucid.llama import attention_fused, attention_written_out, empty_cache, llama
 from llucid.weights import count, initialise, to
 
-grad = torch.set_grad_enabled(False)
+torch.set_grad_enabled(False)
 
 
 def seconds(work: Callable[[], object], times: int = 5) -> float:
@@ -194,40 +194,28 @@ for n in (256, 1024, 2048):
 # ## Your own rung
 #
 # You now know every part of a Llama and what it costs. `llucid ladder` builds one up in ten rungs,
-# from a table of pairs, and measures what each idea brings. A rung is two functions:
+# from a table of pairs, and measures what each idea brings. A rung is three functions:
 #
-# - `init(config, seed)` returns untrained weights, any tree of named tuples;
+# - `init(config, seed)` returns untrained weights, any named tuple of arrays;
+# - `logits(tokens, weights, config)` scores every next token at every position;
 # - `loss(inputs, targets, weights, config)` returns the sum of the surprise in nats.
 #
-# Here are two. The first is a bigram table: the scores of the next character are a row of a matrix,
-# looked up by the last one. The second is ours: it also looks at the characters before, each
-# less than the one after it, by a factor that it learns. No attention, one new idea.
+# Here is one of our own, with a single idea and no attention. It adds up the vectors of all
+# characters so far, and each is worth less with every step, by a factor that is learned, one for
+# each coordinate:
+#
+# $$ h_t = \sum_{s \le t} \sigma(f)^{\,t-s} \odot x_s $$
 
 # %%
 from typing import NamedTuple
 
 from llucid.corpora import open_corpus
 from llucid.corpora.tokens import make_tokenizer, tokenise, training_batch, validation_batches
+from llucid.ladder import RUNGS, Rung
+from llucid.ladder.checks import check
 from llucid.weights import leaves
 
-grad = torch.set_grad_enabled(True)
-
-
-class Table(NamedTuple):
-    """A bigram model."""
-
-    scores: torch.Tensor  # vocab vocab
-
-
-def init_bigram(config: Config, seed: int) -> Table:
-    """Every next character alike."""
-    return Table(torch.zeros(config.vocab_size, config.vocab_size))
-
-
-def loss_bigram(inputs, targets, weights: Table, config: Config) -> torch.Tensor:
-    """The row of the last character are the scores of the next."""
-    logits = weights.scores[inputs]
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+torch.set_grad_enabled(True)
 
 
 class Fading(NamedTuple):
@@ -238,61 +226,73 @@ class Fading(NamedTuple):
     output: torch.Tensor  # vocab dim
 
 
-def init_fading(config: Config, seed: int) -> Fading:
-    """Random vectors; half of each is remembered at the next step."""
+def init(config: Config, seed: int) -> Fading:
+    """Random vectors; half of each is left at the next step."""
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(config.vocab_size, config.dim, generator=generator)
     output = torch.randn(config.vocab_size, config.dim, generator=generator) * 0.02
     return Fading(embedding, torch.zeros(config.dim), output)
 
 
-def remembered(inputs, weights: Fading) -> torch.Tensor:
-    """h at t = Σ over s ≤ t of fade^(t−s) · x at s, by a matrix of powers: batch seq dim."""
-    x = weights.embedding[inputs]
-    at = torch.arange(inputs.shape[1])
-    distance = (at[:, None] - at).clamp(min=0)[..., None]
-    powers = weights.fade.sigmoid() ** distance * (at[:, None] >= at)[..., None]  # seq seq dim
-    return torch.einsum("tsd,bsd->btd", powers, x)
+def logits(tokens: torch.Tensor, weights: Fading, config: Config) -> torch.Tensor:
+    """What is remembered, by a matrix of powers, scored against every character."""
+    at = torch.arange(tokens.shape[1])
+    distance = (at[:, None] - at)[..., None]
+    powers = weights.fade.sigmoid() ** distance.clamp(min=0) * (distance >= 0)  # seq seq dim
+    h = torch.einsum("tsd,bsd->btd", powers, weights.embedding[tokens])
+    return h.tanh() @ weights.output.T
 
 
-def loss_fading(inputs, targets, weights: Fading, config: Config) -> torch.Tensor:
-    """What is remembered is scored against every character."""
-    logits = remembered(inputs, weights).tanh() @ weights.output.T
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+def loss(inputs, targets, weights: Fading, config: Config) -> torch.Tensor:
+    """−Σ log p(target)."""
+    scores = logits(inputs, weights, config)
+    return F.cross_entropy(scores.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
+mine = Rung(
+    11, "Fading memory", "All before counts, less and less.", "it fades", init, logits, loss
+)
+
+# %% [markdown]
+# The ladder's own checks look at it: shapes, an untrained loss of log V, a gradient at every
+# number, and no look at the future.
+
+# %%
 corpus = open_corpus(["fables"])
 tokenizer = make_tokenizer("characters", corpus)
 training, held_out = (tokenise(corpus, tokenizer, split) for split in ("train", "validation"))
 held_out = held_out._replace(length=20_000)
 config = Config(
-    dim=96, layers=1, heads=1, kv_heads=1, head_dim=96, ffn_dim=1,
+    dim=96, layers=1, heads=1, kv_heads=1, head_dim=96, ffn_dim=256,
     vocab_size=tokenizer.vocab_size, context=32,
 )  # fmt: skip
+for found in check(mine, config, seed=0):
+    print("holds:" if found.holds else "does not hold:", found.finding)
+    assert found.holds
 
 
-def climb(init, loss, steps: int = 300) -> float:
+# %%
+def climb(rung: Rung, steps: int = 300) -> float:
     """Trains a rung, on the same batches as any other; returns its validation loss."""
-    weights = init(config, 0)
+    weights = rung.init(config, 0)
     for leaf in leaves(weights):
         leaf.requires_grad_()
     optimizer = torch.optim.AdamW(leaves(weights), lr=0.02, weight_decay=0.0)
     for step in range(steps):
         inputs, targets = training_batch(training, 16, config.context, 0, step)
-        (loss(inputs, targets, weights, config) / targets.numel()).backward()
+        (rung.loss(inputs, targets, weights, config) / targets.numel()).backward()
         for group in optimizer.param_groups:
             group["lr"] = 0.02 * (1 - step / steps)
         optimizer.step()
         optimizer.zero_grad()
     with torch.no_grad():
         batches = list(validation_batches(held_out, config.context))
-        total = sum(loss(inputs, targets, weights, config).item() for inputs, targets in batches)
+        total = sum(rung.loss(*batch, weights, config).item() for batch in batches)
         return total / sum(targets.numel() for _, targets in batches)
 
 
-rungs = {"bigram": (init_bigram, loss_bigram), "fading": (init_fading, loss_fading)}
-for name, (init, loss) in rungs.items():
-    print(f"{name}: {climb(init, loss):.3f} nats a character")
+for rung in (RUNGS[0], mine):
+    print(f"{rung.name}: {climb(rung):.3f} nats a character")
 print(f"the corpus's own entropy: {corpus.floor:.3f}")
 
 # %% [markdown]
@@ -332,22 +332,25 @@ assert as_large(PRESETS["llama-2-7b"].config) < 26_000
 print(f"holds: {as_large(llama_8b):,.0f} tokens; without shared keys it would be a quarter")
 
 # %% [markdown]
-# **3.** Your own rung. It must not look ahead: when the last input changes, only the loss of the
-# last target may. Write `peeks(remember, weights)` that says whether a function like
-# `remembered` lets an earlier position see a later one.
+# **3.** The check that matters most, by hand: when the last input changes, no score before it may.
+# Write `peeks(score, weights)` that says whether a function like `logits` lets an earlier position
+# see a later one.
 
 
 # %% tags=["answer"]
-def peeks(remember, weights) -> bool:
+def peeks(score, weights) -> bool:
     """Whether another last token changes anything before it."""
-    inputs = torch.arange(10)[None]
-    other = inputs.clone()
+    tokens = torch.arange(10)[None]
+    other = tokens.clone()
     other[0, -1] = 11
-    return not remember(inputs, weights)[:, :-1].equal(remember(other, weights)[:, :-1])
+    before, after = (score(each, weights, config)[:, :-1] for each in (tokens, other))
+    return not before.equal(after)
 
 
 # %% tags=["check"]
-weights = init_fading(config, 0)
-assert not peeks(remembered, weights)
-assert peeks(lambda inputs, weights: weights.embedding[inputs].cumsum(1).flip(1), weights)
-print("holds: what is remembered is the past")
+weights = init(config, 0)
+assert not peeks(logits, weights)
+assert peeks(
+    lambda tokens, weights, config: logits(tokens.flip(1), weights, config).flip(1), weights
+)
+print("holds: what is remembered is the past. Now change one thing, and see what it brings.")
