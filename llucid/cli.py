@@ -64,6 +64,8 @@ class Generate:
     """End before this text; may be given several times."""
     num: int = 1
     """How many texts to write, all at once."""
+    speculate: bool = False
+    """Guess what repeats earlier text, such as code or a quotation: the same text, sooner where guesses are right."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -75,6 +77,8 @@ class Generate:
         """Streams one text, or prints several with a line between them."""
         from llucid.generation import Statistics, generate, generate_batch
 
+        if self.speculate and self.num != 1:
+            raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
         statistics = Statistics()
         model = opened(self.model, self.tokenizer, self.dtype, self.device)
         numbers: dict[str, Any] = {
@@ -88,7 +92,7 @@ class Generate:
             "statistics": statistics,
         }
         if self.num == 1:
-            pieces = generate(model, self.prompt, **numbers)
+            pieces = generate(model, self.prompt, speculate=self.speculate, **numbers)
             print(self.prompt, end="", flush=True)
             with interruptible():
                 for piece in pieces:
