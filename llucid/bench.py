@@ -173,7 +173,7 @@ def prefill(model: Model, device: torch.device) -> Row:
     ids = torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     limits = measure_limits(device, weights.norm.dtype)
     seconds = seconds_of(lambda: read(weights, config, empty_context(weights, config, 1, count), [ids]), device)
-    return Row(f"prefill, {count} tokens", count, seconds, *work(weights, config, 1, count, 0, 1), limits)
+    return Row(f"prefill, {count}", count, seconds, *work(weights, config, 1, count, 0, 1), limits)
 
 
 def decoding(model: Model, device: torch.device, rows: int) -> Row:
@@ -194,7 +194,7 @@ def decoding(model: Model, device: torch.device, rows: int) -> Row:
     times = [time.perf_counter() for _ in steps]
     taken = [after - before for before, after in pairwise(times)][WARM:]
     moved = work(weights, config, rows, 1, short + written // 2, 1)
-    return Row(f"decode, {rows} at once", rows, statistics.median(taken), *moved, limits)
+    return Row(f"decode, {rows}", rows, statistics.median(taken), *moved, limits)
 
 
 def training(config: Config, device: torch.device) -> Row:
@@ -213,7 +213,7 @@ def training(config: Config, device: torch.device) -> Row:
     forward = work(weights, config, 2, window, 0, window)[1]
     # Backwards, each product has two: for what came in, and for the weights. AdamW reads four arrays and writes three.
     moved = 7 * sum(leaf.nbytes for leaf in leaves(weights))
-    return Row(f"train, {2 * window} tokens a step", 2 * window, seconds, moved, 3 * forward, limits)
+    return Row(f"train, {2 * window}", 2 * window, seconds, moved, 3 * forward, limits)
 
 
 def measure(
@@ -230,7 +230,7 @@ def measure(
         heard("prefill")
         yield prefill(model, device)
         for rows in (1, 8):
-            heard(f"decode, {rows} at once")
+            heard(f"decode, {rows}")
             yield decoding(model, device, rows)
     config = model.config
     del model
@@ -260,13 +260,13 @@ def machine(device: torch.device) -> str:
 
 def table(rows: list[Row]) -> Table:
     """The rows for people: what was reached, and which share of what the machine could reach."""
-    drawn = Table("", "seconds", "tokens/s", "reached", "the machine", "fraction of the limit", box=box.SIMPLE)
+    drawn = Table("tokens", "seconds", "tokens/s", "reached", "limit", "of the limit", box=box.SIMPLE)
     for row in rows:
         by_memory = row.json()["limit_by"] == "read"
         done, most = (row.bytes, row.limits.read) if by_memory else (row.operations, row.limits.products)
         unit = "GB/s" if by_memory else "GFLOP/s"
         rate = f"{row.rate:,.1f}" if row.tokens else ""
-        bar = "█" * round(20 * min(row.fraction, 1)) or "▏"
+        bar = "█" * round(10 * min(row.fraction, 1)) or "▏"
         reached = f"{done / row.seconds / 1e9:,.1f} {unit}"
         drawn.add_row(row.name, f"{row.seconds:.4f}", rate, reached, f"{most / 1e9:,.1f}", f"{row.fraction:.2f} {bar}")
     return drawn
