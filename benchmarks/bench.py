@@ -5,6 +5,7 @@
     decode     time per token at position 1,000 to that at position 10
     memory     peak resident memory of training on a text of 1 GB
     start      seconds of `import llucid` and `llucid --help`
+    spellings  milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
 
 Each prints rows of a table in Markdown, with the command that was timed.
 """
@@ -21,6 +22,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from spellings import spellings
 
 LLUCID = [sys.executable, "-m", "llucid"]
 NANOGPT = (
@@ -156,7 +159,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    rooms = {room.__name__: room for room in (start, decode, memory, fables, learning)}
+    rooms = {room.__name__: room for room in (start, decode, spellings, memory, fables, learning)}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
