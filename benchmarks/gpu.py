@@ -38,11 +38,11 @@ from llucid.llama import (
     rms_norm,
     rope_frequencies,
     rotate_real,
+    rotations,
     swiglu,
     unembed,
     wide,
 )
-from llucid.llama_module import CosSin
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.training.step import loss_sum, train_step
@@ -149,8 +149,7 @@ def next_token(
     it is masked, so that every step has the same shapes and can be recorded as a graph.
     """
     head = (-1, config.head_dim)
-    angles = position[:, None, None, None] * rope_frequencies(config, packed.norm)
-    rotation = CosSin(angles.cos(), angles.sin())
+    rotation = rotations(position[None], rope_frequencies(config, packed.norm))
     mask = (torch.arange(keys[0].shape[2], device=token.device) <= position)[None, None, None]
     x = F.embedding(token, packed.embedding)
     for layer, block in enumerate(packed.blocks):

@@ -128,7 +128,8 @@ def work(weights: Weights, config: Config, rows: int, new: int, before: int, sco
     slots = 2 * config.layers * config.kv_heads * config.head_dim
     moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + rows * (before + new) * slots * number
     head = config.vocab_size * config.dim
-    inner = config.parameters - head * (1 if config.tied_embeddings else 2)
+    gains = (2 * config.layers + 1) * config.dim
+    inner = config.parameters - gains - head * (1 if config.tied_embeddings else 2)
     seen = new * before + new * (new + 1) // 2
     attended = 2 * config.layers * config.heads * config.head_dim * seen
     return moved, 2 * rows * (new * inner + scored * head + attended)
