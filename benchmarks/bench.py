@@ -1,6 +1,6 @@
 """The measurements that the README quotes. `./dev bench` runs all of them; `./dev bench learning decode` some.
 
-    learning     validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH of its source)
+    learning     validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH)
     fables       validation loss after three minutes, beside the corpus's exact entropy
     decode       time per token at position 1,000 to that at position 10
     speculation  tokens a second with --speculate to those without, on texts that repeat more and less
