@@ -216,7 +216,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    rooms = {room.__name__: room for room in (start, decode, load, spellings, memory, fables, learning)}
+    rooms = {room.__name__: room for room in (start, decode, speculation, load, spellings, memory, fables, learning)}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
