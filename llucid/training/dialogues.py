@@ -5,16 +5,20 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from llucid.chat import encode_learned, format_of
+from rich.console import Console
+
+from llucid.chat import Session, encode_dialog, encode_learned, format_of
 from llucid.chat.formats import LLAMA3, check_messages
 from llucid.chat.targets import TAUGHT
+from llucid.checkpoints import Model
 from llucid.corpora import CHUNK, Corpus, cache_folder
-from llucid.corpora.dialogues import Dialogues, open_dialogues, write_dialogues
+from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE
 from llucid.errors import LlucidError
 from llucid.files import replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.training.report import progress_of
 
 Messages = list[dict[str, str]]
 
@@ -151,3 +155,32 @@ def tokenise_chat(
             "give a longer --model.context"
         )
     return dialogues
+
+
+def read_chat_tokens(
+    corpus: Corpus, tokenizer: Tokenizer, context: int, console: Console
+) -> tuple[Dialogues, Dialogues, Messages]:
+    """The ids of conversations to train on and to validate by, and how one of the latter opens."""
+    with progress_of("reading", console, 2 * corpus.size()) as heard:
+        training = tokenise_chat(corpus, tokenizer, "train", context, heard)
+        validation = tokenise_chat(corpus, tokenizer, "validation", context, heard)
+    if cut := longer(training, context):
+        console.print(
+            f"{cut:,} of {len(training.ends):,} conversations are longer than the context of {context} tokens and are "
+            "cut there; for a longer one: --model.context N",
+            highlight=False,
+        )
+    openings = (messages[: 1 + (messages[0]["role"] == "system")] for _, messages in read_chat(corpus, "validation"))
+    room = context // 2
+    fitting = (o for o in openings if o[-1]["role"] == "user" and len(encode_dialog(o, tokenizer)) <= room)
+    return training, validation, next(fitting, [])
+
+
+def answered(model: Model, opening: Messages, max_tokens: int, seed: int) -> str:
+    """A question and what the model answers by now; nothing if there is no question."""
+    if not opening:
+        return ""
+    question = opening[-1]["content"]
+    system = opening[0]["content"] if len(opening) > 1 else ""
+    session = Session(model, system=system, max_tokens=max_tokens, seed=seed)
+    return f"› {question}\n" + "".join(session.reply(question))

@@ -70,6 +70,8 @@ class Settings:
     """Folder of the run (runs/CORPUS, or the first free one like it, unless given)."""
     resume: bool = False
     """Go on with the run in --out, exactly as if it had never stopped."""
+    backend: Literal["torch", "jax"] | None = None
+    """Library that computes: torch (unless given), or jax, which trains by AdamW alone and without dropout."""
     device: str | None = None
     """cpu, cuda, mps, ... (the fastest one here, unless given)."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -82,8 +84,8 @@ class Settings:
     """Windows in a step (the preset's, unless given)."""
     accumulate: int = 1
     """Parts in which a step's windows are run, one after the other, to save memory; the result is the same."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """muon (AdamW still trains embeddings and gains) or adamw alone."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """muon (AdamW still trains embeddings and gains), or adamw alone, as --backend jax does (muon, unless given)."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW (the preset's, unless given)."""
     muon_learning_rate: float | None = None
