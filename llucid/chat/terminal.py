@@ -273,7 +273,9 @@ def prompting(session: Session) -> "PromptSession[str]":
         multiline=True,
         key_bindings=keys,
         history=history(),
-        completer=WordCompleter([f"/{name}" for name in COMMANDS], sentence=True),
+        completer=WordCompleter(
+            [f"/{name} " if " " in usage else usage for name, (_, usage) in COMMANDS.items()], sentence=True
+        ),
         complete_while_typing=False,
         prompt_continuation="  ",
         bottom_toolbar=lambda: bottom(session),
