@@ -3,6 +3,7 @@
     learning   validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH of its source)
     fables     validation loss after three minutes, beside the corpus's exact entropy
     decode     time per token at position 1,000 to that at position 10
+    load       seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; needs 15 GB of disk
     memory     peak resident memory of training on a text of 1 GB
     start      seconds of `import llucid` and `llucid --help`
     spellings  milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
@@ -23,6 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from load import load
 from spellings import spellings
 
 LLUCID = [sys.executable, "-m", "llucid"]
@@ -159,7 +161,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    rooms = {room.__name__: room for room in (start, decode, spellings, memory, fables, learning)}
+    rooms = {room.__name__: room for room in (start, decode, load, spellings, memory, fables, learning)}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -66,7 +66,7 @@ class Generate:
     """How many texts to write, all at once."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
@@ -130,7 +130,7 @@ class Chat:
     """llama2, llama3, plain (none at all), or one of the model's own templates by name; its own when left out."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
@@ -174,7 +174,7 @@ class Predict:
     """Build a vocabulary from the words of the text, an untrained model, and its prediction, step by step."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
@@ -267,7 +267,7 @@ class Convert:
     """Of llama2c's format: 0 is what its run.c reads, 1 the same with a better header, 2 int8 for its runq.c."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0}")] = None
     """Write in this precision instead of the file's own; q8_0 is of gguf."""
 
     def run(self) -> None:
