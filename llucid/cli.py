@@ -64,6 +64,8 @@ class Generate:
     """End before this text; may be given several times."""
     num: int = 1
     """How many texts to write, all at once."""
+    speculate: bool = False
+    """Guess what repeats earlier text, such as code or a quotation: the same text, sooner where guesses are right."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
@@ -75,6 +77,8 @@ class Generate:
         """Streams one text, or prints several with a line between them."""
         from llucid.generation import Statistics, generate, generate_batch
 
+        if self.speculate and self.num != 1:
+            raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
         statistics = Statistics()
         model = opened(self.model, self.tokenizer, self.dtype, self.device)
         numbers: dict[str, Any] = {
@@ -88,7 +92,7 @@ class Generate:
             "statistics": statistics,
         }
         if self.num == 1:
-            pieces = generate(model, self.prompt, **numbers)
+            pieces = generate(model, self.prompt, speculate=self.speculate, **numbers)
             print(self.prompt, end="", flush=True)
             with interruptible():
                 for piece in pieces:
@@ -289,6 +293,43 @@ class Convert:
             print(f"{self.to} does not hold {name}: it was {before} and will be read as {after}", file=sys.stderr)
 
 
+@dataclass(frozen=True)
+class Bench:
+    """Measure loading, prefill, decoding and training here, beside what this machine could do at most."""
+
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
+    """Path of a model; random weights of --preset, unless given."""
+    preset: str = "stories42M"
+    """Size of the random model."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Compute in this precision instead of the file's own (float32 for a random model)."""
+    device: str | None = None
+    """cpu, cuda, mps, ..."""
+
+    def run(self) -> None:
+        """Prints a table of what was measured, until Ctrl-C if there is one, or JSON."""
+        from rich.console import Console
+
+        from llucid import bench
+        from llucid.checkpoints import choose_device, choose_dtype
+
+        device, rows = choose_device(self.device), list[bench.Row]()
+        with Console(stderr=True).status("starting") as status:
+            try:
+                for row in bench.measure(self.model, self.preset, device, choose_dtype(self.dtype), status.update):
+                    rows.append(row)
+            except KeyboardInterrupt:
+                if self.json or not rows:
+                    raise
+        name, on = self.model or f"random weights, {self.preset}", bench.machine(device)
+        if self.json:
+            print(json.dumps({"model": name, "machine": on, "rows": [row.json() for row in rows]}, indent=2))
+        else:
+            Console().print(f"{name} on {on}", bench.table(rows), sep="\n", highlight=False)
+
+
 @contextlib.contextmanager
 def bar() -> Generator[Callable[[int, int], None]]:
     """What shows on standard error how much is done of how much, once that has taken two seconds."""
@@ -336,6 +377,7 @@ Command = (
     | Annotated[Ladder, tyro.conf.subcommand("ladder")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 

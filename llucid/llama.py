@@ -117,8 +117,12 @@ def attention_fused(
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """`attention_written_out` without ever holding all the scores. Dao et al. 2022 (FlashAttention), algorithm 1."""
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
+    group = q.shape[1] // k.shape[1]
+    if group == 1 or mask is None or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=group > 1)
+    # The CPU's kernel knows no groups: the queries of one follow one another, as if they were of a longer sequence.
+    q = q.unflatten(1, (-1, group)).flatten(2, 3)
+    return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
 
 
 class Cache(NamedTuple):

@@ -68,6 +68,8 @@ class Statistics:
     """Tokens written, of all rows."""
     seconds: float = 0.0
     """For the tokens after each row's first; what the caller does between two tokens is not counted."""
+    guessed: int = 0
+    """Tokens that speculation guessed right, so that they cost no pass of the model."""
     slid: bool = False
     """Whether the context was full and the oldest tokens were forgotten."""
     reason: Reason | None = None
@@ -81,7 +83,8 @@ class Statistics:
     def __str__(self) -> str:
         prompt = f"prompt {self.prompt_tokens} tokens in {self.prompt_seconds:.2f} s"
         rate = f" ({self.tokens_per_second:.0f} tokens/s)" if self.seconds else ""
-        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}"
+        guessed = f", {self.guessed} of them guessed" if self.guessed else ""
+        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}{guessed}"
 
 
 def with_room(cache: Cache, slots: int) -> Cache:
@@ -132,6 +135,10 @@ def read(
     return unembed(last, weights), Context(rows, cache)
 
 
+Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]]], tuple[Tensor, Context]]
+"""What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
+
+
 def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
     """What stays of a row that has outgrown the context: its first `keep` ids (a BOS) and its newest, half in all."""
     size = max(1, context // 2)
@@ -162,13 +169,14 @@ def decode(
     keep: int = 0,
     context: Context | None = None,
     statistics: Statistics | None = None,
+    reader: Reader = read,
 ) -> Iterator[Step]:
     """Continues every prompt, one token per row and step, until all rows have ended.
 
     `choose` picks the next ids from the logits. `stops(row, token)` is told each new id and says whether its row ends
     with it. When a row has more than `config.context` tokens and is to `slide`, it is read again from position 0 with
     half of them: the first `keep` and the newest. `context` is what has been read before: what the prompts begin with
-    in it is not read again (and it is no longer to be used, since its slots are written over).
+    in it is not read again (and it is no longer to be used, since its slots are written over). `reader` reads.
 
     Raises LlucidError at the call for an empty prompt, for one longer than the context, or for `max_tokens` below 1;
     and while it runs, if the scores are not finite.
@@ -182,7 +190,7 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
-    return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics)
+    return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics, reader)
 
 
 def _steps(
@@ -196,6 +204,7 @@ def _steps(
     keep: int,
     context: Context | None,
     statistics: Statistics,
+    reader: Reader,
 ) -> Iterator[Step]:
     slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
     if context is not None:
@@ -210,7 +219,7 @@ def _steps(
 
     for number in range(1, max_tokens + 1):
         began = perf_counter()
-        logits, context = read(weights, config, context, unread)
+        logits, context = reader(weights, config, context, unread)
         if not bool(logits.isfinite().all()):
             raise LlucidError(
                 "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
