@@ -8,6 +8,7 @@
     memory       peak resident memory of training on a text of 1 GB
     start        seconds of `import llucid` and `llucid --help`
     spellings    milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
+    storyteller  how often the packaged chat model is right
 
 Each prints rows of a table in Markdown, with the command that was timed.
 """
@@ -214,9 +215,17 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         print(f"| `{name}` | {statistics.median(timed(command)[0] for _ in range(options.rounds)):.3f} |")
 
 
+def storyteller(options: argparse.Namespace, folder: Path) -> None:
+    """Shares of right answers, and of tales that are what was asked for."""
+    from storyteller import STORYTELLER, measure
+
+    measure(str(STORYTELLER))
+
+
 def main() -> None:
     """Runs the measurements that are named."""
-    rooms = {room.__name__: room for room in (start, decode, speculation, load, spellings, memory, fables, learning)}
+    named = (start, decode, speculation, load, spellings, memory, storyteller, fables, learning)
+    rooms = {room.__name__: room for room in named}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

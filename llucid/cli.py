@@ -32,11 +32,13 @@ class Train(Settings):
         from rich.console import Console
 
         from llucid.training.loop import train
+        from llucid.training.settings import read_toml
 
         console = Console(soft_wrap=True)
         if out := train(self, console):
             console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}; try:", highlight=False)
-            for command in (f"generate {out}", f'predict {out} "the "', f"info {out}"):
+            chat = read_toml(out / "train.toml").chat
+            for command in (f"chat {out}" if chat else f"generate {out}", f'predict {out} "the "', f"info {out}"):
                 console.print(f"    llucid {command}", highlight=False, markup=False)
 
 
@@ -110,12 +112,17 @@ class Generate:
             )
 
 
+HINT = """It comes with llucid, which trained it from scratch, and knows made-up fables and nothing else. Try:
+  Tell me a tale about a goat in winter
+  Who found the bell?"""
+
+
 @dataclass(frozen=True)
 class Chat:
     """Talk with a model in the terminal; through a pipe, each line is a message and is answered on standard output."""
 
-    model: Model
-    """Folder of the model."""
+    model: Model = ""
+    """Folder of the model; without one, the small storyteller that comes with llucid."""
     system: str = ""
     """Tells the model how to behave, before the first message."""
     max_tokens: int = 1024
@@ -141,21 +148,17 @@ class Chat:
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
-        from pathlib import Path
-
-        from llucid.chat import read_template
+        from llucid.chat import STORYTELLER
         from llucid.chat.terminal import talk
         from llucid.generation import Sampling
 
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
-        model = opened(self.model, self.tokenizer, self.dtype, self.device)
-        folder = Path(self.model)
-        template = read_template(folder) if folder.is_dir() and not self.tokenizer else None
         talk(
-            model,
-            self.model,
+            opened(self.model or str(STORYTELLER), self.tokenizer, self.dtype, self.device),
+            self.model or "the storyteller",
+            hint="" if self.model else HINT,
             system=self.system,
-            format=self.format or (template if isinstance(template, str) else None),
+            format=self.format,
             sampling=sampling,
             max_tokens=self.max_tokens,
             seed=self.seed,

@@ -79,7 +79,17 @@ def format_of(tokenizer: Tokenizer) -> str | None:
 
 
 def check_dialog(messages: object, strip: bool = True) -> list[dict[str, str]]:
-    """The messages, their contents stripped. Raises LlucidError, naming the message, if they are not a dialogue."""
+    """The messages, their contents stripped. Raises LlucidError, naming the message, if they are not a dialogue that
+    waits for an answer."""
+    dialog = check_messages(messages, strip)
+    last = dialog[-1]["role"]
+    if last not in ("user", "tool"):
+        raise LlucidError(f"messages[{len(dialog) - 1}]: the last message is to be answered and is of the {last}")
+    return dialog
+
+
+def check_messages(messages: object, strip: bool = True) -> list[dict[str, str]]:
+    """The messages, their contents stripped. Raises LlucidError, naming the message, if they are none."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise LlucidError('messages: expected a list of at least one {"role": …, "content": …}')
     dialog: list[dict[str, str]] = []
@@ -99,9 +109,6 @@ def check_dialog(messages: object, strip: bool = True) -> list[dict[str, str]]:
         if role == "system" and number:
             raise LlucidError(f"{where}: a system message can only be the first")
         dialog.append({"role": role, "content": mend(content.strip() if strip else content)})
-    last = dialog[-1]["role"]
-    if last not in ("user", "tool"):
-        raise LlucidError(f"messages[{len(dialog) - 1}]: the last message is to be answered and is of the {last}")
     return dialog
 
 
@@ -110,17 +117,28 @@ def encode_llama3(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> 
 
     meta-llama/llama3, llama/tokenizer.py (ChatFormat); a tool's role is called ipython (llama-models, llama3/api).
     """
+    ids, _ = turns_of_llama3(dialog, tokenizer)
+    return [*ids, *header_of_llama3("assistant", tokenizer)]
+
+
+def turns_of_llama3(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+    """(the ids of BOS and the messages, whether each was written by the assistant: its words and its `<|eot_id|>`)."""
     missing = [name for name in LLAMA3 if name not in tokenizer.special]
     if missing:
         raise LlucidError(f"--format llama3: the model's tokenizer has no {missing[0]}")
-    begin, start, end, turn = (tokenizer.special[name] for name in LLAMA3)
-    breaks = tokenizer.encode("\n\n")
+    ids, own = [tokenizer.special["<|begin_of_text|>"]], [False]
+    for message in dialog:
+        header = header_of_llama3(message["role"], tokenizer)
+        content = [*tokenizer.encode(message["content"]), tokenizer.special["<|eot_id|>"]]
+        ids += [*header, *content]
+        own += [False] * len(header) + [message["role"] == "assistant"] * len(content)
+    return ids, own
 
-    def header(role: str) -> list[int]:
-        return [start, *tokenizer.encode("ipython" if role == "tool" else role), end, *breaks]
 
-    turns = [[*header(m["role"]), *tokenizer.encode(m["content"]), turn] for m in dialog]
-    return [begin, *(token for ids in turns for token in ids), *header("assistant")]
+def header_of_llama3(role: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of `<|start_header_id|>role<|end_header_id|>` and two line breaks."""
+    start, end = tokenizer.special["<|start_header_id|>"], tokenizer.special["<|end_header_id|>"]
+    return [start, *tokenizer.encode("ipython" if role == "tool" else role), end, *tokenizer.encode("\n\n")]
 
 
 def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
@@ -143,7 +161,8 @@ def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> 
     questions = [f"[INST] {text} [/INST]" for text in [(system + contents[0]).strip(), *contents[2::2]]]
     answered = zip(questions, contents[1::2], strict=False)
     turns = [[bos, *tokenizer.encode(f"{question} {answer} "), eos] for question, answer in answered]
-    return [token for ids in turns for token in ids] + [bos, *tokenizer.encode(questions[-1])]
+    waiting = [bos, *tokenizer.encode(questions[-1])] if len(contents) % 2 else []
+    return [token for ids in turns for token in ids] + waiting
 
 
 def encode_plain(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:

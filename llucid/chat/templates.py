@@ -11,7 +11,6 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import tokenizers
@@ -20,27 +19,12 @@ from llucid.chat.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.surrogates import mend
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, read_json
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
 PRIVATE = 0xF0000
 """The first of 65,534 characters that Unicode leaves without a meaning."""
 Part = int | str
 """A special token, or ordinary text."""
-
-
-def read_template(folder: Path) -> str | dict[str, str] | None:
-    """The template of a Hugging Face folder, or several by name; None if it has none.
-
-    `chat_template.jinja` is the newer place and counts before `tokenizer_config.json`, as in transformers. Raises
-    LlucidError if it cannot be read.
-    """
-    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    try:
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise LlucidError(f"{file}: cannot be read ({error})") from error
-    return named_templates(read_json(config).get("chat_template"), str(config)) if config.is_file() else None
 
 
 def named_templates(told: object, where: str) -> str | dict[str, str] | None:
@@ -71,15 +55,17 @@ def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
     raise LlucidError(f"the model has several chat templates and none is called {name}; name one: {', '.join(found)}")
 
 
-def encode_template(template: str, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The ids of `messages` by `template`, ready for the assistant's turn.
+def encode_template(
+    template: str, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, ready: bool = True
+) -> list[int]:
+    """The ids of `messages` by `template`, ready for the assistant's turn unless `ready` is False.
 
     As transformers' `apply_chat_template`, where no message spells out a special token. BOS is as the template has it,
     but never twice at the beginning. Raises LlucidError if the template fails, refuses the messages, or rewrites a
     message that spells out a special token.
     """
     controls = controls_of(template, tokenizer)
-    values = values_of(tokenizer)
+    values = values_of(tokenizer) | {"add_generation_prompt": ready}
     spelled = spelling(controls)
     only_special = spelling({name: number for name, number in controls.items() if name in tokenizer.special})
     # An answer was written by the model: of its words, those that are no special tokens ("</think>") remain its own.

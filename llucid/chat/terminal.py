@@ -34,11 +34,13 @@ def talk(
     sampling: Sampling | None = None,
     max_tokens: int = 1024,
     seed: int | None = None,
+    hint: str = "",
 ) -> None:
     """Has a conversation with the model called `name`, until the user leaves or the input ends.
 
-    With a model that was taught no dialogues it offers, in a terminal, to go on with what the user writes. Through a
-    pipe that is NotAChatModel, and whatever goes wrong is a LlucidError.
+    `hint` says, in a terminal, what the model can be asked. With a model that was taught no dialogues it offers, in a
+    terminal, to go on with what the user writes. Through a pipe that is NotAChatModel, and whatever goes wrong is a
+    LlucidError.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -54,6 +56,8 @@ def talk(
         session = begin("plain")
     if terminal:
         console.print(f"{name}: {told_of(session)}")
+        if hint:
+            console.print(hint)
         console.print(KEYS, style="dim")
         in_terminal(session, console)
     else:

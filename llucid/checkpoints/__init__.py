@@ -14,6 +14,7 @@ from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_pro
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.tokenizer_json import folder_config
 from llucid.weights import tree_map
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def _opened(path: Path, tokenizer: str | Path | None) -> Model:
             f"{tokenizer or path}: this tokenizer has {opened.vocab_size} ids, but the model only {config.vocab_size}; "
             "it belongs to another model"
         )
-    return Model(config, room.open_weights(path, config), opened)
+    template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
+    chat_format = template if isinstance(template, str) else None
+    return Model(config, room.open_weights(path, config), opened, chat_format)
 
 
 def describe(path: str | Path) -> dict[str, str]:

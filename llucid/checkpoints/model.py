@@ -21,7 +21,8 @@ class Model(NamedTuple):
     weights: Weights
     tokenizer: Tokenizer
     chat_format: str | None = None
-    """The name of the format of its dialogues, or None for a model that was not trained on any."""
+    """The format of its dialogues: the chat template that it came with, or a name; None if only its tokenizer tells
+    (`chat.format_of`), or nothing does."""
 
 
 Progress = Callable[[int, int], None]

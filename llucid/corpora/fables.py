@@ -374,13 +374,22 @@ def undrawn(rows: Table, facts: Mapping[str, Row]) -> list[Row]:
 
 def tale(rng: Random, plots: Mapping[str, Plot] = PLOTS) -> Tale:
     """One tale. Its only source of chance is `rng.random()`, which every version of Python computes alike."""
+    return tell(*draw_facts(rng, plots), rng, plots)
+
+
+def draw_facts(rng: Random, plots: Mapping[str, Plot] = PLOTS) -> tuple[str, dict[str, Row]]:
+    """(the name of a plot, the facts of a tale of it)."""
     name = list(plots)[int(rng.random() * len(plots))]
-    plot = plots[name]
     facts: dict[str, Row] = {}
-    for fact, rows in plot.tables.items():
+    for fact, rows in plots[name].tables.items():
         rows = undrawn(rows, facts)
         facts[fact] = rows[int(rng.random() * len(rows))]
+    return name, facts
 
+
+def tell(name: str, facts: Mapping[str, Row], rng: Random, plots: Mapping[str, Plot] = PLOTS) -> Tale:
+    """The tale of a plot and its facts, in words that `rng` chooses."""
+    plot = plots[name]
     names = {fact: spell(row["name"], facts, rng) for fact, row in facts.items()}
     body, moral = spell(plot.body, facts, rng), spell(plot.moral, facts, rng)
     return Tale(

@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llucid.corpora import CHUNK, Corpus, cache_folder
+from llucid.corpora.dialogues import (
+    EVALUATED,
+    ROW_TOKENS,
+    Dialogues,
+    dialogue_batch,
+    dialogue_validation_batches,
+)
 from llucid.errors import LlucidError
 from llucid.files import replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -88,22 +95,18 @@ def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def training_batch(
-    tokens: Tokens, rows: int, context: int, seed: int, step: int
-) -> tuple[Int[Tensor, "rows context"], Int[Tensor, "rows context"]]:
+    tokens: Tokens | Dialogues, rows: int, context: int, seed: int, step: int
+) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
     """Inputs and the tokens that follow them: windows at random places, the same for the same seed and step."""
+    if isinstance(tokens, Dialogues):
+        return dialogue_batch(tokens, rows, context, seed, step)
     starts = np.random.default_rng([seed, step]).integers(0, tokens.length - context, rows)
     windows = tokens.read(starts, context + 1)
     return windows[:, :-1], windows[:, 1:]
 
 
-EVALUATED = 1 << 17
-"""Tokens of the validation split that are evaluated: all, where it has no more, else this many, evenly spread."""
-ROW_TOKENS = 1 << 12
-"""Tokens in one batch of evaluation: enough to keep a processor busy, few enough for its cache."""
-
-
 def validation_batches(
-    tokens: Tokens, context: int, overlap: bool = False
+    tokens: Tokens | Dialogues, context: int, overlap: bool = False
 ) -> Iterator[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]]:
     """Inputs and targets in which every token but the first is a target once; −100 marks targets that do not count.
 
@@ -111,6 +114,9 @@ def validation_batches(
     text, as in nanoGPT. With `overlap` they advance by half a context and only what is new counts: each token is
     predicted from at least half a context of text, which is what an entropy of the language is about.
     """
+    if isinstance(tokens, Dialogues):
+        yield from dialogue_validation_batches(tokens, context)
+        return
     stride = max(1, context // 2) if overlap else context
     starts = np.arange(0, max(1, tokens.length - 1 - (context - stride)), stride)
     most = max(1, EVALUATED // stride)
@@ -127,12 +133,13 @@ def validation_batches(
             yield inputs, targets
 
 
-def characters_per_token(tokens: Tokens, tokenizer: Tokenizer, context: int) -> float:
+def characters_per_token(tokens: Tokens | Dialogues, tokenizer: Tokenizer, context: int) -> float:
     """How many characters an evaluated token stands for on the average: nats per token / this = nats per character."""
     if isinstance(tokenizer, Characters):
         return 1.0
     characters, counted = 0, 0
     for inputs, targets in validation_batches(tokens, context):
-        characters += sum(len(tokenizer.decode(row.tolist())) for row in inputs)
-        counted += targets.numel()
+        rows = [row[row >= 0] for row in targets] if isinstance(tokens, Dialogues) else inputs
+        characters += sum(len(tokenizer.decode(row.tolist())) for row in rows)
+        counted += sum(len(row) for row in rows)
     return characters / counted

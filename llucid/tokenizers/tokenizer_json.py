@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from llucid.errors import LlucidError
 from llucid.files import replace_text
@@ -23,9 +23,13 @@ class JsonTokenizer:
     """A `tokenizer.json` and what stands beside it.
 
     `tokenizer_config.json` names BOS and EOS; `generation_config.json` and `config.json` may add ids that end a text.
+    `chat_template.jinja` is the newer place of a chat template, and counts before the one in `tokenizer_config.json`.
     """
 
-    def __init__(self, content: dict[str, Any], folder: Path | None = None) -> None:
+    def __init__(
+        self, content: dict[str, Any], folder: Path | None = None, config: dict[str, Any] | None = None
+    ) -> None:
+        """What `folder` does not say, `config` may."""
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         except Exception as error:  # the library raises bare Exception
@@ -33,8 +37,7 @@ class JsonTokenizer:
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # as some folders ask for, of every text and without a word
         self.tokenizer.no_padding()
-        beside = folder / "tokenizer_config.json" if folder else None
-        self.config = read_json(beside) if beside and beside.is_file() else {}
+        self.config = (config or {}) | (folder_config(folder) if folder else {})
 
         self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self.tokenizer.get_added_tokens_decoder()
@@ -63,6 +66,19 @@ class JsonTokenizer:
 
     def save(self, folder: Path) -> None:
         write_folder(folder, self.json(), self.config, self.stop_ids)
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """The object in a folder's `tokenizer_config.json`, with the template of `chat_template.jinja`, if it has these.
+
+    Raises LlucidError if one of them cannot be read.
+    """
+    beside, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(beside) if beside.is_file() else {}
+    try:
+        return config | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
+    except UnicodeDecodeError as error:
+        raise LlucidError(f"{template}: cannot be read ({error})") from error
 
 
 def _ends(folder: Path) -> set[int]:
@@ -145,20 +161,31 @@ def special_json(
     return json.dumps(content, ensure_ascii=False)
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int) -> JsonTokenizer:
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), config: dict[str, Any] | None = None
+) -> JsonTokenizer:
     """Byte-pair encoding over bytes, so that every text has ids: the commonest pair becomes a token, again and again.
 
-    Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. Raises LlucidError if `vocab_size` is
-    not above 256, the number of bytes.
+    Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. The `special` tokens have the first ids;
+    `config` is what `tokenizer_config.json` is to say. Raises LlucidError if `vocab_size` is not above 256, the number
+    of bytes, and that of the special tokens.
     """
-    if vocab_size <= 256:
-        raise LlucidError(f"bpe:{vocab_size}: a byte-level vocabulary needs more than its 256 bytes, as in bpe:1024")
+    if vocab_size <= 256 + len(special):
+        raise LlucidError(
+            f"bpe:{vocab_size}: a byte-level vocabulary needs more than its {256 + len(special)} bytes"
+            f"{' and special tokens' if special else ''}, as in bpe:1024"
+        )
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=alphabet,
+        special_tokens=[AddedToken(name, normalized=False, special=True) for name in special],
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    return JsonTokenizer(json.loads(tokenizer.to_str()))
+    return JsonTokenizer(json.loads(tokenizer.to_str()), config=config)

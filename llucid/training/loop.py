@@ -15,9 +15,10 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from llucid.checkpoints import Model, huggingface
+from llucid.checkpoints import Model, huggingface, load
 from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
+from llucid.corpora.dialogues import Dialogues
 from llucid.corpora.tokens import Tokens, characters_per_token, make_tokenizer, tokenise, training_batch
 from llucid.errors import LlucidError
 from llucid.generation import generate
@@ -25,6 +26,14 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.training import run
 from llucid.training.backend import Backend, device_of, open_backend
 from llucid.training.curve import draw_curve
+from llucid.training.dialogues import (
+    Messages,
+    answered,
+    make_chat_tokenizer,
+    open_chat,
+    read_chat_tokens,
+    taught,
+)
 from llucid.training.optimizer import learning_rate
 from llucid.training.recipes import resolve, window
 from llucid.training.report import Report, progress_of
@@ -45,9 +54,11 @@ class Task(NamedTuple):
     config: Config
     corpus: Corpus
     tokenizer: Tokenizer
-    training: Tokens
-    validation: Tokens
+    training: Tokens | Dialogues
+    validation: Tokens | Dialogues
     backend: Backend
+    opening: Messages
+    """A question that the model answers at each measurement, if it learns to, with the system's text before it."""
 
 
 class State(NamedTuple):
@@ -111,32 +122,50 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         settings = dataclasses.replace(kept, resume=True, **given)
     device = device_of(settings)
     settings = resolve(settings, device)
-    corpus = open_corpus(settings.corpus)
+    corpus = open_chat(settings.chat) if settings.chat else open_corpus(settings.corpus)
     if settings.resume:
         out = Path(str(settings.out))
+        base = None
         tokenizer = load_tokenizer(out)
     else:
         out = Path(settings.out) if settings.out else run.free_name(corpus.name)
         run.refuse_taken(out)
-        tokenizer = make_tokenizer(str(settings.tokenizer), corpus)
-    config = settings.config(str(settings.preset), tokenizer.vocab_size)
+        base = load(settings.base, device="cpu") if settings.base else None
+        make = make_chat_tokenizer if settings.chat else make_tokenizer
+        tokenizer = base.tokenizer if base else make(str(settings.tokenizer), corpus)
+        if base and settings.chat:
+            tokenizer = taught(tokenizer, f"--base {settings.base}")
+    if settings.base:
+        config = settings.rebased(base.config if base else huggingface.read_config(out))
+    else:
+        config = settings.config(str(settings.preset), tokenizer.vocab_size)
     dropout = torch.Generator(device).manual_seed(settings.seed)
     backend = open_backend(config, settings, device, dropout)
+    read = read_chat_tokens if settings.chat else read_tokens
+    training, validation, opening = read(corpus, tokenizer, config.context, console)
+    task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening)
+    if settings.resume:
+        return task, State(*run.load_state(out, config, backend.start, dropout))
+    # Cloned, because those of a file are mapped from it.
+    weights = tree_map(lambda leaf: leaf.float().clone(), base.weights) if base else initialise(config, settings.seed)
+    run.create(out, Model(config, weights, tokenizer), settings)
+    return task, State(*backend.start(weights, {}), dropout, Progress())
+
+
+def read_tokens(
+    corpus: Corpus, tokenizer: Tokenizer, context: int, console: Console
+) -> tuple[Tokens, Tokens, Messages]:
+    """The ids of a text to train on and to validate by; and nothing to answer."""
     with progress_of("reading", console, 2 * corpus.size()) as heard:
         training = tokenise(corpus, tokenizer, "train", heard)
         validation = tokenise(corpus, tokenizer, "validation", heard)
     for split, tokens in (("train", training), ("validation", validation)):
-        if tokens.length <= config.context + 1:
+        if tokens.length <= context + 1:
             raise LlucidError(
-                f"--corpus {' '.join(settings.corpus)}: its {split} split has {tokens.length} tokens and one context "
-                f"needs {config.context + 2}; give more text, or a shorter --model.context"
+                f"--corpus {' '.join(map(str, corpus.files))}: its {split} split has {tokens.length} tokens and one "
+                f"context needs {context + 2}; give more text, or a shorter --model.context"
             )
-    task = Task(out, settings, config, corpus, tokenizer, training, validation, backend)
-    if settings.resume:
-        return task, State(*run.load_state(out, config, backend.start, dropout))
-    weights = initialise(config, settings.seed)
-    run.create(out, Model(config, weights, tokenizer), settings)
-    return task, State(*backend.start(weights, {}), dropout, Progress())
+    return training, validation, []
 
 
 class Logbook:
@@ -191,7 +220,11 @@ class Logbook:
         weights = tree_map(torch.Tensor.detach, task.backend.weights(state.weights))
         dtype = getattr(torch, str(task.settings.dtype))
         validation = evaluate(weights, task.config, task.validation, task.corpus.floor is not None, dtype)
-        sample = "".join(generate(Model(task.config, weights, task.tokenizer), max_tokens=SAMPLE, seed=progress.step))
+        model = Model(task.config, weights, task.tokenizer)
+        if task.settings.chat:
+            sample = answered(model, task.opening, SAMPLE, progress.step)
+        else:
+            sample = "".join(generate(model, max_tokens=SAMPLE, seed=progress.step))
         loss = self.flush({"validation": validation * self.per_character, "sample": sample})
         if validation < progress.best:
             progress = progress._replace(best=validation)
@@ -208,7 +241,7 @@ class Logbook:
         run.save_state(self.task.out, weights, memory, state.dropout, state.progress)
         self.metrics.write_samples()
         numbers = f"{self.task.config.parameters:,} parameters"
-        title = f"{self.task.corpus.name}: {self.task.settings.preset}, {numbers}"
+        title = f"{self.task.corpus.name}: {self.task.settings.preset or self.task.settings.base}, {numbers}"
         draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
 
 

@@ -29,6 +29,8 @@ RECIPES = {
     "mini": Recipe(batch=8, learning_rate=6e-3, muon_learning_rate=0.02, minutes=20.0),
     "small": Recipe(batch=64, learning_rate=4e-3, muon_learning_rate=0.02, minutes=2.8),
 }
+FINE_TUNING = Recipe(batch=8, learning_rate=1e-3, muon_learning_rate=0.002, minutes=5.0)
+"""For a model that has learned already: a tenth of the rates, so that it does not forget."""
 OTHER = Recipe(batch=32, learning_rate=1e-3, muon_learning_rate=0.01, minutes=60.0)
 """For sizes that nothing has been measured for."""
 
@@ -36,12 +38,13 @@ OTHER = Recipe(batch=32, learning_rate=1e-3, muon_learning_rate=0.01, minutes=60
 def resolve(settings: Settings, device: torch.device) -> Settings:
     """`settings` with every choice made that was left open."""
     preset = settings.preset or ("micro" if device.type == "cpu" else "small")
-    recipe = RECIPES.get(preset, OTHER)
-    tokenizer = settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters")
+    recipe = FINE_TUNING if settings.base else RECIPES.get(preset, OTHER)
+    tokenizer = "bpe:1024" if settings.chat or settings.corpus == ("fables",) else "characters"
+    tokenizer = None if settings.base else settings.tokenizer or tokenizer
     length_warmup = recipe.length_warmup if tokenizer == "characters" else 0.0
     return dataclasses.replace(
         settings,
-        preset=preset,
+        preset=None if settings.base else preset,
         tokenizer=tokenizer,
         minutes=recipe.minutes if settings.steps is None and settings.minutes is None else settings.minutes,
         backend=settings.backend or "torch",

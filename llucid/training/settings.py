@@ -40,14 +40,23 @@ class ModelNumbers:
     """Probability of dropping an activation while training."""
 
 
+BASE_NUMBERS = ("context", "dropout")
+"""Numbers that no weight depends on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Train a Llama from scratch, and leave a folder that llucid and transformers open."""
 
     corpus: tuple[str, ...] = ("shakespeare",)
     """What to read: shakespeare, fables, or paths of text files and folders."""
+    chat: str | None = None
+    """Learn the assistant's answers instead: fables, or a file of conversations, {"messages": [...]} a line."""
+    base: str | None = None
+    """Begin with this model, its tokenizer and its numbers, instead of at random: fine-tuning."""
     tokenizer: str | None = None
-    """characters, bpe:N (N tokens, learned from the corpus), or a path (bpe:1024 for fables, else characters)."""
+    """characters, bpe:N (N tokens, learned from the corpus), or a path (bpe:1024 for fables and --chat, else the
+    first)."""
     preset: str | None = None
     """Size of the model: nano, micro, mini, small (micro on a CPU and small on a GPU, unless given)."""
     model: ModelNumbers = field(default_factory=ModelNumbers)
@@ -113,6 +122,21 @@ class Settings:
             raise LlucidError(f"--preset {self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
             raise LlucidError("--resume goes on with the run in --out; say which folder that is")
+        if self.chat is not None and self.corpus != ("shakespeare",):
+            raise LlucidError("--corpus and --chat both say what to learn from; give one of them")
+        if self.chat is not None and self.length_warmup:
+            raise LlucidError("--length-warmup: conversations are not cut into windows; leave it out with --chat")
+        if self.base is not None:
+            numbers = dataclasses.asdict(self.model)
+            fixed = [f"--model.{name}" for name in numbers if name not in BASE_NUMBERS and numbers[name] is not None]
+            fixed += [f"--{name}" for name in ("preset", "tokenizer") if getattr(self, name) is not None]
+            if fixed:
+                raise LlucidError(f"{fixed[0].replace('_', '-')}: that of --base is taken; leave it out")
+
+    def rebased(self, config: Config) -> Config:
+        """The numbers of the model in --base, but for those that training may choose."""
+        given = {name: getattr(self.model, name) for name in BASE_NUMBERS}
+        return dataclasses.replace(config, **{name: number for name, number in given.items() if number is not None})
 
     def config(self, preset: str, vocab_size: int) -> Config:
         """The preset with the numbers that were given put in. Raises LlucidError if they do not go together."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llucid.config import Config
+from llucid.corpora.dialogues import Dialogues
 from llucid.corpora.tokens import Tokens, validation_batches
 from llucid.llama import llama, wide
 from llucid.weights import Weights, leaves, to
@@ -75,7 +76,11 @@ def train_step(
 
 @torch.no_grad()
 def evaluate(
-    weights: Weights, config: Config, tokens: Tokens, overlap: bool = False, dtype: torch.dtype = torch.float32
+    weights: Weights,
+    config: Config,
+    tokens: Tokens | Dialogues,
+    overlap: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """The mean of −log p over the validation split, in nats per token: the same windows each time."""
     total, counted = 0.0, 0

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import pytest
 import transformers
 
-from llucid.chat import encode_dialog, read_template, sandbox
+import llucid
+from llucid.chat import Session, encode_dialog, sandbox
 from llucid.chat.formats import ending_turns, known_format
 from llucid.chat.sandbox import RENDERER
+from llucid.chat.templates import template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from tests.chat.models import letters
+from tests.chat.models import letters, rambler
 from tests.chat.templates import CHATML, DEEPSEEK, LLAMA3
 from tests.chat.test_formats import said
 
@@ -71,19 +74,17 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_both_places_of_a_template(tmp_path: Path) -> None:
     letters().save(tmp_path)
-    assert read_template(tmp_path) is None
+    assert template_of(load_tokenizer(tmp_path)) is None
     config = tmp_path / "tokenizer_config.json"
     told = json.loads(config.read_text())
 
     config.write_text(json.dumps(told | {"chat_template": LLAMA3}))
-    assert read_template(tmp_path) == LLAMA3
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     with pytest.raises(LlucidError, match=r"--format tool_use: not a format"):
         known_format("tool_use", load_tokenizer(tmp_path))
 
     several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": LLAMA3}]
     config.write_text(json.dumps(told | {"chat_template": several}))
-    assert read_template(tmp_path) == {"default": CHATML, "tool_use": LLAMA3}
     assert known_format(None, load_tokenizer(tmp_path)) == CHATML
     assert known_format("tool_use", load_tokenizer(tmp_path)) == LLAMA3
     config.write_text(json.dumps(told | {"chat_template": several[1:]}))
@@ -92,15 +93,28 @@ def test_both_places_of_a_template(tmp_path: Path) -> None:
         known_format("rag", load_tokenizer(tmp_path))
 
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
-    assert read_template(tmp_path) == LLAMA3
+    assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(LlucidError, match=r"chat_template\.jinja: cannot be read"):
-        read_template(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     for wrong in (3, [], ["x"], [{"name": "x"}]):
         config.write_text(json.dumps(told | {"chat_template": wrong}))
         with pytest.raises(LlucidError, match="chat_template should be a text or a list of names and templates"):
             known_format(None, load_tokenizer(tmp_path))
+
+
+def test_a_template_counts_beside_any_kind_of_tokenizer(tmp_path: Path) -> None:
+    """Also beside a file of ranks, which has no place for one."""
+    model = rambler()
+    llucid.save(model, tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(b"%s %d\n" % (b64encode(bytes([n])), n) for n in range(256)))
+    assert llucid.load(tmp_path, device="cpu").chat_format is None
+    (tmp_path / "chat_template.jinja").write_text(CHATML)
+    assert llucid.load(tmp_path, device="cpu").chat_format == CHATML
+    assert Session(llucid.load(tmp_path, device="cpu")).format == CHATML
+    assert llucid.load(tmp_path, device="cpu", tokenizer=tmp_path / "tokenizer.model").chat_format is None
 
 
 @pytest.mark.parametrize("template", [CHATML, DEEPSEEK], ids=["chatml", "deepseek"])

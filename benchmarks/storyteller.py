@@ -1,0 +1,100 @@
+"""How often the storyteller is right: `./dev bench storyteller`, or `python benchmarks/storyteller.py MODEL`.
+
+Held-out conversations: made like those it was trained on, but from another seed; each answer of it is judged with the
+true conversation before it, the likeliest token at each step. Its own tales: it is asked for a tale about an animal in
+a season, tells one at the chat's own temperature, and is asked about that; what is true is found from the words of its
+tale alone, by the grammar of fables. An answer is right if it has the words that a right answer must have and, where it
+is to name one of the cast, names nobody else.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from random import Random
+
+from llucid import load
+from llucid.chat import STORYTELLER, Conversation, Session
+from llucid.corpora.fable_dialogues import Told, Turn, dialogues, question, say
+from llucid.corpora.fables import KINDS, NAMES, SEASONS, Row, derivations, spell, tell
+from llucid.generation import Sampling
+
+HELD_OUT = 1_000_003
+"""A seed that no training uses."""
+
+
+def right(answer: str, turn: Turn, cast: set[str]) -> bool:
+    """Whether an answer says what it must."""
+    said = answer.lower()
+    named = {name for name in cast if name.lower() in said}
+    return all(part in said for part in turn.key.split(" & ")) and (turn.key.title() not in cast or len(named) == 1)
+
+
+def cast_of(facts: Mapping[str, Row]) -> set[str]:
+    """The names of everybody in a tale."""
+    return {say(f"{{{role}}}", Random(0), facts) for role in ("hero", "friend", "third") if role in facts}
+
+
+def held_out(session: Session, count: int) -> Counter[tuple[str, bool]]:
+    """How many answers of each kind were right, and how many wrong, in `count` conversations."""
+    session.sampling = Sampling(temperature=0.0)
+    counts: Counter[tuple[str, bool]] = Counter()
+    names = {spell(row["name"], {}, Random(0)) for row in NAMES}
+    for _, made in zip(range(count), dialogues(HELD_OUT), strict=False):
+        messages = made.messages()[bool(made.system) :]
+        tale = ""
+        for number, turn in enumerate(made.turns):
+            if turn.about == "tale":
+                tale = turn.answer
+            elif turn.key:
+                session.conversation = Conversation(made.system, tuple(messages[: 2 * number]))
+                answer = "".join(session.reply(turn.asked))
+                counts[turn.about, right(answer, turn, {name for name in names if name in tale})] += 1
+    return counts
+
+
+def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
+    """How many of its tales are fables, how many of these obey, and how many answers about them are right."""
+    session.sampling = Sampling(temperature=0.8, top_p=0.95)
+    session.reseed(0)
+    rng, counts = Random(HELD_OUT), Counter[tuple[str, bool]]()
+    for _ in range(count):
+        wanted = {"hero_kind": KINDS[int(16 * rng.random())], "season": SEASONS[int(4 * rng.random())]}
+        session.reset()
+        text = "".join(session.reply(say("Tell me a tale about a {hero_kind} in {season}.", rng, wanted)))
+        try:
+            [(plot, facts, _)] = derivations(text)
+        except ValueError:
+            counts["a tale by the grammar", False] += 1
+            continue
+        counts["a tale by the grammar", True] += 1
+        counts["obeys animal and season", all(facts[name] is row for name, row in wanted.items())] += 1
+        told = Told(tell(plot, facts, rng)._replace(text=text, moral=text.partition("\n")[2]), facts)
+        for _ in range(3):
+            turn = question(told, rng)
+            while turn.about != "question":
+                turn = question(told, rng)
+            counts["answer about its own tale", right("".join(session.reply(turn.asked)), turn, cast_of(facts))] += 1
+    return counts
+
+
+def show(counts: Counter[tuple[str, bool]], rows: Mapping[str, list[str]]) -> None:
+    """Prints the share of each row's kinds that was right."""
+    for row, kinds in rows.items():
+        yes, no = (sum(counts[kind, value] for kind in set(kinds)) for value in (True, False))
+        print(f"| {row} | {yes} | {yes + no} | {100 * yes / (yes + no):.1f} % |", flush=True)
+
+
+def measure(name: str, held: int = 100, own: int = 100) -> None:
+    """Prints both tables."""
+    session = Session(load(name, device="cpu", dtype="float32"), max_tokens=200, seed=0)
+    print("| | right | of | share |\n|---|---|---|---|")
+    counts = held_out(session, held)
+    rows = {f"held-out conversations: {kind}": [kind] for kind, _ in counts}
+    rows = {"held-out conversations: all": [kind for kind, _ in counts], **rows}
+    show(counts, rows)
+    counts = own_tales(session, own)
+    show(counts, {kind: [kind] for kind, _ in counts})
+
+
+if __name__ == "__main__":
+    measure(*(sys.argv[1:2] or [str(STORYTELLER)]), *map(int, sys.argv[2:4]))

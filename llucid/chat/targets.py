@@ -1,0 +1,64 @@
+"""Dialogues to learn from: messages to ids, and which of these the assistant wrote, since only those are learned.
+
+In whatever format a model is taught, the ids are those that `encode_dialog` will give it to answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llucid.chat.formats import LLAMA3, check_messages, ending_turns, known_format, turns_of_llama3
+from llucid.chat.formats import encode_llama2 as llama2
+from llucid.chat.templates import encode_template
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + ('ipython' if message['role'] == 'tool' else message['role']) + '<|end_header_id|>' }}"
+    "{{ '\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+"""Llama 3's format as a chat template, which is what transformers and all that builds on it can read."""
+TAUGHT = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATE}
+"""What the `tokenizer_config.json` of a model says that was taught dialogues in Llama 3's format."""
+
+
+def encode_learned(
+    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, format: str | None = None
+) -> tuple[list[int], list[bool]]:
+    """(the ids of a whole dialogue, whether each is to be learned): the assistant's words and what ends its turn.
+
+    `messages` and `format` are those of `encode_dialog`, but for the last message, which is the assistant's: what comes
+    behind its last turn is left out. Raises LlucidError if it has none, or if the format has the end of a turn depend
+    on what comes after it.
+    """
+    dialog = check_messages(messages)
+    answers = [number for number, message in enumerate(dialog) if message["role"] == "assistant"]
+    if not answers:
+        raise LlucidError("there is no message of the assistant, so that there is nothing to learn")
+    dialog = dialog[: answers[-1] + 1]
+    format = known_format(format, tokenizer)
+    if format in ("llama3", TEMPLATE):
+        return turns_of_llama3(dialog, tokenizer)
+    if format == "plain":
+        raise LlucidError("--format plain: it marks no turns, so that none can be learned")
+
+    ends = ending_turns(tokenizer, format).stop_ids
+    ids, learned = list[int](), list[bool]()
+    for number in answers:
+        asked = _encoded(dialog[:number], tokenizer, format, ready=True)
+        whole = _encoded(dialog[: number + 1], tokenizer, format, ready=False)
+        if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
+            raise LlucidError(
+                f"messages[{number}]: the chat template writes what came before an answer anew when there is more, so "
+                "that it cannot be told what the model is to learn"
+            )
+        answer = whole[len(asked) :]
+        end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
+        learned += [False] * (len(asked) - len(ids)) + [True] * end + [False] * (len(answer) - end)
+        ids = whole
+    return ids, learned
+
+
+def _encoded(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer, format: str, ready: bool) -> list[int]:
+    return llama2(dialog, tokenizer) if format == "llama2" else encode_template(format, dialog, tokenizer, ready)

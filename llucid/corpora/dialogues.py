@@ -1,0 +1,119 @@
+"""Dialogues as token ids on disk, and the batches that training takes of them: a row a dialogue, from its start."""
+
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llucid.files import replacing
+
+EVALUATED = 1 << 17
+"""Tokens of the validation split that are evaluated: all, where it has no more, else this many, evenly spread."""
+ROW_TOKENS = 1 << 12
+"""Tokens in one batch of evaluation: enough to keep a processor busy, few enough for its cache."""
+GATHERED = 16
+"""Batches whose dialogues are sorted by length together, so that those in one batch need little padding."""
+
+
+WIDTH = 64
+"""Rows are as long as a multiple of so many tokens: for each new shape, products are planned and memory is taken."""
+
+
+class Dialogues(NamedTuple):
+    """Dialogues one behind the other in a file of int32. An id that is to be learned is there as its complement ~id."""
+
+    file: Path
+    ends: NDArray[np.int64]
+    """Where each dialogue ends."""
+    kept: NDArray[np.int64]
+    """Numbers of those that are used."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of all of them."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def read(self, numbers: NDArray[np.int64], context: int) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+        """Inputs and the tokens that follow them, a row a dialogue, cut to `context`; −100 where nothing is learned.
+
+        Shorter ones are filled up at their end, which no token before it attends to.
+        """
+        mapped = np.memmap(self.file, np.int32, "r", shape=(self.length,))
+        starts = np.concatenate([[0], self.ends])[numbers]
+        lengths = np.minimum(self.ends[numbers] - starts, context + 1)
+        width = min(context, -(-(int(lengths.max()) - 1) // WIDTH) * WIDTH)
+        kept = np.zeros((len(numbers), width + 1), np.int64)
+        for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+            kept[row, :length] = mapped[start : start + length]
+        ids = torch.from_numpy(kept)
+        return torch.where(ids < 0, ~ids, ids)[:, :-1], torch.where(ids < 0, ~ids, -100)[:, 1:]
+
+
+def write_dialogues(dialogues: Iterable[tuple[list[int], list[bool]]], file: Path) -> None:
+    """Writes ids, and whether each is learned, to `file`, and where they end to one beside it."""
+    ends = [0]
+    with replacing(file) as temporary:
+        with open(temporary, "wb") as out:
+            for ids, learned in dialogues:
+                row = np.asarray(ids, np.int32)
+                np.where(learned, ~row, row).tofile(out)
+                ends.append(ends[-1] + len(row))
+        with replacing(file.with_suffix(".ends")) as beside:
+            np.asarray(ends[1:], np.int64).tofile(beside)
+
+
+def open_dialogues(file: Path, context: int) -> Dialogues:
+    """What `write_dialogues` wrote, without those that have nothing to learn within `context` tokens."""
+    ends = np.fromfile(file.with_suffix(".ends"), np.int64)
+    learned = np.flatnonzero(np.fromfile(file, np.int32) < 0)
+    starts = np.concatenate([[0], ends[:-1]])
+    first = np.append(learned, np.iinfo(np.int64).max)[np.searchsorted(learned, starts + 1)]
+    return Dialogues(file, ends, np.flatnonzero(first < np.minimum(ends, starts + context + 1)))
+
+
+def longer(dialogues: Dialogues, context: int) -> int:
+    """How many have more tokens than a context, and so are cut."""
+    return int((np.diff(dialogues.ends, prepend=0) > context + 1).sum())
+
+
+def dialogue_batch(
+    dialogues: Dialogues, rows: int, context: int, seed: int, step: int
+) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
+    """Inputs and targets of some dialogues, the same for the same seed and step.
+
+    Each is seen once before any is seen again. Those in a batch are of about the same length.
+    """
+    rows = min(rows, len(dialogues.kept))
+    batches = len(dialogues.kept) // rows
+    lengths = np.diff(dialogues.ends, prepend=0)[dialogues.kept]
+    order = _order(lengths.tobytes(), rows, seed, step // batches)
+    return dialogues.read(dialogues.kept[order[step % batches]], context)
+
+
+@lru_cache(maxsize=1)
+def _order(lengths: bytes, rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The dialogues of each batch of an epoch."""
+    sizes, rng = np.frombuffer(lengths, np.int64), np.random.default_rng([seed, epoch])
+    shuffled = rng.permutation(len(sizes))[: len(sizes) // rows * rows]
+    groups = [shuffled[at : at + rows * GATHERED] for at in range(0, len(shuffled), rows * GATHERED)]
+    batches = np.concatenate([group[np.argsort(sizes[group], kind="stable")] for group in groups]).reshape(-1, rows)
+    return rng.permutation(batches)
+
+
+def dialogue_validation_batches(
+    dialogues: Dialogues, context: int
+) -> Iterator[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]]:
+    """Inputs and targets of all dialogues or, if there are very many, of as many at even distances."""
+    kept = dialogues.kept
+    most = max(1, EVALUATED * len(dialogues.ends) // max(1, dialogues.length))
+    if len(kept) > most:
+        kept = kept[np.linspace(0, len(kept) - 1, most).astype(np.int64)]
+    rows = max(1, ROW_TOKENS // context)
+    for at in range(0, len(kept), rows):
+        yield dialogues.read(kept[at : at + rows], context)

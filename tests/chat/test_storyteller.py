@@ -1,0 +1,63 @@
+"""The model that comes with the package: it is there, it is what it says, and it knows its own tales."""
+
+import json
+import subprocess
+import tomllib
+from pathlib import Path
+from random import Random
+
+import pytest
+
+import llucid
+from llucid.chat import STORYTELLER, Session
+from llucid.corpora.fable_words import PARAMETERS
+from llucid.corpora.fables import derivations, spell
+from llucid.generation import Sampling
+from tests.training.test_run import command, do
+
+
+def test_it_is_in_the_package_small_and_whole() -> None:
+    files = {file.name: file.stat().st_size for file in STORYTELLER.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.toml"} <= set(files)
+    assert sum(files.values()) < 5_000_000
+    root = Path(llucid.__file__).parents[1]
+    packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["llucid"]
+    assert {file.name for pattern in packed for file in (root / "llucid").glob(pattern)} >= set(files)
+
+
+def test_it_has_as_many_parameters_as_it_says() -> None:
+    model = llucid.load(STORYTELLER, device="cpu")
+    assert f"{model.config.parameters / 1e6:.1f} million" == PARAMETERS
+    assert str(model.weights.norm.dtype) == "torch.bfloat16"
+
+
+def test_chat_without_a_model_answers_about_its_own_tale() -> None:
+    """Through a pipe: it tells a tale of what it was asked for, and knows who did what in it."""
+    lines = "Tell me a tale about a goat in winter.\nWho is in it?\nAre you a real person?\n"
+    done = subprocess.run(
+        command("chat", "--temperature", 0, "--seed", 0), input=lines, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    *tale, cast, honest = done.stdout.splitlines()
+    [(_, facts, _)] = derivations("\n".join(tale))
+    assert [spell(facts[fact]["name"], {}, Random(0)) for fact in ("hero_kind", "season")] == ["goat", "winter"]
+    for role in ("hero", "friend"):
+        assert spell(facts[role]["name"], {}, Random(0)) in cast
+    assert honest.startswith("No")
+    assert PARAMETERS in honest
+
+
+@pytest.mark.parametrize("question", ["Who are you?", "What is the capital of France?", "Thank you."])
+def test_it_answers_what_is_no_tale(question: str) -> None:
+    session = Session(llucid.load(STORYTELLER, device="cpu"), sampling=Sampling(temperature=0.0), max_tokens=80)
+    answer = "".join(session.reply(question))
+    assert session.reason == "stop"
+    wanted = {"Who are you?": PARAMETERS, "Thank you.": "."}.get(question, "fables")
+    assert wanted in answer
+
+
+def test_how_it_was_made_is_kept_beside_it() -> None:
+    told = tomllib.loads((STORYTELLER / "train.toml").read_text())
+    assert told["chat"] == "fables"
+    assert json.loads((STORYTELLER / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    assert "--chat" in do("train", "--help").stdout

@@ -1,0 +1,81 @@
+"""Dialogues about fables: the same from the same seed, obedient, true, and in the words of the world."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from random import Random
+
+import pytest
+
+from llucid.corpora.fable_dialogues import Dialogue, dialogues, lines
+from llucid.corpora.fable_words import ANIMALS
+from llucid.corpora.fables import KINDS, SEASONS, derivations, spell
+
+KIND_NAMES = [spell(row["name"], {}, Random(0)) for row in KINDS]
+SEASON_NAMES = [spell(row["name"], {}, Random(0)) for row in SEASONS]
+
+
+@pytest.fixture(scope="module")
+def made() -> list[Dialogue]:
+    return list(itertools.islice(dialogues(5), 400))
+
+
+def test_the_same_seed_the_same_dialogues() -> None:
+    once = "".join(lines(20, seed=4))
+    command = [sys.executable, "-m", "llucid.corpora.fable_dialogues", "20", "--seed", "4"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == once
+    assert "".join(lines(20, seed=5)) != once
+    for line in once.splitlines():
+        roles = [message["role"] for message in json.loads(line)["messages"]]
+        assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_tales_obey(made: list[Dialogue]) -> None:
+    """Whatever animal and season a request or the system's text names, the tale is of these."""
+    named = 0
+    for dialogue in made:
+        for turn in dialogue.turns:
+            if turn.about != "tale":
+                continue
+            [(_, facts, _)] = derivations(turn.answer)
+            words = re.findall(r"[a-z]+", f"{dialogue.system} {turn.asked}".lower())
+            kinds = [KIND_NAMES[KINDS.index(facts[role])] for role in facts if role.endswith("kind")]
+            for word in words:
+                if word in KIND_NAMES:
+                    assert word in kinds, turn
+                    named += 1
+                if word in SEASON_NAMES:
+                    assert facts["season"] is SEASONS[SEASON_NAMES.index(word)], turn
+                    named += 1
+    assert named > 200
+
+
+def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> None:
+    """Names in an answer about a tale are names in the tale told last, and the plot's own questions say the same."""
+    asked = 0
+    for dialogue in made:
+        tale = ""
+        for turn in dialogue.turns:
+            assert all(part in turn.answer.lower() for part in turn.key.split(" & ")), turn
+            assert turn.answer[0].isupper(), turn
+            assert not re.search(r"[\[\]{}|]|  | [.,?!]|\b[Aa] [aeiou]", turn.asked + turn.answer), turn
+            if turn.about == "tale":
+                tale = turn.answer
+            elif turn.about == "question":
+                asked += 1
+                assert tale, turn
+                for name in re.findall(r"(?<=[a-z] )[A-Z][a-z]+", turn.answer):
+                    assert name in tale, turn
+            elif turn.about == "again":
+                assert turn.answer == tale
+            elif turn.about == "none" and turn.key.startswith("no "):
+                assert not re.search(rf"\b{turn.answer.split()[3]}\b", tale), turn
+    assert asked > 800
+
+
+def test_all_animals_are_told_of() -> None:
+    irregular = {"foxes": "fox", "mice": "mouse", "geese": "goose"}
+    plurals = re.findall(r"\w+", ANIMALS.replace(" and ", " "))
+    assert [irregular.get(word, word.removesuffix("s")) for word in plurals] == KIND_NAMES

@@ -1,0 +1,203 @@
+"""Training on dialogues: what is read, what is learned, and the run it leaves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import llucid
+from llucid.chat import Session, encode_dialog, encode_learned
+from llucid.cli import parse
+from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
+from llucid.errors import LlucidError
+from llucid.generation import Sampling
+from llucid.training.dialogues import open_chat, parse_line, read_chat
+from tests.training.test_run import do, losses
+
+NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
+SMALL = ["--preset", "nano", "--tokenizer", "bpe:320", "--evaluations", "2", "--batch", "4", "--model.dim", "32"]
+
+
+def here(*arguments: object) -> None:
+    """Runs a command in this process, which is quicker."""
+    parse([str(argument) for argument in arguments]).run()
+
+
+def conversation(number: int) -> dict[str, object]:
+    name, other = NAMES[number % 6], NAMES[(number // 6 + number + 1) % 6]
+    thing = THINGS[number % 4]
+    said = ["A tale!", f"{name} lost a {thing}, and {other} found it.", f"Who lost the {thing}?", f"{name} did."]
+    roles = ["user", "assistant"] * 2
+    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    return {"messages": messages, "source": "a test"}
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("dialogues") / "talk.jsonl"
+    made.write_text("".join(json.dumps(conversation(number)) + "\n" for number in range(60)) + "\n")
+    return made
+
+
+@pytest.fixture(scope="module")
+def straight(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "straight"
+    do("train", "--chat", file, "--out", out, *SMALL, "--steps", 120, "--model.dropout", 0.1)
+    return out
+
+
+def test_it_learns_and_what_it_learned_can_be_asked(straight: Path, file: Path) -> None:
+    rows = losses(straight)
+    measured = [row["validation"] for row in rows if "validation" in row]
+    assert measured[-1] < rows[0]["loss"] / 4
+    assert measured[-1] < measured[0]
+    model = llucid.load(straight, device="cpu")
+    session = Session(model, sampling=Sampling(temperature=0.0), max_tokens=60)
+    told = "".join(session.reply("A tale!"))
+    assert told.split()[1:3] == ["lost", "a"]
+    assert session.reason == "stop"
+    assert "› A tale!" in (straight / "samples.txt").read_text()
+
+
+def test_a_run_is_a_chat_model_also_to_transformers(straight: Path) -> None:
+    theirs = transformers.AutoTokenizer.from_pretrained(straight)
+    messages = conversation(1)["messages"]
+    model = llucid.load(straight, device="cpu")
+    ids, _ = encode_learned(messages, model.tokenizer)
+    assert theirs.apply_chat_template(messages, tokenize=True, return_dict=False) == ids
+    asked = theirs.apply_chat_template(messages[:3], tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(messages[:3], model.tokenizer) == asked == ids[: len(asked)]
+    assert theirs.eos_token_id == model.tokenizer.eos == model.tokenizer.special["<|eot_id|>"]
+
+
+def test_resumed_equals_straight_bit_for_bit(file: Path, straight: Path, tmp_path: Path) -> None:
+    out = tmp_path / "halves"
+    steps = ("--steps", 120, "--model.dropout", 0.1, "--stop-after", 47)
+    do("train", "--chat", file, "--out", out, *SMALL, *steps)
+    do("train", "--resume", "--out", out)
+    assert losses(out) == losses(straight)
+    once, halves = (load_file(run / "state" / "latest.safetensors") for run in (straight, out))
+    assert once.keys() == halves.keys()
+    assert all(torch.equal(once[name], halves[name]) for name in once)
+
+
+def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path, tmp_path: Path) -> None:
+    """Its first loss is near the base's last, as batches differ from another; a resume is bit for bit here, too."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    given = ("train", "--chat", file, "--base", straight, "--steps", 12, "--evaluations", 1)
+    here(*given, "--out", whole)
+    here(*given, "--out", halves, "--stop-after", 5)
+    here("train", "--resume", "--out", halves)
+    assert losses(whole) == losses(halves)
+    assert losses(whole)[0]["loss"] < 2 * losses(straight)[-1]["validation"]
+    assert llucid.load(whole, device="cpu").config == llucid.load(straight, device="cpu").config
+    with pytest.raises(LlucidError, match=r"--model\.layers: that of --base is taken"):
+        here(*given, "--out", tmp_path / "x", "--model.layers", 3)
+
+
+def test_a_base_without_turns_is_refused(file: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the goose and the fox " * 99)
+    here("train", "--corpus", text, "--out", tmp_path / "base", "--preset", "nano", "--steps", 1)
+    with pytest.raises(LlucidError, match="this tokenizer has no chat template"):
+        here("train", "--chat", file, "--base", tmp_path / "base", "--out", tmp_path / "chat")
+    # But it can learn more text.
+    here("train", "--corpus", text, "--base", tmp_path / "base", "--out", tmp_path / "more", "--steps", 2)
+
+
+GOOD = json.dumps(conversation(0))
+WRONG: dict[str, tuple[str, str]] = {
+    "cut off": (GOOD[:-9], "line 2: not JSON"),
+    "not an object": ("[1, 2]", 'line 2: expected {"messages"'),
+    "no messages": ('{"text": "x"}', 'line 2: expected {"messages"'),
+    "empty": ('{"messages": []}', "line 2: messages: expected a list of at least one"),
+    "no list": ('{"messages": "x"}', "line 2: messages: expected a list"),
+    "unknown role": ('{"messages": [{"role": "bot", "content": "x"}]}', "line 2: messages[0]: role 'bot' is not known"),
+    "no content": ('{"messages": [{"role": "user"}]}', "line 2: messages[0]: expected a role and a content"),
+    "no text": ('{"messages": [{"role": "user", "content": 3}]}', "line 2: messages[0]: the content should be a text"),
+    "no answer": ('{"messages": [{"role": "user", "content": "x"}]}', "line 2: there is no message of the assistant"),
+    "late system": (
+        '{"messages": [{"role": "user", "content": "x"}, {"role": "system", "content": "y"}]}',
+        "line 2: messages[1]: a system message can only be the first",
+    ),
+    "not UTF-8": ("\udcff", "line 2: not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_bad_line_is_named(case: str, tmp_path: Path) -> None:
+    wrong, says = WRONG[case]
+    file = tmp_path / "talk.jsonl"
+    file.write_bytes("\n".join([GOOD, wrong, GOOD, ""]).encode("utf-8", "surrogateescape"))
+    with pytest.raises(LlucidError) as raised:
+        list(read_chat(open_chat(str(file))))
+    assert str(raised.value).startswith(f"{file}, ")
+    assert says in str(raised.value)
+
+
+def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "one.jsonl").write_text(GOOD)
+    (tmp_path / "bad.jsonl").write_text(GOOD + "\n{\n")
+    said = do("train", "--chat", tmp_path / "bad.jsonl", status=2, cwd=tmp_path).stderr
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    for arguments, says in {
+        (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
+        (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
+        (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
+        (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
+        (str(file), "--tokenizer", "characters"): "with --chat, expected bpe:N",
+        (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
+        (str(file), "--corpus", "fables"): "--corpus and --chat both say what to learn from",
+        (str(file), "--model.context", "2"): "has an answer within 2 tokens",
+        (str(file), "--length-warmup", "0.5"): "conversations are not cut into windows",
+    }.items():
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(LlucidError) as raised:
+            here("train", "--chat", *arguments, "--out", tmp_path / "run", "--steps", 1, "--preset", "nano")
+        assert says in str(raised.value)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_splits_are_disjoint_and_whole(file: Path) -> None:
+    corpus = open_chat(str(file))
+    train, validation = (list(read_chat(corpus, split)) for split in ("train", "validation"))
+    assert train + validation == list(read_chat(corpus))
+    assert len(validation) == 6
+    assert train[0] == (1, parse_line(GOOD.encode()))
+
+
+def test_batches_are_dialogues_from_their_beginning(tmp_path: Path) -> None:
+    """Each comes once in an epoch; cut at the context, filled up at the end, −100 where nothing is learned."""
+    rows = [([9, number, *range(20, 20 + number)], [False, False, *[True] * number]) for number in range(1, 11)]
+    rows.append(([1, 2, 3, 4, 5, 6], [False] * 5 + [True]))  # has nothing to learn within four tokens
+    rows.append(([0, 0], [False, True]))  # the id 0 is learned, too
+    file = tmp_path / "some.dialogues"
+    write_dialogues(rows, file)
+    dialogues = open_dialogues(file, context=4)
+    assert dialogues.kept.tolist() == [*range(10), 11]
+    seen: list[int] = []
+    for step in range(5):
+        inputs, targets = dialogue_batch(dialogues, 2, 4, seed=3, step=step)
+        again = dialogue_batch(dialogues, 2, 4, seed=3, step=step)
+        assert torch.equal(inputs, again[0])
+        assert torch.equal(targets, again[1])
+        for asked, learned in zip(inputs.tolist(), targets.tolist(), strict=True):
+            number = asked[1] if asked[0] else 11
+            seen.append(number)
+            whole, own = rows[11] if number == 11 else rows[number - 1]
+            width = min(len(whole) - 1, 4)
+            expected = [token if mine else -100 for token, mine in zip(whole[1:5], own[1:5], strict=True)]
+            assert asked[:width] == whole[:width]
+            assert learned == expected + [-100] * (len(learned) - len(expected))
+    assert len(set(seen)) == 10
+    other = [dialogue_batch(dialogues, 2, 4, seed=3, step=step)[0] for step in range(5, 10)]
+    assert sorted(np.concatenate([batch[:, 1:2].numpy() for batch in other]).ravel().tolist()) != seen
+    evaluated = list(dialogue_validation_batches(dialogues, 4))
+    assert sum(len(inputs) for inputs, _ in evaluated) == 11
+    assert sum(int((targets >= 0).sum()) for _, targets in evaluated) == 1 + 2 + 8 * 3 + 1
