@@ -149,7 +149,7 @@ def next_token(
     it is masked, so that every step has the same shapes and can be recorded as a graph.
     """
     head = (-1, config.head_dim)
-    rotation = rotations(position[None], rope_frequencies(config, packed.norm))
+    rotation = rotations(position.expand(len(token), 1), rope_frequencies(config, packed.norm))
     mask = (torch.arange(keys[0].shape[2], device=token.device) <= position)[None, None, None]
     x = F.embedding(token, packed.embedding)
     for layer, block in enumerate(packed.blocks):

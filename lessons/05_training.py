@@ -156,7 +156,7 @@ for rate in (3e-4, 8e-3, 0.8):
 
 # %%
 little = training._replace(length=2_000)
-_, remembered, forgot = train(settings, little, steps=250, every=25)
+_, remembered, forgot = train(settings, little, steps=300, every=30)
 print(f"training loss {remembered[-1]:.3f}, validation loss {forgot[-1][1]:.3f}")
 assert sum(remembered[-20:]) / 20 < corpus.floor < measured[-1][1] < forgot[-1][1]
 

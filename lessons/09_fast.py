@@ -126,9 +126,9 @@ for before, with_cache, without in zip(places, cached, uncached, strict=True):
 # %% [markdown]
 # ## Use it more often: batches and prompts
 #
-# A weight that was read can serve several tokens. Several texts at once take hardly longer than
-# one, until arithmetic is what limits. A prompt is the same case, since all its tokens are known:
-# it is read many times faster than it could be written.
+# A weight that was read can serve several tokens. So several texts at once take less time than one
+# after the other, until arithmetic is what limits. A prompt is the same case, since all its tokens
+# are known: it is read much faster than it could be written.
 
 # %%
 config, weights = sizes["large"], models["large"]
@@ -152,7 +152,7 @@ right.plot(batches, bounds, "--", color="#999999", label="bound of memory")
 limit = arithmetic / 2 / count(weights)
 right.axhline(limit, ls=":", color="#3f7f4f", label="bound of arithmetic")
 right.set(xlabel="texts at once", ylabel="tokens a second", title="several texts")
-right.set(xlim=(0, 17), ylim=(0, 1.6 * max(*rates, limit)))
+right.set(xlim=(0, 17), xticks=batches, ylim=(0, 1.6 * max(*rates, limit)))
 for ax in (left, right):
     ax.grid()
     ax.legend(loc="upper left")

@@ -20,7 +20,7 @@ COLOURS = {"better": "green", "worse": "red", "cheats": "red", "chance": "yellow
 
 def table(results: list[Result]) -> Table:
     """A row for each rung."""
-    told = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    told = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "rung", "what changed"):
         told.add_column(column, no_wrap=column == "rung", justify="left" if column else "right")
     for column in ("params", "val loss", "change", "secs"):
