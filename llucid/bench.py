@@ -243,11 +243,11 @@ def measure(
 def free_memory(device: torch.device) -> float:
     """Bytes of memory that the device has left; infinitely many where nobody tells."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return float(torch.cuda.mem_get_info(device)[0])
     names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
     if not all(name in getattr(os, "sysconf_names", {}) for name in names):
         return float("inf")
-    return os.sysconf(names[0]) * os.sysconf(names[1])
+    return float(os.sysconf(names[0])) * os.sysconf(names[1])
 
 
 def machine(device: torch.device) -> str:
