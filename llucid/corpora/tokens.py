@@ -13,9 +13,9 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llucid.corpora import CHUNK, Corpus, cache_folder
+from llucid.corpora import CHUNK, Corpus
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import cache_folder, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tokenizer_json import train_bpe

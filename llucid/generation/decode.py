@@ -4,6 +4,8 @@
     logits, context = read(context, new ids)             the prompt, and later each new id: the same function
     new ids = choose(logits)
 
+A single row goes on in C (llama_c.py) where it can: the prompt by PyTorch, which is quick at many tokens at once, then
+token by token by the same equations in C, which is quick at one, on the same weights and the same cache.
 Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
 where no token sees it. So a row's tokens do not depend on the other rows.
 """
@@ -21,6 +23,8 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama import NOWHERE, Cache, empty_cache, hidden, unembed
+from llucid.llama_c import Step as NativeStep
+from llucid.llama_c import decode_step
 from llucid.weights import Weights
 
 Reason = Literal["stop", "length", "context"]
@@ -29,6 +33,8 @@ PastContext = Literal["slide", "stop"]
 """What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
 CHUNK = 512
 """Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
+FEW = 4
+"""Tokens that C reads one by one in less time than PyTorch reads them at once."""
 
 
 class Context(NamedTuple):
@@ -102,15 +108,23 @@ def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Co
 
 @torch.inference_mode()
 def read(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
+    weights: Weights,
+    config: Config,
+    context: Context,
+    new: Sequence[Sequence[int]],
+    chunk: int = CHUNK,
+    step: NativeStep | None = None,
 ) -> tuple[Float[Tensor, "batch vocab"], Context]:
     """(the scores of what follows each row's last new id, the context with the new ids).
 
     Rows may have different numbers of new ids; the scores of a row that has none mean nothing. Prompts are read
-    `chunk` ids at a time, and the last position alone is unembedded.
+    `chunk` ids at a time, and the last position alone is unembedded. With a `step` (of a single row), it reads the last
+    id, or all if they are few.
     """
     longest, device = max(len(row) for row in new), weights.norm.device
     cache = with_room(context.cache, context.cache.length + longest)
+    if step is not None:
+        return _read_by_step(weights, config, context._replace(cache=cache), new[0], chunk, step)
     padded = [[*row, *[0] * (longest - len(row))] for row in new]
     places = [
         [*range(len(old), len(old) + len(row)), *[NOWHERE] * (longest - len(row))]
@@ -130,6 +144,22 @@ def read(
         last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=device), here], last)
     rows = tuple((*old, *row) for old, row in zip(context.rows, new, strict=True))
     return unembed(last, weights), Context(rows, cache)
+
+
+def _read_by_step(
+    weights: Weights, config: Config, context: Context, new: Sequence[int], chunk: int, step: NativeStep
+) -> tuple[Tensor, Context]:
+    many = 0 if len(new) <= FEW else len(new) - 1
+    cache, positions = context.cache, context.cache.next_positions(many)
+    for start in range(0, many, chunk):
+        part = slice(start, min(start + chunk, many))
+        _, grown = hidden(torch.tensor([new[part]]), weights, config, cache, positions[:, part])
+        assert grown is not None
+        cache = grown
+    logits = weights.norm.new_empty(0)
+    for token in new[many:]:
+        logits, cache = step(token, cache)
+    return logits, Context(((*context.rows[0], *new),), cache)
 
 
 def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
@@ -203,6 +233,7 @@ def _steps(
     if context is None:
         context = empty_context(weights, config, len(prompts), slots)
     unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
+    step = decode_step(weights, config) if len(prompts) == 1 else None
     statistics.rows += len(prompts)
     statistics.prompt_tokens += sum(len(row) for row in unread)
     going = set(range(len(prompts)))
@@ -210,7 +241,7 @@ def _steps(
 
     for number in range(1, max_tokens + 1):
         began = perf_counter()
-        logits, context = read(weights, config, context, unread)
+        logits, context = read(weights, config, context, unread, step=step)
         if not bool(logits.isfinite().all()):
             raise LlucidError(
                 "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
