@@ -22,7 +22,7 @@
 #include <string.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  /* how numbers are stored */
-enum { GROUP = 32, TILE = 16 };                   /* numbers that share a scale; rows that are stored side by side */
+enum { GROUP = 32, TILE = 16 };                   /* numbers that share a scale; rows that lie side by side */
 
 typedef struct {  /* [rows, columns], applied as y = W x */
     int32_t kind, rows, columns;
@@ -52,7 +52,7 @@ typedef struct {  /* of one sequence; each layer [kv_heads, capacity, head_dim] 
     void *const *keys, *const *values;
 } Cache;
 
-typedef struct {  /* a vector that matrices are applied to; for INT8 and INT4 rounded to whole numbers, group by group */
+typedef struct {  /* what a matrix is applied to; for INT8 and INT4 rounded to whole numbers, group by group */
     const float *x;
     int8_t *whole;   /* x ≈ scale · whole */
     float *scale;    /* [columns/32] */
@@ -66,8 +66,8 @@ static uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, 4); return b
 static float from_bfloat16(uint16_t b) { return wide((uint32_t)b << 16); }
 
 static float from_float16(uint16_t h) {
-    uint32_t exponent = h >> 10 & 31, sign = (uint32_t)(h & 0x8000) << 16;
-    float x = exponent == 31 ? wide(0x7f800000 | (uint32_t)(h & 0x3ff) << 13) : wide((uint32_t)(h & 0x7fff) << 13) * 0x1p112f;
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13;
+    float x = rest >= 0x0f800000 ? wide(rest | 0x7f800000) : wide(rest) * 0x1p112f;  /* infinite or none; a number */
     return wide(bits_of(x) | sign);
 }
 
@@ -79,14 +79,14 @@ static uint16_t to_bfloat16(float x) {  /* to the nearest, a tie to the even one
 static uint16_t to_float16(float x) {
     uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
     if (bits >= 0x47800000) return (uint16_t)(sign | (x != x ? 0x7e00 : 0x7c00));
-    if (bits < 0x38800000) return (uint16_t)(sign | (bits_of(wide(bits) + 0.5f) - 0x3f000000));  /* a multiple of 2⁻²⁴ */
+    if (bits < 0x38800000) return (uint16_t)(sign | (bits_of(wide(bits) + 0.5f) - 0x3f000000));  /* in steps of 2⁻²⁴ */
     return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
 }
 
-static float exponential(float x) {  /* eˣ = 2ⁿ eᶠ, |f| ≤ ln 2 / 2, to a relative 2·10⁻⁷; a loop over it vectorises */
+static float exponential(float x) {  /* eˣ = 2ⁿ eᶠ, |f| ≤ ln 2 / 2, to 2·10⁻⁷ of it, as vector code where in a loop */
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = x == x ? rintf(x * 1.44269504f) : 0, f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float e = 1 + f * (1 + f * (0.5f + f * (1.66666667e-1f + f * (4.16666667e-2f + f * (8.3333333e-3f + f * 1.3888889e-3f)))));
+    float n = x == x ? rintf(x * 1.44269504f) : 0, f = x - n * 0.693359375f + n * 2.12194440e-4f;  /* ln 2 in two */
+    float e = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));
     return e * wide((uint32_t)((int32_t)n + 127) << 23);
 }
 
@@ -153,10 +153,12 @@ static void embed(const Matrix *e, int token, Part part, float *x) {
         size_t group = (size_t)at / GROUP, k = (size_t)at % GROUP;
         float scale = from_float16(e->scales[tile / GROUP + group * TILE + r]);
         const uint8_t *numbers = e->numbers;
-        if (e->kind == INT8) x[at] = scale * (numbers[tile + group * GROUP * TILE + k / 4 * 4 * TILE + r * 4 + k % 4] - 128);
-        else {
-            size_t half = k % 16;  /* number k of a group is in the lower half of byte k, number k + 16 in the upper */
-            uint8_t both = numbers[tile / 2 + group * GROUP * TILE / 2 + half / 4 * 4 * TILE + r * 4 + half % 4];
+        if (e->kind == INT8) {
+            uint8_t number = numbers[tile + (group * GROUP + k / 4 * 4) * TILE + r * 4 + k % 4];
+            x[at] = scale * (number - 128);
+        } else {
+            size_t byte = k % 16;  /* its lower half is number `byte` of the group, its upper half number `byte` + 16 */
+            uint8_t both = numbers[tile / 2 + (group * GROUP / 2 + byte / 4 * 4) * TILE + r * 4 + byte % 4];
             x[at] = scale * ((k < 16 ? both & 15 : both >> 4) - 8);
         }
     }
@@ -194,8 +196,8 @@ static void write_slot(const Step *s, Part part, const float *x, void *layer) {
     }
 }
 
-/* softmax(q kᵀ / √head_dim) v of one head; heads in order share k and v. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023
-   (GQA), §2.2. The newest token sees all before it and itself, so there is no mask. */
+/* softmax(q kᵀ / √head_dim) v of one head; heads in order share k and v. Vaswani et al. 2017, eq. 1; Ainslie et al.
+   2023 (GQA), §2.2. The newest token sees all before it and itself, so there is no mask. */
 static void attend(const Step *s, int layer, int head, float *scores) {
     const Llama *m = s->model;
     int slots = s->cache->length + 1, kind = s->cache->kind, kv_head = head / (m->heads / m->kv_heads);
@@ -279,14 +281,16 @@ static size_t lay_out(Step *s, char *memory) {  /* gives every array its place; 
     const Llama *m = s->model;
     char *start = memory;
     size_t dim = (size_t)m->dim, q = (size_t)(m->heads * m->head_dim), kv = (size_t)(m->kv_heads * m->head_dim);
-    size_t ffn = (size_t)m->ffn, longest = dim > q ? dim : q;
+    size_t ffn = (size_t)m->ffn, slots = (size_t)s->cache->length + 1, longest = dim > q ? dim : q;
     longest = longest > ffn ? longest : ffn;
-    float **shared[] = {&s->cos, &s->sin, &s->x, &s->query, &s->key, &s->value, &s->mixed, &s->gate, &s->up, &s->written};
-    size_t lengths[] = {q, q, dim, q, kv, kv, q, ffn, ffn, dim};
+    struct { float **array; size_t length; } shared[] = {
+        {&s->cos, q}, {&s->sin, q}, {&s->x, dim}, {&s->query, q}, {&s->key, kv}, {&s->value, kv}, {&s->mixed, q},
+        {&s->gate, ffn}, {&s->up, ffn}, {&s->written, dim},
+    };
     s->own = (struct Own *)cut(&memory, sizeof(struct Own) * (size_t)s->threads);
-    for (int at = 0; at < 10; at++) *shared[at] = (float *)cut(&memory, 4 * lengths[at]);
+    for (int at = 0; at < 10; at++) *shared[at].array = (float *)cut(&memory, 4 * shared[at].length);
     for (int thread = 0; thread < s->threads; thread++) {
-        struct Own own = {(float *)cut(&memory, 4 * dim), (float *)cut(&memory, 4 * ((size_t)s->cache->length + 1)), {0}};
+        struct Own own = {.normed = (float *)cut(&memory, 4 * dim), .scores = (float *)cut(&memory, 4 * slots)};
         own.vector.whole = (int8_t *)cut(&memory, longest);
         own.vector.scale = (float *)cut(&memory, longest / GROUP * 4);
         own.vector.sum = (int32_t *)cut(&memory, longest / GROUP * 4);
@@ -295,7 +299,7 @@ static size_t lay_out(Step *s, char *memory) {  /* gives every array its place; 
     return (size_t)(memory - start);
 }
 
-/* Scores of every next token, [output.rows], and the cache longer by `token` at `position`. 0 if there was no memory. */
+/* Scores of every next token, [output.rows], and the cache longer by `token` at `position`; 0 if memory ran out. */
 int llama_step(const Llama *model, const Cache *cache, int token, int position, int threads, float *logits) {
     pthread_mutex_lock(&one_at_a_time);
     Step s = {.model = model, .cache = cache, .token = token, .threads = at_most(threads), .logits = logits};

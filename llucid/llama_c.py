@@ -37,8 +37,8 @@ FLAGS = (
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """llama.c's numbers for what is stored plainly; of `Quantized` they are 3 for int8 and 4 for int4."""
 
-Step = Callable[[int, Cache], tuple[Float[Tensor, "1 vocab"], Cache]]
-"""(token, cache) -> (the scores of the next one, the cache with the token): `llama` for one token of one sequence."""
+Step = Callable[[int, int, Cache], tuple[Float[Tensor, "1 vocab"], Cache]]
+"""(token, position, cache) -> (scores of the next one, the cache with it): `llama` for one token of one sequence."""
 
 
 class Unavailable(Exception):
@@ -230,24 +230,29 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
     )
     kept.append(blocks)
 
-    def step(token: int, cache: Cache) -> tuple[Tensor, Cache]:
+    def where_it_is(cache: Cache) -> CCache:
+        capacity = cache.positions.shape[1]
+        shape, dtype = (1, config.kv_heads, capacity, config.head_dim), cache.keys[0].dtype
+        for side in (cache.keys, cache.values):
+            alike = all(layer.shape == shape and layer.dtype == dtype and layer.is_contiguous() for layer in side)
+            if not alike or len(side) != config.layers or dtype not in KINDS or side[0].device.type != "cpu":
+                raise ValueError(f"the cache is not {config.layers} times {list(shape)} of one dtype that llama.c has")
+        of = ctypes.c_void_p * config.layers
+        keys, values = (of(*(layer.data_ptr() for layer in side)) for side in (cache.keys, cache.values))
+        return CCache(KINDS[dtype], capacity, cache.length, keys, values)
+
+    last: tuple[Cache, CCache] | None = None
+
+    def step(token: int, position: int, cache: Cache) -> tuple[Tensor, Cache]:
+        nonlocal last
         assert kept
         if not 0 <= token < config.vocab_size:
             raise ValueError(f"token {token} is not in the vocabulary of {config.vocab_size}")
-        (position,) = cache.next_positions(1)[0].tolist()
-        grown = cache.append(torch.tensor([[position]]))
-        capacity = cache.positions.shape[1]
-        shape = (1, config.kv_heads, capacity, config.head_dim)
-        for side in (cache.keys, cache.values):
-            for layer in side:
-                if layer.shape != shape or layer.dtype not in KINDS or not layer.is_contiguous() or layer.is_cuda:
-                    raise ValueError(f"a layer of the cache has shape {list(layer.shape)}; expected {list(shape)}")
-        keys, values = (
-            (ctypes.c_void_p * config.layers)(*(layer.data_ptr() for layer in side))
-            for side in (cache.keys, cache.values)
-        )
-        where = CCache(KINDS[cache.keys[0].dtype], capacity, cache.length, keys, values)
-        logits = torch.empty(1, config.vocab_size)
+        seen = last  # once, since another thread may be here with another cache
+        if seen is None or seen[0].keys is not cache.keys or seen[0].values is not cache.values:
+            seen = last = cache, where_it_is(cache)  # true as long as a cache grows into its own slots
+        where = CCache(seen[1].kind, seen[1].capacity, cache.length, seen[1].keys, seen[1].values)
+        grown, logits = cache.append(torch.tensor([[position]])), torch.empty(1, config.vocab_size)
         if not loaded.llama_step(model, where, token, position, torch.get_num_threads(), logits.data_ptr()):
             raise MemoryError("there is no memory for a decode step")
         return logits, grown

@@ -1,4 +1,4 @@
-/* The sums of products of llama.c in plain C, for any processor: simple loops, which compilers turn into vector code. */
+/* The sums of products of llama.c in plain C, for any processor: simple loops that compilers turn into vector code. */
 
 /* Σ w x. */
 static float dot(int kind, const void *w, const float *x, int n) {
@@ -41,7 +41,7 @@ static void round_groups(const float *x, int groups, Vector *v) {
     }
 }
 
-/* 16 rows at once, their numbers + 128 stored as [groups][8][16 rows][4]: Σ scale · scaleₓ · (Σ (w + 128) x − 128 Σ x). */
+/* 16 rows at once, numbers + 128 stored as [groups][8][16 rows][4]: Σ scale · scaleₓ · (Σ (w + 128) x − 128 Σ x). */
 static void tile_int8(const uint8_t *w, const uint16_t *scales, const Vector *v, int groups, float *y) {
     for (int row = 0; row < TILE; row++) y[row] = 0;
     for (int group = 0; group < groups; group++, scales += TILE) {

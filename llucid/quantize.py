@@ -6,7 +6,7 @@ back into what it stands for whenever it computes with it. The decode step in C 
 The groups are those of GGUF's Q8_0 and Q4_0, number for number: ggml's ggml-quants.c.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,11 +100,20 @@ def suits(leaf: Tensor) -> bool:
 
 def quantize_matrix(w: Float[Tensor, "rows columns"], bits: Bits) -> Quantized:
     """w in groups of 32, some rows at a time."""
-    step = max(1, AT_ONCE // w.shape[1] // TILE) * TILE
-    halves = {8: groups_of_int8, 4: groups_of_int4}[bits]
-    parts = [packed(*halves(part.detach().float().unflatten(1, (-1, GROUP)))) for part in w.split(step)]
-    numbers, scales = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Quantized(numbers, scales, w.shape[0], w.dtype)
+    groups = {8: groups_of_int8, 4: groups_of_int4}[bits]
+    parts = (groups(part.detach().float().unflatten(1, (-1, GROUP))) for part in w.split(rows_at_once(w.shape[1])))
+    return gathered(parts, w.shape[0], w.dtype)
+
+
+def rows_at_once(columns: int) -> int:
+    """A multiple of 16."""
+    return max(1, AT_ONCE // columns // TILE) * TILE
+
+
+def gathered(parts: Iterable[tuple[Tensor, Tensor]], rows: int, dtype: torch.dtype) -> Quantized:
+    """A matrix from (numbers, scales) of some rows at a time."""
+    tiles = [packed(*part) for part in parts]
+    return Quantized(torch.cat([n for n, _ in tiles]), torch.cat([s for _, s in tiles]), rows, dtype)
 
 
 def groups_of_int8(
@@ -149,10 +158,13 @@ def packed(
 
 def from_blocks(blocks: UInt8[Tensor, "rows groups bytes"], dtype: torch.dtype = torch.float32) -> Quantized:
     """GGUF's blocks, a float16 scale and then 32 bytes (Q8_0) or 16 (Q4_0), bit for bit."""
-    scales, numbers = blocks[..., :2].contiguous().view(torch.float16)[..., 0], blocks[..., 2:]
-    if numbers.shape[-1] == GROUP:
-        numbers = numbers ^ 128  # from a sign to + 128
-    return Quantized(*packed(numbers, scales), len(blocks), dtype)
+
+    def halves(blocks: Tensor) -> tuple[Tensor, Tensor]:
+        numbers, scales = blocks[..., 2:], blocks[..., :2].contiguous().view(torch.float16)[..., 0]
+        return numbers ^ 128 if numbers.shape[-1] == GROUP else numbers, scales  # ^ 128: from a sign to + 128
+
+    parts = blocks.split(rows_at_once(blocks.shape[1] * GROUP))
+    return gathered(map(halves, parts), len(blocks), dtype)
 
 
 def to_blocks(w: Quantized) -> UInt8[Tensor, "rows groups bytes"]:
@@ -176,7 +188,7 @@ def values(
 def dense(w: Quantized) -> Float[Tensor, "rows columns"]:
     """The matrix that it stands for, made some rows at a time."""
     made = torch.empty(w.shape, dtype=w.dtype, device=w.device)
-    step = max(1, AT_ONCE // w.shape[1] // TILE)
+    step = rows_at_once(w.shape[1]) // TILE
     for start in range(0, len(w.numbers), step):
         numbers, scales = w.numbers[start : start + step], w.scales[start : start + step]
         words = numbers.contiguous().view(torch.int32)[..., 0].permute(0, 3, 1, 2).contiguous()

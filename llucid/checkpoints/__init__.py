@@ -9,18 +9,21 @@ from contextlib import contextmanager
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.quantize import BITS
+from llucid.quantize import quantize as quantized
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import to
 
 __all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
 
+Quantization = Literal["int8", "int4", "file"]
 FORMATS = ("huggingface", "meta", "llama2c", "gguf")
 """The rooms, in the order in which they are asked whether a path is theirs; `save` writes each."""
 
@@ -95,12 +98,15 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
     tokenizer: str | Path | None = None,
+    quantize: Quantization | None = None,
 ) -> Model:
     """The model at `path`: a run of ours, or any Llama in a format of FORMATS, or a Hugging Face repository's name.
 
     The weights keep the file's own dtype (if it has several, that of the embedding) unless `dtype` names another;
     what is mapped from the file stays mapped. `device` is chosen when None; `tokenizer` is the path of another
-    tokenizer than the model's own. Raises LlucidError for what is not there, not whole, or not a Llama.
+    tokenizer than the model's own. `quantize` has matrices in 8 or 4 bits ("int8", "int4"), but those that GGUF has in
+    Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. Raises LlucidError for what is not there, not whole, or
+    not a Llama.
     """
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
@@ -113,7 +119,13 @@ def load(
             f"{tokenizer or path}: this tokenizer has {opened.vocab_size} ids, but the model only {config.vocab_size}; "
             "it belongs to another model"
         )
-    weights = room.read_weights(path, config)
+    if quantize not in (None, "file", *BITS):
+        raise LlucidError(f"--quantize {quantize}: expected one of {', '.join(BITS)}")
+    if quantize is None or (quantize == "file" and torch.device(device).type != "cpu"):
+        weights = room.read_weights(path, config)
+    else:
+        weights = getattr(room, "read_quantized", room.read_weights)(path, config)
+        weights = weights if quantize == "file" else quantized(weights, BITS[quantize])
     return Model(config, to(weights, dtype or weights.embedding.dtype, device), opened)
 
 

@@ -34,6 +34,7 @@ from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replacing
+from llucid.quantize import Quantized
 from llucid.tokenizers import Tokenizer
 from llucid.weights import Weights, named_leaves
 
@@ -98,7 +99,7 @@ IDLE = {
 """Keys that change nothing here. Any other key of "llama" would be of another model."""
 
 
-FILE_TYPES = {"float32": 0, "float16": 1, "Q8_0": 7, "bfloat16": 32}
+FILE_TYPES = {"float32": 0, "float16": 1, "Q4_0": 2, "Q8_0": 7, "bfloat16": 32}
 """llama.cpp's numbers (llama_ftype) of files whose matrices are mostly of a kind."""
 
 
@@ -217,10 +218,23 @@ def read_weights(path: Path, config: Config) -> Weights:
 
     Raises LlucidError, too, if dequantising needs the gguf package and it is not there.
     """
+    return weights_of(path, config, keep=False)
+
+
+def read_quantized(path: Path, config: Config) -> Weights:
+    """`read_weights`, but matrices in Q8_0 and Q4_0 stay so, bit for bit."""
+    return weights_of(path, config, keep=True)
+
+
+def weights_of(path: Path, config: Config, keep: bool) -> Weights:
+    """The weights, mapped or made from what is quantised.
+
+    Raises LlucidError, too, if dequantising needs the gguf package and it is not there.
+    """
     head = read_head(path)
     # The angles' slowdowns are in the config; very old files have the angles themselves, which follow from it.
     idle = {name for name in head.places if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
-    return gather(config, {name: entry_of(head, name) for name in head.places}, name_of, str(path), ignored=idle)
+    return gather(config, {name: entry_of(head, name, keep) for name in head.places}, name_of, str(path), ignored=idle)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -241,8 +255,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes one file, one tensor in memory at a time, with the tokenizer inside.
 
-    `dtype` is float32, float16, bfloat16 or Q8_0, for matrices: norms are always float32, and so are the rows that are
-    no multiple of 32 numbers float16 instead of Q8_0, as llama.cpp has both. Refuses, by name, what GGUF cannot hold.
+    `dtype` is float32, float16, bfloat16, Q8_0 or Q4_0, for matrices: norms are always float32, and rows that are no
+    multiple of 32 numbers float16 instead of the last two, as llama.cpp has both. Refuses by name what it cannot hold.
     """
     from llucid.tokenizers.gguf_vocabulary import write_vocabulary
 
@@ -289,7 +303,7 @@ def found_again(config: Config) -> RopeScaling | None:
 
 def choose_kind(dtype: str | None) -> Kind | None:
     """The kind called `dtype`, None stays None. Raises LlucidError for any other name."""
-    name = "Q8_0" if dtype in ("q8_0", "Q8_0") else dtype
+    name = {"q8_0": "Q8_0", "q4_0": "Q4_0"}.get(dtype or "", dtype)
     if name is not None and name not in WRITTEN:
         raise LlucidError(f"--dtype {dtype}: GGUF is written with {', '.join(WRITTEN)}")
     return None if name is None else KINDS[WRITTEN[name]]
@@ -297,7 +311,7 @@ def choose_kind(dtype: str | None) -> Kind | None:
 
 def part_of(name: str, leaf: Tensor, chosen: Kind | None) -> Part:
     """How a tensor is to be stored; in its own dtype if none is chosen."""
-    own = name_of_dtype(leaf.dtype)
+    own = f"Q{leaf.bits}_0" if isinstance(leaf, Quantized) else name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]
     if leaf.dim() == 1:
         kind = KINDS[0]

@@ -20,6 +20,7 @@ from llucid.checkpoints.model import DTYPES
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Entry
 from llucid.errors import LlucidError
+from llucid.quantize import Bits, Quantized, from_blocks, quantize_matrix, to_blocks
 
 
 class Kind(NamedTuple):
@@ -48,8 +49,10 @@ KINDS = {
     30: Kind("bfloat16", 1, 2),
 }
 """By ggml's numbers."""
-WRITTEN = {KINDS[number].name: number for number in (0, 1, 30, 8)}
+WRITTEN = {KINDS[number].name: number for number in (0, 1, 30, 8, 2)}
 _IN_ROW = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
+KEPT: dict[str, Bits] = {"Q8_0": 8, "Q4_0": 4}
+"""Kinds that stay as they are in a `Quantized` matrix, by its bits."""
 OTHERS = {9: "Q8_1", **dict(enumerate(_IN_ROW.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 """Kinds that llucid does not open."""
 
@@ -283,12 +286,14 @@ def read_place(cursor: Cursor, name: str) -> Place:
     return Place(shape, kind, at, math.prod(shape) // kind.block * kind.size)
 
 
-def entry_of(head: Head, name: str) -> Entry:
-    """A tensor of the file, as it will be in memory."""
+def entry_of(head: Head, name: str, keep: bool = False) -> Entry:
+    """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
     shape, kind, at, size = head.places[name]
 
     def read() -> Tensor:
         raw = head.numbers[at : at + size]
+        if keep and kind.name in KEPT and len(shape) == 2:
+            return from_blocks(torch.from_numpy(raw.reshape(shape[0], -1, kind.size)))
         if kind.block > 1:
             return dequantised(raw, kind, shape)
         if kind.name == "bfloat16":  # which NumPy does not have
@@ -390,20 +395,10 @@ def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
     if part.kind.block == 1:
         yield bytes_of(part.numbers, DTYPES[part.kind.name])
         return
+    bits = KEPT[part.kind.name]
+    if isinstance(part.numbers, Quantized) and part.numbers.bits == bits:
+        yield to_blocks(part.numbers).numpy().tobytes()
+        return
     step = max(1, AT_ONCE // part.numbers.shape[-1])
     for rows in part.numbers.split(step):
-        yield to_q8_0(rows)
-
-
-def to_q8_0(rows: Tensor) -> bytes:
-    """Blocks of 32 numbers as a float16 scale, max|w|/127, and w/scale as int8, rounded half away from zero.
-
-    ggml's ggml-quants.c, quantize_row_q8_0_ref, bit for bit.
-    """
-    blocks = rows.detach().to("cpu", torch.float32).reshape(-1, 32)
-    scale = blocks.abs().amax(1, keepdim=True) / 127
-    scaled = blocks * torch.where(scale == 0, 0, 1 / scale)
-    below = scaled.abs().floor()
-    small = scaled.sign() * (below + (2 * (scaled.abs() - below)).floor())
-    packed = torch.cat([scale.half().view(torch.uint8), small.to(torch.int8).view(torch.uint8)], 1)
-    return packed.numpy().tobytes()
+        yield to_blocks(quantize_matrix(rows.detach().cpu(), bits)).numpy().tobytes()

@@ -25,7 +25,8 @@ from llucid.errors import LlucidError
 from llucid.llama import NOWHERE, Cache, empty_cache, hidden, unembed
 from llucid.llama_c import Step as NativeStep
 from llucid.llama_c import decode_step
-from llucid.weights import Weights
+from llucid.quantize import Quantized, dequantize
+from llucid.weights import Weights, leaves
 
 Reason = Literal["stop", "length", "context"]
 """Why a row ended: at a stop token or string, after max_tokens, or because the model's context was full."""
@@ -102,8 +103,12 @@ def with_room(cache: Cache, slots: int) -> Cache:
 
 @torch.inference_mode()
 def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
-    """Nothing read yet, and room for `slots` tokens a row; more is found when needed."""
-    return Context(((),) * rows, empty_cache(config, rows, slots, weights))
+    """Nothing read yet, and room for `slots` tokens a row; more is found when needed.
+
+    Beside quantised weights, full keys and values would take a good part of the time; float16 is closer than they are.
+    """
+    dtype = torch.float16 if any(isinstance(leaf, Quantized) for leaf in leaves(weights)) else None
+    return Context(((),) * rows, empty_cache(config, rows, slots, weights, dtype))
 
 
 @torch.inference_mode()
@@ -149,16 +154,15 @@ def read(
 def _read_by_step(
     weights: Weights, config: Config, context: Context, new: Sequence[int], chunk: int, step: NativeStep
 ) -> tuple[Tensor, Context]:
-    many = 0 if len(new) <= FEW else len(new) - 1
-    cache, positions = context.cache, context.cache.next_positions(many)
+    many, before, cache = 0 if len(new) <= FEW else len(new) - 1, len(context.rows[0]), context.cache
     for start in range(0, many, chunk):
-        part = slice(start, min(start + chunk, many))
-        _, grown = hidden(torch.tensor([new[part]]), weights, config, cache, positions[:, part])
+        part = new[start : min(start + chunk, many)]
+        _, grown = hidden(torch.tensor([part]), weights, config, cache)
         assert grown is not None
         cache = grown
     logits = weights.norm.new_empty(0)
-    for token in new[many:]:
-        logits, cache = step(token, cache)
+    for number, token in enumerate(new[many:], before + many):
+        logits, cache = step(token, number, cache)
     return logits, Context(((*context.rows[0], *new),), cache)
 
 
@@ -234,6 +238,8 @@ def _steps(
         context = empty_context(weights, config, len(prompts), slots)
     unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
     step = decode_step(weights, config) if len(prompts) == 1 else None
+    if step is None:
+        weights = dequantize(weights)  # once, and not for every token
     statistics.rows += len(prompts)
     statistics.prompt_tokens += sum(len(row) for row in unread)
     going = set(range(len(prompts)))

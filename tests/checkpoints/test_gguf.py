@@ -27,6 +27,7 @@ from llucid.checkpoints import gguf_file as container
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.quantize import Quantized, dequantize, from_blocks, quantize_matrix, to_blocks
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary, write_vocabulary
@@ -357,14 +358,37 @@ def test_blocks_by_the_letter(name: str, literally: Any) -> None:
     np.testing.assert_array_equal(found.numpy().reshape(-1), np.array(expected, np.float32))
 
 
-def test_q8_0_is_quantised_as_they_do() -> None:
+@pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
+def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any, tmp_path: Path) -> None:
     numbers = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     numbers[0] = 0
     numbers[1] = torch.arange(64) - 31.5  # among them halves of a step, which are rounded away from zero
     numbers[2, :32] = torch.tensor([127.0, *[n + 0.5 for n in range(-16, 15)]])
     numbers[3] *= 1e-6  # whose steps float16 rounds off to nearly nothing
-    expected = gguf.quantize(numbers.numpy(), gguf.GGMLQuantizationType.Q8_0)
-    assert container.to_q8_0(numbers) == expected.tobytes()
+    kind = gguf.GGMLQuantizationType[name]
+    expected = gguf.quantize(numbers.numpy(), kind)
+    blocks = torch.from_numpy(expected).view(300, 2, -1)
+    assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
+    held = from_blocks(blocks)
+    assert torch.equal(to_blocks(held), blocks)
+    assert held.tolist() == gguf.dequantize(expected, kind).tolist()
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+def test_a_quantised_file_is_held_as_it_is(name: str, tmp_path: Path) -> None:
+    model = model_of(replace(WIDE, vocab_size=50, ffn_dim=172))  # rows of 172 are no multiple of 32
+    save(model, tmp_path / "a.gguf", "gguf", dtype=name)
+    plain, held = load(tmp_path / "a.gguf", device="cpu"), load(tmp_path / "a.gguf", device="cpu", quantize="file")
+    assert not any(isinstance(leaf, Quantized) for leaf in leaves(plain.weights))
+    kinds = {path: isinstance(leaf, Quantized) for path, leaf in named_leaves(held.weights)}
+    assert kinds["embedding"]
+    assert not kinds["blocks.0.feed_forward.down"]
+    assert same(dequantize(held.weights), plain.weights)
+    save(held, tmp_path / "b.gguf", "gguf")
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
+    assert same(dequantize(load(tmp_path / "a.gguf", device="cpu", quantize="int8").weights), plain.weights)
+    with pytest.raises(LlucidError, match="--quantize int7: expected one of int8, int4"):
+        load(tmp_path / "a.gguf", device="cpu", quantize="int7")  # pyright: ignore[reportArgumentType]
 
 
 def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
