@@ -197,7 +197,8 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
             model = load(path, device="cpu", quantize="file")
             tokens = options.tokens or (100 if shape == "110m" else 16)
             mine, other = ours(model, tokens), theirs(path, tokens, threads)
-            mine(), other()
+            for warm in (mine, other):
+                warm()
             rows: list[tuple[float, float, float]] = []
             for _ in range(options.rounds):
                 row: list[float] = []

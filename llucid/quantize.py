@@ -14,7 +14,6 @@ from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from llucid.errors import LlucidError
 from llucid.weights import Weights, tree_map
 
 GROUP = 32
@@ -37,7 +36,7 @@ class Quantized(Tensor):
 
     @staticmethod
     def __new__(
-        cls,
+        cls: type["Quantized"],
         numbers: UInt8[Tensor, "tiles groups bits 16 4"],
         scales: Float16[Tensor, "tiles groups 16"],
         rows: int,
@@ -78,10 +77,8 @@ class Quantized(Tensor):
 def quantize(weights: Weights, bits: Bits) -> Weights:
     """The same weights with their matrices quantised; what already is stays, and so do gains.
 
-    So do matrices whose rows are no multiple of 32 numbers. Raises LlucidError for other bits than 8 and 4.
+    So do matrices whose rows are no multiple of 32 numbers.
     """
-    if bits not in (8, 4):
-        raise LlucidError(f"bits={bits}: matrices can be quantised to 8 or 4")
     return tree_map(lambda leaf: quantize_matrix(leaf, bits) if suits(leaf) else leaf, weights)
 
 

@@ -27,7 +27,7 @@ from llucid.checkpoints import gguf_file as container
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
-from llucid.quantize import Quantized, dequantize, from_blocks, quantize_matrix, to_blocks
+from llucid.quantize import Quantized, dense, dequantize, from_blocks, quantize_matrix, to_blocks
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary, write_vocabulary
@@ -371,7 +371,7 @@ def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any, tmp_
     assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
     held = from_blocks(blocks)
     assert torch.equal(to_blocks(held), blocks)
-    assert held.tolist() == gguf.dequantize(expected, kind).tolist()
+    assert dense(held).tolist() == gguf.dequantize(expected, kind).tolist()
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
@@ -387,8 +387,6 @@ def test_a_quantised_file_is_held_as_it_is(name: str, tmp_path: Path) -> None:
     save(held, tmp_path / "b.gguf", "gguf")
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
     assert same(dequantize(load(tmp_path / "a.gguf", device="cpu", quantize="int8").weights), plain.weights)
-    with pytest.raises(LlucidError, match="--quantize int7: expected one of int8, int4"):
-        load(tmp_path / "a.gguf", device="cpu", quantize="int7")  # pyright: ignore[reportArgumentType]
 
 
 def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
