@@ -216,12 +216,16 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
-    return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics)
+    step = decode_step(weights, config) if len(prompts) == 1 else None
+    if step is None:
+        weights = dequantize(weights)  # once, and not for every token
+    return _steps(weights, config, step, prompts, choose, stops, max_tokens, past_context, keep, context, statistics)
 
 
 def _steps(
     weights: Weights,
     config: Config,
+    step: NativeStep | None,
     prompts: Sequence[Sequence[int]],
     choose: Callable[[Tensor], Tensor],
     stops: Callable[[int, int], bool],
@@ -237,9 +241,6 @@ def _steps(
     if context is None:
         context = empty_context(weights, config, len(prompts), slots)
     unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
-    step = decode_step(weights, config) if len(prompts) == 1 else None
-    if step is None:
-        weights = dequantize(weights)  # once, and not for every token
     statistics.rows += len(prompts)
     statistics.prompt_tokens += sum(len(row) for row in unread)
     going = set(range(len(prompts)))

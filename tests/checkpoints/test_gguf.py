@@ -384,7 +384,7 @@ def test_a_quantised_file_is_held_as_it_is(name: str, tmp_path: Path) -> None:
     assert kinds["embedding"]
     assert not kinds["blocks.0.feed_forward.down"]
     assert same(dequantize(held.weights), plain.weights)
-    save(held, tmp_path / "b.gguf", "gguf")
+    save(held, tmp_path / "b.gguf", "gguf", dtype=name)
     assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
     assert same(dequantize(load(tmp_path / "a.gguf", device="cpu", quantize="int8").weights), plain.weights)
 
