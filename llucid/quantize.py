@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -24,6 +25,7 @@ AT_ONCE = 2**22
 """Numbers that are quantised or turned back in one go, which bounds the memory that this takes."""
 
 Bits = Literal[8, 4]
+LINEAR = F.linear
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 
 
@@ -54,6 +56,18 @@ class Quantized(Tensor):
         return self.numbers.shape[2]
 
     @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the equations do to a matrix, without the second that PyTorch takes to prepare for the rest."""
+        if func is LINEAR and len(args) == 2 and isinstance(args[1], Quantized):
+            return LINEAR(args[0], dense(args[1]))
+        if func is F.embedding:
+            return rows_of(args[1], args[0])
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(
         cls, function: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -63,8 +77,6 @@ class Quantized(Tensor):
         if function is aten._to_copy.default:
             numbers, scales = (part.to(kwargs.get("device")) for part in (first.numbers, first.scales))
             return Quantized(numbers, scales, first.shape[0], kwargs.get("dtype") or first.dtype)
-        if function is aten.embedding.default:
-            return rows_of(first, args[1])
         return function(*tree_map_only(Quantized, dense, args), **tree_map_only(Quantized, dense, kwargs))
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
