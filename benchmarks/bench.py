@@ -1,10 +1,13 @@
 """The measurements that the README quotes. `./dev bench` runs all of them; `./dev bench learning decode` some.
 
-    learning   validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH of its source)
-    fables     validation loss after three minutes, beside the corpus's exact entropy
-    decode     time per token at position 1,000 to that at position 10
-    memory     peak resident memory of training on a text of 1 GB
-    start      seconds of `import llucid` and `llucid --help`
+    learning     validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH)
+    fables       validation loss after three minutes, beside the corpus's exact entropy
+    decode       time per token at position 1,000 to that at position 10
+    speculation  tokens a second with --speculate to those without, on texts that repeat more and less
+    load         seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; 15 GB of disk
+    memory       peak resident memory of training on a text of 1 GB
+    start        seconds of `import llucid` and `llucid --help`
+    spellings    milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
 
 Each prints rows of a table in Markdown, with the command that was timed.
 """
@@ -21,6 +24,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from load import load
+from spellings import spellings
 
 LLUCID = [sys.executable, "-m", "llucid"]
 NANOGPT = (
@@ -123,6 +129,60 @@ def decode(options: argparse.Namespace, folder: Path) -> None:
     print(f"| 10 | {1000 * near:.2f} |\n| 1,000 | {1000 * far:.2f} |\n| ratio | {far / near:.2f} |")
 
 
+def speculation(options: argparse.Namespace, folder: Path) -> None:
+    """Tokens a second with --speculate to those without, in turn, on texts that repeat more and less.
+
+    Random weights of stories110M's size are made to write given texts, in Llama 2's tokens: what is guessed, and what
+    it costs, is that of a model that writes them by itself. Medians of the rounds' ratios.
+    """
+    import torch
+
+    from llucid.config import PRESETS
+    from llucid.generation.decode import Statistics, decode, read
+    from llucid.generation.speculation import ReadAhead
+    from llucid.tokenizers import load_tokenizer
+    from llucid.weights import initialise, to
+
+    data = Path(os.environ["LLUCID_DATA"])
+    tokenizer, config = load_tokenizer(data / "llama2-tokenizer.model"), PRESETS["stories110M"].config
+    source = Path(__file__).parent.parent.joinpath("llucid", "generation", "sampling.py").read_text()
+    code, edited = tokenizer.encode(source), tokenizer.encode(source.replace("generator", "stream"))
+    prose = tokenizer.encode((data / "tinyshakespeare.txt").read_text()[200_000:206_000])
+    random = torch.randint(3, 32_000, (650,), generator=torch.Generator().manual_seed(1)).tolist()
+    texts = {
+        "a file of code, written out again with one name changed": (code[:600], edited[100:250]),
+        "the rest of a file of code": (code[:500], code[500:650]),
+        "Shakespeare": (prose[:500], prose[500:650]),
+        "random tokens, where nothing repeats": (random[:500], random[500:]),
+    }
+
+    def rate(prompt: list[int], text: list[int], dtype: str, speculate: bool) -> float:
+        told, at = Statistics(), iter(text)
+        steps = decode(
+            weights[dtype],
+            config,
+            [prompt],
+            choose=lambda logits: torch.tensor([next(at)]),
+            stops=lambda row, token: False,
+            max_tokens=len(text),
+            statistics=told,
+            reader=ReadAhead(told) if speculate else read,
+        )
+        list(steps)
+        return told.tokens_per_second
+
+    weights = {"bfloat16": to(initialise(config), torch.bfloat16), "float32": initialise(config)}
+    print("| text (stories110M) | bfloat16: tokens/s, ratio | float32 |\n|---|---|---|")
+    for name, (prompt, text) in texts.items():
+        cells = []
+        for dtype in weights:
+            pairs = [(rate(prompt, text, dtype, False), rate(prompt, text, dtype, True)) for _ in range(options.rounds)]
+            plain, quick = (statistics.median(each) for each in zip(*pairs, strict=True))
+            ratio = statistics.median(quick / plain for plain, quick in pairs)
+            cells.append(f"{plain:.1f} → {quick:.1f}, **{ratio:.2f}**")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def memory(options: argparse.Namespace, folder: Path) -> None:
     """Peak resident memory of the process that trains `mini` on a text of 1 GB for a few steps, tokenising included."""
     from llucid.corpora import fables
@@ -156,7 +216,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    rooms = {room.__name__: room for room in (start, decode, memory, fables, learning)}
+    rooms = {room.__name__: room for room in (start, decode, speculation, load, spellings, memory, fables, learning)}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

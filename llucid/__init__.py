@@ -42,8 +42,8 @@ _HOMES = {
     "Weights": "weights",
 }
 _ROOMS = {
-    *("chat", "checkpoints", "config", "corpora", "generation", "llama", "llama_jax", "llama_module", "tokenizers"),
-    *("training", "weights"),
+    *("chat", "checkpoints", "config", "corpora", "generation", "ladder", "llama", "llama_jax", "llama_module"),
+    *("tokenizers", "training", "weights"),
 }
 
 

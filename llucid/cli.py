@@ -64,9 +64,11 @@ class Generate:
     """End before this text; may be given several times."""
     num: int = 1
     """How many texts to write, all at once."""
+    speculate: bool = False
+    """Guess what repeats earlier text, such as code or a quotation: the same text, sooner where guesses are right."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     quantize: Literal["int8", "int4"] | None = None
     """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
@@ -77,6 +79,8 @@ class Generate:
         """Streams one text, or prints several with a line between them."""
         from llucid.generation import Statistics, generate, generate_batch
 
+        if self.speculate and self.num != 1:
+            raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
         statistics = Statistics()
         model = opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize)
         numbers: dict[str, Any] = {
@@ -90,7 +94,7 @@ class Generate:
             "statistics": statistics,
         }
         if self.num == 1:
-            pieces = generate(model, self.prompt, **numbers)
+            pieces = generate(model, self.prompt, speculate=self.speculate, **numbers)
             print(self.prompt, end="", flush=True)
             with interruptible():
                 for piece in pieces:
@@ -132,7 +136,7 @@ class Chat:
     """llama2, llama3, plain (none at all), or one of the model's own templates by name; its own when left out."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     quantize: Literal["int8", "int4"] | None = None
     """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
@@ -178,10 +182,10 @@ class Predict:
     """Build a vocabulary from the words of the text, an untrained model, and its prediction, step by step."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
     quantize: Literal["int8", "int4"] | None = None
-    """Hold matrices in 8 or 4 bits, to see what that changes."""
+    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
 
@@ -205,6 +209,43 @@ class Predict:
 
             Console().print(table(predictions))
         return None
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Climb from a bigram table to a Llama, one idea a rung: trained alike, measured, and said to help or not."""
+
+    steps: int = 800
+    """Optimizer steps of each rung."""
+    corpus: tuple[str, ...] = ()
+    """shakespeare, fables, or paths of text (shakespeare, or fables where it cannot be had, unless given)."""
+    rungs: tuple[str, ...] = ()
+    """Numbers, ranges like 4-6, or names like rope (all ten, unless given)."""
+    out: str | None = None
+    """Folder for ladder.png, metrics.json and samples.txt (runs/ladder, or the first free one like it)."""
+    seed: int = 0
+    """The first of the seeds."""
+    seeds: int = 2
+    """How many times each rung is trained: what differs between seeds is noise, and no change within it counts."""
+
+    def run(self) -> None:
+        """Climbs, then says where everything is."""
+        from rich.console import Console
+
+        from llucid.ladder.climb import climb
+
+        console = Console(soft_wrap=not sys.stdout.isatty())
+        out = climb(
+            console,
+            corpus=self.corpus,
+            steps=self.steps,
+            rungs=self.rungs,
+            seed=self.seed,
+            seeds=self.seeds,
+            out=self.out,
+        )
+        if out:
+            console.print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}")
 
 
 @dataclass(frozen=True)
@@ -238,7 +279,7 @@ class Convert:
     """Of llama2c's format: 0 is what its run.c reads, 1 the same with a better header, 2 int8 for its runq.c."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16", "q8_0", "q4_0"] | None = None
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0,q4_0}")] = None
     """Write in this precision instead of the file's own; q8_0 and q4_0 are of gguf."""
 
     def run(self) -> None:
@@ -258,6 +299,43 @@ class Convert:
         print(f"the model is in {self.out}")
         for name, (before, after) in guessed.items():
             print(f"{self.to} does not hold {name}: it was {before} and will be read as {after}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure loading, prefill, decoding and training here, beside what this machine could do at most."""
+
+    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
+    """Path of a model; random weights of --preset, unless given."""
+    preset: str = "stories42M"
+    """Size of the random model."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Compute in this precision instead of the file's own (float32 for a random model)."""
+    device: str | None = None
+    """cpu, cuda, mps, ..."""
+
+    def run(self) -> None:
+        """Prints a table of what was measured, until Ctrl-C if there is one, or JSON."""
+        from rich.console import Console
+
+        from llucid import bench
+        from llucid.checkpoints import choose_device, choose_dtype
+
+        device, rows = choose_device(self.device), list[bench.Row]()
+        with Console(stderr=True).status("starting") as status:
+            try:
+                for row in bench.measure(self.model, self.preset, device, choose_dtype(self.dtype), status.update):
+                    rows.append(row)
+            except KeyboardInterrupt:
+                if self.json or not rows:
+                    raise
+        name, on = self.model or f"random weights, {self.preset}", bench.machine(device)
+        if self.json:
+            print(json.dumps({"model": name, "machine": on, "rows": [row.json() for row in rows]}, indent=2))
+        else:
+            Console().print(f"{name} on {on}", bench.table(rows), sep="\n", highlight=False)
 
 
 @contextlib.contextmanager
@@ -304,8 +382,10 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Chat, tyro.conf.subcommand("chat")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Ladder, tyro.conf.subcommand("ladder")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 
 

@@ -8,17 +8,17 @@ Read from top to bottom. A token becomes a vector (`embed`), the vector passes t
     logits = RMSNorm(x) Oᵀ
 
 Shapes are in whole words: batch (sequences), seq (new tokens of each), slots (of the cache, or seq where there is
-none), dim, heads, kv_heads, head_dim, half (head_dim/2), ffn, vocab. Sources: LLaMA (Touvron et al. 2023a), §2.2;
-Llama 2 (2023b), §2.2; The Llama 3 Herd of Models (2024), §3.2.
+none), dim, heads, kv_heads, head_dim, half (head_dim/2), q (heads · head_dim), kv (kv_heads · head_dim), ffn, vocab.
+Sources: LLaMA (Touvron et al. 2023a), §2.2; Llama 2 (2023b), §2.2; The Llama 3 Herd of Models (2024), §3.2.
 """
 
 import math
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
 
 from llucid.config import Config
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
@@ -47,41 +47,39 @@ def rope_frequencies(config: Config, like: Tensor) -> Float[Tensor, " half"]:
     Su et al. 2021 (RoFormer), §3.2.2. With Llama 3.1's scaling, a pair whose wavelength λ = 2π/θ is long against the
     original context turns `factor` times slower, a short one as before, and between the two the mixture s decides.
     """
-    pair = torch.arange(0, config.head_dim, 2, device=like.device).to(wide(like[:0]).dtype)
-    theta = 1.0 / config.rope_theta ** (pair / config.head_dim)
-    if config.rope_scaling is None:
+    j = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+    theta = 1.0 / config.rope_theta ** (2 * j / config.head_dim)
+    if (scaling := config.rope_scaling) is None:
         return theta
-    scaling = config.rope_scaling
     turns = scaling.original_context * theta / (2 * math.pi)
-    s = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    s = s.clamp(0, 1)
+    s = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
     return (1 - s) * theta / scaling.factor + s * theta
 
 
 def rotations(
     positions: Int[Tensor, "batch seq"], theta: Float[Tensor, " half"]
-) -> Complex[Tensor, "batch 1 seq half"]:
-    """exp(i·m·θⱼ) for each position m and pair j: the unit complex number that turns the pair."""
+) -> Float[Tensor, "batch 1 seq half 2"]:
+    """exp(i·m·θⱼ) as (cos m·θⱼ, sin m·θⱼ): the complex number of length 1 that turns pair j at position m."""
     angles = positions[:, None, :, None] * theta
-    return torch.polar(torch.ones_like(angles), angles)
+    return torch.stack((angles.cos(), angles.sin()), -1)
 
 
 def rotate(
-    x: Float[Tensor, "batch heads seq head_dim"], rotation: Complex[Tensor, "batch 1 seq half"]
+    x: Float[Tensor, "batch heads seq head_dim"], rotation: Float[Tensor, "batch 1 seq half 2"]
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """(x₂ⱼ + i·x₂ⱼ₊₁) · exp(i·m·θⱼ): each pair of neighbours, read as a complex number, is turned.
 
     Su et al. 2021, eq. 12–13. Lengths stay; the product of a turned query and key depends on the distance alone.
     """
     pairs = torch.view_as_complex(wide(x).unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).type_as(x)
+    return torch.view_as_real(pairs * torch.view_as_complex(rotation)).flatten(-2).type_as(x)
 
 
 def rotate_real(
-    x: Float[Tensor, "batch heads seq head_dim"], rotation: Complex[Tensor, "batch 1 seq half"]
+    x: Float[Tensor, "batch heads seq head_dim"], rotation: Float[Tensor, "batch 1 seq half 2"]
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """`rotate` in real numbers, (a cos − b sin, a sin + b cos), which compilers fuse. Su et al. 2021, eq. 34."""
-    cos, sin = rotation.real, rotation.imag
+    cos, sin = rotation.unbind(-1)
     a, b = wide(x).unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2).type_as(x)
 
@@ -119,8 +117,12 @@ def attention_fused(
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """`attention_written_out` without ever holding all the scores. Dao et al. 2022 (FlashAttention), algorithm 1."""
-    grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=grouped)
+    group = q.shape[1] // k.shape[1]
+    if group == 1 or mask is None or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=group > 1)
+    # The CPU's kernel knows no groups: the queries of one follow one another, as if they were of a longer sequence.
+    q = q.unflatten(1, (-1, group)).flatten(2, 3)
+    return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
 
 
 class Cache(NamedTuple):
@@ -170,30 +172,40 @@ def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dty
     return Cache(keys, values, positions, length=0)
 
 
-def attention(
-    x: Float[Tensor, "batch seq dim"],
-    weights: AttentionWeights,
-    config: Config,
-    rotation: Complex[Tensor, "batch 1 seq half"],
+def attend(
+    q: Float[Tensor, "batch seq q"],
+    k: Float[Tensor, "batch seq kv"],
+    v: Float[Tensor, "batch seq kv"],
+    head_dim: int,
+    rotation: Float[Tensor, "batch 1 seq half 2"],
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
     cache: Cache | None = None,
     layer: int = 0,
-) -> Float[Tensor, "batch seq dim"]:
-    """Each token asks (query) and gathers (value) from the tokens that answer (key), in every head at once.
-
-    Vaswani et al. 2017, §3.2.2; Ainslie et al. 2023.
-    """
-    q = F.linear(x, weights.query).unflatten(-1, (config.heads, config.head_dim)).transpose(1, 2)
-    k = F.linear(x, weights.key).unflatten(-1, (config.kv_heads, config.head_dim)).transpose(1, 2)
-    v = F.linear(x, weights.value).unflatten(-1, (config.kv_heads, config.head_dim)).transpose(1, 2)
+) -> Float[Tensor, "batch seq q"]:
+    """What the queries gather, head by head: RoPE turns queries and keys, and the cache adds what came before."""
+    q, k, v = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v))
     turn = rotate_real if torch.compiler.is_compiling() else rotate
     q, k = turn(q, rotation), turn(k, rotation)
     if cache is not None:
         k, v = cache.write(layer, k, v)
-    # On a CPU the fused kernel for bfloat16 is slower than the definition, as long as there are few scores to hold.
-    few = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] * k.shape[2] <= 256 * 256
-    attend = attention_written_out if few else attention_fused
-    return F.linear(attend(q, k, v, mask).transpose(1, 2).flatten(-2), weights.output)
+    # The fused kernel is slow for bfloat16 on a CPU: there the definition serves, while there are few scores to hold.
+    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.compiler.is_exporting()
+    attention_of = attention_written_out if slow and q.shape[2] * k.shape[2] <= 256 * 256 else attention_fused
+    return attention_of(q, k, v, mask).transpose(1, 2).flatten(-2)
+
+
+def attention(
+    x: Float[Tensor, "batch seq dim"],
+    weights: AttentionWeights,
+    config: Config,
+    rotation: Float[Tensor, "batch 1 seq half 2"],
+    mask: Bool[Tensor, "batch 1 seq slots"] | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+) -> Float[Tensor, "batch seq dim"]:
+    """Each token asks (query) and gathers (value) from those that answer (key). Vaswani et al. 2017, §3.2.2."""
+    q, k, v = F.linear(x, weights.query), F.linear(x, weights.key), F.linear(x, weights.value)
+    return F.linear(attend(q, k, v, config.head_dim, rotation, mask, cache, layer), weights.output)
 
 
 def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Float[Tensor, "batch seq dim"]:
@@ -201,11 +213,8 @@ def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Fl
     return F.linear(F.silu(F.linear(x, weights.gate)) * F.linear(x, weights.up), weights.down)
 
 
-def drop(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Training only: each number is zeroed with probability `rate`, the others grow to keep the mean.
-
-    Srivastava et al. 2014, §4, scaled as in its §10. Without a generator, x.
-    """
+def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:
+    """In training, 0 with probability `rate`, else x / (1 − rate): the mean stays. Srivastava et al. 2014, §4, §10."""
     if generator is None or rate == 0:
         return x
     return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator) / (1 - rate)
@@ -215,11 +224,11 @@ def block(
     x: Float[Tensor, "batch seq dim"],
     weights: BlockWeights,
     config: Config,
-    rotation: Complex[Tensor, "batch 1 seq half"],
+    rotation: Float[Tensor, "batch 1 seq half 2"],
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
     cache: Cache | None = None,
     layer: int = 0,
-    dropout: torch.Generator | None = None,
+    dropout: Generator | None = None,
 ) -> Float[Tensor, "batch seq dim"]:
     """x + Attention(RMSNorm(x)), then the same with SwiGLU. Touvron et al. 2023a, §2.2 (pre-normalisation)."""
     normed = rms_norm(x, weights.attention_norm, config.norm_eps)
@@ -228,30 +237,35 @@ def block(
     return x + drop(swiglu(normed, weights.feed_forward), config.dropout, dropout)
 
 
+def place(
+    tokens: Int[Tensor, "batch seq"], cache: Cache | None, positions: Int[Tensor, "*batch seq"] | None
+) -> tuple[Int[Tensor, "batch seq"], Bool[Tensor, "batch 1 seq slots"] | None, Cache | None]:
+    """Where tokens stand, whom each sees (None: itself and all before it), and the cache with slots for them."""
+    batch, seq = tokens.shape
+    if cache is not None:
+        positions = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
+        cache = cache.append(positions)
+        return positions, visible(positions, cache.positions[:, : cache.length]), cache
+    if positions is None:
+        return torch.arange(seq, device=tokens.device).expand(batch, seq), None, None
+    positions = positions.expand(batch, seq)
+    return positions, visible(positions, positions), None
+
+
 def hidden(
     tokens: Int[Tensor, "batch seq"],
     weights: Weights,
     config: Config,
     cache: Cache | None = None,
     positions: Int[Tensor, "*batch seq"] | None = None,
-    dropout: torch.Generator | None = None,
+    dropout: Generator | None = None,
 ) -> tuple[Float[Tensor, "batch seq dim"], Cache | None]:
     """`llama` without its last line: the normalised stream after the last block, and the cache grown by these tokens.
 
     Generation unembeds the last position only: the logits of a whole prompt would outweigh everything else.
     """
-    batch, seq = tokens.shape
-    mask = None
-    if cache is not None:
-        positions = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
-        cache = cache.append(positions)
-        mask = visible(positions, cache.positions[:, : cache.length])
-    elif positions is not None:
-        mask = visible(positions.expand(batch, seq), positions.expand(batch, seq))
-    else:
-        positions = torch.arange(seq, device=tokens.device)
-    rotation = rotations(positions.expand(batch, seq), rope_frequencies(config, weights.norm))
-
+    positions, mask, cache = place(tokens, cache, positions)
+    rotation = rotations(positions, rope_frequencies(config, weights.norm))
     x = drop(F.embedding(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
         x = block(x, block_weights, config, rotation, mask, cache, layer, dropout)
@@ -265,29 +279,19 @@ def unembed(x: Float[Tensor, "*batch dim"], weights: Weights) -> Float[Tensor, "
 
 @overload
 def llama(
-    tokens: Int[Tensor, "batch seq"],
-    weights: Weights,
-    config: Config,
-    cache: None = None,
-    positions: Int[Tensor, "*batch seq"] | None = None,
-    dropout: torch.Generator | None = None,
-) -> Float[Tensor, "batch seq vocab"]: ...
+    tokens: Tensor, weights: Weights, config: Config, cache: Cache, positions: Tensor | None = None
+) -> tuple[Tensor, Cache]: ...
 @overload
 def llama(
-    tokens: Int[Tensor, "batch seq"],
-    weights: Weights,
-    config: Config,
-    cache: Cache,
-    positions: Int[Tensor, "*batch seq"] | None = None,
-    dropout: torch.Generator | None = None,
-) -> tuple[Float[Tensor, "batch seq vocab"], Cache]: ...
+    tokens: Tensor, weights: Weights, config: Config, *, positions: Tensor | None = None, dropout: Any = None
+) -> Tensor: ...
 def llama(
     tokens: Int[Tensor, "batch seq"],
     weights: Weights,
     config: Config,
     cache: Cache | None = None,
     positions: Int[Tensor, "*batch seq"] | None = None,
-    dropout: torch.Generator | None = None,
+    dropout: Generator | None = None,
 ) -> Float[Tensor, "batch seq vocab"] | tuple[Float[Tensor, "batch seq vocab"], Cache]:
     """Scores (logits) of every next token at every position; their softmax is the model's probability.
 

@@ -2,15 +2,16 @@
 
 `rms_norm` knows one vector, `rope` one head at one position, `attend` one query. `vmap` turns a function of one thing
 into a function of many, and a comment names the axis that it adds. So the code is the maths, with no axes to count, and
-no optimisations: no cache, no fused kernel, no loop over layers folded up.
+no optimisations: no cache, no fused kernel, no scan over the layers.
 
     x = E[tokens]
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
     logits = O RMSNorm(x)
 
-Shapes are in whole words: seq (tokens), dim, group (query heads that share a key head), head_dim, half (head_dim/2),
-ffn, vocab. The arrays are those of `llucid.weights.Weights`, as JAX's instead of PyTorch's; a matrix W is stored
-[out, in], so that W x applies it. Config is hashable: `jax.jit(llama, static_argnames="config")` compiles.
+Shapes are in whole words: rows (sequences), seq (tokens of one), dim, group (query heads that share a key head),
+head_dim, half (head_dim/2), ffn, vocab. The arrays are those of `llucid.weights.Weights`, as JAX's instead of
+PyTorch's; a matrix W is stored [out, in], so that W x applies it. Config is hashable:
+`jax.jit(llama, static_argnames="config")` compiles.
 """
 
 import math

@@ -16,11 +16,9 @@ buffers, so a module on the meta device needs its parameters and nothing else. T
 Shapes are those of `llucid.llama`. The numbers of dropout come from PyTorch's own generator (`torch.manual_seed`).
 """
 
-from typing import Any, NamedTuple, cast
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Complex, Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from llucid import llama as equations
@@ -42,16 +40,6 @@ class RMSNorm(nn.Module):
         return equations.rms_norm(x, self.weight, self.eps)
 
 
-class CosSin(NamedTuple):
-    """A rotation as two real arrays: what `llama.rotate_real` reads of a complex one."""
-
-    real: Float[Tensor, "batch 1 seq half"]
-    imag: Float[Tensor, "batch 1 seq half"]
-
-
-Rotation = Complex[Tensor, "batch 1 seq half"] | CosSin
-
-
 class RotaryPositionalEmbedding(nn.Module):
     """`llama.rotations`: the rotations of every pair at these positions, once for all layers."""
 
@@ -59,23 +47,11 @@ class RotaryPositionalEmbedding(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]) -> Rotation:
+    def forward(
+        self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]
+    ) -> Float[Tensor, "batch 1 seq half 2"]:
         """On the device of x, and in its dtype or a wider one."""
-        theta = equations.rope_frequencies(self.config, x)
-        if not torch.compiler.is_compiling():
-            return equations.rotations(positions, theta)
-        # Compilers generate no code for complex numbers.
-        angles = positions[:, None, :, None] * theta
-        return CosSin(angles.cos(), angles.sin())
-
-
-def rotate(
-    x: Float[Tensor, "batch heads seq head_dim"], rotation: Rotation
-) -> Float[Tensor, "batch heads seq head_dim"]:
-    """`llama.rotate`, or `llama.rotate_real` for a compiler."""
-    if isinstance(rotation, CosSin):
-        return equations.rotate_real(x, cast(Any, rotation))
-    return equations.rotate(x, rotation)
+        return equations.rotations(positions, equations.rope_frequencies(self.config, x))
 
 
 class GroupedQueryAttention(nn.Module):
@@ -93,19 +69,14 @@ class GroupedQueryAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        rotation: Rotation,
+        rotation: Float[Tensor, "batch 1 seq half 2"],
         mask: Bool[Tensor, "batch 1 seq slots"] | None,
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "batch seq dim"]:
         # As many heads as the projections give: a part of them where they are split over devices.
-        q = self.query(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        k = self.key(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        v = self.value(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
-            k, v = cache.write(layer, k, v)
-        return self.output(equations.attention_fused(q, k, v, mask).transpose(1, 2).flatten(-2))
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return self.output(equations.attend(q, k, v, self.head_dim, rotation, mask, cache, layer))
 
 
 class SwiGLU(nn.Module):
@@ -145,7 +116,7 @@ class Decoder(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        rotation: Rotation,
+        rotation: Float[Tensor, "batch 1 seq half 2"],
         mask: Bool[Tensor, "batch 1 seq slots"] | None,
         cache: Cache | None = None,
         layer: int = 0,
@@ -200,19 +171,9 @@ class Llama(nn.Module):
         positions: Int[Tensor, "*batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"] | tuple[Float[Tensor, "batch seq vocab"], Cache]:
         """Scores of every next token at every position, as `llama.llama`; with a cache, `(logits, cache)`."""
-        batch, seq = tokens.shape
-        mask = None
-        if cache is not None:
-            positions = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
-            cache = cache.append(positions)
-            mask = equations.visible(positions, cache.positions[:, : cache.length])
-        elif positions is not None:
-            mask = equations.visible(positions.expand(batch, seq), positions.expand(batch, seq))
-        else:
-            positions = torch.arange(seq, device=tokens.device)
-
+        positions, mask, cache = equations.place(tokens, cache, positions)
         x = self.dropout(self.embedding(tokens))
-        rotation = self.rope(positions.expand(batch, seq), x)
+        rotation = self.rope(positions, x)
         for layer, decoder in enumerate(self.blocks):
             x = decoder(x, rotation, mask, cache, layer)
         x = self.norm(x)

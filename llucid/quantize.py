@@ -91,7 +91,7 @@ def quantize(weights: Weights, bits: Bits) -> Weights:
 
     So do matrices whose rows are no multiple of 32 numbers.
     """
-    return tree_map(lambda leaf: quantize_matrix(leaf, bits) if suits(leaf) else leaf, weights)
+    return tree_map(lambda leaf: quantize_leaf(leaf, bits), weights)
 
 
 def dequantize(weights: Weights) -> Weights:
@@ -99,9 +99,10 @@ def dequantize(weights: Weights) -> Weights:
     return tree_map(lambda leaf: dense(leaf) if isinstance(leaf, Quantized) else leaf, weights)
 
 
-def suits(leaf: Tensor) -> bool:
-    """Whether it is a matrix that can be quantised, and is not."""
-    return leaf.ndim == 2 and leaf.shape[1] % GROUP == 0 and not isinstance(leaf, Quantized)
+def quantize_leaf(leaf: Tensor, bits: Bits | None) -> Tensor:
+    """The leaf quantised if it is a matrix that can be and is not, and bits are named; else as it is."""
+    can = leaf.ndim == 2 and leaf.shape[1] % GROUP == 0 and not isinstance(leaf, Quantized)
+    return quantize_matrix(leaf, bits) if bits and can else leaf
 
 
 # --------------------------------------------------------------------------------------------- one matrix

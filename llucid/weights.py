@@ -6,13 +6,15 @@ rows are in Meta's order: within a head, rows 2j and 2j + 1 are the pair that Ro
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from llucid.config import Config
+
+if TYPE_CHECKING:  # importing PyTorch takes a second, and a model's header is told without it
+    import torch
 
 Tree = TypeVar("Tree")
 
@@ -108,6 +110,8 @@ def initialise(config: Config, seed: int = 0) -> Weights:
     0.02, for the stream divided by √(2·layers) (Radford et al. 2019 (GPT-2), §2.3), so that an untrained block hardly
     changes anything and an untrained model guesses evenly; a tied embedding is therefore small, too.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -131,11 +135,11 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in named_leaves(tree)}
 
 
-def count(weights: Weights) -> int:
-    """How many numbers the tree holds; a tied embedding counts once."""
+def count(weights: object) -> int:
+    """How many numbers a tree of arrays holds; a tied embedding counts once."""
     return sum(leaf.numel() for leaf in leaves(weights))
 
 
-def to(weights: Weights, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Weights:
+def to(weights: Weights, dtype: "torch.dtype | None" = None, device: "torch.device | str | None" = None) -> Weights:
     """The same weights in another dtype, on another device, or both."""
     return tree_map(lambda leaf: leaf.to(device=device, dtype=dtype), weights)

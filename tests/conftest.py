@@ -1,6 +1,7 @@
 """What every test has: a cache folder of its own, so that nothing on the machine is read or left behind."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,27 @@ def data() -> Path:
     if "LLUCID_DATA" not in os.environ:
         pytest.skip("LLUCID_DATA does not name a folder of reference data")
     return Path(os.environ["LLUCID_DATA"])
+
+
+@pytest.fixture
+def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """For JAX on arrays so small that compiling well takes longer than computing, but where it is `compiled_well`."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", "compiled_well" not in request.fixturenames)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def compiled_well() -> None:
+    """For JAX in hundreds of steps."""
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """JAX keeps float64 where it is given that."""
+    import jax
+
+    with jax.enable_x64(True):
+        yield

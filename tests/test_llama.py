@@ -138,7 +138,7 @@ def test_far_positions_in_bfloat16_keep_their_angles() -> None:
     """Angles are float32 whatever the weights are: bfloat16 would round position 8,191 to 8,192."""
     config = CONFIGS["theta of Llama 3"]
     theta = equations.rope_frequencies(config, torch.empty(1, dtype=torch.bfloat16))
-    near, far = equations.rotations(torch.tensor([[8191, 8192]]), theta)[0, 0]
+    near, far = torch.view_as_complex(equations.rotations(torch.tensor([[8191, 8192]]), theta))[0, 0]
     assert theta.dtype == torch.float32
     assert (near[0] / far[0]).angle().item() == pytest.approx(-1.0, abs=1e-3)
 

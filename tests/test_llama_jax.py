@@ -1,7 +1,6 @@
-"""The JAX spelling against PyTorch, against the NumPy oracle, and in training step by step."""
+"""The JAX spelling against PyTorch and against the NumPy oracle: values, gradients and greedy text."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,25 +18,19 @@ import jax.numpy as jnp  # noqa: E402
 
 from llucid import llama as equations  # noqa: E402
 from llucid import llama_jax  # noqa: E402
-from llucid.config import PRESETS, Config  # noqa: E402
+from llucid.checkpoints import load  # noqa: E402
+from llucid.config import Config  # noqa: E402
 from llucid.errors import LlucidError  # noqa: E402
 from llucid.generation.decode import decode  # noqa: E402
 from llucid.llama import llama  # noqa: E402
 from llucid.llama_jax import from_torch, to_torch  # noqa: E402
-from llucid.training import jax_step  # noqa: E402
-from llucid.training.optimizer import (  # noqa: E402
-    learning_rate,
-    make_optimizers,
-    optimizer_tensors,
-    restore_optimizers,
-)
-from llucid.training.settings import Settings  # noqa: E402
-from llucid.training.step import loss_sum, train_step  # noqa: E402
-from llucid.weights import Weights, assemble, initialise, leaves, named_leaves, tree_map  # noqa: E402
+from llucid.training.step import loss_sum  # noqa: E402
+from llucid.weights import Weights, leaves, named_leaves, tree_map  # noqa: E402
 from tests.configs import CONFIGS  # noqa: E402
 from tests.oracles import numpy_llama  # noqa: E402
 from tests.test_llama import FAR, lively, some_tokens  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
 logits_of = jax.jit(llama_jax.llama, static_argnames="config")
 loss_of = jax.jit(llama_jax.loss, static_argnames="config")
 loss_and_gradients = jax.jit(jax.value_and_grad(llama_jax.loss, argnums=2), static_argnames="config")
@@ -46,25 +39,6 @@ loss_and_gradients = jax.jit(jax.value_and_grad(llama_jax.loss, argnums=2), stat
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
 def config(request: pytest.FixtureRequest) -> Config:
     return request.param
-
-
-@pytest.fixture(autouse=True)
-def _compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Arrays are so small that compiling well takes longer than computing, except where there are hundreds of steps."""
-    jax.config.update("jax_disable_most_optimizations", "hundreds" not in request.fixturenames)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def hundreds() -> None:
-    """Of steps: worth compiling well."""
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
 
 
 # --------------------------------------------------------------------------------------------- with the other spellings
@@ -266,47 +240,10 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
         llama_jax.generate(jnp.zeros(0, int), weights, config, 5)
 
 
-def stories260k(data: Path) -> tuple[Weights, Config]:
-    """llama2.c's first format: 7 integers, then float32 arrays, each for all layers at once."""
-    config = PRESETS["stories260K"].config
-    raw = np.fromfile(data / "stories260K.bin", np.float32)
-    header = raw[:7].view(np.int32).tolist()
-    assert header == [config.dim, config.ffn_dim, config.layers, config.heads, config.kv_heads, 512, config.context]
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    dim, ffn, at = config.dim, config.ffn_dim, 7
-    stacks = {}
-    for name, shape in [
-        ("attention_norm", (dim,)),
-        ("attention.query", (q, dim)),
-        ("attention.key", (kv, dim)),
-        ("attention.value", (kv, dim)),
-        ("attention.output", (dim, q)),
-        ("feed_forward_norm", (dim,)),
-        ("feed_forward.gate", (ffn, dim)),
-        ("feed_forward.down", (dim, ffn)),
-        ("feed_forward.up", (ffn, dim)),
-    ]:
-        begin = at + (config.vocab_size * dim)
-        size = config.layers * int(np.prod(shape))
-        stacks[name] = raw[begin : begin + size].reshape(config.layers, *shape)
-        at += size
-    last = at + config.vocab_size * dim
-
-    def leaf(path: str, shape: tuple[int, ...]) -> Tensor:
-        if path == "embedding":
-            return torch.tensor(raw[7 : 7 + config.vocab_size * dim].reshape(shape))
-        if path == "norm":
-            return torch.tensor(raw[last : last + dim])
-        _, layer, name = path.split(".", 2)
-        return torch.tensor(stacks[name][int(layer)])
-
-    return assemble(config, leaf), config
-
-
-@pytest.mark.usefixtures("hundreds")
+@pytest.mark.usefixtures("compiled_well")
 def test_stories260k_is_told_as_by_pytorch(data: Path) -> None:
     """200 greedy tokens; and loss and gradients of that text, which a trained model finds likely, as the oracle's."""
-    weights, config = stories260k(data)
+    config, weights = load(data / "stories260K.bin", device="cpu", tokenizer=data / "tok512.bin")[:2]
     expected = greedy(weights, config, [1], 200)
     found = llama_jax.generate(jnp.array([1]), from_torch(weights), config, 200).tolist()
     assert found == expected
@@ -320,127 +257,3 @@ def test_stories260k_is_told_as_by_pytorch(data: Path) -> None:
     assert float(loss) == pytest.approx(oracle_loss, rel=1e-12)
     for (path, gradient), expected_gradient in zip(named_leaves(gradients), leaves(oracle), strict=True):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-10, atol=1e-10, err_msg=path)
-
-
-# --------------------------------------------------------------------------------------------- training
-
-NANO = replace(PRESETS["nano"].config, context=32)
-STEPS = 200
-SETTINGS = Settings(steps=STEPS, learning_rate=8e-3, optimizer="adamw")
-
-
-def batch(step: int) -> tuple[Tensor, Tensor]:
-    """Eight rows that count up by 1, 2 or 3, from anywhere, with one token in eight at random."""
-    generator = torch.Generator().manual_seed(step)
-    begin = torch.randint(65, (8, 1), generator=generator)
-    stride = torch.randint(1, 4, (8, 1), generator=generator)
-    rows = (begin + stride * torch.arange(33)) % 65
-    noise = torch.randint(65, rows.shape, generator=generator)
-    rows = torch.where(torch.rand(rows.shape, generator=generator) < 1 / 8, noise, rows)
-    return rows[:, :-1], rows[:, 1:]
-
-
-def followed(settings: Settings, dtype: torch.dtype, first: int = 0, last: int = STEPS, hand_over: int = 0) -> Tensor:
-    """Losses of each step, [2, steps]: PyTorch's, and JAX's from the same initial weights on the same batches.
-
-    JAX takes over from PyTorch (weights, what AdamW remembers) before step `hand_over`.
-    """
-    weights = tree_map(lambda leaf: leaf.to(dtype).requires_grad_(), initialise(NANO))
-    optimizers = make_optimizers(weights, settings)
-    losses: tuple[list[float], list[float]] = ([], [])
-    for step in range(first, last):
-        if step == hand_over:
-            theirs = from_torch(weights)
-            memory = jax_step.start(theirs, NANO, settings)
-            if step:
-                memory = jax_step.restore_memory(optimizer_tensors(optimizers), NANO)
-        inputs, targets = batch(step)
-        share = learning_rate(step / STEPS, settings.warmup, settings.final)
-        loss = train_step(inputs, targets, weights, NANO, optimizers, share=share, clip=settings.clip, dtype=dtype)
-        if step >= hand_over:
-            found, theirs, memory = jax_step.train_step(
-                inputs.numpy(), targets.numpy(), theirs, memory, NANO, settings, share
-            )
-            losses[0].append(loss.item())
-            losses[1].append(float(found))
-    return torch.tensor(losses, dtype=torch.float64)
-
-
-@pytest.mark.usefixtures("hundreds")
-def test_training_follows_pytorch_step_by_step() -> None:
-    """200 steps in float32, at the rate of the nano recipe; the largest difference measured is 2.1e-6.
-
-    A loss of 2 to 4 has a last bit of 2.4e-7. Each step rounds anew and training carries the differences on, so 1e-5
-    is 40 last bits. (On noisier text at this rate training is chaotic: the same difference in float64, 1e-15, grows
-    some 10⁵ times in 200 steps, so that in float32 the two losses part in the second digit; at 1e-3 they do not.)
-    """
-    expected, found = followed(SETTINGS, torch.float32)
-    assert expected[-1] < expected[0] / 2
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("hand_over", [0, 15])
-def test_training_follows_pytorch_in_float64(hand_over: int) -> None:
-    """From the start, and from PyTorch's saved state on. 1e-13 is some 200 last bits, and 2e-15 was measured: where ε
-    or the decay stands, shows. The gradients are always shortened."""
-    expected, found = followed(replace(SETTINGS, clip=0.1), torch.float64, last=30, hand_over=hand_over)
-    assert expected.shape == (30 - hand_over,)
-    assert expected[-1] < 4.0
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
-
-
-def test_pytorch_goes_on_where_jax_stopped() -> None:
-    """The memory has the names and shapes of PyTorch's, survives the way there and back, and holds the same values."""
-    config = replace(NANO, layers=1, tied_embeddings=True)
-    weights = tree_map(Tensor.requires_grad_, initialise(config))
-    theirs, optimizers = from_torch(weights), make_optimizers(weights, SETTINGS)
-    memory = jax_step.start(theirs, config, SETTINGS)
-    for step in range(2):
-        inputs, targets = batch(step)
-        train_step(inputs, targets, weights, config, optimizers)
-        _, theirs, memory = jax_step.train_step(inputs.numpy(), targets.numpy(), theirs, memory, config, SETTINGS)
-    expected, found = optimizer_tensors(optimizers), jax_step.memory_tensors(memory, config)
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: name + text)
-
-    restore_optimizers(again := make_optimizers(weights, SETTINGS), found)
-    assert all(torch.equal(found[name], tensor) for name, tensor in optimizer_tensors(again).items())
-    there_and_back = jax_step.restore_memory(found, config)
-    assert jax.tree.structure(there_and_back) == jax.tree.structure(memory)
-    assert all(
-        (one == two).all() for one, two in zip(jax.tree.leaves(there_and_back), jax.tree.leaves(memory), strict=True)
-    )
-
-
-def test_in_bfloat16_weights_and_sums_stay_float32() -> None:
-    """A loss of 4.2 from bfloat16 logits, whose last bit is 2⁻⁹ of themselves: equal to PyTorch's in that."""
-    config = replace(NANO, layers=1)
-    weights = tree_map(Tensor.requires_grad_, initialise(config))
-    settings = replace(SETTINGS, dtype="bfloat16")
-    theirs = from_torch(weights)
-    memory = jax_step.start(theirs, config, settings)
-    inputs, targets = batch(0)
-    expected = train_step(
-        inputs, targets, weights, config, make_optimizers(weights, settings), share=0.1, dtype=torch.bfloat16
-    )
-    found, theirs, memory = jax_step.train_step(inputs.numpy(), targets.numpy(), theirs, memory, config, settings, 0.1)
-    assert float(found) == pytest.approx(expected.item(), rel=1e-3)
-    exact = loss_sum(inputs, targets, initialise(config), config).item() / targets.numel()
-    assert abs(float(found) - exact) > 3e-6  # six last bits of float32: it really was bfloat16
-    assert {leaf.dtype.name for leaf in jax.tree.leaves((found, theirs, memory))} == {"float32", "int32"}
-
-
-@pytest.mark.parametrize(
-    ("change", "numbers", "said"),
-    [
-        ({"optimizer": "muon"}, {}, "--optimizer muon"),
-        ({"accumulate": 2}, {}, "--accumulate 2"),
-        ({}, {"dropout": 0.1}, "--model.dropout 0.1"),
-    ],
-    ids=str,
-)
-def test_what_only_pytorch_does_is_refused(change: dict, numbers: dict, said: str) -> None:
-    with pytest.raises(LlucidError, match=said):
-        jax_step.start(from_torch(initialise(NANO)), replace(NANO, **numbers), replace(SETTINGS, **change))

@@ -1,6 +1,8 @@
 """The classes against the functions, and with each tool of PyTorch's that needs classes."""
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -310,8 +312,22 @@ def test_exported_equals_eager(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
-    """Over the only device there is: the wrapping, the gathering and the gradients, if not the parting."""
+@pytest.mark.usefixtures("unchecked")
+def test_exported_in_bfloat16_takes_any_length() -> None:
+    """Also one at which eager attention goes another way; equal to it within the rounding of bfloat16."""
+    config = CONFIGS["one for two"]
+    module = Llama.from_weights(lively(config, dtype=torch.bfloat16), config).eval()
+    program = torch.export.export(
+        module, (some_tokens(config, 2, 8),), dynamic_shapes=({1: torch.export.Dim("seq", max=512)},)
+    )
+    for length in (8, 300):
+        tokens = some_tokens(config, 2, length)
+        found, expected = program.module()(tokens), module(tokens)
+        assert (found - expected).square().mean().sqrt() < 30 * 2**-9 * expected.std()
+
+
+def one_of_two(rank: int, meeting: Path) -> None:
+    """One of two processes, each of which keeps half of every parameter and learns from one of two rows."""
     from torch.distributed import destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -319,15 +335,30 @@ def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
     config = CONFIGS["one for all, tied"]
     weights, tokens = lively(config), some_tokens(config, 2, 12)
     whole, module = copied(weights), Llama.from_weights(copied(weights), config)
-    init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        for decoder in module.blocks:
-            fully_shard(decoder, mesh=mesh)
-        fully_shard(module, mesh=mesh)
-        module(tokens).square().mean().backward()
-        llama(tokens, whole, config).square().mean().backward()
-        for leaf, parameter in zip(leaves(whole), leaves(module.weights()), strict=True):
-            torch.testing.assert_close(parameter.grad.full_tensor(), leaf.grad)
-    finally:
-        destroy_process_group()
+    init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for decoder in module.blocks:
+        fully_shard(decoder, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    logits, expected = module(tokens[rank : rank + 1]), llama(tokens, whole, config)
+    torch.testing.assert_close(logits, expected[rank : rank + 1])
+    logits.square().mean().backward()
+    expected.square().mean().backward()
+    for (path, leaf), parameter in zip(named_leaves(whole), leaves(module.weights()), strict=True):
+        assert 2 * parameter.to_local().numel() == leaf.numel(), path
+        torch.testing.assert_close(parameter.grad.full_tensor(), leaf.grad)
+    destroy_process_group()
+
+
+@pytest.mark.slow
+def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
+    """Over two processes: logits of each one's row, and the gradients of the mean over both."""
+    script = "import sys, pathlib; from tests.test_llama_module import *; one_of_two(int(sys.argv[1]), "
+    words = [sys.executable, "-c", f"{script}pathlib.Path(sys.argv[2]))"]
+    both = [
+        subprocess.Popen([*words, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for process in both:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said

@@ -7,19 +7,17 @@ import shutil
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, cast
-
-import torch
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.quantize import BITS
-from llucid.quantize import quantize as quantized
 from llucid.tokenizers import load_tokenizer
-from llucid.weights import to
+from llucid.weights import tree_map
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
 
@@ -33,21 +31,15 @@ def room_of(path: Path) -> tuple[str, Room]:
     if not path.exists():
         raise LlucidError(f"{path}: there is no such file or folder; train a model with: llucid train --out {path}")
     for name in FORMATS:
-        if (room := _room(name)) and room.recognises(path):
+        if (room := _room(name)).recognises(path):
             return name, room
-    if (
-        path.is_file()
-        and path.parent != path
-        and any((room := _room(name)) and room.recognises(path.parent) for name in FORMATS)
-    ):
+    if path.is_file() and any(_room(name).recognises(path.parent) for name in FORMATS):
         raise LlucidError(f"{path}: is one file of a model; give the folder it is in, {path.parent}")
     expected = "a Hugging Face folder (config.json), Meta's (params.json), a .bin or .pt of llama2.c's, or a .gguf"
     raise LlucidError(f"{path}: not a model, or not a whole one; expected {expected}")
 
 
-def _room(name: str) -> Room | None:
-    if find_spec(f"llucid.checkpoints.{name}") is None:
-        return None
+def _room(name: str) -> Room:
     return cast(Room, importlib.import_module(f"llucid.checkpoints.{name}"))
 
 
@@ -76,11 +68,13 @@ def check(path: Path) -> None:
     room_of(path)
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name: str | None = None) -> "torch.device":
     """The device called `name`, or else the fastest here: CUDA, then Apple's MPS, then the CPU.
 
     Raises LlucidError if there is no such device on this machine.
     """
+    import torch
+
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -95,8 +89,8 @@ def choose_device(name: str | None = None) -> torch.device:
 def load(
     path: str | Path,
     *,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
+    dtype: "torch.dtype | str | None" = None,
+    device: "torch.device | str | None" = None,
     tokenizer: str | Path | None = None,
     quantize: Quantization | None = None,
 ) -> Model:
@@ -108,9 +102,25 @@ def load(
     Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. Raises LlucidError for what is not there, not whole, or
     not a Llama.
     """
+    if quantize not in (None, *get_args(Quantization)):
+        raise LlucidError(f"--quantize {quantize}: expected int8 or int4")
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
-    path = find(path)
+    kept = quantize is not None and (quantize != "file" or device.type == "cpu")
+    model = _opened(find(path), tokenizer, kept)
+    dtype = dtype or model.weights.embedding.dtype
+    if not kept:
+        return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
+    from llucid.quantize import BITS, quantize_leaf
+
+    bits = BITS.get(quantize or "")
+    return model._replace(
+        weights=tree_map(lambda leaf: quantize_leaf(leaf.read(), bits).to(device, dtype), model.weights)
+    )
+
+
+def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Model:
+    """The model at `path`, its weights Unread; `kept`, what the file has quantised stays so when it is read."""
     _, room = room_of(path)
     config = room.read_config(path)
     opened = load_tokenizer(tokenizer) if tokenizer else room.read_tokenizer(path)
@@ -119,14 +129,8 @@ def load(
             f"{tokenizer or path}: this tokenizer has {opened.vocab_size} ids, but the model only {config.vocab_size}; "
             "it belongs to another model"
         )
-    if quantize not in (None, "file", *BITS):
-        raise LlucidError(f"--quantize {quantize}: expected one of {', '.join(BITS)}")
-    if quantize is None or (quantize == "file" and torch.device(device).type != "cpu"):
-        weights = room.read_weights(path, config)
-    else:
-        weights = getattr(room, "read_quantized", room.read_weights)(path, config)
-        weights = weights if quantize == "file" else quantized(weights, BITS[quantize])
-    return Model(config, to(weights, dtype or weights.embedding.dtype, device), opened)
+    open_weights = getattr(room, "open_quantized", room.open_weights) if kept else room.open_weights
+    return Model(config, open_weights(path, config), opened)
 
 
 def describe(path: str | Path) -> dict[str, str]:
@@ -151,8 +155,8 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = room.read_tokenizer(path)
-        facts["tokenizer"] = f"{type(tokenizer).__name__}, {tokenizer.vocab_size:,} ids"
+        tokenizer = room.read_tokenizer_facts(path)
+        facts["tokenizer"] = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
     except LlucidError as error:
         facts["tokenizer"] = f"none ({error})"
@@ -175,13 +179,12 @@ def save(
     at all, and so is a folder that was not there. Raises LlucidError for an unknown format, and for what a format
     cannot hold.
     """
-    room = _room(format) if format in FORMATS else None
-    if room is None:
-        raise LlucidError(f"format {format!r} is not known; expected one of: {', '.join(filter(_room, FORMATS))}")
+    if format not in FORMATS:
+        raise LlucidError(f"format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
         raise LlucidError(f"--version {version}: only llama2c's format has versions")
     choice = {} if version is None else {"version": version}
-    write: Callable[..., None] = room.write
+    write: Callable[..., None] = _room(format).write
     if format in ("huggingface", "meta"):
         with _new_folder(Path(out)) as folder:
             write(folder, model, progress, dtype, **choice)
@@ -223,7 +226,9 @@ def convert(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
-    model = load(path, device="cpu", tokenizer=tokenizer)
+    model = _opened(find(path), tokenizer)
+    kind = model.weights.embedding.dtype  # as in `load`
+    model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
     save(model, out, format, version=version, dtype=dtype, progress=progress)
     before, after = model.config, _read_config(out)
     pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}

@@ -6,37 +6,28 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 
 import json
 import math
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from llucid.checkpoints.gguf_file import (
-    ALIGNMENT,
-    KINDS,
-    WRITTEN,
-    Head,
-    Kind,
-    Part,
-    encoded,
-    entry_of,
-    pieces_of,
-    read_head,
-)
-from llucid.checkpoints.model import Header, Model, Progress, name_of_dtype, no_progress
+from llucid.checkpoints.gguf_blocks import KINDS, WRITTEN, Kind
+from llucid.checkpoints.gguf_file import ALIGNMENT, Head, Part, encoded, entry_of, pieces_of, read_head
+from llucid.checkpoints.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import first_bytes
-from llucid.checkpoints.tensors import gather, renamed
+from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replacing
-from llucid.quantize import Quantized
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.facts import Facts
 from llucid.weights import Weights, named_leaves
+
+Found = TypeVar("Found")
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -213,24 +204,20 @@ def read_header(path: Path) -> Header:
     return {name: (place.shape, place.kind.name) for name, place in read_head(path).places.items()}
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights: mapped in the file's own dtype; what is quantised becomes float32 in memory. Strict, as every room.
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights, Unread, in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
 
-    Raises LlucidError, too, if dequantising needs the gguf package and it is not there.
+    Reading raises LlucidError if dequantising needs the gguf package and it is not there.
     """
-    return weights_of(path, config, keep=False)
+    return _open(path, config, keep=False)
 
 
-def read_quantized(path: Path, config: Config) -> Weights:
-    """`read_weights`, but matrices in Q8_0 and Q4_0 stay so, bit for bit."""
-    return weights_of(path, config, keep=True)
+def open_quantized(path: Path, config: Config) -> Weights:
+    """`open_weights`, but matrices in Q8_0 and Q4_0 stay so when they are read, bit for bit."""
+    return _open(path, config, keep=True)
 
 
-def weights_of(path: Path, config: Config, keep: bool) -> Weights:
-    """The weights, mapped or made from what is quantised.
-
-    Raises LlucidError, too, if dequantising needs the gguf package and it is not there.
-    """
+def _open(path: Path, config: Config, keep: bool) -> Weights:
     head = read_head(path)
     # The angles' slowdowns are in the config; very old files have the angles themselves, which follow from it.
     idle = {name for name in head.places if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
@@ -241,10 +228,22 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer inside. Raises LlucidError, by name, for one of a kind that llucid does not know."""
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
+    return within(path, read_vocabulary)
+
+
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What the tokenizer inside is."""
+    from llucid.tokenizers.gguf_vocabulary import read_facts
+
+    return within(path, read_facts, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
+
+
+def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
+    """What `read` makes of a file's keys about its tokenizer. Raises its LlucidError with the path."""
     head = read_head(path)
     wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key == "tokenizer.chat_template"]
     try:
-        return read_vocabulary({key: head.value(key) for key in wanted})
+        return read({key: head.value(key) for key in wanted if key not in needless})
     except LlucidError as error:
         raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
 
@@ -258,7 +257,9 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     `dtype` is float32, float16, bfloat16, Q8_0 or Q4_0, for matrices: norms are always float32, and rows that are no
     multiple of 32 numbers float16 instead of the last two, as llama.cpp has both. Refuses by name what it cannot hold.
     """
-    from llucid.tokenizers.gguf_vocabulary import write_vocabulary
+    import torch
+
+    from llucid.tokenizers.gguf_export import write_vocabulary
 
     config = model.config
     refuse(config)
@@ -303,15 +304,18 @@ def found_again(config: Config) -> RopeScaling | None:
 
 def choose_kind(dtype: str | None) -> Kind | None:
     """The kind called `dtype`, None stays None. Raises LlucidError for any other name."""
-    name = {"q8_0": "Q8_0", "q4_0": "Q4_0"}.get(dtype or "", dtype)
-    if name is not None and name not in WRITTEN:
+    if dtype is None:
+        return None
+    name = full_name(dtype).replace("q8_0", "Q8_0").replace("q4_0", "Q4_0")
+    if name not in WRITTEN:
         raise LlucidError(f"--dtype {dtype}: GGUF is written with {', '.join(WRITTEN)}")
-    return None if name is None else KINDS[WRITTEN[name]]
+    return KINDS[WRITTEN[name]]
 
 
-def part_of(name: str, leaf: Tensor, chosen: Kind | None) -> Part:
+def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
     """How a tensor is to be stored; in its own dtype if none is chosen."""
-    own = f"Q{leaf.bits}_0" if isinstance(leaf, Quantized) else name_of_dtype(leaf.dtype)
+    bits = getattr(leaf, "bits", None)  # of a Quantized matrix
+    own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]
     if leaf.dim() == 1:
         kind = KINDS[0]

@@ -1,60 +1,25 @@
 """The container that GGUF is, whatever is in it: keys with values, the tensors' names and places, then the tensors.
 
-Nothing in a file is believed before it is compared with the file's size. Source: ggml's docs/gguf.md, gguf.cpp and
-ggml-quants.c.
+Nothing in a file is believed before it is compared with the file's size. Source: ggml's docs/gguf.md and gguf.cpp.
 """
 
-import importlib
 import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from llucid.checkpoints.model import DTYPES
+from llucid.checkpoints.gguf_blocks import AT_ONCE, KEPT, KINDS, OTHERS, WRITTEN, Kind, dequantised
+from llucid.checkpoints.model import dtype_of
 from llucid.checkpoints.pickles import bytes_of
-from llucid.checkpoints.tensors import Entry
+from llucid.checkpoints.tensors import Entry, Leaf
 from llucid.errors import LlucidError
-from llucid.quantize import Bits, Quantized, from_blocks, quantize_matrix, to_blocks
 
-
-class Kind(NamedTuple):
-    """How the numbers of a tensor are stored."""
-
-    name: str
-    block: int
-    """Numbers that share a scale; 1 for plain ones."""
-    size: int
-    """Bytes of a block."""
-
-
-KINDS = {
-    0: Kind("float32", 1, 4),
-    1: Kind("float16", 1, 2),
-    2: Kind("Q4_0", 32, 18),
-    3: Kind("Q4_1", 32, 20),
-    6: Kind("Q5_0", 32, 22),
-    7: Kind("Q5_1", 32, 24),
-    8: Kind("Q8_0", 32, 34),
-    10: Kind("Q2_K", 256, 84),
-    11: Kind("Q3_K", 256, 110),
-    12: Kind("Q4_K", 256, 144),
-    13: Kind("Q5_K", 256, 176),
-    14: Kind("Q6_K", 256, 210),
-    30: Kind("bfloat16", 1, 2),
-}
-"""By ggml's numbers."""
-WRITTEN = {KINDS[number].name: number for number in (0, 1, 30, 8, 2)}
-_IN_ROW = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
-KEPT: dict[str, Bits] = {"Q8_0": 8, "Q4_0": 4}
-"""Kinds that stay as they are in a `Quantized` matrix, by its bits."""
-OTHERS = {9: "Q8_1", **dict(enumerate(_IN_ROW.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
-"""Kinds that llucid does not open."""
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NUMBERS = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -69,8 +34,6 @@ LONGEST_NAME, MOST_NAMES = 2**10, 2**16
 """Bytes of a name, and names of a kind in a file: the largest Llama has 1,138 tensors."""
 LONGEST_SETTLED = 2**16
 """Bytes of a value that is a single one, or the same for each layer."""
-AT_ONCE = 2**21
-"""Numbers that are quantised or dequantised in one go."""
 
 
 # --------------------------------------------------------------------------------------------- reading
@@ -290,9 +253,13 @@ def entry_of(head: Head, name: str, keep: bool = False) -> Entry:
     """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
     shape, kind, at, size = head.places[name]
 
-    def read() -> Tensor:
+    def read() -> "Tensor":
+        import torch
+
         raw = head.numbers[at : at + size]
         if keep and kind.name in KEPT and len(shape) == 2:
+            from llucid.quantize import from_blocks
+
             return from_blocks(torch.from_numpy(raw.reshape(shape[0], -1, kind.size)))
         if kind.block > 1:
             return dequantised(raw, kind, shape)
@@ -303,39 +270,6 @@ def entry_of(head: Head, name: str, keep: bool = False) -> Entry:
     return Entry(shape, kind.name if kind.block == 1 else "float32", read)
 
 
-def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> Tensor:
-    """The float32 numbers of blocks, some rows at a time."""
-    numbers = torch.empty(shape)
-    rows = raw.reshape(-1, shape[-1] // kind.block * kind.size)
-    flat = numbers.view(-1, shape[-1])
-    step = max(1, AT_ONCE // shape[-1])
-    for row in range(0, len(rows), step):
-        part = rows[row : row + step]
-        flat[row : row + step] = from_q8_0(part) if kind.name == "Q8_0" else by_package(part, kind)
-    return numbers
-
-
-def from_q8_0(rows: NDArray[np.uint8]) -> Tensor:
-    """w = scale · int8, of blocks of a float16 scale and 32 int8, [rows, blocks·34] → [rows, blocks·32].
-
-    ggml's ggml-quants.c, dequantize_row_q8_0.
-    """
-    blocks = torch.from_numpy(rows.reshape(-1, 34))
-    scale = blocks[:, :2].contiguous().view(torch.float16).float()
-    return (blocks[:, 2:].view(torch.int8).float() * scale).reshape(len(rows), -1)
-
-
-def by_package(rows: NDArray[np.uint8], kind: Kind) -> Tensor:
-    """What ggml's own Python package makes of blocks that we have cut. Raises LlucidError if it is not installed."""
-    try:
-        package = importlib.import_module("gguf")
-    except ImportError as error:
-        raise LlucidError(f'tensors of type {kind.name} need the gguf package: pip install "llucid[gguf]"') from error
-    with np.errstate(all="ignore"):  # damaged scales may be infinite
-        numbers = package.quants.dequantize(np.ascontiguousarray(rows), package.GGMLQuantizationType[kind.name])
-    return torch.from_numpy(numbers)
-
-
 # --------------------------------------------------------------------------------------------- writing
 
 
@@ -344,7 +278,7 @@ class Part(NamedTuple):
 
     name: str
     kind: Kind
-    numbers: Tensor
+    numbers: Leaf
 
     @property
     def size(self) -> int:
@@ -393,12 +327,14 @@ def encoded_value(value: Any) -> bytes:
 def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor in the file, quantised some rows at a time."""
     if part.kind.block == 1:
-        yield bytes_of(part.numbers, DTYPES[part.kind.name])
+        yield bytes_of(part.numbers, dtype_of(part.kind.name))
         return
-    bits = KEPT[part.kind.name]
-    if isinstance(part.numbers, Quantized) and part.numbers.bits == bits:
-        yield to_blocks(part.numbers).numpy().tobytes()
+    from llucid.quantize import Quantized, quantize_matrix, to_blocks
+
+    bits, numbers = KEPT[part.kind.name], part.numbers
+    if isinstance(numbers, Quantized) and numbers.bits == bits:
+        yield to_blocks(numbers).numpy().tobytes()
         return
-    step = max(1, AT_ONCE // part.numbers.shape[-1])
-    for rows in part.numbers.split(step):
-        yield to_blocks(quantize_matrix(rows.detach().cpu(), bits)).numpy().tobytes()
+    step = max(1, AT_ONCE // numbers.shape[-1])
+    for rows in numbers.detach().split(step):
+        yield to_blocks(quantize_matrix(rows.cpu(), bits)).numpy().tobytes()

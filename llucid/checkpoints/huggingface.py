@@ -4,23 +4,27 @@ The weights may also be in several files with an index, or in PyTorch's own file
 """
 
 import json
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
-from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import Entry, gather, renamed
+from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, release
+from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replace_text, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.facts import Facts, read_facts
 from llucid.tokenizers.tokenizer_json import read_json
 from llucid.weights import Weights, named_leaves
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -43,13 +47,13 @@ def name_of(path: str) -> str:
     return renamed(path, NAMES)
 
 
-def halves_from_pairs(matrix: Tensor, heads: int) -> Tensor:
+def halves_from_pairs(matrix: "Tensor", heads: int) -> "Tensor":
     """The rows of a query or key matrix [heads·head_dim, dim] from Meta's order (x₀ turns with x₁) to Hugging Face's
     (x₀ turns with the one half a head later)."""
     return matrix.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(matrix.shape)
 
 
-def pairs_from_halves(matrix: Tensor, heads: int) -> Tensor:
+def pairs_from_halves(matrix: "Tensor", heads: int) -> "Tensor":
     """The inverse of `halves_from_pairs`."""
     return matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(matrix.shape)
 
@@ -169,7 +173,7 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
         "attention_bias": False,
         "mlp_bias": False,
         "bos_token_id": tokenizer.bos,
-        "eos_token_id": tokenizer.eos,
+        "eos_token_id": sorted(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.eos,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -177,6 +181,8 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
 
 
 # --------------------------------------------------------------------------------------------- weights
+
+SAFETENSORS = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 # One file, or the index of several; the first that is there is read.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -211,16 +217,17 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 def safetensors_entries(file: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file."""
-    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    names = {short: name for name, short in SAFETENSORS.items()}
+    mapped = cache(lambda: safe_open(file, framework="pt").__enter__())  # closed with the last entry
     try:
-        opened = safe_open(file, framework="pt").__enter__()  # closed with the last entry
+        with safe_open(file, framework="np") as header:
 
-        def entry(name: str) -> Entry:
-            part = opened.get_slice(name)
-            kind = str(part.get_dtype())
-            return Entry(tuple(part.get_shape()), names.get(kind, kind), lambda: opened.get_tensor(name))
+            def entry(name: str) -> Entry:
+                part = header.get_slice(name)
+                kind = str(part.get_dtype())
+                return Entry(tuple(part.get_shape()), names.get(kind, kind), lambda: mapped().get_tensor(name))
 
-        return {name.removeprefix("_orig_mod."): entry(name) for name in opened.keys()}  # noqa: SIM118
+            return {name.removeprefix("_orig_mod."): entry(name) for name in header.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
 
@@ -235,11 +242,13 @@ def read_header(path: Path) -> Header:
     return {name: (entry.shape, entry.dtype) for name, entry in read_entries(path).items()}
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, in the file's own dtype and Meta's order of rows.
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights in a folder, in the file's own dtype and, when they are read, Meta's order of rows.
 
     Strict: a tensor that is missing, of another shape, or not one of a Llama's is an error that names it.
     """
+    import torch
+
     entries = read_entries(path)
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
     if config.tied_embeddings and head and embedding and not torch.equal(head.read(), embedding.read()):
@@ -247,13 +256,13 @@ def read_weights(path: Path, config: Config) -> Weights:
             f"{path}: {NAMES['output']} differs from {NAMES['embedding']}, though config.json says tie_word_embeddings"
         )
 
-    def in_pairs(path: str, tensor: Tensor) -> Tensor:
-        # In place and head by head, so that no page of memory holds the old order, nor a freed copy its place: what is
-        # mapped is private, and the file stays as it is.
+    def in_pairs(path: str, tensor: "Tensor") -> "Tensor":
         heads = heads_of(path, config)
-        for head in tensor.chunk(heads) if heads else ():
-            head.copy_(pairs_from_halves(head, 1))
-        return tensor
+        if not heads:
+            return tensor
+        paired = pairs_from_halves(tensor, heads)
+        release(tensor)  # so that no page of memory holds the old order, too
+        return paired
 
     idle = {NAMES["output"]} if config.tied_embeddings else set[str]()
     return gather(config, entries, name_of, str(path), in_pairs, idle)
@@ -264,25 +273,27 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def named_tensors(weights: Weights, config: Config) -> dict[str, Tensor]:
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What that tokenizer is."""
+    return read_facts(path)
+
+
+def named_tensors(weights: Weights, config: Config) -> "dict[str, Tensor]":
     """Hugging Face's names and order of rows, on the CPU."""
     return {name_of(path): in_halves(path, leaf, config) for path, leaf in named_leaves(weights)}
 
 
-def in_halves(path: str, leaf: Tensor, config: Config) -> Tensor:
+def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":
     """The array at our path in Hugging Face's order of rows, on the CPU."""
-    leaf, heads = leaf.detach().to("cpu"), heads_of(path, config)
-    return (halves_from_pairs(leaf, heads) if heads else leaf).contiguous()
-
-
-SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+    tensor, heads = leaf.detach().to("cpu"), heads_of(path, config)
+    return (halves_from_pairs(tensor, heads) if heads else tensor).contiguous()
 
 
 def write_weights(
     folder: Path,
     weights: Weights,
     config: Config,
-    dtype: torch.dtype | None = None,
+    dtype: "torch.dtype | None" = None,
     progress: Progress = no_progress,
 ) -> None:
     """Writes `model.safetensors`, one tensor in memory at a time, whole or not at all."""
@@ -293,7 +304,11 @@ def write_weights(
         kind = dtype or leaf.dtype
         begin, total = total, total + leaf.numel() * kind.itemsize
         offsets = [begin, total]
-        header[name_of(path)] = {"dtype": SAFETENSORS[kind], "shape": list(leaf.shape), "data_offsets": offsets}
+        header[name_of(path)] = {
+            "dtype": SAFETENSORS[name_of_dtype(kind)],
+            "shape": list(leaf.shape),
+            "data_offsets": offsets,
+        }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
     with replacing(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:

@@ -9,14 +9,12 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from llucid.checkpoints import meta
-from llucid.checkpoints.model import Header, Model, Progress, no_progress
+from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
 from llucid.checkpoints.pickles import (
     bytes_of,
     entries_of,
@@ -31,7 +29,11 @@ from llucid.config import Config, head_width
 from llucid.errors import LlucidError
 from llucid.files import replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.facts import Facts, read_facts
 from llucid.weights import Weights, named_leaves, shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAGIC = 0x616B3432
 SEVEN = struct.Struct("<7i")
@@ -163,10 +165,14 @@ def read_entries(path: Path) -> dict[str, Entry]:
     def entry(shape: tuple[int, ...], offset: int) -> Entry:
         count = math.prod(shape)
 
-        def plain() -> Tensor:
+        def plain() -> "Tensor":
+            import torch
+
             return torch.from_numpy(numbers[offset : offset + 4 * count].view("<f4").reshape(shape))
 
-        def grouped() -> Tensor:
+        def grouped() -> "Tensor":
+            import torch
+
             small = torch.from_numpy(numbers[offset : offset + count].view(np.int8).reshape(-1, head.group))
             scales = numbers[offset + count : offset + count + 4 * (count // head.group)].tobytes()  # maybe unaligned
             scale = torch.frombuffer(bytearray(scales), dtype=torch.float32)
@@ -186,9 +192,10 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
     arguments = told.get("model_args") if isinstance(told, dict) else None
     if not isinstance(arguments, dict) or "model" not in told:
         raise LlucidError(f"{path}: not a checkpoint of llama2.c, which has model_args and model")
-    entries = meta.untwinned(entries_of(told["model"], path))
-    for angles in ("freqs_cos", "freqs_sin", "freqs_cis"):
-        entries.pop(angles, None)
+    entries = entries_of(told["model"], path)
+    twin = meta.NAMES["output"] if meta.twinned(entries) else None
+    for needless in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
+        entries.pop(str(needless), None)
 
     dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
     names = (meta.NAMES["embedding"], "layers.0.feed_forward.w1.weight")
@@ -231,8 +238,8 @@ def read_header(path: Path) -> Header:
     return {meta.name_of(at): (shape, kinds[len(shape)]) for at, shape, _ in layout(head)}
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights: mapped float32; those of version 2, dequantised, are float32 in memory."""
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights, Unread: float32, mapped; those of version 2 are dequantised, one by one as they are read."""
     entries = read_checkpoint(path)[1] if is_archive(path) else read_entries(path)
     return gather(config, entries, meta.name_of, str(path))
 
@@ -240,6 +247,11 @@ def read_weights(path: Path, config: Config) -> Weights:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer beside: in the same folder."""
     return load_tokenizer(path.parent)
+
+
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What that tokenizer is."""
+    return read_facts(path.parent)
 
 
 def refuse(config: Config) -> None:
@@ -255,11 +267,13 @@ def refuse(config: Config) -> None:
             raise LlucidError(f"llama2.c's format cannot hold {name}={value}; its programs have {fixed}")
 
 
-def quantise(matrix: Tensor, group: int) -> tuple[Tensor, Tensor]:
+def quantise(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
     """int8 numbers in −127…127 and the scale of each group: the largest becomes ±127, as in llama2.c's export.
 
     Quantising what was read from such a file gives the file again: 127 times a scale rounds to the number it is from.
     """
+    import torch
+
     numbers = matrix.float().reshape(-1, group)
     scale = numbers.abs().amax(1) / 127
     divisor = torch.where(scale == 0, 1, scale)  # a group of zeros
@@ -274,12 +288,14 @@ def write(
     The group of version 2 is 64, halved until it divides dim, as llama2.c's export does, and ffn_dim: its runq.c counts
     whole groups in a row of either, and would pass over the rest of a row.
     """
+    import torch
+
     config = model.config
     version = version or 0
     refuse(config)
     if version not in (0, 1, 2):
         raise LlucidError(f"--version {version}: llama2.c's format has the versions 0, 1 and 2")
-    if dtype not in (None, "float32"):
+    if dtype and full_name(dtype) != "float32":
         raise LlucidError(f"--dtype {dtype}: llama2.c's format holds float32, and int8 with --version 2")
     if out.is_dir():
         raise LlucidError(f"{out}: is a folder; llama2.c's format is a file, as in {out / 'model.bin'}")
@@ -319,6 +335,8 @@ def encoded(head: Head) -> bytes:
 
 def angles(config: Config) -> bytes:
     """Version 0's tables of RoPE, cos and then sin, [context, head_dim/2] each. Its own programs pass over them too."""
+    import torch
+
     pair = torch.arange(0, config.head_dim, 2)
     turns = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
     return bytes(bytes_of(turns.cos(), torch.float32)) + bytes(bytes_of(turns.sin(), torch.float32))

@@ -3,21 +3,22 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, no_progress
-from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
-from llucid.checkpoints.tensors import Entry, gather, renamed
+from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
+from llucid.checkpoints.pickles import entries_of, read_pickle, release, write_pickle
+from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError
 from llucid.files import replace_text
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.facts import Facts, read_facts
 from llucid.tokenizers.tokenizer_json import read_json
 from llucid.weights import Weights, named_leaves
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMES = {
     "embedding": "tok_embeddings.weight",
@@ -71,9 +72,10 @@ def read_entries(path: Path, dim: int) -> dict[str, Entry]:
     for number, part in enumerate(parts):
         if odd := part.keys() ^ parts[0].keys():
             raise LlucidError(f"{path}: {min(odd)} is in consolidated.00.pth or in consolidated.{number:02}.pth alone")
-    joined = {name: join(path, name, [part[name] for part in parts], dim) for name in parts[0]}
-    joined.pop("rope.freqs", None)  # angles that Llama 1 and 2 carry: they follow from the config
-    return untwinned(joined)
+    names = parts[0].keys() - {"rope.freqs"}  # angles that Llama 1 and 2 carry: they follow from the config
+    if all(map(twinned, parts)):
+        names -= {NAMES["output"]}
+    return {name: join(path, name, [part[name] for part in parts], dim) for name in parts[0] if name in names}
 
 
 def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
@@ -89,7 +91,17 @@ def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
     axis = 1 if within or (name == NAMES["embedding"] and first.shape[1] != dim) else 0
     shape = list(first.shape)
     shape[axis] *= len(parts)
-    return Entry(tuple(shape), first.dtype, lambda: torch.cat([part.read() for part in parts], axis))
+
+    def read() -> "Tensor":
+        import torch
+
+        whole = torch.empty(shape, dtype=dtype_of(first.dtype))
+        for piece, part in zip(whole.chunk(len(parts), axis), parts, strict=True):
+            piece.copy_(mapped := part.read())
+            release(mapped)
+        return whole
+
+    return Entry(tuple(shape), first.dtype, read)
 
 
 def read_config(path: Path) -> Config:
@@ -141,15 +153,15 @@ def rows(entries: dict[str, Entry], name: str, path: Path) -> int:
     return entries[name].shape[0]
 
 
-def untwinned(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """The entries without an output matrix that is the embedding once more. Reads them only if they begin alike."""
+def twinned(entries: dict[str, Entry]) -> bool:
+    """Whether the output matrix is the embedding once more. Reads them only if they begin alike."""
+    import torch
+
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
     if embedding is None or output is None or embedding[:2] != output[:2]:
-        return entries
+        return False
     a, b = embedding.read(), output.read()
-    if a.data_ptr() != b.data_ptr() and not (torch.equal(a[:1], b[:1]) and torch.equal(a, b)):
-        return entries
-    return {name: entry for name, entry in entries.items() if name != NAMES["output"]}
+    return a.data_ptr() == b.data_ptr() or (torch.equal(a[:1], b[:1]) and torch.equal(a, b))
 
 
 def read_header(path: Path) -> Header:
@@ -160,14 +172,19 @@ def read_header(path: Path) -> Header:
     }
 
 
-def read_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, in the file's own dtype. Strict, as every room is."""
+def open_weights(path: Path, config: Config) -> Weights:
+    """The weights in a folder, Unread, in the file's own dtype. Strict, as every room is."""
     return gather(config, read_entries(path, config.dim), name_of, str(path))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the folder."""
     return load_tokenizer(path)
+
+
+def read_tokenizer_facts(path: Path) -> Facts:
+    """What that tokenizer is."""
+    return read_facts(path)
 
 
 def refuse(config: Config) -> None:
@@ -223,7 +240,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     """Writes a folder of one shard, with the tokenizer's files beside. Refuses what `params.json` cannot say."""
     refuse(model.config)
     kind = choose_dtype(dtype)
-    tensors: dict[str, Tensor] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
+    tensors: dict[str, Leaf] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
     tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code knows no tying: it reads both
     out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out, model.tokenizer)

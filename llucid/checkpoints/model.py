@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.facts import Facts
 from llucid.weights import Weights
+
+if TYPE_CHECKING:  # importing PyTorch takes a second, and headers are read without it
+    import torch
 
 
 class Model(NamedTuple):
@@ -51,12 +53,16 @@ class Room(Protocol):
         """What tensors there are, without reading them."""
         ...
 
-    def read_weights(self, path: Path, config: Config) -> Weights:
-        """The weights in the file's own dtype, mapped where that can be; strict about every tensor."""
+    def open_weights(self, path: Path, config: Config) -> Weights:
+        """The weights, each leaf Unread: mapped when it is read, where that can be; strict about every tensor."""
         ...
 
     def read_tokenizer(self, path: Path) -> Tokenizer:
         """The tokenizer inside or beside."""
+        ...
+
+    def read_tokenizer_facts(self, path: Path) -> Facts:
+        """What that tokenizer is, as quickly as headers are read."""
         ...
 
     def write(self, out: Path, model: Model, progress: Progress, dtype: str | None = None) -> None:
@@ -65,16 +71,28 @@ class Room(Protocol):
         ...
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def choose_dtype(name: str | None) -> torch.dtype | None:
+def choose_dtype(name: str | None) -> "torch.dtype | None":
     """float32, bfloat16 or float16 by name; None stays None. Raises LlucidError for any other name."""
-    if name is not None and name not in DTYPES:
+    if name is not None and full_name(name) not in ("float32", "bfloat16", "float16"):
         raise LlucidError(f"--dtype {name}: expected float32, bfloat16 or float16")
-    return None if name is None else DTYPES[name]
+    return None if name is None else dtype_of(full_name(name))
 
 
-def name_of_dtype(dtype: torch.dtype) -> str:
+def dtype_of(name: str) -> "torch.dtype":
+    """PyTorch's dtype of this name."""
+    import torch
+
+    return getattr(torch, name)
+
+
+def full_name(dtype: str) -> str:
+    """float32 and so on for whatever spelling people use: F32, fp32; in lower case, too, if it is none of theirs."""
+    for name, short in (("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f16")):
+        if dtype.lower() in (name, short, short.replace("f", "fp")):
+            return name
+    return dtype.lower()
+
+
+def name_of_dtype(dtype: "torch.dtype") -> str:
     """float32 and so on."""
     return str(dtype).removeprefix("torch.")

@@ -1,21 +1,24 @@
 """PyTorch's own files, `.pth`, `.pt` and `.bin`: a pickle and raw numbers in a zip archive, read without running it."""
 
+import ctypes
+import mmap
 import pickletools
 import re
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-import torch
-from torch import Tensor
-from torch.serialization import skip_data
-
 from llucid.checkpoints.model import Progress, name_of_dtype
-from llucid.checkpoints.tensors import Entry
+from llucid.checkpoints.tensors import Entry, Leaf
 from llucid.errors import LlucidError
 from llucid.files import replacing
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 HARMLESS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch Size"
@@ -52,6 +55,8 @@ def read_pickle(file: Path) -> Any:
     Raises LlucidError for a file that is damaged, calls anything that building tensors does not need, or holds tensors
     larger than itself.
     """
+    import torch
+
     if not is_archive(file):
         old = "; save it again with torch.save" if first_bytes(file, 1) == b"\x80" else ""
         raise LlucidError(f"{file}: not a file of PyTorch's since version 1.6{old}")
@@ -71,24 +76,39 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
 
     Raises LlucidError for anything else, and for tensors that claim more numbers than the file can have.
     """
+    from torch import Tensor
+
     if not isinstance(state, dict) or not all(isinstance(item, Tensor) for item in state.values()):
         raise LlucidError(f"{file}: expected a dictionary of tensors, found something else")
     # Twice, because a tied matrix is named twice and stored once. Numbers repeated by a stride of 0 are more.
     if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * file.stat().st_size:
         raise LlucidError(f"{file}: its tensors claim to be larger than the file")
 
-    def entry(tensor: Tensor) -> Entry:
+    def entry(tensor: "Tensor") -> Entry:
         return Entry(tuple(tensor.shape), name_of_dtype(tensor.dtype), lambda: tensor.detach().contiguous())
 
     return {str(name).removeprefix("_orig_mod."): entry(tensor) for name, tensor in state.items()}
 
 
-def write_pickle(file: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, progress: Progress) -> None:
+def release(mapped: "Tensor") -> None:
+    """Gives the memory of a mapped tensor that nobody has changed back to the system, so that a copy of it does not
+    count twice. It can still be read, from the file again. Linux alone has this meaning of MADV_DONTNEED."""
+    page = mmap.PAGESIZE
+    begin = -(-mapped.data_ptr() // page) * page  # whole pages: what shares the first and the last is left alone
+    length = (mapped.data_ptr() + mapped.nbytes) // page * page - begin
+    if sys.platform == "linux" and mapped.is_contiguous() and length > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+
+
+def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | None", progress: Progress) -> None:
     """Writes a state dict as `torch.save` does, one tensor in memory at a time, whole or not at all.
 
     A tensor with two names is stored once. `torch.save` itself would write the whole storage behind every tensor,
     which for a mapped one is another's file.
     """
+    import torch
+    from torch.serialization import skip_data
+
     distinct = {id(tensor): tensor for tensor in tensors.values()}
     blanks = {key: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for key, tensor in distinct.items()}
     total, done = sum(blank.numel() * blank.element_size() for blank in blanks.values()), 0
@@ -122,6 +142,8 @@ def padding(position: int) -> bytes:
     return b"FB" + (count := -(position + 4) % 64).to_bytes(2, "little") + bytes(count)
 
 
-def bytes_of(tensor: Tensor, dtype: torch.dtype) -> memoryview:
+def bytes_of(tensor: Leaf, dtype: "torch.dtype") -> memoryview:
     """A tensor's numbers, little-endian and row by row, as they are in files."""
+    import torch
+
     return memoryview(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().reshape(-1))  # pyright: ignore

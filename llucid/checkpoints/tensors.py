@@ -1,14 +1,19 @@
 """Tensors that are in a file and not yet in memory, and the strictness with which a Llama is gathered from them."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from torch import Tensor
-
+from llucid.checkpoints.model import dtype_of
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.weights import Weights, assemble, shapes
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class Entry(NamedTuple):
@@ -17,14 +22,40 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     """PyTorch's name of it, as in "bfloat16"."""
-    read: Callable[[], Tensor]
+    read: "Callable[[], Tensor]"
     """The tensor, mapped where that can be. It may be written to: the file behind a map does not change."""
 
 
 Entries = Mapping[str, Entry]
 
-ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of one number, for the dtypes that weights may have."""
+NUMBERS = ("float64", "float32", "bfloat16", "float16")
+"""The dtypes that weights may have in a file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """A leaf of Weights that is still in its file. It has what the rooms ask of a tensor that they write."""
+
+    shape: tuple[int, ...]
+    dtype: "torch.dtype"
+    read: "Callable[[], Tensor]"
+    """The tensor, each time anew."""
+
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    def dim(self) -> int:
+        return len(self.shape)
+
+    def detach(self) -> "Tensor":
+        return self.read()
+
+    def to(self, dtype: "torch.dtype") -> "Unread":
+        return Unread(self.shape, dtype, lambda: self.read().to(dtype))
+
+
+Leaf: TypeAlias = "Tensor | Unread"
+"""What rooms write."""
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:
@@ -38,13 +69,14 @@ def gather(
     entries: Entries,
     name_of: Callable[[str], str],
     place: str,
-    adjust: Callable[[str, Tensor], Tensor] = lambda path, tensor: tensor,
+    adjust: "Callable[[str, Tensor], Tensor]" = lambda path, tensor: tensor,
     ignored: Collection[str] = (),
 ) -> Weights:
-    """The weights of `config` from `entries`, each read once, by the names that `name_of` gives our paths.
+    """The weights of `config` from `entries`, Unread, by the names that `name_of` gives our paths.
 
-    `adjust(path, tensor)` has the last word on each. Strict both ways: raises LlucidError, with `place` and the
-    tensor's name, for one that is missing, misshaped, not of numbers, or of no Llama; `ignored` names are let pass.
+    `adjust(path, tensor)` has the last word on each when it is read. Strict both ways: raises LlucidError, with `place`
+    and the tensor's name, for one that is missing, misshaped, not of numbers, or of no Llama; `ignored` names are let
+    pass.
     """
     if config.layers > len(entries):  # before a list is made that a hostile number could make endless
         raise LlucidError(f"{place}: {config.layers} layers are promised, but there are only {len(entries)} tensors")
@@ -57,9 +89,14 @@ def gather(
         found = entries[name]
         if tuple(found.shape) != shape:
             raise LlucidError(f"{place}: {name} has shape {list(found.shape)}; expected {list(shape)}")
-        if found.dtype not in ITEMSIZE:
-            raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(ITEMSIZE)}")
+        if found.dtype not in NUMBERS:
+            raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(NUMBERS)}")
     for name in entries.keys() - expected.keys() - set(ignored):
         if not name.endswith("rotary_emb.inv_freq"):  # angles that some old files carry: they follow from the config
             raise LlucidError(f"{place}: {name} {list(entries[name].shape)} is no tensor of the Llama described here")
-    return assemble(config, lambda path, _: adjust(path, entries[name_of(path)].read()))
+
+    def leaf(path: str, shape: tuple[int, ...]) -> Unread:
+        entry = entries[name_of(path)]
+        return Unread(shape, dtype_of(entry.dtype), lambda: adjust(path, entry.read()))
+
+    return assemble(config, leaf)

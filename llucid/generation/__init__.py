@@ -4,6 +4,7 @@ sampling.py     logits → logits → one token
 decode.py       the engine: ids → ids, with the cache, for rows of unequal length
 stopping.py     stop strings, of which nothing leaks
 stream.py       the engine's ids as pieces of text
+speculation.py  several tokens for one pass, where the text repeats itself
 prompts.py      text → the ids that the model begins with
 """
 

@@ -39,17 +39,19 @@ def generate(
     stop: Sequence[str] = (),
     past_context: PastContext = "slide",
     statistics: Statistics | None = None,
+    speculate: bool = False,
 ) -> Iterator[str]:
     """The continuation of `prompt`, piece by piece: whole characters, and nothing of a `stop` string.
 
     An empty prompt begins at BOS, or at a line break where the model has no BOS. The same seed gives the same text on
     the same machine; None takes a new one. When the context is full, the oldest half of the tokens is forgotten and
     the text goes on (`past_context="slide"`), or it ends (`"stop"`). `statistics` is filled in as the text is written.
+    `speculate` guesses what repeats earlier text and is quicker where it is right; the text is the same.
     Raises LlucidError, at the call, for options that cannot be, a prompt that cannot be encoded, or one longer than
     the context.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    pieces = _begin(model, [prompt], max_tokens, sampling, seed, stop, past_context, statistics)
+    pieces = _begin(model, [prompt], max_tokens, sampling, seed, stop, past_context, statistics, speculate)
     return (piece.text for piece in pieces if piece.text)
 
 
@@ -99,6 +101,7 @@ def _begin(
     stop: Sequence[str],
     past_context: PastContext,
     statistics: Statistics | None,
+    speculate: bool = False,
 ) -> Iterator[Piece]:
     if seed is None:
         seed = secrets.randbits(63)
@@ -118,4 +121,5 @@ def _begin(
         stop=stop,
         past_context=past_context,
         statistics=statistics,
+        speculate=speculate,
     )

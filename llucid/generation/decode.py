@@ -4,14 +4,15 @@
     logits, context = read(context, new ids)             the prompt, and later each new id: the same function
     new ids = choose(logits)
 
-A single row goes on in C (llama_c.py) where it can: the prompt by PyTorch, which is quick at many tokens at once, then
-token by token by the same equations in C, which is quick at one, on the same weights and the same cache.
+A single row goes on in C where it can (llama_c.py): the prompt by PyTorch, which is quick at many tokens at once, then
+token by token the same equations in C, which is quick at one, on the same weights and the same cache.
 Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
 where no token sees it. So a row's tokens do not depend on the other rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -75,6 +76,8 @@ class Statistics:
     """Tokens written, of all rows."""
     seconds: float = 0.0
     """For the tokens after each row's first; what the caller does between two tokens is not counted."""
+    guessed: int = 0
+    """Tokens that speculation guessed right, so that they cost no pass of the model."""
     slid: bool = False
     """Whether the context was full and the oldest tokens were forgotten."""
     reason: Reason | None = None
@@ -88,7 +91,8 @@ class Statistics:
     def __str__(self) -> str:
         prompt = f"prompt {self.prompt_tokens} tokens in {self.prompt_seconds:.2f} s"
         rate = f" ({self.tokens_per_second:.0f} tokens/s)" if self.seconds else ""
-        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}"
+        guessed = f", {self.guessed} of them guessed" if self.guessed else ""
+        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}{guessed}"
 
 
 def with_room(cache: Cache, slots: int) -> Cache:
@@ -113,23 +117,15 @@ def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Co
 
 @torch.inference_mode()
 def read(
-    weights: Weights,
-    config: Config,
-    context: Context,
-    new: Sequence[Sequence[int]],
-    chunk: int = CHUNK,
-    step: NativeStep | None = None,
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
 ) -> tuple[Float[Tensor, "batch vocab"], Context]:
     """(the scores of what follows each row's last new id, the context with the new ids).
 
     Rows may have different numbers of new ids; the scores of a row that has none mean nothing. Prompts are read
-    `chunk` ids at a time, and the last position alone is unembedded. With a `step` (of a single row), it reads the last
-    id, or all if they are few.
+    `chunk` ids at a time, and the last position alone is unembedded.
     """
     longest, device = max(len(row) for row in new), weights.norm.device
     cache = with_room(context.cache, context.cache.length + longest)
-    if step is not None:
-        return _read_by_step(weights, config, context._replace(cache=cache), new[0], chunk, step)
     padded = [[*row, *[0] * (longest - len(row))] for row in new]
     places = [
         [*range(len(old), len(old) + len(row)), *[NOWHERE] * (longest - len(row))]
@@ -151,19 +147,26 @@ def read(
     return unembed(last, weights), Context(rows, cache)
 
 
-def _read_by_step(
-    weights: Weights, config: Config, context: Context, new: Sequence[int], chunk: int, step: NativeStep
-) -> tuple[Tensor, Context]:
-    many, before, cache = 0 if len(new) <= FEW else len(new) - 1, len(context.rows[0]), context.cache
-    for start in range(0, many, chunk):
-        part = new[start : min(start + chunk, many)]
-        _, grown = hidden(torch.tensor([part]), weights, config, cache)
+Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]]], tuple[Tensor, Context]]
+"""What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
+
+
+@torch.inference_mode()
+def read_by_step(
+    step: NativeStep, weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "batch vocab"], Context]:
+    """What `read` returns, of a single row: its last new id is read in C, or all of them if they are few."""
+    (row,), old = new, context.rows[0]
+    many, cache = 0 if len(row) <= FEW else len(row) - 1, with_room(context.cache, context.cache.length + len(row))
+    for start in range(0, many, CHUNK):
+        part = torch.tensor([row[start : min(start + CHUNK, many)]])
+        _, grown = hidden(part, weights, config, cache)
         assert grown is not None
         cache = grown
     logits = weights.norm.new_empty(0)
-    for number, token in enumerate(new[many:], before + many):
-        logits, cache = step(token, number, cache)
-    return logits, Context(((*context.rows[0], *new),), cache)
+    for position, token in enumerate(row[many:], len(old) + many):
+        logits, cache = step(token, position, cache)
+    return logits, Context(((*old, *row),), cache)
 
 
 def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
@@ -196,13 +199,14 @@ def decode(
     keep: int = 0,
     context: Context | None = None,
     statistics: Statistics | None = None,
+    reader: Reader = read,
 ) -> Iterator[Step]:
     """Continues every prompt, one token per row and step, until all rows have ended.
 
     `choose` picks the next ids from the logits. `stops(row, token)` is told each new id and says whether its row ends
     with it. When a row has more than `config.context` tokens and is to `slide`, it is read again from position 0 with
     half of them: the first `keep` and the newest. `context` is what has been read before: what the prompts begin with
-    in it is not read again (and it is no longer to be used, since its slots are written over).
+    in it is not read again (and it is no longer to be used, since its slots are written over). `reader` reads.
 
     Raises LlucidError at the call for an empty prompt, for one longer than the context, or for `max_tokens` below 1;
     and while it runs, if the scores are not finite.
@@ -216,16 +220,16 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
-    step = decode_step(weights, config) if len(prompts) == 1 else None
-    if step is None:
+    if reader is read and len(prompts) == 1 and (step := decode_step(weights, config)):
+        reader = partial(read_by_step, step)
+    else:
         weights = dequantize(weights)  # once, and not for every token
-    return _steps(weights, config, step, prompts, choose, stops, max_tokens, past_context, keep, context, statistics)
+    return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics, reader)
 
 
 def _steps(
     weights: Weights,
     config: Config,
-    step: NativeStep | None,
     prompts: Sequence[Sequence[int]],
     choose: Callable[[Tensor], Tensor],
     stops: Callable[[int, int], bool],
@@ -234,6 +238,7 @@ def _steps(
     keep: int,
     context: Context | None,
     statistics: Statistics,
+    reader: Reader,
 ) -> Iterator[Step]:
     slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
     if context is not None:
@@ -248,7 +253,7 @@ def _steps(
 
     for number in range(1, max_tokens + 1):
         began = perf_counter()
-        logits, context = read(weights, config, context, unread, step=step)
+        logits, context = reader(weights, config, context, unread)
         if not bool(logits.isfinite().all()):
             raise LlucidError(
                 "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"

@@ -7,8 +7,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from llucid.checkpoints import Model
-from llucid.generation.decode import Context, PastContext, Reason, Statistics, Step, decode
+from llucid.errors import LlucidError
+from llucid.generation.decode import Context, PastContext, Reason, Statistics, Step, decode, read
 from llucid.generation.sampling import Sampling
+from llucid.generation.speculation import ReadAhead
 from llucid.generation.stopping import StopMatcher
 from llucid.tokenizers import StreamingDecoder, Tokenizer
 
@@ -64,11 +66,16 @@ def stream(
     past_context: PastContext = "slide",
     context: Context | None = None,
     statistics: Statistics | None = None,
+    speculate: bool = False,
 ) -> Iterator[Piece]:
     """The continuations of rows of ids, piece by piece, all rows at once; row i draws from `generators[i]`.
 
-    Ids that the model has and the tokenizer has not are never chosen. Raises LlucidError as `decode` does.
+    Ids that the model has and the tokenizer has not are never chosen. To `speculate` changes nothing but the time that
+    it takes. Raises LlucidError as `decode` does, and for several rows to speculate on, since they share their slots.
     """
+    if speculate and len(prompts) > 1:
+        raise LlucidError(f"--speculate: one text at a time, and here are {len(prompts)}; leave one of the two out")
+    statistics = Statistics() if statistics is None else statistics
     writers = [Writer(model.tokenizer, prompt, stop) for prompt in prompts]
 
     def choose(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
@@ -85,6 +92,7 @@ def stream(
         keep=0 if model.tokenizer.bos is None else 1,
         context=context,
         statistics=statistics,
+        reader=ReadAhead(statistics) if speculate else read,
     )
     return _pieces(steps, writers)
 

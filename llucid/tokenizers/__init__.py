@@ -104,10 +104,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     The kinds are `tokenizer.json`, Llama 3's tiktoken ranks, Llama 2's SentencePiece model and llama2.c's
     `tokenizer.bin`, recognised by their content. Raises LlucidError if there is none or if it cannot be read.
     """
-    path = Path(path)
-    file = next((path / name for name in FILES if (path / name).is_file()), path / FILES[0]) if path.is_dir() else path
-    if not file.is_file():
-        raise LlucidError(f"{file}: there is no tokenizer here; give the path of one with --tokenizer")
+    file = tokenizer_file(Path(path))
     try:
         return _open(file)
     except LlucidError as error:
@@ -115,6 +112,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise LlucidError(told if str(file) in told else f"{file}: {told}") from error
     except OSError as error:
         raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The file of the tokenizer that is saved at `path`, itself or a folder. Raises LlucidError if there is none."""
+    file = next((path / name for name in FILES if (path / name).is_file()), path / FILES[0]) if path.is_dir() else path
+    if not file.is_file():
+        raise LlucidError(f"{file}: there is no tokenizer here; give the path of one with --tokenizer")
+    return file
 
 
 def _open(file: Path) -> Tokenizer:

@@ -1,15 +1,16 @@
-"""The wire format of protocol buffers, read only: enough to look into a SentencePiece model before it is opened."""
+"""The wire format of protocol buffers: enough to look into a SentencePiece model before it is opened, and to make one.
 
-from collections.abc import Iterator
+https://protobuf.dev/programming-guides/encoding
+"""
+
+from collections.abc import Iterator, Sequence
 
 from llucid.errors import LlucidError
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The number and value of each field: a number for a varint, else bytes. Raises LlucidError if one is cut off.
-
-    https://protobuf.dev/programming-guides/encoding
-    """
+    """The number and value of each field: a number for a varint, else bytes. Raises LlucidError if one is cut
+    off."""
     at = 0
 
     def varint() -> int:
@@ -37,3 +38,23 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             raise LlucidError(f"a field of {length} bytes is cut off")
         at += length
         yield number, message[at - length : at]
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    """The bytes of a field: a number as a varint, or bytes."""
+    return messages(number, [value])[0] if isinstance(value, bytes) else varint(number << 3) + varint(value)
+
+
+def messages(number: int, values: Sequence[bytes]) -> list[bytes]:
+    """The bytes of a field for each of many values."""
+    tag, lengths = varint(number << 3 | 2), {length: varint(length) for length in set(map(len, values))}
+    return [tag + lengths[len(value)] + value for value in values]
+
+
+def varint(value: int) -> bytes:
+    """The bytes of a number, seven bits each, the low ones first."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])

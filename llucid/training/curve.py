@@ -26,7 +26,7 @@ def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float |
     if floor is not None:
         loss.axhline(floor, color="#3f7f4f", linestyle="--", label=f"the corpus's own entropy {floor:.3f}")
     low: float = min([*smooth, *(value for _, value in measured), *([floor] if floor else [])])
-    high = min(max(train), low + 2.2)
+    high = min(max(*train, low + 0.1), low + 2.2)
     loss.set_ylim(low - 0.06 * (high - low), high)
     loss.set_ylabel("nats per character")
     loss.set_title(title, loc="left", fontsize=12)

@@ -1,4 +1,4 @@
-"""One step of training in JAX, equal to that of `step.py` up to rounding, and able to go on where the other stopped.
+"""Training in JAX: a step equal to that of `step.py` up to rounding, and a memory from which either can go on.
 
 A value in, a value out: weights and memory (what AdamW remembers) come back changed and nothing else is. The numbers
 are the same `Settings`; batches, the share of the peak learning rate and all that is not arithmetic stay in the loop.
@@ -13,8 +13,9 @@ from jaxtyping import Float, Int
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama_jax import from_torch, loss, to_torch
+from llucid.training.backend import Backend
 from llucid.training.settings import Settings
-from llucid.weights import Weights, assemble, leaves, named_leaves, tree_map
+from llucid.weights import Weights, assemble, leaves, named_leaves, to, tree_map
 
 try:
     import jax
@@ -55,17 +56,6 @@ def make_optimizer(settings: Settings) -> Any:
         optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
         optax.add_decayed_weights(settings.weight_decay, mask=decaying),
     )
-
-
-def start(weights: Weights, config: Config, settings: Settings) -> Memory:
-    """The optimizer's memory before the first step. Raises LlucidError for settings that only PyTorch trains by."""
-    if settings.optimizer != "adamw":
-        raise LlucidError(f"--backend jax has no --optimizer {settings.optimizer}; use --optimizer adamw")
-    if settings.accumulate != 1:
-        raise LlucidError(f"--backend jax has no --accumulate {settings.accumulate}; use a smaller --batch")
-    if config.dropout != 0:
-        raise LlucidError(f"--backend jax has no --model.dropout {config.dropout}; leave it at 0")
-    return make_optimizer(settings).init(weights)
 
 
 @partial(jax.jit, static_argnames=("config", "settings"))
@@ -122,3 +112,43 @@ def restore_memory(tensors: dict[str, torch.Tensor], config: Config) -> Memory:
     count = jnp.array(int(tensors["optimizer.0.0.step"]), jnp.int32)
     adam = optax.ScaleByAdamState(count, mu=average("exp_avg"), nu=average("exp_avg_sq"))
     return optax.EmptyState(), adam, optax.MaskedState(inner_state=optax.EmptyState())
+
+
+def fastest_device() -> torch.device:
+    """The GPU if both libraries find it, since PyTorch measures what JAX trains; else the CPU."""
+    both = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    return torch.device("cuda" if both else "cpu")
+
+
+def open_backend(config: Config, settings: Settings, device: torch.device) -> Backend:
+    """JAX for the training loop. Raises LlucidError for settings that only PyTorch trains by, or another's device."""
+    if settings.optimizer != "adamw":
+        raise LlucidError(f"--backend jax has no --optimizer {settings.optimizer}; use --optimizer adamw")
+    if settings.accumulate != 1:
+        raise LlucidError(f"--backend jax has no --accumulate {settings.accumulate}; use a smaller --batch")
+    if settings.compile:
+        raise LlucidError("--backend jax has no --compile: its steps are compiled in any case")
+    if config.dropout != 0:
+        raise LlucidError(f"--backend jax has no --model.dropout {config.dropout}; use --model.dropout 0")
+    try:
+        place = jax.devices(device.type)[device.index or 0]
+    except (RuntimeError, IndexError) as error:
+        raise LlucidError(f"--device {device}: JAX finds no such device, only {jax.devices()}") from error
+
+    def start(weights: Weights, remembered: dict[str, torch.Tensor]) -> tuple[Weights, Memory]:
+        theirs = from_torch(weights)
+        memory = restore_memory(remembered, config) if remembered else make_optimizer(settings).init(theirs)
+        return jax.device_put((theirs, memory), place)
+
+    def step(
+        inputs: torch.Tensor, targets: torch.Tensor, weights: Weights, memory: Memory, share: float
+    ) -> tuple[torch.Tensor, Weights, Memory]:
+        value, weights, memory = train_step(inputs.numpy(), targets.numpy(), weights, memory, config, settings, share)
+        return torch.tensor(float(value)), weights, memory  # waits for the loss, so that the clock is true
+
+    return Backend(
+        start,
+        step,
+        weights=lambda weights: to(to_torch(weights), device=device),
+        memory=lambda memory: memory_tensors(memory, config),
+    )

@@ -8,16 +8,14 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.optim import Optimizer
 
-from llucid.checkpoints import Model, choose_device, huggingface
+from llucid.checkpoints import Model, huggingface
 from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.tokens import Tokens, characters_per_token, make_tokenizer, tokenise, training_batch
@@ -25,21 +23,22 @@ from llucid.errors import LlucidError
 from llucid.generation import generate
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.training import run
+from llucid.training.backend import Backend, device_of, open_backend
 from llucid.training.curve import draw_curve
-from llucid.training.optimizer import learning_rate, make_optimizers
-from llucid.training.recipes import resolve
+from llucid.training.optimizer import learning_rate
+from llucid.training.recipes import resolve, window
 from llucid.training.report import Report, progress_of
 from llucid.training.run import Progress
 from llucid.training.settings import Settings, read_toml
-from llucid.training.step import evaluate, loss_sum, train_step
-from llucid.weights import Weights, initialise, tree_map
+from llucid.training.step import evaluate
+from llucid.weights import initialise, tree_map
 
 SAMPLE = 160
 """Tokens of the sample that is written at each measurement."""
 
 
 class Task(NamedTuple):
-    """What is to be trained on what."""
+    """What is to be trained on what, and by what."""
 
     out: Path
     settings: Settings
@@ -48,14 +47,16 @@ class Task(NamedTuple):
     tokenizer: Tokenizer
     training: Tokens
     validation: Tokens
-    device: torch.device
+    backend: Backend
 
 
 class State(NamedTuple):
     """What training changes."""
 
-    weights: Weights
-    optimizers: list[Optimizer]
+    weights: Any
+    """Of the backend's own kind, as is the memory."""
+    memory: Any
+    """What the optimizer remembers."""
     dropout: torch.Generator
     progress: Progress
 
@@ -66,31 +67,25 @@ def train(settings: Settings, console: Console) -> Path:
     Raises LlucidError for bad input and for a loss that is no number; the state saved last is then intact.
     """
     task, state = prepare(settings, console)
-    settings, config, progress = task.settings, task.config, state.progress
-    loss_function = torch.compile(loss_sum) if settings.compile else loss_sum
-    step = partial(train_step, parts=settings.accumulate, clip=settings.clip, loss_function=loss_function)
-    dtype = getattr(torch, str(settings.dtype))
-    logbook = Logbook(task, state, console)
+    settings, progress = task.settings, state.progress
+    logbook = Logbook(task, progress, console)
     begun = time.perf_counter() - progress.seconds
     ended = progress.step + (settings.stop_after or sys.maxsize)
 
     with logbook.report.live(), interruption() as interrupted:
         while (done := share_done(settings, progress)) < 1 and progress.step < ended and not interrupted():
             rate = learning_rate(done, settings.warmup, settings.final)
-            batch = training_batch(
-                task.training, int(settings.batch or 1), config.context, settings.seed, progress.step
-            )
-            inputs, targets = (tokens.to(task.device) for tokens in batch)
-            loss = step(
-                inputs, targets, state.weights, config, state.optimizers, share=rate, dtype=dtype, dropout=state.dropout
-            )
+            rows_and_length = window(settings, task.config.context, done)
+            inputs, targets = training_batch(task.training, *rows_and_length, settings.seed, progress.step)
+            loss, weights, memory = task.backend.step(inputs, targets, state.weights, state.memory, rate)
             progress = progress._replace(step=progress.step + 1, seconds=time.perf_counter() - begun)
+            state = State(weights, memory, state.dropout, progress)
             logbook.note(progress, rate, loss)
             now = share_done(settings, progress)
             if now >= 1 or int(now * settings.evaluations) > int(done * settings.evaluations):
-                progress = logbook.measure(progress)
+                progress = logbook.measure(state)
     if share_done(settings, progress) < 1:
-        logbook.save(progress)
+        logbook.save(state._replace(progress=progress))
         more = f"llucid train --resume --out {task.out}"
         console.print(f"stopped at step {progress.step}; go on with: {more}", highlight=False)
     return task.out
@@ -106,15 +101,15 @@ def share_done(settings: Settings, progress: Progress) -> float:
 def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
     """Opens or makes all that training needs: corpus, tokenizer, tokens, weights, and the run's folder."""
     if settings.resume:
-        going_on = Settings(resume=True, out=settings.out, stop_after=settings.stop_after, device=settings.device)
-        if dataclasses.asdict(settings) != dataclasses.asdict(going_on):
-            raise LlucidError("--resume takes everything from the run: only --out, --device, --stop-after go with it")
+        given = {name: getattr(settings, name) for name in ("out", "stop_after", "device", "backend")}
+        if dataclasses.asdict(settings) != dataclasses.asdict(Settings(resume=True, **given)):
+            raise LlucidError(
+                "--resume takes everything from the run: only --out, --device, --backend, --stop-after go with it"
+            )
         kept = read_toml(Path(str(settings.out)) / "train.toml")
-        device = settings.device or kept.device
-        settings = dataclasses.replace(
-            kept, resume=True, out=settings.out, stop_after=settings.stop_after, device=device
-        )
-    device = choose_device(settings.device)
+        given |= {name: given[name] or getattr(kept, name) for name in ("device", "backend")}
+        settings = dataclasses.replace(kept, resume=True, **given)
+    device = device_of(settings)
     settings = resolve(settings, device)
     corpus = open_corpus(settings.corpus)
     if settings.resume:
@@ -125,6 +120,8 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         run.refuse_taken(out)
         tokenizer = make_tokenizer(str(settings.tokenizer), corpus)
     config = settings.config(str(settings.preset), tokenizer.vocab_size)
+    dropout = torch.Generator(device).manual_seed(settings.seed)
+    backend = open_backend(config, settings, device, dropout)
     with progress_of("reading", console, 2 * corpus.size()) as heard:
         training = tokenise(corpus, tokenizer, "train", heard)
         validation = tokenise(corpus, tokenizer, "validation", heard)
@@ -134,27 +131,23 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
                 f"--corpus {' '.join(settings.corpus)}: its {split} split has {tokens.length} tokens and one context "
                 f"needs {config.context + 2}; give more text, or a shorter --model.context"
             )
-    task = Task(out, settings, config, corpus, tokenizer, training, validation, device)
-    optimizers = partial(make_optimizers, settings=settings)
-    dropout = torch.Generator(device).manual_seed(settings.seed)
+    task = Task(out, settings, config, corpus, tokenizer, training, validation, backend)
     if settings.resume:
-        return task, State(*run.load_state(out, config, optimizers, dropout, device))
-    weights = tree_map(lambda leaf: leaf.to(device).requires_grad_(), initialise(config, settings.seed))
-    state = State(weights, optimizers(weights), dropout, Progress())
+        return task, State(*run.load_state(out, config, backend.start, dropout))
+    weights = initialise(config, settings.seed)
     run.create(out, Model(config, weights, tokenizer), settings)
-    return task, state
+    return task, State(*backend.start(weights, {}), dropout, Progress())
 
 
 class Logbook:
     """What a run writes down: its figures, its best model and latest state, samples and the curve."""
 
-    def __init__(self, task: Task, state: State, console: Console) -> None:
-        self.task, self.state = task, state
-        self.metrics = run.Metrics(task.out, state.progress.step, task.settings.tensorboard)
+    def __init__(self, task: Task, first: Progress, console: Console) -> None:
+        self.task, self.first = task, first
+        self.metrics = run.Metrics(task.out, first.step, task.settings.tensorboard)
         self.report = Report(console, task.corpus.floor)
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are wanted
-        self.first, self.started = state.progress, time.perf_counter()
 
     def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
         """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
@@ -190,27 +183,29 @@ class Logbook:
             self.metrics.add([*rows[:-1], rows[-1] | figures])
         return rows[-1]["loss"] if rows else math.nan
 
-    def measure(self, progress: Progress) -> Progress:
+    def measure(self, state: State) -> Progress:
         """Evaluates, keeps the model if it is the best so far, saves the state, writes a sample and draws the curve."""
-        task, weights = self.task, self.state.weights
+        task, progress = self.task, state.progress
         if not torch.stack([loss for _, _, loss in self.unwritten]).isfinite().all():
             self.flush({})
+        weights = tree_map(torch.Tensor.detach, task.backend.weights(state.weights))
         dtype = getattr(torch, str(task.settings.dtype))
         validation = evaluate(weights, task.config, task.validation, task.corpus.floor is not None, dtype)
-        model = Model(task.config, tree_map(torch.Tensor.detach, weights), task.tokenizer)
-        sample = "".join(generate(model, max_tokens=SAMPLE, seed=progress.step))
+        sample = "".join(generate(Model(task.config, weights, task.tokenizer), max_tokens=SAMPLE, seed=progress.step))
         loss = self.flush({"validation": validation * self.per_character, "sample": sample})
         if validation < progress.best:
             progress = progress._replace(best=validation)
             huggingface.write_weights(task.out, weights, task.config)
-        self.save(progress)
+        self.save(state._replace(progress=progress))
         self.report.measured(progress.step, loss, validation * self.per_character, sample, *self.speed(progress))
         return progress
 
-    def save(self, progress: Progress) -> None:
+    def save(self, state: State) -> None:
         """Saves the state and draws what can be drawn from the figures."""
         self.flush({})
-        run.save_state(self.task.out, *self.state[:3], progress)
+        backend = self.task.backend
+        weights, memory = backend.weights(state.weights), backend.memory(state.memory)
+        run.save_state(self.task.out, weights, memory, state.dropout, state.progress)
         self.metrics.write_samples()
         numbers = f"{self.task.config.parameters:,} parameters"
         title = f"{self.task.corpus.name}: {self.task.settings.preset}, {numbers}"

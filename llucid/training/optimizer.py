@@ -21,13 +21,19 @@ def learning_rate(progress: float, warmup: float, final: float) -> float:
 def make_optimizers(weights: Weights, settings: Settings) -> list[Optimizer]:
     """The optimizers of one run, with each group's peak learning rate as its `initial_lr`.
 
-    "adamw" trains everything by AdamW (Loshchilov & Hutter 2019); with "muon" the matrices of the blocks are trained by
-    Muon (Jordan et al. 2024), which makes each step's matrix orthogonal. Matrices decay, embeddings and gains do not.
-    A tied embedding is one leaf, hence one parameter.
+    The matrices of the blocks are `matrices`; a tied embedding is one leaf, hence one parameter.
     """
     matrices = [leaf for block in weights.blocks for leaf in (*block.attention, *block.feed_forward)]
     inside = {id(leaf) for leaf in matrices}
-    others = [leaf for leaf in leaves(weights) if id(leaf) not in inside]
+    return optimizers_for(matrices, [leaf for leaf in leaves(weights) if id(leaf) not in inside], settings)
+
+
+def optimizers_for(matrices: list[Tensor], others: list[Tensor], settings: Settings) -> list[Optimizer]:
+    """The optimizers of matrices within a network, which decay, and of its embeddings and gains, which do not.
+
+    "adamw" trains everything by AdamW (Loshchilov & Hutter 2019); with "muon" the matrices are trained by Muon (Jordan
+    et al. 2024), which makes each step's matrix orthogonal.
+    """
     adam_rate, muon_rate = float(settings.learning_rate or 0), float(settings.muon_learning_rate or 0)
     still = {"params": others, "lr": adam_rate, "weight_decay": 0.0}
     if settings.optimizer == "adamw":

@@ -19,11 +19,13 @@ class Recipe(NamedTuple):
     """Peak of Muon."""
     minutes: float
     """How long to train, where neither minutes nor steps are given."""
+    length_warmup: float = 0.0
+    """Share of the run on shorter windows, where tokens are characters: a quarter of a window of words is too short."""
 
 
 RECIPES = {
     "nano": Recipe(batch=12, learning_rate=8e-3, muon_learning_rate=0.02, minutes=0.3),
-    "micro": Recipe(batch=4, learning_rate=8e-3, muon_learning_rate=0.02, minutes=1.4),
+    "micro": Recipe(batch=4, learning_rate=8e-3, muon_learning_rate=0.02, minutes=1.4, length_warmup=0.7),
     "mini": Recipe(batch=8, learning_rate=6e-3, muon_learning_rate=0.02, minutes=20.0),
     "small": Recipe(batch=64, learning_rate=4e-3, muon_learning_rate=0.02, minutes=2.8),
 }
@@ -35,17 +37,32 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
     """`settings` with every choice made that was left open."""
     preset = settings.preset or ("micro" if device.type == "cpu" else "small")
     recipe = RECIPES.get(preset, OTHER)
+    tokenizer = settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters")
+    length_warmup = recipe.length_warmup if tokenizer == "characters" else 0.0
     return dataclasses.replace(
         settings,
         preset=preset,
-        tokenizer=settings.tokenizer or ("bpe:1024" if settings.corpus == ("fables",) else "characters"),
+        tokenizer=tokenizer,
         minutes=recipe.minutes if settings.steps is None and settings.minutes is None else settings.minutes,
+        backend=settings.backend or "torch",
         device=str(device),
         dtype=settings.dtype or ("bfloat16" if multiplies_bfloat16(device) else "float32"),
         batch=settings.batch or recipe.batch,
+        optimizer=settings.optimizer or ("adamw" if settings.backend == "jax" else "muon"),
         learning_rate=settings.learning_rate or recipe.learning_rate,
+        length_warmup=length_warmup if settings.length_warmup is None else settings.length_warmup,
         muon_learning_rate=settings.muon_learning_rate or recipe.muon_learning_rate,
     )
+
+
+def window(settings: Settings, context: int, done: float) -> tuple[int, int]:
+    """How many windows a step has, and of how many tokens, when `done` of the run is behind.
+
+    Shorter windows cost less attention and show more of the text, and what is learned on them carries over to long
+    ones: sequence length warm-up (Li et al. 2022, "The Stability-Efficiency Dilemma"). A step's tokens stay as many.
+    """
+    shorter = 4 if done < (settings.length_warmup or 0) and context % 4 == 0 and context >= 256 else 1
+    return int(settings.batch or 1) * shorter, context // shorter
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.optim import Optimizer
+from torch import Tensor
 
 from llucid.checkpoints import Model, save
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.files import replace_text, replacing
-from llucid.training.optimizer import optimizer_tensors, restore_optimizers
 from llucid.training.settings import Settings, write_toml
 from llucid.weights import Weights, assemble, named_leaves
 
@@ -69,10 +68,10 @@ def create(out: Path, model: Model, settings: Settings) -> None:
 
 
 def save_state(
-    out: Path, weights: Weights, optimizers: list[Optimizer], dropout: torch.Generator, progress: Progress
+    out: Path, weights: Weights, memory: dict[str, Tensor], dropout: torch.Generator, progress: Progress
 ) -> None:
     """Replaces `state/latest.safetensors`: weights, what the optimizers remember, dropout's generator, the progress."""
-    tensors = {f"weights.{path}": leaf for path, leaf in named_leaves(weights)} | optimizer_tensors(optimizers)
+    tensors = {f"weights.{path}": leaf for path, leaf in named_leaves(weights)} | memory
     tensors["dropout"] = dropout.get_state()
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(out / "state" / "latest.safetensors") as temporary:
@@ -82,11 +81,10 @@ def save_state(
 def load_state(
     out: Path,
     config: Config,
-    make_optimizers: Callable[[Weights], list[Optimizer]],
+    start: Callable[[Weights, dict[str, Tensor]], tuple[Any, Any]],
     dropout: torch.Generator,
-    device: torch.device,
-) -> tuple[Weights, list[Optimizer], torch.Generator, Progress]:
-    """What `save_state` saved; `make_optimizers(weights)` makes them anew. Raises LlucidError if it is not whole."""
+) -> tuple[Any, Any, torch.Generator, Progress]:
+    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole."""
     file = out / "state" / "latest.safetensors"
     try:
         with safe_open(file, framework="pt") as opened:
@@ -94,14 +92,12 @@ def load_state(
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             progress = Progress(**json.loads(opened.metadata()["progress"]))
         dropout.set_state(tensors["dropout"])
-        weights = assemble(config, lambda path, shape: tensors[f"weights.{path}"].view(shape).to(device))
-        for _, leaf in named_leaves(weights):
-            leaf.requires_grad_()
-        optimizers = make_optimizers(weights)
-        restore_optimizers(optimizers, tensors)
+        weights = assemble(config, lambda path, shape: tensors[f"weights.{path}"].view(shape))
+        remembered = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
+        weights, memory = start(weights, remembered)
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise LlucidError(f"{file}: not a state that this run can go on from ({error})") from error
-    return weights, optimizers, dropout, progress
+    return weights, memory, dropout, progress
 
 
 class Metrics:

@@ -61,6 +61,8 @@ class Settings:
     """Folder of the run (runs/CORPUS, or the first free one like it, unless given)."""
     resume: bool = False
     """Go on with the run in --out, exactly as if it had never stopped."""
+    backend: Literal["torch", "jax"] | None = None
+    """Library that computes: torch (unless given), or jax, which trains by AdamW alone and without dropout."""
     device: str | None = None
     """cpu, cuda, mps, ... (the fastest one here, unless given)."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -73,8 +75,8 @@ class Settings:
     """Windows in a step (the preset's, unless given)."""
     accumulate: int = 1
     """Parts in which a step's windows are run, one after the other, to save memory; the result is the same."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """muon (AdamW still trains embeddings and gains) or adamw alone."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """muon (AdamW still trains embeddings and gains), or adamw alone, as --backend jax does (muon, unless given)."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW (the preset's, unless given)."""
     muon_learning_rate: float | None = None
@@ -83,6 +85,8 @@ class Settings:
     """Pull of the matrices towards zero, times the learning rate, per step; gains and embeddings have none."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises."""
+    length_warmup: float | None = None
+    """Share of the run on windows a quarter as long, four times as many (the preset's; contexts below 256: none)."""
     final: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     clip: float = 1.0
@@ -101,8 +105,10 @@ class Settings:
             raise LlucidError("--accumulate and --evaluations must be at least 1")
         if self.steps is not None and self.minutes is not None:
             raise LlucidError("--steps and --minutes both say how long to train; give one of them")
-        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or self.weight_decay < 0:
-            raise LlucidError("--warmup and --final are shares between 0 and 1, and --weight-decay is not negative")
+        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or not 0 <= (self.length_warmup or 0) <= 1:
+            raise LlucidError("--warmup, --length-warmup and --final are shares between 0 and 1")
+        if self.weight_decay < 0:
+            raise LlucidError(f"--weight-decay {self.weight_decay}: must not be negative")
         if self.preset is not None and self.preset not in PRESETS:
             raise LlucidError(f"--preset {self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:

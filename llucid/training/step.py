@@ -14,6 +14,14 @@ from llucid.llama import llama, wide
 from llucid.weights import Weights, leaves, to
 
 
+def cross_entropy_sum(logits: Float[Tensor, "rows seq vocab"], targets: Int[Tensor, "rows seq"]) -> Float[Tensor, ""]:
+    """−Σ log softmax(logits)[target] in nats, summed over all tokens; targets of −100 do not count.
+
+    The softmax is taken in float32.
+    """
+    return F.cross_entropy(wide(logits.flatten(0, 1)), targets.flatten(), reduction="sum")
+
+
 def loss_sum(
     inputs: Int[Tensor, "rows seq"],
     targets: Int[Tensor, "rows seq"],
@@ -25,16 +33,15 @@ def loss_sum(
     """−Σ log p(target) in nats, summed over all tokens; targets of −100 do not count.
 
     The weights are rounded to `dtype` here, inside of what is differentiated, so that gradients arrive in float32 and
-    add up there. The softmax is taken in float32.
+    add up there.
     """
-    logits = llama(inputs, to(weights, dtype), config, dropout=dropout)
-    return F.cross_entropy(wide(logits.flatten(0, 1)), targets.flatten(), reduction="sum")
+    return cross_entropy_sum(llama(inputs, to(weights, dtype), config, dropout=dropout), targets)
 
 
 def train_step(
     inputs: Int[Tensor, "rows seq"],
     targets: Int[Tensor, "rows seq"],
-    weights: Weights,
+    weights: object,
     config: Config,
     optimizers: list[Optimizer],
     *,
@@ -48,7 +55,8 @@ def train_step(
     """One step of the optimizers on one batch, at `share` of their peak learning rates; returns the loss before it.
 
     The loss is a sum over tokens divided by the number of tokens of the whole batch, so the `parts` that it is run in
-    (gradient accumulation) change the memory it takes and not the result.
+    (gradient accumulation) change the memory it takes and not the result. `weights` is whatever tree of arrays
+    `loss_function` takes.
     """
     counted = (targets != -100).sum()
     losses: list[Tensor] = []

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from llucid.checkpoints import room_of, save
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.weights import shapes
+from llucid.weights import shapes, tree_map
 from tests.checkpoints.models import model_of, write_shards
 from tests.checkpoints.test_llama2c import checkpoint
 
 TINY = Config(dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn_dim=8, vocab_size=12, context=16)
+WIDE = Config(**TINY.__dict__ | dict(dim=32, head_dim=16, ffn_dim=32, vocab_size=16))
 TIED = Config(**TINY.__dict__ | dict(tied_embeddings=True))
 SLACK = 64 * 2**20
 """Bytes of address space that opening may take beyond twice the file: for the libraries' own bookkeeping. What a
@@ -49,10 +50,13 @@ def attempt(path: Path, size: int) -> bool:
     said, config, header, weights = "", TINY, {}, None
     with limited(2 * size + SLACK):
         try:
-            _, room = room_of(path)
+            name, room = room_of(path)
             config = room.read_config(path)
             header = room.read_header(path)
-            weights = room.read_weights(path, config)
+            weights = tree_map(lambda leaf: leaf.read(), room.open_weights(path, config))
+            if name == "gguf":  # whose tokenizer is in the file, too
+                size = room.read_tokenizer_facts(path).vocab_size
+                assert room.read_tokenizer(path).vocab_size == size
         except LlucidError as error:
             said = str(error)
     if weights is None:
@@ -79,6 +83,9 @@ def written(folder: Path, kind: str) -> tuple[Path, Path]:
         torch.save(load_file(out / "model.safetensors"), out / "pytorch_model.bin")
         (out / "model.safetensors").unlink()
         return out, out / "pytorch_model.bin"
+    elif name == "gguf":
+        save(model_of(WIDE if detail == "Q8_0" else TINY), out, name, dtype=detail)
+        return out, out
     else:
         save(model_of(TINY), out, name, version=int(detail) if name == "llama2c" else None)
     return out, out / detail if out.is_dir() else out
@@ -95,6 +102,8 @@ KINDS = {
     "llama2c 1": 48,
     "llama2c 2": 48,
     "checkpoint pt": 0,
+    "gguf float32": 1900,
+    "gguf Q8_0": 1900,
 }
 """Kinds of files, and how many bytes of each are a header, which is damaged most; 0 for all."""
 
@@ -113,6 +122,20 @@ def test_truncated_anywhere(kind: str, tmp_path: Path) -> None:
         file.write_bytes(whole[:cut])
         opened = attempt(path, len(whole))
         assert not opened or file.suffix == ".json", f"{cut} of {len(whole)} bytes were taken for a whole file"
+
+
+@pytest.mark.slow
+def test_every_cut_and_every_byte(kind: str, tmp_path: Path) -> None:
+    """Cut at every byte, and every byte of the header with its bits turned over, one of them, or all."""
+    path, file = written(tmp_path, kind)
+    whole = file.read_bytes()
+    for cut in range(len(whole)):
+        file.write_bytes(whole[:cut])
+        assert not attempt(path, len(whole)) or file.suffix == ".json"
+    for place in range(KINDS[kind] or min(len(whole), 2000)):
+        for bits in (0x01, 0x80, 0xFF):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
+            attempt(path, len(whole))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -58,6 +58,23 @@ def test_transformers_opens_what_we_write(config: Config, tmp_path: Path) -> Non
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "model")("0123").input_ids == [0, 1, 2, 3]
 
 
+def test_logits_equal_at_1000_positions(config: Config, tmp_path: Path) -> None:
+    """One folder, opened by transformers and by us, to float32 rounding: of sums, 1e-5 as at few positions, and of
+    frequencies. An angle is up to 1,000 times its frequency, and sharp attention multiplies what that changes; how
+    much, a base of RoPE that is some ten roundings larger shows."""
+    config = replace(config, context=max(config.context, 1024))
+    save(model_of(config), tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    model = load(tmp_path / "model", device="cpu")
+    tokens = torch.randint(config.vocab_size, (1, 1000), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+    found = llama(tokens, model.weights, model.config)
+    rounded = llama(tokens, model.weights, replace(model.config, rope_theta=config.rope_theta * (1 + 1e-6)))
+    tolerance = 1e-5 + (found - rounded).abs().max()
+    assert (found - expected).abs().max() < tolerance < 1e-2
+
+
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
 def test_we_open_what_transformers_writes(config: Config, shard: str, tmp_path: Path) -> None:
     model = model_of(config)
@@ -70,6 +87,49 @@ def test_we_open_what_transformers_writes(config: Config, shard: str, tmp_path: 
     found = load(tmp_path / "theirs", device="cpu")
     assert found.config == config
     assert same(found.weights, model.weights)
+
+
+def test_prefixes_of_compiled_models(folder: Path) -> None:
+    expected = load(folder, device="cpu").weights
+    state = load_file(folder / "model.safetensors")
+    save_file({f"_orig_mod.{name}": tensor for name, tensor in state.items()}, folder / "model.safetensors")
+    assert same(load(folder, device="cpu").weights, expected)
+
+
+COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "pretraining_tp": 1}
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (
+            dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32)
+            | dict(num_key_value_heads=4, vocab_size=32000, max_position_embeddings=2048, rms_norm_eps=1e-05)
+            | dict(rope_scaling=None, tie_word_embeddings=False, attention_bias=False, torch_dtype="float32"),
+            (2048, 22, 32, 4, 64, 5632, 32000, 2048, 1e-5, 10_000.0, False),
+        ),
+        (
+            dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9)
+            | dict(num_key_value_heads=3, vocab_size=49152, max_position_embeddings=8192, rms_norm_eps=1e-05)
+            | dict(rope_theta=100000, rope_interleaved=False, is_llama_config=True, mlp_bias=False)
+            | dict(tie_word_embeddings=True, **{"transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}}),
+            (576, 30, 9, 3, 64, 1536, 49152, 8192, 1e-5, 100_000.0, True),
+        ),
+        (
+            dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
+            | dict(num_key_value_heads=4, vocab_size=64000, max_position_embeddings=4096, rms_norm_eps=1e-05)
+            | dict(rope_theta=5000000.0, pad_token_id=0, tie_word_embeddings=False, use_cache=True),
+            (4096, 32, 32, 4, 128, 11008, 64000, 4096, 1e-5, 5e6, False),
+        ),
+    ],
+    ids=["TinyLlama", "SmolLM2", "Yi"],
+)
+def test_other_models_of_the_same_architecture(told: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path) -> None:
+    """As the config.json of each has it."""
+    (tmp_path / "config.json").write_text(json.dumps(COMMON | told))
+    c = huggingface.read_config(tmp_path)
+    assert (c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim, c.vocab_size) == expected[:7]
+    assert (c.context, c.norm_eps, c.rope_theta, c.tied_embeddings, c.rope_scaling) == (*expected[7:], None)
 
 
 @pytest.mark.parametrize("sharded", [False, True])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import llucid
 from llucid.checkpoints import Model, convert, llama2c, load, meta, save
@@ -156,7 +157,9 @@ def test_the_story_of_llama2c(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "formats", [("huggingface",), ("meta",), ("llama2c 1",), ("huggingface", "meta", "llama2c 1", "llama2c 0")], ids=str
+    "formats",
+    [("huggingface",), ("meta",), ("gguf",), ("llama2c 1",), ("huggingface", "meta", "gguf", "llama2c 1", "llama2c 0")],
+    ids=str,
 )
 def test_the_story_through_every_format(formats: tuple[str, ...], data: Path, tmp_path: Path) -> None:
     at, tokenizer = data / "stories260K.bin", data / "tok512.bin"
@@ -170,6 +173,17 @@ def test_the_story_through_every_format(formats: tuple[str, ...], data: Path, tm
     assert story(model) == STORY
     if formats == ("llama2c 1",):  # on the way through other formats the scores become ranks
         assert at.with_name("tokenizer.bin").read_bytes() == (data / "tok512.bin").read_bytes()
+
+
+def test_the_story_through_every_format_and_transformers(data: Path, tmp_path: Path) -> None:
+    at, tokenizer = data / "stories260K.bin", data / "tok512.bin"
+    for format in ("llama2c", "gguf", "meta", "huggingface"):
+        convert(at, tmp_path / format / "model", format, tokenizer=tokenizer)
+        at, tokenizer = tmp_path / format / "model", None
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(at)
+    words = transformers.AutoTokenizer.from_pretrained(at)
+    ids = theirs.generate(words("", return_tensors="pt").input_ids, max_new_tokens=200, do_sample=False)
+    assert words.decode(ids[0], skip_special_tokens=True) == STORY
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import torch
 
 from llucid.checkpoints import convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
-from llucid.checkpoints.pickles import read_pickle
+from llucid.checkpoints.pickles import read_pickle, release
 from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
@@ -48,6 +48,20 @@ def test_shards_are_put_together(count: int, axis: int, tmp_path: Path) -> None:
     assert describe(tmp_path / "model")["bytes"] == (
         f"{sum(file.stat().st_size for file in (tmp_path / 'model').glob('*.pth')):,}"
     )
+
+
+def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
+    """Tensors of several pages, in a shard, in Hugging Face's order, and by themselves."""
+    torch.save({"a": torch.arange(9000), "b": torch.arange(9000)}, tmp_path / "file")
+    mapped = torch.load(tmp_path / "file", mmap=True, weights_only=True)
+    release(mapped["a"])
+    assert torch.equal(mapped["a"], torch.arange(9000))
+    assert torch.equal(mapped["b"], torch.arange(9000))
+    model = model_of(Config(dim=128, layers=1, heads=4, kv_heads=2, head_dim=32, ffn_dim=256, vocab_size=48, context=9))
+    write_shards(tmp_path / "shards", model, 2, 0)
+    save(model, tmp_path / "hf")
+    for folder in ("shards", "hf"):
+        assert same(load(tmp_path / folder, device="cpu").weights, model.weights)
 
 
 def test_query_and_key_are_the_same_model_in_both_orders(tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
 """What is written is what is read, in every format; and what a format cannot hold is refused by name."""
 
 import math
+import subprocess
+import sys
+import weakref
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from llucid.checkpoints import Model, convert, describe, llama2c, load, save
+from llucid.checkpoints import Model, convert, describe, gguf, gguf_blocks, gguf_file, llama2c, load, save
 from llucid.checkpoints.model import Progress
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -17,7 +21,7 @@ from tests.configs import CONFIGS
 
 # What llama2.c and Meta's params.json have no word for.
 PLAIN = dict(norm_eps=1e-5, rope_theta=10_000.0, rope_scaling=None)
-TARGETS = [("huggingface", None), ("meta", None), ("llama2c", 0), ("llama2c", 1), ("llama2c", 2)]
+TARGETS = [("huggingface", None), ("meta", None), ("gguf", None), ("llama2c", 0), ("llama2c", 1), ("llama2c", 2)]
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -27,7 +31,7 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 def fitting(config: Config, format: str) -> Config:
     """The config with what this format cannot hold left out."""
-    changes = {} if format == "huggingface" else dict(head_dim=config.dim // config.heads)
+    changes = {} if format in ("huggingface", "gguf") else dict(head_dim=config.dim // config.heads)
     return replace(config, **changes | (PLAIN if format == "llama2c" else {}))
 
 
@@ -47,7 +51,8 @@ def test_to_and_from_is_the_same_bit_for_bit(config: Config, format: str, versio
 
     (tmp_path / "again").mkdir()
     save(once, tmp_path / "again" / "one", format, version=version)
-    files = [tmp_path / "one"] if version is not None else sorted(file for file in (tmp_path / "one").iterdir())
+    one = tmp_path / "one"
+    files = sorted(one.iterdir()) if one.is_dir() else [one]
     for file in files:
         assert (tmp_path / "again" / file.relative_to(tmp_path)).read_bytes() == file.read_bytes()
 
@@ -65,17 +70,17 @@ def test_dtypes_stay_and_change(format: str, dtype: torch.dtype, tmp_path: Path)
 
 def test_loading_does_not_change_the_file(tmp_path: Path) -> None:
     """Rows of query and key are put in order where they are mapped: privately."""
-    for format in ("huggingface", "meta", "llama2c"):
+    for format in ("huggingface", "meta", "llama2c", "gguf"):
         save(model_of(fitting(CONFIGS["one for two"], format)), tmp_path / format / "model", format)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     before = {file: file.read_bytes() for file in files}
-    for format in ("huggingface", "meta", "llama2c"):
+    for format in ("huggingface", "meta", "llama2c", "gguf"):
         weights = load(tmp_path / format / "model", device="cpu").weights
         tree_map(lambda leaf: leaf.zero_(), weights)
     assert before == {file: file.read_bytes() for file in files}
 
 
-@pytest.mark.parametrize("source", TARGETS[:4])
+@pytest.mark.parametrize("source", TARGETS[:5])
 @pytest.mark.parametrize("target", TARGETS)
 def test_convert_any_to_any(source: tuple[str, int | None], target: tuple[str, int | None], tmp_path: Path) -> None:
     model = model_of(fitting(CONFIGS["one for all, tied"], "llama2c"))
@@ -101,7 +106,7 @@ def test_convert_says_what_is_lost_and_refuses_what_is_there(tmp_path: Path) -> 
     assert convert(tmp_path / "hf", tmp_path / "meta", "meta") == {"context": (64, 2048)}
     with pytest.raises(LlucidError, match="something is there already"):
         convert(tmp_path / "hf", tmp_path / "meta", "huggingface")
-    with pytest.raises(LlucidError, match="is not known; expected one of: huggingface, meta, llama2c"):
+    with pytest.raises(LlucidError, match="is not known; expected one of: huggingface, meta, llama2c, gguf"):
         convert(tmp_path / "hf", tmp_path / "out", "onnx")
 
 
@@ -156,7 +161,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         if done > total / 2:
             raise OSError(28, "No space left on device")
 
-    for format, out in (("huggingface", "hf"), ("meta", "meta"), ("llama2c", "model.bin")):
+    for format, out in (("huggingface", "hf"), ("meta", "meta"), ("llama2c", "model.bin"), ("gguf", "a.gguf")):
         with pytest.raises(OSError, match="No space"):
             save(model_of(TINY), tmp_path / format / out, format, progress=fail)
         left = [file.name for file in (tmp_path / format).iterdir()]
@@ -171,7 +176,9 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
         facts = describe(out)
         assert facts["format"] == format
         assert facts["parameters"] == f"{config.parameters:,}"
-        assert facts["dtype"] == {None: "bfloat16", 2: "float32, int8 in groups of 8"}.get(version, "float32")
+        dtypes = {"llama2c 2": "float32, int8 in groups of 8", "gguf None": "bfloat16, float32"}
+        own = "float32" if format == "llama2c" else "bfloat16"
+        assert facts["dtype"] == dtypes.get(f"{format} {version}", own)
         assert facts["tied"] == "the embedding is the output matrix"
         assert facts["tokenizer"] == "Characters, 50 ids"
         for item in fields(config):
@@ -179,6 +186,15 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
+
+
+@pytest.mark.parametrize(("format", "version"), [*TARGETS[:1], *TARGETS[2:]])
+def test_describe_does_not_import_pytorch(format: str, version: int | None, tmp_path: Path) -> None:
+    """Which takes longer than all else. Meta's files alone are PyTorch's own."""
+    save(model_of(TINY), tmp_path / "model", format, version=version)
+    code = "import sys; from llucid.checkpoints import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("group", [1, 4, 64])
@@ -206,10 +222,48 @@ def test_the_group_divides_the_rows_of_every_matrix(tmp_path: Path) -> None:
         assert llama2c.checked_head(tmp_path / f"{ffn}.bin").group == group == math.gcd(64, dim, ffn)
 
 
+@pytest.mark.parametrize(("format", "version"), TARGETS)
+def test_what_is_dequantised_is_let_go_before_the_next(
+    format: str, version: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a conversion, and in loading in another dtype than float32: no more than two are in memory at once."""
+    config = replace(TINY, layers=4, ffn_dim=64, vocab_size=50)
+    save(model_of(config), tmp_path / "a.gguf", "gguf", dtype="Q8_0")
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = []
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        alive.add(made := gguf_blocks.dequantised(*arguments))
+        most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(gguf_file, "dequantised", watched)
+    convert(tmp_path / "a.gguf", tmp_path / "out" / "b", format, version=version)
+    assert len(most) == 4 * 7 + 2
+    assert max(most) <= 2
+    most.clear()
+    load(tmp_path / "a.gguf", device="cpu", dtype="bfloat16")
+    assert len(most) == 4 * 7 + 2
+    assert max(most) <= 2
+    load(tmp_path / "a.gguf", device="cpu")
+    assert max(most) == 4 * 7 + 2  # else this could not fail
+
+
+@pytest.mark.parametrize("given", ["Q8_0", "q8_0", "BF16", "bfloat16", "f16", "FP16", "F32", "Float32"])
+def test_dtypes_as_people_spell_them(given: str, tmp_path: Path) -> None:
+    full = {"b": "bfloat16", "q": "Q8_0", "f": "float16"}[given[0].lower()]
+    full = "float32" if "32" in given else full
+    save(model_of(replace(TINY, ffn_dim=64)), tmp_path / "a.gguf", "gguf", dtype=given)
+    assert gguf.read_header(tmp_path / "a.gguf")["token_embd.weight"][1] == full
+    if full != "Q8_0":
+        save(model_of(TINY), tmp_path / "hf", dtype=given)
+        assert describe(tmp_path / "hf")["dtype"] == full
+
+
 def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
     """Progress is told between tensors: after the first, the file is not yet half written."""
     model: Model = model_of(replace(TINY, layers=6))
-    for format in ("huggingface", "meta", "llama2c"):
+    for format in ("huggingface", "meta", "llama2c", "gguf"):
         steps: list[int] = []
         watch: Progress = lambda done, total, steps=steps: steps.append(done)  # noqa: E731
         save(model, tmp_path / format / "out", format, progress=watch)

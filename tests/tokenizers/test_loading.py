@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.facts import facts_of, read_facts
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
@@ -53,6 +54,22 @@ def test_the_content_tells_the_kind(
     assert type(load_tokenizer(tmp_path / name)) is kind
     if name != "anything":
         assert type(load_tokenizer(tmp_path)) is kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_facts_are_those_of_the_one_that_is_built(
+    files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(files[kind])
+    assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+    load_tokenizer(tmp_path).save(tmp_path)
+    assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model"])
+def test_the_facts_of_published_ones(data: Path, name: str) -> None:
+    expected = {"2": ("SentencePiece", 32_000, 1, 2), "3": ("TiktokenRanks", 128_256, 128_000, 128_001)}
+    assert read_facts(data / name) == expected[name[5]]
 
 
 def test_a_folder_of_several_has_an_order(files: dict[type[Tokenizer], bytes], tmp_path: Path) -> None:

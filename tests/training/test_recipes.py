@@ -3,7 +3,7 @@
 import torch
 
 from llucid.config import PRESETS
-from llucid.training.recipes import RECIPES, resolve
+from llucid.training.recipes import RECIPES, resolve, window
 from llucid.training.settings import ModelNumbers, Settings
 
 
@@ -18,6 +18,9 @@ def test_what_is_given_stays_and_what_is_not_is_chosen() -> None:
     assert resolve(chosen, torch.device("cpu")) == chosen
     assert resolve(Settings(), torch.device("cpu")).tokenizer == "characters"
     assert resolve(Settings(corpus=("fables",)), torch.device("cpu")).tokenizer == "bpe:1024"
+    assert resolve(Settings(), torch.device("cpu")).length_warmup == RECIPES["micro"].length_warmup > 0
+    assert resolve(Settings(length_warmup=0.0), torch.device("cpu")).length_warmup == 0
+    assert resolve(Settings(tokenizer="bpe:300"), torch.device("cpu")).length_warmup == 0
 
 
 def test_numbers_of_the_model_are_put_into_the_preset() -> None:
@@ -31,3 +34,12 @@ def test_numbers_of_the_model_are_put_into_the_preset() -> None:
 
 def test_small_is_no_larger_than_nanogpts_run() -> None:
     assert PRESETS["small"].config.parameters <= 10_650_000
+
+
+def test_windows_grow_and_a_step_keeps_its_tokens() -> None:
+    settings = Settings(batch=3, length_warmup=0.7)
+    assert window(settings, 256, 0.0) == window(settings, 256, 0.69) == (12, 64)
+    assert window(settings, 256, 0.7) == window(settings, 256, 1.0) == (3, 256)
+    assert window(settings, 128, 0.0) == (3, 128)
+    assert window(settings, 258, 0.0) == (3, 258)
+    assert window(Settings(batch=3), 256, 0.0) == (3, 256)

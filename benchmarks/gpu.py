@@ -1,0 +1,379 @@
+"""What a GPU makes of llucid: one script, ready to run where a GPU is. PyTorch 2.11 or newer.
+
+    python benchmarks/gpu.py                             everything: about a quarter of an hour
+    python benchmarks/gpu.py decode train --out FILE     some of it; JSON goes to FILE
+    python benchmarks/gpu.py --device cpu --tiny         the same in miniature, to see that it runs
+
+    decode      random weights of Llama 3.1 8B: bfloat16 and int8 at batch 1, bfloat16 at batch 64; compiled, one CUDA
+                graph a token, no synchronisation until the end; beside transformers
+    train       the shape of Llama 3.2 1B in bfloat16, windows of 4,096 tokens, AdamW; beside transformers
+    learn       `llucid train --preset small`: validation loss and wall time
+
+Decoding is told as a share of the measured copy bandwidth (bytes of weights and of the cache's filled slots a token),
+training as a share of the measured peak of bfloat16 matrix products.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llucid.bench import machine, seconds_of, synchronise, work
+from llucid.config import PRESETS, Config
+from llucid.llama import (
+    attention_fused,
+    attention_written_out,
+    rms_norm,
+    rope_frequencies,
+    rotate_real,
+    rotations,
+    swiglu,
+    unembed,
+    wide,
+)
+from llucid.training.optimizer import make_optimizers
+from llucid.training.settings import Settings
+from llucid.training.step import loss_sum, train_step
+from llucid.weights import Weights, assemble, leaves, tree_map
+
+
+class Task(NamedTuple):
+    """Sizes and device of what is measured."""
+
+    device: torch.device
+    decoded: Config
+    trained: Config
+    many: int
+    prompt: int
+    written: int
+    windows: int
+    learn: tuple[str, ...]
+
+
+def task_of(device: torch.device, tiny: bool) -> Task:
+    """The real thing, or its miniature."""
+    if tiny:
+        small = replace(PRESETS["nano"].config, kv_heads=1)
+        return Task(device, small, small, 4, 8, 12, 2, ("--preset", "nano", "--corpus", "fables", "--steps", "4"))
+    trained = replace(PRESETS["llama-3.2-1b"].config, context=4096)
+    learn = ("--preset", "small", "--minutes", "2.8")
+    return Task(device, PRESETS["llama-3.1-8b"].config, trained, 64, 128, 384, 4, learn)
+
+
+def random_weights(config: Config, dtype: torch.dtype, device: torch.device) -> Weights:
+    """Random weights, made on the device."""
+    torch.manual_seed(0)
+
+    def leaf(path: str, shape: tuple[int, ...]) -> Tensor:
+        if len(shape) == 1:
+            return torch.ones(shape, dtype=dtype, device=device)
+        return torch.empty(shape, dtype=dtype, device=device).normal_(0, 0.05)
+
+    return assemble(config, leaf)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read and written, of copying a large array."""
+    source = torch.ones(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / seconds_of(lambda: target.copy_(source), device, budget=0.5, least=5)
+
+
+def product_peak(device: torch.device) -> float:
+    """Multiplications and additions per second of large matrix products in bfloat16."""
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device).bfloat16() for _ in "ab")
+    return 2 * size**3 / seconds_of(lambda: a @ b, device, budget=1.0, least=5)
+
+
+# ------------------------------------------------------------------------------------------ decode
+
+
+class Int8(NamedTuple):
+    """A matrix as eight-bit integers, and what each row of them is to be multiplied by."""
+
+    numbers: Tensor
+    scales: Tensor
+
+
+def int8(leaf: Tensor) -> Tensor | Int8:
+    """round(w / s) with s = max |w| / 127 for each row; gains stay as they are."""
+    if leaf.ndim == 1:
+        return leaf
+    scales = wide(leaf).abs().amax(1, keepdim=True) / 127
+    return Int8((wide(leaf) / scales).round().to(torch.int8), scales.to(leaf.dtype))
+
+
+def plain(leaf: Tensor | Int8) -> Tensor:
+    """The inverse of `int8`; compiled into the product that reads it, so that the wide matrix is never written."""
+    return leaf.numbers.to(leaf.scales.dtype) * leaf.scales if isinstance(leaf, Int8) else leaf
+
+
+def eight_bits(weights: Weights) -> Any:
+    """The weights with each matrix but the embedding as Int8 (of which a token reads one row)."""
+    return tree_map(int8, weights)._replace(embedding=weights.embedding)
+
+
+def plainly(tree: Any) -> Any:
+    """A tree with every Int8 in it multiplied out."""
+    if isinstance(tree, Int8) or not isinstance(tree, tuple):
+        return plain(tree) if tree is not None else None
+    branches = [plainly(branch) for branch in tree]
+    return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)
+
+
+def next_token(
+    attend: Callable[..., Tensor],
+    config: Config,
+    packed: Any,
+    keys: list[Tensor],
+    values: list[Tensor],
+    token: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """`llama` for one token a row at a position that only the device knows, greedy: batch 1 -> batch 1.
+
+    `keys` and `values`, a (batch kv_heads slots head_dim) for each layer, are filled in at `position`; what is behind
+    it is masked, so that every step has the same shapes and can be recorded as a graph.
+    """
+    head = (-1, config.head_dim)
+    rotation = rotations(position[None], rope_frequencies(config, packed.norm))
+    mask = (torch.arange(keys[0].shape[2], device=token.device) <= position)[None, None, None]
+    x = F.embedding(token, packed.embedding)
+    for layer, block in enumerate(packed.blocks):
+        weights = plainly(block)
+        normed = rms_norm(x, weights.attention_norm, config.norm_eps)
+        q, k, v = (F.linear(normed, w).unflatten(-1, head).transpose(1, 2) for w in weights.attention[:3])
+        keys[layer].index_copy_(2, position, rotate_real(k, rotation))
+        values[layer].index_copy_(2, position, v)
+        y = attend(rotate_real(q, rotation), keys[layer], values[layer], mask.expand(len(token), -1, -1, -1))
+        x = x + F.linear(y.transpose(1, 2).flatten(-2), weights.attention.output)
+        x = x + swiglu(rms_norm(x, weights.feed_forward_norm, config.norm_eps), weights.feed_forward)
+    x = rms_norm(x, packed.norm, config.norm_eps)
+    output = None if packed.output is None else plain(packed.output)
+    return unembed(x[:, -1], packed._replace(output=output)).argmax(-1, keepdim=True)
+
+
+def write(
+    packed: Any, config: Config, prompts: Tensor, written: int, attend: Callable[..., Tensor], compiled: bool = True
+) -> tuple[Tensor, float]:
+    """(the ids that follow the prompts, seconds a token): the prompts one token a step as well, all by one graph.
+
+    Prompts are (batch seq); the ids (batch written). Nothing leaves the device before the end.
+    """
+    device, (rows, length) = prompts.device, prompts.shape
+    slots, total = length + written, length + written - 1
+    shape = (rows, config.kv_heads, slots, config.head_dim)
+    keys, values = ([packed.norm.new_zeros(shape) for _ in range(config.layers)] for _ in "kv")
+    step = partial(next_token, attend, config, packed, keys, values)
+    if compiled:
+        step = torch.compile(step, mode="max-autotune-no-cudagraphs" if device.type == "cuda" else None, fullgraph=True)
+    line = torch.cat([prompts, prompts.new_zeros(rows, written)], 1)
+    given = torch.arange(slots, device=device) < length
+    position = torch.zeros(1, dtype=torch.long, device=device)
+
+    def advance() -> None:
+        """Reads the newest id, and writes the one behind it, unless that is the prompt's own."""
+        new = step(line.index_select(1, position), position)
+        position.add_(1)
+        old = line.index_select(1, position)
+        line.index_copy_(1, position, torch.where(given[position], old, new))
+
+    with torch.inference_mode():
+        for _ in range(3):  # compiles, and tunes
+            advance()
+        position.zero_()
+        go = advance
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                advance()
+            position.zero_()
+            go = graph.replay
+        for _ in range(length):
+            go()
+        synchronise(device)
+        begun = time.perf_counter()
+        for _ in range(total - length):
+            go()
+        synchronise(device)
+        seconds = (time.perf_counter() - begun) / max(1, total - length)
+    return line[:, length:], seconds
+
+
+def decode(task: Task, bandwidth: float) -> list[dict[str, Any]]:
+    """Rows of the table: what was decoded, tokens per second, share of the bandwidth."""
+    torch._inductor.config.coordinate_descent_tuning = True  # makes products with one row plain, fusable sums
+    config = replace(task.decoded, context=task.prompt + task.written)
+    weights, rows = random_weights(config, torch.bfloat16, task.device), list[dict[str, Any]]()
+    middle = task.prompt + task.written // 2
+    for name, batch, pack in (
+        ("bfloat16", 1, lambda w: w),
+        ("int8", 1, eight_bits),
+        ("bfloat16", task.many, lambda w: w),
+    ):
+        prompts = torch.randint(config.vocab_size, (batch, task.prompt), device=task.device)
+        packed = pack(weights)
+        cache = work(weights, config, batch, 1, middle, 1)[0] - work(weights, config, 0, 1, middle, 1)[0]
+        moved = bytes_read(packed) + cache
+        # Which of the two attentions is the quicker depends on GPU and release; both are tried.
+        tried = {
+            kind.__name__: write(packed, config, prompts, task.written, kind)[1]
+            for kind in (attention_fused, attention_written_out)
+        }
+        kind, seconds = min(tried.items(), key=lambda found: found[1])
+        told = {"what": f"decode {name}, batch {batch}", "tokens_per_second": batch / seconds, "attention": kind}
+        rows.append(told | {"bytes_per_token": moved, "fraction_of_copy_bandwidth": moved / seconds / bandwidth})
+        torch.compiler.reset()
+    del packed
+    return [*rows, *transformers_decode(task, config, weights)]
+
+
+def bytes_read(packed: Any) -> int:
+    """Bytes of all that a token reads: each matrix once, and of an embedding that is not the output matrix, nothing."""
+    tree = packed if packed.output is None else packed._replace(embedding=None)
+    return sum(leaf.nbytes for leaf in leaves(tree))
+
+
+def transformers_of(config: Config, device: torch.device, dtype: torch.dtype) -> Any:
+    """LlamaForCausalLM of the same size."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    their = LlamaConfig(
+        hidden_size=config.dim,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        intermediate_size=config.ffn_dim,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.context,
+        tie_word_embeddings=config.tied_embeddings,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    with device:
+        return AutoModelForCausalLM.from_config(their, dtype=dtype)
+
+
+def transformers_decode(task: Task, config: Config, weights: Weights) -> list[dict[str, Any]]:
+    """`generate` of transformers: as it is, and with its static cache, for which it compiles."""
+    model, rows = transformers_of(config, task.device, torch.bfloat16).eval(), list[dict[str, Any]]()
+    for batch, cache in ((1, None), (1, "static"), (task.many, None)):
+        prompts = torch.randint(1, config.vocab_size, (batch, task.prompt), device=task.device)
+        given = {"do_sample": False, "attention_mask": torch.ones_like(prompts), "cache_implementation": cache}
+
+        def run(new: int, prompts: Tensor = prompts, given: dict[str, Any] = given) -> float:
+            begun = time.perf_counter()
+            model.generate(prompts, max_new_tokens=new, min_new_tokens=new, **given)
+            synchronise(task.device)
+            return time.perf_counter() - begun
+
+        name = f"transformers generate bfloat16, batch {batch}" + (", static cache" if cache else "")
+        try:
+            run(task.written), run(2)
+            long, short = (statistics.median(run(new) for _ in range(3)) for new in (task.written, 2))
+            rows.append({"what": name, "tokens_per_second": batch * (task.written - 2) / (long - short)})
+        except Exception as error:  # a peer that does not run is told as such
+            rows.append({"what": name, "failed": f"{type(error).__name__}: {error}".splitlines()[0]})
+    return rows
+
+
+# ------------------------------------------------------------------------------------------ train
+
+
+def train(task: Task, peak: float) -> list[dict[str, Any]]:
+    """A step of AdamW, master weights in float32, products in bfloat16; ours compiled, transformers as it is."""
+    config, device = task.trained, task.device
+    tokens = torch.randint(config.vocab_size, (task.windows, config.context + 1), device=device)
+    inputs, targets, count = tokens[:, :-1], tokens[:, 1:], task.windows * config.context
+    weights = tree_map(torch.Tensor.requires_grad_, random_weights(config, torch.float32, device))
+    optimizers = make_optimizers(weights, Settings(optimizer="adamw", learning_rate=1e-4, steps=1))
+    compiled = torch.compile(loss_sum)
+    operations = 3 * work(weights, config, task.windows, config.context, 0, config.context)[1]
+
+    def ours() -> None:
+        train_step(inputs, targets, weights, config, optimizers, dtype=torch.bfloat16, loss_function=compiled)
+
+    def row(name: str, seconds: float) -> dict[str, Any]:
+        share = operations / seconds / peak
+        told = {"what": name, "tokens_per_second": count / seconds, "fraction_of_matmul_peak": share}
+        if device.type == "cuda":
+            told["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+            torch.cuda.reset_peak_memory_stats(device)
+        return told
+
+    shape = f"{config.parameters / 1e9:.2f} B parameters, {task.windows} × {config.context} tokens"
+    rows = [row(f"train {shape}", seconds_of(ours, device, budget=10.0))]
+    del weights, optimizers
+    torch.compiler.reset()
+    model = transformers_of(config, device, torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def theirs() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(inputs, use_cache=False).logits
+        F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return [*rows, row(f"transformers, autocast, {shape}", seconds_of(theirs, device, budget=10.0))]
+
+
+def learn(task: Task, _: float) -> list[dict[str, Any]]:
+    """`llucid train` as a user runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*task.learn, "--device", str(task.device), "--out", f"{folder}/run"]
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "llucid", "train", *arguments], check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - begun
+        rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
+    losses = [row["validation"] for row in rows if "validation" in row]
+    told = {"what": "llucid train " + " ".join(task.learn), "validation_loss": min(losses), "seconds": seconds}
+    return [told | {"steps": rows[-1]["step"]}]
+
+
+def main() -> None:
+    """Measures, prints a line for each row as it is there, and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", nargs="*", help="decode, train, learn; all of them, unless given")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="sizes that take seconds")
+    parser.add_argument("--out", type=Path, help="a file for the rows, as JSON")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: PyTorch finds no GPU here; --device cpu --tiny shows whether the script runs")
+    task, bandwidth, peak = task_of(device, options.tiny), copy_bandwidth(device), product_peak(device)
+    told: dict[str, Any] = {"machine": machine(device), "copy_bandwidth": bandwidth, "matmul_peak": peak, "rows": []}
+    print(f"{told['machine']}: copies {bandwidth / 1e9:,.0f} GB/s, multiplies {peak / 1e12:,.2f} TFLOP/s", flush=True)
+    rooms = {"decode": (decode, bandwidth), "train": (train, peak), "learn": (learn, 0.0)}
+    for name in options.what or rooms:
+        room, limit = rooms[name]
+        for row in room(task, limit):
+            told["rows"].append(row)
+            numbers = (
+                f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            )
+            print("  ".join(numbers), flush=True)
+            if options.out:
+                options.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

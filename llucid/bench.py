@@ -1,0 +1,273 @@
+"""How fast this machine runs a Llama, and how near that is to what the machine can do at all.
+
+Each job moves so many bytes and multiplies so many numbers. However it is programmed, it takes no less than
+
+    seconds ≥ max(bytes / read bandwidth, operations / peak of matrix products)         (Williams et al. 2009, roofline)
+
+Bandwidth and peak are measured on this machine, beside each job, since a shared machine's change from minute to minute.
+"""
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich import box
+from rich.table import Table
+
+from llucid.checkpoints import Model, find, load, save
+from llucid.config import PRESETS, Config
+from llucid.errors import LlucidError
+from llucid.generation.decode import decode, empty_context, read
+from llucid.tokenizers.characters import Characters
+from llucid.training.optimizer import make_optimizers
+from llucid.training.recipes import resolve
+from llucid.training.settings import Settings
+from llucid.training.step import train_step
+from llucid.weights import Weights, initialise, leaves, to, tree_map
+
+PRESET = "stories42M"
+"""What is measured where no model is given: large enough for the memory to matter, and done in half a minute."""
+PROMPT = 512
+"""Tokens of a prompt."""
+WRITTEN = 48
+"""Tokens written behind a short prompt at most."""
+WARM = 4
+"""Of them, so many first ones do not count."""
+
+
+class Limits(NamedTuple):
+    """What the machine itself can do."""
+
+    read: float
+    """Bytes per second that come from memory."""
+    products: float
+    """Multiplications and additions per second in products of large matrices, in the dtype of the job."""
+
+
+class Row(NamedTuple):
+    """One job, as it was measured."""
+
+    name: str
+    tokens: int
+    seconds: float
+    """Median."""
+    bytes: int
+    """That must come from memory at least."""
+    operations: int
+    """Multiplications and additions that must be done at least."""
+    limits: Limits
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+    @property
+    def limit(self) -> float:
+        """Seconds that this machine needs at least."""
+        return max(self.bytes / self.limits.read, self.operations / self.limits.products)
+
+    @property
+    def fraction(self) -> float:
+        """How near to the limit: 1 is as fast as the machine."""
+        return self.limit / self.seconds
+
+    def json(self) -> dict[str, Any]:
+        """Everything, as plain data."""
+        told = self._asdict() | {"limits": self.limits._asdict(), "tokens_per_second": self.rate}
+        bound = "read" if self.bytes / self.limits.read == self.limit else "products"
+        return told | {"limit_seconds": self.limit, "limit_by": bound, "fraction_of_limit": self.fraction}
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(job: Callable[[], object], device: torch.device, budget: float = 2.0, least: int = 3) -> float:
+    """The median time of a job in seconds: after one run to warm up, at least `least` runs, more if they fit."""
+    times: list[float] = []
+    for number in range(1000):
+        synchronise(device)
+        begun = time.perf_counter()
+        job()
+        synchronise(device)
+        if number:
+            times.append(time.perf_counter() - begun)
+        if len(times) >= least and sum(times) > budget:
+            break
+    return statistics.median(times)
+
+
+def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
+    """The machine's read bandwidth (sums of 256 MB) and its peak of 2048³ products in `dtype`; half a second."""
+    count = 2**25 if device.type == "cpu" else 2**28
+    numbers = torch.ones(count, dtype=torch.float64, device=device)
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    read_seconds = seconds_of(numbers.sum, device, budget=0.15)
+    return Limits(8 * count / read_seconds, 2 * size**3 / seconds_of(lambda: a @ a, device, budget=0.2))
+
+
+def work(weights: Weights, config: Config, rows: int, new: int, before: int, scored: int) -> tuple[int, int]:
+    """(bytes, operations) of a pass over `new` tokens a row, behind `before` others, of which `scored` are unembedded.
+
+    Bytes are those of all matrices, each once, and of the keys and values; activations stay in the processor's caches.
+    """
+    embedding = 0 if weights.output is None else weights.embedding.nbytes
+    number = weights.norm.element_size()
+    slots = 2 * config.layers * config.kv_heads * config.head_dim
+    moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + rows * (before + new) * slots * number
+    head = config.vocab_size * config.dim
+    gains = (2 * config.layers + 1) * config.dim
+    inner = config.parameters - gains - head * (1 if config.tied_embeddings else 2)
+    seen = new * before + new * (new + 1) // 2
+    attended = 2 * config.layers * config.heads * config.head_dim * seen
+    return moved, 2 * rows * (new * inner + scored * head + attended)
+
+
+def random_model(preset: str, dtype: torch.dtype) -> Model:
+    """A model of a preset's size with random weights, which are as fast as any. Raises LlucidError if there is none."""
+    if preset not in PRESETS:
+        raise LlucidError(f"--preset {preset}: unknown; expected one of: {', '.join(PRESETS)}")
+    config = PRESETS[preset].config
+    return Model(config, to(initialise(config), dtype), Characters("ab"))
+
+
+@contextmanager
+def on_disk(path: str | None, preset: str, dtype: torch.dtype) -> Generator[Path]:
+    """Where the model is: `path`, or a folder that exists as long as it is needed, with a random model in it."""
+    if path is not None:
+        yield find(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="llucid-bench-") as folder:
+        save(random_model(preset, dtype), Path(folder) / "model")
+        yield Path(folder) / "model"
+
+
+def loading(path: Path, device: torch.device, dtype: torch.dtype | None) -> Row:
+    """Opening the model and touching all of its numbers: files are mapped, and read only when they are touched."""
+
+    def job() -> None:
+        for leaf in leaves(load(path, device=device, dtype=dtype).weights):
+            leaf.amax()
+
+    files = path.rglob("*") if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".pth", ".bin", ".pt", ".gguf"))
+    seconds = seconds_of(job, device, budget=1.0, least=2)
+    return Row("load", 0, seconds, size, 0, measure_limits(device, dtype or torch.float32))
+
+
+def prefill(model: Model, device: torch.device) -> Row:
+    """Reading a prompt, as `generate` does it: the cache is filled, and the last position alone is scored."""
+    config, weights = model.config, model.weights
+    count = min(PROMPT, config.context)
+    ids = torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
+    limits = measure_limits(device, weights.norm.dtype)
+    seconds = seconds_of(lambda: read(weights, config, empty_context(weights, config, 1, count), [ids]), device)
+    return Row(f"prefill, {count}", count, seconds, *work(weights, config, 1, count, 0, 1), limits)
+
+
+def decoding(model: Model, device: torch.device, rows: int) -> Row:
+    """Writing, as `generate` does it, so many texts at once; the median token."""
+    config, weights = model.config, model.weights
+    short = max(1, min(32, config.context // 4))
+    limits = measure_limits(device, weights.norm.dtype)
+    prompts = torch.randint(config.vocab_size, (rows, short), generator=torch.Generator().manual_seed(0)).tolist()
+    written = min(WRITTEN, config.context - short)
+    steps = decode(
+        weights,
+        config,
+        prompts,
+        choose=lambda logits: logits.argmax(-1),
+        stops=lambda row, token: False,
+        max_tokens=written,
+    )
+    times = [time.perf_counter() for _ in steps]
+    taken = [after - before for before, after in pairwise(times)][WARM:]
+    moved = work(weights, config, rows, 1, short + written // 2, 1)
+    return Row(f"decode, {rows}", rows, statistics.median(taken), *moved, limits)
+
+
+def training(config: Config, device: torch.device) -> Row:
+    """One step of AdamW on two windows, in the dtype that `llucid train` would choose here."""
+    settings = resolve(Settings(optimizer="adamw", steps=1), device)
+    weights = tree_map(lambda leaf: leaf.to(device).requires_grad_(), initialise(config))
+    optimizers, dtype = make_optimizers(weights, settings), getattr(torch, str(settings.dtype))
+    window = min(256, config.context)
+    tokens = torch.randint(config.vocab_size, (2, window + 1), generator=torch.Generator().manual_seed(0)).to(device)
+
+    def job() -> None:
+        train_step(tokens[:, :-1], tokens[:, 1:], weights, config, optimizers, dtype=dtype)
+
+    limits = measure_limits(device, dtype)
+    seconds = seconds_of(job, device, budget=1.0)
+    forward = work(weights, config, 2, window, 0, window)[1]
+    # Backwards, each product has two: for what came in, and for the weights. AdamW reads four arrays and writes three.
+    moved = 7 * sum(leaf.nbytes for leaf in leaves(weights))
+    return Row(f"train, {2 * window}", 2 * window, seconds, moved, 3 * forward, limits)
+
+
+def measure(
+    path: str | None, preset: str, device: torch.device, dtype: torch.dtype | None, heard: Callable[[str], None]
+) -> Iterator[Row]:
+    """Row by row; `heard` is told what comes next. Training is left out where there is no memory for it.
+
+    Raises LlucidError for a model or preset that there is none of.
+    """
+    heard("making a random model" if path is None else "loading")
+    with on_disk(path, preset, dtype or torch.float32) as folder:
+        model = load(folder, device=device, dtype=dtype)
+        yield loading(folder, device, dtype)
+        heard("prefill")
+        yield prefill(model, device)
+        for rows in (1, 8):
+            heard(f"decode, {rows}")
+            yield decoding(model, device, rows)
+    config = model.config
+    del model
+    if 16 * config.parameters < free_memory(device) / 2:  # weights, gradients, AdamW's two, in float32
+        heard("train")
+        yield training(config, device)
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes of memory that the device has left; infinitely many where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
+    if not all(name in getattr(os, "sysconf_names", {}) for name in names):
+        return float("inf")
+    return os.sysconf(names[0]) * os.sysconf(names[1])
+
+
+def machine(device: torch.device) -> str:
+    """What it was measured on, in a line."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for people: what was reached, and which share of what the machine could reach."""
+    drawn = Table("tokens", "seconds", "tokens/s", "reached", "limit", "of the limit", box=box.SIMPLE)
+    for row in rows:
+        by_memory = row.json()["limit_by"] == "read"
+        done, most = (row.bytes, row.limits.read) if by_memory else (row.operations, row.limits.products)
+        unit = "GB/s" if by_memory else "GFLOP/s"
+        rate = f"{row.rate:,.1f}" if row.tokens else ""
+        bar = "█" * round(10 * min(row.fraction, 1)) or "▏"
+        reached = f"{done / row.seconds / 1e9:,.1f} {unit}"
+        drawn.add_row(row.name, f"{row.seconds:.4f}", rate, reached, f"{most / 1e9:,.1f}", f"{row.fraction:.2f} {bar}")
+    return drawn

@@ -1,0 +1,61 @@
+"""From a table of pairs to a Llama in ten rungs, each a small change to the one before: `diff` two of them to see it.
+
+    from llucid.ladder import RUNGS
+    rung = RUNGS[3]
+    weights = rung.init(config, seed=0)
+    rung.loss(inputs, targets, weights, config)         # Int[batch seq], twice -> Float[""], nats over all tokens
+
+All take the same `Config`, that of the last rung, and use the numbers of it that they know.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.ladder import (
+    rung_01_bigram,
+    rung_02_rnn,
+    rung_03_attention_cheats,
+    rung_04_causal_mask,
+    rung_05_rms_norm,
+    rung_06_rope,
+    rung_07_heads,
+    rung_08_swiglu,
+    rung_09_blocks,
+    rung_10_llama,
+)
+
+
+class Rung(NamedTuple):
+    """One model of the ladder: its weights, and what they make of tokens."""
+
+    number: int
+    name: str
+    sentence: str
+    """What is new, and what it is for."""
+    change: str
+    """The same in a few words."""
+    init: Callable[[Config, int], Any]
+    """(config, seed) -> untrained weights, a tree of arrays."""
+    logits: Callable[[Tensor, Any, Config], Tensor]
+    """(tokens, weights, config): Int[batch seq] -> Float[batch seq vocab]."""
+    loss: Callable[[Tensor, Tensor, Any, Config], Tensor]
+    """(inputs, targets, weights, config) -> −Σ log p(target) in nats; targets of −100 do not count."""
+
+
+def _rung(number: int, module: ModuleType) -> Rung:
+    name, sentence = " ".join((module.__doc__ or "").split()).split(": ", 1)
+    return Rung(
+        number, name, sentence[0].upper() + sentence[1:], module.CHANGE, module.init, module.logits, module.loss
+    )
+
+
+_MODULES = (
+    *(rung_01_bigram, rung_02_rnn, rung_03_attention_cheats, rung_04_causal_mask, rung_05_rms_norm, rung_06_rope),
+    *(rung_07_heads, rung_08_swiglu, rung_09_blocks, rung_10_llama),
+)
+RUNGS = tuple(_rung(number, module) for number, module in enumerate(_MODULES, start=1))
+"""All rungs, from the lowest."""

@@ -1,0 +1,35 @@
+"""Bigram table: the next character is guessed from the last one alone, which has a row of scores in a table."""
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.ladder.draws import normal
+from llucid.training.step import cross_entropy_sum
+
+CHANGE = "what follows which"
+
+
+class Weights(NamedTuple):
+    table: Float[Any, "vocab vocab"]
+
+
+def init(config: Config, seed: int) -> Weights:
+    """A table that guesses about evenly."""
+    draw = normal(seed)
+    return Weights(table=draw(0.02, config.vocab_size, config.vocab_size))
+
+
+def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
+    """T[token]. Shannon 1948, §3, the digram approximation."""
+    return F.embedding(tokens, weights.table)
+
+
+def loss(
+    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
+) -> Float[Tensor, ""]:
+    """−Σ log p(target), in nats."""
+    return cross_entropy_sum(logits(inputs, weights, config), targets)

@@ -1,0 +1,48 @@
+"""RNN: a state is carried along, so that a guess can rest on everything that came before."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.ladder.draws import normal
+from llucid.training.step import cross_entropy_sum
+
+CHANGE = "a state, carried along"
+
+
+class Weights(NamedTuple):
+    embedding: Float[Any, "vocab dim"]
+    recurrent: Float[Any, "dim dim"]
+    output: Float[Any, "vocab dim"]
+
+
+def init(config: Config, seed: int) -> Weights:
+    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    draw, dim, vocab = normal(seed), config.dim, config.vocab_size
+    return Weights(
+        embedding=draw(1.0, vocab, dim),
+        recurrent=draw(1 / math.sqrt(dim), dim, dim),
+        output=draw(0.02, vocab, dim),
+    )
+
+
+def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
+    """hₜ = tanh(E[tokenₜ] + R hₜ₋₁) and O hₜ. Elman 1990."""
+    x = F.embedding(tokens, weights.embedding)
+    state, states = torch.zeros_like(x[:, 0]), list[Tensor]()
+    for now in x.unbind(1):
+        state = torch.tanh(now + F.linear(state, weights.recurrent))
+        states.append(state)
+    return F.linear(torch.stack(states, 1), weights.output)
+
+
+def loss(
+    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
+) -> Float[Tensor, ""]:
+    """−Σ log p(target), in nats."""
+    return cross_entropy_sum(logits(inputs, weights, config), targets)

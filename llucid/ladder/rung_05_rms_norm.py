@@ -1,0 +1,69 @@
+"""RMSNorm: what attention and output read is brought to one length, so that none depends on how large it has grown."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.ladder.draws import normal
+from llucid.llama import rms_norm
+from llucid.training.step import cross_entropy_sum
+from llucid.weights import AttentionWeights
+
+CHANGE = "inputs of one scale"
+
+
+class Weights(NamedTuple):
+    embedding: Float[Any, "vocab dim"]
+    position: Float[Any, "ctx dim"]
+    attention_norm: Float[Any, " dim"]
+    attention: AttentionWeights
+    norm: Float[Any, " dim"]
+    output: Float[Any, "vocab dim"]
+
+
+def init(config: Config, seed: int) -> Weights:
+    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    draw, dim, vocab = normal(seed), config.dim, config.vocab_size
+    return Weights(
+        embedding=draw(1.0, vocab, dim),
+        position=draw(1.0, config.context, dim),
+        attention_norm=torch.ones(dim),
+        attention=AttentionWeights(
+            query=draw(1 / math.sqrt(dim), dim, dim),
+            key=draw(1 / math.sqrt(dim), dim, dim),
+            value=draw(1 / math.sqrt(dim), dim, dim),
+            output=draw(0.02, dim, dim),
+        ),
+        norm=torch.ones(dim),
+        output=draw(0.02, vocab, dim),
+    )
+
+
+def attention(x: Float[Tensor, "batch seq dim"], weights: AttentionWeights) -> Float[Tensor, "batch seq dim"]:
+    """softmax(q kᵀ / √dim + M) v with M = −∞ where the key comes after the query. Vaswani et al. 2017, §3.2.3."""
+    q = F.linear(x, weights.query)
+    k = F.linear(x, weights.key)
+    v = F.linear(x, weights.value)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    scores = scores.masked_fill(later, -math.inf)
+    return F.linear(scores.softmax(-1) @ v, weights.output)
+
+
+def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
+    """x = E[token] + P[position]; x + Attention(RMSNorm(x)); RMSNorm(x) Oᵀ."""
+    x = F.embedding(tokens, weights.embedding) + weights.position[: tokens.shape[1]]
+    x = x + attention(rms_norm(x, weights.attention_norm, config.norm_eps), weights.attention)
+    return F.linear(rms_norm(x, weights.norm, config.norm_eps), weights.output)
+
+
+def loss(
+    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
+) -> Float[Tensor, ""]:
+    """−Σ log p(target), in nats."""
+    return cross_entropy_sum(logits(inputs, weights, config), targets)

@@ -1,0 +1,85 @@
+"""SwiGLU: what was gathered is worked on at each place alone, in a hidden layer where a gate decides what passes."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.ladder.draws import normal
+from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
+from llucid.training.step import cross_entropy_sum
+from llucid.weights import AttentionWeights, FeedForwardWeights
+
+CHANGE = "a gated hidden layer"
+
+
+class Weights(NamedTuple):
+    embedding: Float[Any, "vocab dim"]
+    attention_norm: Float[Any, " dim"]
+    attention: AttentionWeights
+    feed_forward_norm: Float[Any, " dim"]
+    feed_forward: FeedForwardWeights
+    norm: Float[Any, " dim"]
+    output: Float[Any, "vocab dim"]
+
+
+def init(config: Config, seed: int) -> Weights:
+    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    draw, dim, vocab = normal(seed), config.dim, config.vocab_size
+    return Weights(
+        embedding=draw(1.0, vocab, dim),
+        attention_norm=torch.ones(dim),
+        attention=AttentionWeights(
+            query=draw(1 / math.sqrt(dim), dim, dim),
+            key=draw(1 / math.sqrt(dim), dim, dim),
+            value=draw(1 / math.sqrt(dim), dim, dim),
+            output=draw(0.02, dim, dim),
+        ),
+        feed_forward_norm=torch.ones(dim),
+        feed_forward=FeedForwardWeights(
+            gate=draw(1 / math.sqrt(dim), config.ffn_dim, dim),
+            up=draw(1 / math.sqrt(dim), config.ffn_dim, dim),
+            down=draw(0.02, dim, config.ffn_dim),
+        ),
+        norm=torch.ones(dim),
+        output=draw(0.02, vocab, dim),
+    )
+
+
+def attention(
+    x: Float[Tensor, "batch seq dim"],
+    weights: AttentionWeights,
+    config: Config,
+    rotation: Float[Tensor, "batch 1 seq half 2"],
+) -> Float[Tensor, "batch seq dim"]:
+    """softmax(q kᵀ / √head_dim + M) v in each head, on its own slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
+    head = (config.heads, config.dim // config.heads)
+    q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
+    k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)
+    v = F.linear(x, weights.value).unflatten(-1, head).transpose(1, 2)
+    q, k = rotate(q, rotation), rotate(k, rotation)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    scores = scores.masked_fill(later, -math.inf)
+    return F.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2), weights.output)
+
+
+def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
+    """x = E[token]; x + Attention(RMSNorm(x)); x + SwiGLU(RMSNorm(x)); RMSNorm(x) Oᵀ."""
+    x = F.embedding(tokens, weights.embedding)
+    positions = torch.arange(tokens.shape[1], device=x.device).expand(tokens.shape)
+    rotation = rotations(positions, rope_frequencies(config, x))
+    x = x + attention(rms_norm(x, weights.attention_norm, config.norm_eps), weights.attention, config, rotation)
+    x = x + swiglu(rms_norm(x, weights.feed_forward_norm, config.norm_eps), weights.feed_forward)
+    return F.linear(rms_norm(x, weights.norm, config.norm_eps), weights.output)
+
+
+def loss(
+    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
+) -> Float[Tensor, ""]:
+    """−Σ log p(target), in nats."""
+    return cross_entropy_sum(logits(inputs, weights, config), targets)

@@ -1,0 +1,57 @@
+"""Blocks: what one block has found, the next one builds on."""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config
+from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu, unembed
+from llucid.training.step import cross_entropy_sum
+from llucid.weights import AttentionWeights, Weights, initialise
+
+CHANGE = "three blocks, not one"
+
+
+def init(config: Config, seed: int) -> Weights:
+    """Untrained weights: those of a Llama whose every head has keys and values of its own."""
+    return initialise(replace(config, kv_heads=config.heads), seed)
+
+
+def attention(
+    x: Float[Tensor, "batch seq dim"],
+    weights: AttentionWeights,
+    config: Config,
+    rotation: Float[Tensor, "batch 1 seq half 2"],
+) -> Float[Tensor, "batch seq dim"]:
+    """softmax(q kᵀ / √head_dim + M) v in each head, on its own slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
+    head = (config.heads, config.dim // config.heads)
+    q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
+    k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)
+    v = F.linear(x, weights.value).unflatten(-1, head).transpose(1, 2)
+    q, k = rotate(q, rotation), rotate(k, rotation)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    scores = scores.masked_fill(later, -math.inf)
+    return F.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2), weights.output)
+
+
+def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
+    """x = E[token]; for each block, x + Attention(RMSNorm(x)) and x + SwiGLU(RMSNorm(x)); RMSNorm(x) Oᵀ."""
+    x = F.embedding(tokens, weights.embedding)
+    positions = torch.arange(tokens.shape[1], device=x.device).expand(tokens.shape)
+    rotation = rotations(positions, rope_frequencies(config, x))
+    for block in weights.blocks:
+        x = x + attention(rms_norm(x, block.attention_norm, config.norm_eps), block.attention, config, rotation)
+        x = x + swiglu(rms_norm(x, block.feed_forward_norm, config.norm_eps), block.feed_forward)
+    return unembed(rms_norm(x, weights.norm, config.norm_eps), weights)
+
+
+def loss(
+    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
+) -> Float[Tensor, ""]:
+    """−Σ log p(target), in nats."""
+    return cross_entropy_sum(logits(inputs, weights, config), targets)

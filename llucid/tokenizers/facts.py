@@ -1,0 +1,52 @@
+"""What a tokenizer is, told without building it: building Llama 3's takes seconds."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llucid.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
+
+
+class Facts(NamedTuple):
+    """Its kind, how many ids it has, and which of them begin and end a text."""
+
+    kind: str
+    vocab_size: int
+    bos: int | None
+    eos: int | None
+
+
+def read_facts(path: Path) -> Facts:
+    """The facts of the tokenizer saved at `path`, a file or a folder. Raises LlucidError as `load_tokenizer` does."""
+    from llucid.tokenizers.tiktoken_ranks import SPECIALS, is_tiktoken
+
+    file = tokenizer_file(path)
+    with open(file, "rb") as opened:
+        head = opened.read(1024)
+        if is_tiktoken(head):
+            ranks = head.count(b"\n") + sum(part.count(b"\n") for part in iter(lambda: opened.read(2**20), b""))
+            return Facts("TiktokenRanks", ranks + SPECIALS, ranks, ranks + 1)
+    if head.lstrip()[:1] == b"{" and (facts := _of_json(file)):
+        return facts
+    return facts_of(load_tokenizer(file))
+
+
+def facts_of(tokenizer: Tokenizer) -> Facts:
+    """The facts of a tokenizer that is built."""
+    return Facts(type(tokenizer).__name__, tokenizer.vocab_size, tokenizer.bos, tokenizer.eos)
+
+
+def _of_json(file: Path) -> Facts | None:
+    """What a `tokenizer.json` and the file beside it say; None if it is of a form that only its library knows."""
+    from llucid.tokenizers.characters import is_characters
+    from llucid.tokenizers.tokenizer_json import read_json
+
+    told, beside = read_json(file), file.with_name("tokenizer_config.json")
+    named: dict[str, Any] = read_json(beside) if beside.is_file() else {}
+    try:
+        ids = told["model"]["vocab"] | {added["content"]: added["id"] for added in told["added_tokens"]}
+        roles = [named.get("bos_token"), named.get("eos_token")]
+        begin, end = (role.get("content") if isinstance(role, dict) else role for role in roles)
+        size = max(ids.values()) + 1
+        return None if is_characters(told) else Facts("JsonTokenizer", size, ids.get(begin), ids.get(end))
+    except (KeyError, TypeError, ValueError):
+        return None

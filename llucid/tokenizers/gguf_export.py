@@ -1,0 +1,207 @@
+"""Our tokenizers in the words of GGUF, where llama.cpp then gives the same ids."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.gguf_vocabulary import (
+    BYTE,
+    CONTROL,
+    NO_END,
+    NORMAL,
+    PIECE_TYPE,
+    RULES,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    SentencePieceInside,
+    read_vocabulary,
+    shown,
+)
+from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
+from llucid.tokenizers.llama2c_export import to_llama2c
+from llucid.tokenizers.protobuf import fields
+from llucid.tokenizers.sentencepiece_model import (
+    BPE,
+    CHARACTER_MAP,
+    DUMMY_PREFIX,
+    ESCAPE_SPACES,
+    MODEL_TYPE,
+    PIECES,
+    REMOVE_SPACES,
+    TRAINER,
+    SentencePiece,
+)
+from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
+
+PROBE = "  Once upon\n\n a time,  it's naïve 漢字 🚀\x00<s> 12345 <|eot_id|>\t\r\nDON'T  "
+
+
+def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """The keys that make llama.cpp give the same ids, filled up to the model's `vocab_size` with unused tokens.
+
+    Raises LlucidError, by name, for a tokenizer that llama.cpp has no words for. What is said is read again to see.
+    """
+    if tokenizer.vocab_size > vocab_size:
+        raise LlucidError(f"the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}")
+    match tokenizer:
+        case Characters():
+            return _filled(_characters_told(tokenizer), vocab_size)
+        case SentencePiece():
+            told = _sentencepiece_told(tokenizer)
+        case Llama2cTokenizer():
+            told = _llama2c_told(tokenizer, tokenizer)
+        case JsonTokenizer() | TiktokenRanks():
+            content = json.loads(tokenizer.json())
+            falls_back = content["model"].get("byte_fallback")
+            told = _llama2c_told(to_llama2c(tokenizer), tokenizer) if falls_back else _json_told(content, tokenizer)
+        case _:
+            raise LlucidError(f"GGUF has no words for a tokenizer like this one ({type(tokenizer).__name__})")
+    told = _filled(told | _ends_told(tokenizer, told["tokenizer.ggml.tokens"]), vocab_size)
+    config = tokenizer.config if isinstance(tokenizer, JsonTokenizer | SentencePieceInside) else {}
+    if isinstance(template := config.get("chat_template"), str):
+        told["tokenizer.chat_template"] = template
+    _check_same(read_vocabulary(told), tokenizer)
+    return told
+
+
+def _filled(told: dict[str, Any], vocab_size: int) -> dict[str, Any]:
+    """As many tokens as the model has, as llama.cpp demands. 0xFF begins the text of the rwkv kind's: none matches."""
+    tokens, spell = told["tokenizer.ggml.tokens"], "[PAD%d]"
+    if told["tokenizer.ggml.model"] == "rwkv":
+        spell = "\\xff%d"
+    more = range(len(tokens), vocab_size)
+    told = told | {"tokenizer.ggml.tokens": [*tokens, *(spell % number for number in more)]}
+    for key, value in (("token_type", UNUSED), ("scores", -10000.0)):
+        if f"tokenizer.ggml.{key}" in told:
+            told[f"tokenizer.ggml.{key}"] = [*told[f"tokenizer.ggml.{key}"], *[value] * len(more)]
+    return told
+
+
+def _characters_told(tokenizer: Characters) -> dict[str, Any]:
+    if not all(character.isascii() for character in tokenizer.characters):
+        # Its search for a longest piece would never end at a character of which it knows only the first byte.
+        raise LlucidError("GGUF has no words for a vocabulary of single characters that are not all ASCII")
+    texts = [character.replace("\\", "\\\\") for character in tokenizer.characters]
+    return {
+        "tokenizer.ggml.model": "rwkv",
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": [NORMAL] * len(texts),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def _sentencepiece_told(tokenizer: SentencePiece) -> dict[str, Any]:
+    """Of the message that the library opened. Raises LlucidError for a model that is no Llama's."""
+    parts = [(number, part) for number, part in fields(tokenizer.model) if isinstance(part, bytes)]
+    trained = [dict(fields(part)).get(MODEL_TYPE, 1) for number, part in parts if number == TRAINER][-1:]
+    normal = tokenizer.normalizer
+    if trained != [BPE] or normal[CHARACTER_MAP] or normal[REMOVE_SPACES] or not normal[ESCAPE_SPACES]:
+        raise LlucidError("GGUF has no words for a SentencePiece model that alters text or does not merge pairs (BPE)")
+    # Nearly all pieces are normal and have no field for it, nor its tag.
+    types = [
+        int(dict(fields(part)).get(PIECE_TYPE, NORMAL)) if PIECE_TYPE << 3 in part else NORMAL
+        for number, part in parts
+        if number == PIECES
+    ]
+    return _pieces_told(tokenizer.pieces, tokenizer.scores, types, bool(normal[DUMMY_PREFIX]))
+
+
+def _llama2c_told(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of llama2.c's rows; `tokenizer` is what they were made of."""
+    if len(made.byte_ids) != 256:
+        raise LlucidError("GGUF has no words for a tokenizer without a piece for each byte")
+    names = {token: name for name, token in (made.special | tokenizer.special).items()}
+    names |= {token: f"<0x{byte:02X}>" for token, byte in made.byte_of.items()}
+    types = [CONTROL if token in names else NORMAL for token in range(made.vocab_size)]
+    for token in made.byte_of:
+        types[token] = BYTE
+    types[made.special["<unk>"]] = UNKNOWN
+    for token, piece in enumerate(made.pieces):
+        text = piece.decode(errors="replace")
+        if types[token] == NORMAL and made.scores[token] <= WORST_SCORE and len(text) > 1:
+            halves = ((text[:cut].encode(), text[cut:].encode()) for cut in range(1, len(text)))
+            if any(left in made.ids and right in made.ids for left, right in halves):
+                raise LlucidError(f"GGUF cannot say that the piece {text!r} is never merged")
+    try:
+        texts = [names.get(token) or piece.decode().replace(" ", "▁") for token, piece in enumerate(made.pieces)]
+    except UnicodeDecodeError as error:
+        raise LlucidError(f"GGUF has no words for a piece that is no UTF-8: {error.object!r}") from error
+    return _pieces_told(texts, made.scores, types, prefix=True)
+
+
+def _pieces_told(texts: list[str], scores: Sequence[float], types: list[int], prefix: bool) -> dict[str, Any]:
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.scores": [float(score) for score in scores],
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.unknown_token_id": types.index(UNKNOWN),
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
+
+
+def _json_told(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Of a `tokenizer.json` of byte pairs. Raises LlucidError for one that is of something else."""
+    model = content["model"]
+    cut = content.get("pre_tokenizer") or {}
+    steps = [step | {"trim_offsets": True} for step in cut.get("pretokenizers", [cut])]
+    rules = [
+        name
+        for name, rule in RULES.items()
+        if steps == [step | {"trim_offsets": True} for step in rule.steps]
+        and rule.whole_words == bool(model.get("ignore_merges"))
+    ]
+    odd = [key for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
+    if model.get("type") != "BPE" or content.get("normalizer") or odd or not rules:
+        raise LlucidError(
+            f"GGUF has no words for this tokenizer.json: its model is {shown(model.get('type'))}, it normalises by "
+            f"{shown(content.get('normalizer'))}, cuts by {shown(cut)}, and has {', '.join(odd) or 'nothing else'}; "
+            f"what GGUF knows is BPE with the cuts of {', '.join(RULES)}"
+        )
+    added = {told["id"]: told for told in content["added_tokens"]}
+    if any(told["lstrip"] or told["rstrip"] or told["single_word"] for told in added.values() if not told["special"]):
+        raise LlucidError("GGUF has no words for an added token that takes the spaces around it")
+    texts = {token: text for text, token in model["vocab"].items()} | {n: told["content"] for n, told in added.items()}
+    types = {token: CONTROL if told["special"] else USER_DEFINED for token, told in added.items()}
+    every = range(tokenizer.vocab_size)
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"])
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": rules[0],
+        "tokenizer.ggml.tokens": [texts.get(token, f"[PAD{token}]") for token in every],
+        "tokenizer.ggml.token_type": [types.get(token, NORMAL if token in texts else UNUSED) for token in every],
+        "tokenizer.ggml.merges": [f"{left} {right}" for left, right in pairs],
+    }
+
+
+def _ends_told(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+    """BOS, EOS and up to two more ids that end a text; where there is no EOS, the byte that no text has."""
+    told: dict[str, Any] = {"tokenizer.ggml.add_bos_token": tokenizer.bos is not None}
+    end = tokenizer.eos
+    if end is None:
+        end = next((token for token, text in enumerate(texts) if text in NO_END), None)
+    if end is None:
+        raise LlucidError("GGUF has no words for a tokenizer without EOS, nor a piece for the byte 0xFF")
+    more = sorted(tokenizer.stop_ids - {end}, key=lambda token: (texts[token] == "<|eom_id|>", token))
+    roles = {"bos": tokenizer.bos, "eos": end, **dict(zip(("eot", "eom"), more, strict=False))}
+    return told | {f"tokenizer.ggml.{role}_token_id": token for role, token in roles.items() if token is not None}
+
+
+def _check_same(found: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Raises LlucidError if what is read again differs in an id that matters, or encodes or decodes differently."""
+    if (found.bos, found.eos) != (tokenizer.bos, tokenizer.eos) or not found.stop_ids >= tokenizer.stop_ids:
+        raise LlucidError(
+            f"GGUF has no words for this tokenizer's BOS {tokenizer.bos}, EOS {tokenizer.eos} and ends "
+            f"{sorted(tokenizer.stop_ids)}: read again they are {found.bos}, {found.eos} and {sorted(found.stop_ids)}"
+        )
+    some = range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)
+    for text in (PROBE, " ".join(tokenizer.decode([token]) for token in some)):
+        ids = tokenizer.encode(text)
+        if found.encode(text) != ids or found.decode(ids) != tokenizer.decode(ids):
+            raise LlucidError("GGUF has no words for this tokenizer: llama.cpp's rules give other ids than its own")

@@ -1,0 +1,108 @@
+"""GGUF files by llama.cpp's own Python package, and by us with something changed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from llucid.checkpoints import Model
+from llucid.checkpoints import gguf as room
+from llucid.checkpoints import gguf_file as container
+from llucid.config import Config
+from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.weights import named_leaves
+
+gguf = pytest.importorskip("gguf", reason='the gguf package is not installed: pip install "llucid[gguf]"')
+
+BLOCK = re.compile(r"\.(\d+)\.")
+THEIRS = {
+    "embedding": "TOKEN_EMBD",
+    "norm": "OUTPUT_NORM",
+    "output": "OUTPUT",
+    "blocks.attention_norm": "ATTN_NORM",
+    "blocks.attention.query": "ATTN_Q",
+    "blocks.attention.key": "ATTN_K",
+    "blocks.attention.value": "ATTN_V",
+    "blocks.attention.output": "ATTN_OUT",
+    "blocks.feed_forward_norm": "FFN_NORM",
+    "blocks.feed_forward.gate": "FFN_GATE",
+    "blocks.feed_forward.up": "FFN_UP",
+    "blocks.feed_forward.down": "FFN_DOWN",
+}
+
+
+def their_name(path: str) -> str:
+    """The package's name of the array at our path."""
+    block = BLOCK.search(path)
+    name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[THEIRS[BLOCK.sub(".", path)]]]
+    return name.format(bid=block[1] if block else None) + ".weight"
+
+
+def by_their_writer(path: Path, model: Model, tensors: dict[str, tuple[np.ndarray, Any]], big: bool = False) -> None:
+    """Writes the model with the package's writer: these tensors, and keys as llama.cpp's converter has them."""
+    config = model.config
+    endian = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
+    writer = gguf.GGUFWriter(path, "llama", endianess=endian)
+    writer.add_context_length(config.context)
+    writer.add_embedding_length(config.dim)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn_dim)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a"]
+    pieces = (pieces + [f"w{number}" for number in range(config.vocab_size)])[: config.vocab_size]
+    types = [2, 3, 3, *[6] * 256, 1, 1, 1] + [1] * config.vocab_size
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([-float(number) for number in range(len(pieces))])
+    writer.add_token_types(types[: len(pieces)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, (numbers, kind) in tensors.items():
+        writer.add_tensor(name, numbers, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def plain(model: Model) -> dict[str, tuple[np.ndarray, Any]]:
+    return {their_name(path): (leaf.numpy(), None) for path, leaf in named_leaves(model.weights)}
+
+
+def file_of(
+    path: Path, model: Model, keys: dict[str, Any] | None = None, tensors: dict[str, Tensor | None] | None = None
+) -> Path:
+    """Writes a file like ours but for these keys and tensors; None leaves one out."""
+    told = room.keys_of(model.config, "float32") | write_vocabulary(model.tokenizer, model.config.vocab_size)
+    told = {key: value for key, value in (told | (keys or {})).items() if value is not None}
+    every: dict[str, Tensor | None] = {room.name_of(at): leaf for at, leaf in named_leaves(model.weights)}
+    parts = [room.part_of(name, leaf, None) for name, leaf in (every | (tensors or {})).items() if leaf is not None]
+    data = [b"".join(map(bytes, container.pieces_of(part))) for part in parts]
+    path.write_bytes(container.encoded(told, parts) + b"".join(numbers + bytes(-len(numbers) % 32) for numbers in data))
+    return path
+
+
+# Of each type of blocks, where its float16 numbers are.
+HALVES = dict(Q4_0=[0], Q4_1=[0, 2], Q5_0=[0], Q5_1=[0, 2], Q8_0=[0])
+HALVES |= dict(Q2_K=[80, 82], Q3_K=[108], Q4_K=[0, 2], Q5_K=[0, 2], Q6_K=[208])
+WIDE = Config(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=300, context=32)
+
+
+def random_blocks(name: str, rows: int, numbers: int) -> np.ndarray:
+    """Blocks of random bytes, but for scales that are small numbers."""
+    generator = np.random.default_rng(0)
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+    blocks = generator.integers(0, 256, (rows * numbers // block, size), np.uint8)
+    for at in HALVES[name]:
+        blocks[:, at : at + 2] = generator.normal(0, 0.05, len(blocks)).astype("<f2").view(np.uint8).reshape(-1, 2)
+    return blocks.reshape(rows, -1)

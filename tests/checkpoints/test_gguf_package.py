@@ -1,0 +1,198 @@
+"""GGUF files held to llama.cpp's own Python package, which writes what we read and reads what we write."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llucid.checkpoints import convert, describe, gguf_blocks, load, save
+from llucid.checkpoints import gguf as room
+from llucid.config import Config, RopeScaling
+from llucid.errors import LlucidError
+from llucid.quantize import dense, from_blocks, quantize_matrix, to_blocks
+from llucid.weights import named_leaves
+from tests.checkpoints.gguf_files import HALVES, WIDE, by_their_writer, gguf, plain, random_blocks, their_name
+from tests.checkpoints.models import model_of, same
+from tests.checkpoints.test_hostile import TINY
+from tests.configs import CONFIGS
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def config(request: pytest.FixtureRequest) -> Config:
+    return request.param
+
+
+def test_their_reader_reads_ours(config: Config, tmp_path: Path) -> None:
+    model = model_of(config)
+    save(model, tmp_path / "a.gguf", "gguf")
+    reader = gguf.GGUFReader(tmp_path / "a.gguf")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    for path, leaf in named_leaves(model.weights):
+        tensor = tensors.pop(their_name(path))
+        assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
+        np.testing.assert_array_equal(tensor.data, leaf.numpy())
+    assert tensors.keys() == ({"rope_freqs.weight"} if config.rope_scaling else set())
+    told = {key: field.contents() for key, field in reader.fields.items()}
+    assert told["general.architecture"] == "llama"
+    assert told["llama.attention.head_count_kv"] == config.kv_heads
+    assert told["llama.rope.dimension_count"] == told["llama.attention.value_length"] == config.head_dim
+    assert told["llama.attention.layer_norm_rms_epsilon"] == np.float32(config.norm_eps)
+    assert told["tokenizer.ggml.tokens"][:2] == ["0", "1"]
+
+
+def test_we_read_theirs(config: Config, tmp_path: Path) -> None:
+    model = model_of(replace(config, vocab_size=300, rope_scaling=None))
+    by_their_writer(tmp_path / "a.gguf", model, plain(model))
+    found = load(tmp_path / "a.gguf", device="cpu")
+    assert found.config == model.config
+    assert same(found.weights, model.weights)
+    assert (found.tokenizer.bos, found.tokenizer.eos, found.tokenizer.stop_ids) == (1, 2, frozenset({2}))
+    assert found.tokenizer.encode("a aé") == [261, 261, 3 + 0xC3, 3 + 0xA9]
+    assert found.tokenizer.decode([1, 261, 261, 3 + 0xC3, 3 + 0xA9, 2]) == "a aé"
+
+
+def test_rows_are_those_of_their_converter(tmp_path: Path) -> None:
+    """convert_hf_to_gguf.py permutes what transformers has (LlamaModel.permute); so do two of our rooms together."""
+    from safetensors.numpy import load_file
+
+    config = CONFIGS["explicit head_dim"]
+    save(model_of(config), tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "a.gguf", "gguf")
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
+    state = load_file(tmp_path / "hf" / "model.safetensors")
+    for theirs, ours, heads in (("q_proj", "attn_q", config.heads), ("k_proj", "attn_k", config.kv_heads)):
+        rows = state[f"model.layers.1.self_attn.{theirs}.weight"]
+        permuted = rows.reshape(heads, 2, len(rows) // heads // 2, config.dim).swapaxes(1, 2).reshape(rows.shape)
+        np.testing.assert_array_equal(tensors[f"blk.1.{ours}.weight"], permuted)
+        assert not np.array_equal(rows, permuted)
+
+
+def their_rope_factors(config: Config, scaling: RopeScaling) -> np.ndarray:
+    """What convert_hf_to_gguf.py writes as rope_freqs (LlamaModel.generate_extra_tensors), in its float32."""
+    frequencies = 1.0 / (
+        config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    )
+    low = scaling.original_context / scaling.low_freq_factor
+    high = scaling.original_context / scaling.high_freq_factor
+    factors = []
+    for frequency in frequencies:
+        wavelength = 2 * math.pi / frequency
+        if wavelength < high:
+            factors.append(1.0)
+        elif wavelength > low:
+            factors.append(scaling.factor)
+        else:
+            span = scaling.high_freq_factor - scaling.low_freq_factor
+            smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / span
+            factors.append(float(1 / ((1 - smooth) / scaling.factor + smooth)))
+    return np.array(factors, np.float32)
+
+
+@pytest.mark.parametrize("factor", [2.0, 8.0, 8.3, 32.0])
+@pytest.mark.parametrize("head_dim", [16, 64, 128])
+def test_rope_factors(factor: float, head_dim: int, tmp_path: Path) -> None:
+    scaling = RopeScaling(factor=factor)
+    config = replace(TINY, head_dim=head_dim, rope_theta=500_000.0, vocab_size=300)
+    theirs = their_rope_factors(config, scaling)
+    np.testing.assert_allclose(room.slowdowns(config, scaling), theirs, rtol=1e-4)
+    model = model_of(config)
+    by_their_writer(tmp_path / "a.gguf", model, plain(model) | {"rope_freqs.weight": (theirs, None)})
+    assert room.read_config(tmp_path / "a.gguf") == replace(config, rope_scaling=scaling)
+    ones = {"rope_freqs.weight": (np.ones_like(theirs), None)}
+    by_their_writer(tmp_path / "b.gguf", model, plain(model) | ones)
+    assert room.read_config(tmp_path / "b.gguf") == config
+    for other in (theirs * 1.01, theirs[::-1].copy(), theirs[1:], theirs * np.nan, theirs / 2, np.full_like(theirs, 3)):
+        by_their_writer(tmp_path / "c.gguf", model, plain(model) | {"rope_freqs.weight": (other, None)})
+        with pytest.raises(LlucidError, match=r"c\.gguf: rope_freqs\.weight"):
+            room.read_config(tmp_path / "c.gguf")
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_every_quantised_type(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers as of the package by itself, in a file that it wrote; in several goes."""
+    monkeypatch.setattr(gguf_blocks, "AT_ONCE", 256 * 7)
+    kind = gguf.GGMLQuantizationType[name]
+    model = model_of(WIDE)
+    raw = {
+        their_name(path): (random_blocks(name, len(leaf), leaf.shape[1]), kind)
+        for path, leaf in named_leaves(model.weights)
+        if leaf.dim() == 2
+    }
+    by_their_writer(tmp_path / "a.gguf", model, plain(model) | raw)
+    header, weights = room.read_header(tmp_path / "a.gguf"), load(tmp_path / "a.gguf", device="cpu").weights
+    for path, leaf in named_leaves(weights):
+        if leaf.dim() == 2:
+            assert header[room.name_of(path)] == (tuple(leaf.shape), name)
+            np.testing.assert_array_equal(leaf.numpy(), gguf.dequantize(*raw[their_name(path)]))
+    assert load(tmp_path / "a.gguf", dtype="bfloat16", device="cpu").weights.embedding.dtype == torch.bfloat16
+
+
+def literally_q8_0(block: bytes) -> list[np.float32]:
+    scale = np.frombuffer(block[:2], "<f2")[0].astype(np.float32)
+    return [scale * np.float32(byte - 256 if byte > 127 else byte) for byte in block[2:]]
+
+
+def literally_q4_0(block: bytes) -> list[np.float32]:
+    """The low halves of 16 bytes, then their high halves, less 8 (ggml-quants.c, dequantize_row_q4_0)."""
+    scale = np.frombuffer(block[:2], "<f2")[0].astype(np.float32)
+    low, high = [byte & 0x0F for byte in block[2:]], [byte >> 4 for byte in block[2:]]
+    return [np.float32(number - 8) * scale for number in low + high]
+
+
+@pytest.mark.parametrize(("name", "literally"), [("Q8_0", literally_q8_0), ("Q4_0", literally_q4_0)])
+def test_blocks_by_the_letter(name: str, literally: Any) -> None:
+    raw = random_blocks(name, 5, 96)
+    kind = next(kind for kind in gguf_blocks.KINDS.values() if kind.name == name)
+    found = gguf_blocks.dequantised(raw.reshape(-1), kind, (5, 96))
+    expected = [
+        number for at in range(0, raw.size, kind.size) for number in literally(raw.tobytes()[at : at + kind.size])
+    ]
+    np.testing.assert_array_equal(found.numpy().reshape(-1), np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
+def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> None:
+    numbers = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
+    numbers[0] = 0
+    numbers[1] = torch.arange(64) - 31.5  # among them halves of a step, which are rounded away from zero
+    numbers[2, :32] = torch.tensor([127.0, *[n + 0.5 for n in range(-16, 15)]])
+    numbers[3] *= 1e-6  # whose steps float16 rounds off to nearly nothing
+    kind = gguf.GGMLQuantizationType[name]
+    expected = gguf.quantize(numbers.numpy(), kind)
+    blocks = torch.from_numpy(expected).view(300, 2, -1)
+    assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
+    held = from_blocks(blocks)
+    assert torch.equal(to_blocks(held), blocks)
+    assert dense(held).tolist() == gguf.dequantize(expected, kind).tolist()
+
+
+def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(WIDE)
+    blocks = {"output.weight": (random_blocks("Q6_K", 300, 256), gguf.GGMLQuantizationType.Q6_K)}
+    by_their_writer(tmp_path / "a.gguf", model, plain(model) | blocks)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert describe(tmp_path / "a.gguf")["dtype"] == "Q6_K, float32"
+    with pytest.raises(LlucidError, match=r'Q6_K need the gguf package: pip install "llucid\[gguf\]"'):
+        load(tmp_path / "a.gguf", device="cpu")
+    model = model_of(replace(WIDE, vocab_size=50))
+    save(model, tmp_path / "b.gguf", "gguf", dtype="Q8_0")
+    load(tmp_path / "b.gguf", device="cpu")
+
+
+def test_the_tables_are_theirs() -> None:
+    for number, name in gguf_blocks.OTHERS.items():
+        assert gguf.GGMLQuantizationType(number).name == name
+    short = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    for number, kind in gguf_blocks.KINDS.items():
+        theirs = gguf.GGMLQuantizationType(number)
+        assert gguf.GGML_QUANT_SIZES[theirs] == (kind.block, kind.size)
+        assert short.get(theirs.name, theirs.name) == kind.name
+    for name, number in room.FILE_TYPES.items():
+        full = {theirs: ours for ours, theirs in short.items()}.get(name, name)
+        assert gguf.LlamaFileType(number).name.endswith(full)
+    assert {kind.name for kind in gguf_blocks.KINDS.values()} == {*HALVES, *short.values()}

@@ -1,0 +1,35 @@
+"""A small tokenizer of each kind that GGUF has words for, and texts for it."""
+
+from pathlib import Path
+
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.tokenizer_json import train_bpe
+from tests.tokenizers.texts import HOSTILE, TALE, sentencepiece_model, small_llama2c, small_ranks, small_sentencepiece
+
+
+def opened_again(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(folder)
+    return load_tokenizer(folder)
+
+
+SMALL = {
+    "sentencepiece": lambda folder: small_sentencepiece(),
+    "sentencepiece without a space before": lambda folder: SentencePiece(sentencepiece_model(add_dummy_prefix=False)),
+    "llama2c": lambda folder: small_llama2c(),
+    "tiktoken": lambda folder: small_ranks(),
+    "our byte pairs": lambda folder: train_bpe([TALE], 320),
+    "sentencepiece as json": lambda folder: opened_again(small_sentencepiece(), folder),
+    "llama2c as json": lambda folder: opened_again(small_llama2c(), folder),
+    "tiktoken as json": lambda folder: opened_again(small_ranks(), folder),
+    "characters": lambda folder: Characters({*TALE, *'\\\t"x'}),
+}
+
+
+def texts_for(tokenizer: Tokenizer) -> list[str]:
+    if isinstance(tokenizer, Characters):
+        return ["", TALE, '\\ "n\\\\n" \\xt\\n\t\n', TALE[::-1]]
+    # llama.cpp spells out upper and lower case of "'s", and so has no long s, which is one of them.
+    return [text.replace("ſ", "s") for text in HOSTILE.values()]

@@ -1,0 +1,293 @@
+"""Tokenizers in GGUF's words: held to llama.cpp's rules, written out here once more."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llucid.checkpoints import Model, load, save
+from llucid.checkpoints.gguf import read_tokenizer_facts
+from llucid.checkpoints.gguf_file import read_head
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.facts import facts_of
+from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
+from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.tiktoken_ranks import byte_letters
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from tests.checkpoints.models import model_of
+from tests.checkpoints.test_hostile import TINY
+from tests.tokenizers.kinds import SMALL, opened_again, texts_for
+from tests.tokenizers.texts import (
+    HOSTILE,
+    LONG,
+    TALE,
+    sentencepiece_model,
+    small_llama2c,
+    small_ranks,
+    small_sentencepiece,
+)
+
+CUT = (
+    r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""llama.cpp's own spelling of how Llama 3 cuts a text (llama-vocab.cpp, llm_tokenizer_bpe)."""
+
+
+def llama_cpp(text: str, told: dict[str, Any]) -> list[int]:
+    """The ids of llama.cpp's tokenizers for these keys, written out without their queues."""
+    ids = {token: number for number, token in enumerate(told["tokenizer.ggml.tokens"])}
+    if told["tokenizer.ggml.model"] == "rwkv":
+        return [ids[character.replace("\\", "\\\\")] for character in text]
+    if told["tokenizer.ggml.model"] == "llama":
+        scores = told["tokenizer.ggml.scores"]
+        if text and told["tokenizer.ggml.add_space_prefix"]:
+            text = " " + text
+        order = {token: -scores[number] for token, number in ids.items()}
+        pieces = merged(list(text.replace(" ", "▁")), order, joined="".join)
+        return [n for piece in pieces for n in ([ids[piece]] if piece in ids else byte_ids(piece, ids))]
+    assert told["tokenizer.ggml.pre"] in ("llama-bpe", "smaug-bpe")
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(told["tokenizer.ggml.merges"])}
+    letters = byte_letters()
+    found: list[int] = []
+    for word in regex.findall(CUT, text):
+        word = word.encode().decode("latin-1").translate(letters)
+        whole = told["tokenizer.ggml.pre"] == "llama-bpe" and word in ids
+        found += [ids[piece] for piece in ([word] if whole else merged(list(word), ranks))]
+    return found
+
+
+def byte_ids(piece: str, ids: dict[str, int]) -> list[int]:
+    return [ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
+
+
+def merged(pieces: list[str], order: Mapping[Any, float], joined: Callable[[Any], Any] = tuple) -> list[str]:
+    """The best pair is merged, of equals the leftmost, until none is in the order."""
+    while True:
+        pairs = [(order[joined(pair)], at) for at, pair in enumerate(pairwise(pieces)) if joined(pair) in order]
+        if not pairs:
+            return pieces
+        _, at = min(pairs)
+        pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+
+
+@pytest.fixture(params=SMALL)
+def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
+    return SMALL[request.param](tmp_path / "tokenizer")
+
+
+def test_llama_cpp_gives_the_same_ids(tokenizer: Tokenizer) -> None:
+    size = tokenizer.vocab_size + 3
+    told = write_vocabulary(tokenizer, size)
+    found = read_vocabulary(told)
+    tokens = told["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(set(tokens)) == len(told["tokenizer.ggml.token_type"]) == size
+    assert found.vocab_size == tokenizer.vocab_size
+    assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids)
+    for text in texts_for(tokenizer):
+        ids = tokenizer.encode(text)
+        assert llama_cpp(text, told) == ids
+        assert found.encode(text) == ids
+        assert found.decode(ids) == tokenizer.decode(ids)
+    if tokenizer.bos is not None:
+        assert found.special[tokens[tokenizer.bos]] == tokenizer.bos
+        assert found.decode([tokenizer.bos]) == ""
+    assert write_vocabulary(found, size) == told
+
+
+def test_a_tokenizer_goes_through_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """In a model with more ids than the tokenizer has."""
+    config = replace(TINY, vocab_size=tokenizer.vocab_size + 7)
+    save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
+    found = load(tmp_path / "a.gguf", device="cpu")
+    assert found.tokenizer.encode(TALE) == tokenizer.encode(TALE)
+    assert found.config == config
+    tokens = read_head(tmp_path / "a.gguf").value("tokenizer.ggml.tokens")
+    assert len(tokens) == config.vocab_size
+    assert read_tokenizer_facts(tmp_path / "a.gguf")[1:] == facts_of(tokenizer)[1:]
+
+
+def test_no_end_is_not_taken_for_one() -> None:
+    """llama.cpp takes the token 11 (or 2) for EOS where none is named: here the byte that no text has is named."""
+    tokenizer = train_bpe([TALE], 320)
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    assert told["tokenizer.ggml.tokens"][told["tokenizer.ggml.eos_token_id"]] == "ÿ"
+    assert told["tokenizer.ggml.add_bos_token"] is False
+    assert read_vocabulary(told).eos is None
+
+
+def test_the_ends_of_llama_3() -> None:
+    ranks = small_ranks()
+    told = write_vocabulary(ranks, ranks.vocab_size)
+    assert told["tokenizer.ggml.pre"] == "llama-bpe"
+    for role, name in (("bos", "begin_of_text"), ("eos", "end_of_text"), ("eot", "eot_id"), ("eom", "eom_id")):
+        assert told[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
+    assert read_vocabulary(told).special == ranks.special
+    base = {key: value for key, value in told.items() if "eot_token" not in key and "eom_token" not in key}
+    assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model: it was not taught to end a turn
+    chat = base | {"tokenizer.ggml.eos_token_id": ranks.special["<|eot_id|>"]}
+    assert read_vocabulary(chat).stop_ids == ranks.stop_ids
+
+
+def test_templates_go_through(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    for made in (small_sentencepiece(), small_ranks()):
+        told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": template}
+        found = read_vocabulary(told)
+        assert found.config["chat_template"] == template
+        assert write_vocabulary(found, made.vocab_size)["tokenizer.chat_template"] == template
+        again = opened_again(found, tmp_path / type(made).__name__)
+        assert isinstance(again, JsonTokenizer)
+        assert again.config["chat_template"] == template
+        assert (again.bos, again.eos) == (made.bos, made.eos)
+        assert again.encode(TALE) == made.encode(TALE)
+
+
+def word_level() -> JsonTokenizer:
+    content = json.loads(Characters("a").json())
+    content["model"]["vocab"] = {"aa": 0, "\ufffd": 1}
+    return JsonTokenizer(content)
+
+
+def never_merged() -> Llama2cTokenizer:
+    made = small_llama2c()
+    return Llama2cTokenizer([*made.pieces, b"bell bell", b"bel", b"l bell"], [*made.scores, WORST_SCORE, -1.0, -2.0])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Characters("aé"), "not all ASCII"),
+        (lambda: SentencePiece(sentencepiece_model("unigram")), r"does not merge pairs \(BPE\)"),
+        (lambda: SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")), "alters text"),
+        (lambda: Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", b"a"], [0.0] * 4), "without a piece for each byte"),
+        (never_merged, "the piece 'bell bell' is never merged"),
+        (word_level, 'its model is "WordLevel"'),
+    ],
+)
+def test_tokenizers_that_gguf_cannot_say(make: Any, said: str, tmp_path: Path) -> None:
+    tokenizer = make()
+    config = replace(TINY, vocab_size=tokenizer.vocab_size)
+    with pytest.raises(LlucidError, match=said):
+        save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "keys", "said"),
+    [
+        (small_ranks, {"model": "bert"}, 'model "bert" is not supported'),
+        (small_ranks, {"model": None}, "no tokenizer inside; give the path of one with --tokenizer"),
+        (small_ranks, {"model": 7}, "model 7 is not supported"),
+        (small_ranks, {"pre": "deepseek-coder"}, 'pre "deepseek-coder" is not supported; llama-bpe, '),
+        (small_ranks, {"pre": None}, "pre null is not supported"),
+        (small_ranks, {"tokens": None}, "tokens should be a list of str and is null"),
+        (small_ranks, {"tokens": ["a", "a"], "token_type": [1, 1]}, "different from each other"),
+        (small_ranks, {"token_type": [1]}, "a type, 1 to 6, for each"),
+        (small_ranks, {"merges": None}, "merges should be a list"),
+        (small_ranks, {"merges": ["ab"]}, "one that is no pair"),
+        (small_ranks, {"merges": ["a zzz"]}, "tokenizer.json cannot be read"),
+        (small_ranks, {"eos_token_id": 10**6}, "eos_token_id 1000000 is none of the"),
+        (small_ranks, {"bos_token_id": "x"}, 'bos_token_id "x" is none'),
+        (small_sentencepiece, {"scores": None}, "scores should be a list of float"),
+        (small_sentencepiece, {"scores": [0.0]}, "scores should be a number for each"),
+        (small_sentencepiece, {"unknown_token_id": -1}, "unknown_token_id -1 is none"),
+        (lambda: Characters("ab"), {"tokens": ["b", "a"]}, "but for single ASCII characters in their order"),
+    ],
+)
+def test_vocabularies_that_are_refused_by_name(make: Any, keys: dict[str, Any], said: str) -> None:
+    tokenizer = make()
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    told |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        read_vocabulary({key: value for key, value in told.items() if value is not None})
+
+
+def test_byte_tokens_are_two_hex_digits() -> None:
+    tokenizer = small_sentencepiece()
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    at = told["tokenizer.ggml.tokens"].index("<0x41>")
+    for wrong in ("<0x4>", "<0x041>", "<0x4G>", "<0x41> ", "A A", "<0x4\n>"):
+        tokens = [*told["tokenizer.ggml.tokens"]]
+        tokens[at] = wrong
+        with pytest.raises(LlucidError):
+            read_vocabulary(told | {"tokenizer.ggml.tokens": tokens})
+
+
+def test_older_files_without_types() -> None:
+    tokenizer = small_sentencepiece()
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    found = read_vocabulary({key: value for key, value in told.items() if not key.endswith("token_type")})
+    for text in HOSTILE.values():
+        assert found.encode(text) == tokenizer.encode(text)
+    assert found.special == tokenizer.special
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model"])
+def test_400_000_characters(name: str, data: Path) -> None:
+    tokenizer = load_tokenizer(data / name)
+    found = read_vocabulary(write_vocabulary(tokenizer, tokenizer.vocab_size))
+    assert found.encode(LONG) == tokenizer.encode(LONG)
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_llama_2(data: Path) -> None:
+    tokenizer = load_tokenizer(data / "llama2-tokenizer.model")
+    found = read_vocabulary(write_vocabulary(tokenizer, 32_000))
+    for text in HOSTILE.values():
+        assert found.encode(text) == tokenizer.encode(text)
+        assert found.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_llama_3(data: Path) -> None:
+    tokenizer = load_tokenizer(data / "llama3-tokenizer.model")
+    told = write_vocabulary(tokenizer, 128_256)
+    found = read_vocabulary(told)
+    assert (found.bos, found.eos, found.stop_ids) == (128_000, 128_001, frozenset({128_001, 128_008, 128_009}))
+    assert found.special == tokenizer.special
+    assert len(told["tokenizer.ggml.merges"]) == 280_147  # as many as Hugging Face's tokenizer.json has
+    for text in HOSTILE.values():
+        assert found.encode(text) == tokenizer.encode(text)
+
+
+@cache
+def told_of(name: str) -> dict[str, Any]:
+    tokenizer = SMALL[name](Path())
+    return write_vocabulary(tokenizer, tokenizer.vocab_size)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.data())
+@pytest.mark.parametrize("name", ["sentencepiece", "tiktoken"])
+def test_hostile_vocabularies(name: str, seed: st.DataObject) -> None:
+    """What is read may be strange; then it encodes and decodes, strangely."""
+    told = told_of(name).copy()
+    strange = st.text(max_size=8) | st.sampled_from(told["tokenizer.ggml.tokens"])
+    for _ in range(seed.draw(st.integers(1, 3))):
+        key = seed.draw(st.sampled_from([key for key in told if isinstance(told[key], list)]))
+        values = [*told[key]]
+        kind = {str: strange, int: st.integers(-1, 8), float: st.floats(width=32)}[type(values[0])]
+        values[seed.draw(st.integers(0, len(values) - 1))] = seed.draw(kind)
+        told[key] = values
+    try:
+        found = read_vocabulary(told)
+        ids = found.encode(TALE + "漢字")
+    except LlucidError:
+        return
+    assert all(0 <= token < found.vocab_size for token in ids)
+    assert isinstance(found.decode(ids), str)
