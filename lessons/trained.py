@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 
 import llucid
-from llucid.corpora import cache_folder
+from llucid.files import cache_folder
 from llucid.training.loop import train
 from llucid.training.settings import ModelNumbers, Settings
 

@@ -72,6 +72,8 @@ class Generate:
     """Path of a tokenizer to use instead of the model's own."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
 
@@ -82,7 +84,7 @@ class Generate:
         if self.speculate and self.num != 1:
             raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
         statistics = Statistics()
-        model = opened(self.model, self.tokenizer, self.dtype, self.device)
+        model = opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize)
         numbers: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
@@ -143,6 +145,8 @@ class Chat:
     """Path of a tokenizer to use instead of the model's own."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
 
@@ -154,7 +158,7 @@ class Chat:
 
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
         talk(
-            opened(self.model or str(STORYTELLER), self.tokenizer, self.dtype, self.device),
+            opened(self.model or str(STORYTELLER), self.tokenizer, self.dtype, self.device, self.quantize),
             self.model or "the storyteller",
             hint="" if self.model else HINT,
             system=self.system,
@@ -183,6 +187,8 @@ class Predict:
     """Path of a tokenizer to use instead of the model's own."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
     """Compute in this precision instead of the file's own."""
+    quantize: Literal["int8", "int4"] | None = None
+    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
     """cpu, cuda, mps, ..."""
 
@@ -196,7 +202,9 @@ class Predict:
             from llucid.generation.toy import show_toy
 
             return show_toy(self.text or self.model, self.top_k, Console())
-        predictions = predict(opened(self.model, self.tokenizer, self.dtype, self.device), self.text, self.top_k)
+        predictions = predict(
+            opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize), self.text, self.top_k
+        )
         if self.json:
             print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
         else:
@@ -274,8 +282,8 @@ class Convert:
     """Of llama2c's format: 0 is what its run.c reads, 1 the same with a better header, 2 int8 for its runq.c."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0}")] = None
-    """Write in this precision instead of the file's own; q8_0 is of gguf."""
+    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0,q4_0}")] = None
+    """Write in this precision instead of the file's own; q8_0 and q4_0 are of gguf."""
 
     def run(self) -> None:
         """Writes, with a bar if it takes longer than two seconds, and tells what opening it will have to guess."""
@@ -384,11 +392,18 @@ Command = (
 )
 
 
-def opened(path: str, tokenizer: str | None, dtype: str | None, device: str | None) -> "checkpoints.Model":
-    """The model at `path`."""
+def opened(
+    path: str,
+    tokenizer: str | None,
+    dtype: str | None,
+    device: str | None,
+    quantize: Literal["int8", "int4"] | None,
+) -> "checkpoints.Model":
+    """The model at `path`; what its file has in 8 or 4 bits stays so, unless a dtype is named."""
     from llucid.checkpoints import load
 
-    return load(path, dtype=dtype, device=device, tokenizer=tokenizer)
+    kept = quantize or (None if dtype else "file")
+    return load(path, dtype=dtype, device=device, tokenizer=tokenizer, quantize=kept)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
-"""Files that are whole or not there: what is written under a name of its own, then renamed."""
+"""Files that are whole or not there: written under another name, then renamed. And the folder of what is made."""
 
 import os
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,3 +32,12 @@ def replace_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def cache_folder() -> Path:
+    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder."""
+    if told := os.environ.get("LLUCID_CACHE"):
+        return Path(told)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llucid"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"

@@ -154,16 +154,20 @@ class Cache(NamedTuple):
         return self._replace(length=end)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, after `k` and `v` (batch kv_heads seq head_dim) fill its last slots."""
+        """All keys and values of a layer, after `k` and `v` (batch kv_heads seq head_dim) fill its last slots.
+
+        They come in the dtype of `k`, in whatever they are kept.
+        """
         last = slice(self.length - k.shape[2], self.length)
         self.keys[layer][:, :, last], self.values[layer][:, :, last] = k, v
-        return self.keys[layer][:, :, : self.length], self.values[layer][:, :, : self.length]
+        keys, values = (side[layer][:, :, : self.length].type_as(k) for side in (self.keys, self.values))
+        return keys, values
 
 
-def empty_cache(config: Config, batch: int, capacity: int, weights: Weights) -> Cache:
-    """A cache for `batch` sequences of at most `capacity` tokens, in the dtype and on the device of the weights."""
+def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dtype: torch.dtype | None = None) -> Cache:
+    """A cache for `batch` sequences of at most `capacity` tokens, on the device and, unless told, in their dtype."""
     shape = (batch, config.kv_heads, capacity, config.head_dim)
-    keys, values = (tuple(weights.norm.new_empty(shape) for _ in range(config.layers)) for _ in "kv")
+    keys, values = (tuple(weights.norm.new_empty(shape, dtype=dtype) for _ in range(config.layers)) for _ in "kv")
     positions = torch.full((batch, capacity), NOWHERE, device=weights.norm.device)
     return Cache(keys, values, positions, length=0)
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from llucid.chat.formats import NotAChatModel
 from llucid.chat.session import Conversation, Session
 from llucid.checkpoints import Model
-from llucid.corpora import cache_folder
 from llucid.errors import LlucidError
+from llucid.files import cache_folder
 from llucid.generation import Sampling
 
 Answer = Generator[str]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
 
+Quantization = Literal["int8", "int4", "file"]
 FORMATS = ("huggingface", "meta", "llama2c", "gguf")
 """The rooms, in the order in which they are asked whether a path is theirs; `save` writes each."""
 
@@ -92,22 +93,35 @@ def load(
     dtype: "torch.dtype | str | None" = None,
     device: "torch.device | str | None" = None,
     tokenizer: str | Path | None = None,
+    quantize: Quantization | None = None,
 ) -> Model:
     """The model at `path`: a run of ours, or any Llama in a format of FORMATS, or a Hugging Face repository's name.
 
     The weights keep the file's own dtype (if it has several, that of the embedding) unless `dtype` names another;
     what is mapped from the file stays mapped. `device` is chosen when None; `tokenizer` is the path of another
-    tokenizer than the model's own. Raises LlucidError for what is not there, not whole, or not a Llama.
+    tokenizer than the model's own. `quantize` has matrices in 8 or 4 bits ("int8", "int4"), but those that GGUF has in
+    Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. Raises LlucidError for what is not there, not whole, or
+    not a Llama.
     """
+    if quantize not in (None, *get_args(Quantization)):
+        raise LlucidError(f"--quantize {quantize}: expected int8 or int4")
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
-    model = _opened(find(path), tokenizer)
+    kept = quantize is not None and (quantize != "file" or device.type == "cpu")
+    model = _opened(find(path), tokenizer, kept)
     dtype = dtype or model.weights.embedding.dtype
-    return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
+    if not kept:
+        return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
+    from llucid.quantize import BITS, quantize_leaf
+
+    bits = BITS.get(quantize or "")
+    return model._replace(
+        weights=tree_map(lambda leaf: quantize_leaf(leaf.read(), bits).to(device, dtype), model.weights)
+    )
 
 
-def _opened(path: Path, tokenizer: str | Path | None) -> Model:
-    """The model at `path`, its weights Unread."""
+def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Model:
+    """The model at `path`, its weights Unread; `kept`, what the file has quantised stays so when it is read."""
     _, room = room_of(path)
     config = room.read_config(path)
     opened = load_tokenizer(tokenizer) if tokenizer else room.read_tokenizer(path)
@@ -118,7 +132,8 @@ def _opened(path: Path, tokenizer: str | Path | None) -> Model:
         )
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
     chat_format = template if isinstance(template, str) else None
-    return Model(config, room.open_weights(path, config), opened, chat_format)
+    open_weights = getattr(room, "open_quantized", room.open_weights) if kept else room.open_weights
+    return Model(config, open_weights(path, config), opened, chat_format)
 
 
 def describe(path: str | Path) -> dict[str, str]:

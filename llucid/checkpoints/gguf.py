@@ -90,7 +90,7 @@ IDLE = {
 """Keys that change nothing here. Any other key of "llama" would be of another model."""
 
 
-FILE_TYPES = {"float32": 0, "float16": 1, "Q8_0": 7, "bfloat16": 32}
+FILE_TYPES = {"float32": 0, "float16": 1, "Q4_0": 2, "Q8_0": 7, "bfloat16": 32}
 """llama.cpp's numbers (llama_ftype) of files whose matrices are mostly of a kind."""
 
 
@@ -209,10 +209,19 @@ def open_weights(path: Path, config: Config) -> Weights:
 
     Reading raises LlucidError if dequantising needs the gguf package and it is not there.
     """
+    return _open(path, config, keep=False)
+
+
+def open_quantized(path: Path, config: Config) -> Weights:
+    """`open_weights`, but matrices in Q8_0 and Q4_0 stay so when they are read, bit for bit."""
+    return _open(path, config, keep=True)
+
+
+def _open(path: Path, config: Config, keep: bool) -> Weights:
     head = read_head(path)
     # The angles' slowdowns are in the config; very old files have the angles themselves, which follow from it.
     idle = {name for name in head.places if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
-    return gather(config, {name: entry_of(head, name) for name in head.places}, name_of, str(path), ignored=idle)
+    return gather(config, {name: entry_of(head, name, keep) for name in head.places}, name_of, str(path), ignored=idle)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -245,8 +254,8 @@ def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collec
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes one file, one tensor in memory at a time, with the tokenizer inside.
 
-    `dtype` is float32, float16, bfloat16 or Q8_0, for matrices: norms are always float32, and so are the rows that are
-    no multiple of 32 numbers float16 instead of Q8_0, as llama.cpp has both. Refuses, by name, what GGUF cannot hold.
+    `dtype` is float32, float16, bfloat16, Q8_0 or Q4_0, for matrices: norms are always float32, and rows that are no
+    multiple of 32 numbers float16 instead of the last two, as llama.cpp has both. Refuses by name what it cannot hold.
     """
     import torch
 
@@ -297,7 +306,7 @@ def choose_kind(dtype: str | None) -> Kind | None:
     """The kind called `dtype`, None stays None. Raises LlucidError for any other name."""
     if dtype is None:
         return None
-    name = full_name(dtype).replace("q8_0", "Q8_0")
+    name = full_name(dtype).replace("q8_0", "Q8_0").replace("q4_0", "Q4_0")
     if name not in WRITTEN:
         raise LlucidError(f"--dtype {dtype}: GGUF is written with {', '.join(WRITTEN)}")
     return KINDS[WRITTEN[name]]
@@ -305,7 +314,8 @@ def choose_kind(dtype: str | None) -> Kind | None:
 
 def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
     """How a tensor is to be stored; in its own dtype if none is chosen."""
-    own = name_of_dtype(leaf.dtype)
+    bits = getattr(leaf, "bits", None)  # of a Quantized matrix
+    own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]
     if leaf.dim() == 1:
         kind = KINDS[0]

@@ -14,6 +14,8 @@ from llucid.errors import LlucidError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from llucid.quantize import Bits
+
 
 class Kind(NamedTuple):
     """How the numbers of a tensor are stored."""
@@ -41,7 +43,9 @@ KINDS = {
     30: Kind("bfloat16", 1, 2),
 }
 """By ggml's numbers."""
-WRITTEN = {KINDS[number].name: number for number in (0, 1, 30, 8)}
+WRITTEN = {KINDS[number].name: number for number in (0, 1, 30, 8, 2)}
+KEPT: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
+"""Kinds that a `Quantized` matrix holds as they are, by its bits."""
 _IN_ROW = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
 OTHERS = {9: "Q8_1", **dict(enumerate(_IN_ROW.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 """Kinds that llucid does not open."""
@@ -87,19 +91,3 @@ def by_package(rows: NDArray[np.uint8], kind: Kind) -> "Tensor":
     with np.errstate(all="ignore"):  # damaged scales may be infinite
         numbers = package.quants.dequantize(np.ascontiguousarray(rows), package.GGMLQuantizationType[kind.name])
     return torch.from_numpy(numbers)
-
-
-def to_q8_0(rows: "Tensor") -> bytes:
-    """Blocks of 32 numbers as a float16 scale, max|w|/127, and w/scale as int8, rounded half away from zero.
-
-    ggml's ggml-quants.c, quantize_row_q8_0_ref, bit for bit.
-    """
-    import torch
-
-    blocks = rows.detach().to("cpu", torch.float32).reshape(-1, 32)
-    scale = blocks.abs().amax(1, keepdim=True) / 127
-    scaled = blocks * torch.where(scale == 0, 0, 1 / scale)
-    below = scaled.abs().floor()
-    small = scaled.sign() * (below + (2 * (scaled.abs() - below)).floor())
-    packed = torch.cat([scale.half().view(torch.uint8), small.to(torch.int8).view(torch.uint8)], 1)
-    return packed.numpy().tobytes()

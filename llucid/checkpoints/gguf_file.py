@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.checkpoints.gguf_blocks import AT_ONCE, KINDS, OTHERS, WRITTEN, Kind, dequantised, to_q8_0
+from llucid.checkpoints.gguf_blocks import AT_ONCE, KEPT, KINDS, OTHERS, WRITTEN, Kind, dequantised
 from llucid.checkpoints.model import dtype_of
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Entry, Leaf
@@ -249,14 +249,18 @@ def read_place(cursor: Cursor, name: str) -> Place:
     return Place(shape, kind, at, math.prod(shape) // kind.block * kind.size)
 
 
-def entry_of(head: Head, name: str) -> Entry:
-    """A tensor of the file, as it will be in memory."""
+def entry_of(head: Head, name: str, keep: bool = False) -> Entry:
+    """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
     shape, kind, at, size = head.places[name]
 
     def read() -> "Tensor":
         import torch
 
         raw = head.numbers[at : at + size]
+        if keep and kind.name in KEPT and len(shape) == 2:
+            from llucid.quantize import from_blocks
+
+            return from_blocks(torch.from_numpy(raw.reshape(shape[0], -1, kind.size)))
         if kind.block > 1:
             return dequantised(raw, kind, shape)
         if kind.name == "bfloat16":  # which NumPy does not have
@@ -325,6 +329,12 @@ def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
     if part.kind.block == 1:
         yield bytes_of(part.numbers, dtype_of(part.kind.name))
         return
-    step = max(1, AT_ONCE // part.numbers.shape[-1])
-    for rows in part.numbers.detach().split(step):
-        yield to_q8_0(rows)
+    from llucid.quantize import Quantized, quantize_matrix, to_blocks
+
+    bits, numbers = KEPT[part.kind.name], part.numbers
+    if isinstance(numbers, Quantized) and numbers.bits == bits:
+        yield to_blocks(numbers).numpy().tobytes()
+        return
+    step = max(1, AT_ONCE // numbers.shape[-1])
+    for rows in numbers.detach().split(step):
+        yield to_blocks(quantize_matrix(rows.cpu(), bits)).numpy().tobytes()

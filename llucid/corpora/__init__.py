@@ -3,13 +3,12 @@
 import codecs
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from llucid.errors import LlucidError
-from llucid.files import replace_text
+from llucid.files import cache_folder, replace_text
 
 CHUNK = 1 << 20
 """Bytes of text held at a time."""
@@ -78,15 +77,6 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
                 raise LlucidError(
                     f"{file}: not a UTF-8 text file ({error.reason} near byte {opened.tell()})"
                 ) from error
-
-
-def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder."""
-    if told := os.environ.get("LLUCID_CACHE"):
-        return Path(told)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llucid"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
 
 
 def open_corpus(names: Sequence[str]) -> Corpus:

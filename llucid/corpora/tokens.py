@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llucid.corpora import CHUNK, Corpus, cache_folder
+from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import (
     EVALUATED,
     ROW_TOKENS,
@@ -22,7 +22,7 @@ from llucid.corpora.dialogues import (
     dialogue_validation_batches,
 )
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import cache_folder, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tokenizer_json import train_bpe

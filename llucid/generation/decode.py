@@ -4,12 +4,15 @@
     logits, context = read(context, new ids)             the prompt, and later each new id: the same function
     new ids = choose(logits)
 
+A single row goes on in C where it can (llama_c.py): the prompt by PyTorch, which is quick at many tokens at once, then
+token by token the same equations in C, which is quick at one, on the same weights and the same cache.
 Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
 where no token sees it. So a row's tokens do not depend on the other rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -21,7 +24,10 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama import NOWHERE, Cache, empty_cache, hidden, unembed
-from llucid.weights import Weights
+from llucid.llama_c import Step as NativeStep
+from llucid.llama_c import decode_step
+from llucid.quantize import Quantized, dequantize
+from llucid.weights import Weights, leaves
 
 Reason = Literal["stop", "length", "context"]
 """Why a row ended: at a stop token or string, after max_tokens, or because the model's context was full."""
@@ -29,6 +35,8 @@ PastContext = Literal["slide", "stop"]
 """What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
 CHUNK = 512
 """Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
+FEW = 4
+"""Tokens that C reads one by one in less time than PyTorch reads them at once."""
 
 
 class Context(NamedTuple):
@@ -99,8 +107,12 @@ def with_room(cache: Cache, slots: int) -> Cache:
 
 @torch.inference_mode()
 def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
-    """Nothing read yet, and room for `slots` tokens a row; more is found when needed."""
-    return Context(((),) * rows, empty_cache(config, rows, slots, weights))
+    """Nothing read yet, and room for `slots` tokens a row; more is found when needed.
+
+    Beside quantised weights, full keys and values would take a good part of the time; float16 is closer than they are.
+    """
+    dtype = torch.float16 if any(isinstance(leaf, Quantized) for leaf in leaves(weights)) else None
+    return Context(((),) * rows, empty_cache(config, rows, slots, weights, dtype))
 
 
 @torch.inference_mode()
@@ -137,6 +149,24 @@ def read(
 
 Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]]], tuple[Tensor, Context]]
 """What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
+
+
+@torch.inference_mode()
+def read_by_step(
+    step: NativeStep, weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "batch vocab"], Context]:
+    """What `read` returns, of a single row: its last new id is read in C, or all of them if they are few."""
+    (row,), old = new, context.rows[0]
+    many, cache = 0 if len(row) <= FEW else len(row) - 1, with_room(context.cache, context.cache.length + len(row))
+    for start in range(0, many, CHUNK):
+        part = torch.tensor([row[start : min(start + CHUNK, many)]])
+        _, grown = hidden(part, weights, config, cache)
+        assert grown is not None
+        cache = grown
+    logits = weights.norm.new_empty(0)
+    for position, token in enumerate(row[many:], len(old) + many):
+        logits, cache = step(token, position, cache)
+    return logits, Context(((*old, *row),), cache)
 
 
 def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
@@ -190,6 +220,10 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
+    if reader is read and len(prompts) == 1 and (step := decode_step(weights, config)):
+        reader = partial(read_by_step, step)
+    else:
+        weights = dequantize(weights)  # once, and not for every token
     return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics, reader)
 
 

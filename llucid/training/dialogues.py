@@ -11,11 +11,11 @@ from llucid.chat import Session, encode_dialog, encode_learned, format_of
 from llucid.chat.formats import LLAMA3, check_messages
 from llucid.chat.targets import TAUGHT
 from llucid.checkpoints import Model
-from llucid.corpora import CHUNK, Corpus, cache_folder
+from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import cache_folder, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from llucid.training.report import progress_of

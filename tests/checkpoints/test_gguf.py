@@ -14,6 +14,7 @@ from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.quantize import Quantized, dequantize
 from llucid.weights import leaves, named_leaves, tree_map
 from tests.checkpoints.gguf_files import file_of
 from tests.checkpoints.models import model_of, same
@@ -109,6 +110,20 @@ def test_describe_answers_from_the_header(tmp_path: Path) -> None:
     assert facts["tokenizer"] == "Characters, 50 ids"
     assert facts["rope_scaling"] == str(RopeScaling(factor=32.0))
     assert facts["tied"] == "the embedding is the output matrix"
+
+
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
+def test_a_quantised_file_is_held_as_it_is(name: str, tmp_path: Path) -> None:
+    config = replace(CONFIGS["one for two"], dim=64, ffn_dim=172)  # rows of 172 are no multiple of 32
+    save(model_of(config), tmp_path / "a.gguf", "gguf", dtype=name)
+    kept = load(tmp_path / "a.gguf", device="cpu", quantize="file")
+    kinds = {path: isinstance(leaf, Quantized) for path, leaf in named_leaves(kept.weights)}
+    assert kinds["embedding"]
+    assert not kinds["blocks.0.feed_forward.down"]
+    save(kept, tmp_path / "b.gguf", "gguf", dtype=name)
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
+    again = load(tmp_path / "a.gguf", device="cpu", quantize="int8")
+    assert same(dequantize(again.weights), dequantize(kept.weights))
 
 
 def test_the_story_goes_through_gguf_and_back(data: Path, tmp_path: Path) -> None:

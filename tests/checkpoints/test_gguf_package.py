@@ -14,6 +14,7 @@ from llucid.checkpoints import convert, describe, gguf_blocks, load, save
 from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
+from llucid.quantize import dense, from_blocks, quantize_matrix, to_blocks
 from llucid.weights import named_leaves
 from tests.checkpoints.gguf_files import HALVES, WIDE, by_their_writer, gguf, plain, random_blocks, their_name
 from tests.checkpoints.models import model_of, same
@@ -154,14 +155,20 @@ def test_blocks_by_the_letter(name: str, literally: Any) -> None:
     np.testing.assert_array_equal(found.numpy().reshape(-1), np.array(expected, np.float32))
 
 
-def test_q8_0_is_quantised_as_they_do() -> None:
+@pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
+def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> None:
     numbers = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     numbers[0] = 0
     numbers[1] = torch.arange(64) - 31.5  # among them halves of a step, which are rounded away from zero
     numbers[2, :32] = torch.tensor([127.0, *[n + 0.5 for n in range(-16, 15)]])
     numbers[3] *= 1e-6  # whose steps float16 rounds off to nearly nothing
-    expected = gguf.quantize(numbers.numpy(), gguf.GGMLQuantizationType.Q8_0)
-    assert gguf_blocks.to_q8_0(numbers) == expected.tobytes()
+    kind = gguf.GGMLQuantizationType[name]
+    expected = gguf.quantize(numbers.numpy(), kind)
+    blocks = torch.from_numpy(expected).view(300, 2, -1)
+    assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
+    held = from_blocks(blocks)
+    assert torch.equal(to_blocks(held), blocks)
+    assert dense(held).tolist() == gguf.dequantize(expected, kind).tolist()
 
 
 def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

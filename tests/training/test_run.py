@@ -157,8 +157,10 @@ def test_a_torn_log_is_cut_where_the_state_stands(tmp_path: Path) -> None:
 def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     running = subprocess.Popen(command(*fresh(corpus, out, "--steps", 4000)), stdout=subprocess.PIPE, text=True)
-    wait_for(out / "metrics.jsonl")
-    time.sleep(1)
+    wait_for(out / "model.safetensors")
+    deadline = time.monotonic() + 60
+    while not (out / "curve.png").exists() and time.monotonic() < deadline:  # the first measurement is behind it
+        time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=60)
     assert running.returncode == 0

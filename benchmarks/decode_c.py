@@ -1,0 +1,276 @@
+"""Decoding beside llama.cpp: tokens a second in turn, on the same GGUF files, beside what the memory gives meanwhile.
+
+    OMP_NUM_THREADS=2 python benchmarks/decode_c.py --shape 110m 1b --kind float32 bfloat16 q8_0 q4_0
+
+needs llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary llama-cpp-python`; --site
+names the folder if it was installed with --target) and the tokenizers in $LLUCID_DATA. Weights are random, written by
+our own export and kept in --folder. A round is: memory, llucid, llama.cpp, of each the median over the tokens; then the
+medians over the rounds. `--process` times whole commands: `llucid generate`, and a C program around libllama that
+loads, reads the prompt, and writes as many tokens greedily.
+"""
+
+import argparse
+import ctypes
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llucid
+from llucid.checkpoints import Model, load, save
+from llucid.config import PRESETS
+from llucid.generation.decode import empty_context
+from llucid.llama_c import compiler, decode_step
+from llucid.quantize import Quantized
+from llucid.tokenizers import load_tokenizer
+from llucid.weights import assemble, leaves
+
+GREEDY = ["--max-tokens", "200", "--temperature", "0", "--device", "cpu"]
+SHAPES = {"110m": ("stories110M", "llama2-tokenizer.model"), "1b": ("llama-3.2-1b", "llama3-tokenizer.model")}
+READ = r"""
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+typedef struct { const uint64_t *from; size_t count; uint64_t sum; } Share;
+static void *add(void *given) {
+    Share *s = given;
+    uint64_t sums[32] = {0};
+    for (size_t at = 0; at + 32 <= s->count; at += 32)
+        for (int i = 0; i < 32; i++) sums[i] += s->from[at + i];
+    for (int i = 0; i < 32; i++) s->sum += sums[i];
+    return NULL;
+}
+uint64_t read_all(const uint64_t *memory, size_t count, int threads) {
+    pthread_t started[64];
+    Share shares[64];
+    for (int t = 0; t < threads; t++) {
+        shares[t] = (Share){memory + count / threads * t, count / threads, 0};
+        pthread_create(&started[t], NULL, add, &shares[t]);
+    }
+    uint64_t sum = 0;
+    for (int t = 0; t < threads; t++) pthread_join(started[t], NULL), sum += shares[t].sum;
+    return sum;
+}
+"""
+RUN = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "llama.h"
+static void quiet(enum ggml_log_level level, const char *text, void *data) { (void)level, (void)text, (void)data; }
+int main(int count, char **words) {
+    if (count < 5) return 1;
+    int wanted = atoi(words[3]), threads = atoi(words[4]);
+    llama_log_set(quiet, NULL);
+    ggml_backend_load_all();
+    struct llama_model *model = llama_model_load_from_file(words[1], llama_model_default_params());
+    const struct llama_vocab *vocab = llama_model_get_vocab(model);
+    struct llama_context_params p = llama_context_default_params();
+    p.n_ctx = 512, p.n_threads = p.n_threads_batch = threads;
+    struct llama_context *context = llama_init_from_model(model, p);
+    llama_token tokens[512];
+    int n = llama_tokenize(vocab, words[2], (int)strlen(words[2]), tokens, 512, 1, 1);
+    struct llama_sampler *greedy = llama_sampler_init_greedy();
+    for (int made = 0; made < wanted; made++) {
+        if (llama_decode(context, llama_batch_get_one(tokens, n))) return 2;
+        tokens[0] = llama_sampler_sample(greedy, context, -1), n = 1;
+        char piece[64];
+        int length = llama_token_to_piece(vocab, tokens[0], piece, sizeof piece, 0, 1);
+        if (length > 0) fwrite(piece, 1, (size_t)length, stdout), fflush(stdout);
+    }
+    return 0;
+}
+"""
+
+
+def built(source: str, out: Path, *more: str) -> Path:
+    """A library or a program made of C."""
+    (out.with_suffix(".c")).write_text(source)
+    subprocess.run([*compiler(), "-O3", "-march=native", str(out.with_suffix(".c")), "-o", str(out), *more], check=True)
+    return out
+
+
+def made(folder: Path, shape: str, kind: str) -> Path:
+    """A GGUF file of random weights, made if it is not there."""
+    out = folder / f"{shape}-{kind}.gguf"
+    if not out.is_file():
+        preset, tokenizer = SHAPES[shape]
+        config = replace(PRESETS[preset].config, context=2048)
+        if shape == "1b":
+            config = replace(config, rope_scaling=None)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(path: str, size: tuple[int, ...]) -> torch.Tensor:
+            if len(size) == 1:
+                return torch.ones(size)
+            return torch.empty(size).uniform_(-0.05, 0.05, generator=generator)
+
+        told = load_tokenizer(Path(os.environ["LLUCID_DATA"]) / tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(Model(config, assemble(config, draw), told), out, "gguf", dtype=kind)
+    return out
+
+
+def bytes_of(model: Model, slots: float) -> float:
+    """What one token reads: every matrix (of an untied embedding only a row), and the keys and values before it."""
+    weights, config = model.weights, model.config
+    total = 0
+    for leaf in leaves(weights if config.tied_embeddings else weights._replace(embedding=weights.norm)):
+        parts = (leaf.numbers, leaf.scales) if isinstance(leaf, Quantized) else (leaf,)
+        total += sum(part.numel() * part.element_size() for part in parts)
+    cache = empty_context(weights, config, 1, 1).cache
+    return total + slots * 2 * config.layers * config.kv_heads * config.head_dim * cache.keys[0].element_size()
+
+
+def ours(model: Model, tokens: int) -> Callable[[], float]:
+    """Seconds a token, the median over so many from an empty cache."""
+    step = decode_step(model.weights, model.config)
+    assert step is not None, "llama.c could not be built"
+
+    def once() -> float:
+        cache, seconds = empty_context(model.weights, model.config, 1, tokens).cache, []
+        for token in range(tokens):
+            begun = time.perf_counter()
+            _, cache = step(token + 10, token, cache)
+            seconds.append(time.perf_counter() - begun)
+        return statistics.median(seconds)
+
+    return once
+
+
+def theirs(path: Path, tokens: int, threads: int) -> Callable[[], float]:
+    """The same of llama.cpp."""
+    cpp: Any = importlib.import_module("llama_cpp")
+    silent = cpp.llama_log_callback(lambda level, text, data: None)
+    cpp.llama_log_set(silent, ctypes.c_void_p(0))
+    cpp.llama_backend_init()
+    model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
+    parameters = cpp.llama_context_default_params()
+    parameters.n_ctx, parameters.n_threads, parameters.n_threads_batch = 512, threads, threads
+    context = cpp.llama_init_from_model(model, parameters)
+
+    def once(kept: object = silent) -> float:
+        cpp.llama_kv_self_clear(context)
+        seconds: list[float] = []
+        for token in range(tokens):
+            one = (cpp.llama_token * 1)(token + 10)
+            begun = time.perf_counter()
+            assert cpp.llama_decode(context, cpp.llama_batch_get_one(one, 1)) == 0
+            cpp.llama_get_logits(context)
+            seconds.append(time.perf_counter() - begun)
+        return statistics.median(seconds)
+
+    return once
+
+
+def steps(options: argparse.Namespace, scratch: Path) -> None:
+    """The step alone, in turn."""
+    threads = torch.get_num_threads()
+    reader = ctypes.CDLL(str(built(READ, scratch / "read.so", "-shared", "-fPIC", "-pthread")))
+    memory = torch.ones(2**26, dtype=torch.int64)  # 512 MB
+
+    def bandwidth() -> float:
+        best = 0.0
+        for _ in range(3):
+            begun = time.perf_counter()
+            reader.read_all(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(2**26), threads)
+            best = max(best, 2**29 / (time.perf_counter() - begun))
+        return best
+
+    print(
+        "| shape | form | llucid, tokens/s | llama.cpp | ratio (of pairs) | memory, GB/s | llucid reads | llama.cpp |"
+    )
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    for shape in options.shape:
+        for kind in options.kind:
+            path = made(options.folder, shape, kind)
+            model = load(path, device="cpu", quantize="file")
+            tokens = options.tokens or (100 if shape == "110m" else 16)
+            mine, other = ours(model, tokens), theirs(path, tokens, threads)
+            for warm in (mine, other):
+                warm()
+            rows: list[tuple[float, float, float]] = []
+            for _ in range(options.rounds):
+                row: list[float] = []
+                for measure in (bandwidth, mine, other):
+                    time.sleep(0.05)  # threads of the one before may still be spinning
+                    row.append(measure())
+                rows.append((row[0], row[1], row[2]))
+            size = bytes_of(model, tokens / 2)
+            medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+            ratio = statistics.median(other / mine for _, mine, other in rows)
+            shares = [statistics.median(size / row[at] / row[0] for row in rows) for at in (1, 2)]
+            print(
+                f"| {shape} | {kind} | {1 / medians[1]:.1f} | {1 / medians[2]:.1f} | {ratio:.2f} "
+                f"| {medians[0] / 1e9:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |",
+                flush=True,
+            )
+
+
+def processes(options: argparse.Namespace, scratch: Path) -> None:
+    """Whole commands, in turn: load, a short prompt, 200 tokens."""
+    threads, site = torch.get_num_threads(), Path(importlib.import_module("llama_cpp").__file__ or "").parent
+    include = next(p for p in (site.parent / "include", Path(sys.prefix) / "include") if (p / "llama.h").is_file())
+    libraries = [f"-L{site / 'lib'}", f"-Wl,-rpath,{site / 'lib'}", "-lllama", "-lggml", "-lggml-base", "-lggml-cpu"]
+    program = built(RUN, scratch / "run", f"-I{include}", *libraries)
+    prompt = "Once upon a time"
+    print(
+        "| shape | form | `llucid generate`, seconds | libllama | ratio (of pairs) |\n|---|---|---|---|---|", flush=True
+    )
+    for shape in options.shape:
+        for kind in options.kind:
+            path = made(options.folder, shape, kind)
+            commands = (
+                [sys.executable, "-m", "llucid", "generate", str(path), prompt, *GREEDY],
+                [str(program), str(path), prompt, "200", str(threads)],
+            )
+            rows: list[list[float]] = []
+            for _ in range(options.rounds):
+                row: list[float] = []
+                for command in commands:
+                    begun = time.perf_counter()
+                    subprocess.run(command, check=True, capture_output=True)
+                    row.append(time.perf_counter() - begun)
+                rows.append(row)
+            medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+            ratio = statistics.median(other / mine for mine, other in rows)
+            print(f"| {shape} | {kind} | {medians[0]:.2f} | {medians[1]:.2f} | {ratio:.2f} |", flush=True)
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    kinds = ["float32", "bfloat16", "q8_0", "q4_0"]
+    parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
+    parser.add_argument("--kind", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, help="100 of the small shape and 16 of the large one, unless given")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")
+    parser.add_argument("--site", help="where llama_cpp is, if Python does not find it")
+    parser.add_argument("--process", action="store_true", help="time whole commands")
+    parser.add_argument("--make", action="store_true", help="only make the files")
+    options = parser.parse_args()
+    if options.site:
+        sys.path.append(options.site)
+    if options.make:
+        for shape in options.shape:
+            for kind in options.kind:
+                made(options.folder, shape, kind)
+        return
+    print(f"llucid {Path(llucid.__file__ or '').parent}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as scratch:
+        (processes if options.process else steps)(options, Path(scratch))
+
+
+if __name__ == "__main__":
+    main()

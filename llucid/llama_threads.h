@@ -1,0 +1,100 @@
+/* Threads that run one function together. Within it they wait for one another by spinning, since a stage takes only
+   microseconds; between two calls they spin for a moment and then sleep. */
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <unistd.h>
+
+enum { MOST_THREADS = 256, SPINS = 4000 };
+
+typedef void Work(void *given, int thread);
+
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;  /* steps; all below belongs to whose turn it is */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t called;
+    pid_t process;            /* whose threads these are: a process that was forked has none of them */
+    int started;              /* threads beside the caller's */
+    Work *work;
+    void *given;
+    int wanted;               /* threads that take part, the caller's among them */
+    atomic_uint calls, rounds, arrived;
+    unsigned joined[MOST_THREADS];  /* how many calls there had been when a thread was started: those are not for it */
+    char *memory;
+    size_t bytes;
+} pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER};
+
+static void pause_briefly(int spins) {
+    if (spins >= SPINS) sched_yield();  /* more threads than processors: let another one come to the point */
+#if defined __x86_64__ || defined __i386__
+    else __builtin_ia32_pause();
+#endif
+}
+
+/* Returns when all threads have called it. */
+static void wait_for_all(int threads) {
+    unsigned round = atomic_load(&pool.rounds);
+    if (atomic_fetch_add(&pool.arrived, 1) == (unsigned)threads - 1) {
+        atomic_store(&pool.arrived, 0);
+        atomic_store(&pool.rounds, round + 1);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&pool.rounds, memory_order_acquire) == round; spins += spins < SPINS)
+        pause_briefly(spins);
+}
+
+static void *serve(void *number) {
+    int thread = (int)(intptr_t)number;
+    unsigned seen = pool.joined[thread];
+    for (;;) {
+        for (int spins = 0; atomic_load(&pool.calls) == seen && spins < SPINS; spins++) pause_briefly(spins);
+        pthread_mutex_lock(&pool.lock);
+        while (atomic_load(&pool.calls) == seen) pthread_cond_wait(&pool.called, &pool.lock);
+        seen = atomic_load(&pool.calls);
+        Work *work = thread < pool.wanted ? pool.work : NULL;
+        void *given = pool.given;
+        int threads = pool.wanted;
+        pthread_mutex_unlock(&pool.lock);
+        if (work) work(given, thread), wait_for_all(threads);
+    }
+    return NULL;
+}
+
+/* So many threads, or as many as the system gives. */
+static int at_most(int threads) {
+    if (pool.process != getpid()) {
+        pthread_mutex_init(&pool.lock, NULL), pthread_cond_init(&pool.called, NULL);
+        pool.process = getpid(), pool.started = 0;
+        atomic_store(&pool.calls, 0), atomic_store(&pool.arrived, 0);
+    }
+    threads = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
+    pthread_attr_t detached;
+    pthread_attr_init(&detached), pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
+    for (pthread_t thread; pool.started < threads - 1; pool.started++) {
+        pool.joined[pool.started + 1] = atomic_load(&pool.calls);
+        if (pthread_create(&thread, &detached, serve, (void *)(intptr_t)(pool.started + 1))) break;
+    }
+    pthread_attr_destroy(&detached);
+    return threads < pool.started + 1 ? threads : pool.started + 1;
+}
+
+/* work(given, 0…threads−1), all at once; returns when all are done. */
+static void together(Work *work, void *given, int threads) {
+    pthread_mutex_lock(&pool.lock);
+    pool.work = work, pool.given = given, pool.wanted = threads;
+    atomic_fetch_add(&pool.calls, 1);
+    pthread_cond_broadcast(&pool.called);
+    pthread_mutex_unlock(&pool.lock);
+    work(given, 0), wait_for_all(threads);
+}
+
+/* Memory for a step, kept for the next; NULL if there is none. */
+static char *workspace(size_t bytes) {
+    if (bytes > pool.bytes) {
+        free(pool.memory);
+        pool.memory = malloc(bytes + bytes / 2 + 64);
+        pool.bytes = pool.memory ? bytes + bytes / 2 : 0;
+    }
+    return pool.memory ? (char *)(((uintptr_t)pool.memory + 63) & ~(uintptr_t)63) : NULL;
+}
