@@ -164,7 +164,7 @@ MISSING_NAME = "[2 Who is {missing}|What animal is {missing}|What did {missing} 
 
 # ---------------------------------------------------------------------------------------------------------- small talk
 
-PARAMETERS = "1.8 million"
+PARAMETERS = "1.0 million"
 """Of the model that the package has, as it says of itself."""
 SELF = f"""[I am a tiny Llama, a language model of {PARAMETERS} numbers, trained from scratch on made-up fables.
     I know nothing else.|Only a tiny Llama: a language model of {PARAMETERS} parameters that learned made-up fables and

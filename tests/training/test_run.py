@@ -109,11 +109,12 @@ def test_the_folder_is_one_of_transformers(straight: Path) -> None:
         torch.testing.assert_close(ours, theirs(torch.tensor([ids])).logits, rtol=1e-5, atol=1e-5)
 
 
-def test_the_best_model_is_kept_beside_the_latest(corpus: Path, tmp_path: Path) -> None:
-    """A rate that rises until it ruins the model: what is opened is the best one, and it is as good as was said."""
-    out = tmp_path / "ruined"
-    rising = ("--steps", 24, "--warmup", 0.99, "--optimizer", "adamw", "--learning-rate", 1.0)
-    do(*fresh(corpus, out, *rising, "--dtype", "float32"))
+def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
+    """What is learned comes in another order in the validation split, so that learning it well ruins the model there:
+    what is opened is the best one, and it is as good as was said."""
+    out, corpus = tmp_path / "ruined", tmp_path / "turns.txt"
+    corpus.write_text("abc" * 3000 + "cba" * 333)
+    do(*fresh(corpus, out, "--steps", 24, "--dtype", "float32"))
     measured = [row["validation"] for row in losses(out) if "validation" in row]
     assert len(measured) == 4
     assert measured[-1] > min(measured)
