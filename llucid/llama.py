@@ -154,14 +154,10 @@ class Cache(NamedTuple):
         return self._replace(length=end)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, after `k` and `v` (batch kv_heads seq head_dim) fill its last slots.
-
-        They come in the dtype of `k`, in whatever they are kept.
-        """
+        """All keys and values of a layer, as `k` and `v` (batch kv_heads seq head_dim) are, which fill its last slots."""
         last = slice(self.length - k.shape[2], self.length)
         self.keys[layer][:, :, last], self.values[layer][:, :, last] = k, v
-        keys, values = (side[layer][:, :, : self.length].type_as(k) for side in (self.keys, self.values))
-        return keys, values
+        return self.keys[layer][:, :, : self.length].type_as(k), self.values[layer][:, :, : self.length].type_as(k)
 
 
 def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dtype: torch.dtype | None = None) -> Cache:
