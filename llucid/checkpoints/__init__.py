@@ -14,7 +14,7 @@ from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_pro
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.weights import tree_map
+from llucid.weights import to, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +115,7 @@ def load(
 
     bits = BITS.get(quantize or "")
     return model._replace(
-        weights=tree_map(lambda leaf: quantize_leaf(leaf.read(), bits).to(device, dtype), model.weights)
+        weights=to(tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights), dtype, device)
     )
 
 
