@@ -14,7 +14,7 @@ from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_pro
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.weights import to, tree_map
+from llucid.weights import tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -114,9 +114,8 @@ def load(
     from llucid.quantize import BITS, quantize_leaf
 
     bits = BITS.get(quantize or "")
-    return model._replace(
-        weights=to(tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights), dtype, device)
-    )
+    weights = tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights)
+    return model._replace(weights=tree_map(lambda leaf: leaf.to(device, dtype), weights))
 
 
 def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Model:
