@@ -137,6 +137,7 @@ def ours(model: Model, tokens: int) -> Callable[[], float]:
     step = decode_step(model.weights, model.config)
     assert step is not None, "llama.c could not be built"
 
+    @torch.inference_mode()
     def once() -> float:
         cache, seconds = empty_context(model.weights, model.config, 1, tokens).cache, []
         for token in range(tokens):

@@ -64,7 +64,7 @@ class Quantized(Tensor):
             return LINEAR(args[0], dense(args[1]))
         if func is F.embedding:
             return rows_of(args[1], args[0])
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]
             return func(*args, **(kwargs or {}))
 
     @classmethod

@@ -115,9 +115,8 @@ def load(
     from llucid.quantize import BITS, quantize_leaf
 
     bits = BITS.get(quantize or "")
-    return model._replace(
-        weights=tree_map(lambda leaf: quantize_leaf(leaf.read(), bits).to(device, dtype), model.weights)
-    )
+    weights = tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights)
+    return model._replace(weights=tree_map(lambda leaf: leaf.to(device, dtype), weights))
 
 
 def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Model:
