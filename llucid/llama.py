@@ -154,7 +154,7 @@ class Cache(NamedTuple):
         return self._replace(length=end)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, once `k` and `v` (batch kv_heads seq head_dim), whose dtype they get, are last."""
+        """All keys and values of a layer, of the dtype of `k` and `v` (batch kv_heads seq head_dim), its newest."""
         last = slice(self.length - k.shape[2], self.length)
         self.keys[layer][:, :, last], self.values[layer][:, :, last] = k, v
         return self.keys[layer][:, :, : self.length].type_as(k), self.values[layer][:, :, : self.length].type_as(k)
