@@ -31,7 +31,6 @@ def test_it_has_as_many_parameters_as_it_says() -> None:
     assert str(model.weights.norm.dtype) == "torch.bfloat16"
 
 
-@pytest.mark.xfail(strict=True, reason="the storyteller has been trained too little to keep to its own tale")
 def test_chat_without_a_model_answers_about_its_own_tale() -> None:
     """Through a pipe: it tells a tale of what it was asked for, and knows who did what in it."""
     lines = "Tell me a tale about a goat in winter.\nWho is in it?\nAre you a real person?\n"
