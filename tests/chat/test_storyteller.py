@@ -11,7 +11,7 @@ import pytest
 import llucid
 from llucid.chat import STORYTELLER, Session
 from llucid.corpora.fable_words import PARAMETERS
-from llucid.corpora.fables import derivations, spell
+from llucid.corpora.fables import NAMES, spell
 from llucid.generation import Sampling
 from tests.training.test_run import command, do
 
@@ -39,11 +39,11 @@ def test_chat_without_a_model_answers_about_its_own_tale() -> None:
     )
     assert done.returncode == 0, done.stderr
     *tale, cast, honest = done.stdout.splitlines()
-    [(_, facts, _)] = derivations("\n".join(tale))
-    assert [spell(facts[fact]["name"], {}, Random(0)) for fact in ("hero_kind", "season")] == ["goat", "winter"]
-    for role in ("hero", "friend"):
-        assert spell(facts[role]["name"], {}, Random(0)) in cast
-    assert honest.startswith("No")
+    text = "\n".join(tale)
+    assert "goat" in text
+    assert "winter" in text
+    names = {spell(row["name"], {}, Random(0)) for row in NAMES}
+    assert {name for name in names if name in text} == {name for name in names if name in cast} != set()
     assert PARAMETERS in honest
 
 
