@@ -1,6 +1,7 @@
 """What every test has: a cache folder of its own, so that nothing on the machine is read or left behind."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LLUCID_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+# Where tests are run in the background, Ctrl-C is ignored, and so it would be by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

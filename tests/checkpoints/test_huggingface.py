@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from llucid.checkpoints import Model, describe, huggingface, load, save
 from llucid.config import Config
