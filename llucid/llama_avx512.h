@@ -1,53 +1,100 @@
 /* The functions of llama_plain.h, of the same names and meanings, for x86 processors with AVX-512 and VNNI: 16 numbers
    a register. Reading is what takes time, so weights are fetched ahead of where they are needed, since a processor by
-   itself does so only to the end of a page, and past the caches (NTA), since none is needed again before the next token. */
+   itself does so only to the end of a page, and past the caches (NTA), since none is needed before the next step. */
 
 #include <immintrin.h>
 
-enum { AHEAD = 4096 };  /* bytes: as far as fetching was fastest */
+/* A copy of what is called for each kind and number of vectors, with every loop over them written out. */
+#define INLINE static inline __attribute__((always_inline))
+#define BY_COUNT(count, call)                             \
+    switch (count) {                                      \
+        case 1: { enum { COUNT = 1 }; call; break; }      \
+        case 2: { enum { COUNT = 2 }; call; break; }      \
+        case 3: { enum { COUNT = 3 }; call; break; }      \
+        case 4: { enum { COUNT = 4 }; call; break; }      \
+        case 5: { enum { COUNT = 5 }; call; break; }      \
+        case 6: { enum { COUNT = 6 }; call; break; }      \
+        case 7: { enum { COUNT = 7 }; call; break; }      \
+        default: { enum { COUNT = AT_ONCE }; call; }      \
+    }
 
-static inline void fetch_ahead(const void *w) { _mm_prefetch((const char *)w + AHEAD, _MM_HINT_NTA); }
+enum { AHEAD = 4096, AT_ONCE = 8, BLOCK = 1024 };  /* bytes, vectors, columns: as found fastest */
 
-static inline __m512 load16(int kind, const void *w, int at, __mmask16 mask) {
-    if (kind == FLOAT32) return _mm512_maskz_loadu_ps(mask, (const float *)w + at);
-    __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)w + at);
+/* Always inlined, since compilers drop a call of what they take to do nothing. */
+INLINE void fetch_ahead(const void *w) { _mm_prefetch((const char *)w + AHEAD, _MM_HINT_NTA); }
+
+static inline __m512 load16(int kind, const void *w, __mmask16 mask) {
+    if (kind == FLOAT32) return _mm512_maskz_loadu_ps(mask, w);
+    __m256i half = _mm256_maskz_loadu_epi16(mask, w);
     return kind == FLOAT16 ? _mm512_cvtph_ps(half)
                            : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 static inline __mmask16 rest(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1 << n) - 1); }
 
-static inline float dot_of(int kind, const void *w, const float *x, int n) {
-    __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    int at = 0;
-    for (; at + 64 <= n; at += 64) {
-        size_t size = kind == FLOAT32 ? 4 : 2;
-        for (size_t line = 0; line < size; line++) fetch_ahead((const char *)w + (size_t)at * size + 64 * line);
-        for (int i = 0; i < 4; i++)
-            sum[i] = _mm512_fmadd_ps(load16(kind, w, at + 16 * i, 0xffff), _mm512_loadu_ps(x + at + 16 * i), sum[i]);
+/* Adds the products of a row of w with each of `count` vectors; a sum is taken in one order, however many there are. */
+INLINE void add_dot(int kind, const char *w, const float *x, size_t columns, size_t apart, int count, __m512 *sum) {
+    const size_t size = kind == FLOAT32 ? 4 : 2;
+    for (size_t at = 0; at + 32 <= columns; at += 32) {
+        for (size_t line = 0; line < size / 2; line++) fetch_ahead(w + at * size + 64 * line);
+        __m512 low = load16(kind, w + at * size, 0xffff), high = load16(kind, w + (at + 16) * size, 0xffff);
+        __asm__("" : "+v"(low), "+v"(high));  /* kept in registers: weights across two cache lines are dear to reload */
+        for (int i = 0; i < count; i++) {
+            const float *with = x + (size_t)i * apart + at;
+            sum[i] = _mm512_fmadd_ps(low, _mm512_loadu_ps(with), sum[i]);
+            sum[i] = _mm512_fmadd_ps(high, _mm512_loadu_ps(with + 16), sum[i]);
+        }
     }
-    for (; at < n; at += 16) {
-        __mmask16 mask = rest(n - at);
-        sum[0] = _mm512_fmadd_ps(load16(kind, w, at, mask), _mm512_maskz_loadu_ps(mask, x + at), sum[0]);
+    for (size_t at = columns / 32 * 32; at < columns; at += 16) {
+        __mmask16 mask = rest((int)(columns - at));
+        __m512 numbers = load16(kind, w + at * size, mask);
+        for (int i = 0; i < count; i++)
+            sum[i] = _mm512_fmadd_ps(numbers, _mm512_maskz_loadu_ps(mask, x + (size_t)i * apart + at), sum[i]);
     }
-    return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 
-static float dot(int kind, const void *w, const float *x, int n) {
-    if (kind == FLOAT32) return dot_of(FLOAT32, w, x, n);
-    return kind == BFLOAT16 ? dot_of(BFLOAT16, w, x, n) : dot_of(FLOAT16, w, x, n);
+/* Up to four rows. Many long vectors are taken block by block of columns, which the first cache has room for. */
+INLINE void dots_of(int kind, const char *w, int rows, const float *x, size_t n, int count, float *y, size_t stride) {
+    const size_t size = kind == FLOAT32 ? 4 : 2;
+    __m512 sums[4][AT_ONCE];
+    if (count <= AT_ONCE / 2 || n <= BLOCK) {
+        for (int row = 0; row < rows; row++, w += n * size) {
+            for (int i = 0; i < count; i++) sums[0][i] = _mm512_setzero_ps();
+            add_dot(kind, w, x, n, n, count, sums[0]);
+            for (int i = 0; i < count; i++) y[(size_t)i * stride + (size_t)row] = _mm512_reduce_add_ps(sums[0][i]);
+        }
+        return;
+    }
+    for (int row = 0; row < rows; row++) for (int i = 0; i < count; i++) sums[row][i] = _mm512_setzero_ps();
+    for (size_t at = 0; at < n; at += BLOCK)
+        for (size_t row = 0; row < (size_t)rows; row++)
+            add_dot(kind, w + (row * n + at) * size, x + at, n - at < BLOCK ? n - at : BLOCK, n, count, sums[row]);
+    for (int row = 0; row < rows; row++)
+        for (int i = 0; i < count; i++) y[(size_t)i * stride + (size_t)row] = _mm512_reduce_add_ps(sums[row][i]);
+}
+
+static void dots(int kind, const void *w, int rows, const float *x, int n, int count, float *y, size_t stride) {
+    const size_t columns = (size_t)n;
+    for (int some; count > 0; count -= some, x += (size_t)some * columns, y += (size_t)some * stride) {
+        some = count < AT_ONCE ? count : AT_ONCE;
+        if (kind == FLOAT32) BY_COUNT(some, dots_of(FLOAT32, w, rows, x, columns, COUNT, y, stride))
+        else if (kind == BFLOAT16) BY_COUNT(some, dots_of(BFLOAT16, w, rows, x, columns, COUNT, y, stride))
+        else BY_COUNT(some, dots_of(FLOAT16, w, rows, x, columns, COUNT, y, stride))
+    }
 }
 
 static inline void mix_of(int kind, const void *v, const float *p, int rows, int n, float *y) {
-    size_t stride = (size_t)n * (kind == FLOAT32 ? 4 : 2);
+    size_t size = kind == FLOAT32 ? 4 : 2, stride = (size_t)n * size;
     for (int at = 0; at < n; at += 64) {
         __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
         __mmask16 mask[4];
         for (int i = 0; i < 4; i++) mask[i] = rest(n - at - 16 * i);
         for (int row = 0; row < rows; row++) {
             const char *numbers = (const char *)v + (size_t)row * stride;
-            for (int i = 0; i < 4; i++)
-                sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[row]), load16(kind, numbers, at + 16 * i, mask[i]), sum[i]);
+            for (int i = 0; i < 4; i++) {
+                __m512 some = load16(kind, numbers + (size_t)(at + 16 * i) * size, mask[i]);
+                sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[row]), some, sum[i]);
+            }
         }
         for (int i = 0; i < 4; i++) _mm512_mask_storeu_ps(y + at + 16 * i, mask[i], sum[i]);
     }
@@ -59,7 +106,7 @@ static void mix(int kind, const void *v, const float *p, int rows, int n, float 
     else mix_of(FLOAT16, v, p, rows, n, y);
 }
 
-static void round_groups(const float *x, int groups, Vector *v) {
+static void round_groups(const float *x, int groups, Vectors *v) {
     for (int group = 0; group < groups; group++, x += GROUP) {
         __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
         float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
@@ -75,39 +122,41 @@ static void round_groups(const float *x, int groups, Vector *v) {
 
 static inline __m512i four(const int8_t *x) { int32_t bits; memcpy(&bits, x, 4); return _mm512_set1_epi32(bits); }
 
-static inline __m512 scaled(__m512i sums, const uint16_t *scales, float scale, __m512 y) {
-    __m512 both = _mm512_mul_ps(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales)), _mm512_set1_ps(scale));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), both, y);
-}
-
-static void tile_int8(const uint8_t *w, const uint16_t *scales, const Vector *v, int groups, float *y) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int group = 0; group < groups; group++, w += TILE * GROUP, scales += TILE) {
-        const int8_t *x = v->whole + group * GROUP;
-        __m512i sums = _mm512_set1_epi32(-128 * v->sum[group]);
-        for (int quad = 0; quad < 8; quad++) {
-            fetch_ahead(w + quad * 64);
-            sums = _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(w + quad * 64), four(x + quad * 4));
-        }
-        sum = scaled(sums, scales, v->scale[group], sum);
-    }
-    _mm512_storeu_ps(y, sum);
-}
-
-static void tile_int4(const uint8_t *w, const uint16_t *scales, const Vector *v, int groups, float *y) {
+INLINE void tiles_of(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int groups, int first,
+                     int count, int rows, float *y, size_t stride) {
     const __m512i lower = _mm512_set1_epi8(15);
-    __m512 sum = _mm512_setzero_ps();
-    for (int group = 0; group < groups; group++, w += TILE * GROUP / 2, scales += TILE) {
-        const int8_t *x = v->whole + group * GROUP;
-        __m512i sums = _mm512_set1_epi32(-8 * v->sum[group]);
-        for (int quad = 0; quad < 4; quad++) {
-            fetch_ahead(w + quad * 64);
-            __m512i both = _mm512_loadu_si512(w + quad * 64);
-            sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(both, lower), four(x + quad * 4));
-            both = _mm512_srli_epi16(both, 4);
-            sums = _mm512_dpbusd_epi32(sums, _mm512_and_si512(both, lower), four(x + 16 + quad * 4));
+    __m512 sum[AT_ONCE];
+    for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
+    for (int group = 0; group < groups; group++, scales += TILE) {
+        __m512i sums[AT_ONCE];
+        const int at = first * groups + group;
+        for (int i = 0; i < count; i++)
+            sums[i] = _mm512_set1_epi32(-(kind == INT8 ? 128 : 8) * v->sum[at + i * groups]);
+        for (int quad = 0; quad < (kind == INT8 ? 8 : 4); quad++, w += 4 * TILE) {
+            const int8_t *x = v->whole + (size_t)at * GROUP + quad * 4;
+            fetch_ahead(w);
+            __m512i numbers = _mm512_loadu_si512(w), low = _mm512_and_si512(numbers, lower);
+            __m512i high = _mm512_and_si512(_mm512_srli_epi16(numbers, 4), lower);
+            for (int i = 0; i < count; i++, x += (size_t)groups * GROUP) {
+                if (kind == INT8) { sums[i] = _mm512_dpbusd_epi32(sums[i], numbers, four(x)); continue; }
+                sums[i] = _mm512_dpbusd_epi32(sums[i], low, four(x));
+                sums[i] = _mm512_dpbusd_epi32(sums[i], high, four(x + 16));
+            }
         }
-        sum = scaled(sums, scales, v->scale[group], sum);
+        __m512 scale = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)scales));
+        for (int i = 0; i < count; i++) {
+            __m512 both = _mm512_mul_ps(scale, _mm512_set1_ps(v->scale[at + i * groups]));
+            sum[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[i]), both, sum[i]);
+        }
     }
-    _mm512_storeu_ps(y, sum);
+    for (int i = 0; i < count; i++) _mm512_mask_storeu_ps(y + (size_t)(first + i) * stride, rest(rows), sum[i]);
+}
+
+static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int groups, int count, int rows,
+                  float *y, size_t stride) {
+    for (int first = 0, some; first < count; first += some) {
+        some = count - first < AT_ONCE ? count - first : AT_ONCE;
+        if (kind == INT8) BY_COUNT(some, tiles_of(INT8, w, scales, v, groups, first, COUNT, rows, y, stride))
+        else BY_COUNT(some, tiles_of(INT4, w, scales, v, groups, first, COUNT, rows, y, stride))
+    }
 }

@@ -1,4 +1,4 @@
-"""The decode step in C, from Python: `llama.c`, built by the system's compiler when first needed, called once a token.
+"""The decode step in C, from Python: `llama.c`, built by the system's compiler when first needed, called once a step.
 
 Matrices and cache are PyTorch's own, read and written where they are; nothing is copied but the gains of the norms.
 What C cannot take (other dtypes or devices, no compiler, a build that fails) is left to PyTorch: `decode_step` is None.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
@@ -28,17 +28,20 @@ from llucid.quantize import Quantized
 from llucid.weights import Weights, named_leaves, shapes
 
 HERE = Path(__file__).parent
-SOURCES = ("llama.c", "llama_threads.h", "llama_plain.h", "llama_avx512.h")
+SOURCES = ("llama.c", "llama_numbers.h", "llama_threads.h", "llama_plain.h", "llama_avx512.h")
 FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
     # Sums may be taken in any order, as vector code does; numbers that are none stay none.
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
+X86 = ("x86_64", "amd64", "i386", "i686")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """llama.c's numbers for what is stored plainly; of `Quantized` they are 3 for int8 and 4 for int4."""
 
-Step = Callable[[int, int, Cache], tuple[Float[Tensor, "1 vocab"], Cache]]
-"""(token, position, cache) -> (scores of the next one, the cache with it): `llama` for one token of one sequence."""
+Step = Callable[
+    [Int[Tensor, "batch seq"], Int[Tensor, "batch seq"], Cache], tuple[Float[Tensor, "batch seq vocab"], Cache]
+]
+"""(tokens, positions, cache) -> (scores of what follows each, the cache with them): `llama` for a few tokens."""
 
 
 class Unavailable(Exception):
@@ -84,16 +87,16 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with replacing(library) as temporary:
-            for tuned in ("-march=native", "-mcpu=native"):  # the second is what some compilers for ARM call it
-                said = subprocess.run(
-                    [*command, *flags, tuned, str(HERE / "llama.c"), "-o", str(temporary), "-lm"],
-                    capture_output=True,
-                    timeout=120,
-                    text=True,
-                    errors="replace",
-                )
-                if said.returncode == 0:
-                    return library
+            tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
+            said = subprocess.run(
+                [*command, *flags, tuned, str(HERE / "llama.c"), "-o", str(temporary), "-lm"],
+                capture_output=True,
+                timeout=120,
+                text=True,
+                errors="replace",
+            )
+            if said.returncode == 0:
+                return library
             told = [line for line in said.stderr.splitlines() if "error" in line] or [f"status {said.returncode}"]
             raise Unavailable(f"llama.c could not be built by {command[0]} ({told[0].strip()[:160]})")
     except (OSError, subprocess.SubprocessError) as error:
@@ -138,10 +141,11 @@ class CLlama(ctypes.Structure):
 
 
 class CCache(ctypes.Structure):
-    """One sequence's keys and values."""
+    """Keys and values of some sequences."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("kind", "capacity", "length")),
+        *((name, ctypes.c_int32) for name in ("kind", "batch", "capacity", "length")),
+        ("positions", ctypes.c_void_p),
         *((name, ctypes.POINTER(ctypes.c_void_p)) for name in ("keys", "values")),
     ]
 
@@ -153,8 +157,8 @@ def library(flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(built(flags)))
     except OSError as error:
         raise Unavailable(f"the library built from llama.c cannot be loaded ({error})") from error
-    integers = [ctypes.c_int] * 3
-    loaded.llama_step.argtypes = [ctypes.POINTER(CLlama), ctypes.POINTER(CCache), *integers, ctypes.c_void_p]
+    pointers, integers = [ctypes.POINTER(CLlama), ctypes.POINTER(CCache), ctypes.c_void_p], [ctypes.c_int] * 2
+    loaded.llama_step.argtypes = [*pointers, *integers, ctypes.c_void_p]
     return loaded
 
 
@@ -162,7 +166,7 @@ def library(flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
 
 
 def decode_step(weights: Weights, config: Config) -> Step | None:
-    """`llama` for one token after another, in C; None where PyTorch is to serve.
+    """`llama` for a few tokens at a time, in C; None where PyTorch is to serve.
 
     That is so for other dtypes than float32, bfloat16, float16 and what `quantize` makes, for other devices than the
     CPU, with LLUCID_C=0 in the environment, and, said in one line on standard error, where there is no compiler.
@@ -231,29 +235,37 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
     kept.append(blocks)
 
     def where_it_is(cache: Cache) -> CCache:
-        capacity = cache.positions.shape[1]
-        shape, dtype = (1, config.kv_heads, capacity, config.head_dim), cache.keys[0].dtype
+        (batch, capacity), dtype = cache.positions.shape, cache.keys[0].dtype
+        shape = (batch, config.kv_heads, capacity, config.head_dim)
         for side in (cache.keys, cache.values):
             alike = all(layer.shape == shape and layer.dtype == dtype and layer.is_contiguous() for layer in side)
             if not alike or len(side) != config.layers or dtype not in KINDS or side[0].device.type != "cpu":
                 raise ValueError(f"the cache is not {config.layers} times {list(shape)} of one dtype that llama.c has")
+        if not cache.positions.is_contiguous() or cache.positions.dtype != torch.int64:
+            raise ValueError("the cache's positions are not whole numbers in a row")
         of = ctypes.c_void_p * config.layers
         keys, values = (of(*(layer.data_ptr() for layer in side)) for side in (cache.keys, cache.values))
-        return CCache(KINDS[dtype], capacity, cache.length, keys, values)
+        return CCache(KINDS[dtype], batch, capacity, cache.length, cache.positions.data_ptr(), keys, values)
 
     last: tuple[Cache, CCache] | None = None
 
-    def step(token: int, position: int, cache: Cache) -> tuple[Tensor, Cache]:
+    def step(tokens: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         nonlocal last
         assert kept
-        if not 0 <= token < config.vocab_size:
-            raise ValueError(f"token {token} is not in the vocabulary of {config.vocab_size}")
+        lowest, highest = (int(end) for end in tokens.aminmax())
+        if not 0 <= lowest <= highest < config.vocab_size:
+            odd = lowest if lowest < 0 else highest
+            raise ValueError(f"token {odd} is not in the vocabulary of {config.vocab_size}")
+        if tokens.shape != positions.shape or len(tokens) != len(cache.positions):
+            raise ValueError(f"{list(tokens.shape)} tokens, {list(positions.shape)} positions: the cache has others")
         seen = last  # once, since another thread may be here with another cache
-        if seen is None or seen[0].keys is not cache.keys or seen[0].values is not cache.values:
+        if seen is None or any(a is not b for a, b in zip(seen[0][:3], cache[:3], strict=True)):
             seen = last = cache, where_it_is(cache)  # true as long as a cache grows into its own slots
-        where = CCache(seen[1].kind, seen[1].capacity, cache.length, seen[1].keys, seen[1].values)
-        grown, logits = cache.append(torch.tensor([[position]])), torch.empty(1, config.vocab_size)
-        if not loaded.llama_step(model, where, token, position, torch.get_num_threads(), logits.data_ptr()):
+        grown, logits = cache.append(positions), torch.empty(*tokens.shape, config.vocab_size)
+        where, tokens = CCache.from_buffer_copy(seen[1]), tokens.long().contiguous()
+        where.length = cache.length
+        threads = torch.get_num_threads()
+        if not loaded.llama_step(model, where, tokens.data_ptr(), tokens.shape[1], threads, logits.data_ptr()):
             raise MemoryError("there is no memory for a decode step")
         return logits, grown
 

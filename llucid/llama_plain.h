@@ -1,14 +1,18 @@
 /* The sums of products of llama.c in plain C, for any processor: simple loops that compilers turn into vector code. */
 
-/* Σ w x. */
-static float dot(int kind, const void *w, const float *x, int n) {
-    const float *w32 = w;
-    const uint16_t *w16 = w;
-    float sum = 0;
-    if (kind == FLOAT32) for (int at = 0; at < n; at++) sum += w32[at] * x[at];
-    else if (kind == BFLOAT16) for (int at = 0; at < n; at++) sum += from_bfloat16(w16[at]) * x[at];
-    else for (int at = 0; at < n; at++) sum += from_float16(w16[at]) * x[at];
-    return sum;
+/* y[i · stride + row] = Σ w x, for each row of w [rows, n] and row i of x [count, n]. */
+static void dots(int kind, const void *w, int rows, const float *x, int n, int count, float *y, size_t stride) {
+    for (int i = 0; i < count; i++) {
+        for (int row = 0; row < rows; row++) {
+            const float *w32 = (const float *)w + (size_t)row * (size_t)n, *with = x + (size_t)i * (size_t)n;
+            const uint16_t *w16 = (const uint16_t *)w + (size_t)row * (size_t)n;
+            float sum = 0;
+            if (kind == FLOAT32) for (int at = 0; at < n; at++) sum += w32[at] * with[at];
+            else if (kind == BFLOAT16) for (int at = 0; at < n; at++) sum += from_bfloat16(w16[at]) * with[at];
+            else for (int at = 0; at < n; at++) sum += from_float16(w16[at]) * with[at];
+            y[(size_t)i * stride + (size_t)row] = sum;
+        }
+    }
 }
 
 /* Σ p v: rows [rows, n] in the proportions of p. */
@@ -24,7 +28,7 @@ static void mix(int kind, const void *v, const float *p, int rows, int n, float 
 }
 
 /* x ≈ scale · whole: each group of 32 has scale = max|x| / 127. */
-static void round_groups(const float *x, int groups, Vector *v) {
+static void round_groups(const float *x, int groups, Vectors *v) {
     for (int group = 0; group < groups; group++, x += GROUP) {
         float largest = 0;
         int32_t sum = 0;
@@ -41,33 +45,30 @@ static void round_groups(const float *x, int groups, Vector *v) {
     }
 }
 
-/* 16 rows at once, numbers + 128 stored as [groups][8][16 rows][4]: Σ scale · scaleₓ · (Σ (w + 128) x − 128 Σ x). */
-static void tile_int8(const uint8_t *w, const uint16_t *scales, const Vector *v, int groups, float *y) {
-    for (int row = 0; row < TILE; row++) y[row] = 0;
-    for (int group = 0; group < groups; group++, scales += TILE) {
-        int32_t sums[TILE];
-        for (int row = 0; row < TILE; row++) sums[row] = -128 * v->sum[group];
-        for (int quad = 0; quad < 8; quad++, w += 4 * TILE) {
-            const int8_t *x = v->whole + group * GROUP + quad * 4;
-            for (int row = 0; row < TILE; row++)
-                for (int at = 0; at < 4; at++) sums[row] += (int32_t)w[row * 4 + at] * x[at];
-        }
-        for (int row = 0; row < TILE; row++) y[row] += from_float16(scales[row]) * v->scale[group] * (float)sums[row];
-    }
+/* The 16 numbers of a group's quad, four a row, with x: INT8 are stored plus 128, INT4 plus 8 and two a byte. */
+static void add_quad(int kind, const uint8_t *w, const int8_t *x, int32_t *sums) {
+    for (int row = 0; row < TILE; row++, w += 4)
+        for (int at = 0; at < 4; at++)
+            sums[row] += kind == INT8 ? w[at] * x[at] : (w[at] & 15) * x[at] + (w[at] >> 4) * x[at + 16];
 }
 
-/* The same of numbers + 8, two a byte: [groups][4][16 rows][4], numbers 0–15 of a group in the lower halves. */
-static void tile_int4(const uint8_t *w, const uint16_t *scales, const Vector *v, int groups, float *y) {
-    for (int row = 0; row < TILE; row++) y[row] = 0;
-    for (int group = 0; group < groups; group++, scales += TILE) {
-        int32_t sums[TILE];
-        for (int row = 0; row < TILE; row++) sums[row] = -8 * v->sum[group];
-        for (int quad = 0; quad < 4; quad++, w += 4 * TILE) {
-            const int8_t *x = v->whole + group * GROUP + quad * 4;
+/* 16 rows at once, of which `rows` are kept, for each of `count` vectors:
+   y[i · stride + row] = Σ scale · scaleₓ · (Σ (w + 128) x − 128 Σ x). Numbers are stored as [groups][8][16 rows][4]; of
+   INT4 as [groups][4][16 rows][4], with numbers 0–15 of a group in the lower halves. */
+static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int groups, int count, int rows,
+                  float *y, size_t stride) {
+    const int quads = kind == INT8 ? 8 : 4, more = kind == INT8 ? 128 : 8;
+    for (int i = 0; i < count; i++) {
+        float sum[TILE] = {0};
+        for (int group = 0; group < groups; group++) {
+            const int8_t *x = v->whole + (size_t)(i * groups + group) * GROUP;
+            int32_t sums[TILE];
+            for (int row = 0; row < TILE; row++) sums[row] = -more * v->sum[i * groups + group];
+            for (int quad = 0; quad < quads; quad++)
+                add_quad(kind, w + (size_t)(group * quads + quad) * 4 * TILE, x + quad * 4, sums);
             for (int row = 0; row < TILE; row++)
-                for (int at = 0; at < 4; at++)
-                    sums[row] += (w[row * 4 + at] & 15) * x[at] + (w[row * 4 + at] >> 4) * x[at + 16];
+                sum[row] += from_float16(scales[group * TILE + row]) * v->scale[i * groups + group] * (float)sums[row];
         }
-        for (int row = 0; row < TILE; row++) y[row] += from_float16(scales[row]) * v->scale[group] * (float)sums[row];
+        memcpy(y + (size_t)i * stride, sum, sizeof(float) * (size_t)rows);
     }
 }

@@ -19,7 +19,7 @@ from llucid import llama_c
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.generation.decode import Step, decode
-from llucid.llama import Cache, empty_cache, llama
+from llucid.llama import NOWHERE, Cache, empty_cache, llama
 from llucid.llama_c import FLAGS, decode_step, library, step_of
 from llucid.quantize import dequantize, quantize
 from llucid.weights import Weights, initialise, to, tree_map
@@ -57,8 +57,8 @@ def by_step(step: llama_c.Step, tokens: list[int], cache: Cache) -> Tensor:
     """The scores behind each token, one after the other."""
     scores: list[Tensor] = []
     for position, token in enumerate(tokens):
-        logits, cache = step(token, position, cache)
-        scores.append(logits)
+        logits, cache = step(torch.tensor([[token]]), torch.tensor([[position]]), cache)
+        scores.append(logits[0])
     return torch.cat(scores)
 
 
@@ -153,6 +153,36 @@ def test_any_number_of_threads_computes_the_same_bits(bits: Any):
         torch.set_num_threads(threads)
         found.append(by_step(step, tokens, empty_cache(WIDE, 1, 20, drawn(WIDE))))
     assert all(torch.equal(other, found[0]) for other in found)
+
+
+@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
+@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, 8, 4])
+def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: tuple[str, ...]):
+    weights = to(drawn(WIDE), form) if isinstance(form, torch.dtype) else quantize(drawn(WIDE), form)
+    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 11 * 6)).view(11, 6)
+    alone = torch.stack([by_step(step, row.tolist(), empty_cache(WIDE, 1, 6, drawn(WIDE))) for row in rows])
+    positions = torch.arange(6).expand(11, 6)
+    together, _ = step(rows, positions, empty_cache(WIDE, 11, 6, drawn(WIDE)))
+    assert torch.equal(together, alone)
+    for count in range(1, 12):  # every remainder of what is taken at once
+        cache = empty_cache(WIDE, count, 7, drawn(WIDE))
+        first, cache = step(rows[:count, :1], positions[:count, :1], cache)
+        then, _ = step(rows[:count, 1:4], positions[:count, 1:4], cache)
+        assert torch.equal(torch.cat([first, then], 1), alone[:count, :4])
+
+
+@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
+def test_padding_is_seen_by_no_token(flags: tuple[str, ...]):
+    weights, rows = drawn(WIDE), [ids(WIDE, 9), ids(WIDE, 9)[:2], ids(WIDE, 9)[4:9]]
+    step, cache = built(weights, WIDE, flags), empty_cache(WIDE, 3, 12, weights)
+    for layer in (*cache.keys, *cache.values):
+        layer.fill_(1e30)
+    begun = torch.tensor([[*row[:-1], *[0] * (9 - len(row))] for row in rows])
+    places = torch.tensor([[*range(len(row) - 1), *[NOWHERE] * (9 - len(row))] for row in rows])
+    _, cache = step(begun, places, cache)
+    last, _ = step(torch.tensor([row[-1:] for row in rows]), torch.tensor([[len(row) - 1] for row in rows]), cache)
+    for logits, row in zip(last[:, 0], rows, strict=True):
+        torch.testing.assert_close(logits, equation(weights, WIDE, row)[-1], atol=1e-4, rtol=0)
 
 
 def test_threads_of_python_take_turns():
@@ -300,7 +330,7 @@ def test_sizes_are_checked_before_the_call():
         built(short, WIDE)
     for token in (-1, WIDE.vocab_size):
         with pytest.raises(ValueError, match="is not in the vocabulary of 53"):
-            step(token, 0, empty_cache(WIDE, 1, 4, weights))
+            step(torch.tensor([[3, token]]), torch.tensor([[0, 1]]), empty_cache(WIDE, 1, 4, weights))
     with pytest.raises(ValueError, match="the cache has 2 slots and 3 tokens do not fit"):
         by_step(step, [1, 2, 3], empty_cache(WIDE, 1, 2, weights))
     cache = empty_cache(WIDE, 1, 4, weights)
@@ -311,11 +341,16 @@ def test_sizes_are_checked_before_the_call():
         cache._replace(keys=cache.keys[:1]),
         cache._replace(keys=tuple(layer.half() for layer in cache.keys)),
         cache._replace(keys=tuple(layer.double() for layer in cache.keys)),
+        cache._replace(positions=torch.zeros(1, 8, dtype=torch.int64)[:, ::2]),
+        cache._replace(positions=cache.positions.int()),
         empty_cache(WIDE, 2, 4, weights),
     ]
+    one = torch.tensor([[1]])
     for broken in wrong:
         with pytest.raises(ValueError, match="the cache"):
-            step(1, 0, broken)
+            step(one, one * 0, broken)
+    with pytest.raises(ValueError, match=r"\[1, 1\] tokens, \[1, 2\] positions"):
+        step(one, torch.tensor([[0, 1]]), cache)
 
 
 def test_scores_that_are_not_numbers_stay_so():
@@ -337,7 +372,7 @@ from llucid.weights import initialise
 config = PRESETS["nano"].config
 weights = initialise(config)
 step = decode_step(weights, config)
-print(float(step(1, 0, empty_cache(config, 1, 1, weights))[0].sum()))
+print(float(step(torch.tensor([[1]]), torch.tensor([[0]]), empty_cache(config, 1, 1, weights))[0].sum()))
 """
 
 
@@ -373,7 +408,10 @@ for config in (*CONFIGS.values(), WIDE, narrow):
         kept = dtype if isinstance(dtype, torch.dtype) else kept
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            by_step(step_of(weights, config, loaded), ids(config, 12), empty_cache(config, 1, 12, drawn(config), kept))
+            step = step_of(weights, config, loaded)
+            by_step(step, ids(config, 12), empty_cache(config, 1, 12, drawn(config), kept))
+            rows, places = torch.tensor(ids(config, 33)).view(11, 3), torch.arange(3).expand(11, 3)
+            step(rows, places, empty_cache(config, 11, 3, drawn(config), kept))
 print("clean")
 """
 

@@ -4,15 +4,14 @@
     logits, context = read(context, new ids)             the prompt, and later each new id: the same function
     new ids = choose(logits)
 
-A single row goes on in C where it can (llama_c.py): the prompt by PyTorch, which is quick at many tokens at once, then
-token by token the same equations in C, which is quick at one, on the same weights and the same cache.
+Where it can, the engine goes on in C (llama_c.py): prompts by PyTorch, which is quick at many tokens at once, then
+step by step the same equations in C, which is quick at few, on the same weights and the same cache.
 Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
 where no token sees it. So a row's tokens do not depend on the other rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import perf_counter
 from typing import Literal, NamedTuple
 
@@ -35,8 +34,8 @@ PastContext = Literal["slide", "stop"]
 """What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
 CHUNK = 512
 """Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
-FEW = 4
-"""Tokens that C reads one by one in less time than PyTorch reads them at once."""
+FEW = 16
+"""Tokens that C reads in less time than PyTorch: of one row or of several."""
 
 
 class Context(NamedTuple):
@@ -115,58 +114,65 @@ def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Co
     return Context(((),) * rows, empty_cache(config, rows, slots, weights, dtype))
 
 
-@torch.inference_mode()
-def read(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
-) -> tuple[Float[Tensor, "batch vocab"], Context]:
-    """(the scores of what follows each row's last new id, the context with the new ids).
-
-    Rows may have different numbers of new ids; the scores of a row that has none mean nothing. Prompts are read
-    `chunk` ids at a time, and the last position alone is unembedded.
-    """
-    longest, device = max(len(row) for row in new), weights.norm.device
-    cache = with_room(context.cache, context.cache.length + longest)
+def side_by_side(context: Context, new: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch seq"], ...]:
+    """The new ids of each row and their positions, padded on the right."""
+    longest, device = max(len(row) for row in new), context.cache.positions.device
     padded = [[*row, *[0] * (longest - len(row))] for row in new]
     places = [
         [*range(len(old), len(old) + len(row)), *[NOWHERE] * (longest - len(row))]
         for old, row in zip(context.rows, new, strict=True)
     ]
-    tokens, positions = torch.tensor(padded, device=device), torch.tensor(places, device=device)
-    ends = torch.tensor([len(row) - 1 for row in new], device=device)
+    return torch.tensor(padded, device=device), torch.tensor(places, device=device)
 
+
+@torch.inference_mode()
+def absorb(
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
+) -> tuple[Float[Tensor, "batch dim"], Context]:
+    """(the stream at each row's last new id, the context with the new ids), `chunk` ids at a time."""
+    tokens, positions = side_by_side(context, new)
+    cache = with_room(context.cache, context.cache.length + tokens.shape[1])
+    ends = torch.tensor([len(row) - 1 for row in new], device=tokens.device)
     last = weights.norm.new_zeros(len(new), config.dim)
-    for start in range(0, longest, chunk):
+    for start in range(0, tokens.shape[1], chunk):
         part = slice(start, start + chunk)
         x, grown = hidden(tokens[:, part], weights, config, cache, positions[:, part])
         assert grown is not None
         cache = grown
         here = (ends - start).clamp(0, x.shape[1] - 1)
         ends_here = (start <= ends) & (ends < start + chunk)
-        last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=device), here], last)
-    rows = tuple((*old, *row) for old, row in zip(context.rows, new, strict=True))
-    return unembed(last, weights), Context(rows, cache)
-
-
-Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]]], tuple[Tensor, Context]]
-"""What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
+        last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=tokens.device), here], last)
+    return last, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
 
 
 @torch.inference_mode()
-def read_by_step(
-    step: NativeStep, weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]]
+def read(
+    weights: Weights,
+    config: Config,
+    context: Context,
+    new: Sequence[Sequence[int]],
+    step: NativeStep | None = None,
+    chunk: int = CHUNK,
 ) -> tuple[Float[Tensor, "batch vocab"], Context]:
-    """What `read` returns, of a single row: its last new id is read in C, or all of them if they are few."""
-    (row,), old = new, context.rows[0]
-    many, cache = 0 if len(row) <= FEW else len(row) - 1, with_room(context.cache, context.cache.length + len(row))
-    for start in range(0, many, CHUNK):
-        part = torch.tensor([row[start : min(start + CHUNK, many)]])
-        _, grown = hidden(part, weights, config, cache)
-        assert grown is not None
-        cache = grown
-    logits = weights.norm.new_empty(0)
-    for position, token in enumerate(row[many:], len(old) + many):
-        logits, cache = step(token, position, cache)
-    return logits, Context(((*old, *row),), cache)
+    """(the scores of what follows each row's last new id, the context with the new ids).
+
+    Rows may have different numbers of new ids; the scores of a row that has none mean nothing. The last position alone
+    is unembedded. A `step` reads each row's last id, or all of them if they are few.
+    """
+    if step is None:
+        last, context = absorb(weights, config, context, new, chunk)
+        return unembed(last, weights), context
+    if max(len(row) for row in new) * len(new) > FEW:
+        _, context = absorb(weights, config, context, [row[:-1] for row in new], chunk)
+        new = [row[-1:] for row in new]
+    tokens, positions = side_by_side(context, new)
+    logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]))
+    rows = tuple((*old, *row) for old, row in zip(context.rows, new, strict=True))
+    return logits[torch.arange(len(new)), torch.tensor([len(row) - 1 for row in new])], Context(rows, cache)
+
+
+Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]], NativeStep | None], tuple[Tensor, Context]]
+"""What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
 
 
 def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
@@ -220,11 +226,12 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
-    if reader is read and len(prompts) == 1 and (step := decode_step(weights, config)):
-        reader = partial(read_by_step, step)
-    else:
-        weights = dequantize(weights)  # once, and not for every token
-    return _steps(weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics, reader)
+    step = decode_step(weights, config) if len(prompts) <= FEW else None
+    weights = weights if step else dequantize(weights)  # once, and not for every token
+    read_new = lambda context, new: reader(weights, config, context, new, step)  # noqa: E731
+    return _steps(
+        weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics, read_new
+    )
 
 
 def _steps(
@@ -238,7 +245,7 @@ def _steps(
     keep: int,
     context: Context | None,
     statistics: Statistics,
-    reader: Reader,
+    read: Callable[[Context, Sequence[Sequence[int]]], tuple[Tensor, Context]],
 ) -> Iterator[Step]:
     slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
     if context is not None:
@@ -253,7 +260,7 @@ def _steps(
 
     for number in range(1, max_tokens + 1):
         began = perf_counter()
-        logits, context = reader(weights, config, context, unread)
+        logits, context = read(context, unread)
         if not bool(logits.isfinite().all()):
             raise LlucidError(
                 "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.generation.decode import Context, Statistics, read
-from llucid.llama import hidden, unembed
+from llucid.llama import llama
+from llucid.llama_c import Step
 from llucid.weights import Weights
 
 LONGEST, SHORTEST = 8, 2
 """Ids at the end that must have stood together before: as many as LONGEST are looked for, and SHORTEST needed."""
-MOST = 15
-"""Guesses in a pass at most: up to 16 ids, a CPU mostly waits for the weights."""
+MOST = 7
+"""Guesses in a pass at most: with the newest id as many as llama.c takes at once, while it waits for the weights."""
 COST = 0.5
 """What a pass with guesses takes longer than one without, in passes: fewer right guesses than that are a loss."""
 PATIENCE = 64
@@ -66,7 +67,12 @@ class ReadAhead:
 
     @torch.inference_mode()
     def __call__(
-        self, weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]]
+        self,
+        weights: Weights,
+        config: Config,
+        context: Context,
+        new: Sequence[Sequence[int]],
+        step: Step | None = None,
     ) -> tuple[Float[Tensor, "batch vocab"], Context]:
         """What `decode.read` returns; without a pass of the model, if the new id had been guessed."""
         row = (*context.rows[0], *new[0])
@@ -81,14 +87,16 @@ class ReadAhead:
         self.wait = max(0, self.wait - 1)
         if may and (guesses := guess(row, min(self.most, room))):
             tokens = torch.tensor([[*new[0], *guesses]], device=weights.norm.device)
-            x, grown = hidden(tokens, weights, config, context.cache)
-            assert grown is not None
-            logits = unembed(x[0], weights)
+            positions = torch.arange(len(row) - 1, len(row) + len(guesses), device=tokens.device)[None]
+            if step:
+                (logits,), grown = step(tokens, positions, context.cache)
+            else:
+                (logits,), grown = llama(tokens, weights, config, context.cache, positions)
             self.ahead = deque(zip(guesses, logits[1:, None], strict=True))
             self.context = Context((row,), grown._replace(length=len(row)))
             self.guessed = len(guesses)
             return logits[:1], self.context
-        logits, self.context = read(weights, config, context, new)
+        logits, self.context = read(weights, config, context, new, step)
         return logits, self.context
 
     def _learn(self) -> None:

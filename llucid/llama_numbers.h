@@ -1,0 +1,36 @@
+/* Numbers as they are stored, and what becomes of them as float32. */
+
+static float wide(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+static float from_bfloat16(uint16_t b) { return wide((uint32_t)b << 16); }
+
+static float from_float16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13;
+    float x = rest >= 0x0f800000 ? wide(rest | 0x7f800000) : wide(rest) * 0x1p112f;  /* infinite or none; a number */
+    return wide(bits_of(x) | sign);
+}
+
+static float number_at(int kind, const void *numbers, size_t at) {
+    if (kind == FLOAT32) return ((const float *)numbers)[at];
+    uint16_t half = ((const uint16_t *)numbers)[at];
+    return kind == BFLOAT16 ? from_bfloat16(half) : from_float16(half);
+}
+
+static uint16_t to_bfloat16(float x) {  /* to the nearest, a tie to the even one */
+    uint32_t bits = bits_of(x);
+    return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static uint16_t to_float16(float x) {
+    uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
+    if (bits >= 0x47800000) return (uint16_t)(sign | (x != x ? 0x7e00 : 0x7c00));
+    if (bits < 0x38800000) return (uint16_t)(sign | (bits_of(wide(bits) + 0.5f) - 0x3f000000));  /* in steps of 2⁻²⁴ */
+    return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+}
+
+static float exponential(float x) {  /* eˣ = 2ⁿ eᶠ, |f| ≤ ln 2 / 2, to 2·10⁻⁷ of it, as vector code where in a loop */
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float n = x == x ? rintf(x * 1.44269504f) : 0, f = x - n * 0.693359375f + n * 2.12194440e-4f;  /* ln 2 in two */
+    float e = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));
+    return e * wide((uint32_t)((int32_t)n + 127) << 23);
+}
