@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from llucid.config import Config
+from llucid.linear import linear
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 NOWHERE = 2**31 - 1
@@ -125,6 +126,26 @@ def attention_fused(
     return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
 
 
+def attention_in_pieces(
+    q: Float[Tensor, "batch heads seq head_dim"],
+    k: Float[Tensor, "batch kv_heads slots head_dim"],
+    v: Float[Tensor, "batch kv_heads slots head_dim"],
+    mask: Bool[Tensor, "batch 1 seq slots"] | None,
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Either of the two, 128 queries at a time, with no keys behind the last that one of them sees.
+
+    On a CPU that is sooner: the fused kernel works on what the mask hides as well, and is slow for bfloat16.
+    """
+    if mask is None:
+        mask = torch.ones(len(q), 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    attention_of = attention_written_out if q.dtype == torch.bfloat16 else attention_fused
+    pieces: list[Tensor] = []
+    for some, seen in zip(q.split(128, 2), mask.split(128, 2), strict=True):
+        end = int(seen.any((0, 1, 2)).nonzero()[-1]) + 1
+        pieces.append(attention_of(some, k[:, :, :end], v[:, :, :end], seen[..., :end]))
+    return torch.cat(pieces, 2)
+
+
 class Cache(NamedTuple):
     """The keys and values of the tokens so far: a value that knows its length, returned longer than it came.
 
@@ -184,9 +205,9 @@ def attend(
     q, k = turn(q, rotation), turn(k, rotation)
     if cache is not None:
         k, v = cache.write(layer, k, v)
-    # The fused kernel is slow for bfloat16 on a CPU: there the definition serves, while there are few scores to hold.
-    slow = q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.compiler.is_exporting()
-    attention_of = attention_written_out if slow and q.shape[2] * k.shape[2] <= 256 * 256 else attention_fused
+    whole = q.device.type != "cpu" or q.shape[2] == 1 or torch.compiler.is_compiling()
+    whole = whole or (mask is None and q.dtype != torch.bfloat16)
+    attention_of = attention_fused if whole else attention_in_pieces
     return attention_of(q, k, v, mask).transpose(1, 2).flatten(-2)
 
 
@@ -200,13 +221,13 @@ def attention(
     layer: int = 0,
 ) -> Float[Tensor, "batch seq dim"]:
     """Each token asks (query) and gathers (value) from those that answer (key). Vaswani et al. 2017, §3.2.2."""
-    q, k, v = F.linear(x, weights.query), F.linear(x, weights.key), F.linear(x, weights.value)
-    return F.linear(attend(q, k, v, config.head_dim, rotation, mask, cache, layer), weights.output)
+    q, k, v = linear(x, weights.query), linear(x, weights.key), linear(x, weights.value)
+    return linear(attend(q, k, v, config.head_dim, rotation, mask, cache, layer), weights.output)
 
 
 def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Float[Tensor, "batch seq dim"]:
     """(silu(x Gᵀ) ⊙ x Uᵀ) Dᵀ with silu(z) = z / (1 + e⁻ᶻ): a gate decides what passes. Shazeer 2020, eq. 6."""
-    return F.linear(F.silu(F.linear(x, weights.gate)) * F.linear(x, weights.up), weights.down)
+    return linear(F.silu(linear(x, weights.gate)) * linear(x, weights.up), weights.down)
 
 
 def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:
@@ -270,7 +291,7 @@ def hidden(
 
 def unembed(x: Float[Tensor, "*batch dim"], weights: Weights) -> Float[Tensor, "*batch vocab"]:
     """One score per token of the vocabulary; a tied embedding is the output matrix too. Press & Wolf 2017."""
-    return F.linear(x, weights.embedding if weights.output is None else weights.output)
+    return linear(x, weights.embedding if weights.output is None else weights.output)
 
 
 @overload

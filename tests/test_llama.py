@@ -216,6 +216,36 @@ def test_written_out_attention_equals_fused(config: Config) -> None:
     torch.testing.assert_close(equations.attention_fused(q[:, :, 12:], k, v, late), written[:, :, 12:], **EXACT)
 
 
+def orders(seq: int, slots: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Positions of the queries and of the keys of two texts: the queries are the newest of the keys."""
+    in_order = torch.arange(slots).expand(2, -1)
+    shuffled = torch.stack([torch.randperm(slots, generator=torch.Generator().manual_seed(n)) for n in range(2)])
+    padded = torch.where(torch.arange(slots) < torch.tensor([[slots], [slots - 9]]), in_order, equations.NOWHERE)
+    unfilled = torch.where(torch.arange(slots) < slots - 5, in_order, equations.NOWHERE)
+    found = {"in order": in_order, "shuffled": shuffled, "padded": padded, "unfilled": unfilled}
+    return {name: (keys[:, slots - seq :], keys) for name, keys in found.items()}
+
+
+@pytest.mark.parametrize("seq", [1, 128, 129, 300])
+@pytest.mark.parametrize("order", ["in order", "shuffled", "padded", "unfilled"])
+def test_attention_in_pieces_equals_the_definition(seq: int, order: str) -> None:
+    generator, config = torch.Generator().manual_seed(0), CONFIGS["one for two"]
+    q, k, v = (
+        torch.randn(2, heads, n, config.head_dim, generator=generator, dtype=torch.float64)
+        for heads, n in ((config.heads, seq), (config.kv_heads, 300), (config.kv_heads, 300))
+    )
+    mask = equations.visible(*orders(seq, 300)[order])
+    written = equations.attention_written_out(q, k, v, mask)
+    torch.testing.assert_close(equations.attention_in_pieces(q, k, v, mask), written, **EXACT)
+    if seq == 300 and order == "in order":
+        torch.testing.assert_close(equations.attention_in_pieces(q, k, v, None), written, **EXACT)
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    exact = equations.attention_written_out(q.double(), k.double(), v.double(), mask)
+    rounded = equations.attention_in_pieces(q, k, v, mask)
+    # Scores below 8 are rounded to 2⁻⁶, weights and result to 2⁻⁹ of themselves; values are below 5.
+    assert (rounded - exact).abs().max() < 5 * (2 * 2**-6 + 2 * 2**-9)
+
+
 def test_rotation_by_complex_numbers_equals_real_ones(config: Config) -> None:
     q = torch.randn(2, config.heads, len(FAR), config.head_dim, dtype=torch.float64)
     rotation = equations.rotations(torch.tensor(FAR).expand(2, -1), equations.rope_frequencies(config, q))

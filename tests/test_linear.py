@@ -1,0 +1,120 @@
+"""oneDNN's products against the definition in float64, and where they stand aside."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llucid import linear as module
+from llucid.linear import linear
+from llucid.quantize import quantize_matrix
+
+quick = pytest.mark.skipif(not module.QUICK, reason="this processor has nothing to gain from oneDNN")
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of what oneDNN multiplies, as it happens; it multiplies the smallest matrices too."""
+    shapes: list[tuple[int, ...]] = []
+
+    def counted(x: Tensor, w: Tensor) -> Tensor:
+        shapes.append((*x.shape, *w.shape))
+        return real(x, w)
+
+    real = module.product
+    monkeypatch.setattr(module, "product", counted)
+    monkeypatch.setattr(module, "LARGE", 0)
+    monkeypatch.setattr(module, "SMALL", 0)
+    return shapes
+
+
+def bound(x: Tensor, w: Tensor) -> Tensor:
+    """What rounding may do to sums of so many products in float32: n · 2⁻²⁴ · Σ|x||w| (Higham 2002, §3.1)."""
+    return x.shape[-1] * 2**-24 * (x.abs() @ w.abs().mT)
+
+
+@quick
+@pytest.mark.parametrize("batch", [(), (1,), (7,), (3, 5), (2, 3, 4)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 48), (48, 16), (33, 65)])
+def test_products_and_gradients_are_those_of_the_definition(
+    products: list[Any], batch: tuple[int, ...], rows: int, columns: int
+):
+    torch.manual_seed(0)
+    x, w = torch.randn(*batch, columns, requires_grad=True), torch.randn(rows, columns, requires_grad=True)
+    y = linear(x, w)
+    dy = torch.randn(*batch, rows)
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+    assert (len(products), dx.shape, dw.shape) == (3, x.shape, w.shape)
+    wide_x, wide_w, wide_dy = x.detach().double(), w.detach().double(), dy.double()
+    rows_x, rows_dy = wide_x.reshape(-1, columns), wide_dy.reshape(-1, rows)
+    assert ((y - wide_x @ wide_w.mT).abs() <= bound(wide_x, wide_w)).all()
+    assert ((dx - wide_dy @ wide_w).abs() <= bound(wide_dy, wide_w.mT)).all()
+    assert ((dw - rows_dy.mT @ rows_x).abs() <= bound(rows_dy.mT, rows_x.mT)).all()
+
+
+@quick
+def test_only_gradients_that_are_asked_for_are_computed(products: list[Any]):
+    x, w = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
+    linear(x, w).sum().backward()
+    assert products == [(4, 8, 6, 8), (6, 4, 8, 4)]
+    products.clear()
+    linear(x.requires_grad_(), w.detach()).sum().backward()
+    assert products == [(4, 8, 6, 8), (4, 6, 8, 6)]
+    products.clear()
+    with torch.no_grad():
+        assert not linear(x, w).requires_grad
+    assert products == [(4, 8, 6, 8)]
+
+
+@quick
+def test_gradients_of_strided_and_broadcast_tensors(products: list[Any]):
+    torch.manual_seed(0)
+    w = torch.randn(5, 12, requires_grad=True)
+    x = torch.randn(12, 3, 4, requires_grad=True)
+    y, plain = (of(x.permute(1, 2, 0), w).transpose(0, 1) for of in (linear, F.linear))
+    for one in (torch.ones(()).expand(4, 3, 5), torch.randn(5, 3, 4).permute(2, 1, 0)):
+        found = torch.autograd.grad(y, (x, w), one, retain_graph=True)
+        expected = torch.autograd.grad(plain, (x, w), one, retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=0, atol=24 * 2**-24 * 50)
+    assert products
+
+
+def test_what_oneDNN_does_not_take_is_left_to_pytorch(products: list[Any]):
+    x, w = torch.randn(4, 32), torch.randn(16, 32)
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert torch.equal(linear(x.to(dtype), w.to(dtype)), F.linear(x.to(dtype), w.to(dtype)))
+    held = quantize_matrix(w, 8)
+    assert torch.equal(linear(x, held), F.linear(x, held))
+    meta = linear(x.to("meta"), w.to("meta"))
+    assert meta.shape == (4, 16)
+    assert products == []
+
+
+@quick
+def test_few_numbers_are_left_to_pytorch_and_many_are_not(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
+    monkeypatch.setattr(module, "LARGE", 4 * 32 * 16)
+    linear(torch.randn(3, 32), torch.randn(16, 32))
+    assert products == []
+    linear(torch.randn(4, 32), torch.randn(16, 32))
+    assert products == [(4, 32, 16, 32)]
+
+
+@quick
+def test_a_small_matrix_has_its_gradient_from_pytorch(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
+    monkeypatch.setattr(module, "SMALL", 6 * 8)
+    x, w = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
+    linear(x, w).sum().backward()
+    assert products == [(4, 8, 6, 8)]
+    torch.testing.assert_close(w.grad, torch.ones(6, 4) @ x)
+
+
+@quick
+def test_not_a_number_and_infinity_are_kept(products: list[Any]):
+    x = torch.tensor([[1.0, float("inf")], [float("nan"), 0.0], [1.0, 2.0]])
+    y = linear(x, torch.ones(3, 2))
+    assert y[0].isinf().all()
+    assert y[1].isnan().all()
+    assert torch.equal(y[2], torch.full((3,), 3.0))
+    assert products
