@@ -59,7 +59,7 @@ def main() -> None:
                 ratio = statistics.median(a / b for a, b in pairs)
                 row += [f"{operations / theirs / 1e9:.0f}", f"{operations / ours / 1e9:.0f}", f"{ratio:.2f}"]
             table.add_row(*row)
-    Console().print(machine(torch.device("cpu")), table)
+    Console(width=120).print(machine(torch.device("cpu")), table)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from llucid.checkpoints import Model, find, load, save
 from llucid.config import PRESETS, Config
 from llucid.errors import LlucidError
 from llucid.generation.decode import decode, empty_context, read
+from llucid.linear import linear
 from llucid.tokenizers.characters import Characters
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
@@ -115,7 +116,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     size = 2048 if device.type == "cpu" else 8192
     a = torch.ones(size, size, dtype=dtype, device=device)
     read_seconds = seconds_of(numbers.sum, device, budget=0.15)
-    return Limits(8 * count / read_seconds, 2 * size**3 / seconds_of(lambda: a @ a, device, budget=0.2))
+    return Limits(8 * count / read_seconds, 2 * size**3 / seconds_of(lambda: linear(a, a), device, budget=0.2))
 
 
 def work(weights: Weights, config: Config, rows: int, new: int, before: int, scored: int) -> tuple[int, int]:

@@ -353,6 +353,25 @@ def test_sizes_are_checked_before_the_call():
         step(one, torch.tensor([[0, 1]]), cache)
 
 
+def test_what_is_chosen_beside_c_is_chosen_by_one_thread():
+    """Else PyTorch's other threads still spin when the next step needs their processors."""
+    seen: list[int] = []
+
+    def choose(logits: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return logits.argmax(-1)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for weights in (drawn(WIDE), to(drawn(WIDE), torch.float64)):
+            for _ in decode(weights, WIDE, [[1, 2]], choose=choose, stops=lambda row, token: False, max_tokens=3):
+                assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1] * 3 + [3] * 3
+
+
 def test_scores_that_are_not_numbers_stay_so():
     for bits in (None, 8, 4):
         for change in (math.nan, math.inf):

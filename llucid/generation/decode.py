@@ -10,7 +10,8 @@ Rows of a batch are padded on the right: each continues right behind its own las
 where no token sees it. So a row's tokens do not depend on the other rows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, NamedTuple
@@ -168,7 +169,19 @@ def read(
     tokens, positions = side_by_side(context, new)
     logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]))
     rows = tuple((*old, *row) for old, row in zip(context.rows, new, strict=True))
-    return logits[torch.arange(len(new)), torch.tensor([len(row) - 1 for row in new])], Context(rows, cache)
+    ends = torch.tensor([len(row) - 1 for row in new])
+    return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(new)), ends], Context(rows, cache)
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """PyTorch's operations by this thread alone: the others would go on spinning for a while, where C needs them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]], NativeStep | None], tuple[Tensor, Context]]
@@ -229,9 +242,8 @@ def decode(
     step = decode_step(weights, config) if len(prompts) <= FEW else None
     weights = weights if step else dequantize(weights)  # once, and not for every token
     read_new = lambda context, new: reader(weights, config, context, new, step)  # noqa: E731
-    return _steps(
-        weights, config, prompts, choose, stops, max_tokens, past_context, keep, context, statistics, read_new
-    )
+    limits = (max_tokens, past_context, keep, context)
+    return _steps(weights, config, prompts, choose, stops, *limits, statistics, read_new, step is not None)
 
 
 def _steps(
@@ -246,6 +258,7 @@ def _steps(
     context: Context | None,
     statistics: Statistics,
     read: Callable[[Context, Sequence[Sequence[int]]], tuple[Tensor, Context]],
+    in_c: bool,
 ) -> Iterator[Step]:
     slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
     if context is not None:
@@ -261,11 +274,12 @@ def _steps(
     for number in range(1, max_tokens + 1):
         began = perf_counter()
         logits, context = read(context, unread)
-        if not bool(logits.isfinite().all()):
-            raise LlucidError(
-                "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
-            )
-        chosen: list[int] = choose(logits).tolist()
+        with one_thread() if in_c else nullcontext():
+            if not bool(logits.isfinite().all()):
+                raise LlucidError(
+                    "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
+                )
+            chosen: list[int] = choose(logits).tolist()
         spent = perf_counter() - began
         if number == 1:
             statistics.prompt_seconds += spent

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,15 +31,25 @@ def top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch 
     return logits.masked_fill(logits < kth, -math.inf)
 
 
+MOSTLY = 256
+"""So many of the likeliest tokens nearly always have most of the probability: to sort all would take far longer."""
+
+
 def top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
     """The likeliest tokens up to and with the one that crosses p: dropped is what has more than p before it.
 
     Holtzman et al. 2020 (nucleus sampling), §3.1. Of equally likely tokens, that of the lower id comes first.
     """
-    ordered, order = logits.sort(descending=True, stable=True)
-    probabilities = wide(ordered).softmax(-1)
-    dropped = probabilities.cumsum(-1) - probabilities > p
-    return logits.masked_fill(torch.empty_like(dropped).scatter(-1, order, dropped), -math.inf)
+    probabilities = wide(logits).softmax(-1)
+    for count in (MOSTLY, logits.shape[-1]):
+        largest, ids = logits.topk(min(count, logits.shape[-1]))
+        before = F.pad(probabilities.gather(-1, ids).cumsum(-1)[:, :-1], (1, 0))
+        if bool((before[:, -1] > p).all()):
+            break  # of these some are dropped, and so is all that is less likely
+    kept = before <= p
+    least = largest.gather(-1, kept.sum(-1, keepdim=True) - 1)
+    ties, room = logits == least, (kept & (largest == least)).sum(-1, keepdim=True)
+    return logits.masked_fill((logits < least) | (ties & (ties.cumsum(-1) > room)), -math.inf)
 
 
 def min_p(logits: Float[Tensor, "batch vocab"], share: float) -> Float[Tensor, "batch vocab"]:

@@ -64,6 +64,27 @@ def test_top_p_drops_only_what_has_more_than_p_before_it():
     assert kept(top_p(torch.zeros(1, 4), 0.5)) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
+@pytest.mark.parametrize("vocabulary", [255, 256, 257, 3000])
+def test_top_p_of_many_tokens_is_what_sorting_all_of_them_says(vocabulary: int, spread: float):
+    """Flat and steep, with many ties: in halves, so that hundreds of tokens are equally likely."""
+    torch.manual_seed(0)
+    for rounded in (False, True):
+        logits = torch.randn(5, vocabulary) * spread
+        logits = (2 * logits).round() / 2 if rounded else logits
+        for p in (0.01, 0.5, 0.95, 0.999):
+            found = top_p(logits, p).isfinite()
+            for row, alone in zip(found, logits, strict=True):
+                probabilities, sum_so_far, before = alone.double().softmax(-1), 0.0, dict[int, float]()
+                for token in sorted(range(vocabulary), key=lambda token: (-float(alone[token]), token)):
+                    before[token] = sum_so_far
+                    sum_so_far += float(probabilities[token])
+                expected = {token for token in before if before[token] <= p}
+                different = expected ^ {int(token) for token in row.nonzero()}
+                # Sums of so many numbers in float32 cross p where those in float64 nearly do.
+                assert all(abs(before[token] - p) <= vocabulary * 2**-24 for token in different)
+
+
 @pytest.mark.parametrize(
     ("share", "expected"),
     [(0.0, [0, 1, 2, 3, 4]), (0.12, [0, 1, 2, 3, 4]), (0.13, [0, 2, 3]), (0.51, [0, 2]), (0.76, [0]), (1.0, [0])],
