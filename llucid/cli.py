@@ -80,6 +80,7 @@ class Generate:
     def run(self) -> None:
         """Streams one text, or prints several with a line between them."""
         from llucid.generation import Statistics, generate, generate_batch
+        from llucid.generation.screen import screen
 
         if self.speculate and self.num != 1:
             raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
@@ -97,19 +98,24 @@ class Generate:
         }
         if self.num == 1:
             pieces = generate(model, self.prompt, speculate=self.speculate, **numbers)
-            print(self.prompt, end="", flush=True)
+            shown = screen()
+            print(shown.push(self.prompt), end="", flush=True)
             with interruptible():
                 for piece in pieces:
-                    print(piece, end="", flush=True)
-            print()
+                    print(shown.push(piece), end="", flush=True)
+            print(shown.finish(), flush=True)
         else:
             with interruptible():
                 texts = generate_batch(model, [self.prompt], samples=self.num, **numbers)
-                print(f"\n{'-' * 40}\n".join(self.prompt + text.text for text in texts))
+                shown = screen()
+                text = f"\n{'-' * 40}\n".join(self.prompt + text.text for text in texts)
+                print(shown.push(text) + shown.finish(), flush=True)
+        if sys.stdout.isatty():
+            print(file=sys.stderr)
         print(statistics, file=sys.stderr)
         if statistics.slid:
             print(
-                f"the context of {model.config.context} tokens was full: its oldest half was forgotten, and so on",
+                f"the context of {model.config.context} tokens was full; each time, its oldest half was forgotten",
                 file=sys.stderr,
             )
 
