@@ -36,7 +36,10 @@ class Train(Settings):
 
         console = Console(soft_wrap=True)
         if out := train(self, console):
-            console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}; try:", highlight=False)
+            console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}", highlight=False)
+            if self.out:  # who named the folder knows what to do with it
+                return
+            console.print("try:", highlight=False)
             chat = read_toml(out / "train.toml").chat
             for command in (f"chat {out}" if chat else f"generate {out}", f'predict {out} "the "', f"info {out}"):
                 console.print(f"    llucid {command}", highlight=False, markup=False)

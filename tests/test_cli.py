@@ -195,3 +195,23 @@ def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=os.environ)
     assert done.stdout == "the" + done.stdout[3:]
     assert "Traceback" not in done.stderr
+
+
+def test_figures_come_behind_the_text(made: Path) -> None:
+    """Where both go to one file; only who did not name the folder is told what to do with it."""
+    words = command("generate", made / "run", PROMPT, "--max-tokens", 9, "--seed", 1)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    text = "".join(llucid.generate(llucid.load(made / "run", device="cpu"), PROMPT, max_tokens=9, seed=1))
+    assert done.stdout.startswith(f"{PROMPT}{text}\nprompt 10 tokens in ")
+    several = subprocess.run([*words, "--num", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert several.stdout.startswith(f"{PROMPT}{text}\n{'-' * 40}\n{PROMPT}")
+    assert re.search(r"\nprompt \d+ tokens in .*\n$", several.stdout)
+
+
+def test_train_says_where_the_model_is_and_what_to_try(made: Path, tmp_path: Path) -> None:
+    short = (*TRAIN, made / "geese.txt", "--model.context", 32, "--batch", 2, "--evaluations", 1)
+    said = do(*short, cwd=tmp_path).stdout
+    assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in said
+    assert "    llucid generate runs/geese\n" in said
+    named = do(*short, "--out", "mine", cwd=tmp_path).stdout
+    assert named.endswith("the model is in mine, its learning curve in mine/curve.png\n")
