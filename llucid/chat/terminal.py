@@ -16,7 +16,7 @@ from rich.console import Console
 from llucid.chat.formats import NotAChatModel
 from llucid.chat.session import Conversation, Session
 from llucid.checkpoints import Model
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, one_line
 from llucid.files import cache_folder
 from llucid.generation import Sampling
 from llucid.generation.screen import screen
@@ -225,7 +225,7 @@ def in_terminal(session: Session, console: Console) -> None:
         except EOFError:
             return
         except (LlucidError, OSError) as error:
-            console.print(f"error: {' '.join(str(error).split())}", style="red")
+            console.print(f"error: {one_line(error)}", style="red")
 
 
 def written(session: Session, answer: Answer) -> list[str]:

@@ -214,7 +214,9 @@ def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) 
     no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
     said = ended(after(no_room, "train", "--resume", "--out", out), status=2).stderr
     assert said.startswith("error: ")
+    assert f"{out}/" in said
     assert "too large" in said.lower()
+    assert "partial" not in said
     assert said.count("\n") == 1
     for name in ("state/latest.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == before[out / name]
