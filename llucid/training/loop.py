@@ -80,7 +80,10 @@ def train(settings: Settings, console: Console) -> Path:
     task, state = prepare(settings, console)
     settings, progress = task.settings, state.progress
     logbook = Logbook(task, progress, console)
-    logbook.report.begin(settings, task.config, progress.step)
+    if share_done(settings, progress) < 1:
+        logbook.report.begin(settings, task.config, progress.step)
+    else:
+        console.print(f"the run is complete, after {progress.step} steps: nothing is left to do", highlight=False)
     begun = time.perf_counter() - progress.seconds
     ended = progress.step + (settings.stop_after or sys.maxsize)
 

@@ -196,6 +196,13 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
         do("train", "--resume", "--out", out, "--stop-after", 2)
 
 
+def test_a_complete_run_is_said_to_be_complete(straight: Path) -> None:
+    before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    said = do("train", "--resume", "--out", straight).stdout
+    assert said.startswith("the run is complete, after 40 steps: nothing is left to do\nthe model is in")
+    assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
+
+
 def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "exploded"
     said = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
