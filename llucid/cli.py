@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, one_line
 from llucid.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ class Train(Settings):
 
         console = Console(soft_wrap=True)
         if out := train(self, console):
-            console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}; try:", highlight=False)
+            console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}", highlight=False)
+            if self.out:  # who named the folder knows what to do with it
+                return
+            console.print("try:", highlight=False)
             chat = read_toml(out / "train.toml").chat
             for command in (f"chat {out}" if chat else f"generate {out}", f'predict {out} "the "', f"info {out}"):
                 console.print(f"    llucid {command}", highlight=False, markup=False)
@@ -80,6 +83,7 @@ class Generate:
     def run(self) -> None:
         """Streams one text, or prints several with a line between them."""
         from llucid.generation import Statistics, generate, generate_batch
+        from llucid.generation.screen import screen
 
         if self.speculate and self.num != 1:
             raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
@@ -97,19 +101,24 @@ class Generate:
         }
         if self.num == 1:
             pieces = generate(model, self.prompt, speculate=self.speculate, **numbers)
-            print(self.prompt, end="", flush=True)
+            shown = screen()
+            print(shown.push(self.prompt), end="", flush=True)
             with interruptible():
                 for piece in pieces:
-                    print(piece, end="", flush=True)
-            print()
+                    print(shown.push(piece), end="", flush=True)
+            print(shown.finish(), flush=True)
         else:
             with interruptible():
                 texts = generate_batch(model, [self.prompt], samples=self.num, **numbers)
-                print(f"\n{'-' * 40}\n".join(self.prompt + text.text for text in texts))
+                shown = screen()
+                text = f"\n{'-' * 40}\n".join(self.prompt + text.text for text in texts)
+                print(shown.push(text) + shown.finish(), flush=True)
+        if sys.stdout.isatty():
+            print(file=sys.stderr)
         print(statistics, file=sys.stderr)
         if statistics.slid:
             print(
-                f"the context of {model.config.context} tokens was full: its oldest half was forgotten, and so on",
+                f"the context of {model.config.context} tokens was full; each time, its oldest half was forgotten",
                 file=sys.stderr,
             )
 
@@ -199,6 +208,8 @@ class Predict:
         from llucid.generation import predict
 
         if self.toy:
+            if self.json:
+                raise LlucidError("--json: --toy explains, and in words alone; leave one of them out")
             from llucid.generation.toy import show_toy
 
             return show_toy(self.text or self.model, self.top_k, Console())
@@ -347,7 +358,8 @@ def bar() -> Generator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    shown, start = Progress(console=Console(stderr=True), transient=True, auto_refresh=False), time.monotonic()
+    console, start = Console(stderr=True), time.monotonic()
+    shown = Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     task = shown.add_task("writing")
 
     def tell(done: int, total: int) -> None:
@@ -366,17 +378,21 @@ OPTIONS = ConstructorRegistry()
 
 
 @OPTIONS.primitive_rule
-def optional_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """An option that may be left out is shown in the help as INT, not as {None}|INT."""
+def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """An option that may be left out is shown in the help as INT or {int8,int4}, not as {None}|INT."""
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
-    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1 or kinds[0] not in (int, float, str):
+    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1:
+        return None
+    choices = {str(choice): choice for choice in get_args(kinds[0])} if get_origin(kinds[0]) is Literal else {}
+    if not choices and kinds[0] not in (int, float, str):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=kinds[0].__name__.upper(),
-        instance_from_str=lambda given: kinds[0](given[0]),
-        is_instance=lambda value: value is None or isinstance(value, kinds[0]),
+        metavar=f"{{{','.join(choices)}}}" if choices else kinds[0].__name__.upper(),
+        instance_from_str=lambda given: choices[given[0]] if choices else kinds[0](given[0]),
+        is_instance=lambda value: value is None or (value in choices.values() if choices else type(value) is kinds[0]),
         str_from_instance=lambda value: ["unset" if value is None else str(value)],
+        choices=tuple(choices) or None,
     )
 
 
@@ -429,11 +445,25 @@ def parse(arguments: list[str]) -> Any:
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        boxed = re.sub(r"\x1b\[[0-9;]*m", "", said.getvalue())
-        lines = [line.strip("│ ") for line in boxed.splitlines()[1:]]
-        message = " ".join(line for line in lines if line).split("───")[0].strip()
-        message = re.sub(r"^Error parsing [A-Z]\w*: ", "", message)
-        raise LlucidError(f"{message}; see: llucid {' '.join([*arguments[:1], '--help'])}") from None
+        raise LlucidError(unboxed(said.getvalue(), arguments[0])) from None
+
+
+def unboxed(said: str, command: str) -> str:
+    """What tyro says of wrong arguments, in a box, as one line."""
+    commands = [named.__metadata__[0].name for named in get_args(Command)]
+    if command not in commands and not command.startswith("-"):
+        return f"{command}: there is no such command; expected one of: {', '.join(commands)}"
+    box = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    message = " ".join(line for line in lines if line).split("───")[0].strip()
+    message = re.sub(r"^Error parsing [A-Z]\w*: | \(applied to .*", "", message)
+    message = re.sub(r"^Error parsing (\S+): .*(int|float).*: ('.*')", r"\1 \3: expected \2", message)
+    message = message.replace(" or misplaced", "")
+    if message.startswith("Missing from"):
+        message = f"missing: {', '.join(re.findall(r'^│ {5}(--[a-z.-]+|[A-Z]+)', box, re.MULTILINE))}"
+    elif (meant := re.search(r"Perhaps you meant: +│\s+│ +(--[a-z.-]+)", box)) and meant[1] not in message:
+        message += f"; perhaps {meant[1]}"
+    return f"{message}; see: llucid {command + ' ' if command in commands else ''}--help"
 
 
 def main() -> None:
@@ -448,10 +478,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-    except (LlucidError, OSError) as error:
-        if debug:
+    except (LlucidError, OSError, MemoryError, RuntimeError) as error:
+        # PyTorch's and JAX's own errors of memory are RuntimeErrors.
+        full = isinstance(error, RuntimeError) and re.search("allocate memory|out of memory|overflow", str(error), re.I)
+        memory = full or isinstance(error, MemoryError)
+        if debug or (isinstance(error, RuntimeError) and not memory):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {'there is not enough memory' if memory else one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,5 +1,6 @@
 """The numbers that make a Llama, and the sizes that people have given it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,14 +73,16 @@ class Config:
             number = getattr(self, name)
             if not isinstance(number, int) or number < 1:
                 raise LlucidError(f"{name}={number} must be a whole number of at least 1")
+            if number >= 1 << 31:
+                raise LlucidError(f"{name}={number} is more than any format can hold")
         if self.heads % self.kv_heads:
             raise LlucidError(f"heads={self.heads} is not divisible by kv_heads={self.kv_heads}")
         if self.head_dim % 2:
             raise LlucidError(f"head_dim={self.head_dim} must be even, since RoPE turns pairs")
-        if not self.norm_eps > 0:
-            raise LlucidError(f"norm_eps={self.norm_eps} must be positive")
-        if not self.rope_theta > 0:
-            raise LlucidError(f"rope_theta={self.rope_theta} must be positive")
+        if not 0 < self.norm_eps < math.inf:
+            raise LlucidError(f"norm_eps={self.norm_eps} must be positive and finite")
+        if not 0 < self.rope_theta < math.inf:
+            raise LlucidError(f"rope_theta={self.rope_theta} must be positive and finite")
         if not 0 <= self.dropout < 1:
             raise LlucidError(f"dropout={self.dropout} must be at least 0 and less than 1")
 
@@ -94,7 +97,7 @@ class Config:
 
 def head_width(dim: int, heads: int) -> int:
     """dim / heads, the usual width of a head. Raises LlucidError if that is not a whole number."""
-    if dim % heads:
+    if heads == 0 or dim % heads:
         raise LlucidError(f"dim={dim} is not divisible by heads={heads}")
     return dim // heads
 

@@ -14,7 +14,7 @@ def replacing(path: Path) -> Generator[Path]:
     """A temporary path beside `path`; what is written there takes its place at once, or not at all.
 
     A kill at any moment leaves the old file or the new one. Errors remove the temporary file; a disk that is full is
-    an OSError.
+    an OSError, which names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -22,7 +22,13 @@ def replacing(path: Path) -> Generator[Path]:
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
-    except SafetensorError as error:  # what the safetensors library makes of a full disk
+    except OSError as error:
+        if error.errno is None:  # what NumPy makes of a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
+        if error.filename is None or str(error.filename) == str(temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except SafetensorError as error:  # what the safetensors library makes of one
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

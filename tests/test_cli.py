@@ -127,10 +127,31 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "takes everything from the run",
     ),
     "resume without out": (("train", "--resume"), "--resume goes on with the run in --out"),
-    "unknown option": (("train", "--stepz", "3"), "--stepz"),
-    "no number": (("train", "--steps", "many"), "--steps"),
-    "unknown command": (("fly",), "fly"),
+    "folder below a file": ((*TRAIN, "{made}/geese.txt", "--out", "{made}/geese.txt/run"), "geese.txt: File exists"),
+    "file in no folder": (("convert", "{made}/run", "/proc/model.gguf", "--to", "gguf"), "/proc/model.gguf: No such"),
+    "unknown option": (
+        ("train", "--stepz", "3"),
+        "Unrecognized options: --stepz, 3; perhaps --steps; see: llucid train",
+    ),
+    "another's option": (("info", "{made}/run", "--json"), "Unrecognized options: --json; see: llucid info --help"),
+    "no number": (("train", "--steps", "many"), "--steps 'many': expected int; see: llucid train --help"),
+    "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
+    "unknown choice": (("generate", "{made}/run", "--quantize", "3"), "Expected one of ('int8', 'int4')"),
+    "missing": (("convert", "{made}/run"), "error: missing: OUT, --to; see: llucid convert --help"),
+    "toy and json": (("predict", "--toy", "a", "--json"), "leave one of them out"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
+    "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
+    "more than can be": (
+        (*TRAIN, "{made}/geese.txt", "--model.ffn-dim", f"1{'0' * 30}"),
+        "more than any format can hold",
+    ),
+    "batch of all": ((*TRAIN, "{made}/geese.txt", "--batch", f"1{'0' * 30}"), "no memory holds so many"),
+    "vocabulary of all": ((*TRAIN, "{made}/geese.txt", "--tokenizer", f"bpe:1{'0' * 30}"), "as in bpe:1024"),
+    "for ever": (("train", "--minutes", "inf"), "--minutes inf: must be more than 0, and finite"),
+    "seed": ((*TRAIN, "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
+    "seed of the ladder": (("ladder", "--corpus", "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
+    "no heads": ((*TRAIN, "{made}/geese.txt", "--model.heads", "0"), "dim=64 is not divisible by heads=0"),
+    "device without numbers": (("generate", "{made}/run", "x", "--device", "meta"), "--device meta: there is no such"),
     "two lengths": (("train", "--steps", "3", "--minutes", "1"), "give one of them"),
     "tokenizer": ((*TRAIN, "{made}/geese.txt", "--tokenizer", "bpe:x"), "as in bpe:1024"),
     "small bpe": ((*TRAIN, "{made}/geese.txt", "--tokenizer", "bpe:9"), "more than its 256 bytes"),
@@ -162,9 +183,20 @@ def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: P
     done = do(*(argument.format(**places) for argument in arguments), status=2, cwd=tmp_path)
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+    assert "[Errno" not in done.stderr
     assert says.format(**places) in done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) -> None:
+    nowhere = os.environ | {"LLUCID_CACHE": "/proc/none"}
+    said = do(*TRAIN, made / "geese.txt", "--model.context", 32, status=2, cwd=tmp_path, env=nowhere).stderr
+    assert said == (
+        "error: /proc/none/tokens: cannot be made (No such file or directory); "
+        "LLUCID_CACHE can name another folder for token ids\n"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
@@ -195,3 +227,23 @@ def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=os.environ)
     assert done.stdout == "the" + done.stdout[3:]
     assert "Traceback" not in done.stderr
+
+
+def test_figures_come_behind_the_text(made: Path) -> None:
+    """Where both go to one file; only who did not name the folder is told what to do with it."""
+    words = command("generate", made / "run", PROMPT, "--max-tokens", 9, "--seed", 1)
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    text = "".join(llucid.generate(llucid.load(made / "run", device="cpu"), PROMPT, max_tokens=9, seed=1))
+    assert done.stdout.startswith(f"{PROMPT}{text}\nprompt 10 tokens in ")
+    several = subprocess.run([*words, "--num", "2"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert several.stdout.startswith(f"{PROMPT}{text}\n{'-' * 40}\n{PROMPT}")
+    assert re.search(r"\nprompt \d+ tokens in .*\n$", several.stdout)
+
+
+def test_train_says_where_the_model_is_and_what_to_try(made: Path, tmp_path: Path) -> None:
+    short = (*TRAIN, made / "geese.txt", "--model.context", 32, "--batch", 2, "--evaluations", 1)
+    said = do(*short, cwd=tmp_path).stdout
+    assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in said
+    assert "    llucid generate runs/geese\n" in said
+    named = do(*short, "--out", "mine", cwd=tmp_path).stdout
+    assert named.endswith("the model is in mine, its learning curve in mine/curve.png\n")

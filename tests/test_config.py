@@ -48,7 +48,10 @@ def test_weights_have_the_shapes_that_the_config_counts(name: str) -> None:
         ({"kv_heads": 3}, "heads=2 is not divisible by kv_heads=3"),
         ({"head_dim": 7}, "head_dim=7 must be even"),
         ({"norm_eps": 0.0}, "norm_eps=0.0 must be positive"),
+        ({"norm_eps": float("inf")}, "norm_eps=inf must be positive and finite"),
         ({"rope_theta": -1.0}, "rope_theta=-1.0 must be positive"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf must be positive and finite"),
+        ({"ffn_dim": 1 << 31}, "ffn_dim=2147483648 is more than any format can hold"),
         ({"dropout": 1.0}, "dropout=1.0 must be"),
     ],
 )

@@ -16,9 +16,10 @@ from rich.console import Console
 from llucid.chat.formats import NotAChatModel
 from llucid.chat.session import Conversation, Session
 from llucid.checkpoints import Model
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, one_line
 from llucid.files import cache_folder
 from llucid.generation import Sampling
+from llucid.generation.screen import screen
 
 Answer = Generator[str]
 
@@ -55,10 +56,9 @@ def talk(
             raise
         session = begin("plain")
     if terminal:
-        console.print(f"{name}: {told_of(session)}")
-        if hint:
-            console.print(hint)
-        console.print(KEYS, style="dim")
+        for told, style in ((f"{name}: {told_of(session)}", ""), (hint, ""), (KEYS, "dim")):
+            if told:
+                console.print(told, style=style, soft_wrap=False)
         in_terminal(session, console)
     else:
         through_pipe(session)
@@ -201,13 +201,6 @@ def heard(session: Session, line: str) -> str | Answer:
 
 # --------------------------------------------------------------------------------------------- in a terminal
 
-# Pictures of the control characters but tab and line break: what a model writes must not steer the terminal.
-SHOWN = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
-
 
 def in_terminal(session: Session, console: Console) -> None:
     """Prompts, obeys and answers until the user leaves."""
@@ -232,19 +225,19 @@ def in_terminal(session: Session, console: Console) -> None:
         except EOFError:
             return
         except (LlucidError, OSError) as error:
-            console.print(f"error: {' '.join(str(error).split())}", style="red")
+            console.print(f"error: {one_line(error)}", style="red")
 
 
 def written(session: Session, answer: Answer) -> list[str]:
     """Writes an answer to the terminal as it comes, until its end or Ctrl-C; returns what is to be said about it."""
-    forgotten, stopped = session.conversation.forgotten, False
+    forgotten, stopped, shown = session.conversation.forgotten, False, screen()
     with contextlib.closing(answer):
         try:
             for piece in answer:
-                print(piece.translate(SHOWN), end="", flush=True)
+                print(shown.push(piece), end="", flush=True)
         except KeyboardInterrupt:
             stopped = True
-    print()
+    print(shown.finish())
     return [*(["stopped"] if stopped else notes(session)), *forgetting(session, forgotten)]
 
 
@@ -336,8 +329,9 @@ def answer_lines(session: Session, lines: Iterable[str]) -> None:
         if isinstance(told, str):
             print(told, file=sys.stderr)
             continue
+        shown = screen()
         for piece in told:
-            print(piece.translate(SHOWN) if sys.stdout.isatty() else piece, end="", flush=True)
-        print(flush=True)
+            print(shown.push(piece), end="", flush=True)
+        print(shown.finish(), flush=True)
         for note in [*notes(session), *forgetting(session, forgotten)]:
             print(note, file=sys.stderr)

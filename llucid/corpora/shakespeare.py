@@ -29,8 +29,10 @@ def find_shakespeare(cache: Path) -> Path:
         with urllib.request.urlopen(ADDRESS, timeout=20) as answer:
             text = answer.read()
     except OSError as error:
+        reason = getattr(error, "reason", error)  # urllib hides the system's error in one of its own
+        told = getattr(reason, "strerror", None) or reason
         raise LlucidError(
-            f"Tiny Shakespeare is not on this machine and cannot be downloaded ({error}); put the file from {ADDRESS} "
+            f"Tiny Shakespeare is not on this machine and cannot be downloaded ({told}); put the file from {ADDRESS} "
             f"at {file}, or train with --corpus fables, which needs no network"
         ) from error
     if hashlib.sha256(text).hexdigest() != SHA256:

@@ -54,7 +54,7 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
                 found.update(piece)
         return Characters(found)
     if kind.startswith("bpe:"):
-        if not kind[4:].isdecimal():
+        if not re.fullmatch(r"\d{1,9}", kind[4:]):
             raise LlucidError(f"--tokenizer {kind}: expected a number of tokens, as in bpe:1024")
         return train_bpe(islice(corpus.text("train"), BPE_SAMPLE), int(kind[4:]))
     if not Path(kind).exists():
@@ -73,7 +73,12 @@ def tokenise(
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     file = cache_folder() / "tokens" / f"{key}.{split}.{dtype}"
     if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LlucidError(
+                f"{file.parent}: cannot be made ({error.strerror}); LLUCID_CACHE can name another folder for token ids"
+            ) from error
         with replacing(file) as temporary, open(temporary, "wb") as out:
             for piece in _whole_lines(corpus.text(split)):
                 ids = tokenizer.encode_array(piece) if isinstance(tokenizer, Characters) else tokenizer.encode(piece)

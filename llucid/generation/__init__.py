@@ -6,6 +6,7 @@ stopping.py     stop strings, of which nothing leaks
 stream.py       the engine's ids as pieces of text
 speculation.py  several tokens for one pass, where the text repeats itself
 prompts.py      text → the ids that the model begins with
+screen.py       text as a terminal shows it: lines end between words
 """
 
 from llucid.generation.completions import Completion, generate, generate_batch

@@ -86,6 +86,8 @@ def climb(
     """
     if steps < 1 or seeds < 1:
         raise LlucidError(f"--steps {steps} --seeds {seeds}: both must be at least 1")
+    if not 0 <= seed < 1 << 63:
+        raise LlucidError(f"--seed {seed}: must be at least 0 and less than 2^63")
     chosen = choose(rungs)
     folder = Path(out) if out else free_name("ladder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -9,23 +9,28 @@ from llucid.files import replacing
 def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float | None = None) -> None:
     """Writes a PNG of training and validation loss in nats per character, the floor, and the learning rate below.
 
-    `rows` are those of `metrics.jsonl`; `floor` is the corpus's own entropy.
+    `rows` are those of `metrics.jsonl`; `floor` is the corpus's own entropy. Losses on windows of another length are
+    another line.
     """
     from matplotlib.figure import Figure
 
     steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
     smooth = _smoothed(train, max(1, len(train) // 100))
-    measured = [(row["step"], row["validation"]) for row in rows if "validation" in row]
+    measured = [row for row in rows if "validation" in row]
+    lengths = sorted({row.get("window", 0) for row in measured})
     figure = Figure(figsize=(9, 5.6), dpi=150, layout="constrained")
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     loss.plot(steps, train, color="#9db8d9", linewidth=0.6, alpha=0.6)
     loss.plot(steps, smooth, color="#2f5f9e", linewidth=1.6, label=f"training {smooth[-1]:.3f}")
-    if measured:
-        label = f"validation {measured[-1][1]:.3f}"
-        loss.plot(*zip(*measured, strict=True), "o-", color="#d1622b", linewidth=1.8, markersize=5, label=label)
+    for length in lengths:
+        points = [(row["step"], row["validation"]) for row in measured if row.get("window", 0) == length]
+        label = f"validation {points[-1][1]:.3f}" + f", in windows of {length}" * (len(lengths) > 1)
+        fill = "white" if length < lengths[-1] else "#d1622b"
+        style = {"color": "#d1622b", "linewidth": 1.8, "markersize": 5, "markerfacecolor": fill}
+        loss.plot(*zip(*points, strict=True), "o-", label=label, **style)
     if floor is not None:
         loss.axhline(floor, color="#3f7f4f", linestyle="--", label=f"the corpus's own entropy {floor:.3f}")
-    low: float = min([*smooth, *(value for _, value in measured), *([floor] if floor else [])])
+    low: float = min([*smooth, *(row["validation"] for row in measured), *([floor] if floor else [])])
     high = min(max(*train, low + 0.1), low + 2.2)
     loss.set_ylim(low - 0.06 * (high - low), high)
     loss.set_ylabel("nats per character")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def parse_line(line: bytes) -> Messages:
 
 def make_chat_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
     """A tokenizer that knows turns: "bpe:N", made from the conversations, or the saved one of a chat model."""
-    if kind.startswith("bpe:") and kind[4:].isdecimal():
+    if re.fullmatch(r"bpe:\d{1,9}", kind):
         spoken = (f"{m['role']}\n\n{m['content']}" for _, messages in read_chat(corpus, "train") for m in messages)
         return train_bpe(_clipped(spoken), int(kind[4:]), LLAMA3, TAUGHT)
     if not Path(kind).exists():

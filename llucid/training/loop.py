@@ -80,6 +80,10 @@ def train(settings: Settings, console: Console) -> Path:
     task, state = prepare(settings, console)
     settings, progress = task.settings, state.progress
     logbook = Logbook(task, progress, console)
+    if share_done(settings, progress) < 1:
+        logbook.report.begin(settings, task.config, progress.step)
+    else:
+        console.print(f"the run is complete, after {progress.step} steps: nothing is left to do", highlight=False)
     begun = time.perf_counter() - progress.seconds
     ended = progress.step + (settings.stop_after or sys.maxsize)
 
@@ -174,7 +178,7 @@ class Logbook:
     def __init__(self, task: Task, first: Progress, console: Console) -> None:
         self.task, self.first = task, first
         self.metrics = run.Metrics(task.out, first.step, task.settings.tensorboard)
-        self.report = Report(console, task.corpus.floor)
+        self.report = Report(console, task.corpus.floor, task.config.context)
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are wanted
 
@@ -219,18 +223,23 @@ class Logbook:
             self.flush({})
         weights = tree_map(torch.Tensor.detach, task.backend.weights(state.weights))
         dtype = getattr(torch, str(task.settings.dtype))
-        validation = evaluate(weights, task.config, task.validation, task.corpus.floor is not None, dtype)
+        # What has seen short windows only fails at places that it never saw: that says nothing of how well it learns.
+        _, length = window(task.settings, task.config.context, share_done(task.settings, progress))
+        windowed = dataclasses.replace(task.config, context=length)
+        validation = evaluate(weights, windowed, task.validation, task.corpus.floor is not None, dtype)
         model = Model(task.config, weights, task.tokenizer)
         if task.settings.chat:
             sample = answered(model, task.opening, SAMPLE, progress.step)
         else:
             sample = "".join(generate(model, max_tokens=SAMPLE, seed=progress.step))
-        loss = self.flush({"validation": validation * self.per_character, "sample": sample})
-        if validation < progress.best:
-            progress = progress._replace(best=validation)
+        loss = self.flush({"validation": validation * self.per_character, "window": length, "sample": sample})
+        if length > progress.window or validation < progress.best:
+            progress = progress._replace(best=validation, window=length)
             huggingface.write_weights(task.out, weights, task.config)
         self.save(state._replace(progress=progress))
-        self.report.measured(progress.step, loss, validation * self.per_character, sample, *self.speed(progress))
+        self.report.measured(
+            progress.step, loss, validation * self.per_character, length, sample, *self.speed(progress)
+        )
         return progress
 
     def save(self, state: State) -> None:

@@ -9,6 +9,10 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
+from llucid.config import Config
+from llucid.training.recipes import window
+from llucid.training.settings import Settings
+
 
 def clock(seconds: float) -> str:
     """Seconds as 1:23 or 1:02:03."""
@@ -32,15 +36,29 @@ def progress_of(what: str, console: Console, total: int) -> Generator[Callable[[
 class Report:
     """Prints to `console`; on a terminal the newest line is live, elsewhere there are only the measurements."""
 
-    def __init__(self, console: Console, floor: float | None) -> None:
+    def __init__(self, console: Console, floor: float | None, context: int) -> None:
         self.console = console
-        self.floor = floor
+        self.floor = "" if floor is None else f"floor {floor:.3f}  "
+        self.context = context
         self.validation = ""
         self.bar = Bar(
             TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
         )
         self.task = self.bar.add_task("")
         self.renewed = 0.0
+
+    def begin(self, settings: Settings, config: Config, step: int) -> None:
+        """Says what is trained, for how long, and what the figures mean that come."""
+        length = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
+        size = f"{settings.preset or settings.base}, {config.parameters:,} parameters"
+        after = f", from step {step} on" if step else ""
+        floor = "; no model gets below the floor, the entropy of the text" if self.floor else ""
+        told = [f"training {size}, on {settings.device} for {length}{after}; losses are in nats per character{floor}"]
+        _, short = window(settings, config.context, 0.0)
+        if short < config.context:
+            share = f"the first {100 * float(settings.length_warmup or 0):g} % in windows of {short} tokens"
+            told.append(f"{share}, which is quicker, the rest of {config.context}")
+        self.console.print(*told, sep="\n", highlight=False, markup=False)
 
     def due(self) -> bool:
         """Whether the live line is a fifth of a second old; always false where there is none."""
@@ -55,21 +73,30 @@ class Report:
     def now(self, step: int, loss: float, tokens_per_second: float, left: float) -> None:
         """Renews the live line. `loss` in nats per character, `left` in seconds."""
         self.renewed = time.perf_counter()
-        self.bar.update(self.task, description=self.line(step, loss, tokens_per_second, left))
+        self.bar.update(self.task, description=self.line(step, loss, self.validation, tokens_per_second, left))
 
-    def line(self, step: int, loss: float, tokens_per_second: float, left: float) -> str:
-        """All figures in one line, which fits a terminal of 80 columns."""
-        return (
-            f"step {step:<5} train {loss:.3f}  {self.validation}{tokens_per_second:,.0f} tokens/s  {clock(left)} left"
-        )
+    def line(self, step: int, loss: float, validation: str, tokens_per_second: float, left: float) -> str:
+        """All figures in one line; the live one fits a terminal of 80 columns."""
+        figures = f"step {step:<5} train {loss:.3f}  {validation}{self.floor}"
+        return f"{figures}{tokens_per_second:,.0f} tokens/s  {clock(left)} left"
 
     def measured(
-        self, step: int, loss: float, validation: float, sample: str, tokens_per_second: float, left: float
+        self,
+        step: int,
+        loss: float,
+        validation: float,
+        window: int,
+        sample: str,
+        tokens_per_second: float,
+        left: float,
     ) -> None:
-        """Prints a measurement, and how the model writes by now; `validation` in nats per character."""
-        self.validation = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits/char  "
-        if self.floor is not None:
-            self.validation += f"floor {self.floor:.3f}  "
-        self.console.print(self.line(step, loss, tokens_per_second, left), highlight=False)
+        """Prints a measurement, and how the model writes by now.
+
+        `validation` is in nats per character; `window`, its tokens, is told of while it is shorter than the context.
+        """
+        self.validation = f"val {validation:.3f}  "
+        told = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits/char  "
+        told += f"window {window}  " if window < self.context else ""
+        self.console.print(self.line(step, loss, told, tokens_per_second, left), highlight=False)
         for written in [text for text in sample.splitlines() if text.strip()][:3]:
             self.console.print(f"    {written[:76]}", style="dim", highlight=False, markup=False)

@@ -36,7 +36,9 @@ class Progress(NamedTuple):
     seconds: float = 0.0
     """Spent in training so far, over all processes."""
     best: float = float("inf")
-    """Lowest validation loss so far, in nats per token."""
+    """Lowest validation loss so far on the longest windows so far, in nats per token."""
+    window: int = 0
+    """Tokens in these windows."""
 
 
 def free_name(corpus: str) -> Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,16 +109,20 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
             number = getattr(self, name)
-            if number is not None and not number > 0:
-                raise LlucidError(f"--{name.replace('_', '-')} {number}: must be more than 0")
+            if number is not None and not 0 < number < math.inf:
+                raise LlucidError(f"--{name.replace('_', '-')} {number}: must be more than 0, and finite")
+        if self.batch is not None and self.batch >= 1 << 31:
+            raise LlucidError(f"--batch {self.batch}: no memory holds so many windows")
+        if not 0 <= self.seed < 1 << 63:
+            raise LlucidError(f"--seed {self.seed}: must be at least 0 and less than 2^63")
         if self.accumulate < 1 or self.evaluations < 1:
             raise LlucidError("--accumulate and --evaluations must be at least 1")
         if self.steps is not None and self.minutes is not None:
             raise LlucidError("--steps and --minutes both say how long to train; give one of them")
         if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or not 0 <= (self.length_warmup or 0) <= 1:
             raise LlucidError("--warmup, --length-warmup and --final are shares between 0 and 1")
-        if self.weight_decay < 0:
-            raise LlucidError(f"--weight-decay {self.weight_decay}: must not be negative")
+        if not 0 <= self.weight_decay < math.inf:
+            raise LlucidError(f"--weight-decay {self.weight_decay}: must be at least 0, and finite")
         if self.preset is not None and self.preset not in PRESETS:
             raise LlucidError(f"--preset {self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
@@ -173,7 +178,9 @@ def read_toml(file: Path) -> Settings:
         _check(told, Settings)
         _check(model, ModelNumbers)
         return Settings(model=ModelNumbers(**model), **told)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise LlucidError(f"{file}: not the settings of a training run ({error})") from error
 
 

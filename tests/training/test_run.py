@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,13 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
         do("train", "--resume", "--out", out, "--stop-after", 2)
 
 
+def test_a_complete_run_is_said_to_be_complete(straight: Path) -> None:
+    before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
+    said = do("train", "--resume", "--out", straight).stdout
+    assert said.startswith("the run is complete, after 40 steps: nothing is left to do\nthe model is in")
+    assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
+
+
 def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "exploded"
     said = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
@@ -213,7 +221,9 @@ def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) 
     no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
     said = ended(after(no_room, "train", "--resume", "--out", out), status=2).stderr
     assert said.startswith("error: ")
+    assert f"{out}/" in said
     assert "too large" in said.lower()
+    assert "partial" not in said
     assert said.count("\n") == 1
     for name in ("state/latest.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == before[out / name]
@@ -241,8 +251,9 @@ def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Pa
     )
     assert train(settings, console) == tmp_path / "a"
     lines = [line for line in console.export_text().splitlines() if not line.startswith("    ")]
-    assert len(lines) == 2
-    assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits/char  .* tokens/s  0:00 left", lines[1])
+    assert len(lines) == 3
+    assert re.fullmatch(r"training nano, [\d,]+ parameters, on \w+ for 4 steps; losses are in nats .*", lines[0])
+    assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits/char  .* tokens/s  0:00 left", lines[2])
 
 
 @pytest.mark.slow
@@ -270,3 +281,37 @@ def test_tensorboard_gets_the_same_figures(corpus: Path, tmp_path: Path) -> None
         told = [(event.step, event.value) for event in events.Scalars(name)]
         kept = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in losses(out) if name in row]
         assert told == kept
+
+
+def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None:
+    """The validation split ruins the model (as above), so the shortest windows see the lowest loss: the model that is
+    kept is yet the best of those measured at the full length, by the figure that was written down."""
+    out, corpus = tmp_path / "grown", tmp_path / "turns.txt"
+    corpus.write_text("abc" * 3000 + "cba" * 333)
+    grown = ("--model.context", 256, "--length-warmup", 0.5, "--steps", 24, "--dtype", "float32")
+    said = do(*fresh(corpus, out, *grown)).stdout
+    assert "the first 50 % in windows of 64 tokens, which is quicker, the rest of 256" in said
+    assert [" window 64  " in line for line in said.splitlines() if line.startswith("step ")] == [True, *[False] * 3]
+
+    measured = [row for row in losses(out) if "validation" in row]
+    assert [row["window"] for row in measured] == [64, 256, 256, 256]
+    short, *full = [float(str(row["validation"])) for row in measured]
+    assert short < min(full)
+    assert full[-1] > min(full)
+    model = llucid.load(out, device="cpu")
+    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(full), rel=1e-5)
+
+
+def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
+    """What is kept while windows are short is as good, on these, as was said."""
+    out, corpus = tmp_path / "short", tmp_path / "geese.txt"
+    corpus.write_text(TEXT)
+    grown = ("--model.context", 256, "--length-warmup", 0.5, "--steps", 24, "--dtype", "float32")
+    do(*fresh(corpus, out, *grown, "--stop-after", 6))
+    [measured] = [row for row in losses(out) if "validation" in row]
+    model = llucid.load(out, device="cpu")
+    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    at = {length: evaluate(model.weights, replace(model.config, context=length), tokens) for length in (64, 256)}
+    assert measured["validation"] == pytest.approx(at[64], rel=1e-6)
+    assert at[256] != pytest.approx(at[64], rel=1e-5)
