@@ -258,6 +258,119 @@ def test_a_pickle_runs_nothing(make: Any, name: str, folder: Path) -> None:
     assert not mark.exists()
 
 
+VIEWS = torch.arange(48, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *({"a": torch.arange(-3, 9).to(dtype)} for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.bool)),
+        *(
+            {"a": torch.arange(12).to(dtype)}
+            for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        ),
+        {"part": VIEWS[5:9], "turned": VIEWS.view(6, 8).T, "steps": VIEWS[1::3], "again": VIEWS[:2].expand(3, 2)},
+        {"number": torch.tensor(2.5), "none": torch.empty(0, 7), "parameter": torch.nn.Parameter(torch.ones(2, 3))},
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).state_dict(),
+        {"step": 70_000, "rate": 0.1, "args": {"dim": -1, "x": None}, "on": [True, False], "sizes": torch.Size((2, 3))},
+        {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"betas": (0.9, 0.99), "l": [0]}]}},
+        {"big": 2**40, "name": "Ä" * 300, "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), "lists": [[], [1]]},
+    ],
+)
+def test_what_is_read_is_what_torch_reads(state: dict[str, Any], tmp_path: Path) -> None:
+    """Each tensor bit for bit, and all else."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(b, torch.Tensor):
+            assert a.bits().shape == a.shape == b.shape
+            assert a.bits().dtype.itemsize == b.itemsize
+            b = b.detach()
+            return a.dtype == str(b.dtype)[6:] and a.read().is_contiguous() and torch.equal(a.read(), b)
+        if isinstance(b, dict):
+            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in b)
+        if isinstance(b, list | tuple):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return type(a) is type(b) and a == b
+
+    torch.save(state, tmp_path / "file")
+    assert equal(read_pickle(tmp_path / "file"), torch.load(tmp_path / "file", weights_only=True))
+
+
+def rewritten(file: Path, **changes: bytes) -> Path:
+    """The archive with other contents under some of its names."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, changes.get(name.rpartition("/")[2].partition(".")[0], content))
+    return file
+
+
+NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
+
+
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [
+        (NESTED + b"h\x00K\x01s.", "a dictionary of keys that are no text"),  # whose hash takes 2⁹⁹ steps
+        (NESTED + b"(h\x00K\x01u.", "a dictionary of keys that are no text"),
+        (b"\x80\x02" + b"]" * 2**20 + b".", "its pickle is too large"),
+        (b"\x80\x02\x8f.", "its pickle has EMPTY_SET, which torch.save does not write"),
+        (b"\x80\x02\x8e" + b"\xff" * 8 + b".", "not a whole PyTorch file"),  # bytes of 2⁶⁴
+        (b"\x80\x02ctorch\nSize\n)R.", "refused, because opening it would call torch.Size"),
+        (b"\x80\x02ctorch\nfloat32\n)R.", "refused, because opening it would call torch.float32"),
+        (b"\x80\x02ctorch\nfloat32\n}R.", "refused, because opening it would call torch.float32"),
+        (b"\x80\x02cposix\nsystem\n.", r"refused, because opening it would call posix\.system"),
+    ],
+)
+def test_hostile_pickles(pickled: bytes, said: str, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "file")
+    file = rewritten(
+        tmp_path / "file", data=b"\x80\x02}r\xff\xff\xff\x7f."
+    )  # a place in a memo of 2³¹, of which none is made
+    assert read_pickle(file) == {}
+    with pytest.raises(LlucidError, match=said):
+        read_pickle(rewritten(file, data=pickled))
+
+
+def test_archives_that_lie(tmp_path: Path) -> None:
+    """About the order of bytes, and about the place of numbers."""
+    torch.save({"a": VIEWS}, tmp_path / "file")
+    assert torch.equal(read_pickle(tmp_path / "file")["a"].read(), VIEWS)
+    whole, at = (
+        (tmp_path / "file").read_bytes(),
+        zipfile.ZipFile(tmp_path / "file").getinfo("file/data/0").header_offset,
+    )
+    (tmp_path / "none").write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+    with pytest.raises(LlucidError, match=r"truncated: file/data/0 is not all there"):
+        read_pickle(tmp_path / "none")["a"].read()
+    with pytest.raises(LlucidError, match="big-endian"):
+        read_pickle(rewritten(tmp_path / "file", byteorder=b"big"))
+
+
+def test_a_view_of_more_than_there_is(tmp_path: Path) -> None:
+    """Length, step and offset: one number further, or of no whole number."""
+    torch.save({"a": VIEWS[3:43].view(5, 8)}, tmp_path / "file")
+    with zipfile.ZipFile(tmp_path / "file") as archive:
+        pickled = archive.read("file/data.pkl")
+    place = b"K\x03K\x05K\x08\x86"  # offset and shape, then the strides
+    assert pickled.count(place) == 1
+    for change, fits in (
+        (place.replace(b"\x03", b"\x08"), True),
+        (place.replace(b"\x03", b"\x09"), False),
+        (place.replace(b"\x05", b"\x06"), False),
+        (place.replace(b"K\x08", b"K\x0e"), False),
+        (place.replace(b"K\x08", b"J\xff\xff\xff\xff"), False),
+        (place.replace(b"K\x08", b"N"), False),
+    ):
+        file = rewritten(tmp_path / "file", data=pickled.replace(place, change))
+        if fits:
+            assert torch.equal(read_pickle(file)["a"].read(), VIEWS[8:48].view(5, 8))
+            continue
+        with pytest.raises(LlucidError, match=r"more numbers than are in the file|impossible shape"):
+            read_pickle(file)
+
+
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     """A few kilobytes could unfold to gigabytes."""
     file = tmp_path / "bomb.pth"
