@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llucid.checkpoints.memory import blank, release
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
-from llucid.checkpoints.pickles import entries_of, read_pickle, release, write_pickle
+from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
@@ -95,9 +96,7 @@ def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
     shape[axis] *= len(parts)
 
     def read() -> "Tensor":
-        import torch
-
-        whole = torch.empty(shape, dtype=dtype_of(first.dtype))
+        whole = blank(shape, dtype_of(first.dtype))
         for piece, part in zip(whole.chunk(len(parts), axis), parts, strict=True):
             piece.copy_(mapped := part.read())
             release(mapped)

@@ -1,12 +1,9 @@
 """PyTorch's own files, `.pth`, `.pt` and `.bin`: a pickle and raw numbers in a zip archive, read without running it."""
 
-import ctypes
 import math
-import mmap
 import pickletools
 import re
 import struct
-import sys
 import tempfile
 from collections.abc import Mapping
 from functools import cached_property
@@ -240,16 +237,6 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
     if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
         raise LlucidError(f"{file}: its tensors claim to be larger than the file")
     return {str(name).removeprefix("_orig_mod."): entry for name, entry in state.items()}
-
-
-def release(mapped: "Tensor") -> None:
-    """Gives the memory of a mapped tensor that nobody has changed back to the system, so that a copy of it does not
-    count twice. It can still be read, from the file again. Linux alone has this meaning of MADV_DONTNEED."""
-    page = mmap.PAGESIZE
-    begin = -(-mapped.data_ptr() // page) * page  # whole pages: what shares the first and the last is left alone
-    length = (mapped.data_ptr() + mapped.nbytes) // page * page - begin
-    if sys.platform == "linux" and mapped.is_contiguous() and length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
 
 
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | None", progress: Progress) -> None:

@@ -14,7 +14,8 @@ import torch
 
 from llucid.checkpoints import convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
-from llucid.checkpoints.pickles import read_pickle, release
+from llucid.checkpoints.memory import release
+from llucid.checkpoints.pickles import read_pickle
 from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
