@@ -7,6 +7,7 @@ import re
 import sys
 import zipfile
 from dataclasses import replace
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,16 @@ def test_shards_are_put_together(count: int, axis: int, tmp_path: Path) -> None:
 
 def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
     """Tensors of several pages, in a shard, in Hugging Face's order, and by themselves."""
-    torch.save({"a": torch.arange(9000), "b": torch.arange(9000)}, tmp_path / "file")
-    mapped = torch.load(tmp_path / "file", mmap=True, weights_only=True)
-    release(mapped["a"])
-    assert torch.equal(mapped["a"], torch.arange(9000))
-    assert torch.equal(mapped["b"], torch.arange(9000))
+    torch.save({name: torch.arange(9000) for name in "abc"}, tmp_path / "file")
+    a, b, c = (entry.read() for entry in read_pickle(tmp_path / "file").values())
+    for one, two in ((a, b), (b, c)):
+        assert (one.data_ptr() + one.nbytes) // PAGESIZE == two.data_ptr() // PAGESIZE, "neighbours share no page"
+    a += 1
+    c += 1
+    release(b)
+    assert torch.equal(b, torch.arange(9000))
+    assert torch.equal(a, b + 1)
+    assert torch.equal(c, b + 1)
     model = model_of(Config(dim=128, layers=1, heads=4, kv_heads=2, head_dim=32, ffn_dim=256, vocab_size=48, context=9))
     write_shards(tmp_path / "shards", model, 2, 0)
     save(model, tmp_path / "hf")
