@@ -55,7 +55,7 @@ def halves_from_pairs(matrix: "Tensor", heads: int) -> "Tensor":
 
 
 def pairs_from_halves(matrix: "Tensor", heads: int) -> "Tensor":
-    """The inverse of `halves_from_pairs`."""
+    """The inverse of `halves_from_pairs`, on the CPU."""
     pairs = blank(matrix.shape, matrix.dtype)
     pairs.unflatten(0, (heads, -1, 2)).copy_(matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2))
     return pairs
