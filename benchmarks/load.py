@@ -12,7 +12,7 @@ LAYERS = 44
 """With them the matrices of TinyLlama make 2.07 billion numbers: 4.1 GB in bfloat16."""
 
 CHILD = """
-import json, os, sys, time
+import gc, json, os, sys, time
 import torch
 loader, path = sys.argv[1:]
 if loader == "transformers":
@@ -23,6 +23,7 @@ else:
     from llucid.tokenizers import characters, gguf_vocabulary
     from llucid.weights import leaves
     load = lambda: leaves(opened(path, device="cpu").weights)
+gc.collect()  # what importing left behind, which whatever is done next would pay for
 begun = time.perf_counter()
 arrays = load()
 loaded = time.perf_counter() - begun

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from llucid.checkpoints.memory import blank, release
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
-from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, release
+from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
@@ -54,8 +55,10 @@ def halves_from_pairs(matrix: "Tensor", heads: int) -> "Tensor":
 
 
 def pairs_from_halves(matrix: "Tensor", heads: int) -> "Tensor":
-    """The inverse of `halves_from_pairs`."""
-    return matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(matrix.shape)
+    """The inverse of `halves_from_pairs`, on the CPU."""
+    pairs = blank(matrix.shape, matrix.dtype)
+    pairs.unflatten(0, (heads, -1, 2)).copy_(matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2))
+    return pairs
 
 
 def heads_of(path: str, config: Config) -> int | None:

@@ -16,11 +16,11 @@ import numpy as np
 from llucid.checkpoints import meta
 from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
 from llucid.checkpoints.pickles import (
+    Archive,
     bytes_of,
     entries_of,
     first_bytes,
     is_archive,
-    pickle_inside,
     read_pickle,
 )
 from llucid.checkpoints.tensors import Entry, gather
@@ -83,7 +83,7 @@ class Head(NamedTuple):
 def recognises(path: Path) -> bool:
     if is_archive(path):
         try:
-            return b"model_args" in pickle_inside(path)
+            return b"model_args" in Archive(path).pickle
         except Exception:  # zipfile raises nearly anything for damaged bytes
             return False
     try:
@@ -192,6 +192,9 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
     arguments = told.get("model_args") if isinstance(told, dict) else None
     if not isinstance(arguments, dict) or "model" not in told:
         raise LlucidError(f"{path}: not a checkpoint of llama2.c, which has model_args and model")
+    arguments = {
+        key: value for key, value in arguments.items() if isinstance(value, int | float | str)
+    }  # no endless lists
     entries = entries_of(told["model"], path)
     twin = meta.NAMES["output"] if meta.twinned(entries) else None
     for needless in ("freqs_cos", "freqs_sin", "freqs_cis", twin):

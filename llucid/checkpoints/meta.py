@@ -5,8 +5,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from llucid.checkpoints.memory import blank, release
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
-from llucid.checkpoints.pickles import entries_of, read_pickle, release, write_pickle
+from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
@@ -93,9 +96,7 @@ def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
     shape[axis] *= len(parts)
 
     def read() -> "Tensor":
-        import torch
-
-        whole = torch.empty(shape, dtype=dtype_of(first.dtype))
+        whole = blank(shape, dtype_of(first.dtype))
         for piece, part in zip(whole.chunk(len(parts), axis), parts, strict=True):
             piece.copy_(mapped := part.read())
             release(mapped)
@@ -154,14 +155,16 @@ def rows(entries: dict[str, Entry], name: str, path: Path) -> int:
 
 
 def twinned(entries: dict[str, Entry]) -> bool:
-    """Whether the output matrix is the embedding once more. Reads them only if they begin alike."""
-    import torch
-
+    """Whether the output matrix is the embedding once more, bit for bit. Reads them only as far as they are alike."""
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
-    if embedding is None or output is None or embedding[:2] != output[:2]:
+    if not embedding or not output or embedding[:2] != output[:2] or len(embedding.shape) != 2:
         return False
-    a, b = embedding.read(), output.read()
-    return a.data_ptr() == b.data_ptr() or (torch.equal(a[:1], b[:1]) and torch.equal(a, b))
+    assert embedding.bits, f"{embedding=}"
+    assert output.bits, f"{output=}"
+    a, b = embedding.bits(), output.bits()
+    if a.ctypes.data == b.ctypes.data and a.strides == b.strides:
+        return True
+    return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))
 
 
 def read_header(path: Path) -> Header:

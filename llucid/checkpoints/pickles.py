@@ -1,17 +1,20 @@
 """PyTorch's own files, `.pth`, `.pt` and `.bin`: a pickle and raw numbers in a zip archive, read without running it."""
 
-import ctypes
-import mmap
+import math
 import pickletools
 import re
-import sys
+import struct
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
-from llucid.checkpoints.model import Progress, name_of_dtype
+import numpy as np
+from numpy.typing import NDArray
+
+from llucid.checkpoints.model import Progress, dtype_of
 from llucid.checkpoints.tensors import Entry, Leaf
 from llucid.errors import LlucidError
 from llucid.files import replacing
@@ -20,12 +23,43 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+STORAGES = {
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.HalfStorage": "float16",
+    "torch.LongStorage": "int64",
+    "torch.IntStorage": "int32",
+    "torch.ShortStorage": "int16",
+    "torch.CharStorage": "int8",
+    "torch.ByteStorage": "uint8",
+    "torch.BoolStorage": "bool",
+}
+"""The dtype of the numbers in each kind of storage."""
+
 HARMLESS = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch Size"
-    r"|torch (?!Untyped|Typed)\w+Storage|torch (float|bfloat|int|uint)\d+|torch bool"
+    rf"{'|'.join(map(re.escape, STORAGES))}|collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)"
+    r"|torch\.(Size|bool|(float|bfloat|int|uint)\d+)"
 )
-"""The functions that a file of tensors needs. PyTorch's own list is longer: its `bytearray` can be told to allocate
-anything."""
+"""The names that a file of tensors needs. None is ever imported."""
+
+
+class Name(NamedTuple):
+    """A function, class or dtype that a pickle names."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """Numbers in a file, which tensors are views of."""
+
+    dtype: str
+    member: ZipInfo
+
+
+def width_of(dtype: str) -> int:
+    """The bytes of a number of this dtype of STORAGES."""
+    return int("".join(filter(str.isdigit, dtype)) or 8) // 8
 
 
 def is_archive(file: Path) -> bool:
@@ -39,36 +73,157 @@ def first_bytes(file: Path, count: int) -> bytes:
         return opened.read(count)
 
 
-def pickle_inside(file: Path) -> bytes:
-    """The pickle in an archive. Raises LlucidError unless the archive is plain, so that no size in it is a lie."""
-    size = file.stat().st_size
-    with ZipFile(file) as archive:
-        members = archive.infolist()
-        if any(member.compress_type != ZIP_STORED for member in members) or sum(m.file_size for m in members) > size:
-            raise LlucidError(f"{file}: its contents are compressed, which PyTorch never does")
-        return archive.read(next(member for member in members if member.filename.endswith("/data.pkl")))
+class Archive:
+    """An archive of PyTorch's, open. Raises LlucidError unless it is plain, so that no size in it is a lie, and its
+    pickle is small beside its numbers: a byte of a hostile one can take sixty in memory."""
+
+    def __init__(self, file: Path) -> None:
+        size = file.stat().st_size
+        self.file = file
+        with ZipFile(file) as archive:
+            members = archive.infolist()
+            if (
+                any(member.compress_type != ZIP_STORED for member in members)
+                or sum(m.file_size for m in members) > size
+            ):
+                raise LlucidError(f"{file}: its contents are compressed, which PyTorch never does")
+            self.members = {member.filename.partition("/")[2]: member for member in members}
+            if self.members["data.pkl"].file_size > 2**19 + size // 64:
+                raise LlucidError(f"{file}: its pickle is too large for the tensors that it describes")
+            self.pickle = archive.read(self.members["data.pkl"])
+            order = self.members.get("byteorder")
+            self.little = order is None or archive.read(order) == b"little"
+
+    @cached_property
+    def mapped(self) -> NDArray[np.uint8]:
+        """The file. It may be written to, as PyTorch wants it, and does not change."""
+        return np.memmap(self.file, np.uint8, mode="c")
+
+    def storage(self, kind: str, storage: Name, key: str, *_: Any) -> Storage:
+        """What a pickle says of a storage beside its place (what device it was on, how many numbers it had)."""
+        assert kind == "storage"
+        return Storage(STORAGES[storage.name], self.members[f"data/{key}"])
+
+    def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Entry:
+        """A view of numbers; offset and stride are counted in numbers. Raises LlucidError if it is of more than those
+        in its storage."""
+        (dtype, member), lengths = storage, (offset, *shape, *stride)
+        if len(shape) != len(stride) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in lengths):
+            raise ValueError("a tensor of an impossible shape")
+        last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+        width = width_of(dtype)
+        if 0 not in shape and (last + 1) * width > member.file_size:
+            raise LlucidError(f"{self.file}: a tensor is of more numbers than are in the file for it")
+
+        def bits() -> NDArray[Any]:
+            header = bytes(self.mapped[max(0, member.header_offset) :][:30])
+            begin = member.header_offset + 30 + sum(struct.unpack_from("<HH", header.ljust(30), 26))
+            if header[:4] != b"PK\3\4" or begin + member.file_size > len(self.mapped):
+                raise LlucidError(f"{self.file}: truncated: {member.filename} is not all there")
+            strides = [step * width for step in stride]
+            return np.ndarray(shape, f"<i{width}", self.mapped, begin + offset * width, strides)
+
+        def read() -> "Tensor":
+            import torch
+
+            return torch.from_numpy(bits()).view(dtype_of(dtype)).contiguous()
+
+        return Entry(tuple(shape), dtype, read, bits)
 
 
 def read_pickle(file: Path) -> Any:
-    """What `torch.save` saved in `file`, its tensors mapped into memory, nothing in it run.
+    """What `torch.save` saved in `file`, each tensor an Entry, nothing in it run.
 
-    Raises LlucidError for a file that is damaged, calls anything that building tensors does not need, or holds tensors
-    larger than itself.
+    Raises LlucidError for a file that is damaged, calls anything that building tensors does not need, or has tensors
+    of more numbers than are in it.
     """
-    import torch
-
     if not is_archive(file):
         old = "; save it again with torch.save" if first_bytes(file, 1) == b"\x80" else ""
         raise LlucidError(f"{file}: not a file of PyTorch's since version 1.6{old}")
     try:
-        for code, argument, _ in pickletools.genops(pickle_inside(file)):
-            if code.name in ("GLOBAL", "INST", "STACK_GLOBAL") and not HARMLESS.fullmatch(str(argument)):
-                raise LlucidError(f"{file}: refused, because opening it would call {str(argument).replace(' ', '.')}")
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        archive = Archive(file)
+        if not archive.little:
+            raise LlucidError(f"{file}: its numbers are big-endian; save it again on a machine of today")
+        return unpickled(archive)
     except LlucidError:
         raise
-    except Exception as error:  # zipfile, pickletools and torch raise nearly anything for damaged bytes
+    except Exception as error:  # zipfile and pickletools raise nearly anything for damaged bytes
         raise LlucidError(f"{file}: not a whole PyTorch file ({error or type(error).__name__})") from error
+
+
+def unpickled(archive: Archive) -> Any:
+    """What a pickle builds on its stack, in dictionaries, lists, tuples, numbers, text and tensors alone.
+
+    Python's own pickle would import what it names and call it; here a call of what is not in this list is refused.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[Any, Any] = {}
+
+    def since_mark() -> list[Any]:
+        begin = marks.pop()
+        items = stack[begin:]
+        del stack[begin:]
+        return items
+
+    for code, argument, _ in pickletools.genops(archive.pickle):
+        match code.name:
+            case "PROTO" | "STOP":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[code.name])
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+                stack.append(argument)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                count = int(code.name[-1])
+                stack[-count:] = [tuple(stack[-count:])]
+            case "TUPLE":
+                stack.append(tuple(since_mark()))
+            case "APPEND":
+                item = stack.pop()
+                stack[-1].append(item)
+            case "APPENDS":
+                items = since_mark()
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = since_mark() if code.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+                if not all(isinstance(key, str | int | float | None) for key in items[::2]):
+                    raise ValueError("a dictionary of keys that are no text")  # a tuple's hash could take forever
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(Name(str(argument).replace(" ", ".")))
+                if not HARMLESS.fullmatch(stack[-1].name):
+                    raise LlucidError(f"{archive.file}: refused, because opening it would call {stack[-1].name}")
+            case "BINPERSID":
+                stack.append(archive.storage(*stack.pop()))
+            case "REDUCE":
+                arguments = stack.pop()
+                match stack.pop().name, arguments:
+                    case "collections.OrderedDict", ():
+                        stack.append({})
+                    case "torch._utils._rebuild_tensor_v2", _:
+                        stack.append(archive.tensor(*arguments))
+                    case ("torch._utils._rebuild_parameter", (built, *_)) | ("torch.Size", (built,)):
+                        stack.append(built)
+                    case name, _:
+                        raise LlucidError(f"{archive.file}: refused, because opening it would call {name}")
+            case "BUILD":
+                stack.pop()  # attributes, as the _metadata of a module's state
+            case _:
+                raise ValueError(f"its pickle has {code.name}, which torch.save does not write")
+    return stack.pop()
 
 
 def entries_of(state: Any, file: Path) -> dict[str, Entry]:
@@ -76,28 +231,12 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
 
     Raises LlucidError for anything else, and for tensors that claim more numbers than the file can have.
     """
-    from torch import Tensor
-
-    if not isinstance(state, dict) or not all(isinstance(item, Tensor) for item in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(item, Entry) for item in state.values()):
         raise LlucidError(f"{file}: expected a dictionary of tensors, found something else")
     # Twice, because a tied matrix is named twice and stored once. Numbers repeated by a stride of 0 are more.
-    if sum(tensor.numel() * tensor.element_size() for tensor in state.values()) > 2 * file.stat().st_size:
+    if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
         raise LlucidError(f"{file}: its tensors claim to be larger than the file")
-
-    def entry(tensor: "Tensor") -> Entry:
-        return Entry(tuple(tensor.shape), name_of_dtype(tensor.dtype), lambda: tensor.detach().contiguous())
-
-    return {str(name).removeprefix("_orig_mod."): entry(tensor) for name, tensor in state.items()}
-
-
-def release(mapped: "Tensor") -> None:
-    """Gives the memory of a mapped tensor that nobody has changed back to the system, so that a copy of it does not
-    count twice. It can still be read, from the file again. Linux alone has this meaning of MADV_DONTNEED."""
-    page = mmap.PAGESIZE
-    begin = -(-mapped.data_ptr() // page) * page  # whole pages: what shares the first and the last is left alone
-    length = (mapped.data_ptr() + mapped.nbytes) // page * page - begin
-    if sys.platform == "linux" and mapped.is_contiguous() and length > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    return {str(name).removeprefix("_orig_mod."): entry for name, entry in state.items()}
 
 
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | None", progress: Progress) -> None:
@@ -116,7 +255,7 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | 
         with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder, skip_data():
             skeleton = Path(folder) / "skeleton"
             torch.save({name: blanks[id(tensor)] for name, tensor in tensors.items()}, skeleton)
-            pickled = pickle_inside(skeleton)  # all but the numbers, which were a hole in a file and untouched memory
+            pickled = Archive(skeleton).pickle  # all but the numbers, which were a hole in a file and untouched memory
         with ZipFile(temporary, "w", ZIP_STORED) as archive:
             parts = {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"}
             for name, content in parts.items():

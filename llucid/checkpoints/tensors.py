@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from llucid.checkpoints.model import dtype_of
 from llucid.config import Config
@@ -13,6 +13,7 @@ from llucid.weights import Weights, assemble, shapes
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -24,6 +25,8 @@ class Entry(NamedTuple):
     """PyTorch's name of it, as in "bfloat16"."""
     read: "Callable[[], Tensor]"
     """The tensor, mapped where that can be. It may be written to: the file behind a map does not change."""
+    bits: "Callable[[], NDArray[Any]] | None" = None
+    """The same numbers as integers as wide, where that needs no PyTorch: to compare, not to compute."""
 
 
 Entries = Mapping[str, Entry]

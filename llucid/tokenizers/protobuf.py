@@ -1,4 +1,4 @@
-"""The wire format of protocol buffers: enough to look into a SentencePiece model before it is opened, and to make one.
+"""The wire format of protocol buffers: enough to look into a SentencePiece model, and to make one.
 
 https://protobuf.dev/programming-guides/encoding
 """

@@ -139,6 +139,24 @@ def test_lengths_and_headers_that_lie(version: int, tmp_path: Path) -> None:
                 load(file)
 
 
+@pytest.mark.parametrize(
+    ("at", "form", "value", "said"),
+    [
+        *((4, "<i", version, f"version {version} and shared=1 are not known") for version in (0, 3, -1)),
+        (36, "<B", 2, "version 2 and shared=2 are not known"),
+        *((37, "<i", group, f"groups of {group} do not divide every matrix") for group in (0, -32, 48)),
+    ],
+)
+def test_marks_of_no_version(at: int, form: str, value: int, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    save(model_of(replace(SMALL, tied_embeddings=True)), file, "llama2c", version=2)
+    head = bytearray(file.read_bytes())
+    struct.pack_into(form, head, at, value)
+    file.write_bytes(head)
+    with pytest.raises(LlucidError, match=said):
+        load(file)
+
+
 def test_a_negative_vocabulary_means_untied(tmp_path: Path) -> None:
     for tied in (True, False):
         save(model_of(replace(SMALL, tied_embeddings=tied)), tmp_path / f"{tied}.bin", "llama2c")

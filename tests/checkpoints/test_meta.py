@@ -4,8 +4,10 @@ import json
 import os
 import pickle
 import re
+import sys
 import zipfile
 from dataclasses import replace
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 
 from llucid.checkpoints import convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
-from llucid.checkpoints.pickles import read_pickle, release
+from llucid.checkpoints.memory import blank, release
+from llucid.checkpoints.pickles import read_pickle
 from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
@@ -52,16 +55,44 @@ def test_shards_are_put_together(count: int, axis: int, tmp_path: Path) -> None:
 
 def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
     """Tensors of several pages, in a shard, in Hugging Face's order, and by themselves."""
-    torch.save({"a": torch.arange(9000), "b": torch.arange(9000)}, tmp_path / "file")
-    mapped = torch.load(tmp_path / "file", mmap=True, weights_only=True)
-    release(mapped["a"])
-    assert torch.equal(mapped["a"], torch.arange(9000))
-    assert torch.equal(mapped["b"], torch.arange(9000))
+    torch.save({name: torch.arange(9000) for name in "abc"}, tmp_path / "file")
+    a, b, c = (entry.read() for entry in read_pickle(tmp_path / "file").values())
+    for one, two in ((a, b), (b, c)):
+        assert (one.data_ptr() + one.nbytes) // PAGESIZE == two.data_ptr() // PAGESIZE, "neighbours share no page"
+    a += 1
+    c += 1
+    release(b)
+    assert torch.equal(b, torch.arange(9000))
+    assert torch.equal(a, b + 1)
+    assert torch.equal(c, b + 1)
     model = model_of(Config(dim=128, layers=1, heads=4, kv_heads=2, head_dim=32, ffn_dim=256, vocab_size=48, context=9))
     write_shards(tmp_path / "shards", model, 2, 0)
     save(model, tmp_path / "hf")
     for folder in ("shards", "hf"):
         assert same(load(tmp_path / folder, device="cpu").weights, model.weights)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told, and tells of it in /proc/self/smaps")
+def test_what_the_system_is_told_of_memory(tmp_path: Path) -> None:
+    """Huge pages, where there are any, for what is to be written, and no memory for what was given back."""
+
+    def area(tensor: torch.Tensor) -> dict[str, str]:
+        middle = tensor.data_ptr() + tensor.nbytes // 2
+        for told in re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
+            begin, end = (int(place, 16) for place in told.split(" ", 1)[0].split("-"))
+            if begin <= middle < end:
+                return dict(line.split(":", 1) for line in told.splitlines()[1:])
+        raise AssertionError("in no area of memory")
+
+    if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
+        assert "hg" in area(blank((5, 2**20), torch.bfloat16))["VmFlags"].split()
+    torch.save({"a": torch.ones(2**20)}, tmp_path / "file")
+    mapped = read_pickle(tmp_path / "file")["a"].read()
+    assert mapped.sum() == 2**20
+    assert int(area(mapped)["Rss"].split()[0]) >= 4096  # kB
+    release(mapped)
+    assert int(area(mapped)["Rss"].split()[0]) <= 64
+    assert mapped.sum() == 2**20
 
 
 def test_query_and_key_are_the_same_model_in_both_orders(tmp_path: Path) -> None:
@@ -103,7 +134,7 @@ def test_our_folder_is_what_torch_reads(tmp_path: Path) -> None:
     ("output", "expected"), [("absent", True), ("equal", True), ("a copy", True), ("differs late", False)]
 )
 def test_tied_is_absent_or_equal(output: str, expected: bool, tmp_path: Path) -> None:
-    write_shards(tmp_path / "model", model_of(SMALL), 1, 0)
+    write_shards(tmp_path / "model", model_of(replace(SMALL, vocab_size=600)), 1, 0)  # compared some rows at a time
     file = tmp_path / "model" / "consolidated.00.pth"
     state = torch.load(file, weights_only=True)
     embedding = state["tok_embeddings.weight"]
@@ -256,6 +287,120 @@ def test_a_pickle_runs_nothing(make: Any, name: str, folder: Path) -> None:
     with pytest.raises(LlucidError, match="not a file of PyTorch's since version"):
         read_pickle(file)
     assert not mark.exists()
+
+
+VIEWS = torch.arange(48, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *({"a": torch.arange(-3, 9).to(dtype)} for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.bool)),
+        *(
+            {"a": torch.arange(12).to(dtype)}
+            for dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        ),
+        {"part": VIEWS[5:9], "turned": VIEWS.view(6, 8).T, "steps": VIEWS[1::3], "again": VIEWS[:2].expand(3, 2)},
+        {"number": torch.tensor(2.5), "none": torch.empty(0, 7), "parameter": torch.nn.Parameter(torch.ones(2, 3))},
+        torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).state_dict(),
+        {"step": 70_000, "rate": 0.1, "args": {"dim": -1, "x": None}, "on": [True, False], "sizes": torch.Size((2, 3))},
+        {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}, "groups": [{"betas": (0.9, 0.99), "l": [0]}]}},
+        {"big": 2**40, "name": "Ä" * 300, "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), "lists": [[], [1]]},
+    ],
+)
+def test_what_is_read_is_what_torch_reads(state: dict[str, Any], tmp_path: Path) -> None:
+    """Each tensor bit for bit, and all else."""
+
+    def equal(a: Any, b: Any) -> bool:
+        if isinstance(b, torch.Tensor):
+            assert a.bits().shape == a.shape == b.shape
+            assert a.bits().dtype.itemsize == b.itemsize
+            b = b.detach()
+            return a.dtype == str(b.dtype)[6:] and a.read().is_contiguous() and torch.equal(a.read(), b)
+        if isinstance(b, dict):
+            return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in b)
+        if isinstance(b, list | tuple):
+            return len(a) == len(b) and all(map(equal, a, b))
+        return type(a) is type(b) and a == b
+
+    torch.save(state, tmp_path / "file")
+    assert equal(read_pickle(tmp_path / "file"), torch.load(tmp_path / "file", weights_only=True))
+
+
+def rewritten(file: Path, **changes: bytes) -> Path:
+    """The archive with other contents under some of its names."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, changes.get(name.rpartition("/")[2].partition(".")[0], content))
+    return file
+
+
+NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
+
+
+@pytest.mark.parametrize(
+    ("pickled", "said"),
+    [
+        (NESTED + b"h\x00K\x01s.", "a dictionary of keys that are no text"),  # whose hash takes 2⁹⁹ steps
+        (NESTED + b"(h\x00K\x01u.", "a dictionary of keys that are no text"),
+        (b"\x80\x02" + b"]" * 2**20 + b".", "its pickle is too large"),
+        (b"\x80\x02\x8f.", "its pickle has EMPTY_SET, which torch.save does not write"),
+        (b"\x80\x02\x8e" + b"\xff" * 8 + b".", "not a whole PyTorch file"),  # bytes of 2⁶⁴
+        (b"\x80\x02ctorch\nSize\n)R.", "refused, because opening it would call torch.Size"),
+        (b"\x80\x02ctorch\nfloat32\n)R.", "refused, because opening it would call torch.float32"),
+        (b"\x80\x02ctorch\nfloat32\n}R.", "refused, because opening it would call torch.float32"),
+        (b"\x80\x02cposix\nsystem\n.", r"refused, because opening it would call posix\.system"),
+        (b"\x80\x02ctorch\nSizes\n.", r"refused, because opening it would call torch\.Sizes"),
+    ],
+)
+def test_hostile_pickles(pickled: bytes, said: str, tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "file")
+    file = rewritten(
+        tmp_path / "file", data=b"\x80\x02}r\xff\xff\xff\x7f."
+    )  # a place in a memo of 2³¹, of which none is made
+    assert read_pickle(file) == {}
+    with pytest.raises(LlucidError, match=said):
+        read_pickle(rewritten(file, data=pickled))
+
+
+def test_archives_that_lie(tmp_path: Path) -> None:
+    """About the order of bytes, and about the place of numbers."""
+    torch.save({"a": VIEWS}, tmp_path / "file")
+    assert torch.equal(read_pickle(tmp_path / "file")["a"].read(), VIEWS)
+    whole, at = (
+        (tmp_path / "file").read_bytes(),
+        zipfile.ZipFile(tmp_path / "file").getinfo("file/data/0").header_offset,
+    )
+    (tmp_path / "none").write_bytes(whole[:at] + b"X" + whole[at + 1 :])
+    with pytest.raises(LlucidError, match=r"truncated: file/data/0 is not all there"):
+        read_pickle(tmp_path / "none")["a"].read()
+    with pytest.raises(LlucidError, match="big-endian"):
+        read_pickle(rewritten(tmp_path / "file", byteorder=b"big"))
+
+
+def test_a_view_of_more_than_there_is(tmp_path: Path) -> None:
+    """Length, step and offset: one number further, or of no whole number."""
+    torch.save({"a": VIEWS[3:43].view(5, 8)}, tmp_path / "file")
+    with zipfile.ZipFile(tmp_path / "file") as archive:
+        pickled = archive.read("file/data.pkl")
+    place = b"K\x03K\x05K\x08\x86"  # offset and shape, then the strides
+    assert pickled.count(place) == 1
+    for change, fits in (
+        (place.replace(b"\x03", b"\x08"), True),
+        (place.replace(b"\x03", b"\x09"), False),
+        (place.replace(b"\x05", b"\x06"), False),
+        (place.replace(b"K\x08", b"K\x0e"), False),
+        (place.replace(b"K\x08", b"J\xff\xff\xff\xff"), False),
+        (place.replace(b"K\x08", b"N"), False),
+    ):
+        file = rewritten(tmp_path / "file", data=pickled.replace(place, change))
+        if fits:
+            assert torch.equal(read_pickle(file)["a"].read(), VIEWS[8:48].view(5, 8))
+            continue
+        with pytest.raises(LlucidError, match=r"more numbers than are in the file|impossible shape"):
+            read_pickle(file)
 
 
 def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:

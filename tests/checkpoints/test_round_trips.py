@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llucid.checkpoints import Model, convert, describe, gguf, gguf_blocks, gguf_file, llama2c, load, save
 from llucid.checkpoints.model import Progress
@@ -17,6 +18,7 @@ from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.weights import tree_map
 from tests.checkpoints.models import model_of, same
+from tests.checkpoints.test_llama2c import checkpoint
 from tests.configs import CONFIGS
 
 # What llama2.c and Meta's params.json have no word for.
@@ -188,12 +190,19 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
     assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
 
 
-@pytest.mark.parametrize(("format", "version"), [*TARGETS[:1], *TARGETS[2:]])
+@pytest.mark.parametrize(("format", "version"), [*TARGETS, ("pytorch_model.bin", None), ("pt", None)])
 def test_describe_does_not_import_pytorch(format: str, version: int | None, tmp_path: Path) -> None:
-    """Which takes longer than all else. Meta's files alone are PyTorch's own."""
-    save(model_of(TINY), tmp_path / "model", format, version=version)
+    """Which takes longer than all else."""
+    out, model = tmp_path / "model", model_of(TINY)
+    if format == "pt":
+        torch.save(checkpoint(model_of(replace(TINY, tied_embeddings=True))), out)
+    else:
+        save(model, out, "huggingface" if format == "pytorch_model.bin" else format, version=version)
+    if format == "pytorch_model.bin":
+        torch.save(load_file(out / "model.safetensors"), out / format)
+        (out / "model.safetensors").unlink()
     code = "import sys; from llucid.checkpoints import describe; describe(sys.argv[1]); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "model"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 

@@ -111,7 +111,7 @@ def test_a_checkpoint_and_a_text_are_no_tokenizers(data: Path) -> None:
         (b"{}", "cannot be read"),
         (b'{"model": {"type": "BPE", "vocab": {}, "merges": [["a\\n", "b"]]}}', "Token `a ` out of vocabulary"),
         (b"IQ== 0\nIg== 2\n", "line 2 should end with the rank 1"),
-        (b"\n\x05\n\x03<s>\x12", "a number is cut off"),
+        (b"\n\x05\n\x03<s>\x12", "the sentencepiece library refuses it"),
     ],
 )
 def test_files_that_are_no_tokenizer_are_told_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
