@@ -15,6 +15,7 @@ from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from llucid.linear import linear
 from llucid.weights import Weights, tree_map
 
 GROUP = 32
@@ -61,7 +62,7 @@ class Quantized(Tensor):
     ) -> Any:
         """What the equations do to a matrix, without the second that PyTorch takes to prepare for the rest."""
         if func is LINEAR and len(args) == 2 and isinstance(args[1], Quantized):
-            return LINEAR(args[0], dense(args[1]))
+            return linear(args[0], dense(args[1]))
         if func is F.embedding:
             return rows_of(args[1], args[0])
         with torch._C.DisableTorchFunctionSubclass():  # pyright: ignore[reportPrivateUsage]

@@ -104,7 +104,7 @@ class Archive:
         assert kind == "storage"
         return Storage(STORAGES[storage.name], self.members[f"data/{key}"])
 
-    def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Entry:
+    def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Entry:
         """A view of numbers; offset and stride are counted in numbers. Raises LlucidError if it is of more than those
         in its storage."""
         (dtype, member), lengths = storage, (offset, *shape, *stride)

@@ -38,13 +38,14 @@ class Terminal:
     def __init__(self, *arguments: object, cache: Path) -> None:
         self.keyboard, inside = pty.openpty()
         fcntl.ioctl(inside, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+        environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
             after(OWN_TERMINAL, *arguments),
             stdin=inside,
             stdout=inside,
             stderr=inside,
             start_new_session=True,
-            env=os.environ | {"TERM": "xterm", "LLUCID_CACHE": str(cache)},
+            env=environment | {"TERM": "xterm", "LLUCID_CACHE": str(cache)},
         )
         os.close(inside)
         self.screen = ""

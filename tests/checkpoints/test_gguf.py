@@ -182,7 +182,7 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], said
         ({"llama.block_count": None}, "llama.block_count should be a whole number and is null"),
         ({"llama.block_count": 3}, "blk.2.attn_norm.weight is missing"),
         ({"llama.block_count": 1}, "is no tensor of the Llama described here"),
-        ({"llama.block_count": 2**31}, "layers are promised"),
+        ({"llama.block_count": 2**31 - 1}, "layers are promised"),
         ({"llama.embedding_length": "32"}, 'llama.embedding_length should be a whole number and is "32"'),
         ({"llama.vocab_size": 51}, "llama.vocab_size is 51, but the embedding has 50"),
         (
