@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from llucid.bench import machine, measure_limits, work
 from llucid.checkpoints import Model, save
 from llucid.config import PRESETS, Config
 from llucid.generation.decode import decode, empty_context, read
+from llucid.memory import keep_freed
 from llucid.tokenizers import load_tokenizer
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
@@ -206,8 +208,9 @@ def nanogpt(source: Path) -> Job:
     sys.path.insert(0, str(source))
     their = importlib.import_module("model")
     sizes = {name: value for name, value in vars(NANOGPT).items() if name != "batch"}
-    model = their.GPT(their.GPTConfig(**sizes, bias=False))
-    optimizer = model.configure_optimizers(1e-1, 1e-3, (0.9, 0.99), "cpu")
+    with contextlib.redirect_stdout(sys.stderr):
+        model = their.GPT(their.GPTConfig(**sizes, bias=False))
+        optimizer = model.configure_optimizers(1e-1, 1e-3, (0.9, 0.99), "cpu")
     x, y = torch.randint(65, (2, NANOGPT.batch, NANOGPT.block_size))
 
     def step() -> None:
@@ -218,6 +221,28 @@ def nanogpt(source: Path) -> Job:
         optimizer.zero_grad(set_to_none=True)
 
     return steps_of(step, x.numel())
+
+
+def in_process(job: str, heard: dict[str, list[float]]) -> Job:
+    """A training job in a process of its own, so that neither sees what the other has set; its peak memory is heard."""
+
+    def once() -> float:
+        said = subprocess.run([sys.executable, __file__, "--job", job], capture_output=True, text=True, check=True)
+        rate, peak = map(float, said.stdout.split())
+        heard.setdefault(job.partition(":")[0], []).append(peak)
+        return rate
+
+    return once
+
+
+def run_job(job: str) -> None:
+    """Prints the tokens per second of a training job, and the peak of the process's memory in MB."""
+    name, _, source = job.partition(":")
+    if name == "llucid":
+        keep_freed()
+    measured = nanogpt(Path(source)) if name == "nanoGPT" else our_training("adamw")
+    measured()
+    print(measured(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
 
 
 def our_training(optimizer: str) -> Job:
@@ -298,8 +323,13 @@ def main() -> None:
     parser.add_argument("--llama2c", type=Path, help="llama2.c's source")
     parser.add_argument("--nanogpt", type=Path, help="nanoGPT's source")
     parser.add_argument("--scratch", type=Path, help="where to keep the files made for peers")
+    parser.add_argument("--job", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=DOCS, help="where peers.json, peers.md and peers.png are")
     options = parser.parse_args()
+    if options.job:
+        run_job(options.job)
+        return
+    keep_freed()
     if options.llama_cpp:
         sys.path.append(str(options.llama_cpp))
     asked = options.what or ["prefill", "decode", "batch", "train"]
@@ -307,8 +337,10 @@ def main() -> None:
         folder = options.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for what in asked:
             if what == "train" and options.nanogpt:
-                jobs = {"llucid": our_training("adamw"), "nanoGPT": nanogpt(options.nanogpt)}
+                peaks: dict[str, list[float]] = {}
+                jobs = {name: in_process(f"{name}:{options.nanogpt}", peaks) for name in ("llucid", "nanoGPT")}
                 keep(options, "train, nanoGPT's CPU setting, F32", alternate(jobs, None, options.rounds))
+                print({name: f"peak {max(found):.0f} MB" for name, found in peaks.items()})
             for size in options.sizes if what in ("prefill", "decode", "batch") else []:
                 for dtype in options.dtypes:
                     keep(options, f"{what}, {size}, {NAMES[dtype]}", inference(what, size, dtype, options, folder))

@@ -15,6 +15,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from llucid.errors import LlucidError, one_line
+from llucid.memory import keep_freed
 from llucid.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -471,7 +472,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        parse(arguments or ["--help"]).run()
+        command = parse(arguments or ["--help"])
+        keep_freed()
+        command.run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

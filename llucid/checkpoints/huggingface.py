@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from llucid.checkpoints.memory import blank, release
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
@@ -18,6 +17,7 @@ from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replace_text, replacing
+from llucid.memory import blank, release
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
 from llucid.tokenizers.tokenizer_json import read_json

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llucid.checkpoints.memory import blank, release
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
@@ -15,6 +14,7 @@ from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError
 from llucid.files import replace_text
+from llucid.memory import blank, release
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
 from llucid.tokenizers.tokenizer_json import read_json

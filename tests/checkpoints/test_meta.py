@@ -4,10 +4,8 @@ import json
 import os
 import pickle
 import re
-import sys
 import zipfile
 from dataclasses import replace
-from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ import torch
 
 from llucid.checkpoints import convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
-from llucid.checkpoints.memory import blank, release
 from llucid.checkpoints.pickles import read_pickle
 from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
@@ -51,48 +48,6 @@ def test_shards_are_put_together(count: int, axis: int, tmp_path: Path) -> None:
     assert describe(tmp_path / "model")["bytes"] == (
         f"{sum(file.stat().st_size for file in (tmp_path / 'model').glob('*.pth')):,}"
     )
-
-
-def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
-    """Tensors of several pages, in a shard, in Hugging Face's order, and by themselves."""
-    torch.save({name: torch.arange(9000) for name in "abc"}, tmp_path / "file")
-    a, b, c = (entry.read() for entry in read_pickle(tmp_path / "file").values())
-    for one, two in ((a, b), (b, c)):
-        assert (one.data_ptr() + one.nbytes) // PAGESIZE == two.data_ptr() // PAGESIZE, "neighbours share no page"
-    a += 1
-    c += 1
-    release(b)
-    assert torch.equal(b, torch.arange(9000))
-    assert torch.equal(a, b + 1)
-    assert torch.equal(c, b + 1)
-    model = model_of(Config(dim=128, layers=1, heads=4, kv_heads=2, head_dim=32, ffn_dim=256, vocab_size=48, context=9))
-    write_shards(tmp_path / "shards", model, 2, 0)
-    save(model, tmp_path / "hf")
-    for folder in ("shards", "hf"):
-        assert same(load(tmp_path / folder, device="cpu").weights, model.weights)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told, and tells of it in /proc/self/smaps")
-def test_what_the_system_is_told_of_memory(tmp_path: Path) -> None:
-    """Huge pages, where there are any, for what is to be written, and no memory for what was given back."""
-
-    def area(tensor: torch.Tensor) -> dict[str, str]:
-        middle = tensor.data_ptr() + tensor.nbytes // 2
-        for told in re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
-            begin, end = (int(place, 16) for place in told.split(" ", 1)[0].split("-"))
-            if begin <= middle < end:
-                return dict(line.split(":", 1) for line in told.splitlines()[1:])
-        raise AssertionError("in no area of memory")
-
-    if Path("/sys/kernel/mm/transparent_hugepage").is_dir():
-        assert "hg" in area(blank((5, 2**20), torch.bfloat16))["VmFlags"].split()
-    torch.save({"a": torch.ones(2**20)}, tmp_path / "file")
-    mapped = read_pickle(tmp_path / "file")["a"].read()
-    assert mapped.sum() == 2**20
-    assert int(area(mapped)["Rss"].split()[0]) >= 4096  # kB
-    release(mapped)
-    assert int(area(mapped)["Rss"].split()[0]) <= 64
-    assert mapped.sum() == 2**20
 
 
 def test_query_and_key_are_the_same_model_in_both_orders(tmp_path: Path) -> None:
