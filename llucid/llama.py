@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from llucid.config import Config
-from llucid.linear import linear
+from llucid.linear import linear, linear_each
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 NOWHERE = 2**31 - 1
@@ -221,7 +221,7 @@ def attention(
     layer: int = 0,
 ) -> Float[Tensor, "batch seq dim"]:
     """Each token asks (query) and gathers (value) from those that answer (key). Vaswani et al. 2017, §3.2.2."""
-    q, k, v = linear(x, weights.query), linear(x, weights.key), linear(x, weights.value)
+    q, k, v = linear_each(x, weights.query, weights.key, weights.value)
     return linear(attend(q, k, v, config.head_dim, rotation, mask, cache, layer), weights.output)
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llucid import linear as module
-from llucid.linear import linear
-from llucid.quantize import quantize_matrix
+from llucid.linear import linear, linear_each
+from llucid.quantize import dense, quantize_matrix
 
 quick = pytest.mark.skipif(not module.QUICK, reason="this processor has nothing to gain from oneDNN")
 
@@ -69,6 +69,28 @@ def test_only_gradients_that_are_asked_for_are_computed(products: list[Any]):
 
 
 @quick
+def test_several_matrices_are_applied_as_one(products: list[Any]):
+    torch.manual_seed(0)
+    x = torch.randn(3, 7, 12, requires_grad=True)
+    matrices = [torch.randn(rows, 12, requires_grad=rows != 4) for rows in (16, 4, 5)]
+    ys = linear_each(x, *matrices)
+    dys = [torch.randn(3, 7, len(w)) for w in matrices]
+    asked = (x, matrices[0], matrices[2])
+    found = torch.autograd.grad(ys, asked, dys)
+    assert len(products) == 3
+    plain = [F.linear(x, w) for w in matrices]
+    torch.testing.assert_close(ys, tuple(plain), rtol=0, atol=12 * 2**-24 * 20)
+    torch.testing.assert_close(found, torch.autograd.grad(plain, asked, dys), rtol=0, atol=25 * 2**-24 * 50)
+    products.clear()
+    with torch.no_grad():  # where joining the matrices would be a copy for nothing
+        torch.testing.assert_close(linear_each(x, *matrices), ys, rtol=0, atol=12 * 2**-24 * 20)
+    assert len(products) == 3
+    double = linear_each(x.double(), *(w.double() for w in matrices))
+    torch.testing.assert_close(double[1], x.double() @ matrices[1].double().mT)
+    assert len(products) == 3
+
+
+@quick
 def test_gradients_of_strided_and_broadcast_tensors(products: list[Any]):
     torch.manual_seed(0)
     w = torch.randn(5, 12, requires_grad=True)
@@ -85,11 +107,16 @@ def test_what_oneDNN_does_not_take_is_left_to_pytorch(products: list[Any]):
     x, w = torch.randn(4, 32), torch.randn(16, 32)
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert torch.equal(linear(x.to(dtype), w.to(dtype)), F.linear(x.to(dtype), w.to(dtype)))
-    held = quantize_matrix(w, 8)
-    assert torch.equal(linear(x, held), F.linear(x, held))
     meta = linear(x.to("meta"), w.to("meta"))
     assert meta.shape == (4, 16)
     assert products == []
+
+
+@quick
+def test_a_quantised_matrix_is_applied_as_what_it_stands_for(products: list[Any]):
+    x, w = torch.randn(4, 32), quantize_matrix(torch.randn(16, 32), 8)
+    assert torch.equal(linear(x, w), linear(x, dense(w)))
+    assert products == [(4, 32, 16, 32)] * 2
 
 
 @quick
