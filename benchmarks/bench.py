@@ -7,6 +7,7 @@
     load         seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; 15 GB of disk
     memory       peak resident memory of training on a text of 1 GB
     start        seconds of `import llucid` and `llucid --help`
+    quantised    what int8 and int4 cost in validation loss, of the model that `llucid train` makes
     spellings    milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
     storyteller  how often the packaged chat model is right
 
@@ -204,6 +205,37 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
     )
 
 
+def quantised(options: argparse.Namespace, folder: Path) -> None:
+    """Nats a character on the whole validation split, every product by llama.c on weights of 32, 8 and 4 bits."""
+    import torch
+
+    from llucid import llama_c, load, quantize
+    from llucid.corpora import open_corpus
+    from llucid.corpora.tokens import tokenise, validation_batches
+    from llucid.llama import empty_cache
+    from llucid.training.step import cross_entropy_sum
+
+    trained(folder, "--corpus", "shakespeare")
+    model = load(next(folder.iterdir()), device="cpu")
+    tokens = tokenise(open_corpus(["shakespeare"]), model.tokenizer, "validation")
+    losses: list[float] = []
+    print("| weights | validation loss | more than float32 |\n|---|---|---|")
+    for name, weights in (
+        ("float32", model.weights),
+        ("int8", quantize.quantize(model.weights, 8)),
+        ("int4", quantize.quantize(model.weights, 4)),
+    ):
+        step, total, counted = llama_c.decode_step(weights, model.config), 0.0, 0
+        assert step is not None, "llama.c could not be built"
+        for inputs, targets in validation_batches(tokens, model.config.context):
+            cache = empty_cache(model.config, *inputs.shape, model.weights)
+            logits, _ = step(inputs, torch.arange(inputs.shape[1]).expand(inputs.shape), cache)
+            total += float(cross_entropy_sum(logits, targets))
+            counted += int((targets != -100).sum())
+        losses.append(total / counted)
+        print(f"| {name} | {losses[-1]:.4f} | {losses[-1] - losses[0]:+.4f} |", flush=True)
+
+
 def start(options: argparse.Namespace, folder: Path) -> None:
     """Seconds until `import llucid` and `llucid --help` are done, whole process; medians."""
     print("| command | seconds |\n|---|---|")
@@ -224,7 +256,7 @@ def storyteller(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    named = (start, decode, speculation, load, spellings, memory, storyteller, fables, learning)
+    named = (start, decode, speculation, load, spellings, memory, storyteller, quantised, fables, learning)
     rooms = {room.__name__: room for room in named}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
