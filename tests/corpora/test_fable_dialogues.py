@@ -59,6 +59,8 @@ def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> No
         tale = ""
         for turn in dialogue.turns:
             assert all(part in turn.answer.lower() for part in turn.key.split(" & ")), turn
+            if turn.about == "echo":
+                continue
             assert turn.answer[0].isupper(), turn
             assert not re.search(r"[\[\]{}|]|  | [.,?!]|\b[Aa] [aeiou]", turn.asked + turn.answer), turn
             if turn.about == "tale":
@@ -73,6 +75,16 @@ def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> No
             elif turn.about == "none" and turn.key.startswith("no "):
                 assert not re.search(rf"\b{turn.answer.split()[3]}\b", tale), turn
     assert asked > 800
+
+
+def test_echoes_are_the_words_to_be_said_and_no_sentence(made: list[Dialogue]) -> None:
+    """All that is behind the colon, to the letter; what follows what there is no habit of the tales."""
+    echoes = [turn for dialogue in made for turn in dialogue.turns if turn.about == "echo"]
+    assert len(echoes) > 200
+    assert all(turn.asked.partition(": ")[2] == turn.answer for turn in echoes)
+    told = " ".join(turn.answer for dialogue in made for turn in dialogue.turns if turn.about == "tale")
+    pairs = [pair for turn in echoes for pair in itertools.pairwise(turn.answer.split())]
+    assert sum(" ".join(pair) in told for pair in pairs) < 0.2 * len(pairs)
 
 
 def test_all_animals_are_told_of() -> None:
