@@ -2,9 +2,9 @@
 
 Held-out conversations: made like those it was trained on, but from another seed; each answer of it is judged with the
 true conversation before it, the likeliest token at each step. Its own tales: it is asked for a tale about an animal in
-a season, tells one at the chat's own temperature, and is asked about that; what is true is found from the words of its
-tale alone, by the grammar of fables. An answer is right if it has the words that a right answer must have and, where it
-is to name one of the cast, names nobody else.
+a season, tells one as the chat would, is asked about that and then to tell it again; what is true is found from the
+words of its tale alone, by the grammar of fables. An answer is right if it has the words that a right answer must have
+and, where it is to name one of the cast, names nobody else.
 """
 
 import sys
@@ -53,8 +53,8 @@ def held_out(session: Session, count: int) -> Counter[tuple[str, bool]]:
 
 
 def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
-    """How many of its tales are fables, how many of these obey, and how many answers about them are right."""
-    session.sampling = Sampling(temperature=0.8, top_p=0.95)
+    """How many of its tales are fables; of these: how many obey, how many answers are right, how many it tells again."""
+    session.sampling = Sampling()
     session.reseed(0)
     rng, counts = Random(HELD_OUT), Counter[tuple[str, bool]]()
     for _ in range(count):
@@ -74,6 +74,7 @@ def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
             while turn.about != "question":
                 turn = question(told, rng)
             counts["answer about its own tale", right("".join(session.reply(turn.asked)), turn, cast_of(facts))] += 1
+        counts["its own tale again", "".join(session.reply("Tell it again.")) == text] += 1
     return counts
 
 
