@@ -53,7 +53,7 @@ def held_out(session: Session, count: int) -> Counter[tuple[str, bool]]:
 
 
 def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
-    """How many of its tales are fables; of these: how many obey, how many answers are right, how many it tells again."""
+    """How many of its tales are fables, how many of these obey and are told again, and how many answers are right."""
     session.sampling = Sampling()
     session.reseed(0)
     rng, counts = Random(HELD_OUT), Counter[tuple[str, bool]]()
