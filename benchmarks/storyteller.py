@@ -14,7 +14,7 @@ from random import Random
 
 from llucid import load
 from llucid.chat import STORYTELLER, Conversation, Session
-from llucid.corpora.fable_dialogues import Told, Turn, dialogues, question, say
+from llucid.corpora.fable_dialogues import Told, Turn, as_asked, dialogues, question, say
 from llucid.corpora.fables import KINDS, NAMES, SEASONS, Row, derivations, spell, tell
 from llucid.generation import Sampling
 
@@ -67,7 +67,8 @@ def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
             counts["a tale by the grammar", False] += 1
             continue
         counts["a tale by the grammar", True] += 1
-        counts["obeys animal and season", all(facts[name] is row for name, row in wanted.items())] += 1
+        asked = as_asked(plot, facts)
+        counts["obeys animal and season", all(asked[name] is row for name, row in wanted.items())] += 1
         told = Told(tell(plot, facts, rng)._replace(text=text, moral=text.partition("\n")[2]), facts)
         for _ in range(3):
             turn = question(told, rng)

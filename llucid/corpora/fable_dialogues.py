@@ -129,9 +129,18 @@ class Told(NamedTuple):
     facts: Mapping[str, Row]
 
 
+def as_asked(plot: str, facts: Mapping[str, Row]) -> Mapping[str, Row]:
+    """The facts of a tale in the words of a request, whose hero is whoever the tale begins with."""
+    if plot != "stranger":
+        return facts
+    first = {"hero": "friend", "friend": "hero", "hero_kind": "friend_kind", "friend_kind": "hero_kind"}
+    return {fact: facts[first.get(fact, fact)] for fact in facts}
+
+
 def request(told: Told, more: bool, rng: Random) -> Turn:
     """A request that the tale obeys, and the tale."""
-    facts, plot = told.facts, told.tale.plot
+    plot = told.tale.plot
+    facts = as_asked(plot, told.facts)
     possible = [(w, s) for w, s in SUBJECTS if all(slot in facts for slot in re.findall(r"\{(\w+)", s))]
     chance = rng.random()
     if chance < 0.1:
@@ -248,7 +257,7 @@ def new_tale(demanded: Mapping[str, Row], rng: Random) -> Told:
     """A tale with the facts that are demanded."""
     while True:
         plot, facts = draw_facts(rng)
-        if all(facts[name] is row for name, row in demanded.items()):
+        if all(as_asked(plot, facts)[name] is row for name, row in demanded.items()):
             return Told(tell(plot, facts, rng), facts)
 
 

@@ -33,7 +33,7 @@ def test_the_same_seed_the_same_dialogues() -> None:
 
 
 def test_tales_obey(made: list[Dialogue]) -> None:
-    """Whatever animal and season a request or the system's text names, the tale is of these."""
+    """The tale is of the animals and the season that the request or the system's text names, and opens with the first."""
     named = 0
     for dialogue in made:
         for turn in dialogue.turns:
@@ -42,6 +42,9 @@ def test_tales_obey(made: list[Dialogue]) -> None:
             [(_, facts, _)] = derivations(turn.answer)
             words = re.findall(r"[a-z]+", f"{dialogue.system} {turn.asked}".lower())
             kinds = [KIND_NAMES[KINDS.index(facts[role])] for role in facts if role.endswith("kind")]
+            seen = [word for word in re.findall(r"[a-z]+", turn.answer) if word in kinds]
+            asked = [word for word in words if word in KIND_NAMES]
+            assert asked[:1] in ([], seen[:1]), turn
             for word in words:
                 if word in KIND_NAMES:
                     assert word in kinds, turn
