@@ -33,7 +33,7 @@ def test_the_same_seed_the_same_dialogues() -> None:
 
 
 def test_tales_obey(made: list[Dialogue]) -> None:
-    """The tale is of the animals and the season that the request or the system's text names, and opens with the first."""
+    """The tale is of the animals and the season that the request or the system's text names, and opens so."""
     named = 0
     for dialogue in made:
         for turn in dialogue.turns:
