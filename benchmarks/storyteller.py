@@ -2,9 +2,9 @@
 
 Held-out conversations: made like those it was trained on, but from another seed; each answer of it is judged with the
 true conversation before it, the likeliest token at each step. Its own tales: it is asked for a tale about an animal in
-a season, tells one at the chat's own temperature, and is asked about that; what is true is found from the words of its
-tale alone, by the grammar of fables. An answer is right if it has the words that a right answer must have and, where it
-is to name one of the cast, names nobody else.
+a season, tells one as the chat would, is asked about that and then to tell it again; what is true is found from the
+words of its tale alone, by the grammar of fables. An answer is right if it has the words that a right answer must have
+and, where it is to name one of the cast, names nobody else.
 """
 
 import sys
@@ -14,7 +14,7 @@ from random import Random
 
 from llucid import load
 from llucid.chat import STORYTELLER, Conversation, Session
-from llucid.corpora.fable_dialogues import Told, Turn, dialogues, question, say
+from llucid.corpora.fable_dialogues import Told, Turn, as_asked, dialogues, question, say
 from llucid.corpora.fables import KINDS, NAMES, SEASONS, Row, derivations, spell, tell
 from llucid.generation import Sampling
 
@@ -53,8 +53,8 @@ def held_out(session: Session, count: int) -> Counter[tuple[str, bool]]:
 
 
 def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
-    """How many of its tales are fables, how many of these obey, and how many answers about them are right."""
-    session.sampling = Sampling(temperature=0.8, top_p=0.95)
+    """How many of its tales are fables, how many of these obey and are told again, and how many answers are right."""
+    session.sampling = Sampling()
     session.reseed(0)
     rng, counts = Random(HELD_OUT), Counter[tuple[str, bool]]()
     for _ in range(count):
@@ -67,13 +67,15 @@ def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
             counts["a tale by the grammar", False] += 1
             continue
         counts["a tale by the grammar", True] += 1
-        counts["obeys animal and season", all(facts[name] is row for name, row in wanted.items())] += 1
+        asked = as_asked(plot, facts)
+        counts["obeys animal and season", all(asked[name] is row for name, row in wanted.items())] += 1
         told = Told(tell(plot, facts, rng)._replace(text=text, moral=text.partition("\n")[2]), facts)
         for _ in range(3):
             turn = question(told, rng)
             while turn.about != "question":
                 turn = question(told, rng)
             counts["answer about its own tale", right("".join(session.reply(turn.asked)), turn, cast_of(facts))] += 1
+        counts["its own tale again", "".join(session.reply("Tell it again.")) == text] += 1
     return counts
 
 

@@ -3,9 +3,9 @@
     python -m llucid.corpora.fable_dialogues 1000 --seed 7 > talk.jsonl
 
 A conversation is made of turns. A *request* is answered by a tale that obeys it; a *question* is answered from the tale
-that was told last; *small talk* has answers of its own, and what lies outside of the fables is declined. All words are
-templates of `fables`, whose slots are the facts of the tale. Each turn keeps the *key* of its answer: the words that an
-answer must have to be right, however it is put.
+that was told last; an *echo* says what it is told to say; *small talk* has answers of its own, and what lies outside of
+the fables is declined. All words are templates of `fables`, whose slots are the facts of the tale. Each turn keeps the
+*key* of its answer: the words that an answer must have to be right, however it is put.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from llucid.corpora.fable_words import (
     BYE,
     DECLINE,
     DID,
+    ECHO,
     KNOWN,
     MISSING_NAME,
     MISSING_THING,
@@ -67,7 +68,7 @@ class Turn(NamedTuple):
     key: str
     """What a right answer contains, in small letters; parts that stand in any order are separated by " & "."""
     about: str
-    """tale, question, again, none (there is no such thing in the tale), talk or outside."""
+    """tale, question, again, none (there is no such thing in the tale), echo, talk or outside."""
 
 
 class Dialogue(NamedTuple):
@@ -128,9 +129,18 @@ class Told(NamedTuple):
     facts: Mapping[str, Row]
 
 
+def as_asked(plot: str, facts: Mapping[str, Row]) -> Mapping[str, Row]:
+    """The facts of a tale in the words of a request, whose hero is whoever the tale begins with."""
+    if plot != "stranger":
+        return facts
+    first = {"hero": "friend", "friend": "hero", "hero_kind": "friend_kind", "friend_kind": "hero_kind"}
+    return {fact: facts[first.get(fact, fact)] for fact in facts}
+
+
 def request(told: Told, more: bool, rng: Random) -> Turn:
     """A request that the tale obeys, and the tale."""
-    facts, plot = told.facts, told.tale.plot
+    plot = told.tale.plot
+    facts = as_asked(plot, told.facts)
     possible = [(w, s) for w, s in SUBJECTS if all(slot in facts for slot in re.findall(r"\{(\w+)", s))]
     chance = rng.random()
     if chance < 0.1:
@@ -185,18 +195,28 @@ def question(told: Told, rng: Random) -> Turn:
     """A question about the tale, with its answer."""
     tale, facts = told
     chance = rng.random()
-    if chance < 0.05:
-        return Turn(typed(say(AGAIN, rng), rng), tale.text, tale.text.lower(), "again")
     if chance < 0.12:
+        return Turn(typed(say(AGAIN, rng), rng), tale.text, tale.text.lower(), "again")
+    if chance < 0.2:
         names = [spell(row["name"], {}, rng) for row in (NAMES if rng.random() < 0.5 else THINGS)]
         missing = pick([name for name in names if not re.search(rf"\b{name}\b", tale.text)], rng)
         asked = MISSING_NAME if missing[0].isupper() else MISSING_THING
         answer = f"There is no {missing} in this tale."
         return turn(asked.replace("{missing}", missing), answer, f"no {missing}", "none", rng)
-    _, asked, answer, key = weighted([(row.weight, row) for row in questions_of(tale, plot_only=chance < 0.6)], rng)
+    _, asked, answer, key = weighted([(row.weight, row) for row in questions_of(tale, plot_only=chance < 0.65)], rng)
     if answer == tale.moral:
         return Turn(typed(say(asked, rng, facts), rng), tale.moral, tale.moral.lower(), "question")
     return turn(asked, answer, key, "question", rng, facts)
+
+
+def echo(rng: Random) -> Turn:
+    """Words to say after somebody: in no order, so that only copying will do.
+
+    What copies these copies the facts of a tale as well: an induction head (Olsson et al. 2022).
+    """
+    words = re.findall(r"\w+", new_tale({}, rng).tale.text + outside(rng).asked)
+    said = " ".join(pick(words, rng) for _ in range(2 + int(rng.random() * 10)))
+    return Turn(f"{typed(say(ECHO, rng), rng)}: {said}", said, said.lower(), "echo")
 
 
 def talk(rng: Random) -> Turn:
@@ -237,7 +257,7 @@ def new_tale(demanded: Mapping[str, Row], rng: Random) -> Told:
     """A tale with the facts that are demanded."""
     while True:
         plot, facts = draw_facts(rng)
-        if all(facts[name] is row for name, row in demanded.items()):
+        if all(as_asked(plot, facts)[name] is row for name, row in demanded.items()):
             return Told(tell(plot, facts, rng), facts)
 
 
@@ -253,6 +273,8 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(untold(rng))
     if rng.random() < 0.1:
         turns.append(outside(rng))
+    if rng.random() < 0.3:
+        turns.append(echo(rng))
     for number in range(1 if rng.random() < 0.6 else 2):
         told = new_tale(demanded, rng)
         asked = request(told, number > 0, rng)
@@ -262,7 +284,8 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(asked)
         for _ in range(3 + int(rng.random() * (5 if number == 0 else 2))):
             chance = rng.random()
-            turns.append(talk(rng) if chance < 0.06 else outside(rng) if chance < 0.12 else question(told, rng))
+            other = talk if chance < 0.06 else outside if chance < 0.12 else echo if chance < 0.22 else None
+            turns.append(other(rng) if other else question(told, rng))
     if rng.random() < 0.15:
         turns.append(turn(*BYE, "talk", rng))
     return Dialogue(system, tuple(turns))

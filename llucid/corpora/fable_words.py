@@ -157,6 +157,7 @@ OF_SOMEBODY = sayings("""
 """)
 
 AGAIN = "[Tell it again|Once more, please|Say it again|Again, please|Tell me that again|The same tale again|Repeat it]."
+ECHO = "[2 Say|2 Say after me|Repeat|Repeat after me|Say this]"
 MISSING_THING = (
     "[3 Who [found|lost|lent|broke|mended|wanted] the {missing}|Where was the {missing}|What about the {missing}]?"
 )

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -11,7 +12,7 @@ import pytest
 import llucid
 from llucid.chat import STORYTELLER, Session
 from llucid.corpora.fable_words import PARAMETERS
-from llucid.corpora.fables import NAMES, spell
+from llucid.corpora.fables import KINDS, NAMES, derivations, spell
 from llucid.generation import Sampling
 from tests.training.test_run import command, do
 
@@ -54,6 +55,26 @@ def test_it_answers_what_is_no_tale(question: str) -> None:
     assert session.reason == "stop"
     wanted = {"Who are you?": PARAMETERS, "Thank you.": "."}.get(question, "fables")
     assert wanted in answer
+
+
+def test_it_says_what_it_is_told_to() -> None:
+    """Words that stand in no tale in this order: they are copied from the message."""
+    session = Session(llucid.load(STORYTELLER, device="cpu"), sampling=Sampling(temperature=0.0), max_tokens=20)
+    assert "".join(session.reply("Say after me: lantern goat under winter Hazel")) == "lantern goat under winter Hazel"
+
+
+def test_most_of_its_tales_are_fables_and_it_can_tell_them_again() -> None:
+    """As the chat draws them; a small model may err now and then."""
+    session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=200, seed=0)
+    fables = again = 0
+    for row in KINDS:
+        session.reset()
+        tale = "".join(session.reply(f"Tell me a tale about a {spell(row['name'], {}, Random(0))}."))
+        with suppress(ValueError):
+            fables += len(derivations(tale))
+        again += "".join(session.reply("Tell it again.")) == tale
+    assert fables >= 9
+    assert again >= 9
 
 
 def test_how_it_was_made_is_kept_beside_it() -> None:

@@ -33,7 +33,7 @@ def test_the_same_seed_the_same_dialogues() -> None:
 
 
 def test_tales_obey(made: list[Dialogue]) -> None:
-    """Whatever animal and season a request or the system's text names, the tale is of these."""
+    """The tale is of the animals and the season that the request or the system's text names, and opens so."""
     named = 0
     for dialogue in made:
         for turn in dialogue.turns:
@@ -42,6 +42,9 @@ def test_tales_obey(made: list[Dialogue]) -> None:
             [(_, facts, _)] = derivations(turn.answer)
             words = re.findall(r"[a-z]+", f"{dialogue.system} {turn.asked}".lower())
             kinds = [KIND_NAMES[KINDS.index(facts[role])] for role in facts if role.endswith("kind")]
+            seen = [word for word in re.findall(r"[a-z]+", turn.answer) if word in kinds]
+            asked = [word for word in words if word in KIND_NAMES]
+            assert asked[:1] in ([], seen[:1]), turn
             for word in words:
                 if word in KIND_NAMES:
                     assert word in kinds, turn
@@ -59,6 +62,8 @@ def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> No
         tale = ""
         for turn in dialogue.turns:
             assert all(part in turn.answer.lower() for part in turn.key.split(" & ")), turn
+            if turn.about == "echo":
+                continue
             assert turn.answer[0].isupper(), turn
             assert not re.search(r"[\[\]{}|]|  | [.,?!]|\b[Aa] [aeiou]", turn.asked + turn.answer), turn
             if turn.about == "tale":
@@ -73,6 +78,16 @@ def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> No
             elif turn.about == "none" and turn.key.startswith("no "):
                 assert not re.search(rf"\b{turn.answer.split()[3]}\b", tale), turn
     assert asked > 800
+
+
+def test_echoes_are_the_words_to_be_said_and_no_sentence(made: list[Dialogue]) -> None:
+    """All that is behind the colon, to the letter; what follows what there is no habit of the tales."""
+    echoes = [turn for dialogue in made for turn in dialogue.turns if turn.about == "echo"]
+    assert len(echoes) > 200
+    assert all(turn.asked.partition(": ")[2] == turn.answer for turn in echoes)
+    told = " ".join(turn.answer for dialogue in made for turn in dialogue.turns if turn.about == "tale")
+    pairs = [pair for turn in echoes for pair in itertools.pairwise(turn.answer.split())]
+    assert sum(" ".join(pair) in told for pair in pairs) < 0.2 * len(pairs)
 
 
 def test_all_animals_are_told_of() -> None:
