@@ -86,5 +86,4 @@ def test_freed_memory_is_kept_for_the_next_tensors():
         command = [sys.executable, "-c", FAULTS, kept]
         return int(subprocess.run(command, env=asks, capture_output=True, text=True, check=True).stdout)
 
-    assert faults("kept") < 24
-    assert faults("not kept") >= 5 * 6 * 8  # pages are 2 MB at the largest
+    assert 4 * faults("kept") < faults("not kept")
