@@ -475,9 +475,6 @@ def main() -> None:
         command = parse(arguments or ["--help"])
         keep_freed()
         command.run()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -489,7 +486,3 @@ def main() -> None:
             raise
         print(f"error: {'there is not enough memory' if memory else one_line(error)}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

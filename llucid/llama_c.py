@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
+from llucid.errors import one_line
 from llucid.files import cache_folder, replacing
 from llucid.llama import Cache, rope_frequencies
 from llucid.quantize import Quantized
@@ -100,7 +101,7 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
             told = [line for line in said.stderr.splitlines() if "error" in line] or [f"status {said.returncode}"]
             raise Unavailable(f"llama.c could not be built by {command[0]} ({told[0].strip()[:160]})")
     except (OSError, subprocess.SubprocessError) as error:
-        raise Unavailable(f"llama.c could not be built ({error})") from error
+        raise Unavailable(f"llama.c could not be built ({one_line(error)})") from error
 
 
 # --------------------------------------------------------------------------------------------- llama.c's own types

@@ -213,6 +213,13 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
         assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "[]\n"
 
 
+def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
+    """A first import that is interrupted, as by a Ctrl-C a moment after Enter."""
+    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_help_of_every_command() -> None:
     commands = [named.__metadata__[0].name for named in get_args(Command)]
     listed = do("--help").stdout

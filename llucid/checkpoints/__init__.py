@@ -205,6 +205,8 @@ def _new_folder(out: Path) -> Generator[Path]:
     try:
         yield unfinished
         unfinished.rename(out)
+    except OSError as error:  # tells of the folder by the name that the user gave it
+        raise OSError(error.errno, error.strerror, str(error.filename).replace(unfinished.name, out.name)) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -7,7 +7,8 @@ with matrices as int8, a float32 scale for each group of them. Source: llama2.c,
 import math
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -306,8 +307,7 @@ def write(
     head = Head(version, config, group)
     leaves = dict(named_leaves(model.weights))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(out.parent, model.tokenizer)
-    with replacing(out) as temporary, open(temporary, "wb") as file:
+    with beside(out.parent, model.tokenizer), replacing(out) as temporary, open(temporary, "wb") as file:
         file.write(encoded(head))
         for path, shape, offset in layout(head):
             if path == "output":
@@ -345,10 +345,12 @@ def angles(config: Config) -> bytes:
     return bytes(bytes_of(turns.cos(), torch.float32)) + bytes(bytes_of(turns.sin(), torch.float32))
 
 
-def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Writes `tokenizer.bin`, or `tokenizer.json` for a tokenizer that llama2.c's format cannot hold.
+@contextmanager
+def beside(folder: Path, tokenizer: Tokenizer) -> Generator[None]:
+    """Leaves `tokenizer.bin`, or `tokenizer.json` for what llama2.c's format cannot hold, in the folder once all that
+    is done meanwhile has been done.
 
-    Raises LlucidError, and leaves it alone, if there is another tokenizer's in the folder.
+    Raises LlucidError, at the beginning, if there is another tokenizer's in the folder.
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 
@@ -362,5 +364,6 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
             there = folder / file.name
             if there.is_file() and there.read_bytes() != file.read_bytes():
                 raise LlucidError(f"{there}: belongs to another model; write to another folder")
+        yield
         for file in files:
             file.replace(folder / file.name)

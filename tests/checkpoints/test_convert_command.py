@@ -1,5 +1,6 @@
 """`llucid convert`, as it is typed."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from llucid.checkpoints import load, save
 from llucid.cli import bar, main
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
+from tests.training.test_run import after, ended
 
 
 def typed(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -48,6 +50,23 @@ def test_refusals_take_one_line(
     assert typed("convert", tmp_path / "hf", tmp_path / "out", *words, monkeypatch=monkeypatch) == 2
     assert capsys.readouterr() == ("", said)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("to", "out"), [("llama2c", "out/model.bin"), ("huggingface", "out"), ("gguf", "out.gguf")])
+def test_a_full_disk_leaves_nothing(to: str, out: str, tmp_path: Path) -> None:
+    """No file may grow beyond 20 kB, which a tokenizer has room in and the weights have not."""
+    model = model_of(dataclasses.replace(CONFIGS["one for two"], norm_eps=1e-5))
+    save(model, tmp_path / "hf")
+    before = sorted(tmp_path.rglob("*"))
+    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    words = ("convert", tmp_path / "hf", tmp_path / out, "--to", to)
+    said = ended(after(no_room, *words), status=2).stderr
+    assert said.startswith(f"error: {tmp_path / out}")
+    assert "too large" in said.lower()
+    assert "partial" not in said
+    assert said.count("\n") == 1
+    left = [path for path in tmp_path.rglob("*") if path not in before and path != tmp_path / "out"]
+    assert left == []
 
 
 def test_the_bar_comes_after_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
