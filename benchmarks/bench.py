@@ -140,7 +140,8 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from llucid.config import PRESETS
-    from llucid.generation.decode import Statistics, decode, read
+    from llucid.generation.decode import Statistics, decode
+    from llucid.generation.reading import read
     from llucid.generation.speculation import ReadAhead
     from llucid.tokenizers import load_tokenizer
     from llucid.weights import initialise, to

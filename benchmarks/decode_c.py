@@ -28,7 +28,7 @@ import torch
 import llucid
 from llucid.checkpoints import Model, load, save
 from llucid.config import PRESETS
-from llucid.generation.decode import empty_context
+from llucid.generation.reading import empty_context
 from llucid.llama_c import compiler, decode_step
 from llucid.quantize import Quantized
 from llucid.tokenizers import load_tokenizer

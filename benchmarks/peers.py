@@ -34,7 +34,8 @@ import torch
 from llucid.bench import machine, measure_limits, work
 from llucid.checkpoints import Model, save
 from llucid.config import PRESETS, Config
-from llucid.generation.decode import decode, empty_context, read
+from llucid.generation.decode import decode
+from llucid.generation.reading import empty_context, read
 from llucid.memory import keep_freed
 from llucid.tokenizers import load_tokenizer
 from llucid.training.optimizer import make_optimizers

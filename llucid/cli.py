@@ -420,7 +420,7 @@ def opened(
     from llucid.checkpoints import load
 
     kept = quantize or (None if dtype else "file")
-    return load(path, dtype=dtype, device=device, tokenizer=tokenizer, quantize=kept)
+    return load(path, dtype=dtype, device=device, tokenizer=tokenizer, quantize=kept, mapped=True)
 
 
 @contextlib.contextmanager

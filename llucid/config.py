@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from llucid.errors import LlucidError
 
+NOWHERE = 2**31 - 1
+"""The position of padding and of empty cache slots: later than every token, so that none ever sees it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:

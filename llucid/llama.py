@@ -20,12 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from llucid.config import Config
+from llucid.config import NOWHERE, Config
 from llucid.linear import linear, linear_each
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
-
-NOWHERE = 2**31 - 1
-"""The position of padding and of empty cache slots: later than every token, so that none ever sees it."""
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """The decode step in C, from Python: `llama.c`, built by the system's compiler when first needed, called once a step.
 
-Matrices and cache are PyTorch's own, read and written where they are; nothing is copied but the gains of the norms.
-What C cannot take (other dtypes or devices, no compiler, a build that fails) is left to PyTorch: `decode_step` is None.
+Matrices and cache are PyTorch's own or, as long as PyTorch is not there, the file's and NumPy's; they are read and
+written where they are, and nothing is copied but the gains of the norms. What C cannot take (other dtypes or devices,
+no compiler, a build that fails) is left to PyTorch: `decode_step` is None.
 """
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import shlex
@@ -15,18 +17,20 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache as once
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
+from numpy.typing import NDArray
 
-from llucid.config import Config
+from llucid.config import NOWHERE, Config
 from llucid.errors import one_line
 from llucid.files import cache_folder, replacing
-from llucid.llama import Cache, rope_frequencies
-from llucid.quantize import Quantized
+from llucid.mapped import KINDS, Mapped
 from llucid.weights import Weights, named_leaves, shapes
+
+if TYPE_CHECKING:
+    from llucid.llama import Cache
 
 HERE = Path(__file__).parent
 SOURCES = ("llama.c", "llama_numbers.h", "llama_threads.h", "llama_plain.h", "llama_avx512.h")
@@ -36,13 +40,9 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
 X86 = ("x86_64", "amd64", "i386", "i686")
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""llama.c's numbers for what is stored plainly; of `Quantized` they are 3 for int8 and 4 for int4."""
-
-Step = Callable[
-    [Int[Tensor, "batch seq"], Int[Tensor, "batch seq"], Cache], tuple[Float[Tensor, "batch seq vocab"], Cache]
-]
-"""(tokens, positions, cache) -> (scores of what follows each, the cache with them): `llama` for a few tokens."""
+Step = Callable[[Int[Any, "batch seq"], Int[Any, "batch seq"], Any], tuple[Float[Any, "batch seq vocab"], Any]]
+"""(tokens, positions, cache) -> (scores of what follows each, the cache with them): `llama` for a few tokens. With a
+`llama.Cache` they are tensors, with `Slots` NumPy's arrays."""
 
 
 class Unavailable(Exception):
@@ -166,6 +166,43 @@ def library(flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
 # --------------------------------------------------------------------------------------------- the step
 
 
+class Slots(NamedTuple):
+    """`llama.Cache` without PyTorch: keys and values of the tokens so far, a value that is returned longer."""
+
+    keys: tuple[NDArray[Any], ...]
+    values: tuple[NDArray[Any], ...]
+    positions: Int[NDArray[np.int64], "batch capacity"]
+    length: int
+    dtype: str
+    """PyTorch's name of it; bfloat16 is kept as uint16."""
+
+    def append(self, positions: Int[NDArray[np.int64], "batch seq"]) -> "Slots":
+        """With slots taken for tokens at these positions. Raises ValueError if there are too few."""
+        start, end = self.length, self.length + positions.shape[1]
+        if end > self.positions.shape[1]:
+            raise ValueError(f"the cache has {self.positions.shape[1]} slots and {end} tokens do not fit into it")
+        self.positions[:, start:end] = positions
+        return self._replace(length=end)
+
+    def longer(self, more: int) -> "Slots":
+        """A copy with so many slots more."""
+
+        def padded(layer: NDArray[Any]) -> NDArray[Any]:
+            return np.concatenate((layer, np.empty_like(layer, shape=(*layer.shape[:2], more, layer.shape[3]))), 2)
+
+        keys, values = (tuple(map(padded, side)) for side in (self.keys, self.values))
+        positions = np.pad(self.positions, ((0, 0), (0, more)), constant_values=NOWHERE)
+        return self._replace(keys=keys, values=values, positions=positions)
+
+
+def empty_slots(config: Config, batch: int, capacity: int, dtype: str) -> Slots:
+    """Room for `batch` sequences of at most `capacity` tokens."""
+    shape = (batch, config.kv_heads, capacity, config.head_dim)
+    kind = np.float32 if dtype == "float32" else np.uint16
+    keys, values = (tuple(np.empty(shape, kind) for _ in range(config.layers)) for _ in "kv")
+    return Slots(keys, values, np.full((batch, capacity), NOWHERE, np.int64), 0, dtype)
+
+
 def decode_step(weights: Weights, config: Config) -> Step | None:
     """`llama` for a few tokens at a time, in C; None where PyTorch is to serve.
 
@@ -187,9 +224,47 @@ def tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def suits(leaf: Tensor) -> bool:
+def suits(leaf: Any) -> bool:
     """Whether llama.c can read it."""
-    return leaf.device.type == "cpu" and (isinstance(leaf, Quantized) or leaf.dtype in KINDS)
+    return str(leaf.device) == "cpu" and (hasattr(leaf, "scales") or kind_of(leaf) >= 0)
+
+
+def kind_of(array: Any) -> int:
+    """llama.c's number for how it is stored, if that is plain; else −1."""
+    return KINDS.get(str(array.dtype).removeprefix("torch."), -1)
+
+
+def address(array: Any) -> int:
+    """Where the first number of a tensor or an array is."""
+    return array.ctypes.data if isinstance(array, np.ndarray) else array.data_ptr()
+
+
+def in_a_row(array: Any) -> bool:
+    """Whether its numbers follow one another, the last axis first."""
+    return array.flags.c_contiguous if isinstance(array, np.ndarray) else array.is_contiguous()
+
+
+def angles(config: Config) -> Float[NDArray[np.float32], " half"]:
+    """`llama.rope_frequencies`, in NumPy: radians per position. Su et al. 2021 (RoFormer), §3.2.2."""
+    j = np.arange(config.head_dim // 2, dtype=np.float32)
+    theta = (1 / np.float32(config.rope_theta) ** (2 * j / config.head_dim)).astype(np.float32)
+    if (scaling := config.rope_scaling) is None:
+        return theta
+    turns = scaling.original_context * theta / (2 * math.pi)
+    s = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
+    return ((1 - s) * theta / scaling.factor + s * theta).astype(np.float32)
+
+
+def threads() -> int:
+    """How many PyTorch would take, or takes: those of OMP_NUM_THREADS, or one for each core that this process has."""
+    if torch := sys.modules.get("torch"):
+        return torch.get_num_threads()
+    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(told):
+        return int(told)
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    siblings = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings") for cpu in os.sched_getaffinity(0))
+    return len({file.read_text() if file.is_file() else file for file in siblings})
 
 
 def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
@@ -199,17 +274,18 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
         if tuple(leaf.shape) != shape:
             raise ValueError(f"{path} has shape {list(leaf.shape)}; the config says {list(shape)}")
 
-    def vector(leaf: Tensor) -> int:
-        kept.append(leaf.detach().float().contiguous())
-        return kept[-1].data_ptr()
+    def keep(array: Any) -> int:
+        kept.append(array)
+        return address(array)
 
-    def matrix(leaf: Tensor) -> CMatrix:
-        rows, columns = leaf.shape
-        if isinstance(leaf, Quantized):
-            kept.extend((leaf.numbers, leaf.scales))
-            return CMatrix({8: 3, 4: 4}[leaf.bits], rows, columns, leaf.numbers.data_ptr(), leaf.scales.data_ptr())
-        kept.append(leaf.detach().contiguous())
-        return CMatrix(KINDS[leaf.dtype], rows, columns, kept[-1].data_ptr(), None)
+    def vector(leaf: Any) -> int:
+        return keep(leaf.floats() if isinstance(leaf, Mapped) else leaf.detach().float().contiguous())
+
+    def matrix(leaf: Any) -> CMatrix:
+        if hasattr(leaf, "scales"):
+            return CMatrix({8: 3, 4: 4}[leaf.bits], *leaf.shape, keep(leaf.numbers), keep(leaf.scales))
+        numbers = np.ascontiguousarray(leaf.bits) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
+        return CMatrix(kind_of(leaf), *leaf.shape, keep(numbers), None)
 
     blocks = (CBlock * config.layers)(
         *(
@@ -227,7 +303,7 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
     model = CLlama(
         *sizes,
         config.norm_eps,
-        vector(rope_frequencies(config, torch.empty(1))),
+        keep(angles(config)),
         embedding,
         blocks,
         vector(weights.norm),
@@ -235,39 +311,44 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
     )
     kept.append(blocks)
 
-    def where_it_is(cache: Cache) -> CCache:
-        (batch, capacity), dtype = cache.positions.shape, cache.keys[0].dtype
+    def where_it_is(cache: "Cache | Slots") -> CCache:
+        (batch, capacity), first = cache.positions.shape, cache.keys[0]
         shape = (batch, config.kv_heads, capacity, config.head_dim)
         for side in (cache.keys, cache.values):
-            alike = all(layer.shape == shape and layer.dtype == dtype and layer.is_contiguous() for layer in side)
-            if not alike or len(side) != config.layers or dtype not in KINDS or side[0].device.type != "cpu":
+            alike = all(layer.shape == shape and layer.dtype == first.dtype and in_a_row(layer) for layer in side)
+            if not alike or len(side) != config.layers or not (isinstance(cache, Slots) or suits(first)):
                 raise ValueError(f"the cache is not {config.layers} times {list(shape)} of one dtype that llama.c has")
-        if not cache.positions.is_contiguous() or cache.positions.dtype != torch.int64:
+        if not in_a_row(cache.positions) or not str(cache.positions.dtype).endswith("int64"):
             raise ValueError("the cache's positions are not whole numbers in a row")
         of = ctypes.c_void_p * config.layers
-        keys, values = (of(*(layer.data_ptr() for layer in side)) for side in (cache.keys, cache.values))
-        return CCache(KINDS[dtype], batch, capacity, cache.length, cache.positions.data_ptr(), keys, values)
+        keys, values = (of(*map(address, side)) for side in (cache.keys, cache.values))
+        kind = kind_of(cache if isinstance(cache, Slots) else first)
+        return CCache(kind, batch, capacity, cache.length, address(cache.positions), keys, values)
 
-    last: tuple[Cache, CCache] | None = None
+    last: tuple[Any, CCache] | None = None
 
-    def step(tokens: Tensor, positions: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+    def step(tokens: Any, positions: Any, cache: Any) -> tuple[Any, Any]:
         nonlocal last
         assert kept
-        lowest, highest = (int(end) for end in tokens.aminmax())
+        ids = np.ascontiguousarray(tokens, np.int64)
+        lowest, highest = int(ids.min()), int(ids.max())
         if not 0 <= lowest <= highest < config.vocab_size:
             odd = lowest if lowest < 0 else highest
             raise ValueError(f"token {odd} is not in the vocabulary of {config.vocab_size}")
-        if tokens.shape != positions.shape or len(tokens) != len(cache.positions):
+        if tokens.shape != positions.shape or len(ids) != len(cache.positions):
             raise ValueError(f"{list(tokens.shape)} tokens, {list(positions.shape)} positions: the cache has others")
         seen = last  # once, since another thread may be here with another cache
         if seen is None or any(a is not b for a, b in zip(seen[0][:3], cache[:3], strict=True)):
             seen = last = cache, where_it_is(cache)  # true as long as a cache grows into its own slots
-        grown, logits = cache.append(positions), torch.empty(*tokens.shape, config.vocab_size)
-        where, tokens = CCache.from_buffer_copy(seen[1]), tokens.long().contiguous()
+        grown, logits = cache.append(positions), np.empty((*ids.shape, config.vocab_size), np.float32)
+        where = CCache.from_buffer_copy(seen[1])
         where.length = cache.length
-        threads = torch.get_num_threads()
-        if not loaded.llama_step(model, where, tokens.data_ptr(), tokens.shape[1], threads, logits.data_ptr()):
+        if not loaded.llama_step(model, where, address(ids), ids.shape[1], threads(), address(logits)):
             raise MemoryError("there is no memory for a decode step")
-        return logits, grown
+        if isinstance(cache, Slots):
+            return logits, grown
+        import torch
+
+        return torch.from_numpy(logits), grown
 
     return step

@@ -16,12 +16,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from llucid.linear import linear
+from llucid.mapped import GROUP, TILE
 from llucid.weights import Weights, tree_map
 
-GROUP = 32
-"""Numbers that share a scale."""
-TILE = 16
-"""Rows that lie side by side."""
 AT_ONCE = 2**22
 """Numbers that are quantised or turned back in one go, which bounds the memory that this takes."""
 
@@ -167,19 +164,8 @@ def packed(
     return tiles, scales.unflatten(0, (-1, TILE)).mT.contiguous()
 
 
-def from_blocks(blocks: UInt8[Tensor, "rows groups bytes"], dtype: torch.dtype = torch.float32) -> Quantized:
-    """GGUF's blocks, a float16 scale and then 32 bytes (Q8_0) or 16 (Q4_0), bit for bit."""
-
-    def halves(blocks: Tensor) -> tuple[Tensor, Tensor]:
-        numbers, scales = blocks[..., 2:], blocks[..., :2].contiguous().view(torch.float16)[..., 0]
-        return numbers ^ 128 if numbers.shape[-1] == GROUP else numbers, scales  # ^ 128: from a sign to + 128
-
-    parts = blocks.split(rows_at_once(blocks.shape[1] * GROUP))
-    return gathered(map(halves, parts), len(blocks), dtype)
-
-
 def to_blocks(w: Quantized) -> UInt8[Tensor, "rows groups bytes"]:
-    """The inverse of `from_blocks`."""
+    """GGUF's blocks, bit for bit: the inverse of `mapped.packed`."""
     numbers = w.numbers.view(torch.int32)[..., 0].permute(0, 3, 1, 2).contiguous().view(torch.uint8).flatten(0, 1)
     if w.bits == 8:
         numbers = numbers ^ 128

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -252,7 +253,7 @@ STORY = (
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
 def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     import llucid
-    from llucid.generation import decode as engine
+    from llucid.generation import reading
 
     model = llucid.load(data / "stories260K.bin", tokenizer=data / "tok512.bin")
     steps: list[llama_c.Step] = []
@@ -261,7 +262,7 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
         steps.append(built(weights, config, flags))
         return steps[-1]
 
-    monkeypatch.setattr(engine, "decode_step", counted)
+    monkeypatch.setattr(reading, "decode_step", counted)
     assert "".join(llucid.generate(model, max_tokens=200, temperature=0.0)) == STORY
     assert len(steps) == 1
 
@@ -353,23 +354,19 @@ def test_sizes_are_checked_before_the_call():
         step(one, torch.tensor([[0, 1]]), cache)
 
 
-def test_what_is_chosen_beside_c_is_chosen_by_one_thread():
-    """Else PyTorch's other threads still spin when the next step needs their processors."""
-    seen: list[int] = []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_is_chosen_beside_c_is_chosen_by_numpy(dtype: torch.dtype):
+    """Else PyTorch's other threads would still spin when the next step needs their processors."""
+    seen: list[np.ndarray] = []
 
-    def choose(logits: Tensor) -> Tensor:
-        seen.append(torch.get_num_threads())
+    def choose(logits: np.ndarray) -> np.ndarray:
+        seen.append(logits)
         return logits.argmax(-1)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        for weights in (drawn(WIDE), to(drawn(WIDE), torch.float64)):
-            for _ in decode(weights, WIDE, [[1, 2]], choose=choose, stops=lambda row, token: False, max_tokens=3):
-                assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(threads)
-    assert seen == [1] * 3 + [3] * 3
+    for _ in decode(to(drawn(WIDE), dtype), WIDE, [[1]], choose=choose, stops=lambda row, token: False, max_tokens=3):
+        pass
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    assert [(type(logits), logits.dtype) for logits in seen] == [(np.ndarray, wide)] * 3
 
 
 def test_scores_that_are_not_numbers_stay_so():

@@ -4,6 +4,7 @@ import importlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.mapped import KINDS
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import folder_config
-from llucid.weights import tree_map
+from llucid.weights import leaves, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +89,11 @@ def choose_device(name: str | None = None) -> "torch.device":
         ) from error
 
 
+def only_cpu() -> bool:
+    """Whether this machine has no GPU for sure, as can be told without PyTorch."""
+    return sys.platform == "linux" and not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
+
+
 def load(
     path: str | Path,
     *,
@@ -94,17 +101,24 @@ def load(
     device: "torch.device | str | None" = None,
     tokenizer: str | Path | None = None,
     quantize: Quantization | None = None,
+    mapped: bool = False,
 ) -> Model:
     """The model at `path`: a run of ours, or any Llama in a format of FORMATS, or a Hugging Face repository's name.
 
     The weights keep the file's own dtype (if it has several, that of the embedding) unless `dtype` names another;
     what is mapped from the file stays mapped. `device` is chosen when None; `tokenizer` is the path of another
     tokenizer than the model's own. `quantize` has matrices in 8 or 4 bits ("int8", "int4"), but those that GGUF has in
-    Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. Raises LlucidError for what is not there, not whole, or
-    not a Llama.
+    Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. `mapped` leaves weights as their file has them, each
+    `Mapped` or `Packed` (llucid/mapped.py), if nothing else is asked for and llama.c can read them so: this is for
+    `llucid.generation` alone, which then imports PyTorch only if that pays.
+    Raises LlucidError for what is not there, not whole, or not a Llama.
     """
     if quantize not in (None, *get_args(Quantization)):
         raise LlucidError(f"--quantize {quantize}: expected int8 or int4")
+    if mapped and dtype is None and quantize in (None, "file") and (device == "cpu" or (device is None and only_cpu())):
+        model = _opened(find(path), tokenizer, quantize is not None)
+        if all(leaf.held and leaf.kind in KINDS for leaf in leaves(model.weights)):
+            return model._replace(weights=tree_map(lambda leaf: leaf.held(), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     kept = quantize is not None and (quantize != "file" or device.type == "cpu")

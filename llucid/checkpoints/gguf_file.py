@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from llucid.checkpoints.gguf_blocks import AT_ONCE, KEPT, KINDS, OTHERS, WRITTEN, Kind, dequantised
 from llucid.checkpoints.model import dtype_of
 from llucid.checkpoints.pickles import bytes_of
-from llucid.checkpoints.tensors import Entry, Leaf
+from llucid.checkpoints.tensors import Entry, Leaf, mapped
 from llucid.errors import LlucidError
+from llucid.mapped import packed
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 NUMBERS = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -252,22 +253,15 @@ def read_place(cursor: Cursor, name: str) -> Place:
 def entry_of(head: Head, name: str, keep: bool = False) -> Entry:
     """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
     shape, kind, at, size = head.places[name]
+    if kind.block == 1:
+        width = f"<i{kind.size}"
+        return mapped(shape, kind.name, lambda: head.numbers[at : at + size].view(width).reshape(shape))
 
-    def read() -> "Tensor":
-        import torch
-
-        raw = head.numbers[at : at + size]
-        if keep and kind.name in KEPT and len(shape) == 2:
-            from llucid.quantize import from_blocks
-
-            return from_blocks(torch.from_numpy(raw.reshape(shape[0], -1, kind.size)))
-        if kind.block > 1:
-            return dequantised(raw, kind, shape)
-        if kind.name == "bfloat16":  # which NumPy does not have
-            return torch.from_numpy(raw.view("<i2").reshape(shape)).view(torch.bfloat16)
-        return torch.from_numpy(raw.view("<f4" if kind.name == "float32" else "<f2").reshape(shape))
-
-    return Entry(shape, kind.name if kind.block == 1 else "float32", read)
+    raw = head.numbers[at : at + size]
+    if keep and kind.name in KEPT and len(shape) == 2:
+        held = lambda: packed(raw.reshape(shape[0], -1, kind.size))  # noqa: E731
+        return Entry(shape, "float32", lambda: held().tensor(), held)
+    return Entry(shape, "float32", lambda: dequantised(raw, kind, shape))
 
 
 # --------------------------------------------------------------------------------------------- writing

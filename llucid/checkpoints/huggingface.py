@@ -4,19 +4,20 @@ The weights may also be in several files with an index, or in PyTorch's own file
 """
 
 import json
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
+from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, mapped, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.files import replace_text, replacing
+from llucid.mapped import Mapped
 from llucid.memory import blank, release
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
@@ -221,16 +222,19 @@ def read_entries(path: Path) -> dict[str, Entry]:
 def safetensors_entries(file: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file."""
     names = {short: name for name, short in SAFETENSORS.items()}
-    mapped = cache(lambda: safe_open(file, framework="pt").__enter__())  # closed with the last entry
     try:
-        with safe_open(file, framework="np") as header:
+        with safe_open(file, framework="np"), open(file, "rb") as opened:  # the library checks what the header says
+            start = 8 + int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(start - 8))
+        numbers = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch wants it; the file does not change
 
-            def entry(name: str) -> Entry:
-                part = header.get_slice(name)
-                kind = str(part.get_dtype())
-                return Entry(tuple(part.get_shape()), names.get(kind, kind), lambda: mapped().get_tensor(name))
+        def entry(told: dict[str, Any]) -> Entry:
+            shape, kind, (begin, end) = tuple(told["shape"]), names.get(told["dtype"]), told["data_offsets"]
+            width = f"<i{int(kind[-2:]) // 8}" if kind else "u1"
+            bits = lambda: numbers[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
+            return mapped(shape, kind or told["dtype"], bits)
 
-            return {name.removeprefix("_orig_mod."): entry(name) for name in header.keys()}  # noqa: SIM118
+        return {name.removeprefix("_orig_mod."): entry(told) for name, told in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
 
@@ -250,19 +254,20 @@ def open_weights(path: Path, config: Config) -> Weights:
 
     Strict: a tensor that is missing, of another shape, or not one of a Llama's is an error that names it.
     """
-    import torch
-
     entries = read_entries(path)
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
-    if config.tied_embeddings and head and embedding and not torch.equal(head.read(), embedding.read()):
+    if config.tied_embeddings and head and embedding and not alike(head, embedding):
         raise LlucidError(
             f"{path}: {NAMES['output']} differs from {NAMES['embedding']}, though config.json says tie_word_embeddings"
         )
 
-    def in_pairs(path: str, tensor: "Tensor") -> "Tensor":
+    def in_pairs(path: str, tensor: Any) -> Any:
         heads = heads_of(path, config)
         if not heads:
             return tensor
+        if isinstance(tensor, Mapped):
+            pairs = tensor.bits.reshape(heads, 2, -1, config.dim).swapaxes(1, 2)
+            return Mapped(tensor.dtype, pairs.reshape(tensor.shape))
         paired = pairs_from_halves(tensor, heads)
         release(tensor)  # so that no page of memory holds the old order, too
         return paired

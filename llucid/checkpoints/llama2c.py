@@ -24,7 +24,7 @@ from llucid.checkpoints.pickles import (
     is_archive,
     read_pickle,
 )
-from llucid.checkpoints.tensors import Entry, gather
+from llucid.checkpoints.tensors import Entry, gather, mapped
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError
@@ -166,10 +166,8 @@ def read_entries(path: Path) -> dict[str, Entry]:
     def entry(shape: tuple[int, ...], offset: int) -> Entry:
         count = math.prod(shape)
 
-        def plain() -> "Tensor":
-            import torch
-
-            return torch.from_numpy(numbers[offset : offset + 4 * count].view("<f4").reshape(shape))
+        if head.version < 2 or len(shape) != 2:
+            return mapped(shape, "float32", lambda: numbers[offset : offset + 4 * count].view("<i4").reshape(shape))
 
         def grouped() -> "Tensor":
             import torch
@@ -179,7 +177,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
             scale = torch.frombuffer(bytearray(scales), dtype=torch.float32)
             return small.float().mul_(scale[:, None]).reshape(shape)
 
-        return Entry(shape, "float32", grouped if head.version == 2 and len(shape) == 2 else plain)
+        return Entry(shape, "float32", grouped)
 
     return {meta.name_of(at): entry(shape, offset) for at, shape, offset in layout(head)}
 

@@ -5,11 +5,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
-from llucid.checkpoints.tensors import Entry, Leaf, gather, renamed
+from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError
@@ -157,14 +155,7 @@ def rows(entries: dict[str, Entry], name: str, path: Path) -> int:
 def twinned(entries: dict[str, Entry]) -> bool:
     """Whether the output matrix is the embedding once more, bit for bit. Reads them only as far as they are alike."""
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
-    if not embedding or not output or embedding[:2] != output[:2] or len(embedding.shape) != 2:
-        return False
-    assert embedding.bits, f"{embedding=}"
-    assert output.bits, f"{output=}"
-    a, b = embedding.bits(), output.bits()
-    if a.ctypes.data == b.ctypes.data and a.strides == b.strides:
-        return True
-    return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))
+    return bool(embedding and output and len(embedding.shape) == 2 and alike(embedding, output))
 
 
 def read_header(path: Path) -> Header:

@@ -14,14 +14,13 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.checkpoints.model import Progress, dtype_of
-from llucid.checkpoints.tensors import Entry, Leaf
+from llucid.checkpoints.model import Progress
+from llucid.checkpoints.tensors import Entry, Leaf, mapped
 from llucid.errors import LlucidError
 from llucid.files import replacing
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 STORAGES = {
     "torch.DoubleStorage": "float64",
@@ -123,12 +122,7 @@ class Archive:
             strides = [step * width for step in stride]
             return np.ndarray(shape, f"<i{width}", self.mapped, begin + offset * width, strides)
 
-        def read() -> "Tensor":
-            import torch
-
-            return torch.from_numpy(bits()).view(dtype_of(dtype)).contiguous()
-
-        return Entry(tuple(shape), dtype, read, bits)
+        return mapped(tuple(shape), dtype, bits)
 
 
 def read_pickle(file: Path) -> Any:

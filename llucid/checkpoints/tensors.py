@@ -6,9 +6,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from llucid.checkpoints.model import dtype_of
+import numpy as np
+
+from llucid.checkpoints.model import dtype_of, name_of_dtype
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.mapped import Mapped, Packed
 from llucid.weights import Weights, assemble, shapes
 
 if TYPE_CHECKING:
@@ -25,8 +28,25 @@ class Entry(NamedTuple):
     """PyTorch's name of it, as in "bfloat16"."""
     read: "Callable[[], Tensor]"
     """The tensor, mapped where that can be. It may be written to: the file behind a map does not change."""
-    bits: "Callable[[], NDArray[Any]] | None" = None
-    """The same numbers as integers as wide, where that needs no PyTorch: to compare, not to compute."""
+    held: Callable[[], Mapped | Packed] | None = None
+    """The same without PyTorch; None for what must be worked out."""
+
+
+def mapped(shape: tuple[int, ...], dtype: str, bits: "Callable[[], NDArray[Any]]") -> Entry:
+    """A tensor that stands in the file as it is."""
+    return Entry(shape, dtype, lambda: Mapped(dtype, bits()).tensor().contiguous(), lambda: Mapped(dtype, bits()))
+
+
+def alike(one: Entry, other: Entry) -> bool:
+    """Whether two mapped matrices are the same, bit for bit. Reads them only as far as they are."""
+    if one[:2] != other[:2]:
+        return False
+    assert one.held, f"{one=}"
+    assert other.held, f"{other=}"
+    a, b = (np.asarray(held().bits) for held in (one.held, other.held))
+    if a.ctypes.data == b.ctypes.data and a.strides == b.strides:
+        return True
+    return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))
 
 
 Entries = Mapping[str, Entry]
@@ -40,9 +60,16 @@ class Unread:
     """A leaf of Weights that is still in its file. It has what the rooms ask of a tensor that they write."""
 
     shape: tuple[int, ...]
-    dtype: "torch.dtype"
+    kind: str
+    """PyTorch's name of its dtype."""
     read: "Callable[[], Tensor]"
     """The tensor, each time anew."""
+    held: Callable[[], Mapped | Packed] | None = None
+    """As an Entry's."""
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        return dtype_of(self.kind)
 
     def numel(self) -> int:
         return math.prod(self.shape)
@@ -54,7 +81,7 @@ class Unread:
         return self.read()
 
     def to(self, dtype: "torch.dtype") -> "Unread":
-        return Unread(self.shape, dtype, lambda: self.read().to(dtype))
+        return Unread(self.shape, name_of_dtype(dtype), lambda: self.read().to(dtype))
 
 
 Leaf: TypeAlias = "Tensor | Unread"
@@ -72,14 +99,14 @@ def gather(
     entries: Entries,
     name_of: Callable[[str], str],
     place: str,
-    adjust: "Callable[[str, Tensor], Tensor]" = lambda path, tensor: tensor,
+    adjust: Callable[[str, Any], Any] = lambda path, array: array,
     ignored: Collection[str] = (),
 ) -> Weights:
     """The weights of `config` from `entries`, Unread, by the names that `name_of` gives our paths.
 
-    `adjust(path, tensor)` has the last word on each when it is read. Strict both ways: raises LlucidError, with `place`
-    and the tensor's name, for one that is missing, misshaped, not of numbers, or of no Llama; `ignored` names are let
-    pass.
+    `adjust(path, array)` has the last word on each when it is read, as a tensor or as what is Mapped. Strict both ways:
+    raises LlucidError, with `place` and the tensor's name, for one that is missing, misshaped, not of numbers, or of no
+    Llama; `ignored` names are let pass.
     """
     if config.layers > len(entries):  # before a list is made that a hostile number could make endless
         raise LlucidError(f"{place}: {config.layers} layers are promised, but there are only {len(entries)} tensors")
@@ -99,7 +126,7 @@ def gather(
             raise LlucidError(f"{place}: {name} {list(entries[name].shape)} is no tensor of the Llama described here")
 
     def leaf(path: str, shape: tuple[int, ...]) -> Unread:
-        entry = entries[name_of(path)]
-        return Unread(shape, dtype_of(entry.dtype), lambda: adjust(path, entry.read()))
+        _, kind, read, held = entries[name_of(path)]
+        return Unread(shape, kind, lambda: adjust(path, read()), held and (lambda: adjust(path, held())))
 
     return assemble(config, leaf)

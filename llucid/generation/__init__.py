@@ -2,6 +2,7 @@
 
 sampling.py     logits → logits → one token
 decode.py       the engine: ids → ids, with the cache, for rows of unequal length
+reading.py      ids → logits, for the engine: by C alone where that is soonest; reading_torch.py: by PyTorch
 stopping.py     stop strings, of which nothing leaks
 stream.py       the engine's ids as pieces of text
 speculation.py  several tokens for one pass, where the text repeats itself
@@ -10,9 +11,10 @@ screen.py       text as a terminal shows it: lines end between words
 """
 
 from llucid.generation.completions import Completion, generate, generate_batch
-from llucid.generation.decode import Context, PastContext, Reason, Statistics
+from llucid.generation.decode import PastContext, Reason, Statistics
 from llucid.generation.predictions import Prediction, predict
 from llucid.generation.prompts import prompt_ids
+from llucid.generation.reading import Context
 from llucid.generation.sampling import Sampling, generator
 from llucid.generation.stopping import StopMatcher
 from llucid.generation.stream import Piece, stream

@@ -4,49 +4,30 @@
     logits, context = read(context, new ids)             the prompt, and later each new id: the same function
     new ids = choose(logits)
 
-Where it can, the engine goes on in C (llama_c.py): prompts by PyTorch, which is quick at many tokens at once, then
-step by step the same equations in C, which is quick at few, on the same weights and the same cache.
 Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
 where no token sees it. So a row's tokens do not depend on the other rows.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.llama import NOWHERE, Cache, empty_cache, hidden, unembed
-from llucid.llama_c import Step as NativeStep
-from llucid.llama_c import decode_step
-from llucid.quantize import Quantized, dequantize
-from llucid.weights import Weights, leaves
+from llucid.generation.reading import Context, Reader, empty_context, read, ready
+from llucid.generation.sampling import library_of, wide
+from llucid.llama_c import Slots
+from llucid.mapped import Mapped
+from llucid.weights import Weights
 
 Reason = Literal["stop", "length", "context"]
 """Why a row ended: at a stop token or string, after max_tokens, or because the model's context was full."""
 PastContext = Literal["slide", "stop"]
 """What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
-CHUNK = 512
-"""Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
-FEW = 16
-"""Tokens that C reads in less time than PyTorch: of one row or of several."""
-
-
-class Context(NamedTuple):
-    """What has been read: the ids of each row, and the cache of their keys and values.
-
-    A value, as the cache is: reading returns a longer one, and shares slots with the one it grew from.
-    """
-
-    rows: tuple[tuple[int, ...], ...]
-    cache: Cache
 
 
 class Step(NamedTuple):
@@ -95,99 +76,6 @@ class Statistics:
         return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}{guessed}"
 
 
-def with_room(cache: Cache, slots: int) -> Cache:
-    """The same cache with at least `slots` slots: itself if it has them, else a copy twice as long or longer."""
-    capacity = cache.positions.shape[1]
-    if slots <= capacity:
-        return cache
-    more = max(slots, 2 * capacity) - capacity
-    keys, values = (tuple(F.pad(layer, (0, 0, 0, more)) for layer in side) for side in (cache.keys, cache.values))
-    return Cache(keys, values, F.pad(cache.positions, (0, more), value=NOWHERE), cache.length)
-
-
-@torch.inference_mode()
-def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
-    """Nothing read yet, and room for `slots` tokens a row; more is found when needed.
-
-    Beside quantised weights, full keys and values would take a good part of the time; float16 is closer than they are.
-    """
-    dtype = torch.float16 if any(isinstance(leaf, Quantized) for leaf in leaves(weights)) else None
-    return Context(((),) * rows, empty_cache(config, rows, slots, weights, dtype))
-
-
-def side_by_side(context: Context, new: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch seq"], ...]:
-    """The new ids of each row and their positions, padded on the right."""
-    longest, device = max(len(row) for row in new), context.cache.positions.device
-    padded = [[*row, *[0] * (longest - len(row))] for row in new]
-    places = [
-        [*range(len(old), len(old) + len(row)), *[NOWHERE] * (longest - len(row))]
-        for old, row in zip(context.rows, new, strict=True)
-    ]
-    return torch.tensor(padded, device=device), torch.tensor(places, device=device)
-
-
-@torch.inference_mode()
-def absorb(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
-) -> tuple[Float[Tensor, "batch dim"], Context]:
-    """(the stream at each row's last new id, the context with the new ids), `chunk` ids at a time."""
-    tokens, positions = side_by_side(context, new)
-    cache = with_room(context.cache, context.cache.length + tokens.shape[1])
-    ends = torch.tensor([len(row) - 1 for row in new], device=tokens.device)
-    last = weights.norm.new_zeros(len(new), config.dim)
-    for start in range(0, tokens.shape[1], chunk):
-        part = slice(start, start + chunk)
-        x, grown = hidden(tokens[:, part], weights, config, cache, positions[:, part])
-        assert grown is not None
-        cache = grown
-        here = (ends - start).clamp(0, x.shape[1] - 1)
-        ends_here = (start <= ends) & (ends < start + chunk)
-        last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=tokens.device), here], last)
-    return last, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
-
-
-@torch.inference_mode()
-def read(
-    weights: Weights,
-    config: Config,
-    context: Context,
-    new: Sequence[Sequence[int]],
-    step: NativeStep | None = None,
-    chunk: int = CHUNK,
-) -> tuple[Float[Tensor, "batch vocab"], Context]:
-    """(the scores of what follows each row's last new id, the context with the new ids).
-
-    Rows may have different numbers of new ids; the scores of a row that has none mean nothing. The last position alone
-    is unembedded. A `step` reads each row's last id, or all of them if they are few.
-    """
-    if step is None:
-        last, context = absorb(weights, config, context, new, chunk)
-        return unembed(last, weights), context
-    if max(len(row) for row in new) * len(new) > FEW:
-        _, context = absorb(weights, config, context, [row[:-1] for row in new], chunk)
-        new = [row[-1:] for row in new]
-    tokens, positions = side_by_side(context, new)
-    logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]))
-    rows = tuple((*old, *row) for old, row in zip(context.rows, new, strict=True))
-    ends = torch.tensor([len(row) - 1 for row in new])
-    return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(new)), ends], Context(rows, cache)
-
-
-@contextmanager
-def one_thread() -> Generator[None]:
-    """PyTorch's operations by this thread alone: the others would go on spinning for a while, where C needs them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-Reader = Callable[[Weights, Config, Context, Sequence[Sequence[int]], NativeStep | None], tuple[Tensor, Context]]
-"""What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
-
-
 def window(row: Sequence[int], context: int, keep: int) -> tuple[int, ...]:
     """What stays of a row that has outgrown the context: its first `keep` ids (a BOS) and its newest, half in all."""
     size = max(1, context // 2)
@@ -211,7 +99,7 @@ def decode(
     config: Config,
     prompts: Sequence[Sequence[int]],
     *,
-    choose: Callable[[Float[Tensor, "batch vocab"]], Int[Tensor, " batch"]],
+    choose: Callable[[Float[Any, "batch vocab"]], Int[Any, " batch"]],
     stops: Callable[[int, int], bool],
     max_tokens: int,
     past_context: PastContext = "slide",
@@ -222,10 +110,11 @@ def decode(
 ) -> Iterator[Step]:
     """Continues every prompt, one token per row and step, until all rows have ended.
 
-    `choose` picks the next ids from the logits. `stops(row, token)` is told each new id and says whether its row ends
-    with it. When a row has more than `config.context` tokens and is to `slide`, it is read again from position 0 with
-    half of them: the first `keep` and the newest. `context` is what has been read before: what the prompts begin with
-    in it is not read again (and it is no longer to be used, since its slots are written over). `reader` reads.
+    `choose` picks the next ids from the logits: NumPy's array where they are on the CPU, else a tensor. `stops(row,
+    token)` is told each new id and says whether its row ends with it. When a row has more than `config.context` tokens
+    and is to `slide`, it is read again from position 0 with half of them: the first `keep` and the newest. `context` is
+    what has been read before: what the prompts begin with in it is not read again (and it is no longer to be used,
+    since its slots are written over). `reader` reads.
 
     Raises LlucidError at the call for an empty prompt, for one longer than the context, or for `max_tokens` below 1;
     and while it runs, if the scores are not finite.
@@ -239,30 +128,30 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
-    step = decode_step(weights, config) if len(prompts) <= FEW else None
-    weights = weights if step else dequantize(weights)  # once, and not for every token
+    longest = max(len(prompt) for prompt in prompts)
+    slides = past_context == "slide" and longest + max_tokens > config.context
+    weights, step = ready(weights, config, len(prompts), len(prompts) * max(longest, slides * config.context // 2))
     read_new = lambda context, new: reader(weights, config, context, new, step)  # noqa: E731
     limits = (max_tokens, past_context, keep, context)
-    return _steps(weights, config, prompts, choose, stops, *limits, statistics, read_new, step is not None)
+    return _steps(weights, config, prompts, choose, stops, *limits, statistics, read_new)
 
 
 def _steps(
     weights: Weights,
     config: Config,
     prompts: Sequence[Sequence[int]],
-    choose: Callable[[Tensor], Tensor],
+    choose: Callable[[Any], Any],
     stops: Callable[[int, int], bool],
     max_tokens: int,
     past_context: PastContext,
     keep: int,
     context: Context | None,
     statistics: Statistics,
-    read: Callable[[Context, Sequence[Sequence[int]]], tuple[Tensor, Context]],
-    in_c: bool,
+    read: Callable[[Context, Sequence[Sequence[int]]], tuple[Any, Context]],
 ) -> Iterator[Step]:
     slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
     if context is not None:
-        context = _already_read(context, prompts)
+        context = _already_read(context, prompts, isinstance(weights.norm, Mapped))
     if context is None:
         context = empty_context(weights, config, len(prompts), slots)
     unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
@@ -274,12 +163,12 @@ def _steps(
     for number in range(1, max_tokens + 1):
         began = perf_counter()
         logits, context = read(context, unread)
-        with one_thread() if in_c else nullcontext():
-            if not bool(logits.isfinite().all()):
-                raise LlucidError(
-                    "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
-                )
-            chosen: list[int] = choose(logits).tolist()
+        logits = on_host(logits)
+        if not bool(library_of(logits).isfinite(logits).all()):
+            raise LlucidError(
+                "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
+            )
+        chosen: list[int] = choose(logits).tolist()
         spent = perf_counter() - began
         if number == 1:
             statistics.prompt_seconds += spent
@@ -313,12 +202,18 @@ def _steps(
             context = empty_context(weights, config, len(prompts), slots)
 
 
-def _already_read(context: Context, prompts: Sequence[Sequence[int]]) -> Context | None:
+def on_host(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
+    """A CPU's tensor as NumPy's array, on the same memory if it was wide: what is chosen from it starts no threads,
+    which would go on spinning for a while, where C needs them."""
+    return logits if isinstance(logits, np.ndarray) or logits.device.type != "cpu" else wide(logits).numpy()
+
+
+def _already_read(context: Context, prompts: Sequence[Sequence[int]], in_slots: bool) -> Context | None:
     """The context as far as the prompts begin with it, with at least one id of each left to read; None if it is no use.
 
     One row alone can go back to where it still agrees; rows of a batch share their slots, so that they cannot.
     """
-    if len(prompts) != len(context.rows):
+    if len(prompts) != len(context.rows) or isinstance(context.cache, Slots) != in_slots:
         return None
     if len(prompts) == 1:
         row, prompt = context.rows[0], tuple(prompts[0])

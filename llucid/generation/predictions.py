@@ -3,15 +3,17 @@
 import json
 from typing import NamedTuple
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from llucid.checkpoints import Model
 from llucid.errors import LlucidError
-from llucid.generation.decode import check_prompt, empty_context, read
+from llucid.generation.decode import check_prompt, on_host
 from llucid.generation.prompts import prompt_ids
-from llucid.llama import wide
+from llucid.generation.reading import empty_context, read, ready
+from llucid.generation.sampling import softmax
 from llucid.tokenizers import StreamingDecoder, Tokenizer
 
 
@@ -34,10 +36,13 @@ def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
         raise LlucidError(f"--top-k {top_k}: must be at least 1")
     ids = prompt_ids(model.tokenizer, text)
     check_prompt(ids, model.config)
-    logits, _ = read(model.weights, model.config, empty_context(model.weights, model.config, 1, len(ids)), [ids])
-    probabilities, order = wide(logits[0]).softmax(-1).sort(descending=True, stable=True)
-    best: list[tuple[int, float]] = list(zip(order[:top_k].tolist(), probabilities[:top_k].tolist(), strict=True))
-    return [Prediction(token_text(model.tokenizer, ids, token), token, probability) for token, probability in best]
+    config = model.config
+    weights, step = ready(model.weights, config, 1, len(ids))
+    logits, _ = read(weights, config, empty_context(weights, config, 1, len(ids)), [ids], step)
+    probabilities = np.asarray(softmax(on_host(logits))[0].tolist())
+    best: list[int] = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
+    texts = {token: token_text(model.tokenizer, ids, token) for token in best}
+    return [Prediction(text, token, float(probabilities[token])) for token, text in texts.items()]
 
 
 def token_text(tokenizer: Tokenizer, before: list[int], token: int) -> str:

@@ -1,90 +1,120 @@
 """From logits to a token: filters that are pure functions of logits, then one draw with a generator of its own.
 
 A filter takes a token out of the running by giving it −∞; it returns new logits and leaves the caller's alone.
+Logits are NumPy's arrays on a CPU, where each of PyTorch's operations would cost more than the work that it does, and
+PyTorch's tensors elsewhere: what is used here is called alike in both, and what is not is in `largest`.
 """
 
+import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from numpy.random import Generator
 
 from llucid.errors import LlucidError
-from llucid.llama import wide
 
 
-def temperature(logits: Float[Tensor, "batch vocab"], t: float) -> Float[Tensor, "batch vocab"]:
+def library_of(array: Any) -> Any:
+    """NumPy or PyTorch: the one that `array` is of."""
+    return np if isinstance(array, np.ndarray) else importlib.import_module("torch")
+
+
+def wide(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
+    """The logits in float32 at least: `llucid.llama.wide`, and NumPy's as they are, since they are never narrower."""
+    return logits if isinstance(logits, np.ndarray) else importlib.import_module("llucid.llama").wide(logits)
+
+
+def softmax(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
+    """eˣ / Σ eˣ."""
+    library = library_of(logits)
+    powers = library.exp(logits - library.amax(logits, axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def largest(x: Float[Any, "batch vocab"], count: int) -> Float[Any, "batch count"]:
+    """The `count` largest numbers of each row, in descending order."""
+    if isinstance(x, np.ndarray):
+        return -np.sort(np.partition(-x, count - 1)[:, :count])
+    return x.topk(count).values
+
+
+def temperature(logits: Float[Any, "batch vocab"], t: float) -> Float[Any, "batch vocab"]:
     """logits / t: below 1 the likely become likelier, above 1 all become more alike. Ackley et al. 1985, eq. 5."""
     return logits / t
 
 
-def top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "batch vocab"]:
+def top_k(logits: Float[Any, "batch vocab"], k: int) -> Float[Any, "batch vocab"]:
     """The k largest logits, and any that equal the k-th, so that ties are never broken by the order of ids.
 
     Fan et al. 2018, §5.4.
     """
-    kth = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
-    return logits.masked_fill(logits < kth, -math.inf)
+    kth = largest(logits, min(k, logits.shape[-1]))[:, -1:]
+    return library_of(logits).where(logits < kth, -math.inf, logits)
 
 
 MOSTLY = 256
 """So many of the likeliest tokens nearly always have most of the probability: to sort all would take far longer."""
 
 
-def top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+def top_p(logits: Float[Any, "batch vocab"], p: float) -> Float[Any, "batch vocab"]:
     """The likeliest tokens up to and with the one that crosses p: dropped is what has more than p before it.
 
     Holtzman et al. 2020 (nucleus sampling), §3.1. Of equally likely tokens, that of the lower id comes first.
     """
-    probabilities = wide(logits).softmax(-1)
-    for count in (MOSTLY, logits.shape[-1]):
-        largest, ids = logits.topk(min(count, logits.shape[-1]))
-        before = F.pad(probabilities.gather(-1, ids).cumsum(-1)[:, :-1], (1, 0))
+    library, vocabulary = library_of(logits), logits.shape[-1]
+    most = library.amax(logits, axis=-1, keepdims=True)
+    total = library.exp(logits - most).sum(axis=-1, keepdims=True)
+    for count in (MOSTLY, vocabulary):
+        likeliest = largest(logits, min(count, vocabulary))
+        probabilities = library.exp(likeliest - most) / total
+        before = probabilities.cumsum(axis=-1)
+        before = library.concatenate((0 * before[:, :1], before[:, :-1]), axis=-1)
         if bool((before[:, -1] > p).all()):
             break  # of these some are dropped, and so is all that is less likely
     kept = before <= p
-    least = largest.gather(-1, kept.sum(-1, keepdim=True) - 1)
-    ties, room = logits == least, (kept & (largest == least)).sum(-1, keepdim=True)
-    return logits.masked_fill((logits < least) | (ties & (ties.cumsum(-1) > room)), -math.inf)
+    least = library.amin(library.where(kept, likeliest, math.inf), axis=-1, keepdims=True)
+    ties, room = logits == least, (kept & (likeliest == least)).sum(axis=-1, keepdims=True)
+    return library.where((logits < least) | (ties & (ties.cumsum(axis=-1) > room)), -math.inf, logits)
 
 
-def min_p(logits: Float[Tensor, "batch vocab"], share: float) -> Float[Tensor, "batch vocab"]:
+def min_p(logits: Float[Any, "batch vocab"], share: float) -> Float[Any, "batch vocab"]:
     """The tokens that are at least `share` as likely as the likeliest: logit ≥ max + ln share.
 
     Nguyen et al. 2024, §3.
     """
     if share == 0:
         return logits
-    return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(share), -math.inf)
+    library = library_of(logits)
+    least = library.amax(logits, axis=-1, keepdims=True) + math.log(share)
+    return library.where(logits < least, -math.inf, logits)
 
 
-def draw(logits: Float[Tensor, "batch vocab"], generators: Sequence[torch.Generator]) -> Int[Tensor, " batch"]:
+def draw(logits: Float[Any, "batch vocab"], generators: Sequence[Generator]) -> Int[Any, " batch"]:
     """One token per row from softmax(logits): the first whose cumulative probability exceeds a uniform number.
 
-    Row i takes its one number from `generators[i]` (on the CPU, wherever the logits are), so its token does not
-    depend on the other rows. Sums are in float64: in float32, tokens rarer than 2⁻²⁴ would never have their turn.
+    Row i takes its one number from `generators[i]`, wherever the logits are, so its token does not depend on the other
+    rows. Sums are in float64: in float32, tokens rarer than 2⁻²⁴ would never have their turn.
     """
-    probabilities = wide(logits).softmax(-1)
-    if probabilities.device.type == "mps":  # has no float64
+    library, probabilities = library_of(logits), softmax(wide(logits))
+    if library is not np and probabilities.device.type == "mps":  # has no float64
         probabilities = probabilities.cpu()
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    total = cumulative[:, -1:]
-    uniform = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    cumulative = probabilities.cumsum(axis=-1, dtype=library.float64)
+    uniform = library.asarray([[generator.random()] for generator in generators], dtype=library.float64)
+    uniform = uniform if library is np else uniform.to(cumulative.device)
     # uniform ≤ 1 − 2⁻⁵³, so uniform · total < total even when rounded: there is always such a token.
-    return torch.searchsorted(cumulative, uniform.to(total.device) * total, right=True)[:, 0]
+    return (cumulative <= uniform * cumulative[:, -1:]).sum(axis=-1)
 
 
-def generator(seed: int, stream: int = 0) -> torch.Generator:
+def generator(seed: int, stream: int = 0) -> Generator:
     """The random numbers of one text: the same for the same seed and stream, unrelated for any other.
 
-    O'Neill's seed sequence mixes the two; seed + stream would give seed 0 and seed 1 most of their streams in common.
+    NumPy's seed sequence mixes the two; seed + stream would give seed 0 and seed 1 most of their streams in common.
     """
-    mixed = np.random.SeedSequence((seed, stream)).generate_state(1)
-    return torch.Generator().manual_seed(int(mixed[0]))
+    return np.random.default_rng((seed, stream))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +141,14 @@ class Sampling:
         if share is not None and not 0 <= share <= 1:
             raise LlucidError(f"--min-p {share}: must be at least 0 and at most 1; 0 is for all tokens")
 
-    def __call__(self, logits: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+    def __call__(self, logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
         """The logits whose softmax is drawn from: temperature, then top-k, top-p and min-p, in the wide dtype."""
         logits = wide(logits)
         if self.temperature == 0:
-            best = logits.argmax(-1, keepdim=True)
-            return torch.full_like(logits, -math.inf).scatter(-1, best, 0.0)
+            library = library_of(logits)
+            best = logits == library.amax(logits, axis=-1, keepdims=True)
+            first = best & (best.cumsum(axis=-1) == 1)
+            return library.where(first, library.zeros_like(logits), -math.inf)
         logits = temperature(logits, self.temperature)
         if self.top_k is not None:
             logits = top_k(logits, self.top_k)
@@ -126,8 +158,6 @@ class Sampling:
             logits = min_p(logits, self.min_p)
         return logits
 
-    def choose(
-        self, logits: Float[Tensor, "batch vocab"], generators: Sequence[torch.Generator]
-    ) -> Int[Tensor, " batch"]:
+    def choose(self, logits: Float[Any, "batch vocab"], generators: Sequence[Generator]) -> Int[Any, " batch"]:
         """The next token of each row: drawn with the row's generator, or at temperature 0 the first of the largest."""
         return logits.argmax(-1) if self.temperature == 0 else draw(self(logits), generators)

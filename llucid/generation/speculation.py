@@ -15,14 +15,13 @@ over, since the cache that goes on is no longer than what was chosen. Guessing b
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from llucid.config import Config
-from llucid.generation.decode import Context, Statistics, read
-from llucid.llama import llama
+from llucid.generation.decode import Statistics
+from llucid.generation.reading import Context, read, read_each
 from llucid.llama_c import Step
 from llucid.weights import Weights
 
@@ -51,7 +50,7 @@ def guess(ids: Sequence[int], most: int) -> tuple[int, ...]:
 
 
 class ReadAhead:
-    """`decode.read` for one row, that reads guesses along with the newest id and remembers what it found out.
+    """`reading.read` for one row, that reads guesses along with the newest id and remembers what it found out.
 
     How many are guessed follows from how that went: twice as many after a pass in which all were right, half as many
     after one in which some were wrong; and while fewer are right than a pass with guesses costs more, none for a while,
@@ -61,11 +60,10 @@ class ReadAhead:
     def __init__(self, statistics: Statistics) -> None:
         self.statistics = statistics
         self.context: Context | None = None
-        self.ahead: deque[tuple[int, Tensor]] = deque()
+        self.ahead: deque[tuple[int, Any]] = deque()
         self.guessed = 0
         self.most, self.right, self.pause, self.wait = 4, COST, 0, 0
 
-    @torch.inference_mode()
     def __call__(
         self,
         weights: Weights,
@@ -73,8 +71,8 @@ class ReadAhead:
         context: Context,
         new: Sequence[Sequence[int]],
         step: Step | None = None,
-    ) -> tuple[Float[Tensor, "batch vocab"], Context]:
-        """What `decode.read` returns; without a pass of the model, if the new id had been guessed."""
+    ) -> tuple[Float[Any, "batch vocab"], Context]:
+        """What `reading.read` returns; without a pass of the model, if the new id had been guessed."""
         row = (*context.rows[0], *new[0])
         if self.ahead and context is self.context and list(new[0]) == [self.ahead[0][0]]:
             logits = self.ahead.popleft()[1]
@@ -86,14 +84,9 @@ class ReadAhead:
         may = len(new[0]) == 1 and room > 0 and self.wait == 0
         self.wait = max(0, self.wait - 1)
         if may and (guesses := guess(row, min(self.most, room))):
-            tokens = torch.tensor([[*new[0], *guesses]], device=weights.norm.device)
-            positions = torch.arange(len(row) - 1, len(row) + len(guesses), device=tokens.device)[None]
-            if step:
-                (logits,), grown = step(tokens, positions, context.cache)
-            else:
-                (logits,), grown = llama(tokens, weights, config, context.cache, positions)
+            (logits,), read_on = read_each(weights, config, context, [[*new[0], *guesses]], step)
             self.ahead = deque(zip(guesses, logits[1:, None], strict=True))
-            self.context = Context((row,), grown._replace(length=len(row)))
+            self.context = Context((row,), read_on.cache._replace(length=len(row)))
             self.guessed = len(guesses)
             return logits[:1], self.context
         logits, self.context = read(weights, config, context, new, step)

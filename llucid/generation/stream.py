@@ -1,14 +1,15 @@
 """Ids become text as they come: whole characters, nothing of a stop string, for one row or for many at once."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from numpy.random import Generator
 
 from llucid.checkpoints import Model
 from llucid.errors import LlucidError
-from llucid.generation.decode import Context, PastContext, Reason, Statistics, Step, decode, read
+from llucid.generation.decode import PastContext, Reason, Statistics, Step, decode
+from llucid.generation.reading import Context, read
 from llucid.generation.sampling import Sampling
 from llucid.generation.speculation import ReadAhead
 from llucid.generation.stopping import StopMatcher
@@ -78,7 +79,7 @@ def stream(
     statistics = Statistics() if statistics is None else statistics
     writers = [Writer(model.tokenizer, prompt, stop) for prompt in prompts]
 
-    def choose(logits: Float[Tensor, "batch vocab"]) -> Int[Tensor, " batch"]:
+    def choose(logits: Float[Any, "batch vocab"]) -> Int[Any, " batch"]:
         return sampling.choose(logits[:, : model.tokenizer.vocab_size], generators)
 
     steps = decode(

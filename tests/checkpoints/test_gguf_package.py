@@ -14,7 +14,8 @@ from llucid.checkpoints import convert, describe, gguf_blocks, load, save
 from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.quantize import dense, from_blocks, quantize_matrix, to_blocks
+from llucid.mapped import packed
+from llucid.quantize import dense, quantize_matrix, to_blocks
 from llucid.weights import named_leaves
 from tests.checkpoints.gguf_files import HALVES, WIDE, by_their_writer, gguf, plain, random_blocks, their_name
 from tests.checkpoints.models import model_of, same
@@ -166,9 +167,11 @@ def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> N
     expected = gguf.quantize(numbers.numpy(), kind)
     blocks = torch.from_numpy(expected).view(300, 2, -1)
     assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
-    held = from_blocks(blocks)
-    assert torch.equal(to_blocks(held), blocks)
-    assert dense(held).tolist() == gguf.dequantize(expected, kind).tolist()
+    for rows in (300, 16, 5):
+        held = packed(blocks[:rows].numpy())
+        assert (held.shape, held.bits) == ((rows, 64), bits)
+        assert torch.equal(to_blocks(held.tensor()), blocks[:rows])
+        assert dense(held.tensor()).tolist() == gguf.dequantize(expected[:rows], kind).tolist()
 
 
 def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation import Context, Statistics
-from llucid.generation.decode import Step, decode, empty_context, read, window, with_room
+from llucid.generation.decode import Step, decode, window
+from llucid.generation.reading import empty_context, read, with_room
 from llucid.llama import NOWHERE, Cache, llama
 from llucid.weights import Weights, initialise, tree_map
 

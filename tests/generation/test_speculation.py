@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llucid.errors import LlucidError
 from llucid.generation import Sampling, Statistics, generate, generator, speculation, stream
-from llucid.generation.decode import decode, empty_context, read
+from llucid.generation.decode import decode
+from llucid.generation.reading import empty_context, read
 from llucid.generation.speculation import LONGEST, MOST, SHORTEST, ReadAhead, guess
 from tests.generation.test_decode import CONFIG, WEIGHTS, greedy, ids, last_logits, written
 from tests.generation.test_generate import MODEL
@@ -135,13 +136,13 @@ def test_it_ends_where_plain_decoding_ends(monkeypatch: pytest.MonkeyPatch, max_
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many ids each pass of the model reads, as they happen."""
     lengths: list[int] = []
-    real = speculation.llama
+    real = speculation.read_each
 
-    def counted(tokens: torch.Tensor, *rest: Any) -> Any:
-        lengths.append(tokens.shape[1])
-        return real(tokens, *rest)
+    def counted(weights: Any, config: Any, context: Any, new: Sequence[Sequence[int]], step: Any) -> Any:
+        lengths.append(len(new[0]))
+        return real(weights, config, context, new, step)
 
-    monkeypatch.setattr(speculation, "llama", counted)
+    monkeypatch.setattr(speculation, "read_each", counted)
     return lengths
 
 
@@ -184,7 +185,7 @@ def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature: float):
     guessed = 0
-    for seed in range(6):
+    for seed in range(12):
         told = [Statistics(), Statistics()]
         plain, quick = (
             list(

@@ -1,0 +1,136 @@
+"""Reading: new ids in, the scores of what follows out, and the context longer by them.
+
+Prompts are read by PyTorch, which is quick at many tokens at once (reading_torch.py), and then few tokens at a time by
+C (llama_c.py), which is quick at these, on the same weights and the same cache: the same equations. Weights that are
+still as their file has them, Mapped, are read by C alone as long as that takes less time than importing PyTorch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from llucid.config import NOWHERE, Config
+from llucid.llama_c import Slots, Step, decode_step, empty_slots
+from llucid.mapped import Mapped, Packed
+from llucid.weights import Weights, leaves
+
+CHUNK = 512
+"""Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
+FEW = 16
+"""Tokens that C reads in less time than PyTorch: of one row or of several."""
+ALONE = 2**35
+"""Products of a weight and a token's number that C makes about as soon as PyTorch is imported."""
+
+
+class Context(NamedTuple):
+    """What has been read: the ids of each row, and the cache of their keys and values.
+
+    A value, as the cache is: reading returns a longer one, and shares slots with the one it grew from.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    cache: Any
+    """A `llama.Cache`, or `llama_c.Slots` where C reads alone."""
+
+
+Reader = Callable[
+    [Weights, Config, Context, Sequence[Sequence[int]], Step | None], tuple[Float[Any, "batch vocab"], Context]
+]
+"""What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
+
+
+def ready(weights: Weights, config: Config, rows: int, tokens: int) -> tuple[Weights, Step | None]:
+    """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read."""
+    step = decode_step(weights, config) if rows <= FEW else None
+    if step is None or (isinstance(weights.norm, Mapped) and config.parameters * tokens > ALONE):
+        from llucid.generation.reading_torch import tensors
+
+        weights = tensors(weights, dense=step is None)  # once, and not for every token
+        step = decode_step(weights, config) if step else None
+    return weights, step
+
+
+def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
+    """Nothing read yet, and room for `slots` tokens a row; more is found when needed.
+
+    Beside quantised weights, full keys and values would take a good part of the time; float16 is closer than they are.
+    """
+    if isinstance(weights.norm, Mapped):
+        quantised = any(isinstance(leaf, Packed) for leaf in leaves(weights))
+        return Context(
+            ((),) * rows, empty_slots(config, rows, slots, "float16" if quantised else weights.embedding.dtype)
+        )
+    from llucid.generation import reading_torch
+
+    return reading_torch.empty_context(weights, config, rows, slots)
+
+
+def side_by_side(context: Context, new: Sequence[Sequence[int]]) -> tuple[Int[Any, "batch seq"], ...]:
+    """The new ids of each row and their positions, padded on the right."""
+    longest = max(len(row) for row in new)
+    padded = [[*row, *[0] * (longest - len(row))] for row in new]
+    places = [
+        [*range(len(old), len(old) + len(row)), *[NOWHERE] * (longest - len(row))]
+        for old, row in zip(context.rows, new, strict=True)
+    ]
+    if isinstance(context.cache, Slots):
+        return np.array(padded, np.int64), np.array(places, np.int64)
+    import torch
+
+    device = context.cache.positions.device
+    return torch.tensor(padded, device=device), torch.tensor(places, device=device)
+
+
+def read(
+    weights: Weights,
+    config: Config,
+    context: Context,
+    new: Sequence[Sequence[int]],
+    step: Step | None = None,
+    chunk: int = CHUNK,
+) -> tuple[Float[Any, "batch vocab"], Context]:
+    """(the scores of what follows each row's last new id, the context with the new ids).
+
+    Rows may have different numbers of new ids; the scores of a row that has none mean nothing. A `step` reads each
+    row's last id, or all of them if they are few.
+    """
+    if not isinstance(context.cache, Slots):
+        from llucid.generation import reading_torch
+
+        return reading_torch.read(weights, config, context, new, step, chunk)
+    assert step
+    ends, logits = [len(row) - 1 for row in new], np.empty((len(new), config.vocab_size), np.float32)
+    for start in range(0, max(ends) + 1, size := max(1, FEW // len(new))):
+        scores, context = read_each(weights, config, context, [row[start : start + size] for row in new], step)
+        for row, end in enumerate(ends):
+            if start <= end < start + size:
+                logits[row] = scores[row, end - start]
+    return logits, context
+
+
+def read_each(
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None
+) -> tuple[Float[Any, "batch seq vocab"], Context]:
+    """`read`, all at once, with the scores of what follows each of the new ids."""
+    if step is None:
+        from llucid.generation import reading_torch
+
+        return reading_torch.read_each(weights, config, context, new)
+    tokens, positions = side_by_side(context, new)
+    logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]))
+    return logits, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
+
+
+def with_room(cache: Any, slots: int) -> Any:
+    """The same cache with at least `slots` slots: itself if it has them, else a copy twice as long or longer."""
+    capacity = cache.positions.shape[1]
+    if slots <= capacity:
+        return cache
+    more = max(slots, 2 * capacity) - capacity
+    if isinstance(cache, Slots):
+        return cache.longer(more)
+    from llucid.generation.reading_torch import longer
+
+    return longer(cache, more)

@@ -1,0 +1,85 @@
+"""Reading by PyTorch: many tokens at a time, on any device; on a CPU, the last few of them by C."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from llucid.config import NOWHERE, Config
+from llucid.generation import reading
+from llucid.generation.reading import CHUNK, FEW, Context, side_by_side, with_room
+from llucid.llama import Cache, empty_cache, hidden, llama, unembed
+from llucid.llama_c import Step
+from llucid.mapped import Mapped, Packed
+from llucid.quantize import Quantized, dequantize
+from llucid.weights import Weights, leaves, tree_map
+
+
+def tensors(weights: Weights, dense: bool = False) -> Weights:
+    """Mapped weights as tensors, on the same memory; `dense`, quantised ones as what they stand for."""
+    weights = tree_map(lambda leaf: leaf.tensor() if isinstance(leaf, Mapped | Packed) else leaf, weights)
+    return dequantize(weights) if dense else weights
+
+
+@torch.inference_mode()
+def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
+    """`reading.empty_context`."""
+    dtype = torch.float16 if any(isinstance(leaf, Quantized) for leaf in leaves(weights)) else None
+    return Context(((),) * rows, empty_cache(config, rows, slots, weights, dtype))
+
+
+@torch.inference_mode()
+def longer(cache: Cache, more: int) -> Cache:
+    """A copy with so many slots more."""
+    keys, values = (tuple(F.pad(layer, (0, 0, 0, more)) for layer in side) for side in (cache.keys, cache.values))
+    return Cache(keys, values, F.pad(cache.positions, (0, more), value=NOWHERE), cache.length)
+
+
+@torch.inference_mode()
+def absorb(
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
+) -> tuple[Float[Tensor, "batch dim"], Context]:
+    """(the stream at each row's last new id, the context with the new ids), `chunk` ids at a time."""
+    tokens, positions = side_by_side(context, new)
+    cache = with_room(context.cache, context.cache.length + tokens.shape[1])
+    ends = torch.tensor([len(row) - 1 for row in new], device=tokens.device)
+    last = weights.norm.new_zeros(len(new), config.dim)
+    for start in range(0, tokens.shape[1], chunk):
+        part = slice(start, start + chunk)
+        x, grown = hidden(tokens[:, part], weights, config, cache, positions[:, part])
+        assert grown is not None
+        cache = grown
+        here = (ends - start).clamp(0, x.shape[1] - 1)
+        ends_here = (start <= ends) & (ends < start + chunk)
+        last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=tokens.device), here], last)
+    return last, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
+
+
+@torch.inference_mode()
+def read_each(
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]]
+) -> tuple[Float[Tensor, "batch seq vocab"], Context]:
+    """`reading.read_each`, without C."""
+    tokens, positions = side_by_side(context, new)
+    logits, cache = llama(
+        tokens, weights, config, with_room(context.cache, context.cache.length + tokens.shape[1]), positions
+    )
+    return logits, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
+
+
+@torch.inference_mode()
+def read(
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None, chunk: int
+) -> tuple[Float[Tensor, "batch vocab"], Context]:
+    """`reading.read`. The last position alone is unembedded."""
+    if step is None:
+        last, context = absorb(weights, config, context, new, chunk)
+        return unembed(last, weights), context
+    if max(len(row) for row in new) * len(new) > FEW:
+        _, context = absorb(weights, config, context, [row[:-1] for row in new], chunk)
+        new = [row[-1:] for row in new]
+    logits, context = reading.read_each(weights, config, context, new, step)
+    ends = torch.tensor([len(row) - 1 for row in new])
+    return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(new)), ends], context

@@ -1,0 +1,93 @@
+"""Arrays as their files have them, in memory without PyTorch: what llama.c can read at once."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float16, UInt8
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from llucid.quantize import Quantized
+
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
+"""llama.c's numbers for what is stored plainly; of quantised matrices they are 3 for int8 and 4 for int4."""
+GROUP = 32
+"""Numbers of a quantised matrix that share a scale."""
+TILE = 16
+"""Rows of one that lie side by side."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Numbers as they are in a file that is mapped."""
+
+    dtype: str
+    """PyTorch's name of it, as in "bfloat16"."""
+    bits: NDArray[Any]
+    """The numbers, as whole numbers that are as wide."""
+    device = "cpu"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.bits.shape
+
+    def tensor(self) -> "Tensor":
+        """The same memory as a tensor. It may be written to: the file does not change."""
+        import torch
+
+        return torch.from_numpy(self.bits).view(getattr(torch, self.dtype))
+
+    def floats(self) -> NDArray[np.float32]:
+        """The numbers in float32."""
+        if self.dtype == "bfloat16":  # the upper half of a float32
+            return (self.bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return self.bits.view(self.dtype).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """What a `quantize.Quantized` matrix holds."""
+
+    numbers: UInt8[NDArray[np.uint8], "tiles groups bits 16 4"]
+    scales: Float16[NDArray[np.float16], "tiles groups 16"]
+    rows: int
+    dtype = "float32"
+    device = "cpu"
+
+    @property
+    def bits(self) -> int:
+        """8 or 4."""
+        return self.numbers.shape[2]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.rows, self.numbers.shape[1] * GROUP
+
+    def tensor(self) -> "Quantized":
+        """The same memory as a tensor."""
+        import torch
+
+        from llucid.quantize import Quantized
+
+        return Quantized(torch.from_numpy(self.numbers), torch.from_numpy(self.scales), self.rows, torch.float32)
+
+
+def packed(blocks: UInt8[NDArray[np.uint8], "rows groups bytes"]) -> Packed:
+    """GGUF's blocks, a float16 scale and then 32 bytes (Q8_0) or 16 (Q4_0), bit for bit; some rows at a time."""
+    rows, groups, size = blocks.shape
+    tiles, quads = -(-rows // TILE), (size - 2) // 4
+    words, scales = np.zeros((tiles, groups, quads, TILE), np.int32), np.zeros((tiles, groups, TILE), np.float16)
+    whole, step = rows // TILE, max(1, 2**13 // groups)
+    for start, end in [*((start, min(start + step, whole)) for start in range(0, whole, step)), (whole, tiles)]:
+        part = blocks[start * TILE : end * TILE]
+        height = TILE if end <= whole else len(part)  # of the last tile, which may have fewer rows
+        numbers, scale = (np.ascontiguousarray(side) for side in (part[..., 2:], part[..., :2]))
+        numbers = numbers.view(np.int32).reshape(-1, height, groups, quads)
+        words[start:end, ..., :height] = numbers.transpose(0, 2, 3, 1)
+        scales[start:end, ..., :height] = scale.view(np.float16).reshape(-1, height, groups).swapaxes(1, 2)
+    if quads == 8:  # from a sign to + 128
+        np.bitwise_xor(words, np.int32(-0x7F7F7F80), out=words)
+    return Packed(words[..., None].view(np.uint8), scales, rows)
