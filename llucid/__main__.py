@@ -1,5 +1,6 @@
 """`llucid` and `python -m llucid`: the command line, which heeds Ctrl-C while it is still being imported."""
 
+import gc
 import sys
 
 
@@ -12,6 +13,8 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        gc.freeze()  # else Python looks through everything there is once more, only to leave
 
 
 if __name__ == "__main__":

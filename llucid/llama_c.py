@@ -256,15 +256,15 @@ def angles(config: Config) -> Float[NDArray[np.float32], " half"]:
 
 
 def threads() -> int:
-    """How many PyTorch would take, or takes: those of OMP_NUM_THREADS, or one for each core that this process has."""
+    """How many PyTorch takes, or would: one for each core that this process has, and no more than OMP_NUM_THREADS."""
     if torch := sys.modules.get("torch"):
         return torch.get_num_threads()
-    if (told := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(told):
-        return int(told)
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    siblings = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings") for cpu in os.sched_getaffinity(0))
-    return len({file.read_text() if file.is_file() else file for file in siblings})
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        own = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings") for cpu in os.sched_getaffinity(0))
+        cores = len({file.read_text() if file.is_file() else file for file in own})
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return min(int(told), cores) if told.isdigit() and int(told) else cores
 
 
 def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:

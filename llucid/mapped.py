@@ -43,7 +43,7 @@ class Mapped:
     def floats(self) -> NDArray[np.float32]:
         """The numbers in float32."""
         if self.dtype == "bfloat16":  # the upper half of a float32
-            return (self.bits.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            return (self.bits.astype(np.uint32) << 16).view(np.float32)
         return self.bits.view(self.dtype).astype(np.float32)
 
 

@@ -66,7 +66,7 @@ def talk(
 
 def told_of(session: Session) -> str:
     """What a user should know of the model before the first word."""
-    config, norm = session.model.config, session.model.weights.norm
+    config, embedding = session.model.config, session.model.weights.embedding
     formats = {
         "plain": "This is not a chat model, as far as can be told: it was taught no dialogues. So it writes on from "
         "what you write. If it was taught some, give their format, as in --format llama3",
@@ -74,7 +74,7 @@ def told_of(session: Session) -> str:
         "same, try --format plain",
         "llama3": "It is spoken to in Llama 3's chat format",
     }
-    size = f"{config.parameters:,} parameters, {str(norm.dtype).removeprefix('torch.')} on {norm.device}"
+    size = f"{config.parameters:,} parameters, {str(embedding.dtype).removeprefix('torch.')} on {embedding.device}"
     told = formats.get(session.format, "It is spoken to as its own chat template says")
     return f"{size}, a context of {config.context:,} tokens. {told}."
 

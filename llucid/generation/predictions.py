@@ -1,12 +1,9 @@
 """What the model thinks comes next: the likeliest tokens and their probabilities."""
 
 import json
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from llucid.checkpoints import Model
 from llucid.errors import LlucidError
@@ -15,6 +12,9 @@ from llucid.generation.prompts import prompt_ids
 from llucid.generation.reading import empty_context, read, ready
 from llucid.generation.sampling import softmax
 from llucid.tokenizers import StreamingDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Prediction(NamedTuple):
@@ -54,8 +54,12 @@ def token_text(tokenizer: Tokenizer, before: list[int], token: int) -> str:
     return text or f"<token {token}>"
 
 
-def table(predictions: list[Prediction], width: int = 30) -> Table:
+def table(predictions: list[Prediction], width: int = 30) -> "Table":
     """The predictions as a table with bars; the longest bar, `width` characters, stands for certainty."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     drawn = Table("token", "id", "probability", "", box=box.SIMPLE)
     for token, number, probability in predictions:
         bar = "█" * round(width * probability) or "▏"

@@ -1,0 +1,288 @@
+"""What C and NumPy do alone, held to what PyTorch does of the same files; and that PyTorch is not imported for it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llucid.chat import STORYTELLER
+from llucid.chat.session import Session
+from llucid.checkpoints import Model, load, save
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.generation import Sampling, Statistics, generate, generate_batch, predict, reading, reading_torch
+from llucid.generation.decode import decode
+from llucid.generation.reading import empty_context, read
+from llucid.generation.sampling import draw, library_of, softmax, top_p
+from llucid.llama import empty_cache, llama, rope_frequencies
+from llucid.llama_c import Slots, angles, decode_step, empty_slots
+from llucid.mapped import Mapped, Packed
+from llucid.quantize import Quantized
+from llucid.weights import leaves, to
+from tests.checkpoints.models import model_of
+from tests.configs import CONFIGS
+
+CONFIG = Config(dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=48)
+"""Rows that are multiples of 32, so that they can be quantised; two formats hold all but the head_dim."""
+FORMATS = {
+    "huggingface": ("huggingface", "float32", "folder"),
+    "huggingface, bfloat16": ("huggingface", "bfloat16", "folder"),
+    "meta": ("meta", "float16", "folder"),
+    "llama2c": ("llama2c", "float32", "model.bin"),
+    "gguf": ("gguf", "float32", "model.gguf"),
+    "gguf, bfloat16": ("gguf", "bfloat16", "model.gguf"),
+    "gguf, Q8_0": ("gguf", "q8_0", "model.gguf"),
+    "gguf, Q4_0": ("gguf", "q4_0", "model.gguf"),
+}
+
+
+@pytest.fixture(autouse=True)
+def a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llucid.checkpoints.only_cpu", lambda: True)
+
+
+def written(folder: Path, name: str, config: Config = CONFIG) -> Path:
+    """A file or folder of this format."""
+    format, dtype, file = FORMATS[name]
+    if format in ("llama2c", "meta"):
+        config = replace(config, head_dim=16)
+    (folder / "of").mkdir(parents=True)
+    model = model_of(config, dtype=torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    save(model, folder / "of" / file, format, dtype=dtype)
+    return folder / "of" / file
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, CONFIG.vocab_size, count).tolist()
+
+
+def mapped(path: Path) -> Model:
+    """The model as its file has it."""
+    model = load(path, quantize="file", mapped=True)
+    assert {type(leaf) for leaf in leaves(model.weights)} <= {Mapped, Packed}
+    return model
+
+
+# --------------------------------------------------------------------------------------------- the equations
+
+
+def test_scores_are_those_of_the_equations(tmp_path: Path) -> None:
+    model, tokens = mapped(written(tmp_path, "huggingface")), ids(40)
+    weights, step = reading.ready(model.weights, CONFIG, 1, 40)
+    assert weights is model.weights
+    logits, context = read(weights, CONFIG, empty_context(weights, CONFIG, 1, 3), [tokens[:37]], step)
+    logits, context = read(weights, CONFIG, context, [tokens[37:]], step)
+    assert isinstance(context.cache, Slots)
+    expected = llama(torch.tensor([tokens]), model_of(CONFIG).weights, CONFIG)[0, -1]
+    torch.testing.assert_close(torch.from_numpy(logits[0]), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_scores_are_those_of_the_same_step_on_tensors(name: str, tmp_path: Path) -> None:
+    """To the bit: the step on tensors is held to the equations elsewhere."""
+    model, tokens = mapped(written(tmp_path, name)), ids(40)
+    config, plain = model.config, reading_torch.tensors(model.weights)
+    assert any(isinstance(leaf, Quantized) for leaf in leaves(plain)) == ("Q" in name)
+    _, step = reading.ready(model.weights, config, 1, 40)
+    logits, context = read(model.weights, config, empty_context(model.weights, config, 1, 3), [tokens], step)
+    expected = torch.empty(0)
+    cache = empty_cache(config, 1, 40, plain, getattr(torch, context.cache.dtype))
+    for position, token in enumerate(tokens):
+        step = decode_step(plain, config)
+        assert step
+        expected, cache = step(torch.tensor([[token]]), torch.tensor([[position]]), cache)
+    assert np.array_equal(logits, expected[0].numpy())
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_texts_are_those_that_pytorch_helps_to_write(name: str, tmp_path: Path) -> None:
+    """What is begun is read by C in both; in float32, where both round alike, beyond the context, too."""
+    path = written(tmp_path, name)
+    model, helped = mapped(path), load(path, quantize="file", device="cpu")
+    most = 80 if FORMATS[name][1] == "float32" else CONFIG.context - 3
+    for sampling in ({"temperature": 0.0}, {"seed": 1}, {"seed": 2, "top_k": 5, "min_p": 0.01}):
+        options: dict[str, Any] = sampling | {"max_tokens": most}
+        told, other = Statistics(), Statistics()
+        text = "".join(generate(model, "ABC", statistics=told, **options))
+        assert text == "".join(generate(helped, "ABC", statistics=other, **options))
+        assert (told.slid, told.prompt_tokens) == (other.slid, other.prompt_tokens) == (most == 80, 3)
+        assert text == "".join(generate(model, "ABC", speculate=True, **options))
+    prompts = ["ABC", "D", "EFGHI"]
+    alone = ["".join(generate(model, prompt, seed=3, max_tokens=12)) for prompt in prompts]
+    assert [completion.text for completion in generate_batch(model, prompts, seed=3, max_tokens=12)] == alone
+    assert predict(model, "ABC", 3) == predict(helped, "ABC", 3)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_angles_are_those_of_the_equations(config: Config) -> None:
+    """To a rounding of the power, one of the quotient, and those of a sum."""
+    expected = rope_frequencies(config, torch.empty(1)).numpy()
+    np.testing.assert_allclose(angles(config), expected, rtol=4 * 2**-24)
+    assert angles(config).dtype == np.float32
+
+
+def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of unequal length, cut into pieces: each as if it were read alone and at once, to the bit."""
+    model, rows = mapped(written(tmp_path, "gguf")), [ids(40), ids(3, 1), ids(17, 2)]
+    _, step = reading.ready(model.weights, model.config, 3, 40)
+
+    def scores(rows: list[list[int]]) -> Any:
+        return read(model.weights, CONFIG, empty_context(model.weights, CONFIG, len(rows), 2), rows, step)[0]
+
+    together = scores(rows)
+    for row, alone in zip(rows, together, strict=True):
+        assert np.array_equal(scores([row])[0], alone)
+    monkeypatch.setattr(reading, "FEW", 100)
+    assert np.array_equal(scores(rows), together)
+
+
+# --------------------------------------------------------------------------------------------- where PyTorch serves
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "alone"), [(10, 9, True), (11, 9, False), (5, 44, False), (5, 43, True)]
+)
+def test_much_to_read_is_left_to_pytorch(
+    prompt: int, max_tokens: int, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than ten tokens here; half of the context is, once it is full and read again."""
+    model = mapped(written(tmp_path, "gguf"))
+    options: dict[str, Any] = dict(choose=lambda logits: logits.argmax(-1), stops=lambda row, token: False)
+
+    def told() -> tuple[list[Any], bool]:
+        steps = list(decode(model.weights, CONFIG, [ids(prompt)], max_tokens=max_tokens, **options))
+        return [step.tokens for step in steps], isinstance(steps[-1].context.cache, Slots)
+
+    text, _ = told()
+    monkeypatch.setattr(reading, "ALONE", CONFIG.parameters * 10)
+    assert told() == (text, alone)
+
+
+def test_what_was_read_by_one_is_read_again_by_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, statistics = mapped(written(tmp_path, "gguf")), Statistics()
+    options: dict[str, Any] = dict(choose=lambda logits: logits.argmax(-1), stops=lambda row, token: False)
+    first = list(decode(model.weights, CONFIG, [ids(5)], max_tokens=4, **options))
+    prompt = [*first[-1].context.rows[0], 7, 8]
+    whole = [step.tokens for step in decode(model.weights, CONFIG, [prompt], max_tokens=4, **options)]
+    for alone, unread in ((reading.ALONE, 2), (0, len(prompt))):
+        monkeypatch.setattr(reading, "ALONE", alone)
+        context = first[-1].context
+        steps = decode(model.weights, CONFIG, [prompt], max_tokens=4, context=context, statistics=statistics, **options)
+        assert [step.tokens for step in steps] == whole
+        assert statistics.prompt_tokens == unread
+        statistics = Statistics()
+
+
+def test_without_c_pytorch_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mapped(written(tmp_path, "gguf, Q8_0"))
+    monkeypatch.setenv("LLUCID_C", "0")
+    weights, step = reading.ready(model.weights, CONFIG, 1, 1)
+    assert step is None
+    assert all(type(leaf) is torch.Tensor for leaf in leaves(weights))
+    assert len("".join(generate(model, "ABC", max_tokens=5, temperature=0.0))) == 5
+
+
+def test_what_c_cannot_read_where_it_is_comes_as_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(CONFIG)
+    save(model._replace(weights=to(model.weights, torch.float64)), tmp_path / "wide")
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(load(tmp_path / "wide", mapped=True).weights))
+    save(model, tmp_path / "runq.bin", "gguf", dtype="q8_0")
+    asked: dict[str, Any]
+    for asked in ({"dtype": "float16"}, {"quantize": "int8"}, {}):  # {}: dequantised, as the name of no form says
+        found = load(tmp_path / "runq.bin", device="cpu", mapped=True, **asked)
+        assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(found.weights))
+    monkeypatch.setattr("llucid.checkpoints.only_cpu", lambda: False)
+    save(model, tmp_path / "plain")
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(load(tmp_path / "plain", mapped=True).weights))
+    assert all(isinstance(leaf, Mapped) for leaf in leaves(load(tmp_path / "plain", device="cpu", mapped=True).weights))
+
+
+# --------------------------------------------------------------------------------------------- its parts
+
+
+def test_slots_are_taken_once() -> None:
+    slots = empty_slots(CONFIG, 1, 3, "float32")
+    grown = slots.append(np.array([[0, 1]]))
+    assert (slots.length, grown.length, grown.positions[0, :2].tolist()) == (0, 2, [0, 1])
+    with pytest.raises(ValueError, match="the cache has 3 slots and 4 tokens do not fit into it"):
+        grown.append(np.array([[2, 3]]))
+    longer = reading.with_room(grown, 4)
+    assert longer.positions.shape == (1, 6)
+    assert longer.append(np.array([[2, 3]])).length == 4
+    assert reading.with_room(longer, 6) is longer
+
+
+def test_scores_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
+    model = mapped(written(tmp_path, "gguf"))
+    broken = model.weights._replace(norm=Mapped("float32", model.weights.norm.bits * 0 + 0x7FC00000))
+    with pytest.raises(LlucidError, match="scores are not finite"):
+        list(generate(model._replace(weights=broken), "ABC", max_tokens=1))
+
+
+@pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
+def test_numpy_chooses_as_pytorch_does(spread: float) -> None:
+    """The same filters, called alike in both: what they leave is the same, but for sums that cross p in rounding."""
+    rng = np.random.default_rng(0)
+    logits = (rng.standard_normal((64, 700)) * spread).astype(np.float32)
+    logits[:32] = np.round(logits[:32])  # with many ties
+    tensor = torch.from_numpy(logits)
+    for sampling in (
+        Sampling(temperature=0.0),
+        Sampling(temperature=0.7, top_k=9, top_p=None),
+        Sampling(temperature=1.3, top_p=None, min_p=0.03),
+        Sampling(temperature=1.0, top_k=300, top_p=None, min_p=0.001),
+    ):
+        found, expected = sampling(logits), sampling(tensor)
+        assert (library_of(found), library_of(expected)) == (np, torch)
+        assert np.array_equal(found, expected.numpy())
+    np.testing.assert_allclose(softmax(logits), tensor.softmax(-1).numpy(), rtol=1e-5, atol=1e-37)
+    kept = [np.isfinite(np.asarray(top_p(x, 0.9))) for x in (logits, tensor)]
+    assert (kept[0] != kept[1]).sum() <= 2
+    generators = [[np.random.default_rng((row, 0)) for row in range(64)] for _ in "ab"]
+    chosen = [np.asarray(draw(x, some)) for x, some in zip((logits, tensor), generators, strict=True)]
+    assert (chosen[0] != chosen[1]).sum() <= 1
+
+
+def probe(code: str, said: str = "", **environment: str) -> str:
+    """What a new process prints when it is told something."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
+    done = subprocess.run([sys.executable, "-c", code], input=said, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("threads", ["", "1", "3"])
+def test_threads_are_as_many_as_pytorch_would_take(threads: str) -> None:
+    code = "from llucid.llama_c import threads; few = threads(); import torch; print(few, torch.get_num_threads())"
+    few, many = probe(code, OMP_NUM_THREADS=threads).split()
+    assert few == many
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "predict"])
+def test_pytorch_is_not_imported(command: str, tmp_path: Path) -> None:
+    """The packaged storyteller, from the first import to the last word."""
+    words = [command, str(STORYTELLER), *(["--seed", "1"] if command != "predict" else [])]
+    code = (
+        "import sys; from llucid.__main__ import main; import llucid.checkpoints as c; c.only_cpu = lambda: True; "
+        f"sys.argv = ['llucid', *{words}, *({command!r} != 'chat') * ['One day']]; "
+        "main(); print('torch' in sys.modules)"
+    )
+    *text, imported = probe(code, "Who are you?\n").splitlines()
+    assert imported == "False"
+    assert len("".join(text)) > 20
+
+
+def test_a_conversation_without_pytorch_is_the_same_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three turns: what was read in one is not read again in the next."""
+    talks = []
+    for model in (load(STORYTELLER, mapped=True), load(STORYTELLER, device="cpu", dtype="bfloat16")):
+        session = Session(model, seed=3, sampling=Sampling(temperature=0.0))
+        said = ["".join(session.reply(question)) for question in ("Tell me a tale", "Who is in it?", "Thank you")]
+        talks.append((said, session.statistics.prompt_tokens))
+    assert talks[0] == talks[1]
