@@ -7,6 +7,7 @@ words of its tale alone, by the grammar of fables. An answer is right if it has 
 and, where it is to name one of the cast, names nobody else.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -76,6 +77,11 @@ def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
                 turn = question(told, rng)
             counts["answer about its own tale", right("".join(session.reply(turn.asked)), turn, cast_of(facts))] += 1
         counts["its own tale again", "".join(session.reply("Tell it again.")) == text] += 1
+    for _ in range(count):
+        session.reset()
+        guests = [guest.split(" the ") for guest in re.split(", | and ", "".join(session.reply("Whom do you know?")))]
+        different = all(len(column) == len(set(column)) for column in zip(*guests, strict=False))
+        counts["its friends, none twice", different and all(len(guest) == 2 for guest in guests)] += 1
     return counts
 
 

@@ -3,9 +3,10 @@
     python -m llucid.corpora.fable_dialogues 1000 --seed 7 > talk.jsonl
 
 A conversation is made of turns. A *request* is answered by a tale that obeys it; a *question* is answered from the tale
-that was told last; an *echo* says what it is told to say; *small talk* has answers of its own, and what lies outside of
-the fables is declined. All words are templates of `fables`, whose slots are the facts of the tale. Each turn keeps the
-*key* of its answer: the words that an answer must have to be right, however it is put.
+that was told last; an *echo* says what it is told to say; *guests* are animals and names, none of them twice; *small
+talk* has answers of its own, and what lies outside of the fables is declined. All words are templates of `fables`,
+whose slots are the facts of the tale. Each turn keeps the *key* of its answer: the words that an answer must have to be
+right, however it is put.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from llucid.corpora.fable_words import (
     DECLINE,
     DID,
     ECHO,
+    GUESTS,
     KNOWN,
     MISSING_NAME,
     MISSING_THING,
@@ -68,7 +70,7 @@ class Turn(NamedTuple):
     key: str
     """What a right answer contains, in small letters; parts that stand in any order are separated by " & "."""
     about: str
-    """tale, question, again, none (there is no such thing in the tale), echo, talk or outside."""
+    """tale, question, again, none (there is no such thing in the tale), echo, guests, talk or outside."""
 
 
 class Dialogue(NamedTuple):
@@ -219,6 +221,19 @@ def echo(rng: Random) -> Turn:
     return Turn(f"{typed(say(ECHO, rng), rng)}: {said}", said, said.lower(), "echo")
 
 
+def guests(rng: Random) -> Turn:
+    """Some of the animals that there are, in no order, but no name and no kind twice: as it is with the cast of a tale,
+    of which two or three are too few to learn that from."""
+    count = 3 + int(rng.random() * 6)
+    names, kinds = (sorted(range(len(rows)), key=lambda _: rng.random())[:count] for rows in (NAMES, KINDS))
+    everybody = [
+        f"{spell(NAMES[name]['name'], {}, rng)} the {spell(KINDS[kind]['name'], {}, rng)}"
+        for name, kind in zip(names, kinds, strict=True)
+    ]
+    answer = f"{', '.join(everybody[:-1])} and {everybody[-1]}."
+    return Turn(typed(say(GUESTS, rng), rng), answer, "", "guests")
+
+
 def talk(rng: Random) -> Turn:
     """Small talk."""
     _, asked, answer, key = weighted([(row.weight, row) for row in TALK], rng)
@@ -275,6 +290,8 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(outside(rng))
     if rng.random() < 0.3:
         turns.append(echo(rng))
+    if rng.random() < 0.25:
+        turns.append(guests(rng))
     for number in range(1 if rng.random() < 0.6 else 2):
         told = new_tale(demanded, rng)
         asked = request(told, number > 0, rng)
@@ -284,7 +301,8 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(asked)
         for _ in range(3 + int(rng.random() * (5 if number == 0 else 2))):
             chance = rng.random()
-            other = talk if chance < 0.06 else outside if chance < 0.12 else echo if chance < 0.22 else None
+            others = (0.06, talk), (0.12, outside), (0.2, echo), (0.26, guests)
+            other = next((make for below, make in others if chance < below), None)
             turns.append(other(rng) if other else question(told, rng))
     if rng.random() < 0.15:
         turns.append(turn(*BYE, "talk", rng))

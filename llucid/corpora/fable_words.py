@@ -157,6 +157,10 @@ OF_SOMEBODY = sayings("""
 """)
 
 AGAIN = "[Tell it again|Once more, please|Say it again|Again, please|Tell me that again|The same tale again|Repeat it]."
+GUESTS = (
+    "[2 Whom do you know|Who lives in your [2 world|fables]|Who [comes|is coming] to the fair|Who are your friends"
+    "|Introduce [your friends|your heroes|some friends]][|.|?]"
+)
 ECHO = "[2 Say|2 Say after me|Repeat|Repeat after me|Say this]"
 MISSING_THING = (
     "[3 Who [found|lost|lent|broke|mended|wanted] the {missing}|Where was the {missing}|What about the {missing}]?"

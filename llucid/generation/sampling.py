@@ -28,7 +28,7 @@ def wide(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
     return logits if isinstance(logits, np.ndarray) else importlib.import_module("llucid.llama").wide(logits)
 
 
-def softmax(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
+def softmax(logits: Float[Any, "*batch vocab"]) -> Float[Any, "*batch vocab"]:
     """eˣ / Σ eˣ."""
     library = library_of(logits)
     powers = library.exp(logits - library.amax(logits, axis=-1, keepdims=True))
@@ -38,7 +38,8 @@ def softmax(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
 def largest(x: Float[Any, "batch vocab"], count: int) -> Float[Any, "batch count"]:
     """The `count` largest numbers of each row, in descending order."""
     if isinstance(x, np.ndarray):
-        return -np.sort(np.partition(-x, count - 1)[:, :count])
+        less = -x
+        return -np.sort(less if count == x.shape[-1] else np.partition(less, count - 1)[:, :count])
     return x.topk(count).values
 
 
@@ -77,8 +78,11 @@ def top_p(logits: Float[Any, "batch vocab"], p: float) -> Float[Any, "batch voca
             break  # of these some are dropped, and so is all that is less likely
     kept = before <= p
     least = library.amin(library.where(kept, likeliest, math.inf), axis=-1, keepdims=True)
-    ties, room = logits == least, (kept & (likeliest == least)).sum(axis=-1, keepdims=True)
-    return library.where((logits < least) | (ties & (ties.cumsum(axis=-1) > room)), -math.inf, logits)
+    dropped = logits < least
+    if bool(((~dropped).sum(axis=-1) > kept.sum(axis=-1)).any()):
+        ties, room = logits == least, (kept & (likeliest == least)).sum(axis=-1, keepdims=True)
+        dropped |= ties & (ties.cumsum(axis=-1) > room)
+    return library.where(dropped, -math.inf, logits)
 
 
 def min_p(logits: Float[Any, "batch vocab"], share: float) -> Float[Any, "batch vocab"]:
@@ -99,14 +103,22 @@ def draw(logits: Float[Any, "batch vocab"], generators: Sequence[Generator]) -> 
     Row i takes its one number from `generators[i]`, wherever the logits are, so its token does not depend on the other
     rows. Sums are in float64: in float32, tokens rarer than 2⁻²⁴ would never have their turn.
     """
-    library, probabilities = library_of(logits), softmax(wide(logits))
-    if library is not np and probabilities.device.type == "mps":  # has no float64
-        probabilities = probabilities.cpu()
-    cumulative = probabilities.cumsum(axis=-1, dtype=library.float64)
-    uniform = library.asarray([[generator.random()] for generator in generators], dtype=library.float64)
-    uniform = uniform if library is np else uniform.to(cumulative.device)
+    uniform = [[generator.random()] for generator in generators]
     # uniform ≤ 1 − 2⁻⁵³, so uniform · total < total even when rounded: there is always such a token.
-    return (cumulative <= uniform * cumulative[:, -1:]).sum(axis=-1)
+    if isinstance(logits, np.ndarray):
+        tokens: list[int] = []
+        for row, (share,) in zip(logits, uniform, strict=True):
+            ids = np.flatnonzero(row > -math.inf)  # to sum what was dropped would take most of the time
+            cumulative = softmax(row[ids]).cumsum(dtype=np.float64)
+            tokens.append(int(ids[np.searchsorted(cumulative, share * cumulative[-1], side="right")]))
+        return np.array(tokens)
+    probabilities = softmax(wide(logits))
+    if probabilities.device.type == "mps":  # has no float64
+        probabilities = probabilities.cpu()
+    library = library_of(logits)
+    cumulative = probabilities.cumsum(-1, dtype=library.float64)
+    total = cumulative[:, -1:]
+    return library.searchsorted(cumulative, total.new_tensor(uniform) * total, right=True)[:, 0]
 
 
 def generator(seed: int, stream: int = 0) -> Generator:
