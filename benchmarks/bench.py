@@ -6,7 +6,8 @@
     speculation  tokens a second with --speculate to those without, on texts that repeat more and less
     load         seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; 15 GB of disk
     memory       peak resident memory of training on a text of 1 GB
-    start        seconds of `import llucid` and `llucid --help`
+    prompt       memory that reading a prompt of 4,096 tokens takes, beside weights and cache
+    start        seconds of `import llucid`, `llucid --help`, a first token and a first answer
     quantised    what int8 and int4 cost in validation loss, of the model that `llucid train` makes
     spellings    milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
     storyteller  how often the packaged chat model is right
@@ -237,15 +238,59 @@ def quantised(options: argparse.Namespace, folder: Path) -> None:
         print(f"| {name} | {losses[-1]:.4f} | {losses[-1] - losses[0]:+.4f} |", flush=True)
 
 
+def prompt(options: argparse.Namespace, folder: Path) -> None:
+    """What reading 4,096 tokens takes at most, beside weights and cache: random ones of Llama 3.2 1B's size, bfloat16.
+
+    Linux counts the highest resident memory since a 5 was written to /proc/self/clear_refs.
+    """
+    import torch
+
+    from llucid.config import PRESETS
+    from llucid.generation.reading import empty_context, read
+    from llucid.memory import keep_freed
+    from llucid.weights import assemble, leaves
+
+    def resident(kind: str) -> int:
+        return int(re.findall(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+
+    keep_freed()  # as the command line does
+    config, count = PRESETS["llama-3.2-1b"].config, 4096
+    weights = assemble(config, lambda path, shape: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02))
+    context = empty_context(weights, config, 1, count)
+    read(weights, config, context, [[1, 2, 3]])  # what PyTorch prepares once
+    with torch.inference_mode():
+        for layer in (*context.cache.keys, *context.cache.values):
+            layer.zero_()  # so that every page of it is there
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    begun = time.perf_counter()
+    read(weights, config, context, [[*range(1, count + 1)]])
+    seconds, more = time.perf_counter() - begun, resident("VmHWM") - before
+    kept = [
+        sum(leaf.nbytes for leaf in part) for part in (leaves(weights), (*context.cache.keys, *context.cache.values))
+    ]
+    print("| weights, MB | cache, MB | beside them at most, MB | seconds |\n|---|---|---|---|")
+    print(f"| {kept[0] / 1e6:.0f} | {kept[1] / 1e6:.0f} | {more / 1e6:.0f} | {seconds:.1f} |")
+
+
 def start(options: argparse.Namespace, folder: Path) -> None:
-    """Seconds until `import llucid` and `llucid --help` are done, whole process; medians."""
+    """Seconds until a command is done, whole process; medians. The model is the packaged one."""
+    from llucid.chat import STORYTELLER
+
     print("| command | seconds |\n|---|---|")
-    for name, command in (
-        ("python -c pass", [sys.executable, "-c", "pass"]),
-        ("python -c 'import llucid'", [sys.executable, "-c", "import llucid"]),
-        ("llucid --help", [*LLUCID, "--help"]),
+    for name, command, said in (
+        ("python -c pass", [sys.executable, "-c", "pass"], ""),
+        ("python -c 'import llucid'", [sys.executable, "-c", "import llucid"], ""),
+        ("llucid --help", [*LLUCID, "--help"], ""),
+        (
+            "llucid generate MODEL One --max-tokens 1",
+            [*LLUCID, "generate", str(STORYTELLER), "One", "--max-tokens", "1"],
+            "",
+        ),
+        ("echo Who are you? | llucid chat", [*LLUCID, "chat"], "Who are you?\n"),
     ):
-        print(f"| `{name}` | {statistics.median(timed(command)[0] for _ in range(options.rounds)):.3f} |")
+        times = [timed(command, input=said)[0] for _ in range(options.rounds)]
+        print(f"| `{name}` | {statistics.median(times):.3f} |")
 
 
 def storyteller(options: argparse.Namespace, folder: Path) -> None:
@@ -257,7 +302,7 @@ def storyteller(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    named = (start, decode, speculation, load, spellings, memory, storyteller, quantised, fables, learning)
+    named = (start, decode, speculation, load, spellings, memory, prompt, storyteller, quantised, fables, learning)
     rooms = {room.__name__: room for room in named}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter

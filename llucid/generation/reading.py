@@ -114,10 +114,11 @@ def read_each(
     weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None
 ) -> tuple[Float[Any, "batch seq vocab"], Context]:
     """`read`, all at once, with the scores of what follows each of the new ids."""
-    if step is None:
+    if not isinstance(context.cache, Slots):
         from llucid.generation import reading_torch
 
-        return reading_torch.read_each(weights, config, context, new)
+        return reading_torch.read_each(weights, config, context, new, step)
+    assert step
     tokens, positions = side_by_side(context, new)
     logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]))
     return logits, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)

@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llucid.config import NOWHERE, Config
-from llucid.generation import reading
 from llucid.generation.reading import CHUNK, FEW, Context, side_by_side, with_room
 from llucid.llama import Cache, empty_cache, hidden, llama, unembed
 from llucid.llama_c import Step
@@ -59,14 +58,13 @@ def absorb(
 
 @torch.inference_mode()
 def read_each(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]]
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None
 ) -> tuple[Float[Tensor, "batch seq vocab"], Context]:
-    """`reading.read_each`, without C."""
+    """`reading.read_each`."""
     tokens, positions = side_by_side(context, new)
-    logits, cache = llama(
-        tokens, weights, config, with_room(context.cache, context.cache.length + tokens.shape[1]), positions
-    )
-    return logits, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
+    cache = with_room(context.cache, context.cache.length + tokens.shape[1])
+    grown = step(tokens, positions, cache) if step else llama(tokens, weights, config, cache, positions)
+    return grown[0], Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), grown[1])
 
 
 @torch.inference_mode()
@@ -80,6 +78,6 @@ def read(
     if max(len(row) for row in new) * len(new) > FEW:
         _, context = absorb(weights, config, context, [row[:-1] for row in new], chunk)
         new = [row[-1:] for row in new]
-    logits, context = reading.read_each(weights, config, context, new, step)
+    logits, context = read_each(weights, config, context, new, step)
     ends = torch.tensor([len(row) - 1 for row in new])
     return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(new)), ends], context

@@ -13,6 +13,7 @@ from llucid.generation import Sampling, Statistics, generate, generator, specula
 from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
 from llucid.generation.speculation import LONGEST, MOST, SHORTEST, ReadAhead, guess
+from llucid.weights import to
 from tests.generation.test_decode import CONFIG, WEIGHTS, greedy, ids, last_logits, written
 from tests.generation.test_generate import MODEL
 
@@ -181,16 +182,19 @@ def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):
     assert statistics.guessed == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop", [(), ("e",), ("th", "q")])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature: float):
+def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature: float, dtype: torch.dtype):
+    """In float64, PyTorch verifies; in the others, C."""
     guessed = 0
+    model = MODEL._replace(weights=to(MODEL.weights, dtype))
     for seed in range(12):
         told = [Statistics(), Statistics()]
         plain, quick = (
             list(
                 generate(
-                    MODEL,
+                    model,
                     "the cat, the cat, the",
                     max_tokens=40,
                     temperature=temperature,
