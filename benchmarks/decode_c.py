@@ -5,8 +5,8 @@
 needs llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary llama-cpp-python`; --site
 names the folder if it was installed with --target) and the tokenizers in $LLUCID_DATA. Weights are random, written by
 our own export and kept in --folder. A round is: memory, llucid, llama.cpp, of each the median over the tokens; then the
-medians over the rounds. `--process` times whole commands: `llucid generate`, and a C program around libllama that
-loads, reads the prompt, and writes as many tokens greedily.
+medians over the rounds. `--process` times whole commands: `llucid generate`, a C program around libllama that loads,
+reads the prompt, and writes as many tokens greedily, and, where --cli says where it is, llama.cpp's llama-cli.
 """
 
 import argparse
@@ -224,28 +224,29 @@ def processes(options: argparse.Namespace, scratch: Path) -> None:
     include = next(p for p in (site.parent / "include", Path(sys.prefix) / "include") if (p / "llama.h").is_file())
     libraries = [f"-L{site / 'lib'}", f"-Wl,-rpath,{site / 'lib'}", "-lllama", "-lggml", "-lggml-base", "-lggml-cpu"]
     program = built(RUN, scratch / "run", f"-I{include}", *libraries)
-    prompt = "Once upon a time"
-    print(
-        "| shape | form | `llucid generate`, seconds | libllama | ratio (of pairs) |\n|---|---|---|---|---|", flush=True
-    )
+    prompt, names = "Once upon a time", ["`llucid generate`", "libllama", *(["`llama-cli`"] if options.cli else [])]
+    columns = ["shape", "form", *(f"{name}, seconds" for name in names), "ratios (of pairs)"]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for shape in options.shape:
         for kind in options.kind:
-            path = made(options.folder, shape, kind)
-            commands = (
-                [sys.executable, "-m", "llucid", "generate", str(path), prompt, *GREEDY],
-                [str(program), str(path), prompt, "200", str(threads)],
-            )
+            path = str(made(options.folder, shape, kind))
+            commands = [
+                [sys.executable, "-m", "llucid", "generate", path, prompt, *GREEDY],
+                [str(program), path, prompt, "200", str(threads)],
+                [str(options.cli), "-m", path, "-p", prompt, *"-n 200 --temp 0 -no-cnv -t".split(), str(threads)],
+            ][: len(names)]
             rows: list[list[float]] = []
             for _ in range(options.rounds):
                 row: list[float] = []
                 for command in commands:
                     begun = time.perf_counter()
-                    subprocess.run(command, check=True, capture_output=True)
+                    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
                     row.append(time.perf_counter() - begun)
                 rows.append(row)
             medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-            ratio = statistics.median(other / mine for mine, other in rows)
-            print(f"| {shape} | {kind} | {medians[0]:.2f} | {medians[1]:.2f} | {ratio:.2f} |", flush=True)
+            ratios = [statistics.median(row[at] / row[0] for row in rows) for at in range(1, len(names))]
+            cells = [*(f"{median:.2f}" for median in medians), ", ".join(f"{ratio:.2f}" for ratio in ratios)]
+            print(f"| {shape} | {kind} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")
     parser.add_argument("--site", help="where llama_cpp is, if Python does not find it")
     parser.add_argument("--process", action="store_true", help="time whole commands")
+    parser.add_argument("--cli", type=Path, help="llama.cpp's own command, llama-cli, to be timed as well")
     parser.add_argument("--make", action="store_true", help="only make the files")
     options = parser.parse_args()
     if options.site:

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.llama_c import threads
 from llucid.mapped import KINDS
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import folder_config
@@ -118,7 +120,9 @@ def load(
     if mapped and dtype is None and quantize in (None, "file") and (device == "cpu" or (device is None and only_cpu())):
         model = _opened(find(path), tokenizer, quantize is not None)
         if all(leaf.held and leaf.kind in KINDS for leaf in leaves(model.weights)):
-            return model._replace(weights=tree_map(lambda leaf: leaf.held(), model.weights))
+            with ThreadPoolExecutor(threads()) as pool:  # NumPy copies without holding the others up
+                held = pool.map(lambda leaf: leaf.held(), leaves(model.weights))
+                return model._replace(weights=tree_map(lambda leaf: next(held), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     kept = quantize is not None and (quantize != "file" or device.type == "cpu")

@@ -59,9 +59,8 @@ def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Co
     """
     if isinstance(weights.norm, Mapped):
         quantised = any(isinstance(leaf, Packed) for leaf in leaves(weights))
-        return Context(
-            ((),) * rows, empty_slots(config, rows, slots, "float16" if quantised else weights.embedding.dtype)
-        )
+        dtype = "float16" if quantised else weights.embedding.dtype
+        return Context(((),) * rows, empty_slots(config, rows, slots, dtype))
     from llucid.generation import reading_torch
 
     return reading_torch.empty_context(weights, config, rows, slots)
@@ -101,7 +100,7 @@ def read(
 
         return reading_torch.read(weights, config, context, new, step, chunk)
     assert step
-    ends, logits = [len(row) - 1 for row in new], np.empty((len(new), config.vocab_size), np.float32)
+    ends, logits = [len(row) - 1 for row in new], np.zeros((len(new), config.vocab_size), np.float32)
     for start in range(0, max(ends) + 1, size := max(1, FEW // len(new))):
         scores, context = read_each(weights, config, context, [row[start : start + size] for row in new], step)
         for row, end in enumerate(ends):

@@ -140,6 +140,7 @@ def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.
         assert np.array_equal(scores([row])[0], alone)
     monkeypatch.setattr(reading, "FEW", 100)
     assert np.array_equal(scores(rows), together)
+    assert np.array_equal(scores([rows[0], []]), [together[0], 0 * together[0]])  # a row that has ended
 
 
 # --------------------------------------------------------------------------------------------- where PyTorch serves
