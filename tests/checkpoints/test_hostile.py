@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llucid.checkpoints import room_of, save
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.weights import shapes, tree_map
+from llucid.weights import leaves, shapes, tree_map
 from tests.checkpoints.models import model_of, write_shards
 from tests.checkpoints.test_llama2c import checkpoint
 
@@ -54,6 +54,8 @@ def attempt(path: Path, size: int) -> bool:
             config = room.read_config(path)
             header = room.read_header(path)
             weights = tree_map(lambda leaf: leaf.read(), room.open_weights(path, config))
+            for leaf in leaves(getattr(room, "open_quantized", room.open_weights)(path, config)):
+                assert leaf.held is None or leaf.held().shape == leaf.shape
             if name == "gguf":  # whose tokenizer is in the file, too
                 size = room.read_tokenizer_facts(path).vocab_size
                 assert room.read_tokenizer(path).vocab_size == size
