@@ -2,7 +2,7 @@
 
 A filter takes a token out of the running by giving it −∞; it returns new logits and leaves the caller's alone.
 Logits are NumPy's arrays on a CPU, where each of PyTorch's operations would cost more than the work that it does, and
-PyTorch's tensors elsewhere: what is used here is called alike in both, and what is not is in `largest`.
+PyTorch's tensors elsewhere: what is used here is called alike in both, but for what is in `largest` and in `draw`.
 """
 
 import importlib
