@@ -80,6 +80,18 @@ def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> No
     assert asked > 800
 
 
+def test_of_guests_none_is_named_twice(made: list[Dialogue]) -> None:
+    lists = [turn.answer for dialogue in made for turn in dialogue.turns if turn.about == "guests"]
+    assert len(lists) > 100
+    sizes = set[int]()
+    for answer in lists:
+        guests = [tuple(guest.split(" the ")) for guest in answer.removesuffix(".").replace(" and ", ", ").split(", ")]
+        names, kinds = zip(*guests, strict=True)
+        assert len(set(names)) == len(set(kinds)) == len(guests)
+        sizes.add(len(guests))
+    assert sizes == set(range(3, 9))
+
+
 def test_echoes_are_the_words_to_be_said_and_no_sentence(made: list[Dialogue]) -> None:
     """All that is behind the colon, to the letter; what follows what there is no habit of the tales."""
     echoes = [turn for dialogue in made for turn in dialogue.turns if turn.about == "echo"]
