@@ -8,6 +8,7 @@
     memory       peak resident memory of training on a text of 1 GB
     prompt       memory that reading a prompt of 4,096 tokens takes, beside weights and cache
     start        seconds of `import llucid`, `llucid --help`, a first token and a first answer
+    profile      where the time of a training step goes
     quantised    what int8 and int4 cost in validation loss, of the model that `llucid train` makes
     spellings    milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
     storyteller  how often the packaged chat model is right
@@ -293,6 +294,13 @@ def start(options: argparse.Namespace, folder: Path) -> None:
         print(f"| `{name}` | {statistics.median(times):.3f} |")
 
 
+def profile(options: argparse.Namespace, folder: Path) -> None:
+    """The share of each kind of work in a step."""
+    from profile_step import step_profile
+
+    step_profile()
+
+
 def storyteller(options: argparse.Namespace, folder: Path) -> None:
     """Shares of right answers, and of tales that are what was asked for."""
     from storyteller import STORYTELLER, measure
@@ -302,7 +310,20 @@ def storyteller(options: argparse.Namespace, folder: Path) -> None:
 
 def main() -> None:
     """Runs the measurements that are named."""
-    named = (start, decode, speculation, load, spellings, memory, prompt, storyteller, quantised, fables, learning)
+    named = (
+        start,
+        decode,
+        speculation,
+        load,
+        spellings,
+        memory,
+        prompt,
+        profile,
+        storyteller,
+        quantised,
+        fables,
+        learning,
+    )
     rooms = {room.__name__: room for room in named}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
