@@ -1,11 +1,13 @@
 """Text from text: one continuation as it is written, or many at once."""
 
+import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from llucid.checkpoints import Model
+from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.decode import PastContext, Reason, Statistics
 from llucid.generation.prompts import prompt_ids
@@ -77,6 +79,7 @@ def generate_batch(
     """
     if samples < 1:
         raise LlucidError(f"--num {samples}: must be at least 1")
+    check_room(model.config, samples * len(prompts), min(max_tokens, 256))
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     pieces = _begin(model, prompts, max_tokens, sampling, seed, stop, past_context, statistics)
@@ -90,6 +93,18 @@ def generate_batch(
         reasons[piece.row] = piece.reason or "length"
     columns = zip(prompts, texts, map(tuple, tokens), reasons, slid, strict=True)
     return [Completion(*column) for column in columns]
+
+
+def check_room(config: Config, rows: int, slots: int) -> None:
+    """Raises LlucidError if this machine has less memory than the keys and values of so many texts take, in 16 bits."""
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        taken = 2 * 2 * config.layers * config.kv_heads * config.head_dim * rows * slots
+        if taken > there:
+            raise LlucidError(
+                f"--num: the keys and values of {rows:,} texts take {taken / 1e9:,.0f} GB at least, and this machine "
+                f"has {there / 1e9:.0f}; write fewer at once"
+            )
 
 
 def _begin(

@@ -67,6 +67,11 @@ def writing(model: Model, script: list[int]) -> Model:
     return Model(config, weights, model.tokenizer)
 
 
+def test_more_texts_than_memory_holds_are_refused_at_once():
+    with pytest.raises(LlucidError, match=r"^--num: the keys and values of 1,000,000,000,000 texts take 32,768,000 GB"):
+        generate_batch(MODEL, [""], samples=10**12, max_tokens=256)
+
+
 def test_it_streams_the_continuation_and_not_the_prompt():
     pieces = generate(MODEL, "a man", max_tokens=20, temperature=0.0)
     assert isinstance(pieces, Iterator)
