@@ -257,8 +257,12 @@ def angles(config: Config) -> Float[NDArray[np.float32], " half"]:
 
 def threads() -> int:
     """How many PyTorch takes, or would: one for each core that this process has, and no more than OMP_NUM_THREADS."""
-    if torch := sys.modules.get("torch"):
-        return torch.get_num_threads()
+    told = getattr(sys.modules.get("torch"), "get_num_threads", threads_without_torch)
+    return told()
+
+
+@once
+def threads_without_torch() -> int:
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         own = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings") for cpu in os.sched_getaffinity(0))
@@ -284,7 +288,7 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
     def matrix(leaf: Any) -> CMatrix:
         if hasattr(leaf, "scales"):
             return CMatrix({8: 3, 4: 4}[leaf.bits], *leaf.shape, keep(leaf.numbers), keep(leaf.scales))
-        numbers = np.ascontiguousarray(leaf.bits) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
+        numbers = np.require(leaf.bits, None, ["C", "A"]) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
         return CMatrix(kind_of(leaf), *leaf.shape, keep(numbers), None)
 
     blocks = (CBlock * config.layers)(

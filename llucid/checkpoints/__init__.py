@@ -93,7 +93,8 @@ def choose_device(name: str | None = None) -> "torch.device":
 
 def only_cpu() -> bool:
     """Whether this machine has no GPU for sure, as can be told without PyTorch."""
-    return sys.platform == "linux" and not any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")))
+    drivers = ("/proc/driver/nvidia", "/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
+    return sys.platform == "linux" and not any(map(os.path.exists, drivers))
 
 
 def load(

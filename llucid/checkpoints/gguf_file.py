@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,6 @@ from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Entry, Leaf, mapped
 from llucid.errors import LlucidError
 from llucid.mapped import packed
-
-if TYPE_CHECKING:
-    pass
 
 NUMBERS = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, mapped, renamed
+from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, gather, mapped, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -256,7 +256,8 @@ def open_weights(path: Path, config: Config) -> Weights:
     """
     entries = read_entries(path)
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
-    if config.tied_embeddings and head and embedding and not alike(head, embedding):
+    twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
+    if config.tied_embeddings and twins and not alike(*twins):
         raise LlucidError(
             f"{path}: {NAMES['output']} differs from {NAMES['embedding']}, though config.json says tie_word_embeddings"
         )

@@ -128,9 +128,15 @@ def decode(
     if not prompts:
         return iter(())
     statistics = Statistics() if statistics is None else statistics
+    context = _already_read(context, prompts) if context else None
     longest = max(len(prompt) for prompt in prompts)
     slides = past_context == "slide" and longest + max_tokens > config.context
-    weights, step = ready(weights, config, len(prompts), len(prompts) * max(longest, slides * config.context // 2))
+    old = context.rows if context else ((),) * len(prompts)
+    unread = max(len(prompt) - len(row) for prompt, row in zip(prompts, old, strict=True))
+    tokens = len(prompts) * max(unread, slides * config.context // 2)
+    weights, step = ready(weights, config, len(prompts), tokens, context)
+    if context and isinstance(context.cache, Slots) != isinstance(weights.norm, Mapped):
+        context = None  # C read it alone, and PyTorch is to read the rest: it reads all of it
     read_new = lambda context, new: reader(weights, config, context, new, step)  # noqa: E731
     limits = (max_tokens, past_context, keep, context)
     return _steps(weights, config, prompts, choose, stops, *limits, statistics, read_new)
@@ -150,8 +156,6 @@ def _steps(
     read: Callable[[Context, Sequence[Sequence[int]]], tuple[Any, Context]],
 ) -> Iterator[Step]:
     slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
-    if context is not None:
-        context = _already_read(context, prompts, isinstance(weights.norm, Mapped))
     if context is None:
         context = empty_context(weights, config, len(prompts), slots)
     unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
@@ -208,12 +212,12 @@ def on_host(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
     return logits if isinstance(logits, np.ndarray) or logits.device.type != "cpu" else wide(logits).numpy()
 
 
-def _already_read(context: Context, prompts: Sequence[Sequence[int]], in_slots: bool) -> Context | None:
+def _already_read(context: Context, prompts: Sequence[Sequence[int]]) -> Context | None:
     """The context as far as the prompts begin with it, with at least one id of each left to read; None if it is no use.
 
     One row alone can go back to where it still agrees; rows of a batch share their slots, so that they cannot.
     """
-    if len(prompts) != len(context.rows) or isinstance(context.cache, Slots) != in_slots:
+    if len(prompts) != len(context.rows):
         return None
     if len(prompts) == 1:
         row, prompt = context.rows[0], tuple(prompts[0])

@@ -41,10 +41,14 @@ Reader = Callable[
 """What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
 
 
-def ready(weights: Weights, config: Config, rows: int, tokens: int) -> tuple[Weights, Step | None]:
-    """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read."""
+def ready(
+    weights: Weights, config: Config, rows: int, tokens: int, context: Context | None = None
+) -> tuple[Weights, Step | None]:
+    """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read behind
+    those of a context, if there is one."""
     step = decode_step(weights, config) if rows <= FEW else None
-    if step is None or (isinstance(weights.norm, Mapped) and config.parameters * tokens > ALONE):
+    helped = context is not None and not isinstance(context.cache, Slots)  # PyTorch is here already
+    if step is None or (isinstance(weights.norm, Mapped) and (helped or config.parameters * tokens > ALONE)):
         from llucid.generation.reading_torch import tensors
 
         weights = tensors(weights, dense=step is None)  # once, and not for every token

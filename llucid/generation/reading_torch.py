@@ -17,8 +17,11 @@ from llucid.weights import Weights, leaves, tree_map
 
 
 def tensors(weights: Weights, dense: bool = False) -> Weights:
-    """Mapped weights as tensors, on the same memory; `dense`, quantised ones as what they stand for."""
-    weights = tree_map(lambda leaf: leaf.tensor() if isinstance(leaf, Mapped | Packed) else leaf, weights)
+    """Mapped weights as tensors, on the same memory where their dtype is the embedding's, else in that dtype, as `load`
+    has it; `dense`, quantised ones as what they stand for."""
+    if isinstance(weights.embedding, Mapped | Packed):
+        dtype = getattr(torch, weights.embedding.dtype)
+        weights = tree_map(lambda leaf: leaf.tensor().to(dtype), weights)
     return dequantize(weights) if dense else weights
 
 

@@ -55,6 +55,16 @@ def check_equal(model: Model, tokens: Tensor, expected: Tensor, positions: Tenso
     assert (found - expected).abs().max() < tolerance < 2e-2 * expected.abs().max()
 
 
+@pytest.mark.parametrize("odd", [torch.zeros(4, 4, dtype=torch.int64), torch.zeros(())])
+def test_odd_twins_of_a_tied_model_are_refused_in_a_line(odd: torch.Tensor, tmp_path: Path) -> None:
+    save(model_of(CONFIGS["one for all, tied"]), tmp_path / "odd")
+    tensors = load_file(tmp_path / "odd" / "model.safetensors")
+    twins = {"model.embed_tokens.weight": odd, "lm_head.weight": odd.clone()}
+    save_file(tensors | twins, tmp_path / "odd" / "model.safetensors")
+    with pytest.raises(LlucidError, match=r"model\.embed_tokens\.weight"):
+        load(tmp_path / "odd", device="cpu")
+
+
 def test_transformers_opens_what_we_write(config: Config, tmp_path: Path) -> None:
     model = model_of(config)
     save(model, tmp_path / "model")

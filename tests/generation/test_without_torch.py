@@ -165,19 +165,38 @@ def test_much_to_read_is_left_to_pytorch(
     assert told() == (text, alone)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GGUF's gains are float32 beside matrices of any kind. More texts than C takes, a long prompt, and no C."""
+    path = written(tmp_path, name)
+    model, helped = mapped(path), load(path, quantize="file", device="cpu")
+    options: dict[str, Any] = dict(max_tokens=6, seed=1)
+    many = [[text.text for text in generate_batch(it, ["AB"], samples=17, **options)] for it in (model, helped)]
+    assert many[0] == many[1]
+    monkeypatch.setattr(reading, "ALONE", 0)
+    prompt = "ABCDE" * 5
+    assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
+    monkeypatch.setenv("LLUCID_C", "0")
+    assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
+
+
 def test_what_was_read_by_one_is_read_again_by_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, statistics = mapped(written(tmp_path, "gguf")), Statistics()
     options: dict[str, Any] = dict(choose=lambda logits: logits.argmax(-1), stops=lambda row, token: False)
     first = list(decode(model.weights, CONFIG, [ids(5)], max_tokens=4, **options))
     prompt = [*first[-1].context.rows[0], 7, 8]
     whole = [step.tokens for step in decode(model.weights, CONFIG, [prompt], max_tokens=4, **options)]
-    for alone, unread in ((reading.ALONE, 2), (0, len(prompt))):
+    context, plenty = first[-1].context, reading.ALONE
+    # C goes on alone as long as what is unread is little; PyTorch reads all of it, and then goes on.
+    for alone, unread in ((plenty, 2), (2 * CONFIG.parameters, 2), (0, len(prompt)), (plenty, 1)):
         monkeypatch.setattr(reading, "ALONE", alone)
-        context = first[-1].context
-        steps = decode(model.weights, CONFIG, [prompt], max_tokens=4, context=context, statistics=statistics, **options)
+        told: dict[str, Any] = dict(context=context, statistics=statistics, max_tokens=4)
+        steps = list(decode(model.weights, CONFIG, [prompt], **told, **options))
         assert [step.tokens for step in steps] == whole
         assert statistics.prompt_tokens == unread
-        statistics = Statistics()
+        assert isinstance(steps[-1].context.cache, Slots) == (unread == 2)
+        context, statistics = steps[-1].context, Statistics()
+        context = first[-1].context if unread == 2 else context
 
 
 def test_without_c_pytorch_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
