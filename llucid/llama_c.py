@@ -263,6 +263,7 @@ def threads() -> int:
 
 @once
 def threads_without_torch() -> int:
+    """The same, counted once: it takes longer than a token of a small model."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         own = (Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings") for cpu in os.sched_getaffinity(0))

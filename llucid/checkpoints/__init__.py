@@ -225,6 +225,8 @@ def _new_folder(out: Path) -> Generator[Path]:
         yield unfinished
         unfinished.rename(out)
     except OSError as error:  # tells of the folder by the name that the user gave it
+        if error.filename is None:  # and `replacing` has told of the file in words
+            raise OSError(str(error).replace(unfinished.name, out.name)) from error
         raise OSError(error.errno, error.strerror, str(error.filename).replace(unfinished.name, out.name)) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

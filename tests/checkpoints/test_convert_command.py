@@ -69,6 +69,18 @@ def test_a_full_disk_leaves_nothing(to: str, out: str, tmp_path: Path) -> None:
     assert left == []
 
 
+def test_what_a_library_says_of_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has words instead of a number and a file."""
+
+    def full(out: Path, *rest: object) -> None:
+        raise OSError(f"{out / 'model.safetensors'} cannot be written: no room")
+
+    monkeypatch.setattr("llucid.checkpoints.huggingface.write", full)
+    with pytest.raises(OSError, match=f"^{tmp_path / 'out' / 'model.safetensors'} cannot be written: no room$"):
+        save(model_of(CONFIGS["one for two"]), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_bar_comes_after_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
     now = 100.0
