@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.reading import Context, Reader, empty_context, read, ready
-from llucid.generation.sampling import library_of, wide
+from llucid.generation.sampling import wide
 from llucid.llama_c import Slots
 from llucid.mapped import Mapped
 from llucid.weights import Weights
@@ -28,6 +28,10 @@ Reason = Literal["stop", "length", "context"]
 """Why a row ended: at a stop token or string, after max_tokens, or because the model's context was full."""
 PastContext = Literal["slide", "stop"]
 """What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
+
+
+LARGEST = 1e30
+"""Of a score: divided by the lowest temperature it is still finite in float32."""
 
 
 class Step(NamedTuple):
@@ -117,7 +121,7 @@ def decode(
     since its slots are written over). `reader` reads.
 
     Raises LlucidError at the call for an empty prompt, for one longer than the context, or for `max_tokens` below 1;
-    and while it runs, if the scores are not finite.
+    and while it runs, for `scores` that cannot be chosen from.
     """
     if max_tokens < 1:
         raise LlucidError(f"--max-tokens {max_tokens}: must be at least 1")
@@ -167,12 +171,7 @@ def _steps(
     for number in range(1, max_tokens + 1):
         began = perf_counter()
         logits, context = read(context, unread)
-        logits = on_host(logits)
-        if not bool(library_of(logits).isfinite(logits).all()):
-            raise LlucidError(
-                "the model's scores are not finite numbers; its weights may be damaged, or try --dtype float32"
-            )
-        chosen: list[int] = choose(logits).tolist()
+        chosen: list[int] = choose(scores(logits)).tolist()
         spent = perf_counter() - began
         if number == 1:
             statistics.prompt_seconds += spent
@@ -206,10 +205,20 @@ def _steps(
             context = empty_context(weights, config, len(prompts), slots)
 
 
-def on_host(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
-    """A CPU's tensor as NumPy's array, on the same memory if it was wide: what is chosen from it starts no threads,
-    which would go on spinning for a while, where C needs them."""
-    return logits if isinstance(logits, np.ndarray) or logits.device.type != "cpu" else wide(logits).numpy()
+def scores(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
+    """The logits as they are chosen from, in the wide dtype. A CPU's are NumPy's array, on the same memory if they were
+    wide: what is chosen from it starts no threads, which would go on spinning for a while where C needs them.
+
+    Raises LlucidError for what no model that works would say.
+    """
+    logits = wide(logits)
+    if not isinstance(logits, np.ndarray) and logits.device.type == "cpu":
+        logits = logits.numpy()
+    if not bool((abs(logits) < LARGEST).all()):
+        raise LlucidError(
+            "the model's scores are not finite, or far too large; its weights may be damaged, or try --dtype float32"
+        )
+    return logits
 
 
 def _already_read(context: Context, prompts: Sequence[Sequence[int]]) -> Context | None:

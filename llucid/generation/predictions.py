@@ -7,7 +7,7 @@ import numpy as np
 
 from llucid.checkpoints import Model
 from llucid.errors import LlucidError
-from llucid.generation.decode import check_prompt, on_host
+from llucid.generation.decode import check_prompt, scores
 from llucid.generation.prompts import prompt_ids
 from llucid.generation.reading import empty_context, read, ready
 from llucid.generation.sampling import softmax
@@ -30,7 +30,8 @@ class Prediction(NamedTuple):
 def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
     """The `top_k` likeliest tokens behind `text`, the likeliest first; of equally likely ones, the lower id first.
 
-    Raises LlucidError for `top_k` below 1, a text that cannot be encoded, or one longer than the context.
+    Raises LlucidError for `top_k` below 1, a text that cannot be encoded, or one longer than the context, and for
+    `scores` of a damaged model.
     """
     if top_k < 1:
         raise LlucidError(f"--top-k {top_k}: must be at least 1")
@@ -39,7 +40,7 @@ def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
     config = model.config
     weights, step = ready(model.weights, config, 1, len(ids))
     logits, _ = read(weights, config, empty_context(weights, config, 1, len(ids)), [ids], step)
-    probabilities = np.asarray(softmax(on_host(logits))[0].tolist())
+    probabilities = np.asarray(softmax(scores(logits))[0].tolist())
     best: list[int] = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
     texts = {token: token_text(model.tokenizer, ids, token) for token in best}
     return [Prediction(text, token, float(probabilities[token])) for token, text in texts.items()]

@@ -1,8 +1,10 @@
 """The engine against recomputing everything: cached, chunked, batched and slid, it writes what the equations say."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +12,9 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation import Context, Statistics
-from llucid.generation.decode import Step, decode, window
+from llucid.generation.decode import LARGEST, Step, decode, scores, window
 from llucid.generation.reading import empty_context, read, with_room
+from llucid.generation.sampling import Sampling, generator
 from llucid.llama import NOWHERE, Cache, llama
 from llucid.weights import Weights, initialise, tree_map
 
@@ -243,8 +246,17 @@ def test_prompts_that_cannot_be_are_refused_at_the_call():
     assert list(decode(WEIGHTS, CONFIG, [], max_tokens=1, **options)) == []
 
 
-def test_scores_that_are_not_finite_are_said_and_not_sampled():
-    broken = WEIGHTS._replace(norm=WEIGHTS.norm * float("nan"))
+@pytest.mark.parametrize("damage", [math.nan, math.inf, 1e38])
+def test_scores_of_damaged_weights_are_said_and_not_sampled(damage: float):
+    broken = WEIGHTS._replace(norm=WEIGHTS.norm * damage)
     steps = decode(broken, CONFIG, [[1]], choose=greedy, stops=lambda row, token: False, max_tokens=3)
-    with pytest.raises(LlucidError, match="scores are not finite"):
+    with pytest.raises(LlucidError, match="scores are not finite, or far too large"):
         next(steps)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_scores_can_be_chosen_from_at_any_temperature(sign: int):
+    logits = np.array([[1, -1, 0.5]], np.float32) * np.float32(sign * 0.999 * LARGEST)
+    sampling = Sampling(temperature=1e-6, top_k=2, top_p=0.9, min_p=0.1)
+    for given in (logits, torch.tensor(logits)):
+        assert int(sampling.choose(scores(given), [generator(0)])[0]) == (0 if sign > 0 else 1)

@@ -1,6 +1,7 @@
 """From text to text: what `generate`, `generate_batch` and `predict` promise their callers."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -272,6 +273,7 @@ def test_predictions_are_the_softmax_in_order():
 
 
 LETTERS_IN_ORDER = sorted(LETTERS)
+DAMAGED = tree_map(lambda leaf: leaf * math.nan, MODEL.weights)
 
 
 def test_equally_likely_predictions_come_by_id():
@@ -293,6 +295,10 @@ def test_predictions_name_what_has_no_text_of_its_own():
 @pytest.mark.parametrize(
     ("message", "ask"),
     [
+        (
+            "scores are not finite",
+            lambda: predict(MODEL._replace(weights=tree_map(lambda leaf: leaf * math.nan, MODEL.weights)), "a"),
+        ),
         ("--top-k 0: must be", lambda: predict(MODEL, "a", 0)),
         ("the prompt has 33 tokens", lambda: predict(MODEL, "a" * 33)),
     ],
