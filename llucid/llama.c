@@ -13,6 +13,7 @@
    every size, and calls `llama_step`.
 
    llama_numbers.h    numbers as they are stored
+   llama_memory.h     where the arrays of a step lie
    llama_threads.h    threads that start together, wait for one another, and sleep between tokens
    llama_plain.h      sums of products in plain C, for any processor
    llama_avx512.h     the same for processors with AVX-512 and VNNI */
@@ -84,7 +85,7 @@ typedef struct {  /* one step: what it is given, and what its threads share */
     struct Own { float *normed, *scores; Vectors vectors; } *own;  /* what each thread has for itself */
 } Step;
 
-static size_t size_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
+#include "llama_memory.h"
 
 static Part part(int rows, int thread, int threads, int together) {  /* a thread's share, in multiples of `together` */
     int64_t units = (rows + together - 1) / together;
@@ -118,24 +119,7 @@ static const Vectors *for_matrix(const Matrix *w, const float *x, int count, Vec
 
 /* x = E[token]: the row of a token. */
 static void embed(const Matrix *e, int64_t token, Part part, float *x) {
-    size_t columns = (size_t)e->columns, row = (size_t)token, tile = row / TILE * TILE * columns, r = row % TILE;
-    for (int at = part.from; at < part.to; at++) {
-        if (e->kind < INT8) {
-            x[at] = number_at(e->kind, e->numbers, row * columns + (size_t)at);
-            continue;
-        }
-        size_t group = (size_t)at / GROUP, k = (size_t)at % GROUP;
-        float scale = from_float16(e->scales[tile / GROUP + group * TILE + r]);
-        const uint8_t *numbers = e->numbers;
-        if (e->kind == INT8) {
-            uint8_t number = numbers[tile + (group * GROUP + k / 4 * 4) * TILE + r * 4 + k % 4];
-            x[at] = scale * (number - 128);
-        } else {
-            size_t byte = k % 16;  /* its lower half is number `byte` of the group, its upper half number `byte` + 16 */
-            uint8_t both = numbers[tile / 2 + (group * GROUP / 2 + byte / 4 * 4) * TILE + r * 4 + byte % 4];
-            x[at] = scale * ((k < 16 ? both & 15 : both >> 4) - 8);
-        }
-    }
+    for (int at = part.from; at < part.to; at++) x[at] = number_at(e, (size_t)token, (size_t)at);
 }
 
 /* x / √(mean(x²) + ε) ⊙ gain. Zhang & Sennrich 2019, eq. 4. */
@@ -269,44 +253,14 @@ static void llama(void *given, int thread) {
     multiply(&m->output, v, s->count, part(m->output.rows, thread, s->threads, TILE), s->logits);
 }
 
-static char *cut(char **memory, size_t bytes) {  /* the next `bytes` of it, beginning a cache line */
-    char *begin = *memory;
-    *memory += (bytes + 63) / 64 * 64;
-    return begin;
-}
-
-static size_t lay_out(Step *s, char *memory) {  /* gives every array its place; returns the bytes that they take */
-    const Llama *m = s->model;
-    char *start = memory;
-    size_t count = (size_t)s->count, dim = (size_t)m->dim, ffn = (size_t)m->ffn;
-    size_t q = (size_t)(m->heads * m->head_dim), kv = (size_t)(m->kv_heads * m->head_dim);
-    size_t slots = (size_t)(s->cache->length + s->seq), longest = dim > q ? dim : q;
-    longest = longest > ffn ? longest : ffn;
-    struct { float **array; size_t length; } shared[] = {
-        {&s->cos, q}, {&s->sin, q}, {&s->x, dim}, {&s->query, q}, {&s->key, kv}, {&s->value, kv}, {&s->mixed, q},
-        {&s->gate, ffn}, {&s->up, ffn}, {&s->written, dim},
-    };
-    s->own = (struct Own *)cut(&memory, sizeof(struct Own) * (size_t)s->threads);
-    for (int at = 0; at < 10; at++) *shared[at].array = (float *)cut(&memory, 4 * count * shared[at].length);
-    for (int thread = 0; thread < s->threads; thread++) {
-        struct Own own = {.normed = (float *)cut(&memory, 4 * count * dim), .scores = (float *)cut(&memory, 4 * slots)};
-        own.vectors.whole = (int8_t *)cut(&memory, count * longest);
-        own.vectors.scale = (float *)cut(&memory, count * (longest / GROUP) * 4);
-        own.vectors.sum = (int32_t *)cut(&memory, count * (longest / GROUP) * 4);
-        if (start) s->own[thread] = own;
-    }
-    return (size_t)(memory - start);
-}
-
 /* The scores of what follows each of the tokens [batch, seq], as [batch, seq, output.rows], and the cache longer by
    them; 0 if memory ran out. Their positions are in the cache already. */
 int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, int seq, int threads, float *logits) {
     pthread_mutex_lock(&one_at_a_time);
     Step s = {.model = model, .cache = cache, .tokens = tokens, .seq = seq, .logits = logits};
     s.count = cache->batch * seq, s.threads = at_most(threads);
-    char *memory = workspace(lay_out(&s, NULL));
-    if (memory) {
-        lay_out(&s, memory);
+    int ready = lay_out(&s);
+    if (ready) {
         for (int token = 0, half = model->head_dim / 2; token < s.count; token++) {
             float position = (float)cache->positions[token / seq * cache->capacity + cache->length + token % seq];
             for (int pair = 0; pair < half; pair++) {
@@ -317,5 +271,5 @@ int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, in
         together(llama, &s, s.threads);
     }
     pthread_mutex_unlock(&one_at_a_time);
-    return memory != NULL;
+    return ready;
 }

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llucid.llama import Cache
 
 HERE = Path(__file__).parent
-SOURCES = ("llama.c", "llama_numbers.h", "llama_threads.h", "llama_plain.h", "llama_avx512.h")
+SOURCES = tuple(f"llama{part}" for part in (".c", "_numbers.h", "_memory.h", "_threads.h", "_plain.h", "_avx512.h"))
 FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
     # Sums may be taken in any order, as vector code does; numbers that are none stay none.

@@ -1,5 +1,7 @@
 /* Numbers as they are stored, and what becomes of them as float32. */
 
+static size_t size_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
+
 static float wide(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 static uint32_t bits_of(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
 static float from_bfloat16(uint16_t b) { return wide((uint32_t)b << 16); }
@@ -10,10 +12,18 @@ static float from_float16(uint16_t h) {
     return wide(bits_of(x) | sign);
 }
 
-static float number_at(int kind, const void *numbers, size_t at) {
-    if (kind == FLOAT32) return ((const float *)numbers)[at];
-    uint16_t half = ((const uint16_t *)numbers)[at];
-    return kind == BFLOAT16 ? from_bfloat16(half) : from_float16(half);
+/* One number of a matrix. INT8 and INT4 are stored as `tiles` in llama_plain.h has them. */
+static float number_at(const Matrix *w, size_t row, size_t column) {
+    size_t columns = (size_t)w->columns, at = row * columns + column;
+    if (w->kind == FLOAT32) return ((const float *)w->numbers)[at];
+    if (w->kind == BFLOAT16) return from_bfloat16(((const uint16_t *)w->numbers)[at]);
+    if (w->kind == FLOAT16) return from_float16(((const uint16_t *)w->numbers)[at]);
+    size_t tile = row / TILE * columns / GROUP, r = row % TILE, group = tile + column / GROUP, k = column % GROUP;
+    const uint8_t *numbers = w->numbers;
+    float scale = from_float16(w->scales[group * TILE + r]);
+    if (w->kind == INT8) return scale * (numbers[(group * 8 + k / 4) * 4 * TILE + r * 4 + k % 4] - 128);
+    uint8_t both = numbers[(group * 4 + k % 16 / 4) * 4 * TILE + r * 4 + k % 4];
+    return scale * (float)((k < 16 ? both & 15 : both >> 4) - 8);
 }
 
 static uint16_t to_bfloat16(float x) {  /* to the nearest, a tie to the even one */

@@ -21,8 +21,6 @@ static struct {
     int wanted;               /* threads that take part, the caller's among them */
     atomic_uint calls, rounds, arrived;
     unsigned joined[MOST_THREADS];  /* how many calls there had been when a thread was started: those are not for it */
-    char *memory;
-    size_t bytes;
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER};
 
 static void pause_briefly(int spins) {
@@ -87,14 +85,4 @@ static void together(Work *work, void *given, int threads) {
     pthread_cond_broadcast(&pool.called);
     pthread_mutex_unlock(&pool.lock);
     work(given, 0), wait_for_all(threads);
-}
-
-/* Memory for a step, kept for the next; NULL if there is none. */
-static char *workspace(size_t bytes) {
-    if (bytes > pool.bytes) {
-        free(pool.memory);
-        pool.memory = malloc(bytes + bytes / 2 + 64);
-        pool.bytes = pool.memory ? bytes + bytes / 2 : 0;
-    }
-    return pool.memory ? (char *)(((uintptr_t)pool.memory + 63) & ~(uintptr_t)63) : NULL;
 }
