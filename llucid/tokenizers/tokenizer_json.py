@@ -1,7 +1,8 @@
 """Tokenizers that live in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,32 @@ WORDS = (
 """How Llama 3 cuts text before it merges: words with the space before them, three digits at most, punctuation."""
 
 
+@contextmanager
+def said(what: str) -> Generator[None]:
+    """Makes an LlucidError of what the library raises: bare Exceptions, and for a panic of its Rust not even these."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, LlucidError):
+        raise
+    except BaseException as error:
+        raise LlucidError(f"{what}: {error}") from error
+
+
 class JsonTokenizer:
     """A `tokenizer.json` and what stands beside it.
 
-    `tokenizer_config.json` names BOS and EOS; `generation_config.json` and `config.json` may add ids that end a text.
-    `chat_template.jinja` is the newer place of a chat template, and counts before the one in `tokenizer_config.json`.
+    BOS is what the tokenizer itself puts before a text, if anything, as in transformers: not all that name one in
+    `tokenizer_config.json` begin with it. EOS is named there; `generation_config.json` and `config.json` may add ids
+    that end a text. `chat_template.jinja` is the newer place of a chat template, and counts before the one in
+    `tokenizer_config.json`.
     """
 
     def __init__(
         self, content: dict[str, Any], folder: Path | None = None, config: dict[str, Any] | None = None
     ) -> None:
         """What `folder` does not say, `config` may."""
-        try:
+        with said("tokenizer.json cannot be read"):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-        except Exception as error:  # the library raises bare Exception
-            raise LlucidError(f"tokenizer.json cannot be read: {error}") from error
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # as some folders ask for, of every text and without a word
         self.tokenizer.no_padding()
@@ -42,7 +54,7 @@ class JsonTokenizer:
         self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in sorted(added.items()) if token.special}
-        self.bos = self._named("bos_token")
+        self.bos = self._first()
         self.eos = self._named("eos_token")
         told = {number for number in _ends(folder) if number in added} if folder else set[int]()
         self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
@@ -52,14 +64,21 @@ class JsonTokenizer:
         name = name.get("content") if isinstance(name, dict) else name
         return self.tokenizer.token_to_id(name) if isinstance(name, str) else None
 
+    def _first(self) -> int | None:
+        """What the post-processor puts before a text, here of one word that is no special token."""
+        one_word = tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a"))
+        one_word.post_processor = self.tokenizer.post_processor  # pyright: ignore[reportAttributeAccessIssue]
+        with said("tokenizer.json cannot be read"):
+            begun = one_word.encode("a")
+        return begun.ids[0] if begun.special_tokens_mask[0] else None
+
     def encode(self, text: str) -> list[int]:
-        try:
+        with said("the text cannot be encoded"):
             return self.tokenizer.encode(mend(text), add_special_tokens=False).ids
-        except Exception as error:  # the library raises bare Exception
-            raise LlucidError(f"the text cannot be encoded: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        with said("the tokens cannot be decoded"):
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def json(self) -> str:
         return self.tokenizer.to_str()
@@ -150,15 +169,20 @@ def special_json(
     }
     for name, number in special.items():
         if number == bos:
-            begin, first, second = ({"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 0, 1))
-            texts = [{"Sequence": {"id": letter, "type_id": kind}} for kind, letter in enumerate("AB")]
-            content["post_processor"] = {
-                "type": "TemplateProcessing",
-                "single": [begin, texts[0]],
-                "pair": [first, texts[0], second, texts[1]],
-                "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
-            }
+            content["post_processor"] = beginning_with(name, number)
     return json.dumps(content, ensure_ascii=False)
+
+
+def beginning_with(name: str, number: int) -> dict[str, Any]:
+    """The post-processor that puts a special token before every text."""
+    begin, first, second = ({"SpecialToken": {"id": name, "type_id": kind}} for kind in (0, 0, 1))
+    texts = [{"Sequence": {"id": letter, "type_id": kind}} for kind, letter in enumerate("AB")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, texts[0]],
+        "pair": [first, texts[0], second, texts[1]],
+        "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
+    }
 
 
 def train_bpe(
@@ -167,8 +191,8 @@ def train_bpe(
     """Byte-pair encoding over bytes, so that every text has ids: the commonest pair becomes a token, again and again.
 
     Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. The `special` tokens have the first ids;
-    `config` is what `tokenizer_config.json` is to say. Raises LlucidError if `vocab_size` is not above 256, the number
-    of bytes, and that of the special tokens.
+    `config` is what `tokenizer_config.json` is to say; a BOS that it names begins every text. Raises LlucidError if
+    `vocab_size` is not above 256, the number of bytes, and that of the special tokens.
     """
     if vocab_size <= 256 + len(special):
         raise LlucidError(
@@ -188,4 +212,7 @@ def train_bpe(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return JsonTokenizer(json.loads(tokenizer.to_str()), config=config)
+    content = json.loads(tokenizer.to_str())
+    if bos := (config or {}).get("bos_token"):
+        content["post_processor"] = beginning_with(bos, special.index(bos))
+    return JsonTokenizer(content, config=config)

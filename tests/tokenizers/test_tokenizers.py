@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from llucid.errors import LlucidError
+from llucid.generation.prompts import prompt_ids
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, train_bpe
 
 HOSTILE = "The quick  brown\n\n\tfox 😀👩‍👩‍👧 é é 漢字 עברית \x00\x7f <|eot_id|> <0x41> 12345 don't\r\n ▁ Ġ \ufeff"
 TALE = "One winter evening Pip the wren lost a bell. Who found the bell? The old badger's friend found it.\n" * 20
@@ -73,7 +74,7 @@ def test_special_tokens_come_from_no_text(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|eot|>", "bos_token": {"content": "<|eot|>"}}')
     tokenizer = JsonTokenizer(content, tmp_path)
     assert tokenizer.special == {"<|eot|>": 300}
-    assert (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids, tokenizer.vocab_size) == (300, 300, {300}, 301)
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids, tokenizer.vocab_size) == (None, 300, {300}, 301)
     ids = tokenizer.encode("a <|eot|> b")
     assert 300 not in ids
     assert tokenizer.decode(ids) == "a <|eot|> b"
@@ -85,6 +86,57 @@ def with_special(*names: str) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": 300 + n, "content": name} | flags for n, name in enumerate(names)]
     return json.loads(BPE.json()) | {"added_tokens": added}
+
+
+BEGINNING = beginning_with("<s>", 300)
+LETTERS = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+ROBERTA = LETTERS | {"type": "RobertaProcessing", "cls": ["<s>", 300], "sep": ["</s>", 301]}
+ENDING = BEGINNING | {"single": BEGINNING["single"][::-1]}
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize(
+    ("processor", "bos"),
+    [
+        (None, None),
+        (BEGINNING, 300),
+        (ENDING, None),
+        ({"type": "Sequence", "processors": [LETTERS, BEGINNING]}, 300),
+        (ROBERTA, 300),
+    ],
+)
+def test_a_prompt_begins_as_in_transformers(
+    processor: dict[str, Any] | None, bos: int | None, add_bos: bool | None, named: bool, tmp_path: Path
+) -> None:
+    content = with_special("<s>", "</s>") | {"post_processor": processor}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"} | ({"bos_token": "<s>"} if named else {})
+    config |= {} if add_bos is None else {"add_bos_token": add_bos}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(tmp_path)
+    assert ours.bos == bos
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)("a fox")["input_ids"]
+    assert prompt_ids(ours, "a fox") == (theirs[:-1] if theirs[-1] in (300, 301) else theirs)
+
+
+def test_a_vocabulary_that_names_its_bos_begins_with_it_everywhere(tmp_path: Path) -> None:
+    tokenizer = train_bpe([TALE], 310, ["<s>", "</s>"], {"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert prompt_ids(load_tokenizer(tmp_path), "a fox") == theirs("a fox")["input_ids"]
+    assert theirs("a fox")["input_ids"][0] == tokenizer.bos == 0
+
+
+def test_what_the_library_cannot_stand_is_an_error_in_words() -> None:
+    panics = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
+    tokenizer = JsonTokenizer(json.loads(BPE.json()) | {"normalizer": panics})
+    with pytest.raises(LlucidError, match="the text cannot be encoded: index out of bounds"):
+        tokenizer.encode("a")
+    odd = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    tokenizer = JsonTokenizer(json.loads(BPE.json()) | {"pre_tokenizer": odd})
+    with pytest.raises(LlucidError, match=r"the text cannot be encoded: .*retry-limit"):
+        tokenizer.encode("a" * 50 + "b")
 
 
 @pytest.mark.parametrize(
