@@ -43,7 +43,7 @@ _HOMES = {
 }
 _ROOMS = {
     *("chat", "checkpoints", "config", "corpora", "generation", "ladder", "llama", "llama_jax", "llama_module"),
-    *("tokenizers", "training", "weights"),
+    *("quantize", "tokenizers", "training", "weights"),
 }
 
 
@@ -53,3 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"llucid.{name}")
     raise AttributeError(f"module 'llucid' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -21,7 +22,8 @@ from llucid.training.settings import Settings
 if TYPE_CHECKING:
     from llucid import checkpoints
 
-Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+MODEL = "A run, a Hugging Face folder or repository, one of Meta's, a .bin of llama2.c's, or a .gguf."
+Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help=MODEL)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,6 @@ class Generate:
     """Write on from a prompt: the text goes to standard output, everything else to standard error."""
 
     model: Model
-    """Folder of the model."""
     prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = ""
     """Text to go on from."""
     max_tokens: int = 256
@@ -109,11 +110,11 @@ class Generate:
                     print(shown.push(piece), end="", flush=True)
             print(shown.finish(), flush=True)
         else:
+            texts, shown = list[str](), screen()
             with interruptible():
-                texts = generate_batch(model, [self.prompt], samples=self.num, **numbers)
-                shown = screen()
-                text = f"\n{'-' * 40}\n".join(self.prompt + text.text for text in texts)
-                print(shown.push(text) + shown.finish(), flush=True)
+                generate_batch(model, [self.prompt], samples=self.num, texts=texts, **numbers)
+            text = f"\n{'-' * 40}\n".join(self.prompt + text for text in texts)
+            print(shown.push(text) + shown.finish(), flush=True)
         if sys.stdout.isatty():
             print(file=sys.stderr)
         print(statistics, file=sys.stderr)
@@ -133,8 +134,7 @@ HINT = """It comes with llucid, which trained it from scratch, and knows made-up
 class Chat:
     """Talk with a model in the terminal; through a pipe, each line is a message and is answered on standard output."""
 
-    model: Model = ""
-    """Folder of the model; without one, the small storyteller that comes with llucid."""
+    model: Annotated[Model, tyro.conf.arg(help=f"{MODEL[:-1]}; without one, the storyteller of llucid's own.")] = ""
     system: str = ""
     """Tells the model how to behave, before the first message."""
     max_tokens: int = 1024
@@ -183,8 +183,7 @@ class Chat:
 class Predict:
     """Show the likeliest next tokens and their probabilities."""
 
-    model: Model
-    """Folder of the model; with --toy, the text."""
+    model: Annotated[Model, tyro.conf.arg(help=f"{MODEL[:-1]}; with --toy, the text.")]
     text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXT")] = ""
     """Text to go on from."""
     top_k: int = 5
@@ -211,9 +210,11 @@ class Predict:
         if self.toy:
             if self.json:
                 raise LlucidError("--json: --toy explains, and in words alone; leave one of them out")
+            if self.text:
+                raise LlucidError(f"--toy: needs no model, only a text, as in: llucid predict --toy {self.text!r}")
             from llucid.generation.toy import show_toy
 
-            return show_toy(self.text or self.model, self.top_k, Console())
+            return show_toy(self.model, self.top_k, Console())
         predictions = predict(
             opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize), self.text, self.top_k
         )
@@ -268,7 +269,6 @@ class Info:
     """Tell what a model is, from its headers: format, numbers, parameters, bytes, tokenizer."""
 
     model: Model
-    """Folder of the model."""
 
     def run(self) -> None:
         """Prints one fact a line."""
@@ -285,7 +285,6 @@ class Convert:
     """Write a model in another format; says what the format cannot hold."""
 
     model: Model
-    """Path of the model."""
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="OUT")]
     """Folder to make, for huggingface and meta, or file, for llama2c and gguf."""
     to: Literal["huggingface", "meta", "llama2c", "gguf"]
@@ -299,7 +298,7 @@ class Convert:
 
     def run(self) -> None:
         """Writes, with a bar if it takes longer than two seconds, and tells what opening it will have to guess."""
-        from llucid.checkpoints import convert
+        from llucid.checkpoints import convert, describe
 
         with bar() as progress:
             guessed = convert(
@@ -312,6 +311,10 @@ class Convert:
                 progress=progress,
             )
         print(f"the model is in {self.out}")
+        before, after = (describe(path)["dtype"] for path in (self.model, self.out))
+        packed = [dtype for dtype in before.split(", ") if dtype.startswith("Q")]
+        if packed and self.dtype is None:
+            print(f"what was {' and '.join(packed)} is {after} now; --dtype names another", file=sys.stderr)
         for name, (before, after) in guessed.items():
             print(f"{self.to} does not hold {name}: it was {before} and will be read as {after}", file=sys.stderr)
 
@@ -469,6 +472,12 @@ def unboxed(said: str, command: str) -> str:
 
 def main() -> None:
     """Runs the command line; bad input ends with one line on standard error and status 2."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever called
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="replace")  # a question mark where a terminal has no such letter
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:

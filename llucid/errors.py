@@ -1,13 +1,20 @@
 """What is said to the user when something is wrong with the input rather than with the program."""
 
+SHOWN = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+"""Pictures of the control characters but tab and line break, so that what a file says steers no terminal."""
+
 
 class LlucidError(ValueError):
     """Bad input: the message says what, where, and what to do. The command line prints it as one line and exits 2."""
 
 
 def one_line(error: Exception) -> str:
-    """The error's message; of one of the system's, the file and the reason."""
+    """The error's message, as a terminal may show it; of one of the system's, the file and the reason."""
     said = str(error)
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return " ".join(said.split())
+    return " ".join(said.split()).translate(SHOWN)

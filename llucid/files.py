@@ -1,6 +1,7 @@
 """Files that are whole or not there: written under another name, then renamed. And the folder of what is made."""
 
 import os
+import shutil
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,15 +14,22 @@ from safetensors import SafetensorError
 def replacing(path: Path) -> Generator[Path]:
     """A temporary path beside `path`; what is written there takes its place at once, or not at all.
 
-    A kill at any moment leaves the old file or the new one. Errors remove the temporary file; a disk that is full is
-    an OSError, which names `path`.
+    A kill at any moment leaves the old file or the new one, with the old one's permissions. Where `path` is a link,
+    what it leads to is replaced; a pipe or a device is written to as it is. Errors remove the temporary file; a disk
+    that is full is an OSError, which names `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    place = Path(os.path.realpath(path))
+    if place.exists() and not (place.is_file() or place.is_dir()):
+        yield place
+        return
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         yield temporary
+        if place.is_file():
+            shutil.copymode(place, temporary)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, place)
     except OSError as error:
         if error.errno is None:  # what NumPy makes of a full disk
             raise OSError(f"{path} cannot be written: {error}") from error

@@ -8,13 +8,16 @@ import shutil
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import huggingface_hub
 import pytest
 
 import llucid
-from llucid.cli import Command
+from llucid.cli import Command, main
+from llucid.generation.stream import Piece, stream
 from tests.training.test_run import TEXT, command, do
 
 PROMPT = "the goose "
@@ -138,6 +141,11 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
     "unknown choice": (("generate", "{made}/run", "--quantize", "3"), "Expected one of ('int8', 'int4')"),
     "missing": (("convert", "{made}/run"), "error: missing: OUT, --to; see: llucid convert --help"),
+    "toy and a model": (
+        ("predict", "{made}/run", "the fox", "--toy"),
+        "--toy: needs no model, only a text, as in: llucid",
+    ),
+    "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
     "toy and json": (("predict", "--toy", "a", "--json"), "leave one of them out"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
@@ -234,6 +242,56 @@ def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=os.environ)
     assert done.stdout == "the" + done.stdout[3:]
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_several_are_written_leaves_what_there_is(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> Iterator[Piece]:
+        for piece in stream(*arguments, **options):
+            if options["statistics"].tokens > 10:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr("llucid.generation.completions.stream", interrupted)
+    monkeypatch.setattr(sys, "argv", ["llucid", "generate", str(made / "run"), PROMPT, "--num", "2", "--seed", "1"])
+    main()
+    first, second = capsys.readouterr().out.removesuffix("\n").split(f"\n{'-' * 40}\n")
+    texts = do("generate", made / "run", PROMPT, "--num", 2, "--seed", 1).stdout.split(f"\n{'-' * 40}\n")
+    for some, whole in ((first, texts[0]), (second, texts[1])):
+        assert whole.startswith(some)
+        assert len(PROMPT) < len(some) < len(whole)
+
+
+def test_what_stands_beside_a_folder_is_not_fetched(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(made.parent)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr(sys, "argv", ["llucid", "info", f"{made.name}/none"])
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{made.name}/none: there is no such file or folder" in capsys.readouterr().err
+
+
+def test_streams_that_are_closed_or_have_few_letters(made: Path) -> None:
+    talk = " ".join(command("chat", made / "run", "--format", "plain"))
+    closed = subprocess.run(f"{talk} <&-", shell=True, capture_output=True, text=True)
+    assert (closed.returncode, closed.stdout, closed.stderr) == (0, "", "")
+    words = command("predict", made / "run", "the", "--top-k", 2)
+    few = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert few.returncode == 0
+    assert "?" in few.stdout  # for the bars
+    assert subprocess.run(f"{' '.join(words)} >&-", shell=True).returncode == 0
+
+
+def test_what_was_quantised_is_said_to_be_so_no_more(made: Path, tmp_path: Path) -> None:
+    do("convert", made / "run", tmp_path / "8.gguf", "--to", "gguf", "--dtype", "q8_0")
+    said = do("convert", tmp_path / "8.gguf", tmp_path / "32.gguf", "--to", "gguf").stderr
+    assert "what was Q8_0 is float32 now; --dtype names another\n" in said
+    assert (
+        "what was" not in do("convert", tmp_path / "8.gguf", tmp_path / "b", "--to", "gguf", "--dtype", "q8_0").stderr
+    )
 
 
 def test_figures_come_behind_the_text(made: Path) -> None:

@@ -54,6 +54,19 @@ def test_products_and_gradients_are_those_of_the_definition(
     assert ((dw - rows_dy.mT @ rows_x).abs() <= bound(rows_dy.mT, rows_x.mT)).all()
 
 
+def test_torch_func_transforms_what_is_computed():
+    x, w = torch.randn(8, 64), torch.randn(96, 64)
+    large = lambda x, w: (linear_each(x, w, w)[1] + linear(x, w)).square().sum()  # noqa: E731
+    old, module.LARGE = module.LARGE, 0
+    try:
+        gradient = torch.func.grad(large, argnums=1)(x, w)
+        each = torch.func.vmap(large, in_dims=(0, None))(x, w)
+    finally:
+        module.LARGE = old
+    assert torch.allclose(gradient, 8 * (x @ w.T).T @ x, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(each, 4 * (x @ w.T).square().sum(1), rtol=1e-4)
+
+
 @quick
 def test_only_gradients_that_are_asked_for_are_computed(products: list[Any]):
     x, w = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)

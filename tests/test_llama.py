@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llucid import llama as equations
-from llucid.checkpoints.huggingface import heads_of, name_of, named_tensors, pairs_from_halves
+from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import Config
 from llucid.llama import NOWHERE, empty_cache, llama
 from llucid.weights import Weights, assemble, initialise, leaves, named_leaves, to, tree_map
@@ -94,7 +94,7 @@ def as_transformers(config: Config, weights: Weights) -> transformers.LlamaForCa
             attn_implementation="eager",
         )
     )
-    tensors = {name: tensor.clone() for name, tensor in named_tensors(weights, config).items()}
+    tensors = {name_of(path): in_halves(path, leaf, config).clone() for path, leaf in named_leaves(weights)}
     missing = theirs.load_state_dict(tensors, strict=False).missing_keys
     assert missing == (["lm_head.weight"] if config.tied_embeddings else [])
     return theirs

@@ -125,7 +125,10 @@ def file_of(rest: str, command: str) -> Path:
     """The file that a command names."""
     if not rest:
         raise LlucidError(f"{command} needs the name of a file, as in: {command} talk.json")
-    return Path(rest).expanduser()
+    try:
+        return Path(os.path.realpath(Path(rest).expanduser()))
+    except (RuntimeError, ValueError) as error:  # no such user's home, or what is no path at all
+        raise LlucidError(f"{command} {rest}: {one_line(error)}") from error
 
 
 KINDS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_tokens": int, "seed": int}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, one_line
 from llucid.llama_c import threads
 from llucid.mapped import KINDS
 from llucid.tokenizers import load_tokenizer
@@ -24,7 +24,7 @@ from llucid.weights import leaves, tree_map
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FORMATS", "Model", "check", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
+__all__ = ["FORMATS", "Model", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
 
 Quantization = Literal["int8", "int4", "file"]
 FORMATS = ("huggingface", "meta", "llama2c", "gguf")
@@ -51,10 +51,10 @@ def _room(name: str) -> Room:
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
-    Raises LlucidError if it cannot be fetched.
+    What stands in a folder that is here is a path, there or not. Raises LlucidError if it cannot be fetched.
     """
     path = Path(name)
-    if path.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
+    if path.exists() or path.parent.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
         return path
     from huggingface_hub import snapshot_download
 
@@ -66,11 +66,6 @@ def find(name: str | Path) -> Path:
             f"{name}: there is no such file or folder, and no repository of that name could be fetched "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
-
-
-def check(path: Path) -> None:
-    """Raises LlucidError if there is no model at `path`."""
-    room_of(path)
 
 
 def choose_device(name: str | None = None) -> "torch.device":
@@ -125,6 +120,8 @@ def load(
                 held = pool.map(lambda leaf: leaf.held(), leaves(model.weights))
                 return model._replace(weights=tree_map(lambda leaf: next(held), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
+    if dtype and not dtype.is_floating_point:
+        raise LlucidError(f'dtype={dtype}: expected floating-point numbers; for others: quantize="int8" or "int4"')
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     kept = quantize is not None and (quantize != "file" or device.type == "cpu")
     model = _opened(find(path), tokenizer, kept)
@@ -180,7 +177,7 @@ def describe(path: str | Path) -> dict[str, str]:
         facts["tokenizer"] = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
     except LlucidError as error:
-        facts["tokenizer"] = f"none ({error})"
+        facts["tokenizer"] = f"none ({one_line(error)})"
     facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "nothing"
     return facts | {item.name: str(getattr(config, item.name)) for item in fields(config)}
 

@@ -287,11 +287,6 @@ def read_tokenizer_facts(path: Path) -> Facts:
     return read_facts(path)
 
 
-def named_tensors(weights: Weights, config: Config) -> "dict[str, Tensor]":
-    """Hugging Face's names and order of rows, on the CPU."""
-    return {name_of(path): in_halves(path, leaf, config) for path, leaf in named_leaves(weights)}
-
-
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":
     """The array at our path in Hugging Face's order of rows, on the CPU."""
     tensor, heads = leaf.detach().to("cpu"), heads_of(path, config)

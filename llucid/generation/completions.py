@@ -71,11 +71,13 @@ def generate_batch(
     stop: Sequence[str] = (),
     past_context: PastContext = "slide",
     statistics: Statistics | None = None,
+    texts: list[str] | None = None,
 ) -> list[Completion]:
     """`samples` continuations of each prompt, all in one batch: prompt by prompt, in the order given.
 
     The first of a prompt is what `generate` writes with the same seed, whatever else is in the batch; its others, and
-    repeated prompts, have random numbers of their own. Raises LlucidError as `generate` does.
+    repeated prompts, have random numbers of their own. `statistics` and `texts` are filled in as they are written, for
+    whoever is interrupted. Raises LlucidError as `generate` does.
     """
     if samples < 1:
         raise LlucidError(f"--num {samples}: must be at least 1")
@@ -83,7 +85,8 @@ def generate_batch(
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     pieces = _begin(model, prompts, max_tokens, sampling, seed, stop, past_context, statistics)
-    texts, tokens = [""] * len(prompts), [[] for _ in prompts]
+    texts, tokens = [] if texts is None else texts, [[] for _ in prompts]
+    texts[:] = [""] * len(prompts)
     reasons: list[Reason] = ["length"] * len(prompts)
     slid = [False] * len(prompts)
     for piece in pieces:

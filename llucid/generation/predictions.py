@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llucid.checkpoints import Model
-from llucid.errors import LlucidError
+from llucid.errors import SHOWN, LlucidError
 from llucid.generation.decode import check_prompt, scores
 from llucid.generation.prompts import prompt_ids
 from llucid.generation.reading import empty_context, read, ready
@@ -64,5 +64,10 @@ def table(predictions: list[Prediction], width: int = 30) -> "Table":
     drawn = Table("token", "id", "probability", "", box=box.SIMPLE)
     for token, number, probability in predictions:
         bar = "█" * round(width * probability) or "▏"
-        drawn.add_row(Text(json.dumps(token, ensure_ascii=False)), str(number), f"{100 * probability:6.2f} %", bar)
+        drawn.add_row(
+            Text(json.dumps(token, ensure_ascii=False).translate(SHOWN)),
+            str(number),
+            f"{100 * probability:6.2f} %",
+            bar,
+        )
     return drawn

@@ -5,12 +5,7 @@ import sys
 
 from rich.cells import cell_len
 
-# Pictures of the control characters but tab and line break.
-SHOWN = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
+from llucid.errors import SHOWN
 
 
 class Screen:

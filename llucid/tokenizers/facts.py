@@ -23,7 +23,8 @@ def read_facts(path: Path) -> Facts:
     with open(file, "rb") as opened:
         head = opened.read(1024)
         if is_tiktoken(head):
-            ranks = head.count(b"\n") + sum(part.count(b"\n") for part in iter(lambda: opened.read(2**20), b""))
+            opened.seek(0)
+            ranks = sum(1 for line in opened if line.strip())
             return Facts("TiktokenRanks", ranks + SPECIALS, ranks, ranks + 1)
     if head.lstrip()[:1] == b"{" and (facts := _of_json(file)):
         return facts
@@ -38,15 +39,15 @@ def facts_of(tokenizer: Tokenizer) -> Facts:
 def _of_json(file: Path) -> Facts | None:
     """What a `tokenizer.json` and the file beside it say; None if it is of a form that only its library knows."""
     from llucid.tokenizers.characters import is_characters
-    from llucid.tokenizers.tokenizer_json import read_json
+    from llucid.tokenizers.tokenizer_json import begins_with, read_json
 
     told, beside = read_json(file), file.with_name("tokenizer_config.json")
     named: dict[str, Any] = read_json(beside) if beside.is_file() else {}
     try:
         ids = told["model"]["vocab"] | {added["content"]: added["id"] for added in told["added_tokens"]}
-        roles = [named.get("bos_token"), named.get("eos_token")]
-        begin, end = (role.get("content") if isinstance(role, dict) else role for role in roles)
-        size = max(ids.values()) + 1
-        return None if is_characters(told) else Facts("JsonTokenizer", size, ids.get(begin), ids.get(end))
+        end = named.get("eos_token")
+        end = ids.get(end.get("content") if isinstance(end, dict) else end)
+        size, begin = max(ids.values()) + 1, begins_with(told.get("post_processor"))
+        return None if is_characters(told) else Facts("JsonTokenizer", size, begin, end)
     except (KeyError, TypeError, ValueError):
         return None

@@ -54,7 +54,7 @@ class JsonTokenizer:
         self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in sorted(added.items()) if token.special}
-        self.bos = self._first()
+        self.bos = begins_with(content.get("post_processor"))
         self.eos = self._named("eos_token")
         told = {number for number in _ends(folder) if number in added} if folder else set[int]()
         self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
@@ -63,14 +63,6 @@ class JsonTokenizer:
         name = self.config.get(role)
         name = name.get("content") if isinstance(name, dict) else name
         return self.tokenizer.token_to_id(name) if isinstance(name, str) else None
-
-    def _first(self) -> int | None:
-        """What the post-processor puts before a text, here of one word that is no special token."""
-        one_word = tokenizers.Tokenizer(models.WordLevel({"a": 0}, "a"))
-        one_word.post_processor = self.tokenizer.post_processor  # pyright: ignore[reportAttributeAccessIssue]
-        with said("tokenizer.json cannot be read"):
-            begun = one_word.encode("a")
-        return begun.ids[0] if begun.special_tokens_mask[0] else None
 
     def encode(self, text: str) -> list[int]:
         with said("the text cannot be encoded"):
@@ -85,6 +77,16 @@ class JsonTokenizer:
 
     def save(self, folder: Path) -> None:
         write_folder(folder, self.json(), self.config, self.stop_ids)
+
+
+def begins_with(post_processor: dict[str, Any] | None) -> int | None:
+    """The id that a post-processor puts before a text, if any: here, before one word that is no special token."""
+    one_word = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "post_processor": post_processor}
+    none = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder"))
+    with said("tokenizer.json cannot be read"):
+        begun = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": []} | none | one_word))
+        found = begun.encode("a")
+    return found.ids[0] if found.special_tokens_mask[0] else None
 
 
 def folder_config(folder: Path) -> dict[str, Any]:

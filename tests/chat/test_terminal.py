@@ -229,10 +229,19 @@ def test_settings_are_set_or_refused(session: Session) -> None:
         "/save": "/save needs the name of a file",
         "/load": "/load needs the name of a file",
         "/load /none/none.json": "cannot be read",
+        "/save ~nobody-of-this-name/talk.json": "/save ~nobody-of-this-name/talk.json: Could not determine home",
+        "/save a\0b": "embedded null byte",
         "/fly": "/fly is not a command",
     }.items():
         with pytest.raises(LlucidError, match=re.escape(says)):
             heard(session, line)
+
+
+def test_a_folder_is_no_place_to_save_in(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match="directory"):
+        heard(session, "/save .")
+    assert not list(tmp_path.iterdir())
 
 
 def test_system_is_shown_set_and_taken_back(session: Session) -> None:

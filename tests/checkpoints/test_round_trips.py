@@ -66,6 +66,8 @@ def test_dtypes_stay_and_change(format: str, dtype: torch.dtype, tmp_path: Path)
     save(model, tmp_path / "own", format)
     assert same(load(tmp_path / "own", device="cpu").weights, model.weights)
     assert same(load(tmp_path / "own", dtype="float32").weights, tree_map(torch.Tensor.float, model.weights))
+    with pytest.raises(LlucidError, match=r"dtype=torch.int8: expected floating-point numbers"):
+        load(tmp_path / "own", dtype=torch.int8)
     save(model, tmp_path / "half", format, dtype="float16")
     assert same(load(tmp_path / "half", device="cpu").weights, tree_map(torch.Tensor.half, model.weights))
 

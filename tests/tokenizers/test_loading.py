@@ -66,6 +66,11 @@ def test_the_facts_are_those_of_the_one_that_is_built(
     assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
 
 
+def test_the_facts_of_ranks_without_a_last_line_break(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(rank_file(ranks()).rstrip(b"\n"))
+    assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model"])
 def test_the_facts_of_published_ones(data: Path, name: str) -> None:
     expected = {"2": ("SentencePiece", 32_000, 1, 2), "3": ("TiktokenRanks", 128_256, 128_000, 128_001)}

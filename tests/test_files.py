@@ -1,0 +1,50 @@
+"""Files that are replaced: whole or not at all, and no more of what was there than the bytes."""
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from llucid.errors import LlucidError, one_line
+from llucid.files import replace_text
+
+
+def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
+    file, link = tmp_path / "talk.json", tmp_path / "link.json"
+    file.write_text("old")
+    file.chmod(0o600)
+    link.symlink_to(file.name)
+    replace_text(link, "new")
+    assert link.is_symlink()
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("new", 0o600)
+    assert sorted(tmp_path.iterdir()) == [link, file]
+
+
+def test_a_link_to_nothing_gets_something(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    replace_text(tmp_path / "link", "new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe, heard = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader.start()
+    replace_text(pipe, "new")
+    reader.join(10)
+    assert heard == ["new"]
+    assert pipe.is_fifo()
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(tmp_path / "file", "half" * 10_000 + "\ud800")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_what_a_file_says_does_not_steer_the_terminal_that_an_error_is_shown_in() -> None:
+    assert one_line(LlucidError("a \x1b]0;title\x07\nb\x9b[2J")) == "a ␛]0;title␇ b\ufffd[2J"
