@@ -48,7 +48,8 @@ def generate(
     An empty prompt begins at BOS, or at a line break where the model has no BOS. The same seed gives the same text on
     the same machine; None takes a new one. When the context is full, the oldest half of the tokens is forgotten and
     the text goes on (`past_context="slide"`), or it ends (`"stop"`). `statistics` is filled in as the text is written.
-    `speculate` guesses what repeats earlier text and is quicker where it is right; the text is the same.
+    `speculate` guesses what repeats earlier text and is quicker where it is right; the text is the same (where PyTorch
+    alone serves, in float32; in bfloat16 it rounds several tokens at once otherwise than one).
     Raises LlucidError, at the call, for options that cannot be, a prompt that cannot be encoded, or one longer than
     the context.
     """
@@ -75,8 +76,9 @@ def generate_batch(
 ) -> list[Completion]:
     """`samples` continuations of each prompt, all in one batch: prompt by prompt, in the order given.
 
-    The first of a prompt is what `generate` writes with the same seed, whatever else is in the batch; its others, and
-    repeated prompts, have random numbers of their own. `statistics` and `texts` are filled in as they are written, for
+    The first of a prompt is what `generate` writes with the same seed, whatever else is in the batch, in float32 (what
+    is narrower is rounded otherwise in a batch); its others, and repeated prompts, have random numbers of their own.
+    `statistics` and `texts` are filled in as they are written, for
     whoever is interrupted. Raises LlucidError as `generate` does.
     """
     if samples < 1:

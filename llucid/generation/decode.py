@@ -5,7 +5,7 @@
     new ids = choose(logits)
 
 Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
-where no token sees it. So a row's tokens do not depend on the other rows.
+where no token sees it. So a row's scores do not depend on the other rows, but for rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
