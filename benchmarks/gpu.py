@@ -32,8 +32,8 @@ from torch import Tensor
 
 from llucid.bench import machine, seconds_of, synchronise, work
 from llucid.config import PRESETS, Config
+from llucid.fast import attention_fused
 from llucid.llama import (
-    attention_fused,
     attention_written_out,
     rms_norm,
     rope_frequencies,

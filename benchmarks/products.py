@@ -1,4 +1,4 @@
-"""x Wᵀ and its gradients: by `llucid.linear` and by PyTorch's own function, alternated.
+"""x Wᵀ and its gradients: by `llucid.fast` and by PyTorch's own function, alternated.
 
     python benchmarks/products.py [--rounds 7]
 
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llucid.bench import machine
-from llucid.linear import linear
+from llucid.fast import linear
 
 SHAPES = {
     "stories110M, a prompt": [(512, 768, 768), (512, 768, 2048), (512, 2048, 768)],

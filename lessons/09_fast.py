@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from llucid import PRESETS
 from llucid.config import Config
-from llucid.llama import attention_fused, attention_written_out, empty_cache, llama
+from llucid.fast import attention_fused
+from llucid.llama import attention_written_out, empty_cache, llama
 from llucid.weights import count, initialise, to
 
 torch.set_grad_enabled(False)

@@ -25,9 +25,9 @@ from rich.table import Table
 from llucid.checkpoints import Model, find, load, save
 from llucid.config import PRESETS, Config
 from llucid.errors import LlucidError
+from llucid.fast import linear
 from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
-from llucid.linear import linear
 from llucid.tokenizers.characters import Characters
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve

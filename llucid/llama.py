@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from llucid.config import NOWHERE, Config
-from llucid.linear import linear, linear_each
+from llucid.fast import attention_fast, linear, linear_each
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 
@@ -108,41 +108,6 @@ def attention_written_out(
     return (scores.softmax(-1) @ v[:, :, None]).flatten(1, 2)
 
 
-def attention_fused(
-    q: Float[Tensor, "batch heads seq head_dim"],
-    k: Float[Tensor, "batch kv_heads slots head_dim"],
-    v: Float[Tensor, "batch kv_heads slots head_dim"],
-    mask: Bool[Tensor, "batch 1 seq slots"] | None,
-) -> Float[Tensor, "batch heads seq head_dim"]:
-    """`attention_written_out` without ever holding all the scores. Dao et al. 2022 (FlashAttention), algorithm 1."""
-    group = q.shape[1] // k.shape[1]
-    if group == 1 or mask is None or q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=group > 1)
-    # The CPU's kernel knows no groups: the queries of one follow one another, as if they were of a longer sequence.
-    q = q.unflatten(1, (-1, group)).flatten(2, 3)
-    return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
-
-
-def attention_in_pieces(
-    q: Float[Tensor, "batch heads seq head_dim"],
-    k: Float[Tensor, "batch kv_heads slots head_dim"],
-    v: Float[Tensor, "batch kv_heads slots head_dim"],
-    mask: Bool[Tensor, "batch 1 seq slots"] | None,
-) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Either of the two, 128 queries at a time, with no keys behind the last that one of them sees.
-
-    On a CPU that is sooner: the fused kernel works on what the mask hides as well, and is slow for bfloat16.
-    """
-    if mask is None:
-        mask = torch.ones(len(q), 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    attention_of = attention_written_out if q.dtype == torch.bfloat16 else attention_fused
-    pieces: list[Tensor] = []
-    for some, seen in zip(q.split(128, 2), mask.split(128, 2), strict=True):
-        end = int(seen.any((0, 1, 2)).nonzero()[-1]) + 1
-        pieces.append(attention_of(some, k[:, :, :end], v[:, :, :end], seen[..., :end]))
-    return torch.cat(pieces, 2)
-
-
 class Cache(NamedTuple):
     """The keys and values of the tokens so far: a value that knows its length, returned longer than it came.
 
@@ -202,10 +167,7 @@ def attend(
     q, k = turn(q, rotation), turn(k, rotation)
     if cache is not None:
         k, v = cache.write(layer, k, v)
-    whole = q.device.type != "cpu" or q.shape[2] == 1 or torch.compiler.is_compiling()
-    whole = whole or (mask is None and q.dtype != torch.bfloat16)
-    attention_of = attention_fused if whole else attention_in_pieces
-    return attention_of(q, k, v, mask).transpose(1, 2).flatten(-2)
+    return attention_fast(q, k, v, mask, attention_written_out).transpose(1, 2).flatten(-2)
 
 
 def attention(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from llucid.linear import linear
+from llucid.fast import linear
 from llucid.mapped import GROUP, TILE
 from llucid.weights import Weights, tree_map
 

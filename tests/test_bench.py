@@ -43,7 +43,7 @@ def multiplications(config: Config, new: int, before: int) -> int:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_operations_are_those_that_pytorch_counts(config: Config, monkeypatch: pytest.MonkeyPatch):
     """But for the scores that the causal mask throws away, which PyTorch counts and a kernel need not compute."""
-    monkeypatch.setattr("llucid.llama.attention_fused", attention_written_out)
+    monkeypatch.setattr("llucid.fast.attention_fused", attention_written_out)
     weights = initialise(config)
     for new, before in ((1, 7), (6, 0)):
         hidden_scores = 2 * 2 * config.layers * config.heads * config.head_dim * (new * (new - 1) // 2)

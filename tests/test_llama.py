@@ -14,6 +14,7 @@ from torch import Tensor
 from llucid import llama as equations
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import Config
+from llucid.fast import attention_fused, attention_in_pieces
 from llucid.llama import NOWHERE, empty_cache, llama
 from llucid.weights import Weights, assemble, initialise, leaves, named_leaves, to, tree_map
 from tests.configs import CONFIGS
@@ -210,10 +211,10 @@ def test_written_out_attention_equals_fused(config: Config) -> None:
     positions = torch.arange(16).expand(2, 16)
     mask = equations.visible(positions, positions)
     written = equations.attention_written_out(q, k, v, mask)
-    torch.testing.assert_close(equations.attention_fused(q, k, v, mask), written, **EXACT)
-    torch.testing.assert_close(equations.attention_fused(q, k, v, None), written, **EXACT)
+    torch.testing.assert_close(attention_fused(q, k, v, mask), written, **EXACT)
+    torch.testing.assert_close(attention_fused(q, k, v, None), written, **EXACT)
     late = equations.visible(positions[:, 12:], positions)
-    torch.testing.assert_close(equations.attention_fused(q[:, :, 12:], k, v, late), written[:, :, 12:], **EXACT)
+    torch.testing.assert_close(attention_fused(q[:, :, 12:], k, v, late), written[:, :, 12:], **EXACT)
 
 
 def orders(seq: int, slots: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -230,18 +231,19 @@ def orders(seq: int, slots: int) -> dict[str, tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize("order", ["in order", "shuffled", "padded", "unfilled"])
 def test_attention_in_pieces_equals_the_definition(seq: int, order: str) -> None:
     generator, config = torch.Generator().manual_seed(0), CONFIGS["one for two"]
+    definition = equations.attention_written_out
     q, k, v = (
         torch.randn(2, heads, n, config.head_dim, generator=generator, dtype=torch.float64)
         for heads, n in ((config.heads, seq), (config.kv_heads, 300), (config.kv_heads, 300))
     )
     mask = equations.visible(*orders(seq, 300)[order])
-    written = equations.attention_written_out(q, k, v, mask)
-    torch.testing.assert_close(equations.attention_in_pieces(q, k, v, mask), written, **EXACT)
+    written = definition(q, k, v, mask)
+    torch.testing.assert_close(attention_in_pieces(q, k, v, mask, definition), written, **EXACT)
     if seq == 300 and order == "in order":
-        torch.testing.assert_close(equations.attention_in_pieces(q, k, v, None), written, **EXACT)
+        torch.testing.assert_close(attention_in_pieces(q, k, v, None, definition), written, **EXACT)
     q, k, v = (x.bfloat16() for x in (q, k, v))
-    exact = equations.attention_written_out(q.double(), k.double(), v.double(), mask)
-    rounded = equations.attention_in_pieces(q, k, v, mask)
+    exact = definition(q.double(), k.double(), v.double(), mask)
+    rounded = attention_in_pieces(q, k, v, mask, definition)
     # Scores below 8 are rounded to 2⁻⁶, weights and result to 2⁻⁹ of themselves; values are below 5.
     assert (rounded - exact).abs().max() < 5 * (2 * 2**-6 + 2 * 2**-9)
 

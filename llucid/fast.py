@@ -1,14 +1,16 @@
-"""x Wᵀ, in float32 on a CPU by the quicker of PyTorch's two libraries.
+"""The two operations that take the time, by the quickest way that PyTorch has: x Wᵀ, and attention.
 
-PyTorch gives such products to MKL, which leaves half of the processor unused where it was not made by Intel. oneDNN,
-which PyTorch has as well and uses for bfloat16, takes the same sums in half of the time (benchmarks/products.py).
+Products in float32 on a CPU PyTorch gives to MKL, which leaves half of the processor unused where it was not made by
+Intel. oneDNN, which PyTorch has as well and uses for bfloat16, takes the same sums in half of the time
+(benchmarks/products.py).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
@@ -21,7 +23,6 @@ QUICK = (
 """Whether this PyTorch, on this processor, has something to gain."""
 LARGE = 2**20
 """Multiplications that outweigh the 15 microseconds by which a call of oneDNN takes longer."""
-
 SMALL = 2**14
 """Elements of W up to which MKL takes the gradient of W sooner: long sums, and few of them."""
 
@@ -85,3 +86,61 @@ class Linear(Function):
         else:
             dw = product(gradient.T, x.T)
         return dx, *dw.split(ctx.rows)
+
+
+# --------------------------------------------------------------------------------------------- attention
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+PIECE = 128
+"""Queries at a time."""
+
+
+def attention_fast(
+    q: Float[Tensor, "batch heads seq head_dim"],
+    k: Float[Tensor, "batch kv_heads slots head_dim"],
+    v: Float[Tensor, "batch kv_heads slots head_dim"],
+    mask: Bool[Tensor, "batch 1 seq slots"] | None,
+    written_out: Attention,
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """What `written_out` computes, the definition, by the quickest way here."""
+    if q.device.type != "cpu" or q.shape[2] == 1 or torch.compiler.is_compiling():
+        return attention_fused(q, k, v, mask)
+    if mask is None and q.dtype != torch.bfloat16:
+        return attention_fused(q, k, v, mask)
+    return attention_in_pieces(q, k, v, mask, written_out)
+
+
+def attention_fused(
+    q: Float[Tensor, "batch heads seq head_dim"],
+    k: Float[Tensor, "batch kv_heads slots head_dim"],
+    v: Float[Tensor, "batch kv_heads slots head_dim"],
+    mask: Bool[Tensor, "batch 1 seq slots"] | None,
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """The same without ever holding all the scores. Dao et al. 2022 (FlashAttention), algorithm 1."""
+    group = q.shape[1] // k.shape[1]
+    if group == 1 or mask is None or q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=group > 1)
+    # The CPU's kernel knows no groups: the queries of one follow one another, as if they were of a longer sequence.
+    q = q.unflatten(1, (-1, group)).flatten(2, 3)
+    return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
+
+
+def attention_in_pieces(
+    q: Float[Tensor, "batch heads seq head_dim"],
+    k: Float[Tensor, "batch kv_heads slots head_dim"],
+    v: Float[Tensor, "batch kv_heads slots head_dim"],
+    mask: Bool[Tensor, "batch 1 seq slots"] | None,
+    written_out: Attention,
+) -> Float[Tensor, "batch heads seq head_dim"]:
+    """Either of the two, some queries at a time, with no keys behind the last that one of them sees.
+
+    On a CPU that is sooner: the fused kernel works on what the mask hides as well, and is slow for bfloat16.
+    """
+    if mask is None:
+        mask = torch.ones(len(q), 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    attention_of = written_out if q.dtype == torch.bfloat16 else attention_fused
+    pieces: list[Tensor] = []
+    for some, seen in zip(q.split(PIECE, 2), mask.split(PIECE, 2), strict=True):
+        end = int(seen.any((0, 1, 2)).nonzero()[-1]) + 1
+        pieces.append(attention_of(some, k[:, :, :end], v[:, :, :end], seen[..., :end]))
+    return torch.cat(pieces, 2)

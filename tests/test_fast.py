@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llucid import linear as module
-from llucid.linear import linear, linear_each
+from llucid import fast
+from llucid.fast import linear, linear_each
 from llucid.quantize import dense, quantize_matrix
 
-quick = pytest.mark.skipif(not module.QUICK, reason="this processor has nothing to gain from oneDNN")
+quick = pytest.mark.skipif(not fast.QUICK, reason="this processor has nothing to gain from oneDNN")
 
 
 @pytest.fixture
@@ -23,10 +23,10 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         shapes.append((*x.shape, *w.shape))
         return real(x, w)
 
-    real = module.product
-    monkeypatch.setattr(module, "product", counted)
-    monkeypatch.setattr(module, "LARGE", 0)
-    monkeypatch.setattr(module, "SMALL", 0)
+    real = fast.product
+    monkeypatch.setattr(fast, "product", counted)
+    monkeypatch.setattr(fast, "LARGE", 0)
+    monkeypatch.setattr(fast, "SMALL", 0)
     return shapes
 
 
@@ -57,12 +57,12 @@ def test_products_and_gradients_are_those_of_the_definition(
 def test_torch_func_transforms_what_is_computed():
     x, w = torch.randn(8, 64), torch.randn(96, 64)
     large = lambda x, w: (linear_each(x, w, w)[1] + linear(x, w)).square().sum()  # noqa: E731
-    old, module.LARGE = module.LARGE, 0
+    old, fast.LARGE = fast.LARGE, 0
     try:
         gradient = torch.func.grad(large, argnums=1)(x, w)
         each = torch.func.vmap(large, in_dims=(0, None))(x, w)
     finally:
-        module.LARGE = old
+        fast.LARGE = old
     assert torch.allclose(gradient, 8 * (x @ w.T).T @ x, rtol=1e-4, atol=1e-3)
     assert torch.allclose(each, 4 * (x @ w.T).square().sum(1), rtol=1e-4)
 
@@ -134,7 +134,7 @@ def test_a_quantised_matrix_is_applied_as_what_it_stands_for(products: list[Any]
 
 @quick
 def test_few_numbers_are_left_to_pytorch_and_many_are_not(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
-    monkeypatch.setattr(module, "LARGE", 4 * 32 * 16)
+    monkeypatch.setattr(fast, "LARGE", 4 * 32 * 16)
     linear(torch.randn(3, 32), torch.randn(16, 32))
     assert products == []
     linear(torch.randn(4, 32), torch.randn(16, 32))
@@ -143,7 +143,7 @@ def test_few_numbers_are_left_to_pytorch_and_many_are_not(monkeypatch: pytest.Mo
 
 @quick
 def test_a_small_matrix_has_its_gradient_from_pytorch(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
-    monkeypatch.setattr(module, "SMALL", 6 * 8)
+    monkeypatch.setattr(fast, "SMALL", 6 * 8)
     x, w = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
     linear(x, w).sum().backward()
     assert products == [(4, 8, 6, 8)]
