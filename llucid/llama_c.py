@@ -244,7 +244,7 @@ def in_a_row(array: Any) -> bool:
     return array.flags.c_contiguous if isinstance(array, np.ndarray) else array.is_contiguous()
 
 
-def angles(config: Config) -> Float[NDArray[np.float32], " half"]:
+def frequencies(config: Config) -> Float[NDArray[np.float32], " half"]:
     """`llama.rope_frequencies`, in NumPy: radians per position. Su et al. 2021 (RoFormer), §3.2.2."""
     j = np.arange(config.head_dim // 2, dtype=np.float32)
     theta = (1 / np.float32(config.rope_theta) ** (2 * j / config.head_dim)).astype(np.float32)
@@ -288,8 +288,8 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
 
     def matrix(leaf: Any) -> CMatrix:
         if hasattr(leaf, "scales"):
-            return CMatrix({8: 3, 4: 4}[leaf.bits], *leaf.shape, keep(leaf.numbers), keep(leaf.scales))
-        numbers = np.require(leaf.bits, None, ["C", "A"]) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
+            return CMatrix(KINDS[leaf.bits], *leaf.shape, keep(leaf.numbers), keep(leaf.scales))
+        numbers = np.require(leaf.numbers, None, ["C", "A"]) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
         return CMatrix(kind_of(leaf), *leaf.shape, keep(numbers), None)
 
     blocks = (CBlock * config.layers)(
@@ -308,7 +308,7 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
     model = CLlama(
         *sizes,
         config.norm_eps,
-        keep(angles(config)),
+        keep(frequencies(config)),
         embedding,
         blocks,
         vector(weights.norm),

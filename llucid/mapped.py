@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from llucid.quantize import Quantized
 
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2}
-"""llama.c's numbers for what is stored plainly; of quantised matrices they are 3 for int8 and 4 for int4."""
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, 8: 3, 4: 4}
+"""llama.c's numbers for how a matrix is stored: by its dtype or, if it is quantised, its bits."""
 GROUP = 32
 """Numbers of a quantised matrix that share a scale."""
 TILE = 16
@@ -26,25 +26,25 @@ class Mapped:
 
     dtype: str
     """PyTorch's name of it, as in "bfloat16"."""
-    bits: NDArray[Any]
-    """The numbers, as whole numbers that are as wide."""
+    numbers: NDArray[Any]
+    """As whole numbers that are as wide."""
     device = "cpu"
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.bits.shape
+        return self.numbers.shape
 
     def tensor(self) -> "Tensor":
         """The same memory as a tensor. It may be written to: the file does not change."""
         import torch
 
-        return torch.from_numpy(self.bits).view(getattr(torch, self.dtype))
+        return torch.from_numpy(self.numbers).view(getattr(torch, self.dtype))
 
     def floats(self) -> NDArray[np.float32]:
         """The numbers in float32."""
         if self.dtype == "bfloat16":  # the upper half of a float32
-            return (self.bits.astype(np.uint32) << 16).view(np.float32)
-        return self.bits.view(self.dtype).astype(np.float32)
+            return (self.numbers.astype(np.uint32) << 16).view(np.float32)
+        return self.numbers.view(self.dtype).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,7 +267,7 @@ def open_weights(path: Path, config: Config) -> Weights:
         if not heads:
             return tensor
         if isinstance(tensor, Mapped):
-            pairs = tensor.bits.reshape(heads, 2, -1, config.dim).swapaxes(1, 2)
+            pairs = tensor.numbers.reshape(heads, 2, -1, config.dim).swapaxes(1, 2)
             return Mapped(tensor.dtype, pairs.reshape(tensor.shape))
         paired = pairs_from_halves(tensor, heads)
         release(tensor)  # so that no page of memory holds the old order, too

@@ -43,7 +43,7 @@ def alike(one: Entry, other: Entry) -> bool:
         return False
     assert one.held, f"{one=}"
     assert other.held, f"{other=}"
-    a, b = (np.asarray(held().bits) for held in (one.held, other.held))
+    a, b = (np.asarray(held().numbers) for held in (one.held, other.held))
     if a.ctypes.data == b.ctypes.data and a.strides == b.strides:
         return True
     return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))

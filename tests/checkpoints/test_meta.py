@@ -269,7 +269,7 @@ def test_what_is_read_is_what_torch_reads(state: dict[str, Any], tmp_path: Path)
     def equal(a: Any, b: Any) -> bool:
         if isinstance(b, torch.Tensor):
             assert a.held().shape == a.shape == b.shape
-            assert a.held().bits.dtype.itemsize == b.itemsize
+            assert a.held().numbers.dtype.itemsize == b.itemsize
             b = b.detach()
             return a.dtype == str(b.dtype)[6:] and a.read().is_contiguous() and torch.equal(a.read(), b)
         if isinstance(b, dict):

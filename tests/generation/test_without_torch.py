@@ -21,7 +21,7 @@ from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
 from llucid.generation.sampling import draw, library_of, softmax, top_p
 from llucid.llama import empty_cache, llama, rope_frequencies
-from llucid.llama_c import Slots, angles, decode_step, empty_slots
+from llucid.llama_c import Slots, decode_step, empty_slots, frequencies
 from llucid.mapped import Mapped, Packed
 from llucid.quantize import Quantized
 from llucid.weights import leaves, to
@@ -123,8 +123,8 @@ def test_texts_are_those_that_pytorch_helps_to_write(name: str, tmp_path: Path) 
 def test_angles_are_those_of_the_equations(config: Config) -> None:
     """To a rounding of the power, one of the quotient, and those of a sum."""
     expected = rope_frequencies(config, torch.empty(1)).numpy()
-    np.testing.assert_allclose(angles(config), expected, rtol=4 * 2**-24)
-    assert angles(config).dtype == np.float32
+    np.testing.assert_allclose(frequencies(config), expected, rtol=4 * 2**-24)
+    assert frequencies(config).dtype == np.float32
 
 
 def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def test_slots_are_taken_once() -> None:
 
 def test_scores_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
     model = mapped(written(tmp_path, "gguf"))
-    broken = model.weights._replace(norm=Mapped("float32", model.weights.norm.bits * 0 + 0x7FC00000))
+    broken = model.weights._replace(norm=Mapped("float32", model.weights.norm.numbers * 0 + 0x7FC00000))
     with pytest.raises(LlucidError, match="scores are not finite"):
         list(generate(model._replace(weights=broken), "ABC", max_tokens=1))
 
