@@ -26,7 +26,7 @@ from llucid.mapped import Mapped, Packed
 from llucid.quantize import Quantized
 from llucid.weights import leaves, to
 from tests.checkpoints.models import model_of
-from tests.configs import CONFIGS
+from tests.configs import CONFIGS, RESCALED
 
 CONFIG = Config(dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=48)
 """Rows that are multiples of 32, so that they can be quantised; two formats hold all but the head_dim."""
@@ -119,7 +119,7 @@ def test_texts_are_those_that_pytorch_helps_to_write(name: str, tmp_path: Path) 
     assert predict(model, "ABC", 3) == predict(helped, "ABC", 3)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", [*CONFIGS.values(), RESCALED], ids=[*CONFIGS, "another scaling"])
 def test_angles_are_those_of_the_equations(config: Config) -> None:
     """To a rounding of the power, one of the quotient, and those of a sum."""
     expected = rope_frequencies(config, torch.empty(1)).numpy()
