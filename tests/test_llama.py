@@ -16,8 +16,8 @@ from llucid import llama as equations
 from llucid.checkpoints.huggingface import heads_of, name_of, named_tensors, pairs_from_halves
 from llucid.config import Config
 from llucid.llama import NOWHERE, empty_cache, llama
-from llucid.llama_module import Llama
-from llucid.weights import Weights, assemble, initialise, leaves, named_leaves, to, tree_map
+from llucid.llama_module import Llama, SwiGLU
+from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map
 from tests.configs import CONFIGS, RESCALED
 from tests.oracles import numpy_llama
 
@@ -148,7 +148,7 @@ def test_far_positions_in_bfloat16_keep_their_angles() -> None:
 
 
 def test_rotations_beside_bfloat16_have_length_one_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is (cos, sin): in bfloat16 the length would be off by up to 2⁻⁹, in float32 it is by two roundings."""
+    """Each is (cos, sin): in bfloat16 the length would be off by up to 2⁻⁸, in float32 it is by two roundings."""
     seen: list[Tensor] = []
     real = equations.rotate
 
@@ -309,6 +309,19 @@ def test_every_parameter_gets_a_gradient(config: Config) -> None:
     for path, leaf in named_leaves(weights):
         gradient = leaf.grad if leaf.dim() == 1 else leaf.grad.abs().sum(-1)
         assert (gradient != 0).all(), path
+
+
+def test_silu_has_gradients_at_both_ends() -> None:
+    """z / (1 + e⁻ᶻ) by hand has none where e⁻ᶻ is infinite."""
+    z = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
+    gate, up = torch.eye(6)[:5], torch.eye(6)[[5]].expand(5, 6)  # the gate takes z, what passes is the 1 behind it
+    x = torch.cat((z, torch.ones(1)))[None, None].requires_grad_()
+    equations.swiglu(x, FeedForwardWeights(gate, up, gate.T)).sum().backward()
+    slopes = torch.tensor([0, 0, 0.5, 1, 1])
+    torch.testing.assert_close(x.grad[0, 0, :5], slopes)
+    z = z[None, None].requires_grad_()
+    SwiGLU()(z, torch.ones_like(z)).sum().backward()
+    torch.testing.assert_close(z.grad[0, 0], slopes)
 
 
 @given(m=st.integers(0, 100_000), n=st.integers(0, 100_000), shift=st.integers(0, 100_000), seed=st.integers(0, 99))
