@@ -236,6 +236,18 @@ def test_batched_unequal_prompts_equal_each_alone(config: Config, side: str) -> 
         torch.testing.assert_close(torch.cat((logits[number, places[number]], more[number])), alone, **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_is_finite_in_every_dtype(dtype: torch.dtype) -> None:
+    """It sees itself: a softmax over nothing would be 0/0, and what it leaves in the cache would spoil the others."""
+    config = CONFIGS["one for two"]
+    weights = lively(config, dtype=dtype)
+    positions = torch.tensor([[NOWHERE] * 3 + [0, 1], [0, 1, 2, 3, 4]])
+    logits, cache = llama(some_tokens(config, 2, 5), weights, config, empty_cache(config, 2, 7, weights), positions)
+    more, _ = llama(some_tokens(config, 2, 2), weights, config, cache)
+    assert logits.isfinite().all()
+    assert more.isfinite().all()
+
+
 def test_written_out_attention_equals_fused(config: Config) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (

@@ -127,6 +127,24 @@ def test_angles_are_those_of_the_equations(config: Config) -> None:
     assert angles(config).dtype == np.float32
 
 
+@pytest.mark.parametrize("alone", [True, False], ids=["mapped", "tensors"])
+def test_scores_of_a_whole_prompt_are_never_made(alone: bool, tmp_path: Path) -> None:
+    """They would outweigh everything else: 0.5 MB a token where the vocabulary is Llama 3's."""
+    weights = mapped(written(tmp_path, "gguf")).weights
+    weights = weights if alone else reading_torch.tensors(weights)
+    step = decode_step(weights, CONFIG)
+    assert step
+    tokens: list[int] = []
+
+    def watched(some: Any, positions: Any, cache: Any) -> Any:
+        tokens.append(some.shape[0] * some.shape[1])
+        return step(some, positions, cache)
+
+    for rows in ([ids(40)], [ids(40), ids(3, 1), ids(17, 2)]):
+        read(weights, CONFIG, empty_context(weights, CONFIG, len(rows), 2), rows, watched)
+    assert 0 < max(tokens) <= reading.FEW
+
+
 def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of unequal length, cut into pieces: each as if it were read alone and at once, to the bit."""
     model, rows = mapped(written(tmp_path, "gguf")), [ids(40), ids(3, 1), ids(17, 2)]
