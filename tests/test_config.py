@@ -31,6 +31,48 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert PRESETS[name].config.parameters == PUBLISHED[name]
 
 
+GENERATIONS = {
+    "llama-1": dict(rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-6, context=2048, tied_embeddings=False),
+    "llama-2": dict(rope_theta=10_000.0, rope_scaling=None, norm_eps=1e-5, context=4096, tied_embeddings=False),
+    "llama-3": dict(rope_theta=500_000.0, rope_scaling=None, norm_eps=1e-5, context=8192, tied_embeddings=False),
+    "llama-3.1": dict(rope_theta=500_000.0, rope_scaling=8.0, norm_eps=1e-5, context=131_072, tied_embeddings=False),
+    "llama-3.2": dict(rope_theta=500_000.0, rope_scaling=32.0, norm_eps=1e-5, context=131_072, tied_embeddings=True),
+}
+"""What no number of parameters tells, of scaling the factor: params.json and, of 3.2, Hugging Face's config.json."""
+META = [name for name in PRESETS if name.rpartition("-")[0] in GENERATIONS]
+
+
+@pytest.mark.parametrize("name", META)
+def test_presets_have_the_numbers_of_their_generation(name: str) -> None:
+    config = PRESETS[name].config
+    found = {number: getattr(config, number) for number in GENERATIONS["llama-1"]}
+    if config.rope_scaling:
+        assert config.rope_scaling == RopeScaling(
+            factor=config.rope_scaling.factor, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192
+        )
+        found["rope_scaling"] = config.rope_scaling.factor
+    assert found == GENERATIONS[name.rpartition("-")[0]]
+
+
+RECIPES = {
+    "llama-2-70b": (1.3, 4096),
+    "llama-3-8b": (1.3, 1024),
+    "llama-3-70b": (1.3, 4096),
+    "llama-3.1-8b": (1.3, 1024),
+    "llama-3.1-70b": (1.3, 4096),
+    "llama-3.1-405b": (1.2, 4096),
+    "llama-3.2-1b": (1.5, 256),
+}
+"""ffn_dim_multiplier and multiple_of of params.json, where they are not 1 and 256."""
+
+
+@pytest.mark.parametrize("name", META)
+def test_widths_of_the_feed_forward_are_what_metas_code_computes(name: str) -> None:
+    config, (multiplier, multiple) = PRESETS[name].config, RECIPES.get(name, (1, 256))
+    wanted = int(multiplier * int(2 * 4 * config.dim / 3))
+    assert config.ffn_dim == -(-wanted // multiple) * multiple
+
+
 @pytest.mark.parametrize("name", ["nano", "micro", "stories260K"])
 def test_weights_have_the_shapes_that_the_config_counts(name: str) -> None:
     config = PRESETS[name].config
@@ -79,8 +121,11 @@ def test_initial_weights_depend_on_the_seed_alone_and_have_the_scales_they_shoul
     block = weights.blocks[1]
     # A deviation estimated from n numbers is itself off by 1/√(2n): less than 1 % for the smallest, of 8,320.
     assert weights.embedding.std().item() == pytest.approx(1, rel=0.04)
-    assert block.attention.query.std().item() == pytest.approx(config.dim**-0.5, rel=0.04)
-    assert block.feed_forward.down.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.04)
+    for reader in (*block.attention[:3], block.feed_forward.gate, block.feed_forward.up):
+        assert reader.std().item() == pytest.approx(config.dim**-0.5, rel=0.04)
+    for writer in (block.attention.output, block.feed_forward.down):
+        assert writer.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.04)
+    assert weights.output.std().item() == pytest.approx(0.02, rel=0.04)
     assert initialise(PRESETS["stories260K"].config).embedding.std().item() == pytest.approx(0.02, rel=0.04)
 
 

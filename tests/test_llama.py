@@ -10,14 +10,16 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llucid import llama as equations
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import Config
 from llucid.fast import attention_fused, attention_in_pieces
 from llucid.llama import NOWHERE, empty_cache, llama
-from llucid.weights import Weights, assemble, initialise, leaves, named_leaves, to, tree_map
-from tests.configs import CONFIGS
+from llucid.llama_module import Llama, SwiGLU
+from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map
+from tests.configs import CONFIGS, RESCALED
 from tests.oracles import numpy_llama
 
 FAR = [0, 1, 2, 3, 500, 8191, 8192, 8193, 20_000, 32_767]
@@ -125,13 +127,15 @@ def test_equals_transformers_in_float32(config: Config) -> None:
         )
 
 
-def test_bfloat16_is_within_its_rounding_of_float32(config: Config) -> None:
-    """bfloat16 keeps 8 bits: 2⁻⁹ per rounding, some tens of roundings along a path, on logits of deviation about 1."""
-    weights, tokens = lively(config), some_tokens(config, 2, 32)
+@pytest.mark.parametrize("positions", [list(range(32)), FAR], ids=["near", "far"])
+def test_bfloat16_is_within_its_rounding_of_float32(config: Config, positions: list[int]) -> None:
+    """bfloat16 keeps 8 bits: 2⁻⁹ per rounding, some tens of roundings along a path, on logits of deviation about 1.
+    Angles keep all of theirs, also far away, where a rounded position would be another."""
+    weights, tokens, places = lively(config), some_tokens(config, 2, len(positions)), torch.tensor(positions)
     rounded = to(weights, torch.bfloat16)
-    found = llama(tokens, rounded, config)
+    found = llama(tokens, rounded, config, positions=places)
     assert found.dtype == torch.bfloat16
-    exact = llama(tokens, to(rounded, torch.float64), config)
+    exact = llama(tokens, to(rounded, torch.float64), config, positions=places)
     assert (found - exact).square().mean().sqrt() < 30 * 2**-9 * exact.std()
 
 
@@ -142,6 +146,34 @@ def test_far_positions_in_bfloat16_keep_their_angles() -> None:
     near, far = torch.view_as_complex(equations.rotations(torch.tensor([[8191, 8192]]), theta))[0, 0]
     assert theta.dtype == torch.float32
     assert (near[0] / far[0]).angle().item() == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_rotations_beside_bfloat16_have_length_one_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is (cos, sin): in bfloat16 the length would be off by up to 2⁻⁸, in float32 it is by two roundings."""
+    seen: list[Tensor] = []
+    real = equations.rotate
+
+    def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+        seen.append(rotation)
+        return real(x, rotation)
+
+    monkeypatch.setattr(equations, "rotate", rotate)
+    config = CONFIGS["one for two"]
+    weights, tokens = lively(config, dtype=torch.bfloat16), some_tokens(config, 1, 32)
+    llama(tokens, weights, config)
+    Llama.from_weights(weights, config)(tokens)
+    assert len(seen) == 2 * 2 * config.layers
+    for rotation in seen:
+        assert (rotation.double().norm(dim=-1) - 1).abs().max() < 2 * 2**-24
+
+
+def test_rms_norm_in_bfloat16_equals_transformers_bit_for_bit() -> None:
+    """Statistics in float32, then rounded, and only then times the gain: in another order many a last bit differs."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.empty(100, 64).normal_(0, 0.01, generator=generator).bfloat16()
+    theirs = LlamaRMSNorm(64, eps=1e-5).bfloat16()
+    theirs.weight.data.uniform_(0.5, 1.5, generator=generator)
+    assert torch.equal(equations.rms_norm(x, theirs.weight, 1e-5), theirs(x))
 
 
 # --------------------------------------------------------------------------------------------- with themselves
@@ -181,6 +213,9 @@ def test_a_full_cache_says_so() -> None:
     weights = lively(config)
     with pytest.raises(ValueError, match="has 4 slots and 5 tokens"):
         llama(some_tokens(config, 1, 5), weights, config, empty_cache(config, 1, 4, weights))
+    _, full = llama(some_tokens(config, 1, 4), weights, config, empty_cache(config, 1, 4, weights))
+    with pytest.raises(ValueError, match="has 4 slots and 5 tokens"):
+        llama(some_tokens(config, 1, 1), weights, config, full)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -200,6 +235,18 @@ def test_batched_unequal_prompts_equal_each_alone(config: Config, side: str) -> 
     for number, row in enumerate(rows):
         alone = llama(row[None], weights, config)[0]
         torch.testing.assert_close(torch.cat((logits[number, places[number]], more[number])), alone, **EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_padding_is_finite_in_every_dtype(dtype: torch.dtype) -> None:
+    """It sees itself: a softmax over nothing would be 0/0, and what it leaves in the cache would spoil the others."""
+    config = CONFIGS["one for two"]
+    weights = lively(config, dtype=dtype)
+    positions = torch.tensor([[NOWHERE] * 3 + [0, 1], [0, 1, 2, 3, 4]])
+    logits, cache = llama(some_tokens(config, 2, 5), weights, config, empty_cache(config, 2, 7, weights), positions)
+    more, _ = llama(some_tokens(config, 2, 2), weights, config, cache)
+    assert logits.isfinite().all()
+    assert more.isfinite().all()
 
 
 def test_written_out_attention_equals_fused(config: Config) -> None:
@@ -278,6 +325,19 @@ def test_every_parameter_gets_a_gradient(config: Config) -> None:
         assert (gradient != 0).all(), path
 
 
+def test_silu_has_gradients_at_both_ends() -> None:
+    """z / (1 + e⁻ᶻ) by hand has none where e⁻ᶻ is infinite."""
+    z = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
+    gate, up = torch.eye(6)[:5], torch.eye(6)[[5]].expand(5, 6)  # the gate takes z, what passes is the 1 behind it
+    x = torch.cat((z, torch.ones(1)))[None, None].requires_grad_()
+    equations.swiglu(x, FeedForwardWeights(gate, up, gate.T)).sum().backward()
+    slopes = torch.tensor([0, 0, 0.5, 1, 1])
+    torch.testing.assert_close(x.grad[0, 0, :5], slopes)
+    z = z[None, None].requires_grad_()
+    SwiGLU()(z, torch.ones_like(z)).sum().backward()
+    torch.testing.assert_close(z.grad[0, 0], slopes)
+
+
 @given(m=st.integers(0, 100_000), n=st.integers(0, 100_000), shift=st.integers(0, 100_000), seed=st.integers(0, 99))
 def test_rotation_keeps_lengths_and_sees_distance_only(m: int, n: int, shift: int, seed: int) -> None:
     config = CONFIGS["scaling of Llama 3.1"]
@@ -292,20 +352,24 @@ def test_rotation_keeps_lengths_and_sees_distance_only(m: int, n: int, shift: in
     assert here.item() == pytest.approx(there.item(), abs=1e-8)  # angles up to 2·10⁵, each rounded to 3e-11
 
 
-def test_frequencies_by_hand() -> None:
-    """Three regimes of Llama 3.1's scaling: wavelengths up to 2,048 stay, from 8,192 on are 8 times as long."""
-    config = CONFIGS["scaling of Llama 3.1"]
+@pytest.mark.parametrize(
+    ("config", "short", "long", "factor"),
+    [(CONFIGS["scaling of Llama 3.1"], 2048, 8192, 8), (RESCALED, 512, 2048, 16)],
+    ids=["Llama 3.1", "another"],
+)
+def test_frequencies_by_hand(config: Config, short: int, long: int, factor: int) -> None:
+    """Three regimes: wavelengths up to `short` stay, from `long`, four times that, on are `factor` times as long."""
     plain = [500_000 ** (-pair / 8) for pair in range(8)]
     scaled = equations.rope_frequencies(config, torch.empty(1, dtype=torch.float64)).tolist()
     for before, after in zip(plain, scaled, strict=True):
         wavelength = 2 * math.pi / before
-        if wavelength < 2048:
+        if wavelength < short:
             assert after == pytest.approx(before, rel=1e-12)
-        elif wavelength > 8192:
-            assert after == pytest.approx(before / 8, rel=1e-12)
+        elif wavelength > long:
+            assert after == pytest.approx(before / factor, rel=1e-12)
         else:
-            smooth = (8192 / wavelength - 1) / 3
-            assert after == pytest.approx((1 - smooth) * before / 8 + smooth * before, rel=1e-12)
+            smooth = (long / wavelength - 1) / 3
+            assert after == pytest.approx((1 - smooth) * before / factor + smooth * before, rel=1e-12)
 
 
 def test_dropout_drops_in_training_alone() -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llucid.checkpoints import load, save
+from llucid.checkpoints import huggingface, load, meta, save
 from llucid.checkpoints.pickles import read_pickle
 from llucid.config import Config
 from llucid.memory import blank, release
+from llucid.weights import leaves
 from tests.checkpoints.models import model_of, same, write_shards
 
 
@@ -34,6 +35,21 @@ def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
     save(model, tmp_path / "hf")
     for folder in ("shards", "hf"):
         assert same(load(tmp_path / folder, device="cpu").weights, model.weights)
+
+
+def test_what_is_copied_out_of_a_file_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would count twice: query and key of a Hugging Face folder, and the matrices of shards."""
+    given: list[int] = []
+    for room in (huggingface, meta):
+        monkeypatch.setattr(room, "release", lambda mapped: given.append(mapped.numel()))
+    model = model_of(Config(dim=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=48, context=9))
+    save(model, tmp_path / "hf")
+    load(tmp_path / "hf", device="cpu")
+    assert given == [64 * 64, 32 * 64] * 2
+    given.clear()
+    write_shards(tmp_path / "shards", model, 2, 0)
+    load(tmp_path / "shards", device="cpu")
+    assert sum(given) == sum(leaf.numel() for leaf in leaves(model.weights) if leaf.dim() == 2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told, and tells of it in /proc/self/smaps")

@@ -143,6 +143,20 @@ def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> Non
     assert len(session.conversation.messages) == 18
 
 
+def test_what_is_forgotten_is_a_question_with_its_answer() -> None:
+    """Also where to forget the question alone would make room."""
+    conversation = Conversation("Be brief.")
+    for role in ("user", "assistant", "user", "tool", "assistant", "user"):
+        conversation = conversation.said(role, "…")
+    once = conversation.forget()
+    assert once is not None
+    assert [message["role"] for message in once.dialog()] == ["system", "user", "tool", "assistant", "user"]
+    twice = once.forget()
+    assert twice is not None
+    assert [message["role"] for message in twice.dialog()] == ["system", "user"]
+    assert twice.forget() is None
+
+
 def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
     model = reciter(200, endless=True)
     session = Session(model, sampling=GREEDY, max_tokens=50)

@@ -19,7 +19,7 @@ from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.weights import initialise, leaves
 from tests.checkpoints.models import model_of, same
-from tests.configs import CONFIGS
+from tests.configs import CONFIGS, OTHER_SCALING, RESCALED
 
 FAR = [0, 1, 2, 3, 500, 8191, 8192, 20_000]
 """Positions at which the scaling of RoPE shows."""
@@ -168,16 +168,17 @@ def test_older_folders_of_pickles(sharded: bool, folder: Path) -> None:
 
 
 SCALED = {
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
+    "factor": OTHER_SCALING.factor,
+    "low_freq_factor": OTHER_SCALING.low_freq_factor,
+    "high_freq_factor": OTHER_SCALING.high_freq_factor,
+    "original_max_position_embeddings": OTHER_SCALING.original_context,
 }
 
 
 @pytest.mark.parametrize(
     "changes",
     [
+        dict(),
         dict(rope_scaling=SCALED | {"rope_type": "llama3"}, rope_theta=5e5, rope_parameters=...),
         dict(rope_scaling=SCALED | {"type": "llama3"}, rope_theta=500000, rope_parameters=...),
         dict(rope_scaling=None, rope_parameters=SCALED | {"rope_type": "llama3", "rope_theta": 5e5}, rope_theta=...),
@@ -191,7 +192,7 @@ SCALED = {
     ],
 )
 def test_the_spellings_of_one_config(changes: dict[str, Any], tmp_path: Path) -> None:
-    config = replace(CONFIGS["scaling of Llama 3.2, tied"], head_dim=8)
+    config = replace(RESCALED, head_dim=8, tied_embeddings=True)
     save(model_of(config), tmp_path / "model")
     retell(tmp_path / "model", **changes)
     assert huggingface.read_config(tmp_path / "model") == config

@@ -17,7 +17,7 @@ import llucid
 from llucid.checkpoints import Model, convert, llama2c, load, meta, save
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.weights import named_leaves
+from llucid.weights import leaves, named_leaves
 from tests.checkpoints.models import model_of, same
 
 SMALL = Config(dim=64, layers=2, heads=8, kv_heads=4, head_dim=8, ffn_dim=96, vocab_size=50, context=32)
@@ -80,6 +80,24 @@ def test_the_file_is_what_llama2c_exports(version: int, tied: bool, tmp_path: Pa
         np.testing.assert_allclose(tables, [np.cos(turns), np.sin(turns)], atol=1e-5)
         found, expected = found[:begin] + found[end:], expected[:begin] + expected[end:]
     assert found == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_what_llama2c_exports_is_read(version: int, tied: bool, tmp_path: Path) -> None:
+    """Of version 2, the whole numbers times their scales."""
+    model = model_of(replace(SMALL, tied_embeddings=tied))
+    (tmp_path / "out.bin").write_bytes(exported(model, version))
+    model.tokenizer.save(tmp_path)
+    found = load(tmp_path / "out.bin", device="cpu")
+    assert found.config == model.config
+    for (path, leaf), read in zip(named_leaves(model.weights), leaves(found.weights), strict=True):
+        expected = leaf.numpy()
+        if version == 2 and leaf.dim() == 2:
+            groups = expected.reshape(-1, 32)
+            scale = np.abs(groups).max(1, keepdims=True) / np.float32(127)
+            expected = (np.round(groups / scale) * scale).reshape(leaf.shape)
+        assert np.array_equal(read.numpy(), expected), path
 
 
 def checkpoint(model: Model, **changes: Any) -> dict[str, Any]:

@@ -85,6 +85,23 @@ def test_our_folder_is_what_torch_reads(tmp_path: Path) -> None:
     assert file.stat().st_size < 2 * model.config.parameters + 12_000  # the tied matrix is there once
 
 
+def test_names_are_metas(tmp_path: Path) -> None:
+    """Its code has w2(silu(w1(x)) · w3(x)): models/llama3/model.py of llama-models, class FeedForward."""
+    model = model_of(SMALL)
+    save(model, tmp_path / "model", "meta")
+    state = torch.load(tmp_path / "model" / "consolidated.00.pth", weights_only=True)
+    block = model.weights.blocks[1]
+    every = {"tok_embeddings": model.weights.embedding, "norm": model.weights.norm, "output": model.weights.output}
+    every |= {"layers.1.attention_norm": block.attention_norm, "layers.1.ffn_norm": block.feed_forward_norm}
+    for name, leaf in zip(("wq", "wk", "wv", "wo"), block.attention, strict=True):
+        every[f"layers.1.attention.{name}"] = leaf
+    w1, w3, w2 = block.feed_forward.gate, block.feed_forward.up, block.feed_forward.down
+    every |= {f"layers.1.feed_forward.w{number}": leaf for number, leaf in enumerate((w1, w2, w3), 1)}
+    assert len(state) == len(every) + 9
+    for name, leaf in every.items():
+        assert torch.equal(state[f"{name}.weight"], leaf), name
+
+
 @pytest.mark.parametrize(
     ("output", "expected"), [("absent", True), ("equal", True), ("a copy", True), ("differs late", False)]
 )

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llucid.checkpoints import Model, convert, describe, gguf, gguf_blocks, gguf_file, llama2c, load, save
+from llucid.checkpoints import Model, convert, describe, gguf, gguf_blocks, gguf_file, huggingface, llama2c, load, save
+from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.model import Progress
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -258,6 +259,28 @@ def test_what_is_dequantised_is_let_go_before_the_next(
     assert max(most) <= 2
     load(tmp_path / "a.gguf", device="cpu")
     assert max(most) == 4 * 7 + 2  # else this could not fail
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
+def test_what_is_put_in_order_is_let_go_before_the_next(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Query and key out of a Hugging Face folder, in loading them in another dtype or in fewer bits."""
+    save(model_of(replace(TINY, layers=4)), tmp_path / "hf")
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = []
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        alive.add(made := pairs_from_halves(*arguments))
+        most.append(len(alive))
+        return made
+
+    monkeypatch.setattr(huggingface, "pairs_from_halves", watched)
+    load(tmp_path / "hf", device="cpu", **options)
+    assert len(most) == 4 * 2
+    assert max(most) <= 2
+    load(tmp_path / "hf", device="cpu")
+    assert max(most) == 4 * 2  # else this could not fail
 
 
 @pytest.mark.parametrize("given", ["Q8_0", "q8_0", "BF16", "bfloat16", "f16", "FP16", "F32", "Float32"])

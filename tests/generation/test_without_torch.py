@@ -26,7 +26,7 @@ from llucid.mapped import Mapped, Packed
 from llucid.quantize import Quantized
 from llucid.weights import leaves, to
 from tests.checkpoints.models import model_of
-from tests.configs import CONFIGS
+from tests.configs import CONFIGS, RESCALED
 
 CONFIG = Config(dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=48)
 """Rows that are multiples of 32, so that they can be quantised; two formats hold all but the head_dim."""
@@ -119,12 +119,30 @@ def test_texts_are_those_that_pytorch_helps_to_write(name: str, tmp_path: Path) 
     assert predict(model, "ABC", 3) == predict(helped, "ABC", 3)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", [*CONFIGS.values(), RESCALED], ids=[*CONFIGS, "another scaling"])
 def test_angles_are_those_of_the_equations(config: Config) -> None:
     """To a rounding of the power, one of the quotient, and those of a sum."""
     expected = rope_frequencies(config, torch.empty(1)).numpy()
     np.testing.assert_allclose(frequencies(config), expected, rtol=4 * 2**-24)
     assert frequencies(config).dtype == np.float32
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["mapped", "tensors"])
+def test_scores_of_a_whole_prompt_are_never_made(alone: bool, tmp_path: Path) -> None:
+    """They would outweigh everything else: 0.5 MB a token where the vocabulary is Llama 3's."""
+    weights = mapped(written(tmp_path, "gguf")).weights
+    weights = weights if alone else reading_torch.tensors(weights)
+    step = decode_step(weights, CONFIG)
+    assert step
+    tokens: list[int] = []
+
+    def watched(some: Any, positions: Any, cache: Any) -> Any:
+        tokens.append(some.shape[0] * some.shape[1])
+        return step(some, positions, cache)
+
+    for rows in ([ids(40)], [ids(40), ids(3, 1), ids(17, 2)]):
+        read(weights, CONFIG, empty_context(weights, CONFIG, len(rows), 2), rows, watched)
+    assert 0 < max(tokens) <= reading.FEW
 
 
 def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.facts import facts_of
 from llucid.tokenizers.gguf_export import write_vocabulary
-from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.gguf_vocabulary import read_facts, read_vocabulary
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import byte_letters
@@ -129,6 +129,20 @@ def test_no_end_is_not_taken_for_one() -> None:
     assert read_vocabulary(told).eos is None
 
 
+def test_bos_begins_a_text_where_the_file_says_so() -> None:
+    """Where it says nothing, by llama.cpp's rule: before SentencePiece's and Llama 3's pieces, not before GPT-2's."""
+    for tokenizer in (small_sentencepiece(), small_ranks()):
+        told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+        silent = {key: value for key, value in told.items() if not key.endswith("add_bos_token")}
+        for keys, bos in (
+            (told, tokenizer.bos),
+            (silent, tokenizer.bos),
+            (told | {"tokenizer.ggml.add_bos_token": False}, None),
+        ):
+            assert read_vocabulary(keys).bos == read_facts(keys).bos == bos
+    assert read_vocabulary(silent | {"tokenizer.ggml.pre": "gpt-2"}).bos is None
+
+
 def test_the_ends_of_llama_3() -> None:
     ranks = small_ranks()
     told = write_vocabulary(ranks, ranks.vocab_size)
@@ -225,6 +239,17 @@ def test_byte_tokens_are_two_hex_digits() -> None:
         tokens[at] = wrong
         with pytest.raises(LlucidError):
             read_vocabulary(told | {"tokenizer.ggml.tokens": tokens})
+
+
+def test_no_word_becomes_the_special_token_that_it_spells() -> None:
+    """Although a word that is a piece is that piece, whatever the merges say."""
+    ranks = small_ranks()
+    told = write_vocabulary(ranks, ranks.vocab_size)
+    told["tokenizer.ggml.tokens"] += ["zebra"]
+    told["tokenizer.ggml.token_type"] += [3]
+    found = read_vocabulary(told)
+    assert found.special["zebra"] == ranks.vocab_size
+    assert found.encode("zebra") == ranks.encode("zebra")
 
 
 def test_older_files_without_types() -> None:

@@ -173,8 +173,11 @@ def test_splits_are_disjoint_and_whole(file: Path) -> None:
 
 
 def test_batches_are_dialogues_from_their_beginning(tmp_path: Path) -> None:
-    """Each comes once in an epoch; cut at the context, filled up at the end, −100 where nothing is learned."""
-    rows = [([9, number, *range(20, 20 + number)], [False, False, *[True] * number]) for number in range(1, 11)]
+    """Each comes once in an epoch; cut at the context, filled up at the end, −100 where nothing is learned. What is
+    learned has the last ids of Llama 3's vocabulary."""
+    rows = [
+        ([9, number, *range(128_246, 128_246 + number)], [False, False, *[True] * number]) for number in range(1, 11)
+    ]
     rows.append(([1, 2, 3, 4, 5, 6], [False] * 5 + [True]))  # has nothing to learn within four tokens
     rows.append(([0, 0], [False, True]))  # the id 0 is learned, too
     file = tmp_path / "some.dialogues"

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
 from llucid.config import Config
+from llucid.llama import llama
 from llucid.training.muon import Muon, orthogonalise
 from llucid.training.optimizer import learning_rate, make_optimizers, optimizer_tensors, restore_optimizers
 from llucid.training.settings import Settings
@@ -36,6 +38,7 @@ def test_accumulation_equals_the_whole_batch(optimizer: str) -> None:
     """Even when the parts count unequal numbers of tokens: a mean of means would differ in the first digits."""
     inputs, targets = batch()
     targets[:2, 3:] = -100
+    mean = F.cross_entropy(llama(inputs, fresh(), CONFIG).flatten(0, 1), targets.flatten())
     results = []
     for parts in (1, 4):
         weights = fresh()
@@ -44,6 +47,7 @@ def test_accumulation_equals_the_whole_batch(optimizer: str) -> None:
         results.append([loss, *leaves(weights)])
     # Muon orthogonalises in bfloat16, where the last bit of a sum may tip a rounding; AdamW stays in float64.
     close = {"rtol": 1e-8, "atol": 1e-9} if optimizer == "adamw" else {"rtol": 1e-2, "atol": 1e-4}
+    torch.testing.assert_close(results[0][0], mean, rtol=1e-8, atol=0)
     for whole, accumulated in zip(*results, strict=True):
         torch.testing.assert_close(accumulated, whole, **close)
 
@@ -127,18 +131,19 @@ def test_optimizers_are_restored_exactly() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_evaluation_is_the_mean_over_all_tokens(tmp_path: Path, overlap: bool) -> None:
+    """Those of the last window, which is shorter, count no more than others."""
     config = replace(CONFIG, context=16)
-    weights, tokens = fresh(config, torch.float32), counting(49, tmp_path)
-    text = torch.arange(49)[None]
-    begins = range(0, 48, 16) if not overlap else [0, *range(8, 40, 8)]
+    weights, tokens = fresh(config, torch.float32), counting(45, tmp_path)
+    text = torch.arange(45)[None]
+    begins = range(0, 44, 16) if not overlap else [0, *range(8, 40, 8)]
     losses = []
     for begin in begins:
-        window = slice(begin, min(begin + 16, 48))
+        window = slice(begin, min(begin + 16, 44))
         skip = 8 if overlap and begin else 0
         targets = text[:, 1:].clone()
         targets[:, : begin + skip] = -100
         losses.append(loss_sum(text[:, window], targets[:, window], weights, config).item())
-    assert evaluate(weights, config, tokens, overlap) == pytest.approx(sum(losses) / 48, rel=1e-5)
+    assert evaluate(weights, config, tokens, overlap) == pytest.approx(sum(losses) / 44, rel=1e-5)
 
 
 def test_muon_equals_pytorchs_own() -> None:
