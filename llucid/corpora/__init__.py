@@ -104,6 +104,10 @@ def open_corpus(names: Sequence[str]) -> Corpus:
     for name in names:
         path = Path(name)
         if not path.exists():
+            if len(names) > 1 and name in ("shakespeare", "fables"):
+                raise LlucidError(
+                    f"--corpus {' '.join(names)}: shakespeare and fables stand alone; give one of them, or only paths"
+                )
             raise LlucidError(f"--corpus {name}: no such file or folder; expected shakespeare, fables, or a path")
         files += _inside(path) if path.is_dir() else [path]
     if not sum(file.stat().st_size for file in files):

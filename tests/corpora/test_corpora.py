@@ -152,6 +152,18 @@ def test_runs_in_a_folder_of_texts_are_not_read(tmp_path: Path) -> None:
     assert [str(file.relative_to(tmp_path)) for file in open_corpus([str(tmp_path)]).files] == ["a.txt", "runs/c.txt"]
 
 
+def test_what_llucid_provides_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("abc")
+    for names in (["fables", "texts"], ["texts", "shakespeare"], ["shakespeare", "fables"]):
+        with pytest.raises(LlucidError, match=f"--corpus {' '.join(names)}: shakespeare and fables stand alone"):
+            open_corpus(names)
+    (tmp_path / "fables").mkdir()
+    (tmp_path / "fables" / "b.txt").write_text("def")
+    assert "".join(file.read_text() for file in open_corpus(["texts", "fables"]).files) == "abcdef"
+
+
 def test_shakespeare_without_file_or_network_says_where_to_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
