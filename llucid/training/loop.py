@@ -44,6 +44,12 @@ from llucid.weights import initialise, tree_map
 
 SAMPLE = 160
 """Tokens of the sample that is written at each measurement."""
+SAVE_EVERY = 60.0
+"""Seconds of training that a kill may cost: after so many the state is saved, if no measurement has done so."""
+SAVE_SHARE = 0.01
+"""Share of the time that this may take at most: a state that takes longer to save is saved less often."""
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends when it closes. Windows has none."""
 
 
 class Task(NamedTuple):
@@ -99,8 +105,12 @@ def train(settings: Settings, console: Console) -> Path:
             now = share_done(settings, progress)
             if now >= 1 or int(now * settings.evaluations) > int(done * settings.evaluations):
                 progress = logbook.measure(state)
+            elif logbook.due():
+                logbook.save(state)
+        if share_done(settings, progress) < 1:  # before the live line ends: a terminal that has closed cannot end it
+            logbook.save(state._replace(progress=progress))
+            logbook.draw()
     if share_done(settings, progress) < 1:
-        logbook.save(state._replace(progress=progress))
         more = f"llucid train --resume --out {task.out}"
         console.print(f"stopped at step {progress.step}; go on with: {more}", highlight=False)
     return task.out
@@ -152,7 +162,7 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         return task, State(*run.load_state(out, config, backend.start, dropout))
     # Cloned, because those of a file are mapped from it.
     weights = tree_map(lambda leaf: leaf.float().clone(), base.weights) if base else initialise(config, settings.seed)
-    run.create(out, Model(config, weights, tokenizer), settings)
+    run.create(out, Model(config, weights, tokenizer), settings, dropout)
     return task, State(*backend.start(weights, {}), dropout, Progress())
 
 
@@ -181,6 +191,7 @@ class Logbook:
         self.report = Report(console, task.corpus.floor, task.config.context)
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are wanted
+        self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
 
     def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
         """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
@@ -237,37 +248,54 @@ class Logbook:
             progress = progress._replace(best=validation, window=length)
             huggingface.write_weights(task.out, weights, task.config)
         self.save(state._replace(progress=progress))
+        self.draw()
         self.report.measured(
             progress.step, loss, validation * self.per_character, length, sample, *self.speed(progress)
         )
         return progress
 
+    def due(self) -> bool:
+        """Whether a state should be saved, since the last one is old."""
+        return time.perf_counter() - self.saved > max(SAVE_EVERY, self.saving / SAVE_SHARE)
+
     def save(self, state: State) -> None:
-        """Saves the state and draws what can be drawn from the figures."""
+        """Saves the state, and the figures so far."""
         self.flush({})
-        backend = self.task.backend
+        begun, backend = time.perf_counter(), self.task.backend
         weights, memory = backend.weights(state.weights), backend.memory(state.memory)
         run.save_state(self.task.out, weights, memory, state.dropout, state.progress)
+        self.saved = time.perf_counter()
+        self.saving = self.saved - begun
+
+    def draw(self) -> None:
+        """Writes the samples, and draws what can be drawn from the figures."""
         self.metrics.write_samples()
         numbers = f"{self.task.config.parameters:,} parameters"
         title = f"{self.task.corpus.name}: {self.task.settings.preset or self.task.settings.base}, {numbers}"
-        draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
+        if self.metrics.rows:
+            draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
 
 
 @contextmanager
 def interruption() -> Generator[Callable[[], bool]]:
-    """Inside, a first Ctrl-C (or SIGTERM) only makes what is given here return True; a second one interrupts."""
+    """Inside, a first Ctrl-C (SIGTERM, SIGHUP) only makes what is given here return True; a second one interrupts.
+
+    SIGHUP never is the second, since a session that ends sends more than one; and under nohup it is nothing.
+    """
     caught: list[int] = []
 
     def catch(number: int, frame: object) -> None:
-        if caught:
+        if caught and number != HANGUP:
             raise KeyboardInterrupt
         caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        heeded.append(HANGUP)
+    previous = {number: signal.signal(number, catch) for number in heeded}
     try:
         yield lambda: bool(caught)
     finally:

@@ -5,8 +5,8 @@
     state/latest.safetensors                                               where training stands
     metrics.jsonl  curve.png  samples.txt                                  what happened
 
-Each file is replaced as a whole, and the folder gets its name only when it is complete, so that a kill at any moment
-leaves a folder that opens.
+Each file is replaced as a whole, and the folder gets its name only when it is complete, a state inside, so that a kill
+at any moment leaves a folder that opens and a run that goes on.
 """
 
 import json
@@ -53,8 +53,8 @@ def refuse_taken(out: Path) -> None:
         raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
 
 
-def create(out: Path, model: Model, settings: Settings) -> None:
-    """Makes the folder of a new run, its untrained model inside."""
+def create(out: Path, model: Model, settings: Settings, dropout: torch.Generator) -> None:
+    """Makes the folder of a new run, its untrained model inside and a state to begin from."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
@@ -62,6 +62,7 @@ def create(out: Path, model: Model, settings: Settings) -> None:
         save(model, unfinished)
         replace_text(unfinished / "train.toml", write_toml(settings))
         replace_text(unfinished / "metrics.jsonl", "")
+        save_state(unfinished, model.weights, {}, dropout, Progress())
         if out.is_dir():
             out.rmdir()
         unfinished.rename(out)

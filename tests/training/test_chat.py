@@ -11,20 +11,14 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
-from llucid.cli import parse
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
 from llucid.training.dialogues import open_chat, parse_line, read_chat
-from tests.training.test_run import do, losses
+from tests.training.test_run import do, here, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
 SMALL = ["--preset", "nano", "--tokenizer", "bpe:320", "--evaluations", "2", "--batch", "4", "--model.dim", "32"]
-
-
-def here(*arguments: object) -> None:
-    """Runs a command in this process, which is quicker."""
-    parse([str(argument) for argument in arguments]).run()
 
 
 def conversation(number: int) -> dict[str, object]:
