@@ -48,24 +48,30 @@ def free_name(corpus: str) -> Path:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raises LlucidError if there is something at `out` already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raises LlucidError if there is something at `out` already, but for what a killed process left unfinished."""
+    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
         raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
 
 
 def create(out: Path, model: Model, settings: Settings, dropout: torch.Generator) -> None:
-    """Makes the folder of a new run, its untrained model inside and a state to begin from."""
+    """Makes the folder of a new run, its untrained model inside and a state to begin from.
+
+    A folder that is there, and empty, is filled and not replaced: a shell may be in it, or a disk mounted there.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    there = out.is_dir()
+    unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
     try:
         (unfinished / "state").mkdir(parents=True)
         save(model, unfinished)
         replace_text(unfinished / "train.toml", write_toml(settings))
         replace_text(unfinished / "metrics.jsonl", "")
         save_state(unfinished, model.weights, {}, dropout, Progress())
-        if out.is_dir():
-            out.rmdir()
-        unfinished.rename(out)
+        if there:
+            for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
+                made.rename(out / made.name)
+        else:
+            unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -68,7 +68,7 @@ def here(*arguments: object) -> None:
     parse([str(argument) for argument in arguments]).run()
 
 
-def fresh(corpus: Path, out: Path, *more: object) -> tuple[object, ...]:
+def fresh(corpus: Path, out: Path | str, *more: object) -> tuple[object, ...]:
     return ("train", "--corpus", corpus, "--out", out, *SMALL, *more)
 
 
@@ -300,6 +300,24 @@ def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> 
     assert "try a lower --learning-rate" in said
     assert all(leaf.isfinite().all() for leaf in llucid.load(out, device="cpu").weights.blocks[0].attention)
     assert all(math.isfinite(row["loss"]) for row in losses(out))
+
+
+@pytest.mark.parametrize("out", [".", "link"])
+def test_an_empty_folder_becomes_the_run(
+    corpus: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Itself: it is not replaced, since a shell may be in it. What a killed process left does not count."""
+    folder = tmp_path / "empty"
+    (folder / ".empty.7.partial").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder if out == "." else tmp_path)
+    before = folder.stat().st_ino
+    here(*fresh(corpus, out, "--steps", 4, "--stop-after", 1))
+    assert folder.stat().st_ino == before
+    names = {path.name for path in straight.iterdir()}
+    assert {path.name for path in folder.iterdir()} == names | {".empty.7.partial"}
+    here("train", "--resume", "--out", out)
+    assert len(losses(folder)) == 4
 
 
 def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) -> None:
