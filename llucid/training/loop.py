@@ -212,20 +212,24 @@ class Logbook:
         Raises LlucidError if a loss is not a number.
         """
         losses = torch.stack([loss for _, _, loss in self.unwritten]).tolist() if self.unwritten else []
+        for (step, _, _), loss in zip(self.unwritten, losses, strict=True):
+            self.judge("loss", step, loss)
         rows = [
             {"step": step, "loss": loss * self.per_character, "rate": rate}
             for (step, rate, _), loss in zip(self.unwritten, losses, strict=True)
         ]
-        for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise LlucidError(
-                    f"the loss at step {row['step']} is {row['loss']}; the state before is intact in {self.task.out}; "
-                    "try a lower --learning-rate or --muon-learning-rate"
-                )
         self.unwritten.clear()
         if rows:
             self.metrics.add([*rows[:-1], rows[-1] | figures])
         return rows[-1]["loss"] if rows else math.nan
+
+    def judge(self, what: str, step: int, loss: float) -> None:
+        """Raises LlucidError for a loss that is no number: training has diverged."""
+        if not math.isfinite(loss):
+            raise LlucidError(
+                f"the {what} at step {step} is {loss}; the state before is intact in {self.task.out}; "
+                "try a lower --learning-rate or --muon-learning-rate"
+            )
 
     def measure(self, state: State) -> Progress:
         """Evaluates, keeps the model if it is the best so far, saves the state, writes a sample and draws the curve."""
@@ -238,6 +242,7 @@ class Logbook:
         _, length = window(task.settings, task.config.context, share_done(task.settings, progress))
         windowed = dataclasses.replace(task.config, context=length)
         validation = evaluate(weights, windowed, task.validation, task.corpus.floor is not None, dtype)
+        self.judge("validation loss", progress.step, validation)
         model = Model(task.config, weights, task.tokenizer)
         if task.settings.chat:
             sample = answered(model, task.opening, SAMPLE, progress.step)

@@ -302,6 +302,16 @@ def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> 
     assert all(math.isfinite(row["loss"]) for row in losses(out))
 
 
+def test_a_first_step_that_ruins_the_model_is_divergence(corpus: Path, tmp_path: Path) -> None:
+    """Its loss is the one before it, so that only the validation loss tells."""
+    out = tmp_path / "exploded"
+    said = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
+    assert said.startswith("error: the validation loss at step 1 is nan; the state before is intact in")
+    assert "try a lower --learning-rate" in said
+    assert progress(out)["step"] == 0
+    assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
+
+
 @pytest.mark.parametrize("out", [".", "link"])
 def test_an_empty_folder_becomes_the_run(
     corpus: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
