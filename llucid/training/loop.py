@@ -140,6 +140,8 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
     if settings.resume:
         out = Path(str(settings.out))
         base = None
+        told = f"--chat {settings.chat}" if settings.chat else f"--corpus {' '.join(settings.corpus)}"
+        run.refuse_changed(out, corpus, told)
         tokenizer = load_tokenizer(out)
     else:
         out = Path(settings.out) if settings.out else run.free_name(corpus.name)
@@ -162,7 +164,7 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         return task, State(*run.load_state(out, config, backend.start, dropout))
     # Cloned, because those of a file are mapped from it.
     weights = tree_map(lambda leaf: leaf.float().clone(), base.weights) if base else initialise(config, settings.seed)
-    run.create(out, Model(config, weights, tokenizer), settings, dropout)
+    run.create(out, Model(config, weights, tokenizer), settings, corpus, dropout)
     return task, State(*backend.start(weights, {}), dropout, Progress())
 
 

@@ -79,6 +79,18 @@ def test_resumed_equals_straight_bit_for_bit(file: Path, straight: Path, tmp_pat
     assert all(torch.equal(once[name], halves[name]) for name in once)
 
 
+def test_resume_refuses_conversations_that_have_changed(file: Path, tmp_path: Path) -> None:
+    out, talk = tmp_path / "run", tmp_path / "talk.jsonl"
+    talk.write_text(file.read_text())
+    here("train", "--chat", talk, "--out", out, *SMALL, "--steps", 4, "--stop-after", 1)
+    talk.write_text(file.read_text() + GOOD + "\n")
+    with pytest.raises(LlucidError, match=f"--chat {talk} is no longer the text .* llucid train --base {out} --chat"):
+        here("train", "--resume", "--out", out)
+    talk.write_text(file.read_text())
+    here("train", "--resume", "--out", out)
+    assert len(losses(out)) == 4
+
+
 def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path, tmp_path: Path) -> None:
     """Its first loss is near the base's last, as batches differ from another; a resume is bit for bit here, too."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"

@@ -23,6 +23,7 @@ import llucid
 from llucid.cli import parse
 from llucid.corpora import open_corpus
 from llucid.corpora.tokens import tokenise
+from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.training import loop, run
 from llucid.training.run import Metrics
@@ -310,6 +311,36 @@ def test_a_first_step_that_ruins_the_model_is_divergence(corpus: Path, tmp_path:
     assert "try a lower --learning-rate" in said
     assert progress(out)["step"] == 0
     assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
+
+
+def test_resume_refuses_a_text_that_has_changed(tmp_path: Path) -> None:
+    """Also one with characters that the vocabulary has not; and goes on with the same again, or where none was kept."""
+    out, folder = tmp_path / "run", tmp_path / "texts"
+    folder.mkdir()
+    (folder / "geese.txt").write_text(TEXT)
+    here(*fresh(folder, out, "--steps", 4, "--stop-after", 1))
+    instead = f"llucid train --base {out} --corpus {folder}"
+    says = f"^--corpus {folder} is no longer the text that {out} began with.*: {instead}$"
+    for change in ("more.txt", "geese.txt"):
+        (folder / change).write_text("é" * 99)
+        with pytest.raises(LlucidError, match=says):
+            here("train", "--resume", "--out", out)
+    (folder / "more.txt").unlink()
+    (folder / "geese.txt").write_text(TEXT)
+    here("train", "--resume", "--out", out, "--stop-after", 1)
+    (out / "state" / "corpus.sha256").unlink()
+    (folder / "more.txt").write_text(TEXT)
+    here("train", "--resume", "--out", out)
+    assert len(losses(out)) == 4
+
+
+def test_resume_without_a_state_says_what_to_do(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stateless"
+    here(*fresh(corpus, out, "--steps", 4, "--stop-after", 1))
+    (out / "state" / "latest.safetensors").unlink()
+    says = f"^{out}/state/latest.safetensors: there is no such file.*: llucid train --base {out} --corpus {corpus}$"
+    with pytest.raises(LlucidError, match=says):
+        here("train", "--resume", "--out", out)
 
 
 @pytest.mark.parametrize("out", [".", "link"])
