@@ -16,6 +16,8 @@ TRAIN_SHARE = 0.9
 """The first nine tenths are trained on, the last tenth validates: nanoGPT's split, so that losses compare."""
 FABLES = 4_000_000
 """Characters in the corpus of fables."""
+MADE = ("train.toml", "ladder.png")
+"""Files by which a folder is one that llucid made: a run's, and that of a ladder."""
 
 
 class Corpus(NamedTuple):
@@ -82,7 +84,8 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
 def open_corpus(names: Sequence[str]) -> Corpus:
     """The corpus called "shakespeare" or "fables", or else the text files, and the files in the folders, named.
 
-    Raises LlucidError if there is no such file, or no text in it.
+    In a folder, what is hidden is left out, and so are folders that llucid made. Raises LlucidError if there is no such
+    file, or no text in it.
     """
     if list(names) == ["shakespeare"]:
         from llucid.corpora.shakespeare import find_shakespeare
@@ -101,9 +104,24 @@ def open_corpus(names: Sequence[str]) -> Corpus:
     for name in names:
         path = Path(name)
         if not path.exists():
+            if len(names) > 1 and name in ("shakespeare", "fables"):
+                raise LlucidError(
+                    f"--corpus {' '.join(names)}: shakespeare and fables stand alone; give one of them, or only paths"
+                )
             raise LlucidError(f"--corpus {name}: no such file or folder; expected shakespeare, fables, or a path")
-        inside = [file for file in sorted(path.rglob("*")) if not any(part.startswith(".") for part in file.parts)]
-        files += [file for file in inside if file.is_file()] if path.is_dir() else [path]
+        files += _inside(path) if path.is_dir() else [path]
     if not sum(file.stat().st_size for file in files):
         raise LlucidError(f"--corpus {' '.join(names)}: there is no text in it")
-    return Corpus(Path(names[0]).stem, tuple(files))
+    first = Path(os.path.abspath(names[0]))  # that of "." has a name
+    return Corpus(first.name if first.is_dir() else first.stem, tuple(files))
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """The files in a folder and in those below it, but for what is hidden and what llucid made."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_file():
+            yield path
+        elif path.is_dir() and not path.is_symlink() and not any((path / made).is_file() for made in MADE):
+            yield from _inside(path)

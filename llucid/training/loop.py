@@ -44,6 +44,12 @@ from llucid.weights import initialise, tree_map
 
 SAMPLE = 160
 """Tokens of the sample that is written at each measurement."""
+SAVE_EVERY = 60.0
+"""Seconds of training that a kill may cost: after so many the state is saved, if no measurement has done so."""
+SAVE_SHARE = 0.01
+"""Share of the time that this may take at most: a state that takes longer to save is saved less often."""
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends when it closes. Windows has none."""
 
 
 class Task(NamedTuple):
@@ -99,8 +105,12 @@ def train(settings: Settings, console: Console) -> Path:
             now = share_done(settings, progress)
             if now >= 1 or int(now * settings.evaluations) > int(done * settings.evaluations):
                 progress = logbook.measure(state)
+            elif logbook.due():
+                logbook.save(state)
+        if share_done(settings, progress) < 1:  # before the live line ends: a terminal that has closed cannot end it
+            logbook.save(state._replace(progress=progress))
+            logbook.draw()
     if share_done(settings, progress) < 1:
-        logbook.save(state._replace(progress=progress))
         more = f"llucid train --resume --out {task.out}"
         console.print(f"stopped at step {progress.step}; go on with: {more}", highlight=False)
     return task.out
@@ -130,6 +140,8 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
     if settings.resume:
         out = Path(str(settings.out))
         base = None
+        told = f"--chat {settings.chat}" if settings.chat else f"--corpus {' '.join(settings.corpus)}"
+        run.refuse_changed(out, corpus, told)
         tokenizer = load_tokenizer(out)
     else:
         out = Path(settings.out) if settings.out else run.free_name(corpus.name)
@@ -152,7 +164,7 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         return task, State(*run.load_state(out, config, backend.start, dropout))
     # Cloned, because those of a file are mapped from it.
     weights = tree_map(lambda leaf: leaf.float().clone(), base.weights) if base else initialise(config, settings.seed)
-    run.create(out, Model(config, weights, tokenizer), settings)
+    run.create(out, Model(config, weights, tokenizer), settings, corpus, dropout)
     return task, State(*backend.start(weights, {}), dropout, Progress())
 
 
@@ -181,6 +193,7 @@ class Logbook:
         self.report = Report(console, task.corpus.floor, task.config.context)
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are wanted
+        self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
 
     def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
         """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
@@ -201,20 +214,24 @@ class Logbook:
         Raises LlucidError if a loss is not a number.
         """
         losses = torch.stack([loss for _, _, loss in self.unwritten]).tolist() if self.unwritten else []
+        for (step, _, _), loss in zip(self.unwritten, losses, strict=True):
+            self.judge("loss", step, loss)
         rows = [
             {"step": step, "loss": loss * self.per_character, "rate": rate}
             for (step, rate, _), loss in zip(self.unwritten, losses, strict=True)
         ]
-        for row in rows:
-            if not math.isfinite(row["loss"]):
-                raise LlucidError(
-                    f"the loss at step {row['step']} is {row['loss']}; the state before is intact in {self.task.out}; "
-                    "try a lower --learning-rate or --muon-learning-rate"
-                )
         self.unwritten.clear()
         if rows:
             self.metrics.add([*rows[:-1], rows[-1] | figures])
         return rows[-1]["loss"] if rows else math.nan
+
+    def judge(self, what: str, step: int, loss: float) -> None:
+        """Raises LlucidError for a loss that is no number: training has diverged."""
+        if not math.isfinite(loss):
+            raise LlucidError(
+                f"the {what} at step {step} is {loss}; the state before is intact in {self.task.out}; "
+                "try a lower --learning-rate or --muon-learning-rate"
+            )
 
     def measure(self, state: State) -> Progress:
         """Evaluates, keeps the model if it is the best so far, saves the state, writes a sample and draws the curve."""
@@ -227,6 +244,7 @@ class Logbook:
         _, length = window(task.settings, task.config.context, share_done(task.settings, progress))
         windowed = dataclasses.replace(task.config, context=length)
         validation = evaluate(weights, windowed, task.validation, task.corpus.floor is not None, dtype)
+        self.judge("validation loss", progress.step, validation)
         model = Model(task.config, weights, task.tokenizer)
         if task.settings.chat:
             sample = answered(model, task.opening, SAMPLE, progress.step)
@@ -237,37 +255,54 @@ class Logbook:
             progress = progress._replace(best=validation, window=length)
             huggingface.write_weights(task.out, weights, task.config)
         self.save(state._replace(progress=progress))
+        self.draw()
         self.report.measured(
             progress.step, loss, validation * self.per_character, length, sample, *self.speed(progress)
         )
         return progress
 
+    def due(self) -> bool:
+        """Whether a state should be saved, since the last one is old."""
+        return time.perf_counter() - self.saved > max(SAVE_EVERY, self.saving / SAVE_SHARE)
+
     def save(self, state: State) -> None:
-        """Saves the state and draws what can be drawn from the figures."""
+        """Saves the state, and the figures so far."""
         self.flush({})
-        backend = self.task.backend
+        begun, backend = time.perf_counter(), self.task.backend
         weights, memory = backend.weights(state.weights), backend.memory(state.memory)
         run.save_state(self.task.out, weights, memory, state.dropout, state.progress)
+        self.saved = time.perf_counter()
+        self.saving = self.saved - begun
+
+    def draw(self) -> None:
+        """Writes the samples, and draws what can be drawn from the figures."""
         self.metrics.write_samples()
         numbers = f"{self.task.config.parameters:,} parameters"
         title = f"{self.task.corpus.name}: {self.task.settings.preset or self.task.settings.base}, {numbers}"
-        draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
+        if self.metrics.rows:
+            draw_curve(self.metrics.rows, self.task.out / "curve.png", title, self.task.corpus.floor)
 
 
 @contextmanager
 def interruption() -> Generator[Callable[[], bool]]:
-    """Inside, a first Ctrl-C (or SIGTERM) only makes what is given here return True; a second one interrupts."""
+    """Inside, a first Ctrl-C (SIGTERM, SIGHUP) only makes what is given here return True; a second one interrupts.
+
+    SIGHUP never is the second, since a session that ends sends more than one; and under nohup it is nothing.
+    """
     caught: list[int] = []
 
     def catch(number: int, frame: object) -> None:
-        if caught:
+        if caught and number != HANGUP:
             raise KeyboardInterrupt
         caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        heeded.append(HANGUP)
+    previous = {number: signal.signal(number, catch) for number in heeded}
     try:
         yield lambda: bool(caught)
     finally:

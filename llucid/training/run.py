@@ -2,11 +2,11 @@
 
     config.json model.safetensors tokenizer.json tokenizer_config.json     the best model so far
     train.toml                                                             every setting
-    state/latest.safetensors                                               where training stands
+    state/latest.safetensors state/corpus.sha256                           where training stands, and on what text
     metrics.jsonl  curve.png  samples.txt                                  what happened
 
-Each file is replaced as a whole, and the folder gets its name only when it is complete, so that a kill at any moment
-leaves a folder that opens.
+Each file is replaced as a whole, and the folder gets its name only when it is complete, a state inside, so that a kill
+at any moment leaves a folder that opens and a run that goes on.
 """
 
 import json
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from llucid.checkpoints import Model, save
 from llucid.config import Config
+from llucid.corpora import Corpus
 from llucid.errors import LlucidError
 from llucid.files import replace_text, replacing
 from llucid.training.settings import Settings, write_toml
@@ -48,25 +49,49 @@ def free_name(corpus: str) -> Path:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raises LlucidError if there is something at `out` already."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    """Raises LlucidError if there is something at `out` already, but for what a killed process left unfinished."""
+    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
         raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
 
 
-def create(out: Path, model: Model, settings: Settings) -> None:
-    """Makes the folder of a new run, its untrained model inside."""
+def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout: torch.Generator) -> None:
+    """Makes the folder of a new run, its untrained model inside and a state to begin from.
+
+    A folder that is there, and empty, is filled and not replaced: a shell may be in it, or a disk mounted there.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    there = out.is_dir()
+    unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
     try:
         (unfinished / "state").mkdir(parents=True)
         save(model, unfinished)
         replace_text(unfinished / "train.toml", write_toml(settings))
         replace_text(unfinished / "metrics.jsonl", "")
-        if out.is_dir():
-            out.rmdir()
-        unfinished.rename(out)
+        replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+        save_state(unfinished, model.weights, {}, dropout, Progress())
+        if there:
+            for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
+                made.rename(out / made.name)
+        else:
+            unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def refuse_changed(out: Path, corpus: Corpus, told: str) -> None:
+    """Raises LlucidError if the run in `out` has no state, or began with another text than `corpus`, `told` so."""
+    instead = f"llucid train --base {out} {told}"
+    state, kept = out / "state" / "latest.safetensors", out / "state" / "corpus.sha256"
+    if not state.is_file():
+        raise LlucidError(
+            f"{state}: there is no such file, so that there is nothing to go on from; begin again, or begin with the "
+            f"model that the run left: {instead}"
+        )
+    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != corpus.fingerprint():
+        raise LlucidError(
+            f"{told} is no longer the text that {out} began with, which --resume needs; put that back, or begin a new "
+            f"run with what this one learned: {instead}"
+        )
 
 
 def save_state(

@@ -125,6 +125,46 @@ def test_what_is_no_corpus(tmp_path: Path) -> None:
         list(open_corpus([str(tmp_path)]).text("train"))
 
 
+def test_only_what_is_hidden_below_the_given_folder_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / ".hidden" / "texts"
+    for name in ("a.txt", "b/c.txt", ".d.txt", ".git/e.txt", "b/.f/g.txt"):
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        (given / name).write_text(name)
+    (given.parent / "here").mkdir()
+    monkeypatch.chdir(given.parent / "here")
+    for way in (str(given), "../texts", "../../.hidden/texts"):
+        assert "".join(file.read_text() for file in open_corpus([way]).files) == "a.txtb/c.txt"
+
+
+def test_a_corpus_is_named_after_its_folder_or_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "texts" / "old").mkdir(parents=True)
+    (tmp_path / "texts" / "old" / "a.txt").write_text("abc")
+    monkeypatch.chdir(tmp_path / "texts" / "old")
+    for way, name in {".": "old", "..": "texts", "../..": tmp_path.name, "a.txt": "a", "../old/": "old"}.items():
+        assert open_corpus([way]).name == name
+
+
+def test_runs_in_a_folder_of_texts_are_not_read(tmp_path: Path) -> None:
+    for name in ("a.txt", "runs/texts/train.toml", "runs/texts/state/b", "runs/ladder/ladder.png", "runs/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert [str(file.relative_to(tmp_path)) for file in open_corpus([str(tmp_path)]).files] == ["a.txt", "runs/c.txt"]
+
+
+def test_what_llucid_provides_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("abc")
+    for names in (["fables", "texts"], ["texts", "shakespeare"], ["shakespeare", "fables"]):
+        with pytest.raises(LlucidError, match=f"--corpus {' '.join(names)}: shakespeare and fables stand alone"):
+            open_corpus(names)
+    (tmp_path / "fables").mkdir()
+    (tmp_path / "fables" / "b.txt").write_text("def")
+    assert "".join(file.read_text() for file in open_corpus(["texts", "fables"]).files) == "abcdef"
+
+
 def test_shakespeare_without_file_or_network_says_where_to_put_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

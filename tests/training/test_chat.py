@@ -11,20 +11,14 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
-from llucid.cli import parse
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
 from llucid.training.dialogues import open_chat, parse_line, read_chat
-from tests.training.test_run import do, losses
+from tests.training.test_run import do, here, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
 SMALL = ["--preset", "nano", "--tokenizer", "bpe:320", "--evaluations", "2", "--batch", "4", "--model.dim", "32"]
-
-
-def here(*arguments: object) -> None:
-    """Runs a command in this process, which is quicker."""
-    parse([str(argument) for argument in arguments]).run()
 
 
 def conversation(number: int) -> dict[str, object]:
@@ -83,6 +77,18 @@ def test_resumed_equals_straight_bit_for_bit(file: Path, straight: Path, tmp_pat
     once, halves = (load_file(run / "state" / "latest.safetensors") for run in (straight, out))
     assert once.keys() == halves.keys()
     assert all(torch.equal(once[name], halves[name]) for name in once)
+
+
+def test_resume_refuses_conversations_that_have_changed(file: Path, tmp_path: Path) -> None:
+    out, talk = tmp_path / "run", tmp_path / "talk.jsonl"
+    talk.write_text(file.read_text())
+    here("train", "--chat", talk, "--out", out, *SMALL, "--steps", 4, "--stop-after", 1)
+    talk.write_text(file.read_text() + GOOD + "\n")
+    with pytest.raises(LlucidError, match=f"--chat {talk} is no longer the text .* llucid train --base {out} --chat"):
+        here("train", "--resume", "--out", out)
+    talk.write_text(file.read_text())
+    here("train", "--resume", "--out", out)
+    assert len(losses(out)) == 4
 
 
 def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path, tmp_path: Path) -> None:

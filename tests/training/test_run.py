@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,16 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 import llucid
+from llucid.cli import parse
 from llucid.corpora import open_corpus
 from llucid.corpora.tokens import tokenise
+from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.training import loop, run
 from llucid.training.run import Metrics
 from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
 from llucid.training.step import evaluate
@@ -59,12 +64,34 @@ def ended(words: list[str], status: int, **options: object) -> subprocess.Comple
     return done
 
 
-def fresh(corpus: Path, out: Path, *more: object) -> tuple[object, ...]:
+def here(*arguments: object) -> None:
+    """Runs a command in this process, which is quicker."""
+    parse([str(argument) for argument in arguments]).run()
+
+
+def fresh(corpus: Path, out: Path | str, *more: object) -> tuple[object, ...]:
     return ("train", "--corpus", corpus, "--out", out, *SMALL, *more)
 
 
 def losses(out: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def progress(out: Path) -> dict[str, float]:
+    """Where the state stands."""
+    with safe_open(out / "state" / "latest.safetensors", framework="pt") as opened:
+        return json.loads(opened.metadata()["progress"])
+
+
+def assert_same_run(out: Path, straight: Path) -> None:
+    assert losses(out) == losses(straight)
+    assert [row["step"] for row in losses(out)] == list(range(1, 41))
+    for file in ("state/latest.safetensors", "model.safetensors"):
+        once, halves = load_file(straight / file), load_file(out / file)
+        assert once.keys() == halves.keys()
+        for name in once:
+            assert torch.equal(once[name], halves[name]), name
+    assert (out / "samples.txt").read_text() == (straight / "samples.txt").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +116,39 @@ def test_resumed_equals_straight_bit_for_bit(
     said = do(*fresh(corpus, out, *DROPOUT, *how, "--stop-after", 17)).stdout
     assert f"stopped at step 17; go on with: llucid train --resume --out {out}" in said
     do("train", "--resume", "--out", out)
-    assert losses(out) == losses(straight)
-    assert [row["step"] for row in losses(out)] == list(range(1, 41))
-    for file in ("state/latest.safetensors", "model.safetensors"):
-        once, halves = load_file(straight / file), load_file(out / file)
-        assert once.keys() == halves.keys()
-        for name in once:
-            assert torch.equal(once[name], halves[name]), name
-    assert (out / "samples.txt").read_text() == (straight / "samples.txt").read_text()
+    assert_same_run(out, straight)
+
+
+@pytest.mark.parametrize("reached", [0, 17])
+def test_killed_between_measurements_and_resumed_equals_straight(
+    corpus: Path, straight: Path, tmp_path: Path, reached: int
+) -> None:
+    """Saved at every step, killed before one; the measurements are at 10, 20, 30 and 40."""
+    out = tmp_path / "killed"
+    hasty = "import os, llucid.training.loop as loop; loop.SAVE_EVERY, loop.SAVE_SHARE = 0, 1e9"
+    killed = f"lambda *a: os.kill(os.getpid(), 9) if a[-1] == {reached} else batch(*a)"
+    before = f"{hasty}; batch = loop.training_batch; loop.training_batch = {killed}"
+    ended(after(before, *fresh(corpus, out, *DROPOUT)), status=-signal.SIGKILL)
+    assert progress(out)["step"] == len(losses(out)) == reached
+    do("train", "--resume", "--out", out)
+    assert_same_run(out, straight)
+
+
+def test_saving_takes_a_hundredth_of_the_time_at_most(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state that takes half a second is saved at the start, once early, at each measurement, and then not again for
+    fifty seconds."""
+    saved: list[int] = []
+
+    def slowly(*state: object) -> None:
+        time.sleep(0.5)
+        saved.append(state[-1].step)
+
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
+    monkeypatch.setattr(run, "save_state", slowly)
+    here(*fresh(corpus, tmp_path / "slow", "--steps", 20))
+    assert saved == [0, 1, 5, 10, 15, 20]
 
 
 def test_the_folder_is_one_of_transformers(straight: Path) -> None:
@@ -173,6 +225,46 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
     assert len(losses(out)) == reached + 3
 
 
+def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> None:
+    """As at the end of an ssh session. What it leaves stands where it was stopped, before any measurement."""
+    out, (terminal, inside) = tmp_path / "closed", os.openpty()
+    own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    words = after(own, *fresh(corpus, out, "--steps", 100_000))
+    running = subprocess.Popen(words, stdin=inside, stdout=inside, stderr=inside, start_new_session=True)
+    os.close(inside)
+    shown = b""
+    while b"step 1" not in shown:
+        shown += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    running.wait(timeout=60)
+    assert 0 < progress(out)["step"] == len(losses(out))
+    do("train", "--resume", "--out", out, "--stop-after", 3)
+    assert not any("validation" in row for row in losses(out))
+
+
+@pytest.mark.parametrize("way", ["twice", "ignored"])
+def test_a_hangup_is_no_second_ctrl_c_and_under_nohup_nothing(corpus: Path, tmp_path: Path, way: str) -> None:
+    """A shell that ends sends its jobs one, and the terminal's end is another."""
+    out = tmp_path / way
+    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " if way == "ignored" else ""
+    twice = "batch, hang_up = loop.training_batch, lambda: os.kill(os.getpid(), 1)"
+    each_step = "loop.training_batch = lambda *a: (hang_up(), hang_up(), batch(*a))[2]"
+    statements = f"{ignored}import os, llucid.training.loop as loop; {twice}; {each_step}"
+    said = ended(after(statements, *fresh(corpus, out, "--steps", 5, "--evaluations", 1)), status=0).stdout
+    assert ("stopped at step 1" in said) == (way == "twice")
+    assert progress(out)["step"] == (1 if way == "twice" else 5)
+
+
+def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "none"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "interruption", lambda: nullcontext(lambda: True))
+        here(*fresh(corpus, out, "--steps", 5))
+    assert progress(out)["step"] == 0
+    here("train", "--resume", "--out", out)
+    assert len(losses(out)) == 5
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
@@ -192,8 +284,7 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
     running.wait()
     model = llucid.load(out, device="cpu")
     assert all(leaf.isfinite().all() for leaf in model.weights.blocks[0].attention)
-    if (out / "state" / "latest.safetensors").exists():
-        do("train", "--resume", "--out", out, "--stop-after", 2)
+    do("train", "--resume", "--out", out, "--stop-after", 2)
 
 
 def test_a_complete_run_is_said_to_be_complete(straight: Path) -> None:
@@ -210,6 +301,64 @@ def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> 
     assert "try a lower --learning-rate" in said
     assert all(leaf.isfinite().all() for leaf in llucid.load(out, device="cpu").weights.blocks[0].attention)
     assert all(math.isfinite(row["loss"]) for row in losses(out))
+
+
+def test_a_first_step_that_ruins_the_model_is_divergence(corpus: Path, tmp_path: Path) -> None:
+    """Its loss is the one before it, so that only the validation loss tells."""
+    out = tmp_path / "exploded"
+    said = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
+    assert said.startswith("error: the validation loss at step 1 is nan; the state before is intact in")
+    assert "try a lower --learning-rate" in said
+    assert progress(out)["step"] == 0
+    assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
+
+
+def test_resume_refuses_a_text_that_has_changed(tmp_path: Path) -> None:
+    """Also one with characters that the vocabulary has not; and goes on with the same again, or where none was kept."""
+    out, folder = tmp_path / "run", tmp_path / "texts"
+    folder.mkdir()
+    (folder / "geese.txt").write_text(TEXT)
+    here(*fresh(folder, out, "--steps", 4, "--stop-after", 1))
+    instead = f"llucid train --base {out} --corpus {folder}"
+    says = f"^--corpus {folder} is no longer the text that {out} began with.*: {instead}$"
+    for change in ("more.txt", "geese.txt"):
+        (folder / change).write_text("é" * 99)
+        with pytest.raises(LlucidError, match=says):
+            here("train", "--resume", "--out", out)
+    (folder / "more.txt").unlink()
+    (folder / "geese.txt").write_text(TEXT)
+    here("train", "--resume", "--out", out, "--stop-after", 1)
+    (out / "state" / "corpus.sha256").unlink()
+    (folder / "more.txt").write_text(TEXT)
+    here("train", "--resume", "--out", out)
+    assert len(losses(out)) == 4
+
+
+def test_resume_without_a_state_says_what_to_do(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stateless"
+    here(*fresh(corpus, out, "--steps", 4, "--stop-after", 1))
+    (out / "state" / "latest.safetensors").unlink()
+    says = f"^{out}/state/latest.safetensors: there is no such file.*: llucid train --base {out} --corpus {corpus}$"
+    with pytest.raises(LlucidError, match=says):
+        here("train", "--resume", "--out", out)
+
+
+@pytest.mark.parametrize("out", [".", "link"])
+def test_an_empty_folder_becomes_the_run(
+    corpus: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Itself: it is not replaced, since a shell may be in it. What a killed process left does not count."""
+    folder = tmp_path / "empty"
+    (folder / ".empty.7.partial").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder if out == "." else tmp_path)
+    before = folder.stat().st_ino
+    here(*fresh(corpus, out, "--steps", 4, "--stop-after", 1))
+    assert folder.stat().st_ino == before
+    names = {path.name for path in straight.iterdir()}
+    assert {path.name for path in folder.iterdir()} == names | {".empty.7.partial"}
+    here("train", "--resume", "--out", out)
+    assert len(losses(folder)) == 4
 
 
 def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) -> None:
