@@ -255,7 +255,7 @@ def test_byte_tokens_are_two_hex_digits() -> None:
     tokenizer = small_sentencepiece()
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
     at = told["tokenizer.ggml.tokens"].index("<0x41>")
-    for wrong in ("<0x4>", "<0x041>", "<0x4G>", "<0x41> ", "A A", "<0x4\n>"):
+    for wrong in ("<0x4>", "<0x041>", "<0x4G>", "<0x+1>", "<0x 1>", "<0x41> ", "A A", "<0x4\n>"):
         tokens = [*told["tokenizer.ggml.tokens"]]
         tokens[at] = wrong
         with pytest.raises(LlucidError):
