@@ -183,10 +183,11 @@ def test_padding_is_seen_by_no_token(side: str, flags: tuple[str, ...]):
     if side == "right":
         begun = torch.tensor([[*row, *[0] * more] for row, _, more in padded])
         places = torch.tensor([[*at, *[NOWHERE] * more] for _, at, more in padded])
-    else:  # which at first sees nothing but itself
+    else:  # so that it sees nothing but itself in the first four slots
         begun = torch.tensor([[*[0] * more, *row] for row, _, more in padded])
         places = torch.tensor([[*[NOWHERE] * more, *at] for _, at, more in padded])
-    _, cache = step(begun, places, cache)
+    for some, at in zip(begun.split(4, 1), places.split(4, 1), strict=True):
+        _, cache = step(some, at, cache)
     last, _ = step(torch.tensor([row[-1:] for row in rows]), torch.tensor([[len(row) - 1] for row in rows]), cache)
     for logits, row in zip(last[:, 0], rows, strict=True):
         torch.testing.assert_close(logits, equation(weights, WIDE, row)[-1], atol=1e-4, rtol=0)
