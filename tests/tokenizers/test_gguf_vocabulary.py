@@ -260,6 +260,9 @@ def test_byte_tokens_are_two_hex_digits() -> None:
         tokens[at] = wrong
         with pytest.raises(LlucidError):
             read_vocabulary(told | {"tokenizer.ggml.tokens": tokens})
+        untyped = {key: value for key, value in told.items() if not key.endswith("token_type")}
+        with pytest.raises(LlucidError, match="has 255 of the 256 bytes"):
+            read_vocabulary(untyped | {"tokenizer.ggml.tokens": tokens})
 
 
 def test_no_word_becomes_the_special_token_that_it_spells() -> None:
