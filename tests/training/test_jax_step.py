@@ -157,6 +157,9 @@ def test_pytorch_goes_on_where_jax_stopped() -> None:
     assert all(
         (one == two).all() for one, two in zip(jax.tree.leaves(there_and_back), jax.tree.leaves(memory), strict=True)
     )
+    backend = jax_step.open_backend(config, SETTINGS, torch.device("cpu"))
+    _, remembered = backend.start(weights, found)
+    assert all(torch.equal(found[name], tensor) for name, tensor in backend.memory(remembered).items())
 
 
 def test_in_bfloat16_weights_and_sums_stay_float32() -> None:
