@@ -46,7 +46,9 @@ def test_generate_prints_text_and_nothing_else(made: Path) -> None:
 
 def test_generate_several_at_once_with_a_seed(made: Path) -> None:
     many = ("generate", made / "run", PROMPT, "--max-tokens", 12, "--num", 3, "--seed", 5)
-    texts = do(*many).stdout.split(f"\n{'-' * 40}\n")
+    done = do(*many)
+    assert "oldest half" not in done.stderr  # 22 tokens of 32
+    texts = done.stdout.split(f"\n{'-' * 40}\n")
     assert len(texts) == 3
     assert all(text.startswith(PROMPT) for text in texts)
     assert do(*many).stdout.split(f"\n{'-' * 40}\n") == texts

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from llucid import llama as equations
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import Config
-from llucid.fast import attention_fused, attention_in_pieces
+from llucid.fast import Attention, attention_fused, attention_in_pieces
 from llucid.llama import NOWHERE, empty_cache, llama
 from llucid.llama_module import Llama, SwiGLU
 from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map
@@ -129,8 +129,9 @@ def test_equals_transformers_in_float32(config: Config) -> None:
 
 @pytest.mark.parametrize("positions", [list(range(32)), FAR], ids=["near", "far"])
 def test_bfloat16_is_within_its_rounding_of_float32(config: Config, positions: list[int]) -> None:
-    """bfloat16 keeps 8 bits: 2⁻⁹ per rounding, some tens of roundings along a path, on logits of deviation about 1.
-    Angles keep all of theirs, also far away, where a rounded position would be another."""
+    """bfloat16 keeps 8 bits: a rounding errs by 2⁻⁸ at most, by less than 2⁻⁹ in the root mean square. There are some
+    tens along a path, on logits of deviation about 1. Angles keep all of their bits, also far away, where a rounded
+    position would be another."""
     weights, tokens, places = lively(config), some_tokens(config, 2, len(positions)), torch.tensor(positions)
     rounded = to(weights, torch.bfloat16)
     found = llama(tokens, rounded, config, positions=places)
@@ -264,6 +265,31 @@ def test_written_out_attention_equals_fused(config: Config) -> None:
     torch.testing.assert_close(attention_fused(q[:, :, 12:], k, v, late), written[:, :, 12:], **EXACT)
 
 
+@pytest.mark.parametrize("attention_of", [equations.attention_written_out, attention_fused])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_score_is_so_large_or_so_small_that_it_undoes_the_mask(dtype: torch.dtype, attention_of: Attention) -> None:
+    """A query that sees nothing but the same huge negative score gathers the mean of what it sees, although a score
+    that it does not see is as huge and positive."""
+    generator = torch.Generator().manual_seed(0)
+    q, v = (torch.randn(1, 2, 9, 8, generator=generator).to(dtype) for _ in "qv")
+    k = torch.full_like(v, -torch.finfo(dtype).max / 1000)
+    k[:, :, -1] *= -1
+    mask = torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+    found = attention_of(q[:, :, :-1].abs(), k, v, mask[:, :, :-1])
+    means = v.double().cumsum(2) / torch.arange(1, 10)[:, None]
+    # Up to eight weights, their products and their sums are rounded.
+    assert (found - means[:, :, :-1]).abs().max() < 8 * torch.finfo(dtype).eps * v.abs().max()
+
+
+def test_the_softmax_of_bfloat16_is_float32s_rounded_once() -> None:
+    """Seen in what is gathered where each key's value is a one of its own. Sums in another order may tip a rounding."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 2, 64, 64, generator=generator).bfloat16() for _ in "qk")
+    found = equations.attention_written_out(q, k, torch.eye(64).bfloat16().expand(2, 2, -1, -1), None)
+    scores = (q / 8 @ k.mT).float() + torch.full((64, 64), -math.inf).triu(1)
+    assert (found == scores.softmax(-1).bfloat16()).float().mean() > 0.99
+
+
 def orders(seq: int, slots: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Positions of the queries and of the keys of two texts: the queries are the newest of the keys."""
     in_order = torch.arange(slots).expand(2, -1)
@@ -291,8 +317,11 @@ def test_attention_in_pieces_equals_the_definition(seq: int, order: str) -> None
     q, k, v = (x.bfloat16() for x in (q, k, v))
     exact = definition(q.double(), k.double(), v.double(), mask)
     rounded = attention_in_pieces(q, k, v, mask, definition)
-    # Scores below 8 are rounded to 2⁻⁶, weights and result to 2⁻⁹ of themselves; values are below 5.
-    assert (rounded - exact).abs().max() < 5 * (2 * 2**-6 + 2 * 2**-9)
+    # q / √d and then a score are rounded, each by u = 2⁻⁸ at most of ‖q‖‖k‖ / √d = s: 2us in all. So a score moves its
+    # weight by 2us of it, and the sum that it is divided by moves as much. Weights and result are then rounded by u.
+    s = q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max() / math.sqrt(config.head_dim)
+    allowed = 2**-8 * (4 * s + 2) * definition(q.double(), k.double(), v.double().abs(), mask)
+    assert ((rounded - exact).abs() < allowed).all()
 
 
 def test_rotation_by_complex_numbers_equals_real_ones(config: Config) -> None:

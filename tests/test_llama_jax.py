@@ -173,6 +173,23 @@ def test_rms_norm_in_bfloat16_equals_pytorchs() -> None:
     assert (np.asarray(found, np.float32) == expected).mean() > 0.99
 
 
+def test_the_softmax_of_bfloat16_is_float32s_rounded_once() -> None:
+    """Seen in what is gathered where each key's value is a one of its own. Sums in another order may tip a rounding."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(64, 64, generator=generator).bfloat16() for _ in "qk")
+    theirs = (jnp.array(array.float().numpy(), jnp.bfloat16) for array in (q, k, torch.eye(64)))
+    found = jax.vmap(llama_jax.attend, (0, None, None, 0, None))(*theirs, jnp.arange(64), jnp.arange(64))
+    scores = (q / 8 @ k.mT).float() + torch.full((64, 64), -torch.inf).triu(1)
+    assert (np.asarray(found, np.float32) == scores.softmax(-1).bfloat16().float().numpy()).mean() > 0.99
+
+
+def test_no_score_is_so_large_or_so_small_that_it_undoes_the_mask() -> None:
+    k = jnp.full((9, 8), -1e35).at[-1].set(1e35)
+    v = jnp.arange(72.0).reshape(9, 8)
+    found = llama_jax.attend(jnp.ones(8), k, v, jnp.array(7), jnp.arange(9))
+    np.testing.assert_allclose(found, v[:8].mean(0), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("float64")
 def test_rope_keeps_lengths_and_sees_distance_only() -> None:
     generator = np.random.default_rng(0)

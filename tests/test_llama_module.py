@@ -63,7 +63,7 @@ def test_equals_the_functions(config: Config, far: bool) -> None:
 
 @torch.no_grad()
 def test_bfloat16_is_within_its_rounding_of_float64(config: Config) -> None:
-    """As the functions are: 2⁻⁹ per rounding, some tens of roundings along a path, also at far positions."""
+    """As the functions are: 2⁻⁹ per rounding, root mean square, some tens along a path, also at far positions."""
     weights, tokens = lively(config, dtype=torch.bfloat16), some_tokens(config, 2, len(FAR))
     found = Llama.from_weights(weights, config)(tokens, positions=torch.tensor(FAR))
     exact = llama(tokens, to(weights, torch.float64), config, positions=torch.tensor(FAR))

@@ -61,8 +61,8 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
             told = _llama2c_told(to_llama2c(tokenizer), tokenizer) if falls_back else _json_told(content, tokenizer)
         case _:
             raise LlucidError(f"GGUF has no words for a tokenizer like this one ({type(tokenizer).__name__})")
-    told = _filled(told | _ends_told(tokenizer, told["tokenizer.ggml.tokens"]), vocab_size)
     config = tokenizer.config if isinstance(tokenizer, JsonTokenizer | SentencePieceInside) else {}
+    told = _filled(told | _ends_told(tokenizer, told["tokenizer.ggml.tokens"], config), vocab_size)
     if isinstance(template := config.get("chat_template"), str):
         told["tokenizer.chat_template"] = template
     _check_same(read_vocabulary(told), tokenizer)
@@ -180,16 +180,20 @@ def _json_told(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _ends_told(tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+def _ends_told(tokenizer: Tokenizer, texts: list[str], config: dict[str, Any]) -> dict[str, Any]:
     """BOS, EOS and up to two more ids that end a text; where there is no EOS, the byte that no text has."""
     told: dict[str, Any] = {"tokenizer.ggml.add_bos_token": tokenizer.bos is not None}
+    begin, name = tokenizer.bos, config.get("bos_token")
+    name = name.get("content") if isinstance(name, dict) else name
+    if begin is None and name in texts:  # of no text, but templates may write it
+        begin = texts.index(name)
     end = tokenizer.eos
     if end is None:
         end = next((token for token, text in enumerate(texts) if text in NO_END), None)
     if end is None:
         raise LlucidError("GGUF has no words for a tokenizer without EOS, nor a piece for the byte 0xFF")
     more = sorted(tokenizer.stop_ids - {end}, key=lambda token: (texts[token] == "<|eom_id|>", token))
-    roles = {"bos": tokenizer.bos, "eos": end, **dict(zip(("eot", "eom"), more, strict=False))}
+    roles = {"bos": begin, "eos": end, **dict(zip(("eot", "eom"), more, strict=False))}
     return told | {f"tokenizer.ggml.{role}_token_id": token for role, token in roles.items() if token is not None}
 
 

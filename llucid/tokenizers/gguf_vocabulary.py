@@ -113,6 +113,9 @@ class Tokens(NamedTuple):
     texts: list[str]
     types: list[int]
     bos: int | None
+    """What a text begins with."""
+    named_bos: int | None
+    """What a template is told that BOS is, also where texts do not begin with it."""
     eos: int | None
     stop_ids: frozenset[int]
 
@@ -146,12 +149,12 @@ def _tokens(told: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: 
     if any(texts[stop] in TURN_ENDS for stop in stops):
         stops |= {token for token, text in enumerate(texts) if types[token] == CONTROL and text in OTHER_ENDS}
     starts = told.get("tokenizer.ggml.add_bos_token", add_bos)
-    return Tokens(texts, types, begin if starts else None, end, frozenset(stops))
+    return Tokens(texts, types, begin if starts else None, begin, end, frozenset(stops))
 
 
 def _config(told: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     """What a `tokenizer_config.json` would say."""
-    roles = {"bos_token": tokens.bos, "eos_token": tokens.eos}
+    roles = {"bos_token": tokens.named_bos, "eos_token": tokens.eos}
     config: dict[str, Any] = {role: tokens.texts[token] for role, token in roles.items() if token is not None}
     template = told.get("tokenizer.chat_template")
     return config | ({"chat_template": template} if isinstance(template, str) else {})
@@ -180,7 +183,7 @@ def _sentencepiece(told: Mapping[str, Any]) -> SentencePieceInside:
         raise LlucidError(f"tokenizer.ggml.unknown_token_id {shown(unknown)} is none of the {len(texts)} tokens")
     if "tokenizer.ggml.token_type" not in told:
         types = [BYTE if BYTE_PIECE.fullmatch(text.encode()) else NORMAL for text in texts]
-        for token in (tokens.bos, tokens.eos):
+        for token in (tokens.named_bos, tokens.eos):
             if token is not None:
                 types[token] = CONTROL
     if UNKNOWN not in types:

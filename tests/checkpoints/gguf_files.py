@@ -41,11 +41,19 @@ def their_name(path: str) -> str:
     return name.format(bid=block[1] if block else None) + ".weight"
 
 
-def by_their_writer(path: Path, model: Model, tensors: dict[str, tuple[np.ndarray, Any]], big: bool = False) -> None:
+def by_their_writer(
+    path: Path,
+    model: Model,
+    tensors: dict[str, tuple[np.ndarray, Any]],
+    big: bool = False,
+    alignment: int | None = None,
+) -> None:
     """Writes the model with the package's writer: these tensors, and keys as llama.cpp's converter has them."""
     config = model.config
     endian = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
     writer = gguf.GGUFWriter(path, "llama", endianess=endian)
+    if alignment:
+        writer.add_custom_alignment(alignment)
     writer.add_context_length(config.context)
     writer.add_embedding_length(config.dim)
     writer.add_block_count(config.layers)

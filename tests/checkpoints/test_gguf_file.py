@@ -47,6 +47,7 @@ def test_headers_that_are_damaged_on_purpose(tmp_path: Path) -> None:
         (put(at(b"x.same1"), "I", 8), "ends within|promises|a name of"),
         (put(at(b"ggml.tokens", 8), "Q", 2**61), "strings"),
         (put(at(b"ggml.tokens", 16), "Q", 2**61), "ends within"),
+        (whole[: at(b"ggml.tokens", 16 + 5)], "ends within 12 strings"),
         (put(at(b"token_type", 8), "Q", 2**62), "promises .* more"),
         (put(norm, "I", 0), "output_norm.weight has 0 dimensions; expected 1 to 4"),
         (put(norm, "I", 2**32 - 1), "has 4294967295 dimensions"),

@@ -57,6 +57,13 @@ def test_we_read_theirs(config: Config, tmp_path: Path) -> None:
     assert found.tokenizer.decode([1, 261, 261, 3 + 0xC3, 3 + 0xA9, 2]) == "a aé"
 
 
+@pytest.mark.parametrize("alignment", [8, 64, 4096])
+def test_tensors_begin_where_the_alignment_says(alignment: int, tmp_path: Path) -> None:
+    model = model_of(replace(TINY, ffn_dim=5, vocab_size=301))
+    by_their_writer(tmp_path / "a.gguf", model, plain(model), alignment=alignment)
+    assert same(load(tmp_path / "a.gguf", device="cpu").weights, model.weights)
+
+
 def test_rows_are_those_of_their_converter(tmp_path: Path) -> None:
     """convert_hf_to_gguf.py permutes what transformers has (LlamaModel.permute); so do two of our rooms together."""
     from safetensors.numpy import load_file

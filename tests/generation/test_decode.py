@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation import Context, Statistics
+from llucid.generation import Context, Statistics, reading_torch
 from llucid.generation.decode import LARGEST, Step, decode, scores, window
-from llucid.generation.reading import empty_context, read, with_room
+from llucid.generation.reading import CHUNK, empty_context, read, with_room
 from llucid.generation.sampling import Sampling, generator
 from llucid.llama import NOWHERE, Cache, llama
 from llucid.weights import Weights, initialise, tree_map
@@ -95,6 +96,23 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_whole(chunk: int):
         torch.testing.assert_close(logits[row], last_logits(prompts[row] + more[row]))
 
 
+def test_a_prompt_of_any_length_goes_through_the_model_in_chunks(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    real = reading_torch.hidden
+
+    def hidden(tokens: Tensor, *more: Any) -> Any:
+        sizes.append(tokens.shape[1])
+        return real(tokens, *more)
+
+    monkeypatch.setattr(reading_torch, "hidden", hidden)
+    long = replace(CONFIG, context=2 * CHUNK)
+    next(decode(WEIGHTS, long, [ids(CHUNK + 9), ids(5)], choose=greedy, stops=lambda row, token: False, max_tokens=1))
+    assert sizes == [CHUNK, 9]
+    sizes.clear()
+    read(WEIGHTS, CONFIG, empty_context(WEIGHTS, CONFIG, 1, 20), [ids(20)], chunk=8)
+    assert sizes == [8, 8, 4]
+
+
 def test_only_the_last_position_is_unembedded(monkeypatch: pytest.MonkeyPatch):
     shapes: list[tuple[int, ...]] = []
     real = torch.nn.functional.linear
@@ -124,7 +142,8 @@ def test_a_row_that_ends_is_reported_no_more_and_the_others_go_on():
         told.append((row, token))
         return len([seen for seen, _ in told if seen == row]) == (4, 2, 99)[row]
 
-    steps = run(prompts, 6, stops=stops)
+    statistics = Statistics()
+    steps = run(prompts, 6, stops=stops, statistics=statistics)
     assert [written(steps, row) for row in range(3)] == [by_hand(p, n) for p, n in zip(prompts, (4, 2, 6), strict=True)]
     assert [step.reasons for step in steps] == [
         (None, None, None),
@@ -134,7 +153,7 @@ def test_a_row_that_ends_is_reported_no_more_and_the_others_go_on():
         (None, None, None),
         (None, None, "length"),
     ]
-    assert len(told) == 4 + 2 + 6
+    assert len(told) == statistics.tokens == 4 + 2 + 6
     # All was read but the newest token of each row, and for a row that had ended nothing more.
     read_rows = steps[-1].context.rows
     assert list(read_rows) == [(*prompt, *written(steps, row)[:-1]) for row, prompt in enumerate(prompts)]
@@ -150,6 +169,14 @@ def test_a_window_that_slides_is_the_one_recomputed_by_hand(keep: int):
     assert written(steps) == by_hand(ids(20, 7), 45, keep)
     # 5 tokens until 24 + 1 are there, then 12 remain and 13 more fit.
     assert [number for number, step in enumerate(steps) if step.slid[0]] == [5, 18, 31, 44]
+
+
+def test_a_row_that_ends_with_its_context_full_has_not_slid():
+    statistics = Statistics()
+    steps = run([ids(24, 7), ids(5, 2)], 6, stops=lambda row, token: row == 0, statistics=statistics)
+    assert not any(step.slid[0] or step.slid[1] for step in steps)
+    assert not statistics.slid
+    assert written(steps, 1) == by_hand(ids(5, 2), 6)
 
 
 def test_a_full_context_can_end_the_text_instead():

@@ -14,6 +14,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llucid.chat.templates import encode_template
 from llucid.checkpoints import Model, load, save
 from llucid.checkpoints.gguf import read_tokenizer_facts
 from llucid.checkpoints.gguf_file import read_head
@@ -170,6 +171,26 @@ def test_templates_go_through(tmp_path: Path) -> None:
         assert again.encode(TALE) == made.encode(TALE)
 
 
+def test_a_template_is_told_what_bos_is_also_where_texts_do_not_begin_with_it(tmp_path: Path) -> None:
+    """As in Hugging Face's folders, where bos_token names it and the tokenizer alone says whether it comes first."""
+    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
+    for made in (small_sentencepiece(), small_ranks()):
+        assert made.bos is not None
+        more = {"tokenizer.chat_template": template, "tokenizer.ggml.add_bos_token": False}
+        told = write_vocabulary(made, made.vocab_size) | more
+        found = read_vocabulary(told)
+        again = opened_again(found, tmp_path / type(made).__name__)
+        for one in (found, again):
+            assert one.bos is None
+            said = [{"role": "user", "content": "bell"}]
+            assert encode_template(template, said, one) == [made.bos, *made.encode("bell")]
+            assert write_vocabulary(one, made.vocab_size)["tokenizer.ggml.bos_token_id"] == made.bos
+        assert write_vocabulary(found, made.vocab_size) == told
+        untyped = {key: value for key, value in told.items() if not key.endswith("token_type")}
+        if isinstance(made, SentencePiece):
+            assert read_vocabulary(untyped).special == made.special
+
+
 def word_level() -> JsonTokenizer:
     content = json.loads(Characters("a").json())
     content["model"]["vocab"] = {"aa": 0, "\ufffd": 1}
@@ -234,11 +255,14 @@ def test_byte_tokens_are_two_hex_digits() -> None:
     tokenizer = small_sentencepiece()
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
     at = told["tokenizer.ggml.tokens"].index("<0x41>")
-    for wrong in ("<0x4>", "<0x041>", "<0x4G>", "<0x41> ", "A A", "<0x4\n>"):
+    for wrong in ("<0x4>", "<0x041>", "<0x4G>", "<0x+1>", "<0x 1>", "<0x41> ", "A A", "<0x4\n>"):
         tokens = [*told["tokenizer.ggml.tokens"]]
         tokens[at] = wrong
         with pytest.raises(LlucidError):
             read_vocabulary(told | {"tokenizer.ggml.tokens": tokens})
+        untyped = {key: value for key, value in told.items() if not key.endswith("token_type")}
+        with pytest.raises(LlucidError, match="has 255 of the 256 bytes"):
+            read_vocabulary(untyped | {"tokenizer.ggml.tokens": tokens})
 
 
 def test_no_word_becomes_the_special_token_that_it_spells() -> None:

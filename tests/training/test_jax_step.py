@@ -157,10 +157,13 @@ def test_pytorch_goes_on_where_jax_stopped() -> None:
     assert all(
         (one == two).all() for one, two in zip(jax.tree.leaves(there_and_back), jax.tree.leaves(memory), strict=True)
     )
+    backend = jax_step.open_backend(config, SETTINGS, torch.device("cpu"))
+    _, remembered = backend.start(weights, found)
+    assert all(torch.equal(found[name], tensor) for name, tensor in backend.memory(remembered).items())
 
 
 def test_in_bfloat16_weights_and_sums_stay_float32() -> None:
-    """A loss of 4.2 from bfloat16 logits, whose last bit is 2⁻⁹ of themselves: equal to PyTorch's in that."""
+    """A loss of 4.2 from logits below 1, which bfloat16 rounds by up to 2⁻⁹: equal to PyTorch's in twice that."""
     config = replace(NANO, layers=1)
     weights = tree_map(Tensor.requires_grad_, initialise(config))
     settings = replace(SETTINGS, dtype="bfloat16")

@@ -164,10 +164,13 @@ def test_the_folder_is_one_of_transformers(straight: Path) -> None:
 
 def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
     """What is learned comes in another order in the validation split, so that learning it well ruins the model there:
-    what is opened is the best one, and it is as good as was said."""
+    what is opened is the best one, and it is as good as was said. Who goes on knows of it, and of the time taken."""
     out, corpus = tmp_path / "ruined", tmp_path / "turns.txt"
     corpus.write_text("abc" * 3000 + "cba" * 333)
-    do(*fresh(corpus, out, "--steps", 24, "--dtype", "float32"))
+    here(*fresh(corpus, out, "--steps", 24, "--dtype", "float32", "--stop-after", 23))
+    seconds = progress(out)["seconds"]
+    here("train", "--resume", "--out", out)
+    assert progress(out)["seconds"] > seconds
     measured = [row["validation"] for row in losses(out) if "validation" in row]
     assert len(measured) == 4
     assert measured[-1] > min(measured)
