@@ -312,8 +312,8 @@ class Convert:
             )
         print(f"the model is in {self.out}")
         before, after = (describe(path)["dtype"] for path in (self.model, self.out))
-        packed = [dtype for dtype in before.split(", ") if dtype.startswith("Q")]
-        if packed and self.dtype is None:
+        packed = [dtype for dtype in before.split(", ") if dtype.startswith(("Q", "int"))]
+        if packed and self.dtype is None and "int" not in after:
             print(f"what was {' and '.join(packed)} is {after} now; --dtype names another", file=sys.stderr)
         for name, (before, after) in guessed.items():
             print(f"{self.to} does not hold {name}: it was {before} and will be read as {after}", file=sys.stderr)
@@ -475,9 +475,8 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by whoever called
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    for output in (sys.stdout, sys.stderr):
-        if isinstance(output, io.TextIOWrapper):
-            output.reconfigure(errors="replace")  # a question mark where a terminal has no such letter
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
+        sys.stdout.reconfigure(errors="replace")  # a question mark where a terminal has no such letter
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -487,6 +486,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except UnicodeEncodeError as error:
+        letter = error.object[error.start]
+        print(f"error: {letter!a} is no letter of {error.encoding}; set PYTHONIOENCODING=utf-8", file=sys.stderr)
+        sys.exit(2)
     except (LlucidError, OSError, MemoryError, RuntimeError) as error:
         # PyTorch's and JAX's own errors of memory are RuntimeErrors.
         full = isinstance(error, RuntimeError) and re.search("allocate memory|out of memory|overflow", str(error), re.I)

@@ -45,7 +45,7 @@ def quick(x: Tensor, *matrices: Tensor) -> bool:
     """Whether the product is large enough, and of a kind that oneDNN takes sooner."""
     if not QUICK or x.numel() * sum(map(len, matrices)) < LARGE or torch.compiler.is_compiling():
         return False
-    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]  # torch.func's grad, vmap, …
+    if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]  # torch.func's grad and vmap
         return False
     return all(
         type(a) in (Tensor, torch.nn.Parameter) and a.dtype == torch.float32 and a.device.type == "cpu"

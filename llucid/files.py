@@ -15,13 +15,13 @@ def replacing(path: Path) -> Generator[Path]:
     """A temporary path beside `path`; what is written there takes its place at once, or not at all.
 
     A kill at any moment leaves the old file or the new one, with the old one's permissions. Where `path` is a link,
-    what it leads to is replaced; a pipe or a device is written to as it is. Errors remove the temporary file; a disk
+    what it leads to is replaced; to a pipe or a device is written. Errors remove the temporary file; a disk
     that is full is an OSError, which names `path`.
     """
-    place = Path(os.path.realpath(path))
-    if place.exists() and not (place.is_file() or place.is_dir()):
-        yield place
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
         return
+    place = Path(os.path.realpath(path))
     temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
     try:
         yield temporary

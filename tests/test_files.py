@@ -39,6 +39,13 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_a_pipe_by_a_name_of_its_own_is_written_to() -> None:
+    reading, writing = os.pipe()
+    with open(reading) as read, open(writing, "w"):
+        replace_text(Path(f"/dev/fd/{writing}"), "new\n")
+        assert read.readline() == "new\n"
+
+
 def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(UnicodeEncodeError):

@@ -126,9 +126,11 @@ def file_of(rest: str, command: str) -> Path:
     if not rest:
         raise LlucidError(f"{command} needs the name of a file, as in: {command} talk.json")
     try:
-        return Path(os.path.realpath(Path(rest).expanduser()))
-    except (RuntimeError, ValueError) as error:  # no such user's home, or what is no path at all
+        path = Path(os.path.abspath(Path(rest).expanduser()))
+        os.path.realpath(path)  # raises for what is no path at all
+    except (RuntimeError, ValueError) as error:  # no such user's home, or NUL in it
         raise LlucidError(f"{command} {rest}: {one_line(error)}") from error
+    return path
 
 
 KINDS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_tokens": int, "seed": int}

@@ -21,7 +21,7 @@ from llucid.mapped import Mapped
 from llucid.memory import blank, release
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
-from llucid.tokenizers.tokenizer_json import read_json
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, read_json
 from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
             "high_freq_factor": config.rope_scaling.high_freq_factor,
             "original_max_position_embeddings": config.rope_scaling.original_context,
         }
+    bos = tokenizer.bos
+    if bos is None and isinstance(tokenizer, JsonTokenizer):  # of no text, but what `generate` begins with on nothing
+        bos = tokenizer.named("bos_token")
     told = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -176,7 +179,7 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "bos_token_id": tokenizer.bos,
+        "bos_token_id": bos,
         "eos_token_id": sorted(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.eos,
         "dtype": dtype,
         "torch_dtype": dtype,

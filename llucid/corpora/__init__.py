@@ -16,8 +16,8 @@ TRAIN_SHARE = 0.9
 """The first nine tenths are trained on, the last tenth validates: nanoGPT's split, so that losses compare."""
 FABLES = 4_000_000
 """Characters in the corpus of fables."""
-MADE = ("train.toml", "ladder.png")
-"""Files by which a folder is one that llucid made: a run's, and that of a ladder."""
+MADE = (("train.toml", "state"), ("ladder.png", "metrics.json"))
+"""What a folder that llucid made has in it: a run's, and that of a ladder."""
 
 
 class Corpus(NamedTuple):
@@ -123,5 +123,9 @@ def _inside(folder: Path) -> Iterator[Path]:
             continue
         if path.is_file():
             yield path
-        elif path.is_dir() and not path.is_symlink() and not any((path / made).is_file() for made in MADE):
+        elif (
+            path.is_dir()
+            and not path.is_symlink()
+            and not any(all((path / it).exists() for it in made) for made in MADE)
+        ):
             yield from _inside(path)

@@ -78,8 +78,8 @@ def generate_batch(
 
     The first of a prompt is what `generate` writes with the same seed, whatever else is in the batch, in float32 (what
     is narrower is rounded otherwise in a batch); its others, and repeated prompts, have random numbers of their own.
-    `statistics` and `texts` are filled in as they are written, for
-    whoever is interrupted. Raises LlucidError as `generate` does.
+    `statistics` and `texts` are filled in as they are written, for whoever is interrupted. Raises LlucidError as
+    `generate` does.
     """
     if samples < 1:
         raise LlucidError(f"--num {samples}: must be at least 1")

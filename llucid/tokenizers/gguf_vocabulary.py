@@ -149,7 +149,8 @@ def _tokens(told: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: 
     if any(texts[stop] in TURN_ENDS for stop in stops):
         stops |= {token for token, text in enumerate(texts) if types[token] == CONTROL and text in OTHER_ENDS}
     starts = told.get("tokenizer.ggml.add_bos_token", add_bos)
-    return Tokens(texts, types, begin if starts else None, begin, end, frozenset(stops))
+    named_bos = begin if starts or "tokenizer.ggml.bos_token_id" in told else None
+    return Tokens(texts, types, begin if starts else None, named_bos, end, frozenset(stops))
 
 
 def _config(told: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:

@@ -55,11 +55,12 @@ class JsonTokenizer:
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in sorted(added.items()) if token.special}
         self.bos = begins_with(content.get("post_processor"))
-        self.eos = self._named("eos_token")
+        self.eos = self.named("eos_token")
         told = {number for number in _ends(folder) if number in added} if folder else set[int]()
         self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
 
-    def _named(self, role: str) -> int | None:
+    def named(self, role: str) -> int | None:
+        """The token that `tokenizer_config.json` calls "bos_token", "eos_token" and so on."""
         name = self.config.get(role)
         name = name.get("content") if isinstance(name, dict) else name
         return self.tokenizer.token_to_id(name) if isinstance(name, str) else None

@@ -229,8 +229,8 @@ class Logbook:
         """Raises LlucidError for a loss that is no number: training has diverged."""
         if not math.isfinite(loss):
             raise LlucidError(
-                f"the {what} at step {step} is {loss}; the state before is intact in {self.task.out}; "
-                "try a lower --learning-rate or --muon-learning-rate"
+                f"the {what} at step {step} is {loss}; the best model before is in {self.task.out}; "
+                "begin again with a lower --learning-rate or --muon-learning-rate"
             )
 
     def measure(self, state: State) -> Progress:

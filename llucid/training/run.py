@@ -5,8 +5,8 @@
     state/latest.safetensors state/corpus.sha256                           where training stands, and on what text
     metrics.jsonl  curve.png  samples.txt                                  what happened
 
-Each file is replaced as a whole, and the folder gets its name only when it is complete, a state inside, so that a kill
-at any moment leaves a folder that opens and a run that goes on.
+Each file is replaced as a whole, and a new folder gets its name only when it is complete, a state inside, so that a
+kill at any moment leaves a folder that opens and a run that goes on.
 """
 
 import json
@@ -63,7 +63,7 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout:
     there = out.is_dir()
     unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
     try:
-        (unfinished / "state").mkdir(parents=True)
+        (unfinished / "state").mkdir(parents=True, exist_ok=True)
         save(model, unfinished)
         replace_text(unfinished / "train.toml", write_toml(settings))
         replace_text(unfinished / "metrics.jsonl", "")
@@ -111,8 +111,13 @@ def load_state(
     start: Callable[[Weights, dict[str, Tensor]], tuple[Any, Any]],
     dropout: torch.Generator,
 ) -> tuple[Any, Any, torch.Generator, Progress]:
-    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole."""
+    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole.
+
+    What a kill left half-written beside it is removed.
+    """
     file = out / "state" / "latest.safetensors"
+    for unfinished in file.parent.glob(".*"):
+        unfinished.unlink()
     try:
         with safe_open(file, framework="pt") as opened:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.

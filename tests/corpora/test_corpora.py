@@ -147,10 +147,16 @@ def test_a_corpus_is_named_after_its_folder_or_file(tmp_path: Path, monkeypatch:
 
 
 def test_runs_in_a_folder_of_texts_are_not_read(tmp_path: Path) -> None:
-    for name in ("a.txt", "runs/texts/train.toml", "runs/texts/state/b", "runs/ladder/ladder.png", "runs/c.txt"):
+    """Only one that has all that a run or a ladder has is one."""
+    made = ["runs/texts/train.toml", "runs/texts/state/b", "runs/ladder/ladder.png", "runs/ladder/metrics.json"]
+    for name in ("a.txt", "runs/c.txt", "own/train.toml", *made):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    assert [str(file.relative_to(tmp_path)) for file in open_corpus([str(tmp_path)]).files] == ["a.txt", "runs/c.txt"]
+    assert [str(file.relative_to(tmp_path)) for file in open_corpus([str(tmp_path)]).files] == [
+        "a.txt",
+        "own/train.toml",
+        "runs/c.txt",
+    ]
 
 
 def test_what_llucid_provides_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

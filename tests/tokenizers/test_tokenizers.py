@@ -1,6 +1,7 @@
 """Tokenizers round-trip, and are the same ones to transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
+from llucid.checkpoints import save
 from llucid.errors import LlucidError
 from llucid.generation.prompts import prompt_ids
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, train_bpe
+from tests.checkpoints.models import model_of
+from tests.configs import CONFIGS
 
 HOSTILE = "The quick  brown\n\n\tfox 😀👩‍👩‍👧 é é 漢字 עברית \x00\x7f <|eot_id|> <0x41> 12345 don't\r\n ▁ Ġ \ufeff"
 TALE = "One winter evening Pip the wren lost a bell. Who found the bell? The old badger's friend found it.\n" * 20
@@ -126,6 +130,16 @@ def test_a_vocabulary_that_names_its_bos_begins_with_it_everywhere(tmp_path: Pat
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert prompt_ids(load_tokenizer(tmp_path), "a fox") == theirs("a fox")["input_ids"]
     assert theirs("a fox")["input_ids"][0] == tokenizer.bos == 0
+
+
+def test_a_bos_that_begins_no_text_keeps_its_name_and_its_id(tmp_path: Path) -> None:
+    config = {"bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = JsonTokenizer(with_special("<s>", "</s>"), config=config)
+    assert tokenizer.bos is None
+    model = model_of(replace(CONFIGS["one for two"], vocab_size=302))
+    save(model._replace(tokenizer=tokenizer), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["bos_token_id"] == 300
+    assert load_tokenizer(tmp_path / "model").bos is None
 
 
 def test_what_the_library_cannot_stand_is_an_error_in_words() -> None:
