@@ -19,7 +19,7 @@ from llucid.chat.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.surrogates import mend
-from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, name_of
 
 PRIVATE = 0xF0000
 """The first of 65,534 characters that Unicode leaves without a meaning."""
@@ -121,11 +121,10 @@ def controls_of(template: str, tokenizer: Tokenizer) -> dict[str, int]:
 def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
     """What a template is told beside the messages: bos_token, eos_token and so on; that the next turn is to begin."""
     config = getattr(tokenizer, "config", None) or {}
-    roles = {role: told for role, told in config.items() if role.endswith("_token")}
-    told = {role: one.get("content") if isinstance(one, dict) else one for role, one in roles.items()}
+    told = {role: name_of(role, config) for role in config if role.endswith("_token")}
     names: dict[int | None, str] = {number: name for name, number in tokenizer.special.items()}
     known = {"bos_token": names.get(tokenizer.bos, ""), "eos_token": names.get(tokenizer.eos, "")}
-    known |= {role: name for role, name in told.items() if isinstance(name, str)}
+    known |= {role: name for role, name in told.items() if name is not None}
     return {"add_generation_prompt": True, "tools": None, "documents": None, **known}
 
 

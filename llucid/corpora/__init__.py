@@ -123,9 +123,10 @@ def _inside(folder: Path) -> Iterator[Path]:
             continue
         if path.is_file():
             yield path
-        elif (
-            path.is_dir()
-            and not path.is_symlink()
-            and not any(all((path / it).exists() for it in made) for made in MADE)
-        ):
+        elif path.is_dir() and not path.is_symlink() and not _made(path):
             yield from _inside(path)
+
+
+def _made(folder: Path) -> bool:
+    """Whether it is a run or the folder of a ladder."""
+    return any(all((folder / name).exists() for name in names) for names in MADE)

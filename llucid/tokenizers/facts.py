@@ -39,15 +39,14 @@ def facts_of(tokenizer: Tokenizer) -> Facts:
 def _of_json(file: Path) -> Facts | None:
     """What a `tokenizer.json` and the file beside it say; None if it is of a form that only its library knows."""
     from llucid.tokenizers.characters import is_characters
-    from llucid.tokenizers.tokenizer_json import begins_with, read_json
+    from llucid.tokenizers.tokenizer_json import begins_with, name_of, read_json
 
     told, beside = read_json(file), file.with_name("tokenizer_config.json")
     named: dict[str, Any] = read_json(beside) if beside.is_file() else {}
     try:
         ids = told["model"]["vocab"] | {added["content"]: added["id"] for added in told["added_tokens"]}
-        end = named.get("eos_token")
-        end = ids.get(end.get("content") if isinstance(end, dict) else end)
         size, begin = max(ids.values()) + 1, begins_with(told.get("post_processor"))
-        return None if is_characters(told) else Facts("JsonTokenizer", size, begin, end)
+        end = ids.get(name_of("eos_token", named))
+        return None if is_characters(told) or (begin or 0) >= size else Facts("JsonTokenizer", size, begin, end)
     except (KeyError, TypeError, ValueError):
         return None

@@ -36,7 +36,7 @@ from llucid.tokenizers.sentencepiece_model import (
     SentencePiece,
 )
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
-from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, name_of
 
 PROBE = "  Once upon\n\n a time,  it's naïve 漢字 🚀\x00<s> 12345 <|eot_id|>\t\r\nDON'T  "
 
@@ -183,8 +183,7 @@ def _json_told(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
 def _ends_told(tokenizer: Tokenizer, texts: list[str], config: dict[str, Any]) -> dict[str, Any]:
     """BOS, EOS and up to two more ids that end a text; where there is no EOS, the byte that no text has."""
     told: dict[str, Any] = {"tokenizer.ggml.add_bos_token": tokenizer.bos is not None}
-    begin, name = tokenizer.bos, config.get("bos_token")
-    name = name.get("content") if isinstance(name, dict) else name
+    begin, name = tokenizer.bos, name_of("bos_token", config)
     if begin is None and name in texts:  # of no text, but templates may write it
         begin = texts.index(name)
     end = tokenizer.eos

@@ -1,7 +1,7 @@
 """Tokenizers that live in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,15 +55,18 @@ class JsonTokenizer:
         added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in sorted(added.items()) if token.special}
         self.bos = begins_with(content.get("post_processor"))
+        if self.bos is not None and self.bos >= self.vocab_size:
+            raise LlucidError(
+                f"tokenizer.json begins texts with {self.bos}, which is none of its {self.vocab_size} ids"
+            )
         self.eos = self.named("eos_token")
         told = {number for number in _ends(folder) if number in added} if folder else set[int]()
         self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
 
     def named(self, role: str) -> int | None:
-        """The token that `tokenizer_config.json` calls "bos_token", "eos_token" and so on."""
-        name = self.config.get(role)
-        name = name.get("content") if isinstance(name, dict) else name
-        return self.tokenizer.token_to_id(name) if isinstance(name, str) else None
+        """The id of what `tokenizer_config.json` calls "bos_token", "eos_token" and so on."""
+        name = name_of(role, self.config)
+        return None if name is None else self.tokenizer.token_to_id(name)
 
     def encode(self, text: str) -> list[int]:
         with said("the text cannot be encoded"):
@@ -80,6 +83,13 @@ class JsonTokenizer:
         write_folder(folder, self.json(), self.config, self.stop_ids)
 
 
+def name_of(role: str, config: Mapping[str, Any]) -> str | None:
+    """The text of the token that a `tokenizer_config.json` gives a role such as "bos_token", alone or with flags."""
+    told = config.get(role)
+    told = told.get("content") if isinstance(told, dict) else told
+    return told if isinstance(told, str) else None
+
+
 def begins_with(post_processor: dict[str, Any] | None) -> int | None:
     """The id that a post-processor puts before a text, if any: here, before one word that is no special token."""
     one_word = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "post_processor": post_processor}
@@ -87,7 +97,7 @@ def begins_with(post_processor: dict[str, Any] | None) -> int | None:
     with said("tokenizer.json cannot be read"):
         begun = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": []} | none | one_word))
         found = begun.encode("a")
-    return found.ids[0] if found.special_tokens_mask[0] else None
+    return found.ids[0] if found.special_tokens_mask[:1] == [1] else None
 
 
 def folder_config(folder: Path) -> dict[str, Any]:

@@ -142,6 +142,14 @@ def test_a_bos_that_begins_no_text_keeps_its_name_and_its_id(tmp_path: Path) -> 
     assert load_tokenizer(tmp_path / "model").bos is None
 
 
+def test_a_beginning_that_cannot_be_is_refused() -> None:
+    nothing = BEGINNING | {"single": []}
+    assert JsonTokenizer(with_special("<s>") | {"post_processor": nothing}).bos is None
+    beyond = beginning_with("<s>", 301)
+    with pytest.raises(LlucidError, match=r"tokenizer.json begins texts with 301, which is none of its 301 ids"):
+        JsonTokenizer(with_special("<s>") | {"post_processor": beyond})
+
+
 def test_what_the_library_cannot_stand_is_an_error_in_words() -> None:
     panics = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
     tokenizer = JsonTokenizer(json.loads(BPE.json()) | {"normalizer": panics})
