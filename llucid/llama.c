@@ -25,7 +25,7 @@
 #include <string.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  /* how numbers are stored */
-enum { GROUP = 32, TILE = 16 };                   /* numbers that share a scale; rows that lie side by side */
+enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
 
 typedef struct {  /* [rows, columns], applied as y = W x */
     int32_t kind, rows, columns;
@@ -96,9 +96,9 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
 /* y = W x for each x, the rows of `part` of it. */
 static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
-    for (int row = part.from; row < part.to; row += w->kind < INT8 ? 4 : TILE) {
-        int rows = w->kind < INT8 ? 4 : TILE;
-        rows = part.to - row < rows ? part.to - row : rows;
+    const int together = w->kind < INT8 ? ROWS : TILE;
+    for (int row = part.from; row < part.to; row += together) {
+        int rows = part.to - row < together ? part.to - row : together;
         if (w->kind < INT8) {
             const char *numbers = (const char *)w->numbers + (size_t)row * columns * size_of(w->kind);
             dots(w->kind, numbers, rows, v->x, w->columns, count, y + row, (size_t)w->rows);
@@ -176,8 +176,8 @@ static void attend(const Step *s, int layer, int token, int head, float *scores)
     const char *k = slot_of(s, c->keys[layer], sequence, kv_head, 0);
     const char *v = slot_of(s, c->values[layer], sequence, kv_head, 0);
     float scale = 1 / sqrtf((float)m->head_dim), largest = -INFINITY, sum = 0;
-    for (int slot = 0; slot < slots; slot += 4) {
-        int some = slots - slot < 4 ? slots - slot : 4;
+    for (int slot = 0; slot < slots; slot += ROWS) {
+        int some = slots - slot < ROWS ? slots - slot : ROWS;
         dots(c->kind, k + (size_t)slot * stride, some, s->query + at, m->head_dim, 1, scores + slot, 1);
     }
     for (int slot = 0; slot < slots; slot++) {

@@ -18,10 +18,10 @@
         default: { enum { COUNT = AT_ONCE }; call; }      \
     }
 
-enum { AHEAD = 4096, AT_ONCE = 8, BLOCK = 1024 };  /* bytes, vectors, columns: as found fastest */
+enum { AHEAD = 4096, AT_ONCE = 8, PAIR = 2, FEW = 4096, BLOCK = 1024 };  /* bytes, vectors, rows, numbers, columns */
 
 /* Always inlined, since compilers drop a call of what they take to do nothing. */
-INLINE void fetch_ahead(const void *w) { _mm_prefetch((const char *)w + AHEAD, _MM_HINT_NTA); }
+INLINE void fetch(const void *w) { _mm_prefetch(w, _MM_HINT_NTA); }
 
 static inline __m512 load16(int kind, const void *w, __mmask16 mask) {
     if (kind == FLOAT32) return _mm512_maskz_loadu_ps(mask, w);
@@ -32,43 +32,46 @@ static inline __m512 load16(int kind, const void *w, __mmask16 mask) {
 
 static inline __mmask16 rest(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1 << n) - 1); }
 
-/* Adds the products of a row of w with each of `count` vectors; a sum is taken in one order, however many there are. */
-INLINE void add_dot(int kind, const char *w, const float *x, size_t columns, size_t apart, int count, __m512 *sum) {
+/* Adds the products of some rows of w with each of `count` vectors, while as many weights are fetched from `later` on.
+   A sum is taken in one order, however many rows and vectors there are. */
+INLINE void add_dots(int kind, const char *w, const char *later, int rows, const float *x, size_t n, size_t columns,
+                     int count, __m512 (*sums)[AT_ONCE]) {
     const size_t size = kind == FLOAT32 ? 4 : 2;
-    for (size_t at = 0; at + 32 <= columns; at += 32) {
-        for (size_t line = 0; line < size / 2; line++) fetch_ahead(w + at * size + 64 * line);
-        __m512 low = load16(kind, w + at * size, 0xffff), high = load16(kind, w + (at + 16) * size, 0xffff);
-        __asm__("" : "+v"(low), "+v"(high));  /* kept in registers: weights across two cache lines are dear to reload */
+    __m512 sum[PAIR][AT_ONCE], numbers[PAIR];
+    for (int row = 0; row < rows; row++) for (int i = 0; i < count; i++) sum[row][i] = sums[row][i];
+    for (size_t at = 0; at < columns; at += 16) {
+        const __mmask16 mask = at + 16 <= columns ? 0xffff : rest((int)(columns - at));
+        for (int row = 0; row < rows; row++) {
+            const size_t from = ((size_t)row * n + at) * size;
+            fetch(later + from);
+            numbers[row] = load16(kind, w + from, mask);
+            __asm__("" : "+v"(numbers[row]));  /* kept in a register: across two cache lines, it is dear to reload */
+        }
         for (int i = 0; i < count; i++) {
-            const float *with = x + (size_t)i * apart + at;
-            sum[i] = _mm512_fmadd_ps(low, _mm512_loadu_ps(with), sum[i]);
-            sum[i] = _mm512_fmadd_ps(high, _mm512_loadu_ps(with + 16), sum[i]);
+            __m512 with = load16(FLOAT32, x + (size_t)i * n + at, mask);
+            for (int row = 0; row < rows; row++) sum[row][i] = _mm512_fmadd_ps(numbers[row], with, sum[row][i]);
         }
     }
-    for (size_t at = columns / 32 * 32; at < columns; at += 16) {
-        __mmask16 mask = rest((int)(columns - at));
-        __m512 numbers = load16(kind, w + at * size, mask);
-        for (int i = 0; i < count; i++)
-            sum[i] = _mm512_fmadd_ps(numbers, _mm512_maskz_loadu_ps(mask, x + (size_t)i * apart + at), sum[i]);
-    }
+    for (int row = 0; row < rows; row++) for (int i = 0; i < count; i++) sums[row][i] = sum[row][i];
 }
 
-/* Up to four rows. Many long vectors are taken block by block of columns, which the first cache has room for. */
+/* Up to eight rows. Memory gives most if it is read row after row. But the numbers of many vectors take more room than
+   the first cache has: they are taken block by block, and each block is multiplied with two rows at a time. */
 INLINE void dots_of(int kind, const char *w, int rows, const float *x, size_t n, int count, float *y, size_t stride) {
-    const size_t size = kind == FLOAT32 ? 4 : 2;
-    __m512 sums[4][AT_ONCE];
-    if (count <= AT_ONCE / 2 || n <= BLOCK) {
-        for (int row = 0; row < rows; row++, w += n * size) {
-            for (int i = 0; i < count; i++) sums[0][i] = _mm512_setzero_ps();
-            add_dot(kind, w, x, n, n, count, sums[0]);
-            for (int i = 0; i < count; i++) y[(size_t)i * stride + (size_t)row] = _mm512_reduce_add_ps(sums[0][i]);
-        }
-        return;
-    }
+    const size_t size = kind == FLOAT32 ? 4 : 2, block = count == 1 || (size_t)count * n <= FEW ? n : BLOCK;
+    const int together = block == n ? 1 : PAIR;
+    __m512 sums[ROWS][AT_ONCE];
     for (int row = 0; row < rows; row++) for (int i = 0; i < count; i++) sums[row][i] = _mm512_setzero_ps();
-    for (size_t at = 0; at < n; at += BLOCK)
-        for (size_t row = 0; row < (size_t)rows; row++)
-            add_dot(kind, w + (row * n + at) * size, x + at, n - at < BLOCK ? n - at : BLOCK, n, count, sums[row]);
+    for (size_t at = 0; at < n; at += block) {
+        const size_t columns = n - at < block ? n - at : block;
+        const size_t ahead = block == n ? AHEAD : (at + block < n ? block : (size_t)rows * n - at) * size;
+        for (int row = 0; row < rows; row += together) {
+            const char *here = w + ((size_t)row * n + at) * size;
+            if (row + together <= rows && together == PAIR)
+                add_dots(kind, here, here + ahead, PAIR, x + at, n, columns, count, sums + row);
+            else add_dots(kind, here, here + ahead, 1, x + at, n, columns, count, sums + row);
+        }
+    }
     for (int row = 0; row < rows; row++)
         for (int i = 0; i < count; i++) y[(size_t)i * stride + (size_t)row] = _mm512_reduce_add_ps(sums[row][i]);
 }
@@ -134,7 +137,7 @@ INLINE void tiles_of(int kind, const uint8_t *w, const uint16_t *scales, const V
             sums[i] = _mm512_set1_epi32(-(kind == INT8 ? 128 : 8) * v->sum[at + i * groups]);
         for (int quad = 0; quad < (kind == INT8 ? 8 : 4); quad++, w += 4 * TILE) {
             const int8_t *x = v->whole + (size_t)at * GROUP + quad * 4;
-            fetch_ahead(w);
+            fetch(w + AHEAD);
             __m512i numbers = _mm512_loadu_si512(w), low = _mm512_and_si512(numbers, lower);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(numbers, 4), lower);
             for (int i = 0; i < count; i++, x += (size_t)groups * GROUP) {
