@@ -240,7 +240,8 @@ static void block(const Step *s, const Block *w, int layer, int thread) {
     swiglu(s, rms_norm(s, s->x, w->feed_forward_norm, normed), w, thread);
 }
 
-/* What each thread does of a step; the last product scores every token. A tied embedding is the output matrix too. */
+/* What each thread does of a step; the last product scores every token, if that is asked for. A tied embedding is the
+   output matrix too. */
 static void llama(void *given, int thread) {
     const Step *s = given;
     const Llama *m = s->model;
@@ -249,12 +250,13 @@ static void llama(void *given, int thread) {
         embed(&m->embedding, s->tokens[token], part(m->dim, thread, s->threads, TILE), s->x + token * m->dim);
     wait_for_all(s->threads);
     for (int layer = 0; layer < m->layers; layer++) block(s, &m->blocks[layer], layer, thread);
+    if (!s->logits) return;
     const Vectors *v = for_matrix(&m->output, rms_norm(s, s->x, m->norm, own->normed), s->count, &own->vectors);
     multiply(&m->output, v, s->count, part(m->output.rows, thread, s->threads, TILE), s->logits);
 }
 
-/* The scores of what follows each of the tokens [batch, seq], as [batch, seq, output.rows], and the cache longer by
-   them; 0 if memory ran out. Their positions are in the cache already. */
+/* The scores of what follows each of the tokens [batch, seq], as [batch, seq, output.rows] unless NULL, and the cache
+   longer by them; 0 if memory ran out. Their positions are in the cache already. */
 int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, int seq, int threads, float *logits) {
     pthread_mutex_lock(&one_at_a_time);
     Step s = {.model = model, .cache = cache, .tokens = tokens, .seq = seq, .logits = logits};

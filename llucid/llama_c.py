@@ -40,9 +40,9 @@ FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
 X86 = ("x86_64", "amd64", "i386", "i686")
-Step = Callable[[Int[Any, "batch seq"], Int[Any, "batch seq"], Any], tuple[Float[Any, "batch seq vocab"], Any]]
-"""(tokens, positions, cache) -> (scores of what follows each, the cache with them): `llama` for a few tokens. With a
-`llama.Cache` they are tensors, with `Slots` NumPy's arrays."""
+Step = Callable[..., tuple[Float[Any, "batch seq vocab"] | None, Any]]
+"""`llama` for a few tokens: (tokens, positions, cache, scored=True) -> (the scores of what follows each token, or None
+if it is not to be scored; the cache with them). With a `llama.Cache` they are tensors, with `Slots` NumPy's arrays."""
 
 
 class Unavailable(Exception):
@@ -332,7 +332,7 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
 
     last: tuple[Any, CCache] | None = None
 
-    def step(tokens: Any, positions: Any, cache: Any) -> tuple[Any, Any]:
+    def step(tokens: Any, positions: Any, cache: Any, scored: bool = True) -> tuple[Any, Any]:
         nonlocal last
         assert kept
         ids = np.ascontiguousarray(tokens, np.int64)
@@ -345,12 +345,14 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
         seen = last  # once, since another thread may be here with another cache
         if seen is None or any(a is not b for a, b in zip(seen[0][:3], cache[:3], strict=True)):
             seen = last = cache, where_it_is(cache)  # true as long as a cache grows into its own slots
-        grown, logits = cache.append(positions), np.empty((*ids.shape, config.vocab_size), np.float32)
+        grown = cache.append(positions)
+        logits = np.empty((*ids.shape, config.vocab_size), np.float32) if scored else None
         where = CCache.from_buffer_copy(seen[1])
         where.length = cache.length
-        if not loaded.llama_step(model, where, address(ids), ids.shape[1], threads(), address(logits)):
+        to = None if logits is None else address(logits)
+        if not loaded.llama_step(model, where, address(ids), ids.shape[1], threads(), to):
             raise MemoryError("there is no memory for a decode step")
-        if isinstance(cache, Slots):
+        if logits is None or isinstance(cache, Slots):
             return logits, grown
         import torch
 

@@ -1,8 +1,9 @@
 """Reading: new ids in, the scores of what follows out, and the context longer by them.
 
 Prompts are read by PyTorch, which is quick at many tokens at once (reading_torch.py), and then few tokens at a time by
-C (llama_c.py), which is quick at these, on the same weights and the same cache: the same equations. Weights that are
-still as their file has them, Mapped, are read by C alone as long as that takes less time than importing PyTorch.
+C (llama_c.py), which is quick at these, on the same weights and the same cache: the same equations. Of quantised
+weights C reads all but long prompts too, since PyTorch turns them back first. Weights that are still as their file has
+them, Mapped, are read by C alone as long as that takes less time than importing PyTorch.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +19,13 @@ from llucid.weights import Weights, leaves
 
 CHUNK = 512
 """Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
-FEW = 16
-"""Tokens that C reads in less time than PyTorch: of one row or of several."""
-ALONE = 2**35
+FEW, FEW_QUANTISED = 24, 1024
+"""Tokens that C reads in less time than PyTorch, of one row or of several: with plain weights, and with others."""
+TOGETHER = 64
+"""Tokens of a prompt that C reads at once."""
+SCORED = 16
+"""Tokens that C scores all of in less time than it takes to read the weights once more for the last of them."""
+ALONE = 2**36
 """Products of a weight and a token's number that C makes about as soon as PyTorch is imported."""
 
 
@@ -46,14 +51,21 @@ def ready(
 ) -> tuple[Weights, Step | None]:
     """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read behind
     those of a context, if there is one."""
-    step = decode_step(weights, config) if rows <= FEW else None
+    sooner = few(weights)
+    step = decode_step(weights, config) if rows <= sooner else None
     helped = context is not None and not isinstance(context.cache, Slots)  # PyTorch is here already
-    if step is None or (isinstance(weights.norm, Mapped) and (helped or config.parameters * tokens > ALONE)):
+    long = tokens > max(sooner, ALONE // config.parameters)
+    if step is None or (isinstance(weights.norm, Mapped) and (helped or long)):
         from llucid.generation.reading_torch import tensors
 
         weights = tensors(weights, dense=step is None)  # once, and not for every token
         step = decode_step(weights, config) if step else None
     return weights, step
+
+
+def few(weights: Weights) -> int:
+    """How many tokens C reads in less time than PyTorch."""
+    return FEW_QUANTISED if any(hasattr(leaf, "scales") for leaf in leaves(weights)) else FEW
 
 
 def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
@@ -97,33 +109,46 @@ def read(
     """(the scores of what follows each row's last new id, the context with the new ids).
 
     Rows may have different numbers of new ids; the scores of a row that has none mean nothing. A `step` reads each
-    row's last id, or all of them if they are few.
+    row's last id, and all of them if they are few.
     """
-    if not isinstance(context.cache, Slots):
+    longest = max(len(row) for row in new)
+    if step is None:
         from llucid.generation import reading_torch
 
-        return reading_torch.read(weights, config, context, new, step, chunk)
-    assert step
-    ends, logits = [len(row) - 1 for row in new], np.zeros((len(new), config.vocab_size), np.float32)
-    for start in range(0, max(ends) + 1, size := max(1, FEW // len(new))):
-        scores, context = read_each(weights, config, context, [row[start : start + size] for row in new], step)
-        for row, end in enumerate(ends):
-            if start <= end < start + size:
-                logits[row] = scores[row, end - start]
-    return logits, context
+        return reading_torch.read(weights, config, context, new, chunk)
+    if longest > 1 and longest * len(new) > SCORED:
+        before, new = [row[:-1] for row in new], [row[-1:] for row in new]
+        if isinstance(context.cache, Slots) or longest * len(new) <= few(weights):
+            for start in range(0, longest - 1, size := max(1, TOGETHER // len(new))):
+                part = [row[start : start + size] for row in before]
+                _, context = read_each(weights, config, context, part, step, scored=False)
+        else:
+            from llucid.generation import reading_torch
+
+            _, context = reading_torch.absorb(weights, config, context, before, chunk)
+    logits, context = read_each(weights, config, context, new, step)
+    if logits.shape[1] == 1:
+        return logits[:, 0], context
+    return logits[range(len(new)), [len(row) - 1 for row in new]], context
 
 
 def read_each(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None
-) -> tuple[Float[Any, "batch seq vocab"], Context]:
-    """`read`, all at once, with the scores of what follows each of the new ids."""
+    weights: Weights,
+    config: Config,
+    context: Context,
+    new: Sequence[Sequence[int]],
+    step: Step | None,
+    scored: bool = True,
+) -> tuple[Any, Context]:
+    """`read`, all at once, with the scores [batch seq vocab] of what follows each of the new ids, unless a step is not
+    to make any."""
     if not isinstance(context.cache, Slots):
         from llucid.generation import reading_torch
 
-        return reading_torch.read_each(weights, config, context, new, step)
+        return reading_torch.read_each(weights, config, context, new, step, scored)
     assert step
     tokens, positions = side_by_side(context, new)
-    logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]))
+    logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]), scored)
     return logits, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
 
 

@@ -1,4 +1,4 @@
-"""Reading by PyTorch: many tokens at a time, on any device; on a CPU, the last few of them by C."""
+"""Reading by PyTorch: many tokens at a time, on any device; and what C reads of its weights."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from llucid.config import NOWHERE, Config
-from llucid.generation.reading import CHUNK, FEW, Context, side_by_side, with_room
+from llucid.generation.reading import CHUNK, Context, side_by_side, with_room
 from llucid.llama import Cache, empty_cache, hidden, llama, unembed
 from llucid.llama_c import Step
 from llucid.mapped import Mapped, Packed
@@ -61,26 +61,19 @@ def absorb(
 
 @torch.inference_mode()
 def read_each(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None
-) -> tuple[Float[Tensor, "batch seq vocab"], Context]:
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None, scored: bool
+) -> tuple[Float[Tensor, "batch seq vocab"] | None, Context]:
     """`reading.read_each`."""
     tokens, positions = side_by_side(context, new)
     cache = with_room(context.cache, context.cache.length + tokens.shape[1])
-    grown = step(tokens, positions, cache) if step else llama(tokens, weights, config, cache, positions)
+    grown = step(tokens, positions, cache, scored) if step else llama(tokens, weights, config, cache, positions)
     return grown[0], Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), grown[1])
 
 
 @torch.inference_mode()
 def read(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None, chunk: int
+    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int
 ) -> tuple[Float[Tensor, "batch vocab"], Context]:
     """`reading.read`. The last position alone is unembedded."""
-    if step is None:
-        last, context = absorb(weights, config, context, new, chunk)
-        return unembed(last, weights), context
-    if max(len(row) for row in new) * len(new) > FEW:
-        _, context = absorb(weights, config, context, [row[:-1] for row in new], chunk)
-        new = [row[-1:] for row in new]
-    logits, context = read_each(weights, config, context, new, step)
-    ends = torch.tensor([len(row) - 1 for row in new])
-    return logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(new)), ends], context
+    last, context = absorb(weights, config, context, new, chunk)
+    return unembed(last, weights), context

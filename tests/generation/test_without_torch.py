@@ -136,13 +136,30 @@ def test_scores_of_a_whole_prompt_are_never_made(alone: bool, tmp_path: Path) ->
     assert step
     tokens: list[int] = []
 
-    def watched(some: Any, positions: Any, cache: Any) -> Any:
-        tokens.append(some.shape[0] * some.shape[1])
-        return step(some, positions, cache)
+    def watched(some: Any, positions: Any, cache: Any, scored: bool) -> Any:
+        tokens.append(some.shape[0] * some.shape[1] * scored)
+        return step(some, positions, cache, scored)
 
     for rows in ([ids(40)], [ids(40), ids(3, 1), ids(17, 2)]):
         read(weights, CONFIG, empty_context(weights, CONFIG, len(rows), 2), rows, watched)
-    assert 0 < max(tokens) <= reading.FEW
+    assert 0 < max(tokens) <= reading.SCORED
+
+
+@pytest.mark.parametrize(("name", "by_c"), [("gguf", 1), ("gguf, Q8_0", 40)])
+def test_long_prompts_are_left_to_pytorch_unless_it_had_to_turn_weights_back(
+    name: str, by_c: int, tmp_path: Path
+) -> None:
+    weights = reading_torch.tensors(mapped(written(tmp_path, name)).weights)
+    step, tokens = decode_step(weights, CONFIG), 0
+    assert step
+
+    def watched(some: Any, positions: Any, cache: Any, scored: bool) -> Any:
+        nonlocal tokens
+        tokens += some.shape[1]
+        return step(some, positions, cache, scored)
+
+    read(weights, CONFIG, empty_context(weights, CONFIG, 1, 2), [ids(40)], watched)
+    assert tokens == by_c
 
 
 def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,9 +173,10 @@ def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.
     together = scores(rows)
     for row, alone in zip(rows, together, strict=True):
         assert np.array_equal(scores([row])[0], alone)
-    monkeypatch.setattr(reading, "FEW", 100)
-    assert np.array_equal(scores(rows), together)
-    assert np.array_equal(scores([rows[0], []]), [together[0], 0 * together[0]])  # a row that has ended
+    for name, size in (("TOGETHER", 8), ("SCORED", 100)):
+        monkeypatch.setattr(reading, name, size)
+        assert np.array_equal(scores(rows), together)
+    assert np.array_equal(scores([rows[0], []])[0], together[0])  # beside a row that has ended
 
 
 # --------------------------------------------------------------------------------------------- where PyTorch serves
@@ -180,6 +198,7 @@ def test_much_to_read_is_left_to_pytorch(
 
     text, _ = told()
     monkeypatch.setattr(reading, "ALONE", CONFIG.parameters * 10)
+    monkeypatch.setattr(reading, "FEW", 1)
     assert told() == (text, alone)
 
 
@@ -189,7 +208,9 @@ def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatc
     path = written(tmp_path, name)
     model, helped = mapped(path), load(path, quantize="file", device="cpu")
     options: dict[str, Any] = dict(max_tokens=6, seed=1)
-    many = [[text.text for text in generate_batch(it, ["AB"], samples=17, **options)] for it in (model, helped)]
+    for limit in ("FEW", "FEW_QUANTISED"):
+        monkeypatch.setattr(reading, limit, 4)
+    many = [[text.text for text in generate_batch(it, ["AB"], samples=5, **options)] for it in (model, helped)]
     assert many[0] == many[1]
     monkeypatch.setattr(reading, "ALONE", 0)
     prompt = "ABCDE" * 5
@@ -205,6 +226,7 @@ def test_what_was_read_by_one_is_read_again_by_the_other(tmp_path: Path, monkeyp
     prompt = [*first[-1].context.rows[0], 7, 8]
     whole = [step.tokens for step in decode(model.weights, CONFIG, [prompt], max_tokens=4, **options)]
     context, plenty = first[-1].context, reading.ALONE
+    monkeypatch.setattr(reading, "FEW", 1)
     # C goes on alone as long as what is unread is little; PyTorch reads all of it, and then goes on.
     for alone, unread in ((plenty, 2), (2 * CONFIG.parameters, 2), (0, len(prompt)), (plenty, 1)):
         monkeypatch.setattr(reading, "ALONE", alone)
