@@ -160,10 +160,10 @@ def test_any_number_of_threads_computes_the_same_bits(bits: Any):
 @pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, 8, 4])
 def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: tuple[str, ...]):
     weights = to(drawn(WIDE), form) if isinstance(form, torch.dtype) else quantize(drawn(WIDE), form)
-    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 11 * 6)).view(11, 6)
-    alone = torch.stack([by_step(step, row.tolist(), empty_cache(WIDE, 1, 6, drawn(WIDE))) for row in rows])
-    positions = torch.arange(6).expand(11, 6)
-    together, _ = step(rows, positions, empty_cache(WIDE, 11, 6, drawn(WIDE)))
+    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 11 * 40)).view(11, 40)
+    alone = torch.stack([by_step(step, row.tolist(), empty_cache(WIDE, 1, 40, drawn(WIDE))) for row in rows])
+    positions = torch.arange(40).expand(11, 40)
+    together, _ = step(rows, positions, empty_cache(WIDE, 11, 40, drawn(WIDE)))
     assert torch.equal(together, alone)
     for count in range(1, 12):  # every remainder of what is taken at once
         cache = empty_cache(WIDE, count, 7, drawn(WIDE))
