@@ -386,6 +386,32 @@ def test_scores_that_are_not_numbers_stay_so():
                 written(weights, WIDE, [1])
 
 
+@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("change", [math.nan, math.inf])
+def test_one_scale_that_is_not_a_number_spoils_the_scores(change: float, bits: Any, flags: tuple[str, ...]):
+    """Though what it scales is one number of a group, and the vectors are rounded group by group."""
+    for matrix in range(7):
+        weights = quantize(drawn(WIDE), bits)
+        damaged: Any = (*weights.blocks[0].attention, *weights.blocks[0].feed_forward)[matrix]
+        damaged.scales[0, 0, 5] = change
+        cache = empty_cache(WIDE, 1, 3, drawn(WIDE))
+        scores, _ = built(weights, WIDE, flags)(torch.tensor([[1, 2, 3]]), torch.arange(3)[None], cache)
+        assert not scores.isfinite().all(), f"{matrix=}"
+
+
+@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
+def test_a_gate_that_is_shut_stays_so_however_large_its_numbers(flags: tuple[str, ...]):
+    weights = drawn(WIDE)
+    weights.embedding.abs_()
+    for block in weights.blocks:
+        block.feed_forward.gate.fill_(-1e22)  # silu is −10²²/(1 + e^10²²): nothing
+        block.feed_forward.up.fill_(1e22)
+        block.attention.output.zero_()
+    found = by_step(built(weights, WIDE, flags), [1, 2], empty_cache(WIDE, 1, 2, weights))
+    torch.testing.assert_close(found, equation(weights, WIDE, [1, 2]), atol=1e-4, rtol=0)
+
+
 START = """
 import torch, sys
 from llucid.config import PRESETS
