@@ -103,7 +103,7 @@ def attention_fast(
     written_out: Attention,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """What `written_out` computes, the definition, by the quickest way here."""
-    if q.device.type != "cpu" or q.shape[2] == 1 or torch.compiler.is_compiling():
+    if q.device.type != "cpu" or q.shape[2] == 1 or q.numel() == 0 or torch.compiler.is_compiling():
         return attention_fused(q, k, v, mask)
     if mask is None and q.dtype != torch.bfloat16:
         return attention_fused(q, k, v, mask)

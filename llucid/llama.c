@@ -176,6 +176,7 @@ static void attend(const Step *s, int layer, int token, int head, float *scores)
     const char *k = slot_of(s, c->keys[layer], sequence, kv_head, 0);
     const char *v = slot_of(s, c->values[layer], sequence, kv_head, 0);
     float scale = 1 / sqrtf((float)m->head_dim), largest = -INFINITY, sum = 0;
+    while (positions[slots - 1] > own) slots--;  /* tokens read together: each sums over what it would see alone */
     for (int slot = 0; slot < slots; slot += ROWS) {
         int some = slots - slot < ROWS ? slots - slot : ROWS;
         dots(c->kind, k + (size_t)slot * stride, some, s->query + at, m->head_dim, 1, scores + slot, 1);

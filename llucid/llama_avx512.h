@@ -118,7 +118,7 @@ static void round_groups(const float *x, int groups, Vectors *v) {
         __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
         _mm_storeu_si128((__m128i *)(v->whole + group * GROUP), _mm512_cvtepi32_epi8(a));
         _mm_storeu_si128((__m128i *)(v->whole + group * GROUP + 16), _mm512_cvtepi32_epi8(b));
-        v->scale[group] = largest / 127 + 0 * x[0];
+        v->scale[group] = _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q) ? NAN : largest / 127;
         v->sum[group] = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
     }
 }

@@ -244,6 +244,7 @@ def in_a_row(array: Any) -> bool:
     return array.flags.c_contiguous if isinstance(array, np.ndarray) else array.is_contiguous()
 
 
+@np.errstate(all="ignore")  # a base beyond float32 is infinite or nothing, as it is to PyTorch
 def frequencies(config: Config) -> Float[NDArray[np.float32], " half"]:
     """`llama.rope_frequencies`, in NumPy: radians per position. Su et al. 2021 (RoFormer), §3.2.2."""
     j = np.arange(config.head_dim // 2, dtype=np.float32)

@@ -199,6 +199,19 @@ def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
     torch.testing.assert_close(fed(tokens, sizes, weights, config), llama(tokens, weights, config), **EXACT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("batch", "seq"), [(1, 0), (0, 2), (0, 0)])
+def test_of_nothing_there_are_no_scores(batch: int, seq: int, dtype: torch.dtype) -> None:
+    config = CONFIGS["one for two"]
+    weights, tokens = to(initialise(config), dtype), torch.zeros(batch, seq, dtype=torch.long)
+    assert llama(tokens, weights, config).shape == (batch, seq, config.vocab_size)
+    begun = torch.zeros(batch, 3, dtype=torch.long)
+    _, cache = llama(begun, weights, config, empty_cache(config, batch, 5, weights))
+    logits, cache = llama(tokens, weights, config, cache)
+    assert logits.shape == (batch, seq, config.vocab_size)
+    assert cache.length == 3 + seq
+
+
 def test_an_old_cache_stays_true() -> None:
     config = CONFIGS["one for two"]
     weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 20)

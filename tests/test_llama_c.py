@@ -160,10 +160,10 @@ def test_any_number_of_threads_computes_the_same_bits(bits: Any):
 @pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, 8, 4])
 def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: tuple[str, ...]):
     weights = to(drawn(WIDE), form) if isinstance(form, torch.dtype) else quantize(drawn(WIDE), form)
-    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 11 * 6)).view(11, 6)
-    alone = torch.stack([by_step(step, row.tolist(), empty_cache(WIDE, 1, 6, drawn(WIDE))) for row in rows])
-    positions = torch.arange(6).expand(11, 6)
-    together, _ = step(rows, positions, empty_cache(WIDE, 11, 6, drawn(WIDE)))
+    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 11 * 40)).view(11, 40)
+    alone = torch.stack([by_step(step, row.tolist(), empty_cache(WIDE, 1, 40, drawn(WIDE))) for row in rows])
+    positions = torch.arange(40).expand(11, 40)
+    together, _ = step(rows, positions, empty_cache(WIDE, 11, 40, drawn(WIDE)))
     assert torch.equal(together, alone)
     for count in range(1, 12):  # every remainder of what is taken at once
         cache = empty_cache(WIDE, count, 7, drawn(WIDE))
@@ -384,6 +384,32 @@ def test_scores_that_are_not_numbers_stay_so():
             weights = weights._replace(norm=weights.norm * change)
             with pytest.raises(LlucidError, match="scores are not finite"):
                 written(weights, WIDE, [1])
+
+
+@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("change", [math.nan, math.inf])
+def test_one_scale_that_is_not_a_number_spoils_the_scores(change: float, bits: Any, flags: tuple[str, ...]):
+    """Though what it scales is one number of a group, and the vectors are rounded group by group."""
+    for matrix in range(7):
+        weights = quantize(drawn(WIDE), bits)
+        damaged: Any = (*weights.blocks[0].attention, *weights.blocks[0].feed_forward)[matrix]
+        damaged.scales[0, 0, 5] = change
+        cache = empty_cache(WIDE, 1, 3, drawn(WIDE))
+        scores, _ = built(weights, WIDE, flags)(torch.tensor([[1, 2, 3]]), torch.arange(3)[None], cache)
+        assert not scores.isfinite().all(), f"{matrix=}"
+
+
+@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
+def test_a_gate_that_is_shut_stays_so_however_large_its_numbers(flags: tuple[str, ...]):
+    weights = drawn(WIDE)
+    weights.embedding.abs_()
+    for block in weights.blocks:
+        block.feed_forward.gate.fill_(-1e22)  # silu is −10²²/(1 + e^10²²): nothing
+        block.feed_forward.up.fill_(1e22)
+        block.attention.output.zero_()
+    found = by_step(built(weights, WIDE, flags), [1, 2], empty_cache(WIDE, 1, 2, weights))
+    torch.testing.assert_close(found, equation(weights, WIDE, [1, 2]), atol=1e-4, rtol=0)
 
 
 START = """

@@ -13,6 +13,7 @@ its own probability p(guess), and a refusal draws from p without it. The slots o
 over, since the cache that goes on is no longer than what was chosen. Guessing by looking up: Saxena 2023.
 """
 
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -40,6 +41,8 @@ def guess(ids: Sequence[int], most: int) -> tuple[int, ...]:
 
     The longest end counts, and of several places the newest. What was found is repeated if it reaches the end itself.
     """
+    if max(ids, default=0) > sys.maxunicode:  # no published vocabulary is as large
+        return ()
     text = "".join(map(chr, ids))  # a string, since there is no quicker search than that for strings
     for size in range(min(LONGEST, len(ids) - 1), SHORTEST - 1, -1):
         at = text.rfind(text[-size:], 0, -1)

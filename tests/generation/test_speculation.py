@@ -48,6 +48,12 @@ def test_a_guess_by_hand(text: str, most: int, expected: str):
     assert guess([ord(letter) for letter in text], most) == tuple(map(ord, expected))
 
 
+def test_ids_beyond_the_last_character_are_not_searched():
+    """A vocabulary of more than 1,114,112."""
+    assert guess([1, 0x10FFFF, 1, 0x10FFFF], 1) == (1,)
+    assert guess([1, 0x110000, 1, 0x110000], 1) == ()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2, 55_555, 200_000]), max_size=40), st.integers(1, 12))
 def test_a_guess_is_what_its_definition_says(row: list[int], most: int):

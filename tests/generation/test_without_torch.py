@@ -127,6 +127,13 @@ def test_angles_are_those_of_the_equations(config: Config) -> None:
     assert frequencies(config).dtype == np.float32
 
 
+@pytest.mark.parametrize("theta", [1e-300, 1e300])
+@pytest.mark.parametrize("config", [CONFIGS["one for two"], RESCALED], ids=["plain", "another scaling"])
+def test_a_base_beyond_float32_is_that_of_the_equations_without_a_warning(config: Config, theta: float) -> None:
+    config = replace(config, rope_theta=theta)
+    np.testing.assert_array_equal(frequencies(config), rope_frequencies(config, torch.empty(1)).numpy())
+
+
 @pytest.mark.parametrize("alone", [True, False], ids=["mapped", "tensors"])
 def test_scores_of_a_whole_prompt_are_never_made(alone: bool, tmp_path: Path) -> None:
     """They would outweigh everything else: 0.5 MB a token where the vocabulary is Llama 3's."""
