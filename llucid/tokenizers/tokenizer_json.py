@@ -127,8 +127,9 @@ def begins_with(post_processor: dict[str, Any] | None) -> int | None:
 def folder_config(folder: Path) -> dict[str, Any]:
     """The object in a folder's `tokenizer_config.json`, with the template of `chat_template.jinja`, if it has these.
 
-    Which token is BOS and so on, older folders say in `special_tokens_map.json`: it counts where the former lists no
-    added tokens, as in transformers. Raises LlucidError if one of them cannot be read.
+    Templates with names of their own are in `additional_chat_templates`. Which token is BOS and so on, older folders
+    say in `special_tokens_map.json`: it counts where the former lists no added tokens, as in transformers. Raises
+    LlucidError if one of them cannot be read.
     """
     beside, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
     roles = folder / "special_tokens_map.json"
@@ -138,10 +139,17 @@ def folder_config(folder: Path) -> dict[str, Any]:
         config |= {role: name for role in told if role.endswith("_token") and (name := name_of(role, told)) is not None}
         if isinstance(more := told.get("additional_special_tokens"), list):
             config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
-    try:
-        return config | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
-    except UnicodeDecodeError as error:
-        raise LlucidError(f"{template}: cannot be read ({error})") from error
+    named = {"default": template} if template.is_file() else {}
+    named |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    texts: list[dict[str, str]] = []
+    for name, file in named.items():
+        try:
+            texts.append({"name": name, "template": file.read_text(encoding="utf-8")})
+        except UnicodeDecodeError as error:
+            raise LlucidError(f"{file}: cannot be read ({error})") from error
+    if texts:
+        config["chat_template"] = texts[0]["template"] if [*named] == ["default"] else texts
+    return config
 
 
 FLAGS = ("single_word", "lstrip", "rstrip", "special")
