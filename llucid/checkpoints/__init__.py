@@ -18,7 +18,7 @@ from llucid.errors import LlucidError, one_line
 from llucid.llama_c import threads
 from llucid.mapped import KINDS
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.tokenizer_json import folder_config
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, folder_config
 from llucid.weights import leaves, tree_map
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Mod
     _, room = room_of(path)
     config = room.read_config(path)
     opened = load_tokenizer(tokenizer) if tokenizer else room.read_tokenizer(path)
+    if opened.vocab_size > config.vocab_size and isinstance(opened, JsonTokenizer):
+        opened = opened.within(config.vocab_size)
     if opened.vocab_size > config.vocab_size:
         raise LlucidError(
             f"{tokenizer or path}: this tokenizer has {opened.vocab_size} ids, but the model only {config.vocab_size}; "

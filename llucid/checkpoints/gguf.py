@@ -67,7 +67,6 @@ WIDTHS = ("llama.attention.value_length", "llama.rope.dimension_count")
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama",),
     "general.type": ("model", None),
-    "split.count": (0, 1, None),
     "llama.expert_count": (0, None),
     "llama.expert_used_count": (0, None),
     "llama.rope.scaling.type": ("none", "linear", None),
@@ -117,6 +116,12 @@ def read_config(path: Path) -> Config:
 def config_of(head: Head) -> Config:
     """The Config that a header says."""
     path = head.path
+    parts = head.settled("split.count") if "split.count" in head.fields else 1
+    if parts not in (0, 1):
+        raise LlucidError(
+            f"{path}: is one of {parts} files that are one model; put them together with llama.cpp's: "
+            "llama-gguf-split --merge FIRST_FILE NEW_FILE"
+        )
     told = {key: head.settled(key) for key in head.fields if key.startswith("llama.") or key in EXPECTED}
     odd = [key for key, allowed in EXPECTED.items() if told.get(key) not in allowed]
     if odd:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, gather, mapped, renamed
+from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, bare, gather, mapped, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -237,7 +237,7 @@ def safetensors_entries(file: Path) -> dict[str, Entry]:
             bits = lambda: numbers[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
             return mapped(shape, kind or told["dtype"], bits)
 
-        return {name.removeprefix("_orig_mod."): entry(told) for name, told in header.items() if name != "__metadata__"}
+        return {bare(name): entry(told) for name, told in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
 
@@ -259,6 +259,8 @@ def open_weights(path: Path, config: Config) -> Weights:
     """
     entries = read_entries(path)
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
+    if config.tied_embeddings and head and not embedding:  # as safetensors itself saves a model: the first name stays
+        entries[NAMES["embedding"]] = head
     twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
     if config.tied_embeddings and twins and not alike(*twins):
         raise LlucidError(

@@ -13,9 +13,9 @@ from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError
 from llucid.files import replace_text
 from llucid.memory import blank, release
-from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
-from llucid.tokenizers.tokenizer_json import read_json
+from llucid.tokenizers.tokenizer_json import read_json, write_beside
 from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
@@ -172,13 +172,19 @@ def open_weights(path: Path, config: Config) -> Weights:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the folder."""
-    return load_tokenizer(path)
+    """The tokenizer in the folder, or above it."""
+    return load_tokenizer(tokenizer_place(path))
 
 
 def read_tokenizer_facts(path: Path) -> Facts:
     """What that tokenizer is."""
-    return read_facts(path)
+    return read_facts(tokenizer_place(path))
+
+
+def tokenizer_place(path: Path) -> Path:
+    """Where the tokenizer is: in the folder or, as Meta's downloads of Llama 1 and 2 have one for all sizes, above."""
+    above = path / ".." / "tokenizer.model"
+    return above if above.is_file() and not any((path / name).is_file() for name in FILES) else path
 
 
 def refuse(config: Config) -> None:
@@ -220,12 +226,15 @@ def write_params(out: Path, config: Config) -> None:
 
 
 def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    """Writes `tokenizer.model`, as Meta does, for a tokenizer of one of Meta's kinds; else `tokenizer.json`."""
+    """Writes `tokenizer.model`, as Meta does, for a tokenizer of one of Meta's kinds; else `tokenizer.json`. What a
+    `tokenizer_config.json` said, as the chat template, goes beside it."""
     from llucid.tokenizers.sentencepiece_model import SentencePiece
     from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 
     if isinstance(tokenizer, TiktokenRanks | SentencePiece):
         tokenizer.write(out / "tokenizer.model")
+        if isinstance(tokenizer, SentencePiece) and tokenizer.config:
+            write_beside(out, tokenizer.config, tokenizer.stop_ids)
     else:
         tokenizer.save(out)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llucid.checkpoints.model import Progress
-from llucid.checkpoints.tensors import Entry, Leaf, mapped
+from llucid.checkpoints.tensors import Entry, Leaf, bare, mapped
 from llucid.errors import LlucidError
 from llucid.files import replacing
 
@@ -230,7 +230,7 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
     # Twice, because a tied matrix is named twice and stored once. Numbers repeated by a stride of 0 are more.
     if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
         raise LlucidError(f"{file}: its tensors claim to be larger than the file")
-    return {str(name).removeprefix("_orig_mod."): entry for name, entry in state.items()}
+    return {bare(str(name)): entry for name, entry in state.items()}
 
 
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | None", progress: Progress) -> None:

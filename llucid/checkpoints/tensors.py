@@ -88,6 +88,11 @@ Leaf: TypeAlias = "Tensor | Unread"
 """What rooms write."""
 
 
+def bare(name: str) -> str:
+    """A tensor's name without what torch.compile and training on several devices put before it."""
+    return re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
+
+
 def renamed(path: str, names: Mapping[str, str]) -> str:
     """A format's name of the array at our path, by its table of names, in which N is the number of the block."""
     number = re.search(r"\d+", path)

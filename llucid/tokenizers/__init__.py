@@ -125,7 +125,7 @@ def tokenizer_file(path: Path) -> Path:
 def _open(file: Path) -> Tokenizer:
     from llucid.tokenizers.characters import Characters, is_characters
     from llucid.tokenizers.llama2c import Llama2cTokenizer, is_llama2c
-    from llucid.tokenizers.sentencepiece_model import SentencePiece, is_sentencepiece
+    from llucid.tokenizers.sentencepiece_model import is_sentencepiece, open_sentencepiece
     from llucid.tokenizers.tiktoken_ranks import TiktokenRanks, is_tiktoken
     from llucid.tokenizers.tokenizer_json import JsonTokenizer, read_json
 
@@ -140,7 +140,7 @@ def _open(file: Path) -> Tokenizer:
     if is_tiktoken(head):
         return TiktokenRanks.from_bytes(content[:])
     if is_sentencepiece(head):
-        return SentencePiece(content[:])
+        return open_sentencepiece(content[:], file.parent)
     if is_llama2c(content):
         return Llama2cTokenizer.from_bytes(content[:])
     raise LlucidError(

@@ -1,7 +1,7 @@
 """What a tokenizer is, told without building it: building Llama 3's takes seconds."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llucid.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
 
@@ -39,12 +39,12 @@ def facts_of(tokenizer: Tokenizer) -> Facts:
 def _of_json(file: Path) -> Facts | None:
     """What a `tokenizer.json` and the file beside it say; None if it is of a form that only its library knows."""
     from llucid.tokenizers.characters import is_characters
-    from llucid.tokenizers.tokenizer_json import begins_with, name_of, read_json
+    from llucid.tokenizers.tokenizer_json import added_in, begins_with, folder_config, name_of, read_json
 
-    told, beside = read_json(file), file.with_name("tokenizer_config.json")
-    named: dict[str, Any] = read_json(beside) if beside.is_file() else {}
+    told, named = read_json(file), folder_config(file.parent)
     try:
         ids = told["model"]["vocab"] | {added["content"]: added["id"] for added in told["added_tokens"]}
+        ids |= {token.content: number for number, token in added_in(file.parent, named).items()}
         size, begin = max(ids.values()) + 1, begins_with(told.get("post_processor"))
         end = ids.get(name_of("eos_token", named))
         return None if is_characters(told) or (begin or 0) >= size else Facts("JsonTokenizer", size, begin, end)

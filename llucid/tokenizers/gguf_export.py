@@ -17,12 +17,11 @@ from llucid.tokenizers.gguf_vocabulary import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
-    SentencePieceInside,
     read_vocabulary,
     shown,
 )
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
-from llucid.tokenizers.llama2c_export import to_llama2c
+from llucid.tokenizers.llama2c_export import rows_of
 from llucid.tokenizers.protobuf import fields
 from llucid.tokenizers.sentencepiece_model import (
     BPE,
@@ -58,10 +57,10 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
         case JsonTokenizer() | TiktokenRanks():
             content = json.loads(tokenizer.json())
             falls_back = content["model"].get("byte_fallback")
-            told = _llama2c_told(to_llama2c(tokenizer), tokenizer) if falls_back else _json_told(content, tokenizer)
+            told = _llama2c_told(rows_of(tokenizer), tokenizer) if falls_back else _json_told(content, tokenizer)
         case _:
             raise LlucidError(f"GGUF has no words for a tokenizer like this one ({type(tokenizer).__name__})")
-    config = tokenizer.config if isinstance(tokenizer, JsonTokenizer | SentencePieceInside) else {}
+    config = tokenizer.config if isinstance(tokenizer, JsonTokenizer | SentencePiece) else {}
     told = _filled(told | _ends_told(tokenizer, told["tokenizer.ggml.tokens"], config), vocab_size)
     if isinstance(template := config.get("chat_template"), str):
         told["tokenizer.chat_template"] = template
@@ -121,6 +120,11 @@ def _llama2c_told(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any
     for token in made.byte_of:
         types[token] = BYTE
     types[made.special["<unk>"]] = UNKNOWN
+    prefix = True
+    if isinstance(tokenizer, JsonTokenizer):
+        added = tokenizer.tokenizer.get_added_tokens_decoder()
+        types = [USER_DEFINED if n in added and kind == NORMAL else kind for n, kind in enumerate(types)]
+        prefix = tokenizer.tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith(("▁", " "))
     for token, piece in enumerate(made.pieces):
         text = piece.decode(errors="replace")
         if types[token] == NORMAL and made.scores[token] <= WORST_SCORE and len(text) > 1:
@@ -131,7 +135,7 @@ def _llama2c_told(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any
         texts = [names.get(token) or piece.decode().replace(" ", "▁") for token, piece in enumerate(made.pieces)]
     except UnicodeDecodeError as error:
         raise LlucidError(f"GGUF has no words for a piece that is no UTF-8: {error.object!r}") from error
-    return _pieces_told(texts, made.scores, types, prefix=True)
+    return _pieces_told(texts, made.scores, types, prefix)
 
 
 def _pieces_told(texts: list[str], scores: Sequence[float], types: list[int], prefix: bool) -> dict[str, Any]:
@@ -207,4 +211,6 @@ def _check_same(found: Tokenizer, tokenizer: Tokenizer) -> None:
     for text in (PROBE, " ".join(tokenizer.decode([token]) for token in some)):
         ids = tokenizer.encode(text)
         if found.encode(text) != ids or found.decode(ids) != tokenizer.decode(ids):
-            raise LlucidError("GGUF has no words for this tokenizer: llama.cpp's rules give other ids than its own")
+            raise LlucidError(
+                f"GGUF has no words for this tokenizer: of {text[:12]!r}… llama.cpp's rules make other ids than its own"
+            )

@@ -9,7 +9,6 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from llucid.errors import LlucidError
@@ -26,18 +25,19 @@ from llucid.tokenizers.sentencepiece_model import (
     NORMALIZER,
     PIECE_SCORE,
     PIECE_TEXT,
+    PIECE_TYPE,
     PIECES,
     REMOVE_SPACES,
     TRAINER,
     SentencePiece,
 )
-from llucid.tokenizers.tokenizer_json import WORDS, JsonTokenizer, special_json, write_folder
+from llucid.tokenizers.tokenizer_json import WORDS, JsonTokenizer, special_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, in GGUF and in sentencepiece_model.proto alike."""
-PIECE_TYPE, BYTE_FALLBACK = 3, 35
+BYTE_FALLBACK = 35
 NAMES = {"unk": 45, "bos": 46, "eos": 47}
-"""More of that file's field numbers: of a piece, and of the trainer."""
+"""More of that file's field numbers, of the trainer."""
 
 TURN_ENDS, OTHER_ENDS = {"<|eot_id|>", "<|im_end|>"}, {"<|eom_id|>", "<|end_of_text|>", "<|endoftext|>"}
 """llama.cpp stops at all of them for their names alone. Here a model that does not stop at the end of a turn by its
@@ -68,7 +68,13 @@ RULES = {
     "gpt-2": Rule([_GPT2], False, False),
 }
 """By `tokenizer.ggml.pre`. The first two cut as Llama 3 does; the second is also what our own byte pairs are."""
-ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "dbrx": "smaug-bpe", "starcoder": "smollm"}
+ALIASES = {
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "falcon3": "llama-bpe",
+    "dbrx": "smaug-bpe",
+    "starcoder": "smollm",
+}
 
 
 def read_vocabulary(told: Mapping[str, Any]) -> Tokenizer:
@@ -161,19 +167,11 @@ def _config(told: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     return config | ({"chat_template": template} if isinstance(template, str) else {})
 
 
-class SentencePieceInside(SentencePiece):
-    """A SentencePiece model out of a GGUF file, which also has what a `tokenizer_config.json` would say."""
+def _sentencepiece(told: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
+    """Of pieces with scores, as the message that the sentencepiece library opens.
 
-    def __init__(self, model: bytes, config: dict[str, Any]) -> None:
-        super().__init__(model)
-        self.config = config
-
-    def save(self, folder: Path) -> None:
-        write_folder(folder, self.json(), self.config, self.stop_ids)
-
-
-def _sentencepiece(told: Mapping[str, Any]) -> SentencePieceInside:
-    """Of pieces with scores, as the message that the sentencepiece library opens."""
+    If some are to be found in text first, it is opened as a `tokenizer.json`: unlike the library, this and llama.cpp
+    begin what follows with a space."""
     tokens = _tokens(told, 1, 2, add_bos=True)
     texts, types = tokens.texts, list(tokens.types)
     scores = _list(told, "tokenizer.ggml.scores", float)[: len(texts)]
@@ -205,7 +203,10 @@ def _sentencepiece(told: Mapping[str, Any]) -> SentencePieceInside:
     prefix = told.get("tokenizer.ggml.add_space_prefix", True)
     normalizer = field(DUMMY_PREFIX, int(bool(prefix))) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
     message = b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
-    made = SentencePieceInside(message, _config(told, tokens))
+    made = SentencePiece(message, _config(told, tokens))
+    if made.user_defined:
+        made.bos = tokens.bos
+        made = JsonTokenizer(json.loads(made.json()), config=made.config)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
 

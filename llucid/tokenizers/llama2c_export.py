@@ -15,20 +15,25 @@ def to_llama2c(tokenizer: Tokenizer) -> Llama2cTokenizer:
 
     Raises LlucidError for any other: llama2.c knows one merge rule, three special tokens, and pieces for bytes.
     """
-    match tokenizer:
-        case Llama2cTokenizer():
-            return tokenizer
-        case SentencePiece():
-            made = Llama2cTokenizer(*_rows(dict(enumerate(tokenizer.pieces)), tokenizer.scores))
-        case JsonTokenizer():
-            made = Llama2cTokenizer(*_rows(*_json_rows(tokenizer)))
-        case _:
-            raise LlucidError(f"llama2.c has no tokenizer like this one ({type(tokenizer).__name__})")
+    if isinstance(tokenizer, Llama2cTokenizer):
+        return tokenizer
+    made = rows_of(tokenizer)
     probe = "  Once upon\n\n a time,  naïve 漢字 🚀\x00<s>"
     alike = tokenizer.bos in (made.bos, None) and tokenizer.eos in (made.eos, None)
     if not alike or made.encode(probe) != tokenizer.encode(probe):
         raise LlucidError("llama2.c's merge rule and special tokens give other ids than this tokenizer")
     return made
+
+
+def rows_of(tokenizer: Tokenizer) -> Llama2cTokenizer:
+    """The pieces and scores of a tokenizer, as llama2.c has them, whether or not its rule gives the same ids."""
+    match tokenizer:
+        case SentencePiece():
+            return Llama2cTokenizer(*_rows(dict(enumerate(tokenizer.pieces)), tokenizer.scores))
+        case JsonTokenizer():
+            return Llama2cTokenizer(*_rows(*_json_rows(tokenizer)))
+        case _:
+            raise LlucidError(f"llama2.c has no tokenizer like this one ({type(tokenizer).__name__})")
 
 
 def _rows(pieces: dict[int, str], scores: Sequence[float]) -> tuple[list[bytes], list[float]]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class JsonTokenizer:
     BOS is what the tokenizer itself puts before a text, if anything, as in transformers: not all that name one in
     `tokenizer_config.json` begin with it. EOS is named there; `generation_config.json` and `config.json` may add ids
     that end a text. `chat_template.jinja` is the newer place of a chat template, and counts before the one in
-    `tokenizer_config.json`.
+    `tokenizer_config.json`. Tokens that were added after training may be named beside `tokenizer.json` alone.
     """
 
     def __init__(
@@ -50,6 +51,14 @@ class JsonTokenizer:
         self.tokenizer.no_truncation()  # as some folders ask for, of every text and without a word
         self.tokenizer.no_padding()
         self.config = (config or {}) | (folder_config(folder) if folder else {})
+        known = {token.content: token.special for token in self.tokenizer.get_added_tokens_decoder().values()}
+        for number, token in sorted(added_in(folder, self.config).items()) if folder else ():
+            if known.get(token.content) == token.special:
+                continue
+            with said(f"the added token {token.content!r}"):
+                (self.tokenizer.add_special_tokens if token.special else self.tokenizer.add_tokens)([token])
+            if (found := self.tokenizer.token_to_id(token.content)) != number:
+                raise LlucidError(f"the added token {token.content!r} has the id {found}, but {folder} says {number}")
 
         self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         added = self.tokenizer.get_added_tokens_decoder()
@@ -60,13 +69,24 @@ class JsonTokenizer:
                 f"tokenizer.json begins texts with {self.bos}, which is none of its {self.vocab_size} ids"
             )
         self.eos = self.named("eos_token")
-        told = {number for number in _ends(folder) if number in added} if folder else set[int]()
+        told = {number for number in ends_in(folder) if number in added} if folder else set[int]()
         self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
 
     def named(self, role: str) -> int | None:
         """The id of what `tokenizer_config.json` calls "bos_token", "eos_token" and so on."""
         name = name_of(role, self.config)
         return None if name is None else self.tokenizer.token_to_id(name)
+
+    def within(self, vocab_size: int) -> "JsonTokenizer":
+        """The same without added tokens that a model of this vocabulary has no numbers for, as a pad token that nobody
+        trained; itself if a text begins or ends with one of them."""
+        if any(number is not None and number >= vocab_size for number in (self.bos, *self.stop_ids)):
+            return self
+        content = json.loads(self.json())
+        content["added_tokens"] = [added for added in content["added_tokens"] if added["id"] < vocab_size]
+        made = JsonTokenizer(content, config=self.config)
+        made.stop_ids = self.stop_ids
+        return made
 
     def encode(self, text: str) -> list[int]:
         with said("the text cannot be encoded"):
@@ -84,9 +104,13 @@ class JsonTokenizer:
 
 
 def name_of(role: str, config: Mapping[str, Any]) -> str | None:
-    """The text of the token that a `tokenizer_config.json` gives a role such as "bos_token", alone or with flags."""
-    told = config.get(role)
-    told = told.get("content") if isinstance(told, dict) else told
+    """The text of the token that a `tokenizer_config.json` gives a role such as "bos_token"."""
+    return text_of(config.get(role))
+
+
+def text_of(token: object) -> str | None:
+    """The text of a token that is told alone or with flags."""
+    told = dict[str, object](token).get("content") if isinstance(token, dict) else token
     return told if isinstance(told, str) else None
 
 
@@ -103,17 +127,63 @@ def begins_with(post_processor: dict[str, Any] | None) -> int | None:
 def folder_config(folder: Path) -> dict[str, Any]:
     """The object in a folder's `tokenizer_config.json`, with the template of `chat_template.jinja`, if it has these.
 
-    Raises LlucidError if one of them cannot be read.
+    Templates with names of their own are in `additional_chat_templates`. Which token is BOS and so on, older folders
+    say in `special_tokens_map.json`: it counts where the former lists no added tokens, as in transformers. Raises
+    LlucidError if one of them cannot be read.
     """
     beside, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    roles = folder / "special_tokens_map.json"
     config = read_json(beside) if beside.is_file() else {}
+    if roles.is_file() and "added_tokens_decoder" not in config:
+        told = read_json(roles)
+        config |= {role: name for role in told if role.endswith("_token") and (name := name_of(role, told)) is not None}
+        if isinstance(more := told.get("additional_special_tokens"), list):
+            config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
+    named = {"default": template} if template.is_file() else {}
+    named |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    texts: list[dict[str, str]] = []
+    for name, file in named.items():
+        try:
+            texts.append({"name": name, "template": file.read_text(encoding="utf-8")})
+        except UnicodeDecodeError as error:
+            raise LlucidError(f"{file}: cannot be read ({error})") from error
+    if texts:
+        config["chat_template"] = texts[0]["template"] if [*named] == ["default"] else texts
+    return config
+
+
+FLAGS = ("single_word", "lstrip", "rstrip", "special")
+"""What is told of an added token beside its text. That it is normalised is not heeded: a space would be part of it."""
+
+
+def added_in(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """The tokens that a folder says were added to its tokenizer, by id.
+
+    They are in its `tokenizer_config.json`, that is in `config`, or, in older folders, in `added_tokens.json`, where
+    those are special that have a role. Raises LlucidError if there is something else.
+    """
+    file, told = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if told is None:
+        file = folder / "added_tokens.json"
+        more = config.get("additional_special_tokens")
+        names = {text_of(one) for one in (more if isinstance(more, list) else [])}
+        names |= {name_of(role, config) for role in config if role.endswith("_token")}
+        told = {
+            number: {"content": name, "special": name in names}
+            for name, number in (read_json(file) if file.is_file() else {}).items()
+        }
     try:
-        return config | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
-    except UnicodeDecodeError as error:
-        raise LlucidError(f"{template}: cannot be read ({error})") from error
+        return {
+            int(number): AddedToken(
+                token["content"], normalized=False, **{flag: token.get(flag, False) for flag in FLAGS}
+            )
+            for number, token in dict[Any, dict[str, Any]](told).items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LlucidError(f"{file}: its added tokens are not texts and ids ({error})") from error
 
 
-def _ends(folder: Path) -> set[int]:
+def ends_in(folder: Path) -> set[int]:
     """The ids that a folder's generation_config.json and config.json call the end of a text.
 
     transformers writes Llama 2's ids there for want of others: only those that are no ordinary token may be believed.
@@ -144,13 +214,19 @@ def write_folder(
 ) -> None:
     """Writes `tokenizer.json` and a `tokenizer_config.json` that tells AutoTokenizer what it is.
 
-    If more than one id ends a text, `generation_config.json` says which, as nothing else can; an older one is replaced.
+    If other ids than that of EOS end a text, `generation_config.json` says which, as nothing else can; an older one is
+    replaced.
     """
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
     replace_text(folder / "tokenizer.json", tokenizer_json)
+    write_beside(folder, config, stop_ids)
+
+
+def write_beside(folder: Path, config: dict[str, Any], stop_ids: frozenset[int]) -> None:
+    """Writes what `write_folder` does but for the `tokenizer.json`."""
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
     replace_text(folder / "tokenizer_config.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     beside = folder / "generation_config.json"
-    if len(stop_ids) > 1 or beside.is_file():
+    if len(stop_ids) > (name_of("eos_token", config) is not None) or beside.is_file():
         replace_text(beside, json.dumps({"eos_token_id": sorted(stop_ids) or None}, indent=2) + "\n")
 
 
@@ -162,8 +238,11 @@ def special_json(
     normalizer: list[dict[str, Any]],
     pre_tokenizer: list[dict[str, Any]],
     decoder: list[dict[str, Any]],
+    unmarked: Mapping[str, int] | None = None,
 ) -> str:
-    """A `tokenizer.json` around `model`, with special tokens by name; transformers' own calls begin with BOS."""
+    """A `tokenizer.json` around `model`, with special tokens by name; transformers' own calls begin with BOS.
+
+    Tokens that are `unmarked` are not special, but found in text before it is cut."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
     def chain(kind: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -173,7 +252,10 @@ def special_json(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": number, "content": name, **flags} for name, number in special.items()],
+        "added_tokens": [
+            {"id": number, "content": name, **flags, "special": name in special}
+            for name, number in sorted((special | dict(unmarked or {})).items(), key=itemgetter(1))
+        ],
         "normalizer": chain("normalizers", normalizer),
         "pre_tokenizer": chain("pretokenizers", pre_tokenizer),
         "post_processor": None,

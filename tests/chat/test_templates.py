@@ -94,6 +94,14 @@ def test_both_places_of_a_template(tmp_path: Path) -> None:
 
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text(CHATML)
+    assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
+    assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.chat_template == {"default": LLAMA3, "rag": CHATML}
+    (tmp_path / "additional_chat_templates" / "rag.jinja").unlink()
+
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(LlucidError, match=r"chat_template\.jinja: cannot be read"):
         load_tokenizer(tmp_path)

@@ -169,7 +169,11 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], said
         ({"general.architecture": None}, "it has general.architecture null"),
         ({"general.architecture": 3}, "it has general.architecture 3"),
         ({"general.type": "adapter"}, 'it has general.type "adapter"'),
-        ({"split.count": 3}, "it has split.count 3"),
+        (
+            {"split.count": 3},
+            "one of 3 files that are one model; put them together with llama.cpp's: llama-",
+        ),
+        ({"split.count": 2, "general.architecture": None}, "is one of 2 files"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 2}, "it has llama.expert_count 8"),
         ({"llama.rope.scaling.type": "yarn"}, 'it has llama.rope.scaling.type "yarn"'),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, "llama.rope.scaling.factor 4.0"),

@@ -103,11 +103,28 @@ def test_we_open_what_transformers_writes(config: Config, shard: str, tmp_path: 
     assert same(found.weights, model.weights)
 
 
-def test_prefixes_of_compiled_models(folder: Path) -> None:
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_prefixes_of_compiled_and_of_distributed_models(prefix: str, folder: Path) -> None:
     expected = load(folder, device="cpu").weights
     state = load_file(folder / "model.safetensors")
-    save_file({f"_orig_mod.{name}": tensor for name, tensor in state.items()}, folder / "model.safetensors")
+    state = {prefix + name: tensor for name, tensor in state.items()}
+    save_file(state, folder / "model.safetensors")
     assert same(load(folder, device="cpu").weights, expected)
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    assert same(load(folder, device="cpu").weights, expected)
+
+
+def test_a_tied_matrix_under_its_other_name(tmp_path: Path) -> None:
+    """As safetensors' own save_model has it, which keeps the first name of two."""
+    model = model_of(CONFIGS["one for all, tied"])
+    save(model, tmp_path / "m")
+    state = load_file(tmp_path / "m" / "model.safetensors")
+    state["lm_head.weight"] = state.pop("model.embed_tokens.weight")
+    save_file(state, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    assert same(load(tmp_path / "m", device="cpu").weights, model.weights)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert torch.equal(theirs.get_input_embeddings().weight, model.weights.embedding)
 
 
 COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "pretraining_tp": 1}

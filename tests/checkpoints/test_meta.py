@@ -20,6 +20,7 @@ from llucid.errors import LlucidError
 from llucid.llama import llama
 from tests.checkpoints.models import model_of, same, write_shards
 from tests.configs import CONFIGS
+from tests.tokenizers.texts import TALE, sentencepiece_model, small_sentencepiece
 
 # Every matrix can be cut into eight.
 SMALL = Config(dim=64, layers=2, heads=8, kv_heads=8, head_dim=8, ffn_dim=96, vocab_size=48, context=4096)
@@ -140,6 +141,18 @@ def test_tied_is_absent_or_equal(output: str, expected: bool, tmp_path: Path) ->
 def test_what_params_say_and_do_not_say(params: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
     retell(folder, **params)
     assert meta.read_config(folder) == replace(SMALL, **expected)
+
+
+def test_one_tokenizer_above_the_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Meta's downloads of Llama 1 and 2 have it; what is in the folder itself counts first."""
+    own = load(folder, device="cpu").tokenizer
+    (folder / ".." / "tokenizer.model").write_bytes(sentencepiece_model())
+    assert load(folder, device="cpu").tokenizer.vocab_size == own.vocab_size
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert meta.read_tokenizer_facts(folder)[:2] == ("SentencePiece", 400)
+    monkeypatch.chdir(folder)
+    assert meta.read_tokenizer(Path()).encode(TALE) == small_sentencepiece().encode(TALE)
 
 
 def metas_ffn_dim(told: dict[str, Any]) -> int:

@@ -151,6 +151,8 @@ def test_the_ends_of_llama_3() -> None:
     for role, name in (("bos", "begin_of_text"), ("eos", "end_of_text"), ("eot", "eot_id"), ("eom", "eom_id")):
         assert told[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
     assert read_vocabulary(told).special == ranks.special
+    for other in ("llama3", "falcon3"):  # the same rule by other names
+        assert read_vocabulary(told | {"tokenizer.ggml.pre": other}).encode(TALE) == ranks.encode(TALE)
     base = {key: value for key, value in told.items() if "eot_token" not in key and "eom_token" not in key}
     assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model: it was not taught to end a turn
     chat = base | {"tokenizer.ggml.eos_token_id": ranks.special["<|eot_id|>"]}

@@ -1,0 +1,263 @@
+"""What stands beside a tokenizer in published folders: tokens added after its training, flags, and where roles are."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import transformers
+
+from llucid.chat.formats import encode_dialog, known_format
+from llucid.checkpoints import Model, convert, load, save
+from llucid.errors import LlucidError
+from llucid.generation.prompts import prompt_ids
+from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.facts import facts_of, read_facts
+from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from tests.chat.templates import CHATML, LLAMA2
+from tests.checkpoints.models import model_of
+from tests.configs import CONFIGS
+from tests.tokenizers.texts import HOSTILE, TALE, ranks, sentencepiece_model, small_sentencepiece
+
+SIZE = small_sentencepiece().vocab_size
+BYTES = [name for name in HOSTILE if name not in ("special tokens", "marks of others")]
+LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+LLAMA |= {"add_bos_token": True}
+CHAT = {"eos_token": "<|im_end|>", "chat_template": CHATML}
+TURNS = {"<|im_start|>": SIZE + 1, "<|im_end|>": SIZE}
+LISTED = {str(number): {"content": name, "special": True} for name, number in TURNS.items()}
+DIALOG = [{"role": "user", "content": "Who found the bell?"}]
+LLAMA_TYPE = json.dumps({"model_type": "llama"})
+
+
+def write(folder: Path, **files: Any) -> Path:
+    """A folder with these files: `tokenizer_config` is `tokenizer_config.json`, and so on."""
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    (folder / "config.json").write_text(LLAMA_TYPE)
+    for name, told in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(told))
+    return folder
+
+
+def as_json(folder: Path) -> None:
+    """Replaces `tokenizer.model` by a `tokenizer.json` that knows nothing of the rest."""
+    (folder / "tokenizer.json").write_text(small_sentencepiece().json())
+    (folder / "tokenizer.model").unlink()
+
+
+def theirs_of(folder: Path) -> Any:
+    """By transformers; a `tokenizer.json` as it is written, for which its Llama class has a rule of its own."""
+    written = (folder / "tokenizer.json").is_file()
+    return (transformers.PreTrainedTokenizerFast if written else transformers.AutoTokenizer).from_pretrained(folder)
+
+
+ADDED = {
+    "in added_tokens.json": dict(
+        tokenizer_config=LLAMA | CHAT | {"legacy": False},
+        special_tokens_map={"eos_token": {"content": "<|im_end|>"}, "additional_special_tokens": ["<|im_start|>"]},
+        added_tokens=TURNS,
+    ),
+    "of which one is not special": dict(tokenizer_config=LLAMA | CHAT | {"legacy": True}, added_tokens=TURNS),
+    "in tokenizer_config.json": dict(
+        tokenizer_config=LLAMA | CHAT | {"legacy": False, "added_tokens_decoder": LISTED},
+        special_tokens_map={"eos_token": "</s>"},
+    ),
+}
+
+
+# transformers takes a space for a part of a token that is not special, if `tokenizer.json` puts spaces before words.
+@pytest.mark.parametrize(("case", "kind"), [*((case, "model") for case in ADDED), (list(ADDED)[-1], "json")])
+def test_tokens_added_beside_a_tokenizer_are_its_own(case: str, kind: str, tmp_path: Path) -> None:
+    write(tmp_path, **ADDED[case])
+    if kind == "json":
+        as_json(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
+    assert isinstance(ours, JsonTokenizer)
+    assert ours.eos == theirs.eos_token_id == SIZE
+    assert (ours.vocab_size, ours.stop_ids) == (SIZE + 2, {SIZE})
+    assert read_facts(tmp_path) == facts_of(ours)
+    expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
+    assert SIZE in expected
+    assert encode_dialog(DIALOG, ours) == expected
+    for text in [HOSTILE[name].lstrip() for name in BYTES]:  # their class drops a space that a text begins with
+        assert not text or prompt_ids(ours, text) == theirs(text)["input_ids"]
+    ours.save(tmp_path / "..")
+    again = load_tokenizer(tmp_path / "..")
+    assert encode_dialog(DIALOG, again) == expected
+    assert (again.bos, again.eos, again.stop_ids) == (ours.bos, ours.eos, ours.stop_ids)
+
+
+def test_a_pad_token_makes_no_other_tokenizer(tmp_path: Path) -> None:
+    roles = {"pad_token": "[PAD]"}
+    write(tmp_path, tokenizer_config=LLAMA, special_tokens_map=roles, added_tokens={"[PAD]": SIZE})
+    assert isinstance(load_tokenizer(tmp_path), SentencePiece)
+    assert load_tokenizer(tmp_path).encode("[PAD]") == small_sentencepiece().encode("[PAD]")
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (dict(added_tokens={"x": "y"}), r"added_tokens\.json: its added tokens are not texts and ids"),
+        (dict(tokenizer_config={"added_tokens_decoder": [1]}), r"tokenizer_config\.json: its added tokens"),
+        (dict(tokenizer_config={"added_tokens_decoder": {"400": {"content": 7}}}), "its added tokens"),
+        (dict(tokenizer_config={"added_tokens_decoder": {"400": "x"}}), "its added tokens"),
+        (dict(added_tokens={"<x>": SIZE + 5}), rf"added token '<x>' has the id {SIZE}, but .* says {SIZE + 5}"),
+        (dict(added_tokens={"the": "9" * 5000}), "its added tokens"),
+        (dict(added_tokens={"": SIZE}), f"added token '' has the id None, but .* says {SIZE}"),
+        (dict(special_tokens_map=[]), r"special_tokens_map\.json: expected a JSON object"),
+    ],
+)
+def test_added_tokens_that_cannot_be_are_refused_in_a_line(files: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write(tmp_path, **files)
+    with pytest.raises(LlucidError, match=said) as told:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(told.value)
+    with pytest.raises(LlucidError, match=r".") as told:
+        read_facts(tmp_path)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}, {"add_prefix_space": False}], ids=str)
+def test_flags_beside_a_sentencepiece_model(flags: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, tokenizer_config=LLAMA | flags)
+    ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
+    assert read_facts(tmp_path) == facts_of(ours)
+    for text in [HOSTILE[name].lstrip() for name in BYTES]:
+        ids = theirs(text)["input_ids"]
+        assert not text or prompt_ids(ours, text) == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["model", "json"])
+def test_roles_in_a_file_of_their_own(kind: str, tmp_path: Path) -> None:
+    roles = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "LlamaTokenizer", "chat_template": LLAMA2}
+    write(tmp_path, tokenizer_config=config, special_tokens_map=roles)
+    if kind == "json":
+        as_json(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert (ours.bos, ours.eos, ours.stop_ids) == (1, 2, {2})
+    assert read_facts(tmp_path) == facts_of(ours)
+    talk = [*DIALOG, {"role": "assistant", "content": "The friend."}, *DIALOG]
+    assert 2 in encode_dialog(talk, ours)
+    ours.save(tmp_path / "..")
+    assert encode_dialog(talk, load_tokenizer(tmp_path / "..")) == encode_dialog(talk, ours)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "..").eos_token == "</s>"
+
+
+def test_several_templates_beside_a_sentencepiece_model(tmp_path: Path) -> None:
+    several = [{"name": "default", "template": CHATML}, {"name": "rag", "template": LLAMA2}]
+    tokenizer = load_tokenizer(write(tmp_path, tokenizer_config=LLAMA | {"chat_template": several}))
+    assert known_format(None, tokenizer) == CHATML
+    assert known_format("rag", tokenizer) == LLAMA2
+
+
+def sized(tokenizer: Any, size: int) -> Model:
+    """A model of this many ids with this tokenizer."""
+    return model_of(replace(CONFIGS["one for two"], vocab_size=size))._replace(tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_pad_token_beyond_the_model_is_let_go(special: bool, tmp_path: Path) -> None:
+    content = json.loads(small_sentencepiece().json())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({"id": SIZE, "content": "<pad>", "special": special} | flags)
+    save(sized(small_sentencepiece(), SIZE), tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(content))
+    opened = load(tmp_path / "m", device="cpu").tokenizer
+    assert opened.vocab_size == SIZE
+    assert opened.encode("a <pad>") == small_sentencepiece().encode("a <pad>")
+    assert (opened.bos, opened.eos, opened.stop_ids) == (1, 2, {2})
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"eos_token": "<pad>"}))
+    with pytest.raises(LlucidError, match=f"has {SIZE + 1} ids, but the model only {SIZE}"):
+        load(tmp_path / "m", device="cpu")
+
+
+@pytest.mark.parametrize("format", ["huggingface", "meta", "gguf"])
+def test_what_ends_a_text_is_not_lost_where_no_eos_is_named(format: str, tmp_path: Path) -> None:
+    """A folder of tokenizer.json and config.json alone."""
+    save(sized(small_sentencepiece(), SIZE), tmp_path / "m")
+    (tmp_path / "m" / "tokenizer_config.json").unlink()
+    if format == "gguf":  # where EOS must have a name
+        (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA))
+    assert load(tmp_path / "m", device="cpu").tokenizer.stop_ids == {2}
+    out = tmp_path / ("a.gguf" if format == "gguf" else "out")
+    convert(tmp_path / "m", out, format)
+    assert load(out, device="cpu").tokenizer.stop_ids == {2}
+
+
+GO_THROUGH = {
+    "added tokens": ADDED["of which one is not special"],
+    "flags": dict(tokenizer_config=LLAMA | {"add_bos_token": False}),
+}
+
+
+@pytest.mark.parametrize("format", ["huggingface", "meta", "gguf"])
+@pytest.mark.parametrize("files", GO_THROUGH.values(), ids=GO_THROUGH)
+def test_what_is_told_beside_goes_through_every_format(files: dict[str, Any], format: str, tmp_path: Path) -> None:
+    (tmp_path / "t").mkdir()
+    tokenizer = load_tokenizer(write(tmp_path / "t", **files))
+    out = tmp_path / ("a.gguf" if format == "gguf" else "out")
+    save(sized(tokenizer, SIZE + 2), out, format)
+    found = load(out, device="cpu").tokenizer
+    assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids)
+    for text in (TALE, "  a\n b", "<|im_end|>"):
+        assert found.encode(text) == tokenizer.encode(text)
+    if "chat_template" in files["tokenizer_config"]:
+        assert encode_dialog(DIALOG, found) == encode_dialog(DIALOG, tokenizer)
+
+
+def test_ranks_with_tokens_added_as_a_tokenizer_json(tmp_path: Path) -> None:
+    base = TiktokenRanks(ranks())
+    base.save(tmp_path)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    size = base.vocab_size
+    added = {"<|im_start|>": size, "<|im_end|>": size + 1}
+    (tmp_path / "generation_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told | CHAT))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(added))
+    ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
+    expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(DIALOG, ours) == expected
+    assert ours.eos == theirs.eos_token_id == size + 1
+
+
+def test_tokens_that_a_sentencepiece_model_finds_in_text(tmp_path: Path) -> None:
+    """Those of Yi, by which its dialogues are structured; what a user spells out is none of them."""
+    turns = {"<|im_start|>": 3, "<|im_end|>": 4}
+    model = sentencepiece_model(user_defined_symbols=",".join(turns), add_dummy_prefix=False)
+    write(tmp_path, tokenizer_config=LLAMA | CHAT)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    ours = load_tokenizer(tmp_path)
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for text in ("a <|im_start|>bell<|im_end|><|im_end|> x", TALE):
+        assert ours.encode(text) == library.encode(text)
+    ids = encode_dialog([{"role": "user", "content": "bell<|im_end|>"}], ours)
+    assert [token for token in ids if token in turns.values()] == [3, 4, 3, 4, 3]
+    assert ours.stop_ids == {4}
+
+
+def test_tokens_that_a_gguf_file_finds_in_text() -> None:
+    """llama.cpp cuts a text at them, and begins each part with a space."""
+    plain = small_sentencepiece()
+    told = write_vocabulary(plain, SIZE)
+    told["tokenizer.ggml.tokens"] = [*told["tokenizer.ggml.tokens"], "<|im_end|>", "<|im_start|>"]
+    told["tokenizer.ggml.token_type"] = [*told["tokenizer.ggml.token_type"], 4, 4]
+    told["tokenizer.ggml.scores"] = [*told["tokenizer.ggml.scores"], -1000.0, -1000.0]
+    told |= {"tokenizer.ggml.eos_token_id": SIZE, "tokenizer.chat_template": CHATML}
+    found = read_vocabulary(told)
+    assert (found.bos, found.eos, found.stop_ids) == (1, SIZE, {SIZE})
+    assert found.encode("bell<|im_end|>the fox") == [*plain.encode("bell"), SIZE, *plain.encode("the fox")]
+    assert found.decode([*plain.encode("bell"), SIZE + 1]) == "bell<|im_start|>"
+    ids = encode_dialog([{"role": "user", "content": "bell<|im_start|>"}], found)
+    begin, end, line = SIZE + 1, SIZE, plain.encode("\n")
+    assert ids.count(begin) == 3
+    expected = [*plain.encode("user\nbell<|im_start|>"), end, *line, begin, *plain.encode("assistant\n")]
+    assert ids[-len(expected) :] == expected
+    assert write_vocabulary(found, SIZE + 2)["tokenizer.ggml.token_type"] == told["tokenizer.ggml.token_type"]
