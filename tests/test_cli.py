@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -78,6 +79,11 @@ def test_predict_toy_shows_each_step() -> None:
     for word in ("1 vocabulary", "2 ids", "3 logits", "4 softmax", "5 top-k", "the → ", "add up to 1.00"):
         assert word in said
     assert len(re.findall(r"\d+\.\d\d %", said)) == 3
+    bracketed = do("predict", "--toy", "[bold] \x1b fox", env={**os.environ, "COLUMNS": "40"}).stdout
+    assert "[bold] → 0  ␛ → " in bracketed
+    assert re.search(r"\[bold\] [+-]\d\.\d\d", bracketed)
+    assert re.search(r"\[bold\] 0\.\d\d\d", bracketed)
+    assert "10 over" in bracketed  # on one line, however narrow
 
 
 def test_info_tells_every_number(made: Path) -> None:
@@ -316,5 +322,17 @@ def test_train_says_where_the_model_is_and_what_to_try(made: Path, tmp_path: Pat
     said = do(*short, cwd=tmp_path).stdout
     assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in said
     assert "    llucid generate runs/geese\n" in said
+    assert '    llucid predict runs/geese "the "\n' in said
     named = do(*short, "--out", "mine", cwd=tmp_path).stdout
     assert named.endswith("the model is in mine, its learning curve in mine/curve.png\n")
+
+
+def test_what_to_try_can_be_typed(tmp_path: Path) -> None:
+    """Also where a folder's name needs quotation marks, and the model has no letters of "the "."""
+    (tmp_path / "my genes.txt").write_text("GATTACA" * 99)
+    short = ("train", "--corpus", "my genes.txt", "--preset", "nano", "--steps", 1)
+    said = do(*short, cwd=tmp_path).stdout
+    tries = re.findall(r"^    llucid (.*'runs/my genes'.*)$", said, re.MULTILINE)
+    assert len(tries) == 3
+    for tried in tries:
+        do(*shlex.split(tried), cwd=tmp_path)
