@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -34,18 +35,24 @@ class Train(Settings):
         """Trains, then says where everything is."""
         from rich.console import Console
 
+        from llucid.tokenizers import load_tokenizer
         from llucid.training.loop import train
         from llucid.training.settings import read_toml
 
-        console = Console(soft_wrap=True)
+        console = Console(soft_wrap=not sys.stdout.isatty())
         if out := train(self, console):
             console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}", highlight=False)
             if self.out:  # who named the folder knows what to do with it
                 return
             console.print("try:", highlight=False)
-            chat = read_toml(out / "train.toml").chat
-            for command in (f"chat {out}" if chat else f"generate {out}", f'predict {out} "the "', f"info {out}"):
-                console.print(f"    llucid {command}", highlight=False, markup=False)
+            chat, run = read_toml(out / "train.toml").chat, shlex.quote(str(out))
+            text = ' "the "'
+            try:
+                load_tokenizer(out).encode("the ")
+            except LlucidError:  # its characters are others
+                text = ""
+            for command in (f"chat {run}" if chat else f"generate {run}", f"predict {run}{text}", f"info {run}"):
+                console.print(f"    llucid {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,7 @@ def test_settings_are_set_or_refused(session: Session) -> None:
     assert session.sampling.top_k is None
     for line, says in {
         "/set wings 2": "/set wings: not known; expected one of: temperature",
-        "/set temperature": "/set temperature : not a number",
+        "/set temperature": "/set temperature needs a value",
         "/set temperature off": "not a number",
         "/set temperature -1": "--temperature -1.0: must be",
         "/set top_k 1.5": "/set top_k 1.5: not a whole number",
