@@ -165,14 +165,12 @@ def describe(path: str | Path) -> dict[str, str]:
     name, room = room_of(path)
     config = room.read_config(path)
     header = room.read_header(path).values()
-    weight_files = getattr(room, "weight_files", lambda file: [file])  # of rooms whose models are folders
-    size = sum(file.stat().st_size for file in weight_files(path))
     same = [name for name, preset in PRESETS.items() if preset.config == config]
     facts = {
         "format": name,
         "family": f"Llama, size {same[0]}" if same else "Llama, of a size of its own",
         "parameters": f"{config.parameters:,}",
-        "bytes": f"{size:,}",
+        "bytes": f"{size_of(path):,}",
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
@@ -183,6 +181,12 @@ def describe(path: str | Path) -> dict[str, str]:
         facts["tokenizer"] = f"none ({one_line(error)})"
     facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "nothing"
     return facts | {item.name: str(getattr(config, item.name)) for item in fields(config)}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the files that hold the weights of the model at `path`."""
+    weight_files = getattr(room_of(path)[1], "weight_files", lambda file: [file])  # of rooms whose models are folders
+    return sum(file.stat().st_size for file in weight_files(path))
 
 
 def save(

@@ -133,7 +133,11 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
             raise LlucidError(
                 "--resume takes everything from the run: only --out, --device, --backend, --stop-after go with it"
             )
-        kept = read_toml(Path(str(settings.out)) / "train.toml")
+        if not (toml := Path(str(settings.out)) / "train.toml").is_file():
+            raise LlucidError(
+                f"--out {settings.out}: there is no run here to go on with; to begin one, leave out --resume"
+            )
+        kept = read_toml(toml)
         given |= {name: given[name] or getattr(kept, name) for name in ("device", "backend")}
         settings = dataclasses.replace(kept, resume=True, **given)
     device = device_of(settings)
