@@ -22,7 +22,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from llucid.checkpoints import Model, find, load, save
+from llucid.checkpoints import Model, find, load, save, size_of
 from llucid.config import PRESETS, Config
 from llucid.errors import LlucidError
 from llucid.fast import linear
@@ -163,10 +163,8 @@ def loading(path: Path, device: torch.device, dtype: torch.dtype | None) -> Row:
         for leaf in leaves(load(path, device=device, dtype=dtype).weights):
             leaf.amax()
 
-    files = path.rglob("*") if path.is_dir() else [path]
-    size = sum(file.stat().st_size for file in files if file.suffix in (".safetensors", ".pth", ".bin", ".pt", ".gguf"))
     seconds = seconds_of(job, device, budget=1.0, least=2)
-    return Row("load", 0, seconds, size, 0, measure_limits(device, dtype or torch.float32))
+    return Row("load", 0, seconds, size_of(path), 0, measure_limits(device, dtype or torch.float32))
 
 
 def prefill(model: Model, device: torch.device) -> Row:

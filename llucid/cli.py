@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Generator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from llucid import checkpoints
 
 MODEL = "A run, a Hugging Face folder or repository, one of Meta's, a .bin of llama2.c's, or a .gguf."
+UNSET = tyro.conf.arg(help_behavior_hint="(default: unset)")
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help=MODEL)]
 
 
@@ -34,18 +36,24 @@ class Train(Settings):
         """Trains, then says where everything is."""
         from rich.console import Console
 
+        from llucid.tokenizers import load_tokenizer
         from llucid.training.loop import train
         from llucid.training.settings import read_toml
 
-        console = Console(soft_wrap=True)
+        console = Console(soft_wrap=not sys.stdout.isatty())
         if out := train(self, console):
             console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}", highlight=False)
             if self.out:  # who named the folder knows what to do with it
                 return
             console.print("try:", highlight=False)
-            chat = read_toml(out / "train.toml").chat
-            for command in (f"chat {out}" if chat else f"generate {out}", f'predict {out} "the "', f"info {out}"):
-                console.print(f"    llucid {command}", highlight=False, markup=False)
+            chat, run = read_toml(out / "train.toml").chat, shlex.quote(str(out))
+            text = ' "the "'
+            try:
+                load_tokenizer(out).encode("the ")
+            except LlucidError:  # its characters are others
+                text = ""
+            for command in (f"chat {run}" if chat else f"generate {run}", f"predict {run}{text}", f"info {run}"):
+                console.print(f"    llucid {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,8 @@ class Generate:
     """Write on from a prompt: the text goes to standard output, everything else to standard error."""
 
     model: Model
-    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")] = ""
-    """Text to go on from."""
+    prompt: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PROMPT]")] = ""
+    """Text to go on from; - reads it from standard input."""
     max_tokens: int = 256
     """Tokens to write at most."""
     temperature: float = 0.8
@@ -80,7 +88,7 @@ class Generate:
     quantize: Literal["int8", "int4"] | None = None
     """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
-    """cpu, cuda, mps, ..."""
+    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
 
     def run(self) -> None:
         """Streams one text, or prints several with a line between them."""
@@ -89,7 +97,7 @@ class Generate:
 
         if self.speculate and self.num != 1:
             raise LlucidError("--speculate: one text at a time; leave out --num, or --speculate")
-        statistics = Statistics()
+        statistics, prompt = Statistics(), text_of(self.prompt)
         model = opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize)
         numbers: dict[str, Any] = {
             "max_tokens": self.max_tokens,
@@ -102,9 +110,9 @@ class Generate:
             "statistics": statistics,
         }
         if self.num == 1:
-            pieces = generate(model, self.prompt, speculate=self.speculate, **numbers)
+            pieces = generate(model, prompt, speculate=self.speculate, **numbers)
             shown = screen()
-            print(shown.push(self.prompt), end="", flush=True)
+            print(shown.push(prompt), end="", flush=True)
             with interruptible():
                 for piece in pieces:
                     print(shown.push(piece), end="", flush=True)
@@ -112,8 +120,8 @@ class Generate:
         else:
             texts, shown = list[str](), screen()
             with interruptible():
-                generate_batch(model, [self.prompt], samples=self.num, texts=texts, **numbers)
-            text = f"\n{'-' * 40}\n".join(self.prompt + text for text in texts)
+                generate_batch(model, [prompt], samples=self.num, texts=texts, **numbers)
+            text = f"\n{'-' * 40}\n".join(prompt + text for text in texts)
             print(shown.push(text) + shown.finish(), flush=True)
         if sys.stdout.isatty():
             print(file=sys.stderr)
@@ -134,7 +142,10 @@ HINT = """It comes with llucid, which trained it from scratch, and knows made-up
 class Chat:
     """Talk with a model in the terminal; through a pipe, each line is a message and is answered on standard output."""
 
-    model: Annotated[Model, tyro.conf.arg(help=f"{MODEL[:-1]}; without one, the storyteller of llucid's own.")] = ""
+    model: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="[MODEL]", help=f"{MODEL[:-1]}; without one, the storyteller of llucid's own."),
+    ] = ""
     system: str = ""
     """Tells the model how to behave, before the first message."""
     max_tokens: int = 1024
@@ -158,7 +169,7 @@ class Chat:
     quantize: Literal["int8", "int4"] | None = None
     """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
-    """cpu, cuda, mps, ..."""
+    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
@@ -184,8 +195,8 @@ class Predict:
     """Show the likeliest next tokens and their probabilities."""
 
     model: Annotated[Model, tyro.conf.arg(help=f"{MODEL[:-1]}; with --toy, the text.")]
-    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="TEXT")] = ""
-    """Text to go on from."""
+    text: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[TEXT]")] = ""
+    """Text to go on from; - reads it from standard input."""
     top_k: int = 5
     """How many tokens to show."""
     json: bool = False
@@ -199,7 +210,7 @@ class Predict:
     quantize: Literal["int8", "int4"] | None = None
     """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
     device: str | None = None
-    """cpu, cuda, mps, ..."""
+    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
 
     def run(self) -> None:
         """Prints a table with bars, or JSON."""
@@ -215,8 +226,9 @@ class Predict:
             from llucid.generation.toy import show_toy
 
             return show_toy(self.model, self.top_k, Console())
+        text = text_of(self.text)
         predictions = predict(
-            opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize), self.text, self.top_k
+            opened(self.model, self.tokenizer, self.dtype, self.device, self.quantize), text, self.top_k
         )
         if self.json:
             print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
@@ -233,9 +245,9 @@ class Ladder:
 
     steps: int = 800
     """Optimizer steps of each rung."""
-    corpus: tuple[str, ...] = ()
+    corpus: Annotated[tuple[str, ...], UNSET] = ()
     """shakespeare, fables, or paths of text (shakespeare, or fables where it cannot be had, unless given)."""
-    rungs: tuple[str, ...] = ()
+    rungs: Annotated[tuple[str, ...], UNSET] = ()
     """Numbers, ranges like 4-6, or names like rope (all ten, unless given)."""
     out: str | None = None
     """Folder for ladder.png, metrics.json and samples.txt (runs/ladder, or the first free one like it)."""
@@ -290,7 +302,7 @@ class Convert:
     to: Literal["huggingface", "meta", "llama2c", "gguf"]
     """Format to write."""
     version: Literal[0, 1, 2] | None = None
-    """Of llama2c's format: 0 is what its run.c reads, 1 the same with a better header, 2 int8 for its runq.c."""
+    """Of llama2c's format: 0 is what its run.c reads (unless given), 1 has a better header, 2 is runq.c's int8."""
     tokenizer: str | None = None
     """Path of a tokenizer to use instead of the model's own."""
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0,q4_0}")] = None
@@ -332,7 +344,7 @@ class Bench:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Compute in this precision instead of the file's own (float32 for a random model)."""
     device: str | None = None
-    """cpu, cuda, mps, ..."""
+    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
 
     def run(self) -> None:
         """Prints a table of what was measured, until Ctrl-C if there is one, or JSON."""
@@ -387,7 +399,8 @@ def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
     if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1:
         return None
-    choices = {str(choice): choice for choice in get_args(kinds[0])} if get_origin(kinds[0]) is Literal else {}
+    literal = (True, False) if kinds[0] is bool else get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
+    choices = {str(choice): choice for choice in literal}
     if not choices and kinds[0] not in (int, float, str):
         return None
     return PrimitiveConstructorSpec(
@@ -426,6 +439,14 @@ def opened(
     return load(path, dtype=dtype, device=device, tokenizer=tokenizer, quantize=kept, mapped=True)
 
 
+def text_of(given: str) -> str:
+    """The text that was given; for "-", all of standard input but the line break at its end."""
+    if given != "-":
+        return given
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
+        return lines.read().removesuffix("\n")
+
+
 @contextlib.contextmanager
 def interruptible() -> Generator[None]:
     """Ctrl-C inside only ends what is inside."""
@@ -441,7 +462,8 @@ def parse(arguments: list[str]) -> Any:
             return tyro.cli(
                 tyro.conf.OmitSubcommandPrefixes[Command],  # pyright: ignore[reportArgumentType]
                 prog="llucid",
-                description="llucid: a Llama you can see through. Each command has its own --help.",
+                description="llucid: a Llama you can see through. Each command has its own --help; --version tells "
+                "which llucid this is.",
                 args=arguments,
                 config=(tyro.conf.FlagCreatePairsOff,),
                 registry=OPTIONS,
@@ -461,8 +483,14 @@ def unboxed(said: str, command: str) -> str:
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     message = " ".join(line for line in lines if line).split("───")[0].strip()
     message = re.sub(r"^Error parsing [A-Z]\w*: | \(applied to .*", "", message)
-    message = re.sub(r"^Error parsing (\S+): .*(int|float).*: ('.*')", r"\1 \3: expected \2", message)
+    message = re.sub(r"^Error parsing (\S+): .*int.*: ('.*')", r"\1 \2: expected a whole number", message)
+    message = re.sub(r"^Error parsing (\S+): .*float.*: ('.*')", r"\1 \2: expected a number", message)
+    message = re.sub(r"^Missing value for argument '(\S+)'.*", r"\1: needs a value", message)
+    choice = r"^invalid choice ('.*') for argument '(\S+)'\. Expected one of \((.*)\)\."
+    message = re.sub(choice, r"\2 \1: expected one of \3", message)
     message = message.replace(" or misplaced", "")
+    several = r"\1: not expected here; a text of several words stands in quotation marks"
+    message = re.sub(r"^Unrecognized options: ([^-].*)", several, message)
     if message.startswith("Missing from"):
         message = f"missing: {', '.join(re.findall(r'^│ {5}(--[a-z.-]+|[A-Z]+)', box, re.MULTILINE))}"
     elif (meant := re.search(r"Perhaps you meant: +│\s+│ +(--[a-z.-]+)", box)) and meant[1] not in message:
@@ -480,6 +508,10 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
+        if arguments == ["--version"]:
+            from importlib.metadata import version
+
+            return print("llucid", version("llucid"))
         command = parse(arguments or ["--help"])
         keep_freed()
         command.run()

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -39,7 +39,20 @@ def replacing(path: Path) -> Generator[Path]:
     except SafetensorError as error:  # what the safetensors library makes of one
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, not even what is not there can be removed
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(unfinished: Path, out: Path) -> Generator[None]:
+    """Inside, an OSError tells of what is in `unfinished` as of what will be in `out`: by the user's own name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # and `replacing` has told of the file in words
+            raise OSError(str(error).replace(str(unfinished), str(out))) from error
+        name = str(error.filename).replace(str(unfinished), str(out))
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 def replace_text(path: Path, text: str) -> None:

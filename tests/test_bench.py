@@ -103,11 +103,14 @@ def test_every_job_has_its_row(dtype: torch.dtype | None):
 @pytest.mark.usefixtures("quick")
 def test_a_model_of_ones_own_is_measured_in_its_own_dtype(tmp_path: Path):
     bench.save(bench.random_model("nano", torch.bfloat16), tmp_path / "model")
+    (tmp_path / "model" / "state").mkdir()
+    (tmp_path / "model" / "state" / "latest.safetensors").write_bytes(b"of a run, and no weights of the model")
     rows = list(bench.measure(str(tmp_path / "model"), "no such", torch.device("cpu"), None, print))
     assert (
         rows[2].bytes
         == work(to(initialise(PRESETS["nano"].config), torch.bfloat16), PRESETS["nano"].config, 1, 1, 21, 1)[0]
     )
+    assert rows[0].bytes == (tmp_path / "model" / "model.safetensors").stat().st_size
 
 
 @pytest.mark.usefixtures("quick")

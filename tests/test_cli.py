@@ -1,9 +1,11 @@
 """The command line as a user meets it: what it prints, and what it says when it is given something wrong."""
 
+import importlib.metadata
 import json
 import math
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -78,6 +80,11 @@ def test_predict_toy_shows_each_step() -> None:
     for word in ("1 vocabulary", "2 ids", "3 logits", "4 softmax", "5 top-k", "the → ", "add up to 1.00"):
         assert word in said
     assert len(re.findall(r"\d+\.\d\d %", said)) == 3
+    bracketed = do("predict", "--toy", "[bold] \x1b fox", env={**os.environ, "COLUMNS": "40"}).stdout
+    assert "[bold] → 1  ␛ → 0" in bracketed
+    assert re.search(r"\[bold\] [+-]\d\.\d\d", bracketed)
+    assert re.search(r"\[bold\] 0\.\d\d\d", bracketed)
+    assert "10 over" in bracketed  # on one line, however narrow
 
 
 def test_info_tells_every_number(made: Path) -> None:
@@ -139,9 +146,26 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "Unrecognized options: --stepz, 3; perhaps --steps; see: llucid train",
     ),
     "another's option": (("info", "{made}/run", "--json"), "Unrecognized options: --json; see: llucid info --help"),
-    "no number": (("train", "--steps", "many"), "--steps 'many': expected int; see: llucid train --help"),
+    "no number": (("train", "--steps", "many"), "--steps 'many': expected a whole number; see: llucid train --help"),
+    "no fraction": (("train", "--minutes", "a"), "--minutes 'a': expected a number; see: llucid train --help"),
+    "no value": (("generate", "{made}/run", "--seed"), "--seed: needs a value; see: llucid generate --help"),
+    "neither": (
+        ("train", "--model.tied-embeddings", "yes"),
+        "--model.tied-embeddings 'yes': expected one of 'True', 'False'; see: llucid train --help",
+    ),
+    "words without quotation marks": (
+        ("generate", "{made}/run", "the", "goose", "found"),
+        "goose, found: not expected here; a text of several words stands in quotation marks; see: llucid generate",
+    ),
+    "nothing to go on with": (
+        ("train", "--resume", "--out", "{tmp}/none"),
+        "--out {tmp}/none: there is no run here to go on with; to begin one, leave out --resume",
+    ),
     "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
-    "unknown choice": (("generate", "{made}/run", "--quantize", "3"), "Expected one of ('int8', 'int4')"),
+    "unknown choice": (
+        ("generate", "{made}/run", "--quantize", "3"),
+        "--quantize '3': expected one of 'int8', 'int4'; see",
+    ),
     "missing": (("convert", "{made}/run"), "error: missing: OUT, --to; see: llucid convert --help"),
     "toy and a model": (
         ("predict", "{made}/run", "the fox", "--toy"),
@@ -238,6 +262,27 @@ def test_help_of_every_command() -> None:
         assert f"usage: llucid {name}" in do(name, "--help").stdout
 
 
+def test_help_says_what_may_be_left_out() -> None:
+    assert "[MODEL]" in do("chat", "--help").stdout
+    assert "MODEL [PROMPT]\n" in do("generate", "--help").stdout
+    told = do("train", "--help").stdout + do("ladder", "--help").stdout
+    assert "--model.tied-embeddings {True,False}" in told
+    assert "None" not in told
+    assert "(default: )" not in told
+
+
+def test_version() -> None:
+    assert do("--version").stdout == f"llucid {importlib.metadata.version('llucid')}\n"
+
+
+def test_a_text_can_come_from_standard_input(made: Path) -> None:
+    """All of it but for the line break at its end, which a file has and a sentence that goes on has not."""
+    for words in (("generate", "--seed", 1, "--max-tokens", 9), ("predict",)):
+        named = do(*words, made / "run", PROMPT).stdout
+        assert do(*words, made / "run", "-", input=f"{PROMPT}\n").stdout == named
+    assert do("generate", made / "run", "-", "--max-tokens", 1, input="a\n\n").stdout.startswith("a\n")
+
+
 def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
     """As in `llucid generate … | head -1`."""
     shell = " ".join(command("generate", made / "run", "the", "--max-tokens", 3000)) + " | head -c 5"
@@ -316,5 +361,17 @@ def test_train_says_where_the_model_is_and_what_to_try(made: Path, tmp_path: Pat
     said = do(*short, cwd=tmp_path).stdout
     assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in said
     assert "    llucid generate runs/geese\n" in said
+    assert '    llucid predict runs/geese "the "\n' in said
     named = do(*short, "--out", "mine", cwd=tmp_path).stdout
     assert named.endswith("the model is in mine, its learning curve in mine/curve.png\n")
+
+
+def test_what_to_try_can_be_typed(tmp_path: Path) -> None:
+    """Also where a folder's name needs quotation marks, and the model has no letters of "the "."""
+    (tmp_path / "my genes.txt").write_text("GATTACA" * 99)
+    short = ("train", "--corpus", "my genes.txt", "--preset", "nano", "--steps", 1)
+    said = do(*short, cwd=tmp_path).stdout
+    tries = re.findall(r"^    llucid (.*'runs/my genes'.*)$", said, re.MULTILINE)
+    assert len(tries) == 3
+    for tried in tries:
+        do(*shlex.split(tried), cwd=tmp_path)

@@ -1,5 +1,6 @@
 """Files that are replaced: whole or not at all, and no more of what was there than the bytes."""
 
+import errno
 import os
 import stat
 import threading
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llucid.errors import LlucidError, one_line
-from llucid.files import replace_text
+from llucid.files import naming, replace_text
 
 
 def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
@@ -51,6 +52,25 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         replace_text(tmp_path / "file", "half" * 10_000 + "\ud800")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_where_nothing_can_be_written_the_user_s_own_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only file system, to remove what is not there is an error too, and must not be the one that is told."""
+
+    def refused(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: refused(path))
+    with pytest.raises(OSError, match="Read-only") as caught:
+        replace_text(tmp_path / "file", "new")
+    assert one_line(caught.value) == f"{tmp_path / 'file'}: Read-only file system"
+    unfinished = tmp_path / ".out.7.partial"
+    with pytest.raises(OSError, match="Read-only") as caught, naming(unfinished, tmp_path / "out"):
+        refused(unfinished / "state")
+    assert one_line(caught.value) == f"{tmp_path / 'out' / 'state'}: Read-only file system"
 
 
 def test_what_a_file_says_does_not_steer_the_terminal_that_an_error_is_shown_in() -> None:

@@ -44,7 +44,7 @@ def talk(
     LlucidError.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = Console(highlight=False, markup=False, emoji=False)
 
     def begin(format: str | None) -> Session:
         return Session(model, system=system, format=format, sampling=sampling, max_tokens=max_tokens, seed=seed)
@@ -58,7 +58,7 @@ def talk(
     if terminal:
         for told, style in ((f"{name}: {told_of(session)}", ""), (hint, ""), (KEYS, "dim")):
             if told:
-                console.print(told, style=style, soft_wrap=False)
+                console.print(told, style=style)
         in_terminal(session, console)
     else:
         through_pipe(session)
@@ -146,6 +146,8 @@ def set_(session: Session, rest: str) -> str:
     name, value = name.replace("-", "_"), value.strip()
     if name not in KINDS:
         raise LlucidError(f"/set {name}: not known; expected one of: {', '.join(KINDS)}")
+    if not value:
+        raise LlucidError(f"/set {name} needs a value; /set alone shows all of them")
     try:
         number = None if value == "off" and name in CAN_BE_OFF else KINDS[name](value)
     except ValueError as error:
@@ -276,6 +278,7 @@ def prompting(session: Session) -> "PromptSession[str]":
         ),
         complete_while_typing=False,
         prompt_continuation="  ",
+        enable_suspend=True,  # Ctrl-Z
         bottom_toolbar=lambda: bottom(session),
     )
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Generator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError, one_line
+from llucid.files import naming
 from llucid.llama_c import threads
 from llucid.mapped import KINDS
 from llucid.tokenizers import load_tokenizer
@@ -34,7 +36,8 @@ FORMATS = ("huggingface", "meta", "llama2c", "gguf")
 def room_of(path: Path) -> tuple[str, Room]:
     """The format of what is at `path`, by its content. Raises LlucidError if it is of none."""
     if not path.exists():
-        raise LlucidError(f"{path}: there is no such file or folder; train a model with: llucid train --out {path}")
+        command = f"llucid train --out {shlex.quote(str(path))}"
+        raise LlucidError(f"{path}: there is no such file or folder; train a model with: {command}")
     for name in FORMATS:
         if (room := _room(name)).recognises(path):
             return name, room
@@ -164,14 +167,12 @@ def describe(path: str | Path) -> dict[str, str]:
     name, room = room_of(path)
     config = room.read_config(path)
     header = room.read_header(path).values()
-    weight_files = getattr(room, "weight_files", lambda file: [file])  # of rooms whose models are folders
-    size = sum(file.stat().st_size for file in weight_files(path))
     same = [name for name, preset in PRESETS.items() if preset.config == config]
     facts = {
         "format": name,
         "family": f"Llama, size {same[0]}" if same else "Llama, of a size of its own",
         "parameters": f"{config.parameters:,}",
-        "bytes": f"{size:,}",
+        "bytes": f"{size_of(path):,}",
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
@@ -182,6 +183,12 @@ def describe(path: str | Path) -> dict[str, str]:
         facts["tokenizer"] = f"none ({one_line(error)})"
     facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "nothing"
     return facts | {item.name: str(getattr(config, item.name)) for item in fields(config)}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of the files that hold the weights of the model at `path`."""
+    weight_files = getattr(room_of(path)[1], "weight_files", lambda file: [file])  # of rooms whose models are folders
+    return sum(file.stat().st_size for file in weight_files(path))
 
 
 def save(
@@ -219,14 +226,11 @@ def _new_folder(out: Path) -> Generator[Path]:
         yield out
         return
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    unfinished.mkdir(parents=True)
     try:
-        yield unfinished
-        unfinished.rename(out)
-    except OSError as error:  # tells of the folder by the name that the user gave it
-        if error.filename is None:  # and `replacing` has told of the file in words
-            raise OSError(str(error).replace(unfinished.name, out.name)) from error
-        raise OSError(error.errno, error.strerror, str(error.filename).replace(unfinished.name, out.name)) from error
+        with naming(unfinished, out):
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,11 @@ MADE = (("train.toml", "state"), ("ladder.png", "metrics.json"))
 
 
 class Corpus(NamedTuple):
-    """Files of UTF-8 text, read as one, and what is known about their language."""
+    """Files of UTF-8 text, read as one, and what is known about their language.
+
+    As Python reads text, each line ends with a line feed, whatever ends it in the file; and a file's byte order mark,
+    with which some editors begin it, is no text.
+    """
 
     name: str
     files: tuple[Path, ...]
@@ -60,12 +65,14 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
         offset += size
         if first >= last:
             continue
-        decoder = codecs.getincrementaldecoder("utf-8")()
+        characters = codecs.getincrementaldecoder("utf-8" if first else "utf-8-sig")()
+        decoder = io.IncrementalNewlineDecoder(characters, translate=True)
         with open(file, "rb") as opened:
-            opened.seek(first)
-            if first:  # a character that began before belongs to the other split
-                while (head := opened.read(1)) and 0x80 <= head[0] < 0xC0:
-                    pass
+            opened.seek(max(first - 1, 0))
+            if first:  # a character that began before, or a line's end, belongs to the other split
+                before = opened.read(1)
+                while (head := opened.read(1)) and (0x80 <= head[0] < 0xC0 or before + head == b"\r\n"):
+                    before = head
                 opened.seek(-len(head), os.SEEK_CUR)
             try:
                 while (at := opened.tell()) < last:
@@ -74,10 +81,12 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
                 while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
                     if piece := decoder.decode(byte):
                         yield piece
-                decoder.decode(b"", final=True)
+                if piece := decoder.decode(b"", final=True):  # a line's end that might have been half of one
+                    yield piece
             except UnicodeDecodeError as error:
+                at = opened.tell() - len(error.object) + error.start
                 raise LlucidError(
-                    f"{file}: not a UTF-8 text file ({error.reason} near byte {opened.tell()})"
+                    f"{file}: not a UTF-8 text file ({error.reason} at byte {at}); save it as UTF-8, or leave it out"
                 ) from error
 
 
@@ -103,7 +112,7 @@ def open_corpus(names: Sequence[str]) -> Corpus:
     files: list[Path] = []
     for name in names:
         path = Path(name)
-        if not path.exists():
+        if not name or not path.exists():
             if len(names) > 1 and name in ("shakespeare", "fables"):
                 raise LlucidError(
                     f"--corpus {' '.join(names)}: shakespeare and fables stand alone; give one of them, or only paths"

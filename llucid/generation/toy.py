@@ -1,10 +1,14 @@
 """What a Llama does to say what comes next, in front of the reader, with a vocabulary of a few words."""
 
+from collections.abc import Iterable
+
 import torch
+from rich.columns import Columns
 from rich.console import Console
+from rich.text import Text
 
 from llucid.config import Config
-from llucid.errors import LlucidError
+from llucid.errors import SHOWN, LlucidError
 from llucid.generation.predictions import Prediction, table
 from llucid.llama import llama
 from llucid.weights import initialise, tree_map
@@ -23,7 +27,6 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     if top_k < 1:
         raise LlucidError(f"--top-k {top_k}: must be at least 1")
     vocabulary = sorted({*WORDS, *words})
-    numbered = "  ".join(f"{number} {word}" for number, word in enumerate(vocabulary))
     ids = torch.tensor([[vocabulary.index(word) for word in words]])
     config = Config(
         dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_dim=32, vocab_size=len(vocabulary), context=len(words)
@@ -34,18 +37,20 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     probabilities = logits.softmax(-1)
 
     def say(title: str, explanation: str) -> None:
-        console.print(f"\n[bold]{title}[/bold]  {explanation}", highlight=False)
+        console.print()
+        console.print(Text(title, "bold"), Text(f" {explanation}"))
+
+    def show(facts: Iterable[str]) -> None:
+        console.print(Columns([Text(fact.translate(SHOWN)) for fact in facts], padding=(0, 2)))
 
     say("1 vocabulary", f"the {len(vocabulary)} words that this model knows, each with its id")
-    console.print(numbered, highlight=False, markup=False)
+    show(f"{number} {word}" for number, word in enumerate(vocabulary))
     say("2 ids", "the text as the model sees it")
-    console.print(
-        "  ".join(f"{word} → {number}" for word, number in zip(words, ids[0].tolist(), strict=True)), markup=False
-    )
+    show(f"{word} → {number}" for word, number in zip(words, ids[0].tolist(), strict=True))
     say("3 logits", f"{config.parameters:,} random weights turn the ids into one score a word (llucid.llama.llama)")
-    console.print("  ".join(f"{word} {score:+.2f}" for word, score in zip(vocabulary, logits.tolist(), strict=True)))
+    show(f"{word} {score:+.2f}" for word, score in zip(vocabulary, logits.tolist(), strict=True))
     say("4 softmax", f"exp(score) / Σ exp(score): probabilities, which add up to {probabilities.sum():.2f}")
-    console.print("  ".join(f"{word} {p:.3f}" for word, p in zip(vocabulary, probabilities.tolist(), strict=True)))
+    show(f"{word} {p:.3f}" for word, p in zip(vocabulary, probabilities.tolist(), strict=True))
     say("5 top-k", f"the {min(top_k, len(vocabulary))} likeliest words behind “{text}”")
     values, order = probabilities.topk(min(top_k, len(vocabulary)))
     best = zip(order.tolist(), values.tolist(), strict=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 from llucid.ladder import Rung
 from llucid.ladder.checks import Check
 from llucid.ladder.verdicts import Result, noise, sentence, verdicts
-from llucid.training.report import clock
+from llucid.training.report import clock, excerpt
 
 COLOURS = {"better": "green", "worse": "red", "cheats": "red", "chance": "yellow"}
 
@@ -86,8 +86,8 @@ class Report:
         self.console.print(f"   {line.replace('-', '−')}", highlight=False)
         if result.peeks:
             self.console.print(f"   {sentence(result, verdict, None, self.corpus)}", style="red", highlight=False)
-        for written in [text for text in result.sample.splitlines() if text.strip()][:3]:
-            self.console.print(f"     {written[:74]}", style="dim", highlight=False, markup=False)
+        for written in excerpt(result.sample, min(74, self.console.width - 5)):
+            self.console.print(f"     {written}", style="dim", highlight=False, markup=False, emoji=False)
 
     def summary(self) -> None:
         """The table, and what each change was worth."""

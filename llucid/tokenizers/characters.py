@@ -33,9 +33,9 @@ class Characters:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         ids = self.ids[points]
         if (ids < 0).any():
-            unknown = "".join(sorted({chr(point) for point in points[ids < 0]})[:10])
+            unknown = ", ".join(repr(chr(point)) for point in sorted(set(points[ids < 0].tolist()))[:10])
             raise LlucidError(
-                f"{unknown!r} cannot be encoded: this tokenizer knows the {self.vocab_size} characters it was made "
+                f"{unknown} cannot be encoded: this tokenizer knows the {self.vocab_size} characters it was made "
                 "from and no others; leave such characters out, or train with --tokenizer bpe:1024"
             )
         return ids

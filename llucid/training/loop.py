@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import signal
 import sys
 import threading
@@ -111,8 +112,9 @@ def train(settings: Settings, console: Console) -> Path:
             logbook.save(state._replace(progress=progress))
             logbook.draw()
     if share_done(settings, progress) < 1:
-        more = f"llucid train --resume --out {task.out}"
-        console.print(f"stopped at step {progress.step}; go on with: {more}", highlight=False)
+        more = f"llucid train --resume --out {shlex.quote(str(task.out))}"
+        told = f"stopped at step {progress.step}; go on with: {more}"
+        console.print(told, highlight=False, markup=False, soft_wrap=True)
     return task.out
 
 
@@ -131,7 +133,11 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
             raise LlucidError(
                 "--resume takes everything from the run: only --out, --device, --backend, --stop-after go with it"
             )
-        kept = read_toml(Path(str(settings.out)) / "train.toml")
+        if not (toml := Path(str(settings.out)) / "train.toml").is_file():
+            raise LlucidError(
+                f"--out {settings.out}: there is no run here to go on with; to begin one, leave out --resume"
+            )
+        kept = read_toml(toml)
         given |= {name: given[name] or getattr(kept, name) for name in ("device", "backend")}
         settings = dataclasses.replace(kept, resume=True, **given)
     device = device_of(settings)
@@ -140,7 +146,7 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
     if settings.resume:
         out = Path(str(settings.out))
         base = None
-        told = f"--chat {settings.chat}" if settings.chat else f"--corpus {' '.join(settings.corpus)}"
+        told = shlex.join(["--chat", settings.chat] if settings.chat else ["--corpus", *settings.corpus])
         run.refuse_changed(out, corpus, told)
         tokenizer = load_tokenizer(out)
     else:
@@ -194,6 +200,7 @@ class Logbook:
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are wanted
         self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
+        self.measuring = 0.0  # seconds, over all measurements so far
 
     def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
         """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
@@ -202,11 +209,11 @@ class Logbook:
             self.report.now(progress.step, loss.item() * self.per_character, *self.speed(progress))
 
     def speed(self, progress: Progress) -> tuple[float, float]:
-        """Tokens per second in this process, and the seconds left."""
-        tokens = self.task.config.context * int(self.task.settings.batch or 0)
-        seconds = max(progress.seconds - self.first.seconds, 1e-9)
+        """Tokens per second of training in this process, measurements left out, and the seconds left."""
+        tokens = (progress.step - self.first.step) * self.task.config.context * int(self.task.settings.batch or 0)
+        seconds = progress.seconds - self.first.seconds
         done, before = share_done(self.task.settings, progress), share_done(self.task.settings, self.first)
-        return (progress.step - self.first.step) * tokens / seconds, seconds * (1 - done) / max(done - before, 1e-9)
+        return tokens / max(seconds - self.measuring, 1e-9), max(seconds, 1e-9) * (1 - done) / max(done - before, 1e-9)
 
     def flush(self, figures: dict[str, Any]) -> float:
         """Writes the steps noted so far, and `figures` with the newest; returns its loss in nats per character.
@@ -235,7 +242,7 @@ class Logbook:
 
     def measure(self, state: State) -> Progress:
         """Evaluates, keeps the model if it is the best so far, saves the state, writes a sample and draws the curve."""
-        task, progress = self.task, state.progress
+        task, progress, begun = self.task, state.progress, time.perf_counter()
         if not torch.stack([loss for _, _, loss in self.unwritten]).isfinite().all():
             self.flush({})
         weights = tree_map(torch.Tensor.detach, task.backend.weights(state.weights))
@@ -259,6 +266,7 @@ class Logbook:
         self.report.measured(
             progress.step, loss, validation * self.per_character, length, sample, *self.speed(progress)
         )
+        self.measuring += time.perf_counter() - begun
         return progress
 
     def due(self) -> bool:

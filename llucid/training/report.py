@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
+from rich.cells import chop_cells
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
 from llucid.config import Config
+from llucid.errors import SHOWN
 from llucid.training.recipes import window
 from llucid.training.settings import Settings
 
@@ -18,6 +20,12 @@ def clock(seconds: float) -> str:
     """Seconds as 1:23 or 1:02:03."""
     minutes, rest = divmod(round(max(0.0, seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def excerpt(sample: str, width: int) -> list[str]:
+    """The first three lines of a sample that are not empty, for a terminal, each of `width` cells at most."""
+    lines = [line for line in sample.translate(SHOWN).splitlines() if line.strip()]
+    return [chop_cells(line.expandtabs(), max(2, width))[0] for line in lines[:3]]
 
 
 @contextmanager
@@ -49,7 +57,8 @@ class Report:
 
     def begin(self, settings: Settings, config: Config, step: int) -> None:
         """Says what is trained, for how long, and what the figures mean that come."""
-        length = f"{settings.steps:,} steps" if settings.steps else f"{settings.minutes:g} minutes"
+        length = f"{settings.steps:,} step" if settings.steps else f"{settings.minutes:g} minute"
+        length += "" if length.startswith("1 ") else "s"
         size = f"{settings.preset or settings.base}, {config.parameters:,} parameters"
         after = f", from step {step} on" if step else ""
         floor = "; no model gets below the floor, the entropy of the text" if self.floor else ""
@@ -73,12 +82,12 @@ class Report:
     def now(self, step: int, loss: float, tokens_per_second: float, left: float) -> None:
         """Renews the live line. `loss` in nats per character, `left` in seconds."""
         self.renewed = time.perf_counter()
-        self.bar.update(self.task, description=self.line(step, loss, self.validation, tokens_per_second, left))
+        figures = self.line(step, loss, self.validation, tokens_per_second)
+        self.bar.update(self.task, description=f"{figures}  {clock(left)} left")
 
-    def line(self, step: int, loss: float, validation: str, tokens_per_second: float, left: float) -> str:
-        """All figures in one line; the live one fits a terminal of 80 columns."""
-        figures = f"step {step:<5} train {loss:.3f}  {validation}{self.floor}"
-        return f"{figures}{tokens_per_second:,.0f} tokens/s  {clock(left)} left"
+    def line(self, step: int, loss: float, validation: str, tokens_per_second: float) -> str:
+        """The figures in one line that fits a terminal of 80 columns, most times."""
+        return f"step {step:<5} train {loss:.3f}  {validation}{self.floor}{tokens_per_second:,.0f} tokens/s"
 
     def measured(
         self,
@@ -95,8 +104,10 @@ class Report:
         `validation` is in nats per character; `window`, its tokens, is told of while it is shorter than the context.
         """
         self.validation = f"val {validation:.3f}  "
-        told = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits/char  "
+        told = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits  "
         told += f"window {window}  " if window < self.context else ""
-        self.console.print(self.line(step, loss, told, tokens_per_second, left), highlight=False)
-        for written in [text for text in sample.splitlines() if text.strip()][:3]:
-            self.console.print(f"    {written[:76]}", style="dim", highlight=False, markup=False)
+        line = self.line(step, loss, told, tokens_per_second)
+        line += "" if self.console.is_terminal else f"  {clock(left)} left"  # which the live line says there
+        self.console.print(line, highlight=False)
+        for written in excerpt(sample, min(76, self.console.width - 4)):
+            self.console.print(f"    {written}", style="dim", highlight=False, markup=False, emoji=False)

@@ -11,6 +11,7 @@ kill at any moment leaves a folder that opens and a run that goes on.
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from llucid.checkpoints import Model, save
 from llucid.config import Config
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import replace_text, replacing
+from llucid.files import naming, replace_text, replacing
 from llucid.training.settings import Settings, write_toml
 from llucid.weights import Weights, assemble, named_leaves
 
@@ -59,28 +60,28 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout:
 
     A folder that is there, and empty, is filled and not replaced: a shell may be in it, or a disk mounted there.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     there = out.is_dir()
     unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
     try:
-        (unfinished / "state").mkdir(parents=True, exist_ok=True)
-        save(model, unfinished)
-        replace_text(unfinished / "train.toml", write_toml(settings))
-        replace_text(unfinished / "metrics.jsonl", "")
-        replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
-        save_state(unfinished, model.weights, {}, dropout, Progress())
-        if there:
-            for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
-                made.rename(out / made.name)
-        else:
-            unfinished.rename(out)
+        with naming(unfinished, out):
+            (unfinished / "state").mkdir(parents=True, exist_ok=True)
+            save(model, unfinished)
+            replace_text(unfinished / "train.toml", write_toml(settings))
+            replace_text(unfinished / "metrics.jsonl", "")
+            replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+            save_state(unfinished, model.weights, {}, dropout, Progress())
+            if there:
+                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
+                    made.rename(out / made.name)
+            else:
+                unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def refuse_changed(out: Path, corpus: Corpus, told: str) -> None:
     """Raises LlucidError if the run in `out` has no state, or began with another text than `corpus`, `told` so."""
-    instead = f"llucid train --base {out} {told}"
+    instead = f"llucid train --base {shlex.quote(str(out))} {told}"
     state, kept = out / "state" / "latest.safetensors", out / "state" / "corpus.sha256"
     if not state.is_file():
         raise LlucidError(

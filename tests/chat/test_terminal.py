@@ -220,7 +220,7 @@ def test_settings_are_set_or_refused(session: Session) -> None:
     assert session.sampling.top_k is None
     for line, says in {
         "/set wings 2": "/set wings: not known; expected one of: temperature",
-        "/set temperature": "/set temperature : not a number",
+        "/set temperature": "/set temperature needs a value",
         "/set temperature off": "not a number",
         "/set temperature -1": "--temperature -1.0: must be",
         "/set top_k 1.5": "/set top_k 1.5: not a whole number",
@@ -287,7 +287,19 @@ def test_no_word_breaks_at_the_edge(tmp_path: Path, open_terminal: Callable[...,
     terminal.see(f"\r\n{line}\r\n{LETTERS} abcde\r\n")
     terminal.ask(f"/save {saved}")
     terminal.see("2 messages saved")
+    terminal.ask(f"/{'f' * 40}")
+    terminal.see("message, begin \r\nwith //")
     assert json.loads(saved.read_text())["messages"][1]["content"] == f"{line} {LETTERS} abcde"
 
     terminal = open_terminal("generate", tmp_path / "words", "see a", *spoken)
     terminal.see(f"see {line}\r\n{LETTERS}")
+
+
+def test_ctrl_z_is_no_letter(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
+    """It suspends; here it does nothing, since there is no shell that could let the program go on."""
+    terminal = open_terminal("chat", endless, "--max-tokens", 3)
+    terminal.ask("\x1aWho?")
+    terminal.see("cut off")
+    terminal.ask(f"/save {tmp_path / 'talk.json'}")
+    terminal.see("2 messages saved")
+    assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == "Who?"

@@ -20,13 +20,41 @@ def corpus_of(folder: Path, *texts: str) -> Corpus:
     return open_corpus([str(folder)])
 
 
-@pytest.mark.parametrize("texts", [("abc" * 30,), ("é漢😀x" * 25,), ("", "漢", "😀" * 9, "a\r\nb", "é" * 7)], ids=str)
+@pytest.mark.parametrize("texts", [("abc" * 30,), ("é漢😀x" * 25,), ("", "漢", "😀" * 9, "a\n\nb", "é" * 7)], ids=str)
 def test_splits_part_the_text_and_lose_nothing(tmp_path: Path, texts: tuple[str, ...]) -> None:
     corpus = corpus_of(tmp_path, *texts)
     train, validation = ("".join(corpus.text(split)) for split in ("train", "validation"))
     assert train + validation == "".join(texts)
     border = int(0.9 * corpus.size())
     assert border <= len(train.encode()) < border + 4  # at most the rest of a character more
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 1 << 20])
+def test_lines_end_as_python_reads_them_and_marks_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Wherever the border is: also between the two bytes of a line's end, whose half is not read as another."""
+    monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
+    for length in range(40):
+        text = "\ufeff" + "é" * length + "\r\n\r\n\rfour\ufeff\n\r\n" * 7 + "\r"
+        (tmp_path / "a.txt").write_bytes(text.encode())
+        corpus = open_corpus([str(tmp_path / "a.txt")])
+        assert "".join(itertools.chain(corpus.text("train"), corpus.text("validation"))) == (
+            (tmp_path / "a.txt").read_text(encoding="utf-8-sig")
+        )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("text", "at"), [(b"\xe9t\xe9", 0), ("漢字".encode() + b"ab\xff" + b"c" * 90, 8), (b"ab" * 9 + b"\xe6", 18)]
+)
+def test_the_byte_that_is_no_text_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, text: bytes, at: int
+) -> None:
+    monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
+    (tmp_path / "a.txt").write_bytes(text)
+    with pytest.raises(LlucidError, match=f"at byte {at}\\); save it as UTF-8"):
+        [list(open_corpus([str(tmp_path / "a.txt")]).text(split)) for split in ("train", "validation")]
 
 
 def test_shakespeare_is_split_as_nanogpt_splits_it(data: Path) -> None:
@@ -118,6 +146,8 @@ def test_a_long_validation_split_is_sampled_evenly(tmp_path: Path, monkeypatch: 
 def test_what_is_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(LlucidError, match="no such file"):
         open_corpus([str(tmp_path / "nothing")])
+    with pytest.raises(LlucidError, match="no such file"):
+        open_corpus([""])
     with pytest.raises(LlucidError, match="there is no text"):
         open_corpus([str(tmp_path)])
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n" * 20)

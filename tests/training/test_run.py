@@ -1,5 +1,6 @@
 """Runs: what they leave, how they go on, and what they survive."""
 
+import io
 import json
 import math
 import os
@@ -11,10 +12,12 @@ import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from rich.cells import cell_len
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -26,6 +29,7 @@ from llucid.corpora.tokens import tokenise
 from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.training import loop, run
+from llucid.training.report import Report
 from llucid.training.run import Metrics
 from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
 from llucid.training.step import evaluate
@@ -407,7 +411,45 @@ def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Pa
     lines = [line for line in console.export_text().splitlines() if not line.startswith("    ")]
     assert len(lines) == 3
     assert re.fullmatch(r"training nano, [\d,]+ parameters, on \w+ for 4 steps; losses are in nats .*", lines[0])
-    assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits/char  .* tokens/s  0:00 left", lines[2])
+    assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits  .* tokens/s  0:00 left", lines[2])
+
+
+def test_a_measurement_fits_a_terminal() -> None:
+    """Into 80 columns, as the default run has them; what the model writes is cut by its width, and steers nothing."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    report = Report(console, floor=None, context=256)
+    report.measured(1500, 1.6, 1.7, 64, "\n\n" + "漢" * 60 + "\n[bold]\t:smile:\x1b[31m\x0e\r\nc\nd", 142_876.0, 72.0)
+    first, *sample = console.file.getvalue().splitlines()
+    assert first == "step 1500  train 1.600  val 1.700 nats 2.453 bits  window 64  142,876 tokens/s"
+    assert sample == ["    " + "漢" * 38, "    [bold]  :smile:␛[31m␎␍", "    c"]
+    narrow = Console(file=io.StringIO(), force_terminal=True, width=20, color_system=None)
+    Report(narrow, floor=None, context=64).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
+    assert max(cell_len(line) for line in narrow.file.getvalue().splitlines()) <= 20
+
+
+def test_the_time_that_measuring_takes_slows_no_training_down(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the tokens per second that are told: a second that measuring takes on a clock of the test's own."""
+    now, told = 0.0, list[object]()
+    take, measure = loop.training_batch, loop.evaluate
+
+    def batch(*arguments: Any) -> object:
+        nonlocal now
+        now += 0.5
+        return take(*arguments)
+
+    def slowly(*arguments: Any) -> float:
+        nonlocal now
+        now += 10
+        return measure(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(loop, "evaluate", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(Report, "measured", lambda *figures: told.append(figures[-2]))
+    here(*fresh(corpus, tmp_path / "out", "--steps", 8))
+    assert told == [4 * 16 / 0.5] * 4
 
 
 @pytest.mark.slow
