@@ -60,7 +60,8 @@ class StreamingDecoder:
     """The text of ids that come one at a time, of which no piece ends within a character.
 
     A piece is what the newest id adds to the text of the ones before it. While that text ends in U+FFFD, the bytes of
-    a character may still be arriving, and these U+FFFD wait. All pieces and what `finish` returns are the whole text.
+    a character may still be arriving, and these U+FFFD wait. All pieces and what `finish` returns are the whole text,
+    but where a run of bytes is no text: some tokenizers make U+FFFD of all of it, and so of what had been shown.
     """
 
     def __init__(self, tokenizer: Tokenizer, ids: Sequence[int] = ()) -> None:

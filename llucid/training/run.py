@@ -64,7 +64,8 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout:
     unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
     try:
         with naming(unfinished, out):
-            (unfinished / "state").mkdir(parents=True, exist_ok=True)
+            unfinished.mkdir(parents=True, exist_ok=True)
+            (unfinished / "state").mkdir(exist_ok=True)
             save(model, unfinished)
             replace_text(unfinished / "train.toml", write_toml(settings))
             replace_text(unfinished / "metrics.jsonl", "")
