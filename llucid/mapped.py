@@ -80,14 +80,12 @@ def packed(blocks: UInt8[NDArray[np.uint8], "rows groups bytes"]) -> Packed:
     rows, groups, size = blocks.shape
     tiles, quads = -(-rows // TILE), (size - 2) // 4
     words, scales = np.zeros((tiles, groups, quads, TILE), np.int32), np.zeros((tiles, groups, TILE), np.float16)
-    whole, step = rows // TILE, max(1, 2**13 // groups)
+    numbers, scale = blocks[..., 2:].view(np.int32), blocks[..., :2].view(np.float16)[..., 0]
+    whole, step = rows // TILE, max(1, 2**11 // groups)
     for start, end in [*((start, min(start + step, whole)) for start in range(0, whole, step)), (whole, tiles)]:
-        part = blocks[start * TILE : end * TILE]
-        height = TILE if end <= whole else len(part)  # of the last tile, which may have fewer rows
-        numbers, scale = (np.ascontiguousarray(side) for side in (part[..., 2:], part[..., :2]))
-        numbers = numbers.view(np.int32).reshape(-1, height, groups, quads)
-        words[start:end, ..., :height] = numbers.transpose(0, 2, 3, 1)
-        scales[start:end, ..., :height] = scale.view(np.float16).reshape(-1, height, groups).swapaxes(1, 2)
-    if quads == 8:  # from a sign to + 128
-        np.bitwise_xor(words, np.int32(-0x7F7F7F80), out=words)
+        part, height = slice(start * TILE, end * TILE), TILE if end <= whole else rows % TILE
+        words[start:end, ..., :height] = numbers[part].reshape(-1, height, groups, quads).transpose(0, 2, 3, 1)
+        if quads == 8:  # from a sign to + 128, while it is in the processor's cache
+            words[start:end] ^= np.int32(-0x7F7F7F80)
+        scales[start:end, ..., :height] = scale[part].reshape(-1, height, groups).swapaxes(1, 2)
     return Packed(words[..., None].view(np.uint8), scales, rows)
