@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import count, islice, pairwise
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -356,10 +356,17 @@ def keep(options: argparse.Namespace, name: str, found: dict[str, list[float]]) 
     known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     rounded = {who: [float(f"{rate:.4g}") for rate in rates] for who, rates in found.items()}
     known[name] = {"on": machine(torch.device("cpu")), "date": time.strftime("%Y-%m-%d"), "tokens_per_second": rounded}
+    known = dict(sorted(known.items(), key=place))
     file.write_text(json.dumps(known, indent=1) + "\n")
     (options.out / "peers.md").write_text(table(known))
     chart(known, options.out / "peers.png")
     print("\n".join(table({name: known[name]}).splitlines()[-1:]), flush=True)
+
+
+def place(contest: tuple[str, Any]) -> tuple[int, int]:
+    """Where a contest stands: by its job, then as its size stands among the presets."""
+    job, size = contest[0].split(", ")[:2]
+    return ["prefill", "decode", "batch", "train"].index(job), [*PRESETS, size].index(size)
 
 
 def table(known: dict[str, Any]) -> str:
@@ -388,23 +395,25 @@ def chart(known: dict[str, Any], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    columns = 3
-    figure, axes = pyplot.subplots(-(-len(known) // columns), columns, figsize=(11, 2.4 * -(-len(known) // columns)))
-    for panel, number in zip(axes.flat, count(), strict=False):
-        if number >= len(known):
+    columns = 4  # sizes and dtypes; a row for each job
+    figure, axes = pyplot.subplots(-(-len(known) // columns), columns, figsize=(14, 2.2 * -(-len(known) // columns)))
+    for panel, (name, contest) in zip_longest(axes.flat, known.items(), fillvalue=(None, None)):
+        if name is None:
             panel.axis("off")
             continue
-        name, contest = list(known.items())[number]
         rates = {who: statistics.median(all_of) for who, all_of in contest["tokens_per_second"].items()}
         limit = rates.pop("limit", None)
-        colours = ["#c44e52" if who == "llucid" else "#b0b0b0" for who in rates]
-        panel.bar_label(
-            panel.barh(list(rates), list(rates.values()), color=colours), fmt="{:,.0f}", padding=2, fontsize=8
-        )
+        bars = panel.barh(list(rates), list(rates.values()), color=["#c44e52", *["#b0b0b0"] * (len(rates) - 1)])
+        labels = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" for rate in rates.values()]
+        for label in panel.bar_label(bars, labels, padding=3, fontsize=8):
+            label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.5})
         if limit:
             panel.axvline(limit, color="black", linestyle="--", linewidth=1)
-        panel.set_xlim(0, 1.15 * max([*rates.values(), limit or 0]))
+        panel.set_xlim(0, 1.25 * max([*rates.values(), limit or 0]))
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         panel.invert_yaxis()
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=8)
