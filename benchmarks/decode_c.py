@@ -5,8 +5,9 @@
 needs llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary llama-cpp-python`; --site
 names the folder if it was installed with --target) and the tokenizers in $LLUCID_DATA. Weights are random, written by
 our own export and kept in --folder. A round is: memory, llucid, llama.cpp, of each the median over the tokens; then the
-medians over the rounds. `--process` times whole commands: `llucid generate`, a C program around libllama that loads,
-reads the prompt, and writes as many tokens greedily, and, where --cli says where it is, llama.cpp's llama-cli.
+medians over the rounds. `--prompts 32 512` times the reading of prompts of so many tokens. `--process` times whole
+commands: `llucid generate`, a C program around libllama that loads, reads the prompt, and writes as many tokens
+greedily, and, where --cli says where it is, llama.cpp's llama-cli.
 """
 
 import argparse
@@ -28,7 +29,7 @@ import torch
 import llucid
 from llucid.checkpoints import Model, load, save
 from llucid.config import PRESETS
-from llucid.generation.reading import empty_context
+from llucid.generation.reading import empty_context, read
 from llucid.llama_c import compiler, decode_step
 from llucid.quantize import Quantized
 from llucid.tokenizers import load_tokenizer
@@ -149,29 +150,52 @@ def ours(model: Model, tokens: int) -> Callable[[], float]:
     return once
 
 
-def theirs(path: Path, tokens: int, threads: int) -> Callable[[], float]:
-    """The same of llama.cpp."""
+def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
+    """llama.cpp's context, as the seconds that it takes to read so many tokens, after others or anew."""
     cpp: Any = importlib.import_module("llama_cpp")
     silent = cpp.llama_log_callback(lambda level, text, data: None)
     cpp.llama_log_set(silent, ctypes.c_void_p(0))
     cpp.llama_backend_init()
     model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
     parameters = cpp.llama_context_default_params()
-    parameters.n_ctx, parameters.n_threads, parameters.n_threads_batch = 512, threads, threads
+    parameters.n_ctx, parameters.n_threads, parameters.n_threads_batch = 2048, threads, threads
     context = cpp.llama_init_from_model(model, parameters)
 
-    def once(kept: object = silent) -> float:
-        cpp.llama_kv_self_clear(context)
-        seconds: list[float] = []
-        for token in range(tokens):
-            one = (cpp.llama_token * 1)(token + 10)
-            begun = time.perf_counter()
-            assert cpp.llama_decode(context, cpp.llama_batch_get_one(one, 1)) == 0
-            cpp.llama_get_logits(context)
-            seconds.append(time.perf_counter() - begun)
-        return statistics.median(seconds)
+    def seconds_of(tokens: list[int], anew: bool, kept: object = silent) -> float:
+        if anew:
+            cpp.llama_kv_self_clear(context)
+        begun = time.perf_counter()
+        given = (cpp.llama_token * len(tokens))(*tokens)
+        assert cpp.llama_decode(context, cpp.llama_batch_get_one(given, len(tokens))) == 0
+        cpp.llama_get_logits(context)
+        return time.perf_counter() - begun
 
-    return once
+    return seconds_of
+
+
+def theirs(path: Path, tokens: int, threads: int) -> Callable[[], float]:
+    """`ours` of llama.cpp."""
+    seconds_of = opened(path, threads)
+    return lambda: statistics.median(seconds_of([token + 10], token == 0) for token in range(tokens))
+
+
+def prompts(options: argparse.Namespace, scratch: Path) -> None:
+    """Reading prompts, in turn, to the scores of what follows the last token."""
+    print("| shape | form | tokens | llucid, seconds | llama.cpp | ratio (of pairs) |\n|---|---|---|---|---|---|")
+    for shape in options.shape:
+        for kind in options.kind:
+            path = made(options.folder, shape, kind)
+            model, other = load(path, device="cpu", quantize="file"), opened(path, torch.get_num_threads())
+            step = decode_step(model.weights, model.config)
+            for count in options.prompts:
+                ids, rows = list(range(10, 10 + count)), list[tuple[float, float]]()
+                for _ in range(options.rounds + 1):
+                    begun = time.perf_counter()
+                    read(model.weights, model.config, empty_context(model.weights, model.config, 1, count), [ids], step)
+                    rows.append((time.perf_counter() - begun, other(ids, True)))
+                mine, their = (statistics.median(column) for column in zip(*rows[1:], strict=True))
+                ratio = statistics.median(b / a for a, b in rows[1:])
+                print(f"| {shape} | {kind} | {count} | {mine:.2f} | {their:.2f} | {ratio:.2f} |", flush=True)
 
 
 def steps(options: argparse.Namespace, scratch: Path) -> None:
@@ -259,6 +283,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="100 of the small shape and 16 of the large one, unless given")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")
     parser.add_argument("--site", help="where llama_cpp is, if Python does not find it")
+    parser.add_argument("--prompts", nargs="+", type=int, help="time prompts of so many tokens, at most 2,000")
     parser.add_argument("--process", action="store_true", help="time whole commands")
     parser.add_argument("--cli", type=Path, help="llama.cpp's own command, llama-cli, to be timed as well")
     parser.add_argument("--make", action="store_true", help="only make the files")
@@ -272,7 +297,7 @@ def main() -> None:
         return
     print(f"llucid {Path(llucid.__file__ or '').parent}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as scratch:
-        (processes if options.process else steps)(options, Path(scratch))
+        (processes if options.process else prompts if options.prompts else steps)(options, Path(scratch))
 
 
 if __name__ == "__main__":
