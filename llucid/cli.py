@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -311,6 +312,8 @@ class Convert:
     def run(self) -> None:
         """Writes, with a bar if it takes longer than two seconds, and tells what opening it will have to guess."""
         from llucid.checkpoints import convert, describe
+        from llucid.checkpoints.gguf_file import read_head
+        from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
 
         with bar() as progress:
             guessed = convert(
@@ -327,6 +330,12 @@ class Convert:
         packed = [dtype for dtype in before.split(", ") if dtype.startswith(("Q", "int"))]
         if packed and self.dtype is None and "int" not in after:
             print(f"what was {' and '.join(packed)} is {after} now; --dtype names another", file=sys.stderr)
+        if self.to == "gguf" and WHOLE_JSON in read_head(Path(self.out)).fields:
+            print(
+                "llama.cpp puts a space before some texts where this tokenizer puts none, as before one that begins "
+                "with a space, and so makes other ids of them; llucid reads the tokenizer.json inside, and does not",
+                file=sys.stderr,
+            )
         for name, (before, after) in guessed.items():
             print(f"{self.to} does not hold {name}: it was {before} and will be read as {after}", file=sys.stderr)
 

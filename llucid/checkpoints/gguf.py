@@ -245,8 +245,11 @@ def read_tokenizer_facts(path: Path) -> Facts:
 
 def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
     """What `read` makes of a file's keys about its tokenizer. Raises its LlucidError with the path."""
+    from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
+
     head = read_head(path)
-    wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key == "tokenizer.chat_template"]
+    others = ("tokenizer.chat_template", WHOLE_JSON)
+    wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key in others]
     try:
         return read({key: head.value(key) for key in wanted if key not in needless})
     except LlucidError as error:

@@ -17,6 +17,7 @@ from llucid.tokenizers.gguf_vocabulary import (
     UNKNOWN,
     UNUSED,
     USER_DEFINED,
+    WHOLE_JSON,
     read_vocabulary,
     shown,
 )
@@ -43,7 +44,9 @@ PROBE = "  Once upon\n\n a time,  it's naïve 漢字 🚀\x00<s> 12345 <|eot_id|
 def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     """The keys that make llama.cpp give the same ids, filled up to the model's `vocab_size` with unused tokens.
 
-    Raises LlucidError, by name, for a tokenizer that llama.cpp has no words for. What is said is read again to see.
+    A `tokenizer.json` of which it makes the same but for spaces before texts goes with them, whole, for those that can
+    read it. Raises LlucidError, by name, for a tokenizer that llama.cpp has no words for. What is said is read again to
+    see.
     """
     if tokenizer.vocab_size > vocab_size:
         raise LlucidError(f"the tokenizer has {tokenizer.vocab_size} ids, but the model only {vocab_size}")
@@ -64,8 +67,9 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     told = _filled(told | _ends_told(tokenizer, told["tokenizer.ggml.tokens"], config), vocab_size)
     if isinstance(template := config.get("chat_template"), str):
         told["tokenizer.chat_template"] = template
-    _check_same(read_vocabulary(told), tokenizer)
-    return told
+    found = read_vocabulary(told)
+    _check_ends(found, tokenizer)
+    return told | ({} if _same_ids(found, tokenizer) else {WHOLE_JSON: tokenizer.json()})
 
 
 def _filled(told: dict[str, Any], vocab_size: int) -> dict[str, Any]:
@@ -200,17 +204,32 @@ def _ends_told(tokenizer: Tokenizer, texts: list[str], config: dict[str, Any]) -
     return told | {f"tokenizer.ggml.{role}_token_id": token for role, token in roles.items() if token is not None}
 
 
-def _check_same(found: Tokenizer, tokenizer: Tokenizer) -> None:
-    """Raises LlucidError if what is read again differs in an id that matters, or encodes or decodes differently."""
+def _check_ends(found: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Raises LlucidError if what is read again differs in an id that matters."""
     if (found.bos, found.eos) != (tokenizer.bos, tokenizer.eos) or not found.stop_ids >= tokenizer.stop_ids:
         raise LlucidError(
             f"GGUF has no words for this tokenizer's BOS {tokenizer.bos}, EOS {tokenizer.eos} and ends "
             f"{sorted(tokenizer.stop_ids)}: read again they are {found.bos}, {found.eos} and {sorted(found.stop_ids)}"
         )
-    some = range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)
-    for text in (PROBE, " ".join(tokenizer.decode([token]) for token in some)):
-        ids = tokenizer.encode(text)
-        if found.encode(text) != ids or found.decode(ids) != tokenizer.decode(ids):
+
+
+def _same_ids(found: Tokenizer, tokenizer: Tokenizer) -> bool:
+    """Whether what is read again gives the same ids; if not, they are those of texts with more spaces before them.
+
+    For llama.cpp puts a space before every text, and behind every token that it finds in one, where Metaspace puts none
+    before a space, and "first" none within. Raises LlucidError if the ids or what is decoded differ in more."""
+    added = tokenizer.tokenizer.get_added_tokens_decoder() if isinstance(tokenizer, JsonTokenizer) else {}
+    some = set(range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)) - added.keys()
+    whole = [PROBE, " ".join(tokenizer.decode([token]) for token in sorted(some))]
+    marks = [token.content for token in added.values() if not token.special]
+    pairs = [(text.lstrip(" "),) * 2 for text in whole] + [(text, " " + text) for text in whole]
+    pairs += [(f"a{mark}b {mark}  c", f"a{mark} b {mark}   c") for mark in marks]
+    same = True
+    for text, spaced in pairs:
+        ids, theirs = tokenizer.encode(text), found.encode(text)
+        same &= theirs == ids
+        if theirs not in (ids, tokenizer.encode(spaced)) or found.decode(ids) != tokenizer.decode(ids):
             raise LlucidError(
                 f"GGUF has no words for this tokenizer: of {text[:12]!r}… llama.cpp's rules make other ids than its own"
             )
+    return same

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.facts import Facts
+from llucid.tokenizers.facts import Facts, facts_of
 from llucid.tokenizers.llama2c import BYTE_PIECE
 from llucid.tokenizers.protobuf import field, messages, varint
 from llucid.tokenizers.sentencepiece_model import (
@@ -31,13 +31,16 @@ from llucid.tokenizers.sentencepiece_model import (
     TRAINER,
     SentencePiece,
 )
-from llucid.tokenizers.tokenizer_json import WORDS, JsonTokenizer, special_json
+from llucid.tokenizers.tokenizer_json import WORDS, JsonTokenizer, said, special_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, in GGUF and in sentencepiece_model.proto alike."""
 BYTE_FALLBACK = 35
 NAMES = {"unk": 45, "bos": 46, "eos": 47}
 """More of that file's field numbers, of the trainer."""
+
+WHOLE_JSON = "tokenizer.huggingface.json"
+"""The key of a whole `tokenizer.json`, for programs that can read one (ggml's docs/gguf.md). llama.cpp cannot."""
 
 TURN_ENDS, OTHER_ENDS = {"<|eot_id|>", "<|im_end|>"}, {"<|eom_id|>", "<|end_of_text|>", "<|endoftext|>"}
 """llama.cpp stops at all of them for their names alone. Here a model that does not stop at the end of a turn by its
@@ -80,8 +83,11 @@ ALIASES = {
 def read_vocabulary(told: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of these keys; lists are lists, without those that only fill up the model's vocabulary at its end.
 
-    Raises LlucidError for keys that are missing or disagree, and, by name, for what llucid does not know.
+    A whole `tokenizer.json` among them counts before llama.cpp's rules. Raises LlucidError for keys that are missing or
+    disagree, and, by name, for what llucid does not know.
     """
+    if WHOLE_JSON in told:
+        return _whole_json(told)
     match told.get("tokenizer.ggml.model"):
         case "llama":
             return _sentencepiece(told)
@@ -94,7 +100,11 @@ def read_vocabulary(told: Mapping[str, Any]) -> Tokenizer:
 
 
 def read_facts(told: Mapping[str, Any]) -> Facts:
-    """What `read_vocabulary` would find, for which nothing is built; merges and scores are not needed."""
+    """What `read_vocabulary` would find, for which nothing is built; merges and scores are not needed.
+
+    Only a whole `tokenizer.json` is built, as nothing else tells whether it can be."""
+    if WHOLE_JSON in told:
+        return facts_of(_whole_json(told))
     match told.get("tokenizer.ggml.model"):
         case "llama":
             name, tokens = "SentencePiece", _tokens(told, 1, 2, add_bos=True)
@@ -165,6 +175,26 @@ def _config(told: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     config: dict[str, Any] = {role: tokens.texts[token] for role, token in roles.items() if token is not None}
     template = told.get("tokenizer.chat_template")
     return config | ({"chat_template": template} if isinstance(template, str) else {})
+
+
+def _whole_json(told: Mapping[str, Any]) -> JsonTokenizer:
+    """The `tokenizer.json` inside; what begins and ends a text, the other keys say."""
+    with said(f"{WHOLE_JSON} cannot be read"):
+        content = json.loads(told[WHOLE_JSON])
+        if not isinstance(content, dict):
+            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+        made = JsonTokenizer(dict[str, Any](content))
+    end = 2 if told.get("tokenizer.ggml.model") == "llama" else None
+    tokens = _tokens(told, made.bos, end, add_bos=made.bos is not None)
+    for token in tokens.stop_ids | (set() if tokens.named_bos is None else {tokens.named_bos}):
+        if (found := made.tokenizer.id_to_token(token)) != tokens.texts[token]:
+            raise LlucidError(
+                f"{WHOLE_JSON} is of another vocabulary: it calls {token} {shown(found)}, "
+                f"and tokenizer.ggml.tokens {shown(tokens.texts[token])}"
+            )
+    made.config = _config(told, tokens)
+    made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
+    return made
 
 
 def _sentencepiece(told: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:

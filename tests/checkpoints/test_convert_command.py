@@ -10,6 +10,7 @@ from llucid.checkpoints import load, save
 from llucid.cli import bar, main
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
+from tests.tokenizers.kinds import metaspace
 from tests.training.test_run import after, ended
 
 
@@ -30,6 +31,23 @@ def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert out == f"the model is in {tmp_path / 'meta'}\n"
     assert err == "meta does not hold context: it was 64 and will be read as 2048\n"
     assert same(load(tmp_path / "meta", device="cpu").weights, model.weights)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_where_llama_cpp_puts_spaces_is_said(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = metaspace(scheme)
+    config = dataclasses.replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size)
+    save(model_of(config)._replace(tokenizer=tokenizer), tmp_path / "hf")
+    assert typed("convert", tmp_path / "hf", tmp_path / "a.gguf", "--to", "gguf", monkeypatch=monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert out == f"the model is in {tmp_path / 'a.gguf'}\n"
+    said = (
+        "llama.cpp puts a space before some texts where this tokenizer puts none, as before one that begins with a "
+        "space, and so makes other ids of them; llucid reads the tokenizer.json inside, and does not\n"
+    )
+    assert err == ("" if scheme == "never" else said)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llucid.chat import encode_dialog
 from llucid.checkpoints import Model, convert, describe, load, save
 from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
@@ -21,6 +22,7 @@ from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_hostile import TINY
 from tests.checkpoints.test_llama2c import STORY, story
 from tests.configs import CONFIGS
+from tests.tokenizers.kinds import metaspace
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -84,6 +86,49 @@ def test_what_is_opened_stays_as_it_is_on_disk(tmp_path: Path) -> None:
     before = (tmp_path / "a.gguf").read_bytes()
     tree_map(lambda leaf: leaf.zero_(), load(tmp_path / "a.gguf", device="cpu").weights)
     assert (tmp_path / "a.gguf").read_bytes() == before
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_a_whole_tokenizer_json_goes_through_every_door(scheme: str, tmp_path: Path) -> None:
+    """llama.cpp has no words for where these put spaces; llucid has the same ids again, also in the other formats."""
+    tokenizer = metaspace(scheme)
+    tokenizer.config["chat_template"] = "{{ bos_token }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    config = replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size + 3, norm_eps=1e-5)
+    save(model_of(config)._replace(tokenizer=tokenizer), tmp_path / "a.gguf", "gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "hf", "huggingface")
+    convert(tmp_path / "a.gguf", tmp_path / "meta", "meta")
+    convert(tmp_path / "hf", tmp_path / "b.gguf", "gguf")
+    assert (tmp_path / "b.gguf").read_bytes() == (tmp_path / "a.gguf").read_bytes()
+    dialog = [{"role": role, "content": "bell"} for role in ("user", "assistant", "user")]
+    said = encode_dialog(dialog, tokenizer, tokenizer.config["chat_template"])
+    assert (said.count(tokenizer.encode("bell")[0]) == 3) == (scheme == "always")
+    opened = [load(tmp_path / name, device="cpu") for name in ("a.gguf", "hf", "meta")]
+    for found in (*opened, load(tmp_path / "a.gguf", device="cpu", mapped=True)):
+        for text in ("  Once", "bell", " a  bell "):
+            assert found.tokenizer.encode(text) == tokenizer.encode(text)
+        assert (found.tokenizer.bos, found.tokenizer.eos, found.tokenizer.stop_ids) == (1, 2, {2})
+        assert encode_dialog(dialog, found.tokenizer, found.chat_format) == said
+    facts = describe(tmp_path / "a.gguf")
+    assert (facts["tokenizer"], facts["bos, eos"]) == (f"JsonTokenizer, {tokenizer.vocab_size:,} ids", "1, 2")
+
+
+def test_a_whole_tokenizer_json_longer_than_its_file_is_refused(tmp_path: Path) -> None:
+    model = model_of(replace(CONFIGS["one for two"], vocab_size=metaspace().vocab_size))
+    save(model._replace(tokenizer=metaspace()), tmp_path / "a.gguf", "gguf")
+    whole = (tmp_path / "a.gguf").read_bytes()
+    at = whole.index(b"tokenizer.huggingface.json") + len(b"tokenizer.huggingface.json") + 4
+    size = int.from_bytes(whole[at : at + 8], "little")
+    for length in (len(whole), 2**63, 2**64 - 1):
+        (tmp_path / "a.gguf").write_bytes(whole[:at] + length.to_bytes(8, "little") + whole[at + 8 :])
+        with pytest.raises(LlucidError, match=f"ends within 1 strings that begin at byte {at:,}"):
+            load(tmp_path / "a.gguf", device="cpu")
+    (tmp_path / "a.gguf").write_bytes(whole[: at + 8] + b"\xff" * size + whole[at + 8 + size :])
+    with pytest.raises(LlucidError, match="should be UTF-8, and is not"):
+        load(tmp_path / "a.gguf", device="cpu")
+    (tmp_path / "a.gguf").write_bytes(whole[: at + 8] + b"{" * size + whole[at + 8 + size :])
+    with pytest.raises(LlucidError, match=r"a\.gguf: tokenizer\.huggingface\.json cannot be read: Expecting"):
+        load(tmp_path / "a.gguf", device="cpu")
+    assert describe(tmp_path / "a.gguf")["tokenizer"].startswith("none (")
 
 
 def test_a_write_streams_and_leaves_nothing_if_it_fails(tmp_path: Path) -> None:

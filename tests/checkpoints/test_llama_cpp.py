@@ -11,11 +11,13 @@ from llucid.config import Config
 from llucid.llama import llama
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_vocabulary
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
 from tests.checkpoints.test_llama2c import STORY
 from tests.configs import CONFIGS
-from tests.tokenizers.kinds import SMALL, texts_for
+from tests.tokenizers.kinds import SMALL, metaspace, texts_for
+from tests.tokenizers.texts import MARK
 
 library = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: pip install llama-cpp-python")
 # Its own __del__ and ctypes warn.
@@ -57,6 +59,31 @@ def test_llama_cpp_itself_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Pat
     assert tokenizer.bos is None or model.token_bos() == tokenizer.bos
     told = write_vocabulary(tokenizer, config.vocab_size)
     assert model.token_eos() == told.get("tokenizer.ggml.eos_token_id", -1)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_llama_cpp_itself_gives_other_ids_only_where_it_puts_spaces(scheme: str, tmp_path: Path) -> None:
+    """Before a text that begins with one, and behind tokens."""
+    tokenizer = metaspace(scheme, {})
+    config = replace(TINY, dim=32, head_dim=16, ffn_dim=32, vocab_size=tokenizer.vocab_size + 7)
+    save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
+    model = library.Llama(str(tmp_path / "a.gguf"), n_ctx=16, n_threads=1, verbose=False)
+    told = write_vocabulary(tokenizer, config.vocab_size)
+    by_rule = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    other: list[str] = []
+    for text in (*texts_for(tokenizer), MARK, "a<|turn|>bell", "a<|turn|>  bell"):
+        if "\0" not in text:
+            theirs = model.tokenize(text.encode(), add_bos=False, special=False)
+            assert theirs == by_rule.encode(text)
+            spaced = text.replace("<|turn|>", "<|turn|> ")
+            assert theirs == tokenizer.encode(" " + spaced if text else "")
+            other += [text] if theirs != tokenizer.encode(text) else []
+    turns = [text for text in other if "<|turn|>" in text]
+    assert turns == (["a<|turn|>bell"] if scheme == "first" else []) + ["a<|turn|>  bell"]
+    assert {text[0] for text in other if text not in turns} == {" ", "▁"}
+    # Behind a special token it does so, too, where "first" puts none.
+    theirs = model.tokenize(b"bell</s>bell", add_bos=True, special=True)
+    assert theirs == [1, *tokenizer.encode("bell"), 2, *tokenizer.encode("bell")]
 
 
 def test_llama_cpp_itself_computes_the_same_logits(config: Config, tmp_path: Path) -> None:

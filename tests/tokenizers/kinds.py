@@ -1,11 +1,13 @@
 """A small tokenizer of each kind that GGUF has words for, and texts for it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.sentencepiece_model import SentencePiece
-from llucid.tokenizers.tokenizer_json import train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from tests.tokenizers.texts import HOSTILE, TALE, sentencepiece_model, small_llama2c, small_ranks, small_sentencepiece
 
 
@@ -26,6 +28,20 @@ SMALL = {
     "tiktoken as json": lambda folder: opened_again(small_ranks(), folder),
     "characters": lambda folder: Characters({*TALE, *'\\\t"x'}),
 }
+
+
+def metaspace(scheme: str = "always", added: dict[str, Any] | None = None, **stage: Any) -> JsonTokenizer:
+    """A SentencePiece model as transformers 5 saves it; `added` are the flags of a token <|turn|> found in text."""
+    content = json.loads(small_sentencepiece().json())
+    content["normalizer"] = None
+    content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    content["pre_tokenizer"] |= stage
+    if scheme == "never":
+        content["decoder"]["decoders"].pop()
+    if added is not None:
+        flags = {**dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False), **added}
+        content["added_tokens"].append({"id": len(content["model"]["vocab"]), "content": "<|turn|>", **flags})
+    return JsonTokenizer(content, config={"bos_token": "<s>", "eos_token": "</s>"})
 
 
 def texts_for(tokenizer: Tokenizer) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import regex
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,17 +25,18 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.facts import facts_of
 from llucid.tokenizers.gguf_export import write_vocabulary
-from llucid.tokenizers.gguf_vocabulary import read_facts, read_vocabulary
+from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_facts, read_vocabulary
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import byte_letters
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
-from tests.tokenizers.kinds import SMALL, opened_again, texts_for
+from tests.tokenizers.kinds import SMALL, metaspace, opened_again, texts_for
 from tests.tokenizers.texts import (
     HOSTILE,
     LONG,
+    MARK,
     TALE,
     sentencepiece_model,
     small_llama2c,
@@ -193,6 +196,81 @@ def test_a_template_is_told_what_bos_is_also_where_texts_do_not_begin_with_it(tm
             assert read_vocabulary(untyped).special == made.special
 
 
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_spaces_that_llama_cpp_puts_elsewhere(scheme: str) -> None:
+    """It puts one before every text. "always" and "first" do not before one that begins with one, "never" never does.
+
+    So they are written, with the whole tokenizer.json, in which the ids are the tokenizer's own again."""
+    tokenizer = metaspace(scheme)
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size + 3)
+    found = read_vocabulary(told)
+    assert (WHOLE_JSON in told) == (scheme != "never")
+    other: set[str] = set()
+    for text in (*HOSTILE.values(), MARK):
+        ids = tokenizer.encode(text)
+        assert found.encode(text) == ids
+        assert found.decode(ids) == tokenizer.decode(ids)
+        theirs = llama_cpp(text, told)
+        assert theirs == (ids if scheme == "never" or text[:1] not in (" ", "▁") else tokenizer.encode(" " + text))
+        other |= {text} if theirs != ids else set()
+    assert other == (set() if scheme == "never" else {" ", "   a   ", HOSTILE["spaces"], MARK})
+    assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids) == (1, 2, {2})
+    assert read_facts(told)[1:] == facts_of(tokenizer)[1:]
+    if scheme != "never":
+        assert json.loads(told[WHOLE_JSON]) == json.loads(tokenizer.json())
+        assert read_facts(told) == facts_of(tokenizer)
+        assert found.special == tokenizer.special
+        assert write_vocabulary(found, tokenizer.vocab_size + 3) == told
+
+
+@pytest.mark.parametrize("scheme", ["always", "first"])
+def test_spaces_behind_tokens_in_text(scheme: str) -> None:
+    """llama.cpp puts one there, "first" does not."""
+    tokenizer = metaspace(scheme, {})
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    theirs = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    for text, spaced in (("a<|turn|>bell", "a<|turn|> bell"), ("a<|turn|>  bell", "a<|turn|>   bell")):
+        assert read_vocabulary(told).encode(text) == tokenizer.encode(text)
+        assert theirs.encode(text) == tokenizer.encode(spaced)
+        assert (theirs.encode(text) == tokenizer.encode(text)) == (scheme == "always" and "  " not in text)
+
+
+def test_an_id_that_begins_a_text_or_not_with_the_whole_json(tmp_path: Path) -> None:
+    """The other keys say so, and what the chat template is."""
+    tokenizer = metaspace()
+    tokenizer.config["chat_template"] = template = "{{ bos_token }}{{ messages[0].content }}"
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    for keys, bos in ((told, 1), (told | {"tokenizer.ggml.add_bos_token": False}, None)):
+        found = read_vocabulary(keys)
+        assert found.bos == read_facts(keys).bos == bos
+        assert encode_template(template, [{"role": "user", "content": " a"}], found) == [1, *tokenizer.encode(" a")]
+    silent = {key: value for key, value in told.items() if not key.endswith(("_token_id", "add_bos_token"))}
+    assert (read_vocabulary(silent).bos, read_vocabulary(silent).eos) == (1, 2)  # llama.cpp's
+
+
+def normalizing(**step: Any) -> JsonTokenizer:
+    content = json.loads(metaspace().json())
+    return JsonTokenizer(content | {"normalizer": step}, config={"eos_token": "</s>"})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: normalizing(type="Strip", strip_left=True, strip_right=False),
+        lambda: normalizing(type="Replace", pattern={"Regex": "^O"}, content="Q"),  # where no space is before it
+        lambda: metaspace(split=True),
+        lambda: metaspace("first", split=True),
+        lambda: metaspace(added={"rstrip": True}),
+        lambda: metaspace(added={"lstrip": True}),
+        lambda: metaspace("first", {"single_word": True}),
+    ],
+)
+def test_more_than_spaces_before_texts_is_refused(make: Callable[[], JsonTokenizer]) -> None:
+    tokenizer = make()
+    with pytest.raises(LlucidError, match=r"llama.cpp's rules make other ids than its own"):
+        write_vocabulary(tokenizer, tokenizer.vocab_size)
+
+
 def word_level() -> JsonTokenizer:
     content = json.loads(Characters("a").json())
     content["model"]["vocab"] = {"aa": 0, "\ufffd": 1}
@@ -253,6 +331,34 @@ def test_vocabularies_that_are_refused_by_name(make: Any, keys: dict[str, Any], 
         read_vocabulary({key: value for key, value in told.items() if value is not None})
 
 
+def of_another_vocabulary() -> str:
+    content = json.loads(metaspace().json())
+    content["added_tokens"] = []
+    return json.dumps(content).replace('"</s>": 2,', '"</t>": 2,')
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (7, "tokenizer.huggingface.json cannot be read: the JSON object must be str"),
+        ("{", "tokenizer.huggingface.json cannot be read: Expecting property name"),
+        ("[1]", "tokenizer.huggingface.json cannot be read: expected a JSON object, found list"),
+        ("[" * 10**5, "tokenizer.huggingface.json cannot be read: maximum recursion depth"),
+        ("9" * 10**5, "tokenizer.huggingface.json cannot be read: Exceeds the limit"),
+        ("{}", "tokenizer.json cannot be read"),
+        ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "tokenizer.json cannot be read"),
+        (of_another_vocabulary(), 'it calls 2 "</t>", and tokenizer.ggml.tokens "</s>"'),
+        (tokenizers.Tokenizer(tokenizers.models.BPE()).to_str(), "tokenizer.huggingface.json is of another vocabulary"),
+    ],
+)
+def test_a_broken_whole_json_is_refused(value: Any, said: str) -> None:
+    tokenizer = metaspace()
+    told = write_vocabulary(tokenizer, tokenizer.vocab_size) | {WHOLE_JSON: value}
+    for read in (read_vocabulary, read_facts):
+        with pytest.raises(LlucidError, match=re.escape(said)):
+            read(told)
+
+
 def test_byte_tokens_are_two_hex_digits() -> None:
     tokenizer = small_sentencepiece()
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
@@ -302,6 +408,28 @@ def test_the_tokenizer_of_llama_2(data: Path) -> None:
     for text in HOSTILE.values():
         assert found.encode(text) == tokenizer.encode(text)
         assert found.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("legacy", "scheme"), [(True, "always"), (False, "first")])
+def test_the_tokenizer_of_llama_2_as_transformers_saves_it(
+    legacy: bool, scheme: str, data: Path, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copy(data / "llama2-tokenizer.model", tmp_path / "tokenizer.model")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    said = names | {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
+    tokenizer = load_tokenizer(tmp_path / "saved")
+    assert json.loads(tokenizer.json())["pre_tokenizer"]["prepend_scheme"] == scheme
+    told = write_vocabulary(tokenizer, 32_000)
+    by_rule = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    found = read_vocabulary(told)
+    for text in HOSTILE.values():
+        assert found.encode(text) == tokenizer.encode(text)
+        assert by_rule.encode(text) == (tokenizer.encode(" " + text) if text else [])
+        assert (by_rule.encode(text) != tokenizer.encode(text)) == text.startswith(" ")
 
 
 @pytest.mark.slow
