@@ -333,7 +333,7 @@ class Convert:
         if self.to == "gguf" and WHOLE_JSON in read_head(Path(self.out)).fields:
             print(
                 "llama.cpp puts a space before some texts where this tokenizer puts none, as before one that begins "
-                "with a space, and so makes other ids of them; llucid reads the tokenizer.json inside, and does not",
+                "with a space, and makes other ids of these; llucid does not, since the tokenizer.json is inside, too",
                 file=sys.stderr,
             )
         for name, (before, after) in guessed.items():

@@ -139,7 +139,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
         "takes everything from the run",
     ),
     "resume without out": (("train", "--resume"), "--resume goes on with the run in --out"),
-    "folder below a file": ((*TRAIN, "{made}/geese.txt", "--out", "{made}/geese.txt/run"), "geese.txt/run: Not a directory"),
+    "folder below a file": (
+        (*TRAIN, "{made}/geese.txt", "--out", "{made}/geese.txt/run"),
+        "geese.txt/run: Not a directory",
+    ),
     "file in no folder": (("convert", "{made}/run", "/proc/model.gguf", "--to", "gguf"), "/proc/model.gguf: No such"),
     "unknown option": (
         ("train", "--stepz", "3"),
