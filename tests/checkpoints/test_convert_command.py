@@ -45,7 +45,7 @@ def test_where_llama_cpp_puts_spaces_is_said(
     assert out == f"the model is in {tmp_path / 'a.gguf'}\n"
     said = (
         "llama.cpp puts a space before some texts where this tokenizer puts none, as before one that begins with a "
-        "space, and so makes other ids of them; llucid reads the tokenizer.json inside, and does not\n"
+        "space, and makes other ids of these; llucid does not, since the tokenizer.json is inside, too\n"
     )
     assert err == ("" if scheme == "never" else said)
 
