@@ -172,6 +172,19 @@ def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: 
         assert torch.equal(torch.cat([first, then], 1), alone[:count, :4])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_more_numbers_than_the_first_cache_holds_are_taken_block_by_block(dtype: torch.dtype) -> None:
+    """Rows in pairs and an odd one, whole blocks of columns and the rest of one: to the bit as one vector at a time."""
+    config = Config(
+        dim=1030, layers=1, heads=3, kv_heads=1, head_dim=6, ffn_dim=2100, vocab_size=53, context=16,
+        tied_embeddings=True,
+    )  # fmt: skip
+    weights = to(drawn(config), dtype)
+    step, tokens = built(weights, config), torch.tensor([ids(config, 11)])
+    together, _ = step(tokens, torch.arange(11)[None], empty_cache(config, 1, 11, weights))
+    assert torch.equal(together[0], by_step(step, tokens[0].tolist(), empty_cache(config, 1, 11, weights)))
+
+
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_seen_by_no_token(side: str, flags: tuple[str, ...]):

@@ -20,7 +20,7 @@ from llucid.weights import Weights, leaves
 CHUNK = 512
 """Tokens of a prompt that are read at once: bounds the memory that a long prompt takes while it is read."""
 FEW, FEW_QUANTISED = 24, 4096
-"""Tokens that C reads in less time than PyTorch, of one row or of several: with plain weights, and with others."""
+"""Tokens, of one row or of several, that C reads in less time than PyTorch: with plain weights, with quantised ones."""
 TOGETHER = 64
 """Tokens of a prompt that C reads at once."""
 SCORED = 16

@@ -169,6 +169,16 @@ def test_long_prompts_are_left_to_pytorch_unless_it_had_to_turn_weights_back(
     assert tokens == by_c
 
 
+@pytest.mark.parametrize(("name", "alone"), [("gguf", False), ("gguf, Q8_0", True)])
+def test_such_prompts_wait_for_no_import_either(
+    name: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "ALONE", 0)
+    weights, step = reading.ready(mapped(written(tmp_path, name)).weights, CONFIG, 1, 40)
+    assert step
+    assert isinstance(weights.norm, Mapped) == alone
+
+
 def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of unequal length, cut into pieces: each as if it were read alone and at once, to the bit."""
     model, rows = mapped(written(tmp_path, "gguf")), [ids(40), ids(3, 1), ids(17, 2)]
