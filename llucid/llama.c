@@ -27,6 +27,8 @@
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  /* how numbers are stored */
 enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
 
+#define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
+
 typedef struct {  /* [rows, columns], applied as y = W x */
     int32_t kind, rows, columns;
     const void *numbers;
@@ -187,7 +189,7 @@ static void attend(const Step *s, int layer, int token, int head, float *scores)
     }
     for (int slot = 0; slot < slots; slot++)
         scores[slot] = scores[slot] == -INFINITY ? 0 : exponential(scores[slot] - largest);
-    for (int slot = 0; slot < slots; slot++) sum += scores[slot];
+    ANY_ORDER for (int slot = 0; slot < slots; slot++) sum += scores[slot];
     for (int slot = 0; slot < slots; slot++) scores[slot] /= sum;
     mix(c->kind, v, scores, slots, m->head_dim, s->mixed + at);
 }

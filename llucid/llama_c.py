@@ -36,8 +36,8 @@ HERE = Path(__file__).parent
 SOURCES = tuple(f"llama{part}" for part in (".c", "_numbers.h", "_memory.h", "_threads.h", "_plain.h", "_avx512.h"))
 FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
-    # Sums may be taken in any order, as vector code does; numbers that are none stay none.
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+    # Numbers are what IEEE 754 has, and sums are taken in another order only where ANY_ORDER says so.
+    *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
 )
 X86 = ("x86_64", "amd64", "i386", "i686")
 Step = Callable[..., tuple[Float[Any, "batch seq vocab"] | None, Any]]

@@ -1,15 +1,15 @@
 /* Where the arrays of a step lie: one behind another, in memory that is kept for the next step. */
 
-static char *cut(char **memory, size_t bytes) {  /* the next `bytes` of it, beginning a cache line */
-    char *begin = *memory;
+static void *cut(uintptr_t *memory, size_t bytes) {  /* the next `bytes` of it, beginning a cache line */
+    uintptr_t begin = *memory;
     *memory += (bytes + 63) / 64 * 64;
-    return begin;
+    return (void *)begin;
 }
 
 /* Gives every array its place in the memory, if there is some; returns the bytes that they take. */
-static size_t cut_all(Step *s, char *memory) {
+static size_t cut_all(Step *s, uintptr_t memory) {
     const Llama *m = s->model;
-    char *start = memory;
+    uintptr_t start = memory;
     size_t count = (size_t)s->count, dim = (size_t)m->dim, ffn = (size_t)m->ffn;
     size_t q = (size_t)(m->heads * m->head_dim), kv = (size_t)(m->kv_heads * m->head_dim);
     size_t slots = (size_t)(s->cache->length + s->seq), longest = dim > q ? dim : q;
@@ -18,28 +18,28 @@ static size_t cut_all(Step *s, char *memory) {
         {&s->cos, q}, {&s->sin, q}, {&s->x, dim}, {&s->query, q}, {&s->key, kv}, {&s->value, kv}, {&s->mixed, q},
         {&s->gate, ffn}, {&s->up, ffn}, {&s->written, dim},
     };
-    s->own = (struct Own *)cut(&memory, sizeof(struct Own) * (size_t)s->threads);
-    for (int at = 0; at < 10; at++) *shared[at].array = (float *)cut(&memory, 4 * count * shared[at].length);
+    s->own = cut(&memory, sizeof(struct Own) * (size_t)s->threads);
+    for (int at = 0; at < 10; at++) *shared[at].array = cut(&memory, 4 * count * shared[at].length);
     for (int thread = 0; thread < s->threads; thread++) {
-        struct Own own = {.normed = (float *)cut(&memory, 4 * count * dim), .scores = (float *)cut(&memory, 4 * slots)};
-        own.vectors.whole = (int8_t *)cut(&memory, count * longest);
-        own.vectors.scale = (float *)cut(&memory, count * (longest / GROUP) * 4);
-        own.vectors.sum = (int32_t *)cut(&memory, count * (longest / GROUP) * 4);
+        struct Own own = {.normed = cut(&memory, 4 * count * dim), .scores = cut(&memory, 4 * slots)};
+        own.vectors.whole = cut(&memory, count * longest);
+        own.vectors.scale = cut(&memory, count * (longest / GROUP) * 4);
+        own.vectors.sum = cut(&memory, count * (longest / GROUP) * 4);
         if (start) s->own[thread] = own;
     }
-    return (size_t)(memory - start);
+    return memory - start;
 }
 
 /* The same in memory that is there; 0 if it ran out. */
 static int lay_out(Step *s) {
     static char *memory;
     static size_t have;
-    size_t bytes = cut_all(s, NULL);
+    size_t bytes = cut_all(s, 0);
     if (bytes > have) {
         free(memory);
         memory = malloc(bytes + bytes / 2 + 64);
         have = memory ? bytes + bytes / 2 : 0;
     }
-    if (memory) cut_all(s, (char *)(((uintptr_t)memory + 63) & ~(uintptr_t)63));
+    if (memory) cut_all(s, ((uintptr_t)memory + 63) & ~(uintptr_t)63);
     return memory != NULL;
 }

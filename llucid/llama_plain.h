@@ -1,4 +1,5 @@
-/* The sums of products of llama.c in plain C, for any processor: simple loops that compilers turn into vector code. */
+/* The sums of products of llama.c in plain C, for any processor: simple loops that compilers turn into vector code,
+   those of one sum where they are told that its order is free. */
 
 /* y[i · stride + row] = Σ w x, for each row of w [rows, n] and row i of x [count, n]. */
 static void dots(int kind, const void *w, int rows, const float *x, int n, int count, float *y, size_t stride) {
@@ -7,9 +8,12 @@ static void dots(int kind, const void *w, int rows, const float *x, int n, int c
             const float *w32 = (const float *)w + (size_t)row * (size_t)n, *with = x + (size_t)i * (size_t)n;
             const uint16_t *w16 = (const uint16_t *)w + (size_t)row * (size_t)n;
             float sum = 0;
-            if (kind == FLOAT32) for (int at = 0; at < n; at++) sum += w32[at] * with[at];
-            else if (kind == BFLOAT16) for (int at = 0; at < n; at++) sum += from_bfloat16(w16[at]) * with[at];
-            else for (int at = 0; at < n; at++) sum += from_float16(w16[at]) * with[at];
+            if (kind == FLOAT32)
+                ANY_ORDER for (int at = 0; at < n; at++) sum += w32[at] * with[at];
+            else if (kind == BFLOAT16)
+                ANY_ORDER for (int at = 0; at < n; at++) sum += from_bfloat16(w16[at]) * with[at];
+            else
+                ANY_ORDER for (int at = 0; at < n; at++) sum += from_float16(w16[at]) * with[at];
             y[(size_t)i * stride + (size_t)row] = sum;
         }
     }
@@ -46,11 +50,26 @@ static void round_groups(const float *x, int groups, Vectors *v) {
     }
 }
 
-/* The 16 numbers of a group's quad, four a row, with x: INT8 are stored plus 128, INT4 plus 8 and two a byte. */
-static void add_quad(int kind, const uint8_t *w, const int8_t *x, int32_t *sums) {
-    for (int row = 0; row < TILE; row++, w += 4)
-        for (int at = 0; at < 4; at++)
-            sums[row] += kind == INT8 ? w[at] * x[at] : (w[at] & 15) * x[at] + (w[at] >> 4) * x[at + 16];
+/* As many numbers as a register of the processor holds: compilers take wider ones apart, number by number. */
+#if defined __AVX512F__
+enum { LANES = 16 };
+#elif defined __AVX2__
+enum { LANES = 8 };
+#else
+enum { LANES = 4 };
+#endif
+typedef int32_t Lanes __attribute__((vector_size(4 * LANES)));
+
+/* A group's quad, 16 rows of four numbers, with x: INT8 are stored plus 128, INT4 plus 8 and two a byte. */
+static void add_quad(int kind, const uint8_t *w, const int8_t *x, Lanes *sums) {
+    for (int part = 0; part < TILE / LANES; part++) {
+        Lanes four;  /* bytes of a row */
+        memcpy(&four, w + sizeof four * (size_t)part, sizeof four);
+        for (int at = 0; at < 4; at++, four >>= 8) {
+            if (kind == INT8) sums[part] += (four & 255) * x[at];
+            else sums[part] += (four & 15) * x[at] + (four >> 4 & 15) * x[at + 16];
+        }
+    }
 }
 
 /* 16 rows at once, of which `rows` are kept, for each of `count` vectors:
@@ -62,13 +81,14 @@ static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vect
     for (int i = 0; i < count; i++) {
         float sum[TILE] = {0};
         for (int group = 0; group < groups; group++) {
-            const int8_t *x = v->whole + (size_t)(i * groups + group) * GROUP;
-            int32_t sums[TILE];
-            for (int row = 0; row < TILE; row++) sums[row] = -more * v->sum[i * groups + group];
+            const int at = i * groups + group;
+            Lanes lanes[TILE / LANES] = {0};
+            int32_t sums[TILE], less = more * v->sum[at];
             for (int quad = 0; quad < quads; quad++)
-                add_quad(kind, w + (size_t)(group * quads + quad) * 4 * TILE, x + quad * 4, sums);
+                add_quad(kind, w + (size_t)(group * quads + quad) * 4 * TILE, v->whole + at * GROUP + quad * 4, lanes);
+            memcpy(sums, lanes, sizeof sums);
             for (int row = 0; row < TILE; row++)
-                sum[row] += from_float16(scales[group * TILE + row]) * v->scale[i * groups + group] * (float)sums[row];
+                sum[row] += from_float16(scales[group * TILE + row]) * v->scale[at] * (float)(sums[row] - less);
         }
         memcpy(y + (size_t)i * stride, sum, sizeof(float) * (size_t)rows);
     }
