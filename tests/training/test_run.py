@@ -39,6 +39,8 @@ SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--ba
 
 
 DROPOUT = ("--steps", 40, "--model.dropout", 0.1)
+HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+"""Also where the tests themselves run under nohup, which their processes inherit."""
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +239,7 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
 def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> None:
     """As at the end of an ssh session. What it leaves stands where it was stopped, before any measurement."""
     out, (terminal, inside) = tmp_path / "closed", os.openpty()
-    own = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    own = f"{HEARD}; import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
     words = after(own, *fresh(corpus, out, "--steps", 100_000))
     running = subprocess.Popen(words, stdin=inside, stdout=inside, stderr=inside, start_new_session=True)
     os.close(inside)
@@ -255,10 +257,10 @@ def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> N
 def test_a_hangup_is_no_second_ctrl_c_and_under_nohup_nothing(corpus: Path, tmp_path: Path, way: str) -> None:
     """A shell that ends sends its jobs one, and the terminal's end is another."""
     out = tmp_path / way
-    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); " if way == "ignored" else ""
+    handled = HEARD.replace("DFL", "IGN") if way == "ignored" else HEARD
     twice = "batch, hang_up = loop.training_batch, lambda: os.kill(os.getpid(), 1)"
     each_step = "loop.training_batch = lambda *a: (hang_up(), hang_up(), batch(*a))[2]"
-    statements = f"{ignored}import os, llucid.training.loop as loop; {twice}; {each_step}"
+    statements = f"{handled}; import os, llucid.training.loop as loop; {twice}; {each_step}"
     said = ended(after(statements, *fresh(corpus, out, "--steps", 5, "--evaluations", 1)), status=0).stdout
     assert ("stopped at step 1" in said) == (way == "twice")
     assert progress(out)["step"] == (1 if way == "twice" else 5)
