@@ -32,8 +32,9 @@ static inline __m512 load16(int kind, const void *w, __mmask16 mask) {
 
 static inline __mmask16 rest(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1 << n) - 1); }
 
-/* Adds the products of some rows of w with each of `count` vectors, while as many weights are fetched from `later` on.
-   A sum is taken in one order, however many rows and vectors there are. */
+/* Adds the products of some rows of w with each of `count` vectors, while as many weights are fetched from `later` on:
+   for one vector in their order in memory, else row by row. A sum is taken in one order, however many rows and vectors
+   there are. */
 INLINE void add_dots(int kind, const char *w, const char *later, int rows, const float *x, size_t n, size_t columns,
                      int count, __m512 (*sums)[AT_ONCE]) {
     const size_t size = kind == FLOAT32 ? 4 : 2;
@@ -43,7 +44,7 @@ INLINE void add_dots(int kind, const char *w, const char *later, int rows, const
         const __mmask16 mask = at + 16 <= columns ? 0xffff : rest((int)(columns - at));
         for (int row = 0; row < rows; row++) {
             const size_t from = ((size_t)row * n + at) * size;
-            fetch(later + from);
+            fetch(later + (count == 1 ? ((size_t)rows * at + (size_t)row * 16) * size : from));
             numbers[row] = load16(kind, w + from, mask);
             __asm__("" : "+v"(numbers[row]));  /* kept in a register: across two cache lines, it is dear to reload */
         }
@@ -55,16 +56,18 @@ INLINE void add_dots(int kind, const char *w, const char *later, int rows, const
     for (int row = 0; row < rows; row++) for (int i = 0; i < count; i++) sums[row][i] = sum[row][i];
 }
 
-/* Up to eight rows. Memory gives most if it is read row after row. But the numbers of many vectors take more room than
-   the first cache has: they are taken block by block, and each block is multiplied with two rows at a time. */
+/* Up to eight rows. Memory gives most if it is read row after row: narrow numbers of two rows at a time, since each
+   addition waits for the one before, which for a row alone takes longer than reading. But the numbers of many vectors
+   take more room than the first cache has: they are taken block by block, and each block is multiplied with two rows. */
 INLINE void dots_of(int kind, const char *w, int rows, const float *x, size_t n, int count, float *y, size_t stride) {
     const size_t size = kind == FLOAT32 ? 4 : 2, block = count == 1 || (size_t)count * n <= FEW ? n : BLOCK;
-    const int together = block == n ? 1 : PAIR;
+    const int narrow = count == 1 && kind != FLOAT32, together = block == n && !narrow ? 1 : PAIR;
     __m512 sums[ROWS][AT_ONCE];
     for (int row = 0; row < rows; row++) for (int i = 0; i < count; i++) sums[row][i] = _mm512_setzero_ps();
     for (size_t at = 0; at < n; at += block) {
         const size_t columns = n - at < block ? n - at : block;
-        const size_t ahead = block == n ? AHEAD : (at + block < n ? block : (size_t)rows * n - at) * size;
+        const size_t next = (at + block < n ? block : (size_t)rows * n - at) * size;  /* the block to come */
+        const size_t ahead = block != n ? next : narrow ? n * size + AHEAD / 2 : AHEAD;
         for (int row = 0; row < rows; row += together) {
             const char *here = w + ((size_t)row * n + at) * size;
             if (row + together <= rows && together == PAIR)
