@@ -145,7 +145,7 @@ def next_token(
 ) -> Tensor:
     """`llama` for one token a row at a position that only the device knows, greedy: batch 1 -> batch 1.
 
-    `keys` and `values`, a (batch kv_heads slots head_dim) for each layer, are filled in at `position`; what is behind
+    `keys` and `values`, a (batch kv_heads slots head_dim) for each layer, are filled in at `position`; what is after
     it is masked, so that every step has the same shapes and can be recorded as a graph.
     """
     head = (-1, config.head_dim)
@@ -185,7 +185,7 @@ def write(
     position = torch.zeros(1, dtype=torch.long, device=device)
 
     def advance() -> None:
-        """Reads the newest id, and writes the one behind it, unless that is the prompt's own."""
+        """Reads the newest id, and writes the one after it, unless that is the prompt's own."""
         new = step(line.index_select(1, position), position)
         position.add_(1)
         old = line.index_select(1, position)

@@ -25,7 +25,7 @@ def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 
 def spellings(options: argparse.Namespace, folder: Path) -> None:
-    """Forward, forward and backward, and one token behind a cache: functions, classes and JAX, eager and compiled."""
+    """Forward, forward and backward, and one token with a cache: functions, classes and JAX, eager and compiled."""
     import jax
     import jax.numpy as jnp
     import torch

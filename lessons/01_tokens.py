@@ -106,7 +106,7 @@ print(
 )
 
 # %% [markdown]
-# The same sentence, cut by each. A space belongs to the word behind it, so that a word is one
+# The same sentence, cut by each. A space belongs to the word after it, so that a word is one
 # token wherever it stands, and joining the pieces gives back the text with no rule about spaces.
 
 # %% tags=["picture"]
@@ -179,7 +179,7 @@ for language, example in examples.items():
 # ## Special tokens are ids, not text
 #
 # A model also needs marks that no text contains: here a text begins, here an answer ends.
-# They have ids of their own behind the ordinary ones, and a program puts them in by id. If
+# They have ids of their own after the ordinary ones, and a program puts them in by id. If
 # they could be written as text, anybody's message could end the message and speak with
 # another voice. In llucid, `encode` never makes one:
 

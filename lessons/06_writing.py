@@ -138,7 +138,7 @@ assert difference < 1e-4
 # there is none. Which is why the cache is no approximation, and needs no setting.
 #
 # Is it really so that earlier keys do not change? Read a text, and the same text with other
-# tokens behind it, and compare what was kept of the part they share:
+# tokens after it, and compare what was kept of the part they share:
 
 
 # %%
@@ -153,7 +153,7 @@ shared = ids.shape[1]
 for layer, (a, b) in enumerate(zip(keys_of(one), keys_of(other), strict=True)):
     same = (a[:, :, :shared] - b[:, :, :shared]).abs().max()
     rest = (a[:, :, shared:] - b[:, :, shared:]).abs().max()
-    print(f"block {layer}: keys differ by {same:.0e} in the shared part, by {rest:.1f} behind it")
+    print(f"block {layer}: keys differ by {same:.0e} in the shared part, by {rest:.1f} after it")
 
 
 # %%
@@ -235,7 +235,7 @@ assert (shares - logits.softmax(-1)[0]).abs().max() < 0.04
 print(f"holds: the likeliest has {p.max():.1%}, and came {shares[p.argmax()]:.1%} of the time")
 
 # %% [markdown]
-# **3.** How many tokens does the slow loop read to write `count` tokens behind a prompt of `n`,
+# **3.** How many tokens does the slow loop read to write `count` tokens after a prompt of `n`,
 # and how many does the one with the cache? Write `read_slowly(n, count)` and `read_once(n, count)`.
 
 
@@ -254,4 +254,4 @@ def read_once(n: int, count: int) -> int:
 assert read_slowly(10, 1) == read_once(10, 1) == 10
 assert read_slowly(10, 3) == 33
 assert read_once(10, 3) == 12
-print(f"holds: 1,000 behind 1,000: {read_slowly(1000, 1000):,} and {read_once(1000, 1000):,}")
+print(f"holds: 1,000 after 1,000: {read_slowly(1000, 1000):,} and {read_once(1000, 1000):,}")

@@ -129,7 +129,7 @@ for rate in (1e-3, 1e-4):
 
 # %%
 def surprise_at(at, x, ids):
-    """The surprise of the token behind position `at`, if the embedded tokens are x."""
+    """The surprise of the token after position `at`, if the embedded tokens are x."""
     positions = jnp.arange(len(x))
     theta = llama_jax.rope_frequencies(config, x.dtype)
     for of_block in weights.blocks:

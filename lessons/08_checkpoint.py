@@ -79,7 +79,7 @@ print("".join([opening, *llucid.generate(model, opening, max_tokens=60, temperat
 # ## Names
 #
 # The other formats name their arrays, each in its own way. Here are the arrays of the first
-# block, as llucid, Meta and Hugging Face call them, behind `blocks.0.`, `layers.0.` and
+# block, as llucid, Meta and Hugging Face call them, after `blocks.0.`, `layers.0.` and
 # `model.layers.0.`:
 
 # %%
@@ -237,7 +237,7 @@ print(f"holds: {bin_size(config):,} bytes")
 # **3.** Reordering the rows of query *and* key in the same way changes no score: a dot product
 # does not mind the order of its terms. So why is the mistaken model wrong at all? Write
 # `score_at(distance, wrong)`: the score of one query and key (use `q` and `k` below), the query
-# `distance` positions behind the key, with rows reordered by `halves_from_pairs` if `wrong`.
+# `distance` positions after the key, with rows reordered by `halves_from_pairs` if `wrong`.
 
 # %%
 from llucid.llama import rotate, rotations

@@ -82,7 +82,7 @@ def row(dim: int, layers: int) -> Config:
 
 
 def decode_seconds(weights, config: Config, before: int = 64, batch: int = 1) -> float:
-    """The time of one token behind so many others, with a cache."""
+    """The time of one token after so many others, with a cache."""
     cache = empty_cache(config, batch, before + 1, weights)
     tokens = torch.zeros(batch, before, dtype=torch.long)
     _, cache = llama(tokens, weights, config, cache)

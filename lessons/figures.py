@@ -7,7 +7,7 @@ from matplotlib.patches import Rectangle
 
 
 def boxes(ax: Axes, pieces: Sequence[str], colours: Sequence[object], width: int = 92) -> None:
-    """Draws pieces of text behind one another, each on its colour, `width` letters in a line."""
+    """Draws pieces of text one after another, each on its colour, `width` letters in a line."""
     column, y = 0.0, 0.0
     for piece, colour in zip(pieces, colours, strict=True):
         shown = piece.replace("\n", "⏎")

@@ -40,7 +40,7 @@ PRESET = "stories42M"
 PROMPT = 512
 """Tokens of a prompt."""
 WRITTEN = 48
-"""Tokens written behind a short prompt at most."""
+"""Tokens written after a short prompt at most."""
 WARM = 4
 """Of them, so many first ones do not count."""
 
@@ -121,7 +121,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def work(weights: Weights, config: Config, rows: int, new: int, before: int, scored: int) -> tuple[int, int]:
-    """(bytes, operations) of a pass over `new` tokens a row, behind `before` others, of which `scored` are unembedded.
+    """(bytes, operations) of a pass over `new` tokens a row, after `before` others, of which `scored` are unembedded.
 
     Bytes are those of all matrices, each once, and of the keys and values; activations stay in the processor's caches.
     """

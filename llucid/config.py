@@ -16,7 +16,7 @@ class RopeScaling:
 
     A pair that turns more than `high_freq_factor` times in the original context keeps its frequency, one that turns
     less than `low_freq_factor` times is slowed by `factor`, and between the two the change is gradual.
-    The Llama 3 Herd of Models (2024), §3.4.2; the numbers are those of Meta's reference code.
+    In no paper; the rule and its numbers are `apply_scaling`'s, in Meta's llama-models.
     """
 
     factor: float = 8.0
@@ -61,7 +61,7 @@ class Config:
     context: int
     """Longest sequence, in tokens, that the model is trained for."""
     norm_eps: float = 1e-5
-    """Added to the mean square in RMSNorm: 1e-6 in Llama 1, 1e-5 since."""
+    """Added to the mean square in RMSNorm: 1e-6 in Llama 1 up to 30B, 1e-5 in 65B and since."""
     rope_theta: float = 10_000.0
     """Base of RoPE's frequencies: 10,000 in Llama 1 and 2, 500,000 in Llama 3."""
     rope_scaling: RopeScaling | None = None
@@ -131,7 +131,7 @@ _V32: dict[str, Any] = _V3 | {"rope_scaling": RopeScaling(factor=32.0), "tied_em
 PRESETS: dict[str, Preset] = {
     "nano": Preset(_row(64, 2, 2, 2, 192, 65, 64), "seconds: tests, and watching every step"),
     "micro": Preset(_row(128, 3, 4, 4, 352, 65, 256), "a minute and a half on two CPU cores: the default there"),
-    "mini": Preset(_row(256, 6, 8, 8, 704, 65, 256), "half an hour on a laptop, a minute on a GPU"),
+    "mini": Preset(_row(256, 6, 8, 8, 704, 65, 256), "twenty minutes, unless told otherwise"),
     "small": Preset(
         _row(384, 6, 6, 6, 992, 65, 256, dropout=0.2), "as large as nanoGPT's Shakespeare run: minutes on a GPU"
     ),
@@ -142,7 +142,7 @@ PRESETS: dict[str, Preset] = {
     "llama-1-7b": Preset(_row(4096, 32, 32, 32, 11008, 32000, 2048, norm_eps=1e-6), _LLAMA_1),
     "llama-1-13b": Preset(_row(5120, 40, 40, 40, 13824, 32000, 2048, norm_eps=1e-6), _LLAMA_1),
     "llama-1-30b": Preset(_row(6656, 60, 52, 52, 17920, 32000, 2048, norm_eps=1e-6), _LLAMA_1),
-    "llama-1-65b": Preset(_row(8192, 80, 64, 64, 22016, 32000, 2048, norm_eps=1e-6), _LLAMA_1),
+    "llama-1-65b": Preset(_row(8192, 80, 64, 64, 22016, 32000, 2048), _LLAMA_1),
     "llama-2-7b": Preset(_row(4096, 32, 32, 32, 11008, 32000, 4096), _LLAMA_2),
     "llama-2-13b": Preset(_row(5120, 40, 40, 40, 13824, 32000, 4096), _LLAMA_2),
     "llama-2-70b": Preset(_row(8192, 80, 64, 8, 28672, 32000, 4096), _LLAMA_2),

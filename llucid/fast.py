@@ -20,7 +20,7 @@ QUICK = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether this PyTorch, on this processor, has something to gain."""
+"""Whether oneDNN is used: with AVX-512. Measured is what AMD's processors gain, on which MKL does not use it."""
 LARGE = 2**20
 """Multiplications that outweigh the 15 microseconds by which a call of oneDNN takes longer."""
 SMALL = 2**14
@@ -102,7 +102,8 @@ def attention_fast(
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
     written_out: Attention,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """What `written_out` computes, the definition, by the quickest way here."""
+    """What `written_out` computes, the definition, by the quickest way here: fused, or in pieces where the CPU's fused
+    kernel is slow."""
     if q.device.type != "cpu" or q.shape[2] == 1 or q.numel() == 0 or torch.compiler.is_compiling():
         return attention_fused(q, k, v, mask)
     if mask is None and q.dtype != torch.bfloat16:
@@ -132,7 +133,7 @@ def attention_in_pieces(
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
     written_out: Attention,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """Either of the two, some queries at a time, with no keys behind the last that one of them sees.
+    """`written_out` in bfloat16, else `attention_fused`, for PIECE queries at a time, without keys that none sees.
 
     On a CPU that is sooner: the fused kernel works on what the mask hides as well, and is slow for bfloat16.
     """

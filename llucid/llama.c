@@ -1,16 +1,18 @@
 /* The decode step of llama.py once more, in C: a few tokens in, the scores of what follows each of them out.
 
    The same names in the same order. What PyTorch does to tensors is here done by threads that all run the same
-   function: each computes its part of the rows of a product, then waits for the others. Stages between two waits:
+   function: each computes its part of the rows of a product, then waits for the others:
 
        x = E[tokens]
        x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
        logits = O RMSNorm(x)
 
-   Activations are float32 throughout. Matrices are read as they are stored (float32, bfloat16, float16, or groups of 32
-   whole numbers with a scale, see quantize.py), once for all tokens, since reading is all that takes time at few; and
-   each token comes out as if it were alone, to the bit. Sources as in llama.py. llama_c.py builds this file, checks
-   every size, and calls `llama_step`.
+   In a block they wait after q, k, v and the cache, after the heads, after O, after the gate, and after D.
+
+   Activations are float32; what whole numbers are multiplied with is first rounded to 8 bits. Matrices are read as they
+   are stored (float32, bfloat16, float16, or groups of 32 whole numbers with a scale, see quantize.py), once for all
+   tokens, since with few of them reading takes the time; and each token comes out as if it were alone, to the bit.
+   Sources as in llama.py. llama_c.py builds this file, checks every size, and calls `llama_step`.
 
    llama_numbers.h    numbers as they are stored
    llama_memory.h     where the arrays of a step lie
@@ -124,7 +126,8 @@ static void embed(const Matrix *e, int64_t token, Part part, float *x) {
     for (int at = part.from; at < part.to; at++) x[at] = number_at(e, (size_t)token, (size_t)at);
 }
 
-/* x / √(mean(x²) + ε) ⊙ gain. Zhang & Sennrich 2019, eq. 4. */
+/* x / √(mean(x²) + ε) ⊙ gain. Zhang & Sennrich 2019, eq. 4. Each thread does all of it for itself, which takes less
+   than another wait. */
 static const float *rms_norm(const Step *s, const float *x, const float *gain, float *normed) {
     int dim = s->model->dim;
     for (int token = 0; token < s->count; token++, x += dim) {
@@ -165,8 +168,9 @@ static void write_slots(const Step *s, Part part, int columns, const float *x, v
     }
 }
 
-/* softmax(q kᵀ / √head_dim + M) v of one head of one token; heads in order share k and v. M is −∞ where a slot holds a
-   later position than the token's own, else 0. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (GQA), §2.2. */
+/* softmax(q kᵀ / √head_dim + M) v of one head of one token; each k and v serves heads / kv_heads heads in a row. M is
+   −∞ where a slot holds a later position than the token's own, else 0. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023
+   (GQA), §2.2. */
 static void attend(const Step *s, int layer, int token, int head, float *scores) {
     const Llama *m = s->model;
     const Cache *c = s->cache;

@@ -1,7 +1,7 @@
 """The Llama as its equations: pure functions from tokens and weights to logits.
 
 Read from top to bottom. A token becomes a vector (`embed`), the vector passes through blocks that add to it
-(`block` = attention + feed-forward, each behind a norm), and what comes out is scored against every token (`unembed`).
+(`block` = attention + feed-forward, each after a norm), and what comes out is scored against every token (`unembed`).
 
     x = E[tokens]
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
@@ -42,8 +42,9 @@ def rms_norm(x: Float[Tensor, "*batch dim"], gain: Float[Tensor, " dim"], eps: f
 def rope_frequencies(config: Config, like: Tensor) -> Float[Tensor, " half"]:
     """θⱼ = base^(−2j/head_dim): radians per position by which the j-th pair turns. In the wide dtype of `like`.
 
-    Su et al. 2021 (RoFormer), §3.2.2. With Llama 3.1's scaling, a pair whose wavelength λ = 2π/θ is long against the
-    original context turns `factor` times slower, a short one as before, and between the two the mixture s decides.
+    Su et al. 2021 (RoFormer), §3.2.2. With Llama 3.1's scaling (`apply_scaling` in Meta's llama-models), a pair that
+    makes at most low_freq_factor turns in the original context turns `factor` times slower, one that makes at least
+    high_freq_factor as before, and between the two s mixes both.
     """
     j = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     theta = 1.0 / config.rope_theta ** (2 * j / config.head_dim)
@@ -95,10 +96,11 @@ def attention_written_out(
     v: Float[Tensor, "batch kv_heads slots head_dim"],
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """softmax(q kᵀ / √head_dim + M) v with M = 0 where the mask is true, else −∞; heads in order share k and v.
+    """softmax(q kᵀ / √head_dim + M) v with M = 0 where the mask is true, else −∞.
 
-    Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (GQA), §2.2. PyTorch takes the softmax of bfloat16 in float32. No
-    mask means that the keys are at the queries' own positions, in order.
+    Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (GQA), §2.2: each k and v serves heads / kv_heads query heads in a
+    row. PyTorch takes the softmax of bfloat16 in float32. No mask means that the keys are at the queries' own
+    positions, in order.
     """
     if mask is None:
         mask = torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
@@ -121,7 +123,7 @@ class Cache(NamedTuple):
     length: int
 
     def next_positions(self, seq: int) -> Int[Tensor, "batch seq"]:
-        """Where the next `seq` tokens of each row stand: behind its last one, padding not counted."""
+        """Where the next `seq` tokens of each row stand: after its last one, padding not counted."""
         if self.length == 0:
             return torch.arange(seq, device=self.positions.device).expand(len(self.positions), seq)
         filled = self.positions[:, : self.length]
@@ -137,14 +139,14 @@ class Cache(NamedTuple):
         return self._replace(length=end)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values of a layer, of the dtype of `k` and `v` (batch kv_heads seq head_dim), its newest."""
+        """Writes k and v (batch kv_heads seq head_dim) into a layer's newest slots; returns all it has, as wide."""
         last = slice(self.length - k.shape[2], self.length)
         self.keys[layer][:, :, last], self.values[layer][:, :, last] = k, v
         return self.keys[layer][:, :, : self.length].type_as(k), self.values[layer][:, :, : self.length].type_as(k)
 
 
 def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dtype: torch.dtype | None = None) -> Cache:
-    """A cache for `batch` sequences of at most `capacity` tokens, on the device and, unless told, in their dtype."""
+    """A cache for `batch` sequences of at most `capacity` tokens, on the weights' device, in `dtype` or else theirs."""
     shape = (batch, config.kv_heads, capacity, config.head_dim)
     keys, values = (tuple(weights.norm.new_empty(shape, dtype=dtype) for _ in range(config.layers)) for _ in "kv")
     positions = torch.full((batch, capacity), NOWHERE, device=weights.norm.device)
@@ -272,7 +274,7 @@ def llama(
     """Scores (logits) of every next token at every position; their softmax is the model's probability.
 
     Without a cache, the logits. With one, `(logits, cache)`: the tokens follow those in the cache, and the new cache
-    holds them too. `positions` (seq, or batch seq) says where tokens stand if not in order behind one another; padding
+    holds them too. `positions` (seq, or batch seq) says where tokens stand if not at 0, 1, 2 and so on; padding
     stands NOWHERE. A `dropout` generator means training. Raises ValueError if the cache has too few slots left.
     """
     x, grown = hidden(tokens, weights, config, cache, positions, dropout)

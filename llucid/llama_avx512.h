@@ -58,7 +58,7 @@ INLINE void add_dots(int kind, const char *w, const char *later, int rows, const
 
 /* Up to eight rows. Memory gives most if it is read row after row: narrow numbers of two rows at a time, since each
    addition waits for the one before, which for a row alone takes longer than reading. But the numbers of many vectors
-   take more room than the first cache has: they are taken block by block, and each block is multiplied with two rows. */
+   take more room than the first cache has: they are taken block by block, each for two rows at a time. */
 INLINE void dots_of(int kind, const char *w, int rows, const float *x, size_t n, int count, float *y, size_t stride) {
     const size_t size = kind == FLOAT32 ? 4 : 2, block = count == 1 || (size_t)count * n <= FEW ? n : BLOCK;
     const int narrow = count == 1 && kind != FLOAT32, together = block == n && !narrow ? 1 : PAIR;

@@ -75,7 +75,7 @@ def rope_frequencies(config: Config, dtype: Any) -> Float[Array, " half"]:
     """θⱼ = base^(−2j/head_dim): radians per position by which the j-th pair turns. Su et al. 2021 (RoFormer), §3.2.2.
 
     With Llama 3.1's scaling, a pair that makes few turns in the original context turns `factor` times slower, one that
-    makes many as before, and between the two the mixture s decides. The Llama 3 Herd of Models (2024), §3.4.2.
+    makes many as before, and between the two the mixture s decides. `apply_scaling` in Meta's llama-models.
     """
     j = jnp.arange(config.head_dim // 2, dtype=dtype)
     theta = config.rope_theta ** (-2 * j / config.head_dim)
@@ -230,7 +230,7 @@ def generate(
 ) -> Int[Array, " max_tokens"]:
     """What follows the prompt: at temperature 0 always the likeliest token, else one drawn from softmax(scores / T).
 
-    The whole text is read again for each token. What is not yet written stands behind it, where no token sees it.
+    The whole text is read again for each token. What is not yet written stands after it, where no token sees it.
     Raises LlucidError if prompt and continuation are longer than the context.
     """
     if prompt.size == 0 or prompt.size + max_tokens > config.context:

@@ -1,4 +1,4 @@
-/* Where the arrays of a step lie: one behind another, in memory that is kept for the next step. */
+/* Where the arrays of a step lie: one after another, in memory that is kept for the next step. */
 
 static void *cut(uintptr_t *memory, size_t bytes) {  /* the next `bytes` of it, beginning a cache line */
     uintptr_t begin = *memory;
@@ -12,10 +12,10 @@ static size_t cut_all(Step *s, uintptr_t memory) {
     uintptr_t start = memory;
     size_t count = (size_t)s->count, dim = (size_t)m->dim, ffn = (size_t)m->ffn;
     size_t q = (size_t)(m->heads * m->head_dim), kv = (size_t)(m->kv_heads * m->head_dim);
-    size_t slots = (size_t)(s->cache->length + s->seq), longest = dim > q ? dim : q;
+    size_t half = (size_t)m->head_dim / 2, slots = (size_t)(s->cache->length + s->seq), longest = dim > q ? dim : q;
     longest = longest > ffn ? longest : ffn;
     struct { float **array; size_t length; } shared[] = {
-        {&s->cos, q}, {&s->sin, q}, {&s->x, dim}, {&s->query, q}, {&s->key, kv}, {&s->value, kv}, {&s->mixed, q},
+        {&s->cos, half}, {&s->sin, half}, {&s->x, dim}, {&s->query, q}, {&s->key, kv}, {&s->value, kv}, {&s->mixed, q},
         {&s->gate, ffn}, {&s->up, ffn}, {&s->written, dim},
     };
     s->own = cut(&memory, sizeof(struct Own) * (size_t)s->threads);

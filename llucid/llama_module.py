@@ -103,7 +103,7 @@ class FeedForward(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`llama.block`: attention and feed-forward, each behind a norm, and each added to the stream."""
+    """`llama.block`: attention and feed-forward, each after a norm, and each added to the stream."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ static float from_bfloat16(uint16_t b) { return wide((uint32_t)b << 16); }
 
 static float from_float16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = (uint32_t)(h & 0x7fff) << 13;
-    float x = rest >= 0x0f800000 ? wide(rest | 0x7f800000) : wide(rest) * 0x1p112f;  /* infinite or none; a number */
+    float x = rest >= 0x0f800000 ? wide(rest | 0x7f800000) : wide(rest) * 0x1p112f;  /* infinity or NaN; a number */
     return wide(bits_of(x) | sign);
 }
 

@@ -35,8 +35,8 @@ static void mix(int kind, const void *v, const float *p, int rows, int n, float 
 static void round_groups(const float *x, int groups, Vectors *v) {
     for (int group = 0; group < groups; group++, x += GROUP) {
         float largest = 0;
-        int32_t sum = 0, none = 0;
-        for (int at = 0; at < GROUP; at++) none |= x[at] != x[at];
+        int32_t sum = 0, nan = 0;
+        for (int at = 0; at < GROUP; at++) nan |= x[at] != x[at];
         for (int at = 0; at < GROUP; at++) largest = fabsf(x[at]) > largest ? fabsf(x[at]) : largest;
         float inverse = largest > 0 ? 127 / largest : 0;
         for (int at = 0; at < GROUP; at++) {
@@ -45,7 +45,7 @@ static void round_groups(const float *x, int groups, Vectors *v) {
             v->whole[group * GROUP + at] = (int8_t)whole;
             sum += whole;
         }
-        v->scale[group] = none ? NAN : largest / 127;  /* what is not a number stays none */
+        v->scale[group] = nan ? NAN : largest / 127;  /* NaN stays NaN */
         v->sum[group] = sum;
     }
 }

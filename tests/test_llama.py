@@ -234,7 +234,7 @@ def test_a_full_cache_says_so() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batched_unequal_prompts_equal_each_alone(config: Config, side: str) -> None:
-    """Padding at position NOWHERE changes nothing, wherever it stands; each row goes on behind its own last token."""
+    """Padding at position NOWHERE changes nothing, wherever it stands; each row goes on after its own last token."""
     weights = lively(config, dtype=torch.float64)
     lengths, seq = [3, 8, 5], 8
     rows = [some_tokens(config, 1, length + 4, seed=length)[0] for length in lengths]
@@ -370,7 +370,7 @@ def test_every_parameter_gets_a_gradient(config: Config) -> None:
 def test_silu_has_gradients_at_both_ends() -> None:
     """z / (1 + e⁻ᶻ) by hand has none where e⁻ᶻ is infinite."""
     z = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
-    gate, up = torch.eye(6)[:5], torch.eye(6)[[5]].expand(5, 6)  # the gate takes z, what passes is the 1 behind it
+    gate, up = torch.eye(6)[:5], torch.eye(6)[[5]].expand(5, 6)  # the gate takes z, what passes is the 1 after it
     x = torch.cat((z, torch.ones(1)))[None, None].requires_grad_()
     equations.swiglu(x, FeedForwardWeights(gate, up, gate.T)).sum().backward()
     slopes = torch.tensor([0, 0, 0.5, 1, 1])

@@ -59,7 +59,7 @@ def ids(config: Config, count: int) -> list[int]:
 
 
 def by_step(step: llama_c.Step, tokens: list[int], cache: Cache) -> Tensor:
-    """The scores behind each token, one after the other."""
+    """The scores after each token, one after the other."""
     scores: list[Tensor] = []
     for position, token in enumerate(tokens):
         logits, cache = step(torch.tensor([[token]]), torch.tensor([[position]]), cache)

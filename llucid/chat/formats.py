@@ -167,7 +167,7 @@ def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> 
 
 def encode_plain(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
     """No format at all, for a model that only goes on with what it is given: each text in a new line, but an answer
-    right behind what it goes on from."""
+    right after what it goes on from."""
     texts = [message["content"] if message["role"] == "assistant" else "\n" + message["content"] for message in dialog]
     return prompt_ids(tokenizer, "".join(texts).removeprefix("\n"))
 

@@ -49,7 +49,7 @@ class Renderer:
         self.owner = os.getpid()
 
     def render(self, template: str, values: dict[str, Any], mark: str) -> str:
-        """The text that `template` makes of `values`; behind `tojson`, `mark` and SAID are `mark` and QUOTED.
+        """The text that `template` makes of `values`; after `tojson`, `mark` and SAID are `mark` and QUOTED.
 
         Raises TemplateFailure if the template is wrong, refuses the values, reaches for what it must not, or takes
         more than SECONDS, MEMORY or LONGEST.

@@ -29,7 +29,7 @@ def encode_learned(
     """(the ids of a whole dialogue, whether each is to be learned): the assistant's words and what ends its turn.
 
     `messages` and `format` are those of `encode_dialog`, but for the last message, which is the assistant's: what comes
-    behind its last turn is left out. Raises LlucidError if it has none, or if the format has the end of a turn depend
+    after its last turn is left out. Raises LlucidError if it has none, or if the format has the end of a turn depend
     on what comes after it.
     """
     dialog = check_messages(messages)

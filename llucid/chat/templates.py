@@ -88,7 +88,7 @@ def encode_template(
 
 
 def turn_end(template: str, tokenizer: Tokenizer) -> int | None:
-    """The special token that a template puts behind an answer; None if it puts none there, or cannot be asked."""
+    """The special token that a template puts after an answer; None if it puts none there, or cannot be asked."""
     answer = secrets.token_hex(16)
     turns = [("user", "x"), ("assistant", answer), ("user", "x")]
     asked = [{"role": role, "content": content} for role, content in turns]
@@ -197,7 +197,7 @@ Encoder = Callable[[str], list[int]]
 
 @lru_cache(maxsize=4)
 def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, Encoder]:
-    """How text is encoded at the beginning of a dialogue, and behind a special token.
+    """How text is encoded at the beginning of a dialogue, and after a special token.
 
     The two differ for a `tokenizer.json` that puts a space before the first word only. In neither is a control token
     that is not marked as special found in text.

@@ -61,9 +61,13 @@ def find(name: str | Path) -> Path:
         return path
     from huggingface_hub import snapshot_download
 
+    def fetch(*wanted: str) -> Path:
+        return Path(snapshot_download(str(name), allow_patterns=[*wanted], ignore_patterns=["*/*"]))
+
     try:
-        wanted = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-        return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=["*/*"]))
+        fetched = fetch("*.json", "*.safetensors", "*.model", "*.jinja")
+        # An older repository has its weights in PyTorch's own form alone.
+        return fetched if any(fetched.glob("*.safetensors")) else fetch("pytorch_model*.bin")
     except Exception as error:  # whatever a network and its libraries can come up with
         raise LlucidError(
             f"{name}: there is no such file or folder, and no repository of that name could be fetched "

@@ -164,7 +164,7 @@ def config_of(head: Head) -> Config:
 def slowdowns(config: Config, scaling: RopeScaling) -> NDArray[np.float32]:
     """By how much Llama 3.1's scaling slows each pair, [head_dim/2]: 1 for what turns fast, `factor` for what turns
     slowly, and between the two 1 / ((1 − s)/factor + s), where s goes from 0 to 1 with the turns in the original
-    context. The Llama 3 Herd of Models (2024), §3.4.2; Meta's reference code."""
+    context. `apply_scaling` in Meta's llama-models."""
     pair = np.arange(0, config.head_dim, 2) / config.head_dim
     with np.errstate(all="ignore"):  # a hostile base may overflow; then it does not match
         turns = scaling.original_context * np.float64(config.rope_theta) ** -pair / (2 * np.pi)

@@ -1,4 +1,4 @@
-"""llama2.c's files: `.bin` in its three versions, numbers behind a header of seven, and the `.pt` of its train.py.
+"""llama2.c's files: `.bin` in its three versions, numbers after a header of seven, and the `.pt` of its train.py.
 
 Version 0 has no magic number and all arrays of a kind in a row; 1 has a header of 256 bytes and another order; 2 is 1
 with matrices as int8, a float32 scale for each group of them. Source: llama2.c, export.py, run.c and runq.c.

@@ -109,8 +109,9 @@ def read_config(path: Path) -> Config:
     The width of the feed-forward and the size of the vocabulary are those of the tensors; so is tying: the output
     matrix is absent, or equal to the embedding. The context is in no file of Meta's. It is max_seq_len where
     somebody added that, else what Meta trained the model for that these numbers are of: 131,072 with scaled RoPE
-    (3.1 on), 16,384 with a base of 10⁶ (Code Llama), 8,192 with one of 500,000 (3), 2,048 with an epsilon of 1e-6
-    (Llama 1), else 4,096 (Llama 2). Raises LlucidError for keys of other models.
+    (3.1 on), 16,384 with a base of 10⁶ (Code Llama), 8,192 with one of 500,000 (3), 2,048 with an epsilon of 1e-6 or
+    64 ungrouped heads (Llama 1, of which 65B has no such epsilon), else 4,096 (Llama 2, but for the first downloads
+    of 7B-chat, which say 1e-6 too). Raises LlucidError for keys of other models.
     """
     file = path / "params.json"
     told = {key: value for key, value in read_json(file).items() if value is not None}
@@ -119,10 +120,12 @@ def read_config(path: Path) -> Config:
 
     try:
         dim, heads, eps = whole(told, "dim", file), whole(told, "n_heads", file), real(told, "norm_eps", file)
-        theta = real(told, "rope_theta", file, 10_000.0)
+        kv_heads, theta = whole(told, "n_kv_heads", file, heads), real(told, "rope_theta", file, 10_000.0)
         factor = real(told, "rope_scaling_factor", file, SCALING.factor)
         scaled = bool(told.get("use_scaled_rope", False))
-        guess = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 else 4096)
+        guess = {1_000_000.0: 16_384, 500_000.0: 8192}.get(
+            theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096
+        )
         entries = read_entries(path, dim)
         vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], "layers.0.feed_forward.w1.weight"))
         if whole(told, "vocab_size", file, -1) not in (-1, vocab):
@@ -131,7 +134,7 @@ def read_config(path: Path) -> Config:
             dim=dim,
             layers=whole(told, "n_layers", file),
             heads=heads,
-            kv_heads=whole(told, "n_kv_heads", file, heads),
+            kv_heads=kv_heads,
             head_dim=head_width(dim, max(1, heads)),
             ffn_dim=ffn,
             vocab_size=vocab,

@@ -26,7 +26,7 @@ WIDTH = 64
 
 
 class Dialogues(NamedTuple):
-    """Dialogues one behind the other in a file of int32. An id that is to be learned is there as its complement ~id."""
+    """Dialogues one after the other in a file of int32. An id that is to be learned is there as its complement ~id."""
 
     file: Path
     ends: NDArray[np.int64]

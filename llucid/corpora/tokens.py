@@ -115,7 +115,7 @@ def validation_batches(
 ) -> Iterator[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]]:
     """Inputs and targets in which every token but the first is a target once; −100 marks targets that do not count.
 
-    Windows of `context` tokens stand behind one another, so that a window's first tokens are predicted from little
+    Windows of `context` tokens follow one another, so that a window's first tokens are predicted from little
     text, as in nanoGPT. With `overlap` they advance by half a context and only what is new counts: each token is
     predicted from at least half a context of text, which is what an entropy of the language is about.
     """

@@ -1,5 +1,7 @@
 """Writing text: `generate` streams one continuation, `generate_batch` writes many at once, `predict` looks one ahead.
 
+completions.py  text → text: `generate` and `generate_batch`
+predictions.py  `predict`; toy.py shows it step by step, on an untrained model
 sampling.py     logits → logits → one token
 decode.py       the engine: ids → ids, with the cache, for rows of unequal length
 reading.py      ids → logits, for the engine: by C alone where that is soonest; reading_torch.py: by PyTorch

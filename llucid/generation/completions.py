@@ -16,7 +16,7 @@ from llucid.generation.stream import Piece, stream
 
 
 class Completion(NamedTuple):
-    """A prompt and what the model wrote behind it."""
+    """A prompt and what the model wrote after it."""
 
     prompt: str
     text: str
@@ -46,10 +46,10 @@ def generate(
     """The continuation of `prompt`, piece by piece: whole characters, and nothing of a `stop` string.
 
     An empty prompt begins at BOS, or at a line break where the model has no BOS. The same seed gives the same text on
-    the same machine; None takes a new one. When the context is full, the oldest half of the tokens is forgotten and
-    the text goes on (`past_context="slide"`), or it ends (`"stop"`). `statistics` is filled in as the text is written.
-    `speculate` guesses what repeats earlier text and is quicker where it is right; the text is the same (where PyTorch
-    alone serves, in float32; in bfloat16 it rounds several tokens at once otherwise than one).
+    the same machine, called in the same way; None takes a new one. When the context is full, the oldest half of the
+    tokens is forgotten and the text goes on (`past_context="slide"`), or it ends (`"stop"`). `statistics` is filled in
+    as the text is written. `speculate` guesses what repeats earlier text and is quicker where it is right; the text is
+    the same (where PyTorch alone serves, in float32; in bfloat16 it rounds several tokens at once otherwise than one).
     Raises LlucidError, at the call, for options that cannot be, a prompt that cannot be encoded, or one longer than
     the context.
     """

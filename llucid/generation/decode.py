@@ -4,7 +4,7 @@
     logits, context = read(context, new ids)             the prompt, and later each new id: the same function
     new ids = choose(logits)
 
-Rows of a batch are padded on the right: each continues right behind its own last token, and padding stands NOWHERE,
+Rows of a batch are padded on the right: each continues right after its own last token, and padding stands NOWHERE,
 where no token sees it. So a row's scores do not depend on the other rows, but for rounding.
 """
 

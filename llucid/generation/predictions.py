@@ -21,14 +21,14 @@ class Prediction(NamedTuple):
     """One token that may come next."""
 
     token: str
-    """Its text behind this prompt; for one that has none of its own, its name or `<token 123>`."""
+    """Its text after this prompt; for one that has none of its own, its name or `<token 123>`."""
     id: int
     probability: float
     """Of the whole vocabulary, as the model gives it: no temperature, nothing left out."""
 
 
 def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
-    """The `top_k` likeliest tokens behind `text`, the likeliest first; of equally likely ones, the lower id first.
+    """The `top_k` likeliest tokens after `text`, the likeliest first; of equally likely ones, the lower id first.
 
     Raises LlucidError for `top_k` below 1, a text that cannot be encoded, or one longer than the context, and for
     `scores` of a damaged model.
@@ -47,7 +47,7 @@ def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
 
 
 def token_text(tokenizer: Tokenizer, before: list[int], token: int) -> str:
-    """The text of one token behind others; the name of a special one; `<token 123>` for part of a character."""
+    """The text of one token after others; the name of a special one; `<token 123>` for part of a character."""
     names = {number: name for name, number in tokenizer.special.items()}
     if token in names:
         return names[token]

@@ -26,7 +26,7 @@ TOGETHER = 64
 SCORED = 16
 """Tokens that C scores all of in less time than it takes to read the weights once more for the last of them."""
 ALONE = 2**36
-"""Products of a weight and a token's number that C makes about as soon as PyTorch is imported."""
+"""Multiplications that C does in about the time that importing PyTorch takes."""
 
 
 class Context(NamedTuple):
@@ -39,6 +39,10 @@ class Context(NamedTuple):
     cache: Any
     """A `llama.Cache`, or `llama_c.Slots` where C reads alone."""
 
+    def grown(self, new: Sequence[Sequence[int]], cache: Any) -> "Context":
+        """With new ids for each row, which `cache` holds too."""
+        return Context(tuple((*old, *row) for old, row in zip(self.rows, new, strict=True)), cache)
+
 
 Reader = Callable[
     [Weights, Config, Context, Sequence[Sequence[int]], Step | None], tuple[Float[Any, "batch vocab"], Context]
@@ -49,7 +53,7 @@ Reader = Callable[
 def ready(
     weights: Weights, config: Config, rows: int, tokens: int, context: Context | None = None
 ) -> tuple[Weights, Step | None]:
-    """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read behind
+    """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read after
     those of a context, if there is one."""
     sooner = few(weights)
     step = decode_step(weights, config) if rows <= sooner else None
@@ -149,7 +153,7 @@ def read_each(
     assert step
     tokens, positions = side_by_side(context, new)
     logits, cache = step(tokens, positions, with_room(context.cache, context.cache.length + tokens.shape[1]), scored)
-    return logits, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
+    return logits, context.grown(new, cache)
 
 
 def with_room(cache: Any, slots: int) -> Any:

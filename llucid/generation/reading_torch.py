@@ -56,7 +56,7 @@ def absorb(
         here = (ends - start).clamp(0, x.shape[1] - 1)
         ends_here = (start <= ends) & (ends < start + chunk)
         last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=tokens.device), here], last)
-    return last, Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), cache)
+    return last, context.grown(new, cache)
 
 
 @torch.inference_mode()
@@ -67,7 +67,7 @@ def read_each(
     tokens, positions = side_by_side(context, new)
     cache = with_room(context.cache, context.cache.length + tokens.shape[1])
     grown = step(tokens, positions, cache, scored) if step else llama(tokens, weights, config, cache, positions)
-    return grown[0], Context(tuple((*old, *row) for old, row in zip(context.rows, new, strict=True)), grown[1])
+    return grown[0], context.grown(new, grown[1])
 
 
 @torch.inference_mode()

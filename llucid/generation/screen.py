@@ -56,7 +56,7 @@ class Screen:
         return text
 
     def _placed(self) -> str:
-        """The word that was held back: behind its space, or on the next line."""
+        """The word that was held back: after its space, or on the next line."""
         width, cells = self.width or 0, cell_len(self.space + self.word)
         if self.word and 0 < self.column <= width < self.column + cells and not self.long:
             self.column, text = cell_len(self.word), "\n" + self.word

@@ -1,11 +1,11 @@
 """Speculation: several tokens for one pass of the model, where the text repeats what it said before.
 
 What followed the last few tokens when they stood there before is guessed to follow again. One pass reads the newest
-token and the guesses behind it, and so scores what follows each of them: the logits of tokens yet to be chosen.
+token and the guesses after it, and so scores what follows each of them: the logits of tokens yet to be chosen.
 
     guesses = what followed the newest earlier occurrence of the last n ids, n as large as possible
     logits of the newest id, logits of guess 1, ... = one pass
-    as long as the id chosen is the one guessed, the logits behind it are there already
+    as long as the id chosen is the one guessed, the logits after it are there already
 
 Nothing else changes: each id is chosen from the model's own logits by the same function and the same random numbers.
 For a guess that is certain, rejection sampling (Leviathan et al. 2023, algorithm 1) is just that: it is accepted with
@@ -31,7 +31,7 @@ LONGEST, SHORTEST = 8, 2
 MOST = 7
 """Guesses in a pass at most: with the newest id as many as llama.c takes at once, while it waits for the weights."""
 COST = 0.5
-"""What a pass with guesses takes longer than one without, in passes: fewer right guesses than that are a loss."""
+"""By how much a pass with guesses takes longer, in passes: fewer right guesses than this on average are a loss."""
 PATIENCE = 64
 """Passes without a guess, at most, after guesses that were wrong."""
 

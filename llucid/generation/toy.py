@@ -17,7 +17,7 @@ WORDS = ["a", "and", "brown", "cat", "dog", "fox", "jumps", "lazy", "over", "qui
 
 
 def show_toy(text: str, top_k: int, console: Console) -> None:
-    """Prints vocabulary, ids, logits, softmax and the `top_k` likeliest words behind `text`, by an untrained model.
+    """Prints vocabulary, ids, logits, softmax and the `top_k` likeliest words after `text`, by an untrained model.
 
     Raises LlucidError if the text has no word, or `top_k` is below 1.
     """
@@ -51,7 +51,7 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     show(f"{word} {score:+.2f}" for word, score in zip(vocabulary, logits.tolist(), strict=True))
     say("4 softmax", f"exp(score) / Σ exp(score): probabilities, which add up to {probabilities.sum():.2f}")
     show(f"{word} {p:.3f}" for word, p in zip(vocabulary, probabilities.tolist(), strict=True))
-    say("5 top-k", f"the {min(top_k, len(vocabulary))} likeliest words behind “{text}”")
+    say("5 top-k", f"the {min(top_k, len(vocabulary))} likeliest words after “{text}”")
     values, order = probabilities.topk(min(top_k, len(vocabulary)))
     best = zip(order.tolist(), values.tolist(), strict=True)
     console.print(table([Prediction(vocabulary[number], number, p) for number, p in best]))

@@ -216,7 +216,7 @@ def _check_ends(found: Tokenizer, tokenizer: Tokenizer) -> None:
 def _same_ids(found: Tokenizer, tokenizer: Tokenizer) -> bool:
     """Whether what is read again gives the same ids; if not, they are those of texts with more spaces before them.
 
-    For llama.cpp puts a space before every text, and behind every token that it finds in one, where Metaspace puts none
+    For llama.cpp puts a space before every text, and after every token that it finds in one, where Metaspace puts none
     before a space, and "first" none within. Raises LlucidError if the ids or what is decoded differ in more."""
     added = tokenizer.tokenizer.get_added_tokens_decoder() if isinstance(tokenizer, JsonTokenizer) else {}
     some = set(range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)) - added.keys()

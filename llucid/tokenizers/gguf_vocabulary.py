@@ -259,7 +259,7 @@ def _byte_pairs(told: Mapping[str, Any]) -> JsonTokenizer:
         "type": "BPE",
         "byte_fallback": False,
         "ignore_merges": rule.whole_words,
-        # Special tokens behind the others are left out, so that no word that spells one is taken for it.
+        # Special tokens after the others are left out, so that no word that spells one is taken for it.
         "vocab": {text: token for token, text in enumerate(tokens.texts[: last + 1])},
         "merges": merges,
     }

@@ -30,7 +30,7 @@ class Llama2cTokenizer:
     of equals the leftmost. A text begins with a space that is not in it; decoding takes it away after BOS.
 
     Unlike llama2.c it never makes a special token or a raw byte of text that spells their pieces, takes exactly two hex
-    digits for a byte (where sscanf takes one, and anything behind), reads on behind a zero byte, and finds the lowest
+    digits for a byte (where sscanf takes one, and anything after), reads on after a zero byte, and finds the lowest
     id of a piece that is there twice. Its `tokenizer.json` gives the same ids where no equally good merges overlap.
     """
 
@@ -50,7 +50,7 @@ class Llama2cTokenizer:
         self.byte_ids = {byte: token for token, byte in reversed(self.byte_of.items())}
         ordinary = [token for token in range(len(SPECIAL), self.vocab_size) if token not in self.byte_of]
         self.ids = {self.pieces[token]: token for token in reversed(ordinary)}
-        # Where no piece goes on behind a space, what is left and right of the space never meets, and words recur.
+        # Where no piece goes on after a space, what is left and right of the space never meets, and words recur.
         apart = not any(re.search(rb"[^ ] ", piece) for piece in self.ids)
         self.parts = re.compile(rb" *[^ ]+| +" if apart else rb"[\s\S]+")
         self.cache: dict[bytes, list[int]] = {}

@@ -147,7 +147,7 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.model` in a folder, where transformers' files may stand beside it.
 
     If tokens were added to it, it is opened as its `tokenizer.json`, since its library knows no others. Then a text
-    behind a special token begins with a space, too, but not where `legacy` is false, as in transformers. So it is if
+    after a special token begins with a space, too, but not where `legacy` is false, as in transformers. So it is if
     some are in it that are not special, which a template may write all the same.
     """
     config = folder_config(folder)

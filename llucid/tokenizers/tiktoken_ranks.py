@@ -15,7 +15,7 @@ from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.tokenizer_json import WORDS, special_json, write_folder
 
 SPECIALS = 256
-"""The ids behind the ranks that no text has; few of them are named."""
+"""The ids after the ranks that no text has; few of them are named."""
 
 NAMED: dict[str, dict[int, str]] = {
     "3.0": {

@@ -82,7 +82,7 @@ class State(NamedTuple):
 def train(settings: Settings, console: Console) -> Path:
     """Trains as `settings` say and returns the run's folder, which holds the best model and the latest state.
 
-    Raises LlucidError for bad input and for a loss that is no number; the state saved last is then intact.
+    Raises LlucidError for bad input and for a loss that is not finite; the state saved last is then intact.
     """
     task, state = prepare(settings, console)
     settings, progress = task.settings, state.progress
@@ -119,7 +119,7 @@ def train(settings: Settings, console: Console) -> Path:
 
 
 def share_done(settings: Settings, progress: Progress) -> float:
-    """How much of the run is behind: 0 at its start, 1 at its end."""
+    """How much of the run is done: 0 at its start, 1 at its end."""
     if settings.steps is not None:
         return progress.step / settings.steps
     return progress.seconds / (60 * float(settings.minutes or 0))
@@ -218,7 +218,7 @@ class Logbook:
     def flush(self, figures: dict[str, Any]) -> float:
         """Writes the steps noted so far, and `figures` with the newest; returns its loss in nats per character.
 
-        Raises LlucidError if a loss is not a number.
+        Raises LlucidError if a loss is not finite.
         """
         losses = torch.stack([loss for _, _, loss in self.unwritten]).tolist() if self.unwritten else []
         for (step, _, _), loss in zip(self.unwritten, losses, strict=True):
@@ -233,7 +233,7 @@ class Logbook:
         return rows[-1]["loss"] if rows else math.nan
 
     def judge(self, what: str, step: int, loss: float) -> None:
-        """Raises LlucidError for a loss that is no number: training has diverged."""
+        """Raises LlucidError for a loss that is not finite: training has diverged."""
         if not math.isfinite(loss):
             raise LlucidError(
                 f"the {what} at step {step} is {loss}; the best model before is in {self.task.out}; "

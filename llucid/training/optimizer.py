@@ -48,7 +48,7 @@ def optimizers_for(matrices: list[Tensor], others: list[Tensor], settings: Setti
 
 
 def optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
-    """What the optimizers remember, by names like "optimizer.0.7.momentum_buffer"."""
+    """What the optimizers remember, by names like "optimizer.0.7.momentum"."""
     return {
         f"optimizer.{number}.{parameter}.{name}": value
         for number, optimizer in enumerate(optimizers)

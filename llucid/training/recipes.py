@@ -59,7 +59,7 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
 
 
 def window(settings: Settings, context: int, done: float) -> tuple[int, int]:
-    """How many windows a step has, and of how many tokens, when `done` of the run is behind.
+    """How many windows a step has, and of how many tokens, when `done` of the run is over.
 
     Shorter windows cost less attention and show more of the text, and what is learned on them carries over to long
     ones: sequence length warm-up (Li et al. 2022, "The Stability-Efficiency Dilemma"). A step's tokens stay as many.

@@ -138,7 +138,7 @@ class Metrics:
     """`metrics.jsonl`: one JSON object a line, one line a step, and `curve.png` and `samples.txt`, drawn from it."""
 
     def __init__(self, out: Path, step: int, tensorboard: bool = False) -> None:
-        """The log of the run in `out`, cut behind `step`, where its state stands.
+        """The log of the run in `out`, cut after `step`, where its state stands.
 
         With `tensorboard` the figures also go to TensorBoard's own files. Raises LlucidError if it is not installed.
         """

@@ -28,7 +28,7 @@ class ModelNumbers:
     head_dim: int | None = None
     """Width of a head (dim / heads, unless given)."""
     ffn_dim: int | None = None
-    """Width of the feed-forward network's hidden layer."""
+    """Width of the feed-forward network's hidden layer (the preset's, whatever dim is; 8/3 of dim is usual)."""
     context: int | None = None
     """Tokens in a training window."""
     norm_eps: float | None = None
@@ -70,7 +70,7 @@ class Settings:
     out: str | None = None
     """Folder of the run (runs/CORPUS, or the first free one like it, unless given)."""
     resume: bool = False
-    """Go on with the run in --out, exactly as if it had never stopped."""
+    """Go on with the run in --out, as if it had never stopped; with --steps, bit for bit."""
     backend: Literal["torch", "jax"] | None = None
     """Library that computes: torch (unless given), or jax, which trains by AdamW alone and without dropout."""
     device: str | None = None

@@ -19,7 +19,7 @@ def letters() -> TiktokenRanks:
 
 
 def reciter(context: int = 400, endless: bool = False, begins: str = "a") -> Model:
-    """Its likeliest token depends on the last one alone: behind a header comes `a`, and so on to `z`, then `<|eot_id|>`
+    """Its likeliest token depends on the last one alone: after a header comes `a`, and so on to `z`, then `<|eot_id|>`
     or, if it is endless, `a` again. It may begin with a space before the `a`."""
     tokenizer = letters()
     size = tokenizer.vocab_size

@@ -177,7 +177,7 @@ def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
 
 
 def test_an_answer_that_goes_on_is_read_right() -> None:
-    """With a model to whom every token matters: what is behind a forgotten turn is what it would be without it."""
+    """With a model to whom every token matters: what is after a forgotten turn is what it would be without it."""
     model = rambler(200)
     session = Session(model, sampling=GREEDY, max_tokens=60)
     told(session, "first")

@@ -107,5 +107,5 @@ def test_what_cannot_be_learned(taught: JsonTokenizer) -> None:
     forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
     with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template writes what came before an answer anew"):
         encode_learned(TALK[:3], taught, forgetful)
-    # What stands behind the last answer is left out.
+    # What stands after the last answer is left out.
     assert encode_learned(TALK[:6], taught) == encode_learned(TALK[:5], taught)

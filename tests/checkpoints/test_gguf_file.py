@@ -22,8 +22,8 @@ def test_headers_that_are_damaged_on_purpose(tmp_path: Path) -> None:
     file = file_of(tmp_path / "a.gguf", model, {"x.same1": 1, "x.same2": 2, "general.alignment": 32})
     whole = file.read_bytes()
 
-    def at(name: bytes, behind: int = 0) -> int:
-        return whole.index(name) + len(name) + behind
+    def at(name: bytes, after: int = 0) -> int:
+        return whole.index(name) + len(name) + after
 
     def put(place: int, code: str, *values: int) -> bytes:
         packed = struct.pack("<" + code, *values)

@@ -359,6 +359,20 @@ def test_a_repository_is_fetched_by_name(folder: Path, monkeypatch: pytest.Monke
     assert len(asked) == 2
 
 
+def test_of_an_older_repository_pytorchs_own_files_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load(folder).weights
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+
+    def fetch(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        if "pytorch_model*.bin" in allow_patterns:
+            torch.save(state, folder / "pytorch_model.bin")
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert same(load("org/llama-1.5").weights, expected)
+
+
 def test_initialised_weights_keep_their_gradients_to_themselves(tmp_path: Path) -> None:
     """What training saves requires gradients; what is saved does not."""
     config = CONFIGS["one for two"]

@@ -63,7 +63,7 @@ def test_llama_cpp_itself_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Pat
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
 def test_llama_cpp_itself_gives_other_ids_only_where_it_puts_spaces(scheme: str, tmp_path: Path) -> None:
-    """Before a text that begins with one, and behind tokens."""
+    """Before a text that begins with one, and after tokens."""
     tokenizer = metaspace(scheme, {})
     config = replace(TINY, dim=32, head_dim=16, ffn_dim=32, vocab_size=tokenizer.vocab_size + 7)
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")

@@ -143,6 +143,13 @@ def test_what_params_say_and_do_not_say(params: dict[str, Any], expected: dict[s
     assert meta.read_config(folder) == replace(SMALL, **expected)
 
 
+@pytest.mark.parametrize(("kv_heads", "context"), [(64, 2048), (8, 4096)])
+def test_64_heads_with_keys_of_their_own_are_llama_1_65b(kv_heads: int, context: int, tmp_path: Path) -> None:
+    """Its epsilon is 1e-5, as of Llama 2, whose 70B shares keys."""
+    write_shards(tmp_path / "model", model_of(replace(SMALL, dim=128, heads=64, kv_heads=kv_heads, head_dim=2)), 1, 0)
+    assert meta.read_config(tmp_path / "model").context == context
+
+
 def test_one_tokenizer_above_the_sizes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Meta's downloads of Llama 1 and 2 have it; what is in the folder itself counts first."""
     own = load(folder, device="cpu").tokenizer

@@ -93,7 +93,7 @@ def test_of_guests_none_is_named_twice(made: list[Dialogue]) -> None:
 
 
 def test_echoes_are_the_words_to_be_said_and_no_sentence(made: list[Dialogue]) -> None:
-    """All that is behind the colon, to the letter; what follows what there is no habit of the tales."""
+    """All that is after the colon, to the letter; what follows what there is no habit of the tales."""
     echoes = [turn for dialogue in made for turn in dialogue.turns if turn.about == "echo"]
     assert len(echoes) > 200
     assert all(turn.asked.partition(": ")[2] == turn.answer for turn in echoes)

@@ -44,7 +44,7 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 
 def last_logits(row: Sequence[int]) -> Tensor:
-    """The scores behind a row, by the equations over the whole of it."""
+    """The scores after a row, by the equations over the whole of it."""
     return llama(torch.tensor([row]), WEIGHTS, CONFIG)[0, -1]
 
 

@@ -172,7 +172,7 @@ def test_right_guesses_grow_and_cost_no_pass(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):
-    """Of 400 ids, five passes carry wrong guesses: behind 0, 4, 16 and then 64 passes without any, and fewer each."""
+    """Of 400 ids, five passes carry wrong guesses: after 0, 4, 16 and then 64 passes without any, and fewer each."""
     lengths = passes(monkeypatch)
     config = CONFIG.__class__(**{**CONFIG.__dict__, "context": 1000})
     _, context = read(WEIGHTS, config, empty_context(WEIGHTS, config, 1, 1000), [[1]])

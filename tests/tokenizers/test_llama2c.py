@@ -25,7 +25,7 @@ SPECIAL = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
 
 
 def made(pieces: dict[str, float]) -> Llama2cTokenizer:
-    """A vocabulary of these pieces and scores behind the special tokens and the bytes."""
+    """A vocabulary of these pieces and scores after the special tokens and the bytes."""
     spelled = [*SPECIAL, *BYTES, *(piece.encode() for piece in pieces)]
     return Llama2cTokenizer(spelled, [0.0] * 259 + list(pieces.values()))
 
@@ -117,7 +117,7 @@ def test_ids_of_any_text(tok512: Llama2cTokenizer, text: str) -> None:
     st.text("ab c", max_size=30),
 )
 def test_any_vocabulary_merges_as_run_c_does(pieces: dict[str, float], text: str) -> None:
-    """With equal scores, scores too low to merge, and pieces that go on behind a space."""
+    """With equal scores, scores too low to merge, and pieces that go on after a space."""
     tokenizer = made({" ": -3.0, "a": -3.0, "b": -3.0} | pieces)
     assert tokenizer.encode(text) == llama2c_encode.encode(text, tokenizer.pieces, tokenizer.scores)
 

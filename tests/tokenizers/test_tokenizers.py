@@ -86,7 +86,7 @@ def test_special_tokens_come_from_no_text(tmp_path: Path) -> None:
 
 
 def with_special(*names: str) -> dict[str, Any]:
-    """The content of BPE with special tokens behind its 300 ids."""
+    """The content of BPE with special tokens after its 300 ids."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": 300 + n, "content": name} | flags for n, name in enumerate(names)]
     return json.loads(BPE.json()) | {"added_tokens": added}

@@ -224,7 +224,7 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
     running = subprocess.Popen(command(*fresh(corpus, out, "--steps", 4000)), stdout=subprocess.PIPE, text=True)
     wait_for(out / "model.safetensors")
     deadline = time.monotonic() + 60
-    while not (out / "curve.png").exists() and time.monotonic() < deadline:  # the first measurement is behind it
+    while not (out / "curve.png").exists() and time.monotonic() < deadline:  # the first measurement is after it
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=60)
