@@ -98,6 +98,7 @@ static inline void mix_of(int kind, const void *v, const float *p, int rows, int
         for (int row = 0; row < rows; row++) {
             const char *numbers = (const char *)v + (size_t)row * stride;
             for (int i = 0; i < 4; i++) {
+                fetch(numbers + (size_t)(at + 16 * i) * size + AHEAD);
                 __m512 some = load16(kind, numbers + (size_t)(at + 16 * i) * size, mask[i]);
                 sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[row]), some, sum[i]);
             }
