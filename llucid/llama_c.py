@@ -85,6 +85,8 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
     library = cache_folder() / f"llama-{digest.hexdigest()[:20]}.so"
     if library.is_file():
         return library
+    if sys.stderr.isatty():
+        tell(f"llucid: {command[0]} builds llama.c for this processor, once: a few seconds")
     try:
         library.parent.mkdir(parents=True, exist_ok=True)
         with replacing(library) as temporary:

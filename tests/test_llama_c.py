@@ -341,6 +341,17 @@ def test_without_a_compiler_pytorch_serves_and_says_so_once(
     assert len(written(quantize(weights, 8), WIDE, prompt)) == 30
 
 
+def test_who_watches_is_told_why_the_first_time_takes_longer(
+    tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fresh(tmp_path, monkeypatch)
+    monkeypatch.setenv("CC", "true")  # which builds nothing, and has no fault
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(llama_c.Unavailable):
+        library()
+    assert capsys.readouterr().err == "llucid: true builds llama.c for this processor, once: a few seconds\n"
+
+
 def test_what_c_has_no_form_of_is_left_to_pytorch_without_a_word(capsys: pytest.CaptureFixture[str]):
     assert decode_step(to(drawn(WIDE), torch.float64), WIDE) is None
     assert decode_step(tree_map(lambda leaf: leaf.to("meta"), drawn(WIDE)), WIDE) is None
