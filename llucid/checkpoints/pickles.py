@@ -236,7 +236,7 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | None", progress: Progress) -> None:
     """Writes a state dict as `torch.save` does, one tensor in memory at a time, whole or not at all.
 
-    A tensor with two names is stored once. `torch.save` itself would write the whole storage after every tensor,
+    A tensor with two names is stored once. `torch.save` itself would write the whole storage that each is a part of,
     which for a mapped one is another's file.
     """
     import torch
