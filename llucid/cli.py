@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from llucid.arguments import parse
 from llucid.errors import LlucidError, one_line
 from llucid.memory import keep_freed
 from llucid.training.settings import Settings
@@ -27,6 +26,29 @@ if TYPE_CHECKING:
 MODEL = "A run, a Hugging Face folder or repository, one of Meta's, a .bin of llama2.c's, or a .gguf."
 UNSET = tyro.conf.arg(help_behavior_hint="(default: unset)")
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help=MODEL)]
+
+# Options that several commands have.
+Temperature = Annotated[float, tyro.conf.arg(help="Below 1 the likely becomes likelier; 0 always takes the likeliest.")]
+TopK = Annotated[int | None, tyro.conf.arg(help="Choose from the k likeliest tokens.")]
+TopP = Annotated[
+    float,
+    tyro.conf.arg(help="Choose from the likeliest tokens that together have this probability; 1 is all of them."),
+]
+MinP = Annotated[
+    float | None, tyro.conf.arg(help="Choose from the tokens at least this share as likely as the likeliest.")
+]
+OtherTokenizer = Annotated[str | None, tyro.conf.arg(help="Path of a tokenizer to use instead of the model's own.")]
+Dtype = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="{float32,bfloat16,float16}", help="Compute in this precision instead of the file's own."),
+]
+Quantize = Annotated[
+    Literal["int8", "int4"] | None,
+    tyro.conf.arg(
+        help="Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."
+    ),
+]
+Device = Annotated[str | None, tyro.conf.arg(help="cpu, cuda, mps, ... (the fastest one here, unless given).")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +88,10 @@ class Generate:
     """Text to go on from; - reads it from standard input."""
     max_tokens: int = 256
     """Tokens to write at most."""
-    temperature: float = 0.8
-    """Below 1 the likely becomes likelier; 0 always takes the likeliest."""
-    top_k: int | None = None
-    """Choose from the k likeliest tokens."""
-    top_p: float = 0.95
-    """Choose from the likeliest tokens that together have this probability; 1 is all of them."""
-    min_p: float | None = None
-    """Choose from the tokens at least this share as likely as the likeliest."""
+    temperature: Temperature = 0.8
+    top_k: TopK = None
+    top_p: TopP = 0.95
+    min_p: MinP = None
     seed: int | None = None
     """The same seed, the same text."""
     stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -82,14 +100,10 @@ class Generate:
     """How many texts to write, all at once."""
     speculate: bool = False
     """Guess what repeats earlier text, such as code or a quotation: the same text, sooner where guesses are right."""
-    tokenizer: str | None = None
-    """Path of a tokenizer to use instead of the model's own."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
-    """Compute in this precision instead of the file's own."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
-    device: str | None = None
-    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
+    tokenizer: OtherTokenizer = None
+    dtype: Dtype = None
+    quantize: Quantize = None
+    device: Device = None
 
     def run(self) -> None:
         """Streams one text, or prints several with a line between them."""
@@ -151,26 +165,18 @@ class Chat:
     """Tells the model how to behave, before the first message."""
     max_tokens: int = 1024
     """Tokens of an answer at most."""
-    temperature: float = 0.8
-    """Below 1 the likely becomes likelier; 0 always takes the likeliest."""
-    top_k: int | None = None
-    """Choose from the k likeliest tokens."""
-    top_p: float = 0.95
-    """Choose from the likeliest tokens that together have this probability; 1 is all of them."""
-    min_p: float | None = None
-    """Choose from the tokens at least this share as likely as the likeliest."""
+    temperature: Temperature = 0.8
+    top_k: TopK = None
+    top_p: TopP = 0.95
+    min_p: MinP = None
     seed: int | None = None
     """The same seed and the same messages, the same answers."""
     format: str | None = None
     """llama2, llama3, plain (none at all), or one of the model's own templates by name; its own when left out."""
-    tokenizer: str | None = None
-    """Path of a tokenizer to use instead of the model's own."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
-    """Compute in this precision instead of the file's own."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
-    device: str | None = None
-    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
+    tokenizer: OtherTokenizer = None
+    dtype: Dtype = None
+    quantize: Quantize = None
+    device: Device = None
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
@@ -204,14 +210,10 @@ class Predict:
     """Print JSON instead of a table."""
     toy: bool = False
     """Build a vocabulary from the words of the text, an untrained model, and its prediction, step by step."""
-    tokenizer: str | None = None
-    """Path of a tokenizer to use instead of the model's own."""
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16}")] = None
-    """Compute in this precision instead of the file's own."""
-    quantize: Literal["int8", "int4"] | None = None
-    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."""
-    device: str | None = None
-    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
+    tokenizer: OtherTokenizer = None
+    dtype: Dtype = None
+    quantize: Quantize = None
+    device: Device = None
 
     def run(self) -> None:
         """Prints a table with bars, or JSON."""
@@ -304,8 +306,7 @@ class Convert:
     """Format to write."""
     version: Literal[0, 1, 2] | None = None
     """Of llama2c's format: 0 is what its run.c reads (unless given), 1 has a better header, 2 is runq.c's int8."""
-    tokenizer: str | None = None
-    """Path of a tokenizer to use instead of the model's own."""
+    tokenizer: OtherTokenizer = None
     dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0,q4_0}")] = None
     """Write in this precision instead of the file's own; q8_0 and q4_0 are of gguf."""
 
@@ -352,8 +353,7 @@ class Bench:
     """Print JSON instead of a table."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Compute in this precision instead of the file's own (float32 for a random model)."""
-    device: str | None = None
-    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
+    device: Device = None
 
     def run(self) -> None:
         """Prints a table of what was measured, until Ctrl-C if there is one, or JSON."""
@@ -399,29 +399,6 @@ def bar() -> Generator[Callable[[int, int], None]]:
             shown.stop()
 
 
-OPTIONS = ConstructorRegistry()
-
-
-@OPTIONS.primitive_rule
-def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """An option that may be left out is shown in the help as INT or {int8,int4}, not as {None}|INT."""
-    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
-    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1:
-        return None
-    literal = (True, False) if kinds[0] is bool else get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
-    choices = {str(choice): choice for choice in literal}
-    if not choices and kinds[0] not in (int, float, str):
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{{{','.join(choices)}}}" if choices else kinds[0].__name__.upper(),
-        instance_from_str=lambda given: choices[given[0]] if choices else kinds[0](given[0]),
-        is_instance=lambda value: value is None or (value in choices.values() if choices else type(value) is kinds[0]),
-        str_from_instance=lambda value: ["unset" if value is None else str(value)],
-        choices=tuple(choices) or None,
-    )
-
-
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
@@ -463,50 +440,6 @@ def interruptible() -> Generator[None]:
         yield
 
 
-def parse(arguments: list[str]) -> Any:
-    """The command that the arguments make. Raises LlucidError, in one line, for those that make none."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                tyro.conf.OmitSubcommandPrefixes[Command],  # pyright: ignore[reportArgumentType]
-                prog="llucid",
-                description="llucid: a Llama you can see through. Each command has its own --help; --version tells "
-                "which llucid this is.",
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
-                registry=OPTIONS,
-            )
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        raise LlucidError(unboxed(said.getvalue(), arguments[0])) from None
-
-
-def unboxed(said: str, command: str) -> str:
-    """What tyro says of wrong arguments, in a box, as one line."""
-    commands = [named.__metadata__[0].name for named in get_args(Command)]
-    if command not in commands and not command.startswith("-"):
-        return f"{command}: there is no such command; expected one of: {', '.join(commands)}"
-    box = re.sub(r"\x1b\[[0-9;]*m", "", said)
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    message = " ".join(line for line in lines if line).split("───")[0].strip()
-    message = re.sub(r"^Error parsing [A-Z]\w*: | \(applied to .*", "", message)
-    message = re.sub(r"^Error parsing (\S+): .*int.*: ('.*')", r"\1 \2: expected a whole number", message)
-    message = re.sub(r"^Error parsing (\S+): .*float.*: ('.*')", r"\1 \2: expected a number", message)
-    message = re.sub(r"^Missing value for argument '(\S+)'.*", r"\1: needs a value", message)
-    choice = r"^invalid choice ('.*') for argument '(\S+)'\. Expected one of \((.*)\)\."
-    message = re.sub(choice, r"\2 \1: expected one of \3", message)
-    message = message.replace(" or misplaced", "")
-    several = r"\1: not expected here; a text of several words stands in quotation marks"
-    message = re.sub(r"^Unrecognized options: ([^-].*)", several, message)
-    if message.startswith("Missing from"):
-        message = f"missing: {', '.join(re.findall(r'^│ {5}(--[a-z.-]+|[A-Z]+)', box, re.MULTILINE))}"
-    elif (meant := re.search(r"Perhaps you meant: +│\s+│ +(--[a-z.-]+)", box)) and meant[1] not in message:
-        message += f"; perhaps {meant[1]}"
-    return f"{message}; see: llucid {command + ' ' if command in commands else ''}--help"
-
-
 def main() -> None:
     """Runs the command line; bad input ends with one line on standard error and status 2."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -521,7 +454,7 @@ def main() -> None:
             from importlib.metadata import version
 
             return print("llucid", version("llucid"))
-        command = parse(arguments or ["--help"])
+        command = parse(arguments or ["--help"], Command)
         keep_freed()
         command.run()
     except BrokenPipeError:
