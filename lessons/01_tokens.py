@@ -66,7 +66,8 @@ for example in ("fox", "é", "лис", "狐", "🦊"):
 #
 # ## Byte pairs
 #
-# Byte-pair encoding (Sennrich et al. 2016) starts from there and shortens. Count all pairs of
+# Byte-pair encoding starts from small pieces and shortens: from characters, as below, in
+# Sennrich et al. 2016, and from bytes since GPT-2 (Radford et al. 2019). Count all pairs of
 # neighbours, make the commonest pair a new token, put it everywhere in place of the pair, and
 # do it again, until the vocabulary is as large as you like. Merging never crosses the border
 # between words, so count words first and merge inside of them. That is all, and here it runs:
@@ -82,9 +83,11 @@ for round_ in range(1, 13):
             pairs[pair] += words[word]
     (left, right), times = pairs.most_common(1)[0]
     for pieces in spelled.values():
-        for at in reversed(range(len(pieces) - 1)):
+        at = 0
+        while at < len(pieces) - 1:
             if pieces[at : at + 2] == [left, right]:
                 pieces[at : at + 2] = [left + right]
+            at += 1
     print(f"{round_:2}. {left!r} + {right!r} -> {left + right!r}, {times:,} times")
 
 # %% [markdown]
@@ -253,4 +256,6 @@ def characters_in(context: int, size: int) -> float:
 # %% tags=["check"]
 assert characters_in(0, 512) == 0
 assert characters_in(8192, 1024) > 2 * characters_in(8192, 300)
+tokens = trained[512].encode(held_out)
+assert round(characters_in(len(tokens), 512)) == len(held_out)
 print("holds:", {size: round(characters_in(8192, size)) for size in per_token})

@@ -145,8 +145,8 @@ for m, n in ((5, 2), (105, 102), (1005, 1002), (5, 4)):
 
 # %% [markdown]
 # Lengths do not change either, since a rotation keeps them. What a rotation does change is
-# agreement: a query that equals its key fits it perfectly at distance 0 and less and less
-# further away. The mean of $\cos(\Delta\,\theta_j)$ over the pairs shows how fast; a larger
+# agreement: a query that equals its key fits it perfectly at distance 0 and less, on the
+# whole, further away. The mean of $\cos(\Delta\,\theta_j)$ over the pairs shows how fast; a larger
 # base slows the clocks, and the fit reaches further. That is why longer contexts came with
 # larger bases.
 

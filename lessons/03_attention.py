@@ -82,7 +82,7 @@ print("q", list(q.shape), "k", list(k.shape), "v", list(v.shape), " seq head_dim
 #
 # Every query is compared with every key: a dot product, divided by $\sqrt{d}$ where $d$ is
 # `head_dim`. A token may not look at later ones, so their scores become $-\infty$. The
-# softmax makes each row positive with sum one, and the rows mix the values
+# softmax makes each row positive with sum one: the *attention weights*, which mix the values
 # (Vaswani et al. 2017, eq. 1):
 #
 # $$ \mathrm{Attention}(q, k, v) =
@@ -296,7 +296,7 @@ for title, share in kinds.items():
 
 # %% [markdown]
 # And what does one token see? Here is the whole text as the last token looks at it, by each of
-# these heads, and by the one that looks furthest back on the mean.
+# these heads, and by the one that looks furthest back on average.
 
 # %%
 places = torch.arange(maps.shape[-1])
@@ -359,6 +359,7 @@ def spread(looks: torch.Tensor) -> torch.Tensor:
 # %% tags=["check"]
 even = torch.zeros(5, 5).masked_fill(~causal(5), -math.inf).softmax(-1)
 assert spread(even).allclose(torch.arange(1, 6).log(), atol=1e-6)
+assert spread(torch.tensor([[0.5, 0.25, 0.25]])).allclose(torch.tensor([1.5 * math.log(2)]))
 limit = torch.arange(1, maps.shape[-1] + 1).log()
 assert (spread(maps) <= limit + 1e-5).all()
 print("holds: every row of every head stays below log(m + 1)")

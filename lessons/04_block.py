@@ -2,9 +2,9 @@
 # # Feed-forward and the block
 #
 # Attention moves information between tokens. The feed-forward network then works on each token
-# alone; in a large model it holds two thirds of the parameters. Both only ever add to a vector that
-# runs through the model from bottom to top. At the end of this lesson we watch a prediction
-# take shape in that vector, block by block.
+# alone; in a large model it holds two thirds of the parameters or more. Both only ever add to a
+# vector that runs through the model from bottom to top. At the end of this lesson we watch a
+# prediction take shape in that vector, block by block.
 
 # %%
 from itertools import pairwise
@@ -32,10 +32,10 @@ config, weights, tokenizer = model.config, model.weights, model.tokenizer
 # $$ \mathrm{SwiGLU}(x) = D\,\bigl(\mathrm{silu}(G x) \odot U x\bigr)
 #    \qquad \mathrm{silu}(z) = \frac{z}{1 + e^{-z}} $$
 #
-# Each of the `ffn_dim` products is a little detector: $U x$ says how much, the gate says
-# whether. Where the gate's $z$ is far below zero, silu is nearly zero and nothing passes;
-# far above, it is nearly $z$. Unlike a hard threshold it is smooth, so a gradient can open
-# a gate that is shut.
+# Each of the `ffn_dim` products is a little detector (a *neuron*): $U x$ says how much, the gate
+# says whether. Where the gate's $z$ is far below zero, silu is nearly zero and nothing passes;
+# far above, it is nearly $z$. Unlike a hard threshold it is smooth, so a gradient can open a gate
+# that is shut.
 
 # %%
 z = torch.linspace(-6, 6, 200)
@@ -56,9 +56,10 @@ print("x", list(x.shape), "-> gate, up", list(gate.shape), "-> out", list(out.sh
 assert out.allclose(swiglu(x, of_ffn), atol=1e-5)
 
 # %% [markdown]
-# A network of two matrices would usually be made four times as wide as the stream. With a
-# third matrix it is made $\tfrac{2}{3} \cdot 4 = \tfrac{8}{3}$ as wide, so that the number of
-# parameters is the same, and rounded up to what the hardware likes.
+# A network of two matrices would usually be made four times as wide as the stream. With a third
+# matrix it is made $\tfrac{2}{3} \cdot 4 = \tfrac{8}{3}$ as wide, so that the number of
+# parameters is the same, and rounded up to what the hardware likes. Llama 2 70B and Llama 3 make
+# it wider still: shared keys and values leave parameters over.
 
 # %%
 for name in ("llama-2-7b", "llama-3-8b", "llama-3.1-405b"):
@@ -132,8 +133,8 @@ for ax, (_, detector) in zip(axes, chosen, strict=True):
 # %% [markdown]
 # ## The block: two additions
 #
-# A block reads the stream through a norm, and what it makes is added (Touvron et al. 2023,
-# §2.2). Nothing is ever replaced:
+# A block reads the stream through a norm, and what it makes is added (Touvron et al. 2023, §2.2):
+# a *residual connection*, and the vector is the *residual stream*. Nothing is ever replaced:
 #
 # $$ x \leftarrow x + \mathrm{Attention}(\mathrm{RMSNorm}(x)) $$
 # $$ x \leftarrow x + \mathrm{SwiGLU}(\mathrm{RMSNorm}(x)) $$
@@ -253,6 +254,7 @@ def lowest() -> float:
 
 # %% tags=["check"]
 at = torch.tensor(lowest())
+assert -2 < at < 0
 assert F.silu(at) <= F.silu(at - 0.01)
 assert F.silu(at) <= F.silu(at + 0.01)
 print(f"holds: silu is lowest at {at.item():.3f}, where it is {F.silu(at).item():.4f}")

@@ -33,9 +33,9 @@ print(
 # ## Surprise
 #
 # The model gives every token of the vocabulary a score, and the softmax of the scores is its
-# probability. If the token that really came had probability $p$, the surprise is $-\log p$
-# (in nats, with the natural logarithm): nothing if it was certain, 0.69 for one of two equal
-# chances. The loss is the mean over all tokens (Shannon 1948):
+# probability. If the token that really came had probability $p$, the surprise is $-\log p$ (in
+# nats, with the natural logarithm): nothing if it was certain, 0.69 for one of two equal chances.
+# The loss, also called *cross-entropy*, is the mean over all tokens (Shannon 1948):
 #
 # $$ L = -\frac{1}{n}\sum_{t=1}^{n} \log p(x_{t+1} \mid x_1 \ldots x_t) $$
 #
@@ -66,8 +66,8 @@ print(f"mean surprise {surprise.mean():.4f}; log V is {math.log(config.vocab_siz
 # ## One step
 #
 # The gradient says for each number of the model how fast the loss grows with it. The optimizer
-# goes the other way. `train_step` is all of it: loss, gradient, a limit on the gradient's
-# length, the optimizers. Here sixty steps on one and the same batch:
+# goes the other way. `train_step` is all of it: loss, gradient, a limit on the gradient's length
+# (*gradient clipping*), the optimizers. Here sixty steps on one and the same batch:
 
 # %%
 settings = Settings(learning_rate=8e-3, muon_learning_rate=0.02)
@@ -188,7 +188,7 @@ for ax in axes:
 #
 # ## Exercises
 #
-# **1.** Write `perplexity(loss)`: over how many equally likely tokens would one have to guess to
+# **1.** Write `perplexity(loss)`: among how many equally likely tokens would one have to guess, to
 # be as surprised as the model is?
 
 
@@ -204,8 +204,8 @@ assert math.isclose(perplexity(math.log(50)), 50)
 print(f"holds: ours is {perplexity(measured[-1][1]):.2f}, an untrained one's {config.vocab_size}")
 
 # %% [markdown]
-# **2.** Papers give bits per character, and a tokenizer of $c$ characters a token makes tokens
-# of us. Write `bits_per_character(nats_per_token, c)`.
+# **2.** Papers give bits per character. Our loss is in nats per token, and a token stands for $c$
+# characters on average. Write `bits_per_character(nats_per_token, c)`.
 
 
 # %% tags=["answer"]
@@ -220,10 +220,11 @@ assert math.isclose(bits_per_character(4 * math.log(2), 4), 1)
 print(f"holds: the floor of fables is {bits_per_character(corpus.floor, 1):.3f} bits a character")
 
 # %% [markdown]
-# **3.** Memory too small for a batch? Its gradient is a sum, so it can be taken in parts. Write
-# `gradient_in_parts(weights, parts)`, the gradient of the mean loss of `inputs` and `targets` by
-# `weights.embedding`, from a `backward` for each part of the rows (`inputs.chunk(parts)`). Beware:
-# the mean of all tokens, not a mean of means. `loss_sum` gives the sum.
+# **3.** Memory too small for a batch? Its gradient is a sum, so it can be taken in parts
+# (*gradient accumulation*). Write `gradient_in_parts(weights, parts)`, the gradient of the mean
+# loss of `inputs` and `targets` with respect to `weights.embedding`, from a `backward` for each
+# part of the rows (`inputs.chunk(parts)`). Beware: the mean of all tokens, not a mean of means.
+# `loss_sum` gives the sum.
 
 
 # %% tags=["answer"]

@@ -2,8 +2,8 @@
 # # Writing
 #
 # A Llama does not write. It says how likely each next token is, somebody picks one, and the
-# text with that token is read again. This lesson is about the picking, and about why reading
-# again costs almost nothing and yet changes nothing.
+# text with that token is read again. This lesson is about the picking, and about how to read
+# almost nothing again and yet get the same numbers.
 
 # %%
 import time
@@ -111,7 +111,7 @@ written = write_slowly(ids, 30)
 print(tokenizer.decode(written[0].tolist()))
 
 # %% [markdown]
-# ## The cache
+# ## The KV cache
 #
 # To write $n$ tokens that loop reads $1 + 2 + \ldots + n$. But look at what a token needs from
 # the ones before it: their keys and values in each block, and nothing else. And these do not
@@ -197,7 +197,7 @@ def nucleus(p: list[float], share: float) -> set[int]:
     """The likeliest, one after the other, until they have the share together."""
     kept, total = set(), 0.0
     for token in sorted(range(len(p)), key=lambda token: -p[token]):
-        if total > share:
+        if total >= share:
             break
         kept.add(token)
         total += p[token]
@@ -207,6 +207,7 @@ def nucleus(p: list[float], share: float) -> set[int]:
 # %% tags=["check"]
 assert nucleus([0.1, 0.6, 0.3], 0.5) == {1}
 assert nucleus([0.1, 0.6, 0.3], 0.7) == {1, 2}
+assert nucleus([0.5, 0.25, 0.25], 0.5) == {0}
 p = logits.softmax(-1)[0]
 for share in (0.3, 0.8, 0.95):
     left = (top_p(logits, share)[0] > -torch.inf).nonzero().flatten()
@@ -230,6 +231,7 @@ def often(logits: torch.Tensor, count: int) -> torch.Tensor:
 # %% tags=["check"]
 shares = often(logits, 4000)
 assert shares.sum().isclose(torch.tensor(1.0))
+assert (4000 * shares).allclose((4000 * shares).round(), atol=1e-2)  # how often is a whole number
 # A share of n draws deviates by √(p(1−p)/n) ≤ 0.008; five times that practically never.
 assert (shares - logits.softmax(-1)[0]).abs().max() < 0.04
 print(f"holds: the likeliest has {p.max():.1%}, and came {shares[p.argmax()]:.1%} of the time")

@@ -84,9 +84,10 @@ assert difference < 1e-3
 # %% [markdown]
 # ## grad
 #
-# `jax.grad(f)` is the function that computes $\nabla f$ by its first argument, whatever tree of
-# arrays that is. The loss of a text by all weights at once, against PyTorch's `backward`. (`jit`
-# compiles a function as a whole; more of it below.)
+# `jax.grad(f)` is the function that computes $\nabla f$ with respect to its first argument,
+# whatever tree of arrays that is. Here is the gradient of a text's loss with respect to all
+# weights at once, beside that of PyTorch's `backward`. (`jit` compiles a function as a whole; more
+# of it below.)
 
 
 # %%
@@ -122,9 +123,9 @@ for rate in (1e-3, 1e-4):
 # %% [markdown]
 # ## Which token leans on which
 #
-# Derivatives can be taken by anything. Take the surprise at each token, and its derivative by
-# the embedding vector of each token before: how strongly would a small change *there* be felt
-# *here*? `grad` gives one row of the picture, `vmap` all rows.
+# Anything can be differentiated with respect to anything. Take the surprise at each token, and
+# its derivative with respect to the embedding vector of each token before: how strongly would a
+# small change *there* be felt *here*? `grad` gives one row of the picture, `vmap` all rows.
 
 
 # %%
@@ -193,8 +194,8 @@ assert jnp.allclose(product(a, b), a @ b)
 print("holds")
 
 # %% [markdown]
-# **2.** The derivative of the surprise by the scores is simple: the probabilities, minus one at
-# the token that came. Write `slope(scores, target)` without `grad`.
+# **2.** The gradient of the surprise with respect to the scores is simple: the probabilities,
+# minus one at the token that came. Write `slope(scores, target)` without `grad`.
 
 
 # %% tags=["answer"]
@@ -211,13 +212,13 @@ print("holds")
 
 # %% [markdown]
 # **3.** Gradients of one text each, for a batch of texts, are awkward in many frameworks. Here
-# they are `vmap` of `grad`. Write `lengths(texts)`: the norm of the gradient by
-# `weights.norm` of each row of `texts` (`[rows, seq]`), with `loss` above.
+# they are `vmap` of `grad`. Write `lengths(texts)`: for each row of `texts`
+# (`[rows, seq]`), the norm of the gradient of its `loss` (above) with respect to `weights.norm`.
 
 
 # %% tags=["answer"]
 def lengths(texts):
-    """The norm of each text's own gradient by the last gain."""
+    """The norm of each text's own gradient with respect to the last gain."""
     gradients = jax.jit(vmap(jax.grad(loss), (None, 0)))(weights, texts)
     return jnp.linalg.norm(gradients.norm, axis=-1)
 
@@ -226,5 +227,7 @@ def lengths(texts):
 texts = jnp.stack([ids, ids[::-1]])
 measured = lengths(texts)
 assert measured.shape == (2,)
-assert jnp.allclose(measured[0], jnp.linalg.norm(gradient.norm), rtol=1e-3)
+for found, text in zip(measured, texts, strict=True):
+    alone = jax.grad(loss)(weights, text).norm
+    assert jnp.allclose(found, jnp.linalg.norm(alone), rtol=1e-3)
 print("holds: the text has", f"{measured[0]:.3f}", "and, read backwards,", f"{measured[1]:.3f}")

@@ -9,7 +9,6 @@
 # %%
 import os
 import struct
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -93,12 +92,10 @@ for path, leaf in named_leaves(weights):
 # Meta's $w_1$, $w_2$ and $w_3$ are gate, down and up, in this order: the sort of thing that is
 # only found out by reading code.
 #
-# Written in each format and read again, every number must be the same bit for bit. GGUF is read
-# and written if the `gguf` package is there.
+# Written in each format and read again, every number must be the same bit for bit.
 
 # %%
-formats = ["huggingface", "meta", "llama2c"] + (["gguf"] if find_spec("gguf") else [])
-for name in formats:
+for name in ("huggingface", "meta", "llama2c", "gguf"):
     out = here / name / "model"
     out.parent.mkdir()
     llucid.save(model, out, name)

@@ -64,19 +64,19 @@ class Train(Settings):
         from llucid.training.settings import read_toml
 
         console = Console(soft_wrap=not sys.stdout.isatty())
-        if out := train(self, console):
-            console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}", highlight=False)
-            if self.out:  # who named the folder knows what to do with it
-                return
-            console.print("try:", highlight=False)
-            chat, run = read_toml(out / "train.toml").chat, shlex.quote(str(out))
-            text = ' "the "'
-            try:
-                load_tokenizer(out).encode("the ")
-            except LlucidError:  # its characters are others
-                text = ""
-            for command in (f"chat {run}" if chat else f"generate {run}", f"predict {run}{text}", f"info {run}"):
-                console.print(f"    llucid {command}", highlight=False, markup=False, soft_wrap=True)
+        out = train(self, console)
+        console.print(f"the model is in {out}, its learning curve in {out / 'curve.png'}", highlight=False)
+        if self.out:  # who named the folder knows what to do with it
+            return
+        console.print("try:", highlight=False)
+        chat, run = read_toml(out / "train.toml").chat, shlex.quote(str(out))
+        text = ' "the "'
+        try:
+            load_tokenizer(out).encode("the ")
+        except LlucidError:  # its characters are others
+            text = ""
+        for command in (f"chat {run}" if chat else f"generate {run}", f"predict {run}{text}", f"info {run}"):
+            console.print(f"    llucid {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)

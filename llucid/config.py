@@ -29,8 +29,8 @@ class RopeScaling:
     """Tokens of the context before stretching."""
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise LlucidError(f"rope_scaling.factor={self.factor} must be at least 1")
+        if not 1 <= self.factor < math.inf:
+            raise LlucidError(f"rope_scaling.factor={self.factor} must be at least 1, and finite")
         if not 0 < self.low_freq_factor < self.high_freq_factor:
             raise LlucidError(
                 f"rope_scaling: low_freq_factor={self.low_freq_factor} must be positive and less than "

@@ -1,8 +1,7 @@
 """The two operations that take the time, by the quickest way that PyTorch has: x Wᵀ, and attention.
 
-Products in float32 on a CPU PyTorch gives to MKL, which leaves half of the processor unused where it was not made by
-Intel. oneDNN, which PyTorch has as well and uses for bfloat16, takes the same sums in half of the time
-(benchmarks/products.py).
+PyTorch gives float32 products on a CPU to MKL, which uses only half the width of processors that Intel did not make.
+oneDNN, which PyTorch has too and uses for bfloat16, takes half the time there (benchmarks/products.py).
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ QUICK = (
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether oneDNN is used: with AVX-512. Measured is what AMD's processors gain, on which MKL does not use it."""
+"""Whether oneDNN is used: with AVX-512. Its gain was measured on AMD's processors, on which MKL does not use that."""
 LARGE = 2**20
 """Multiplications that outweigh the 15 microseconds by which a call of oneDNN takes longer."""
 SMALL = 2**14
@@ -121,7 +120,7 @@ def attention_fused(
     group = q.shape[1] // k.shape[1]
     if group == 1 or mask is None or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=group > 1)
-    # The CPU's kernel knows no groups: the queries of one follow one another, as if they were of a longer sequence.
+    # The queries of one group follow one another, as if they were of a longer sequence: their keys are read but once.
     q = q.unflatten(1, (-1, group)).flatten(2, 3)
     return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
 

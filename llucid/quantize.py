@@ -143,7 +143,7 @@ def groups_of_int4(
 ) -> tuple[UInt8[Tensor, "rows groups 16"], Float16[Tensor, "rows groups"]]:
     """(two numbers + 8 a byte, scale) with scale = m / −8, m the number of the largest |w|, and whole = w / scale.
 
-    ggml's quantize_row_q4_0_ref, bit for bit: so the largest is met exactly, whatever its sign.
+    ggml's quantize_row_q4_0_ref, bit for bit: the largest is met, whatever its sign, but for the rounding of the scale.
     """
     largest = w.gather(-1, w.abs().argmax(-1, keepdim=True))
     scale = largest / -8

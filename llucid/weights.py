@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import numpy as np
 from jaxtyping import Float
 
 from llucid.config import Config
@@ -130,9 +129,9 @@ def initialise(config: Config, seed: int = 0) -> Weights:
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """The shape of every array of a Llama, by its path."""
-    nothing = np.zeros((), np.float32)
-    tree = assemble(config, lambda path, shape: np.broadcast_to(nothing, shape))
-    return {path: leaf.shape for path, leaf in named_leaves(tree)}
+    found: dict[str, tuple[int, ...]] = {}
+    assemble(config, found.__setitem__)
+    return found
 
 
 def count(weights: object) -> int:

@@ -1,5 +1,6 @@
 """Configs: Meta's published sizes come out, and what cannot be is refused by name."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -105,6 +106,8 @@ def test_impossible_numbers_are_refused_by_name(change: dict[str, float], says: 
 def test_impossible_scalings_are_refused_by_name() -> None:
     for change, says in (
         ({"factor": 0.5}, "factor=0.5"),
+        ({"factor": math.nan}, "factor=nan"),
+        ({"factor": math.inf}, "factor=inf"),
         ({"low_freq_factor": 4.0}, "low_freq_factor=4.0"),
         ({"original_context": 0}, "original_context=0"),
     ):

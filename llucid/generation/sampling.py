@@ -64,7 +64,8 @@ MOSTLY = 256
 def top_p(logits: Float[Any, "batch vocab"], p: float) -> Float[Any, "batch vocab"]:
     """The likeliest tokens up to and with the one that crosses p: dropped is what has more than p before it.
 
-    Holtzman et al. 2020 (nucleus sampling), §3.1. Of equally likely tokens, that of the lower id comes first.
+    Holtzman et al. 2020 (nucleus sampling), §3.1; where some have p to the bit, one token more, as in Meta's code. Of
+    equally likely tokens, that of the lower id comes first.
     """
     library, vocabulary = library_of(logits), logits.shape[-1]
     most = library.amax(logits, axis=-1, keepdims=True)

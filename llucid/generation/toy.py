@@ -31,6 +31,7 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     config = Config(
         dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_dim=32, vocab_size=len(vocabulary), context=len(words)
     )
+    # An untrained Llama guesses about evenly; larger weights give it opinions.
     weights = tree_map(lambda leaf: leaf if leaf.dim() == 1 else 20 * leaf, initialise(config))
     with torch.inference_mode():
         logits = llama(ids, weights, config)[0, -1]

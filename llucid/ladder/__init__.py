@@ -12,6 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
@@ -27,6 +28,7 @@ from llucid.ladder import (
     rung_09_blocks,
     rung_10_llama,
 )
+from llucid.training.step import cross_entropy_sum
 
 
 class Rung(NamedTuple):
@@ -42,15 +44,17 @@ class Rung(NamedTuple):
     """(config, seed) -> untrained weights, a tree of arrays."""
     logits: Callable[[Tensor, Any, Config], Tensor]
     """(tokens, weights, config): Int[batch seq] -> Float[batch seq vocab]."""
-    loss: Callable[[Tensor, Tensor, Any, Config], Tensor]
-    """(inputs, targets, weights, config) -> −Σ log p(target) in nats; targets of −100 do not count."""
+
+    def loss(
+        self, inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Any, config: Config
+    ) -> Float[Tensor, ""]:
+        """−Σ log p(target) in nats; targets of −100 do not count."""
+        return cross_entropy_sum(self.logits(inputs, weights, config), targets)
 
 
 def _rung(number: int, module: ModuleType) -> Rung:
     name, sentence = " ".join((module.__doc__ or "").split()).split(": ", 1)
-    return Rung(
-        number, name, sentence[0].upper() + sentence[1:], module.CHANGE, module.init, module.logits, module.loss
-    )
+    return Rung(number, name, sentence[0].upper() + sentence[1:], module.CHANGE, module.init, module.logits)
 
 
 _MODULES = (

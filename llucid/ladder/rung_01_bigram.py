@@ -8,7 +8,6 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.ladder.draws import normal
-from llucid.training.step import cross_entropy_sum
 
 CHANGE = "what follows which"
 
@@ -26,10 +25,3 @@ def init(config: Config, seed: int) -> Weights:
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
     """T[token]. Shannon 1948, §3, the digram approximation."""
     return F.embedding(tokens, weights.table)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

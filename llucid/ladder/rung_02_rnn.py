@@ -10,7 +10,6 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.ladder.draws import normal
-from llucid.training.step import cross_entropy_sum
 
 CHANGE = "a state, carried along"
 
@@ -39,10 +38,3 @@ def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -
         state = torch.tanh(now + F.linear(state, weights.recurrent))
         states.append(state)
     return F.linear(torch.stack(states, 1), weights.output)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.ladder.draws import normal
-from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
 CHANGE = "the future is hidden"
@@ -55,10 +54,3 @@ def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -
     x = F.embedding(tokens, weights.embedding) + weights.position[: tokens.shape[1]]
     x = x + attention(x, weights.attention)
     return F.linear(x, weights.output)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

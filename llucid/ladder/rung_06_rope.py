@@ -12,7 +12,6 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.ladder.draws import normal
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations
-from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights
 
 CHANGE = "distances, not places"
@@ -64,10 +63,3 @@ def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -
     rotation = rotations(positions, rope_frequencies(replace(config, head_dim=config.dim), x))
     x = x + attention(rms_norm(x, weights.attention_norm, config.norm_eps), weights.attention, rotation)
     return F.linear(rms_norm(x, weights.norm, config.norm_eps), weights.output)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

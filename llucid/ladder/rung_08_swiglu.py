@@ -11,7 +11,6 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.ladder.draws import normal
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
-from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights, FeedForwardWeights
 
 CHANGE = "a gated hidden layer"
@@ -76,10 +75,3 @@ def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -
     x = x + attention(rms_norm(x, weights.attention_norm, config.norm_eps), weights.attention, config, rotation)
     x = x + swiglu(rms_norm(x, weights.feed_forward_norm, config.norm_eps), weights.feed_forward)
     return F.linear(rms_norm(x, weights.norm, config.norm_eps), weights.output)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu, unembed
-from llucid.training.step import cross_entropy_sum
 from llucid.weights import AttentionWeights, Weights, initialise
 
 CHANGE = "three blocks, not one"
@@ -48,10 +47,3 @@ def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -
         x = x + attention(rms_norm(x, block.attention_norm, config.norm_eps), block.attention, config, rotation)
         x = x + swiglu(rms_norm(x, block.feed_forward_norm, config.norm_eps), block.feed_forward)
     return unembed(rms_norm(x, weights.norm, config.norm_eps), weights)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

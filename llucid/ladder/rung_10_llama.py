@@ -5,7 +5,6 @@ from torch import Tensor
 
 from llucid.config import Config
 from llucid.llama import llama
-from llucid.training.step import cross_entropy_sum
 from llucid.weights import Weights, initialise
 
 CHANGE = "heads share k and v"
@@ -19,10 +18,3 @@ def init(config: Config, seed: int) -> Weights:
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
     """`llama`, called."""
     return llama(tokens, weights, config)
-
-
-def loss(
-    inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Weights, config: Config
-) -> Float[Tensor, ""]:
-    """−Σ log p(target), in nats."""
-    return cross_entropy_sum(logits(inputs, weights, config), targets)

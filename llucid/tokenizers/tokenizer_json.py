@@ -202,7 +202,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises LlucidError if the file holds anything else."""
     try:
         content = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(content, dict):
         raise LlucidError(f"{path}: expected a JSON object, found {type(content).__name__}")

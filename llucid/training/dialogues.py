@@ -77,7 +77,7 @@ def parse_line(line: bytes) -> Messages:
     """The messages of one line, up to the last answer. Raises LlucidError if it is no conversation with an answer."""
     try:
         told = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise LlucidError(f"not JSON ({error})") from error
     if not isinstance(told, dict) or "messages" not in told:
         raise LlucidError('expected {"messages": [{"role": …, "content": …}, …]}')

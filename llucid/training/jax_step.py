@@ -29,15 +29,15 @@ Memory: TypeAlias = Any
 """What the optimizer remembers, in Optax's nest of states: Adam's two averages are trees like the weights."""
 
 
-def shorten(longest: float) -> optax.GradientTransformation:
-    """Gradients no longer than `longest`, as one vector of all: g · min(1, longest / (|g| + 1e-6)).
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """Gradients no longer than `max_norm`, as one vector of all: g · min(1, max_norm / (|g| + 1e-6)).
 
     Pascanu et al. 2013, algorithm 1. The 1e-6 is PyTorch's, and Optax's own has none.
     """
 
     def update(gradients: Any, weights: Any = None) -> Any:
         norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in leaves(gradients)))
-        factor = jnp.minimum(1.0, longest / (norm + 1e-6))
+        factor = jnp.minimum(1.0, max_norm / (norm + 1e-6))
         return tree_map(lambda gradient: gradient * factor, gradients)
 
     return optax.stateless(update)
@@ -50,9 +50,9 @@ def decaying(weights: Weights) -> Weights:
 
 
 def make_optimizer(settings: Settings) -> Any:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) with gradients shortened; to be multiplied by −rate."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) with gradients clipped; to be multiplied by −rate."""
     return optax.chain(
-        shorten(settings.clip),
+        clip_by_global_norm(settings.clip),
         optax.scale_by_adam(b1=0.9, b2=0.95, eps=1e-8),
         optax.add_decayed_weights(settings.weight_decay, mask=decaying),
     )

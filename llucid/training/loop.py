@@ -221,12 +221,10 @@ class Logbook:
         Raises LlucidError if a loss is not finite.
         """
         losses = torch.stack([loss for _, _, loss in self.unwritten]).tolist() if self.unwritten else []
-        for (step, _, _), loss in zip(self.unwritten, losses, strict=True):
+        rows: list[dict[str, Any]] = []
+        for (step, rate, _), loss in zip(self.unwritten, losses, strict=True):
             self.judge("loss", step, loss)
-        rows = [
-            {"step": step, "loss": loss * self.per_character, "rate": rate}
-            for (step, rate, _), loss in zip(self.unwritten, losses, strict=True)
-        ]
+            rows.append({"step": step, "loss": loss * self.per_character, "rate": rate})
         self.unwritten.clear()
         if rows:
             self.metrics.add([*rows[:-1], rows[-1] | figures])

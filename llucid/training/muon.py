@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the polynomial a·s + b·s³ + c·s⁵. Five rounds bring singular values s from 0.002 to 1 to between 0.68 and 1.16."""
+"""Of the polynomial a·s + b·s³ + c·s⁵. Five rounds bring singular values s from 0.002 to 1 to between 0.68 and 1.20."""
 
 
 def orthogonalise(matrices: Float[Tensor, "count rows cols"], rounds: int = 5) -> Float[Tensor, "count rows cols"]:
-    """The orthogonal matrix nearest to each, about: singular values come to 0.7 to 1.2. Newton–Schulz, in bfloat16."""
+    """The orthogonal matrix nearest to each, about. Newton–Schulz, in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).bfloat16()

@@ -62,7 +62,7 @@ def restore_optimizers(optimizers: list[Optimizer], tensors: dict[str, Tensor]) 
     for number, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         for path, value in tensors.items():
-            kind, which, parameter, name = [*path.split(".", 3), "", "", ""][:4]
-            if kind == "optimizer" and int(which) == number:
+            _, which, parameter, name = path.split(".")
+            if int(which) == number:
                 state.setdefault(int(parameter), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -94,18 +94,19 @@ class Report:
         step: int,
         loss: float,
         validation: float,
-        window: int,
+        length: int,
         sample: str,
         tokens_per_second: float,
         left: float,
     ) -> None:
         """Prints a measurement, and how the model writes by now.
 
-        `validation` is in nats per character; `window`, its tokens, is told of while it is shorter than the context.
+        `validation` is in nats per character; `length`, the tokens of its windows, is told of while that is less than
+        the context.
         """
         self.validation = f"val {validation:.3f}  "
         told = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits  "
-        told += f"window {window}  " if window < self.context else ""
+        told += f"window {length}  " if length < self.context else ""
         line = self.line(step, loss, told, tokens_per_second)
         line += "" if self.console.is_terminal else f"  {clock(left)} left"  # which the live line says there
         self.console.print(line, highlight=False)

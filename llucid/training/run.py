@@ -154,10 +154,10 @@ class Metrics:
         for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                if row["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
                 break  # a kill cut the last line short
-            if row["step"] > step:
-                break
             self.rows.append(row)
         replace_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
 

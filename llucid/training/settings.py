@@ -174,26 +174,37 @@ def read_toml(file: Path) -> Settings:
     try:
         told = tomllib.loads(file.read_text(encoding="utf-8"))
         model = told.pop("model", {})
-        told["corpus"] = tuple(told["corpus"])
         _check(told, Settings)
         _check(model, ModelNumbers)
+        told["corpus"] = tuple(told["corpus"])
         return Settings(model=ModelNumbers(**model), **told)
+    except LlucidError:
+        raise
     except OSError as error:
         raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LlucidError(f"{file}: not the settings of a training run ({error})") from error
 
 
-def _check(told: dict[str, Any], kind: type) -> None:
-    """Raises TypeError for a key that `kind` has not, or a value of another type than its field's."""
+def _check(told: Any, kind: type) -> None:
+    """Raises TypeError for what is no table, a key that `kind` has not, or a value that is none of its field's."""
+    if not isinstance(told, dict):
+        raise TypeError(f"expected a table, found {told!r}")
     hints = get_type_hints(kind)
     for name, value in told.items():
         if name not in hints:
             raise TypeError(f"unknown key {name!r}")
-        hint = hints[name]
-        options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-        kinds = {get_origin(option) or option for option in options}
-        kinds |= {str} if Literal in kinds else set()
-        kinds |= {int} if float in kinds else set()
-        if type(value) not in kinds:
+        if not _fits(value, hints[name]):
             raise TypeError(f"{name} cannot be {value!r}")
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value of TOML is of this type, in which a list stands for a tuple and a whole number for a float."""
+    options = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, option) for option in options)
+    if get_origin(hint) is Literal:
+        return value in options
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(_fits(each, options[0]) for each in value)
+    return type(value) is hint or (hint is float and type(value) is int)

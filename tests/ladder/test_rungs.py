@@ -35,6 +35,13 @@ def theirs(rung: Rung, weights: tuple[object, ...]) -> object:
     return type(rung.init(CONFIG, 0))(*weights)
 
 
+@pytest.mark.parametrize("vocab_size", [7, 65, 70])
+def test_the_checks_see_every_token(vocab_size: int) -> None:
+    tokens = every_token(replace(CONFIG, vocab_size=vocab_size))
+    assert tokens.shape[1] == CONFIG.context + 1
+    assert sorted({*tokens.flatten().tolist()}) == [*range(vocab_size)]
+
+
 @each_rung
 def test_every_token_moves_what_it_may_and_nothing_else(rung: Rung) -> None:
     """Place by place: which inputs the scores depend on."""
@@ -81,15 +88,15 @@ def test_the_checks_hold_and_find_the_cheat(rung: Rung) -> None:
 def test_the_checks_find_a_dead_array_and_a_wrong_shape() -> None:
     rung = RUNGS[3]
 
-    def dead(inputs: torch.Tensor, targets: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
-        return rung.loss(inputs, targets, weights._replace(position=weights.position.detach()), config)
+    def dead(tokens: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
+        return rung.logits(tokens, weights._replace(position=weights.position.detach()), config)
 
-    found = check(rung._replace(loss=dead), CONFIG, seed=0)
+    found = check(rung._replace(logits=dead), CONFIG, seed=0)
     assert [each.holds for each in found] == [True, True, False, True]
     assert "position" in found[2].finding
     transposed = rung._replace(logits=lambda *given: rung.logits(*given).mT)
-    assert not check(transposed, CONFIG, seed=0)[0].holds
-    sure = rung._replace(loss=lambda *given: 3 * rung.loss(*given))
+    assert [each.holds for each in check(transposed, CONFIG, seed=0)] == [False]
+    sure = rung._replace(logits=lambda *given: 99 * rung.logits(*given))
     assert not check(sure, CONFIG, seed=0)[1].holds
 
 
@@ -133,7 +140,7 @@ def test_the_last_rung_is_llama_with_the_same_weights() -> None:
     inputs, targets, weights = grown(rung_of(rung_10_llama))
     assert torch.equal(rung_10_llama.logits(inputs, weights, CONFIG), llama(inputs, weights, CONFIG))
     assert torch.equal(
-        rung_10_llama.loss(inputs, targets, weights, CONFIG),
+        RUNGS[9].loss(inputs, targets, weights, CONFIG),
         loss_sum(inputs, targets, weights, CONFIG, torch.float64),
     )
     assert all(map(torch.equal, leaves(rung_10_llama.init(CONFIG, 3)), leaves(initialise(CONFIG, 3))))

@@ -113,6 +113,7 @@ def test_a_checkpoint_and_a_text_are_no_tokenizers(data: Path) -> None:
         (b'{"model": ', "not a JSON file"),
         (b'{"\xff": 1}', "not a JSON file"),
         (b'{"a":' * 100_000, "not a JSON file"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "not a JSON file"),
         (b"{}", "cannot be read"),
         (b'{"model": {"type": "BPE", "vocab": {}, "merges": [["a\\n", "b"]]}}', "Token `a ` out of vocabulary"),
         (b"IQ== 0\nIg== 2\n", "line 2 should end with the rank 1"),

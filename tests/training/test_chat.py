@@ -118,6 +118,7 @@ def test_a_base_without_turns_is_refused(file: Path, tmp_path: Path) -> None:
 GOOD = json.dumps(conversation(0))
 WRONG: dict[str, tuple[str, str]] = {
     "cut off": (GOOD[:-9], "line 2: not JSON"),
+    "too long a number": ("9" * 5000, "line 2: not JSON"),
     "not an object": ("[1, 2]", 'line 2: expected {"messages"'),
     "no messages": ('{"text": "x"}', 'line 2: expected {"messages"'),
     "empty": ('{"messages": []}', "line 2: messages: expected a list of at least one"),

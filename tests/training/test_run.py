@@ -207,8 +207,16 @@ def test_settings_survive_toml() -> None:
     file = Path(os.environ["LLUCID_CACHE"]) / "settings.toml"
     file.write_text(write_toml(settings), encoding="utf-8")
     assert read_toml(file) == settings
-    for wrong in ("speed = 3", "steps = 'many'", "seed = true and", "[model]\nwings = 2"):
-        file.write_text(write_toml(settings).replace("[model]", "", 1) + wrong)
+    kept = write_toml(settings).split("\n\n[model]")[0]
+    file.write_text(kept)
+    assert read_toml(file) == replace(settings, model=ModelNumbers())
+    for name, value in (
+        *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
+        *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
+        *(("corpus", "'abc'"), ("corpus", "[1, 2]"), ("model", "3"), ("model", "{wings = 2}")),
+    ):
+        others = [line for line in kept.splitlines() if not line.startswith(f"{name} =")]
+        file.write_text("\n".join([*others, f"{name} = {value}"]))
         with pytest.raises(llucid.LlucidError, match="not the settings"):
             read_toml(file)
 
@@ -218,6 +226,9 @@ def test_a_torn_log_is_cut_where_the_state_stands(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
     assert Metrics(tmp_path, step=3).rows == rows[:3]
     assert losses(tmp_path) == rows[:3]
+    for strange in ("3", "{}", '{"step": null}', "[]", "9" * 5000):
+        (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(rows[0])}\n{strange}\n")
+        assert Metrics(tmp_path, step=3).rows == rows[:1]
 
 
 def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
