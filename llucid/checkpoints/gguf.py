@@ -179,7 +179,7 @@ def scaling_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | Non
     Raises LlucidError if these are the slowdowns of another scaling.
     """
     largest = float(str(np.float32(stored.max())))
-    if largest == 1 and (stored == 1).all():
+    if (stored == 1).all():
         return None
     if 1 < largest < math.inf:
         scaling = RopeScaling(factor=largest)

@@ -8,13 +8,27 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from llucid.checkpoints import Model, convert, describe, gguf, gguf_blocks, gguf_file, huggingface, llama2c, load, save
+from llucid.checkpoints import (
+    Model,
+    convert,
+    describe,
+    gguf,
+    gguf_blocks,
+    gguf_file,
+    huggingface,
+    llama2c,
+    load,
+    only_cpu,
+    save,
+)
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.model import Progress
+from llucid.checkpoints.tensors import Entry, alike, mapped
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.weights import tree_map
@@ -173,6 +187,19 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert set(left) <= {"tokenizer.json", "tokenizer_config.json", "tokenizer.bin"}
 
 
+def test_large_twins_are_compared_to_their_last_row() -> None:
+    numbers = np.arange(600 * 3, dtype=np.float32).reshape(600, 3)
+
+    def entry(array: np.ndarray) -> Entry:
+        return mapped(array.shape, "float32", lambda: array.view(np.int32))
+
+    assert alike(entry(numbers), entry(numbers.copy()))
+    for row in (0, 255, 256, 599):
+        other = numbers.copy()
+        other[row, 2] += 1
+        assert not alike(entry(numbers), entry(other))
+
+
 def test_describe_answers_from_headers(tmp_path: Path) -> None:
     for format, version in TARGETS:
         config = fitting(CONFIGS["one for all, tied"], format)
@@ -302,3 +329,21 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
         watch: Progress = lambda done, total, steps=steps: steps.append(done)  # noqa: E731
         save(model, tmp_path / format / "out", format, progress=watch)
         assert len(steps) == 6 * 9 + 3
+
+
+def test_whether_there_is_a_gpu_is_told_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none can be told to be absent for sure, PyTorch is asked."""
+    there: set[str] = set()
+    monkeypatch.setattr("os.path.exists", lambda path: path in there)
+    for system, driver, expected in (
+        ("linux", "", True),
+        ("linux", "/proc/driver/nvidia", False),  # NVIDIA's
+        ("linux", "/dev/nvmap", False),  # its small machines'
+        ("linux", "/dev/kfd", False),  # AMD's
+        ("linux", "/dev/dxg", False),  # Windows', under which Linux runs
+        ("darwin", "", False),
+    ):
+        there.clear()
+        there.add(driver)
+        monkeypatch.setattr("sys.platform", system)
+        assert only_cpu() == expected, (system, driver)
