@@ -29,7 +29,7 @@ from llucid.checkpoints import (
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.model import Progress
 from llucid.checkpoints.tensors import Entry, alike, mapped
-from llucid.config import Config, RopeScaling
+from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.weights import tree_map
 from tests.checkpoints.models import model_of, same
@@ -215,6 +215,11 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
         assert facts["tokenizer"] == "Characters, 50 ids"
         for item in fields(config):
             assert item.name == "context" or facts[item.name] == str(getattr(config, item.name))
+    for name, config in (("nano", PRESETS["nano"].config), (None, CONFIGS["one for two"])):
+        save(model_of(config), tmp_path / str(name))
+        facts = describe(tmp_path / str(name))
+        assert facts["family"] == (f"Llama, size {name}" if name else "Llama, of a size of its own")
+        assert facts["tied"] == ("the embedding is the output matrix" if config.tied_embeddings else "nothing")
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]

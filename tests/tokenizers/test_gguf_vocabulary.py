@@ -333,6 +333,13 @@ def never_merged() -> Llama2cTokenizer:
     return Llama2cTokenizer([*made.pieces, b"bell bell", b"bel", b"l bell"], [*made.scores, WORST_SCORE, -1.0, -2.0])
 
 
+def test_a_piece_that_could_not_be_merged_anyway() -> None:
+    """As the characters and the tokens added to one that was a tokenizer.json: nothing is lost."""
+    made = small_llama2c()
+    made = Llama2cTokenizer([*made.pieces, b"zqzq"], [*made.scores, WORST_SCORE])
+    assert llama_cpp("zqzq bell", write_vocabulary(made, made.vocab_size)) == made.encode("zqzq bell")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -213,6 +213,12 @@ def test_raw_bytes_have_two_hex_digits() -> None:
     assert tokenizer.decode([259, 3 + 0xC3, 263]) == "\ufffd\ufffd"
 
 
+def test_a_special_token_that_is_spelled_as_a_byte_has_no_text() -> None:
+    tokenizer = Llama2cTokenizer([b"<unk>", b"<0x41>", b"</s>", *BYTES, b" "], [0.0] * 260)
+    assert tokenizer.decode([1, 3 + 0x41, 1]) == "A"
+    assert tokenizer.encode("A") == [259, 3 + 0x41]
+
+
 def test_bytes_as_the_first_files_spelled_them() -> None:
     pieces = [*SPECIAL, *(chr(byte).encode() for byte in range(256)), b" ", b"a", b"\xc3\xa9"]
     tokenizer = Llama2cTokenizer(pieces, [0.0] * len(pieces))

@@ -120,6 +120,21 @@ def test_special_tokens_have_no_text() -> None:
     assert tokenizer.decode([1]) == tokenizer.decode([]) == ""
 
 
+@pytest.mark.parametrize(
+    ("config", "bos", "eos"),
+    [
+        ({}, 1, 2),
+        ({"bos_token": "</s>", "eos_token": {"content": "<unk>"}}, 2, 0),
+        ({"bos_token": "<|none|>", "eos_token": "<|none|>"}, 1, 2),
+        ({"add_bos_token": False, "eos_token": None}, None, 2),
+    ],
+)
+def test_a_tokenizer_config_names_the_ends(config: dict[str, object], bos: int | None, eos: int) -> None:
+    """Where it names a piece of the model; else the model's own count."""
+    tokenizer = SentencePiece(sentencepiece_model(), config)
+    assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
+
+
 def test_half_a_character_is_encoded_as_one_that_is_missing() -> None:
     for tokenizer in (small_sentencepiece(), SMALL_SAVED):
         assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")

@@ -55,12 +55,6 @@ def test_pieces_are_the_text_in_whole_characters(tokenizer: Tokenizer, prompt: s
     assert decoder.finish() == ""
 
 
-def test_what_follows_a_text_that_begins_within_a_character():
-    rocket = BYTES.encode("🚀")
-    decoder = StreamingDecoder(BYTES, rocket[1:3])
-    assert [decoder.push(token) for token in [*rocket[3:], *BYTES.encode("a")]] == ["", "\ufffda"]
-
-
 def test_a_character_is_shown_with_its_last_byte():
     decoder = StreamingDecoder(BYTES)
     assert [decoder.push(token) for token in BYTES.encode("a🚀é")] == ["a", "", "", "", "🚀", "", "é"]
