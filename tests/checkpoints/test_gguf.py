@@ -280,7 +280,6 @@ def test_what_says_nothing_new_is_let_pass(tmp_path: Path) -> None:
     [
         (dict(norm_eps=1.23456789e-5), "norm_eps=1.23456789e-05"),
         (dict(rope_theta=123_456.789), "rope_theta=123456.789"),
-        (dict(context=2**32), "context=4294967296"),
         (dict(rope_scaling=RopeScaling(original_context=4096), rope_theta=5e5), "original_context=4096"),
         (dict(rope_scaling=RopeScaling(factor=1.0)), "factor=1.0"),
     ],

@@ -336,8 +336,8 @@ def never_merged() -> Llama2cTokenizer:
 def test_a_piece_that_could_not_be_merged_anyway() -> None:
     """As the characters and the tokens added to one that was a tokenizer.json: nothing is lost."""
     made = small_llama2c()
-    made = Llama2cTokenizer([*made.pieces, b"zqzq"], [*made.scores, WORST_SCORE])
-    assert llama_cpp("zqzq bell", write_vocabulary(made, made.vocab_size)) == made.encode("zqzq bell")
+    made = Llama2cTokenizer([*made.pieces, b"bellzz"], [*made.scores, WORST_SCORE])
+    assert llama_cpp("bellzz bell", write_vocabulary(made, made.vocab_size)) == made.encode("bellzz bell")
 
 
 @pytest.mark.parametrize(
@@ -372,6 +372,8 @@ def test_tokenizers_that_gguf_cannot_say(make: Any, said: str, tmp_path: Path) -
         (small_ranks, {"token_type": [1]}, "a type, 1 to 6, for each"),
         (small_ranks, {"merges": None}, "merges should be a list"),
         (small_ranks, {"merges": ["ab"]}, "one that is no pair"),
+        (small_ranks, {"merges": [7]}, "merges should be a list of str and is [7]"),
+        (small_ranks, {"tokens": [7], "token_type": [1]}, "tokens should be a list of str and is [7]"),
         (small_ranks, {"merges": ["a zzz"]}, "tokenizer.json cannot be read"),
         (small_ranks, {"eos_token_id": 10**6}, "eos_token_id 1000000 is none of the"),
         (small_ranks, {"bos_token_id": "x"}, 'bos_token_id "x" is none'),

@@ -142,6 +142,26 @@ def test_killed_between_measurements_and_resumed_equals_straight(
     assert not list((out / "state").glob(".*"))
 
 
+def test_a_run_without_a_name_gets_the_next_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("fables", "fables-2", "fables-4"):
+        assert run.free_name("fables") == Path("runs") / ("fables-3" if name == "fables-4" else name)
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert run.free_name("fables") == Path("runs/fables-3")
+
+
+def test_a_run_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.7.partial").mkdir()  # what a kill left
+    run.refuse_taken(tmp_path / "run")
+    run.refuse_taken(tmp_path / "new")
+    (tmp_path / "run" / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for taken in ("run", "file"):
+        with pytest.raises(LlucidError, match=f"{taken}: something is there already"):
+            run.refuse_taken(tmp_path / taken)
+
+
 def test_saving_takes_a_hundredth_of_the_time_at_most(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
