@@ -337,6 +337,14 @@ def test_a_piece_that_could_not_be_merged_anyway() -> None:
     """As the characters and the tokens added to one that was a tokenizer.json: nothing is lost."""
     made = small_llama2c()
     made = Llama2cTokenizer([*made.pieces, b"bellzz"], [*made.scores, WORST_SCORE])
+    content = json.loads(small_sentencepiece().json())
+    half = next(
+        piece for piece in content["model"]["vocab"] if piece.isalpha() and len(piece) == 2 and "▁" not in piece
+    )
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    content["added_tokens"].append({"id": 400, "content": half * 2, **flags})  # found in a text before all merging
+    added = JsonTokenizer(content, config={"eos_token": "</s>"})
+    assert read_vocabulary(write_vocabulary(added, 401)).encode(f"a {half * 2}") == added.encode(f"a {half * 2}")
     assert llama_cpp("bellzz bell", write_vocabulary(made, made.vocab_size)) == made.encode("bellzz bell")
 
 
