@@ -392,6 +392,13 @@ def test_messages_for_paths_that_are_no_model(folder: Path) -> None:
         load(folder)
 
 
+def test_the_template_of_a_folder_is_of_its_own_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": "{{ messages }}"}))
+    assert load(folder, device="cpu").chat_format == "{{ messages }}"
+    assert load(folder, device="cpu", tokenizer=folder / "tokenizer.json").chat_format is None
+
+
 def test_a_repository_is_fetched_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, list[str]]] = []
 

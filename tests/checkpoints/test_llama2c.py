@@ -119,6 +119,11 @@ def test_checkpoints_of_its_training(tmp_path: Path) -> None:
     found = load(tmp_path / "ckpt.pt", device="cpu")
     assert found.config == model.config
     assert same(found.weights, model.weights)
+    untied = model_of(SMALL)
+    state = checkpoint(untied)
+    state["model"]["_orig_mod.output.weight"] = untied.weights.output
+    torch.save(state, tmp_path / "ckpt.pt")
+    assert same(load(tmp_path / "ckpt.pt", device="cpu").weights, untied.weights)
     torch.save(checkpoint(model, n_kv_heads=None), tmp_path / "ckpt.pt")
     with pytest.raises(LlucidError, match=re.escape("attention.wk.weight has shape [32, 64]; expected [64, 64]")):
         load(tmp_path / "ckpt.pt")

@@ -105,6 +105,15 @@ def test_one_shard_alone_is_mapped_and_several_are_put_together_in_memory(tmp_pa
         assert bool(weights.embedding.held) == (count == 1)
 
 
+def test_twins_in_one_shard_alone_are_not_tied(tmp_path: Path) -> None:
+    model = model_of(SMALL)
+    output = torch.cat((model.weights.embedding[:24], model.weights.embedding[24:] + 1))
+    write_shards(tmp_path / "model", model._replace(weights=model.weights._replace(output=output)), 2, 0)
+    found = load(tmp_path / "model", device="cpu").weights.output
+    assert found is not None
+    assert torch.equal(found, output)
+
+
 def test_names_are_metas(tmp_path: Path) -> None:
     """Its code has w2(silu(w1(x)) · w3(x)): models/llama3/model.py of llama-models, class FeedForward."""
     model = model_of(SMALL)

@@ -200,6 +200,19 @@ def test_large_twins_are_compared_to_their_last_row() -> None:
         assert not alike(entry(numbers), entry(other))
 
 
+@pytest.mark.parametrize(("format", "version"), TARGETS)
+def test_progress_is_told_in_bytes(format: str, version: int | None, tmp_path: Path) -> None:
+    config = fitting(CONFIGS["one for two"], format)
+    heard: list[tuple[int, int]] = []
+    save(model_of(config), tmp_path / "out", format, version=version, progress=lambda *told: heard.append(told))
+    done = [so_far for so_far, _ in heard]
+    assert len(heard) == 21  # matrices and norms
+    assert done == sorted(set(done))
+    assert {total for _, total in heard} == {done[-1]}
+    if version in (None, 1):
+        assert done[-1] - done[0] == 4 * (config.parameters - config.dim * (1 if version else config.vocab_size))
+
+
 def test_describe_answers_from_headers(tmp_path: Path) -> None:
     for format, version in TARGETS:
         config = fitting(CONFIGS["one for all, tied"], format)

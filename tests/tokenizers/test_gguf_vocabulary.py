@@ -237,6 +237,14 @@ def test_spaces_behind_tokens_in_text(scheme: str) -> None:
         assert (theirs.encode(text) == tokenizer.encode(text)) == (scheme == "always" and "  " not in text)
 
 
+def test_a_template_beside_tokens_found_in_text() -> None:
+    made = metaspace(added={})
+    told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": "{{ messages }}"}
+    found = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    assert isinstance(found, JsonTokenizer)
+    assert found.config == {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
+
+
 def test_an_id_that_begins_a_text_or_not_with_the_whole_json(tmp_path: Path) -> None:
     """The other keys say so, and what the chat template is."""
     tokenizer = metaspace()
@@ -290,6 +298,30 @@ def test_each_cut_has_its_name(name: str, cut: dict[str, Any], whole_words: bool
     assert told["tokenizer.ggml.token_type"] == [3, *[1] * (made.vocab_size - 2), 4]
     for text in ("It is 1234 <|turn|> o'clock's  end", TALE):
         assert read_vocabulary(told).encode(text) == made.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.update(normalizer={"type": "NFC"}), 'it normalises by {"type": "NFC"}'),
+        (
+            lambda content: content.update(
+                model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["</s>", 0.0]]}
+            ),
+            'its model is "Unigram"',
+        ),
+        (lambda content: content["model"].update(unk_token="</s>"), "and has unk_token"),
+        (lambda content: content["model"].update(dropout=0.5), "and has dropout"),
+        (lambda content: content["model"].update(end_of_word_suffix="x"), "and has end_of_word_suffix"),
+        (lambda content: content["pre_tokenizer"].update(add_prefix_space=True), '"add_prefix_space": true'),
+    ],
+)
+def test_byte_pairs_that_gguf_cannot_say(change: Callable[[dict[str, Any]], None], said: str) -> None:
+    content = json.loads(byte_pairs(GPT2).json())
+    change(content)
+    made = JsonTokenizer(content, config={"eos_token": "</s>"})
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        write_vocabulary(made, made.vocab_size)
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])

@@ -94,13 +94,22 @@ def with_special(*names: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("make", [lambda: Characters(TALE), lambda: train_bpe([TALE], 310)])
 def test_beside_a_model_too_the_tokenizer_is_what_its_json_says(make: Any, tmp_path: Path) -> None:
-    """config.json says "llama", by which alone transformers would take it for a SentencePiece model of Llama 2's."""
+    """config.json says "llama", from which transformers 4 would take its class if tokenizer_config.json named none."""
     config = replace(CONFIGS["one for two"], vocab_size=310)
     tokenizer = make()
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "model")
+    told = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs("Who  found the bell?")["input_ids"] == tokenizer.encode("Who  found the bell?")
     assert theirs.decode(tokenizer.encode("the bell ?")) == "the bell ?"
+
+
+def test_a_vocabulary_has_room_for_all_bytes_and_its_special_tokens() -> None:
+    special = ["<s>", "</s>", "<pad>"]
+    with pytest.raises(LlucidError, match="needs more than its 259 bytes and special tokens"):
+        train_bpe([TALE], 259, special)
+    assert train_bpe([TALE], 260, special).vocab_size == 260
 
 
 def test_ends_of_an_older_tokenizer_are_not_left_behind(tmp_path: Path) -> None:
