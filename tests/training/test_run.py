@@ -179,6 +179,24 @@ def test_saving_takes_a_hundredth_of_the_time_at_most(
     assert saved == [0, 1, 5, 10, 15, 20]
 
 
+def test_a_state_that_is_saved_quickly_is_saved_often(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1e3)
+    monkeypatch.setattr(run, "save_state", lambda *state: saved.append(state[-1].step))
+    here(*fresh(corpus, tmp_path / "often", "--steps", 8))
+    assert saved == [*range(9)]
+
+
+def test_figures_after_the_state_are_cut_off(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.5} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    assert Metrics(tmp_path, 2).rows == rows[:2]
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
+
+
 def test_the_folder_is_one_of_transformers(straight: Path) -> None:
     model = llucid.load(straight)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(straight)
