@@ -179,7 +179,7 @@ def scaling_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | Non
     Raises LlucidError if these are the slowdowns of another scaling.
     """
     largest = float(str(np.float32(stored.max())))
-    if largest == 1 and (stored == 1).all():
+    if (stored == 1).all():
         return None
     if 1 < largest < math.inf:
         scaling = RopeScaling(factor=largest)
@@ -292,9 +292,9 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
 
 def refuse(config: Config) -> None:
     """Raises LlucidError, by name, for numbers that the format does not have."""
-    for name in KEYS:
+    for name in FLOATS:
         value = getattr(config, name)
-        held = float(str(np.float32(value))) if name in FLOATS else value % 2**32
+        held = float(str(np.float32(value)))
         if held != value:
             raise LlucidError(f"GGUF cannot hold {name}={value}; in 32 bits it is {held}")
     if (scaling := config.rope_scaling) and found_again(config) != scaling:

@@ -247,7 +247,7 @@ def read_place(cursor: Cursor, name: str) -> Place:
     return Place(shape, kind, at, math.prod(shape) // kind.block * kind.size)
 
 
-def entry_of(head: Head, name: str, keep: bool = False) -> Entry:
+def entry_of(head: Head, name: str, keep: bool) -> Entry:
     """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
     shape, kind, at, size = head.places[name]
     if kind.block == 1:

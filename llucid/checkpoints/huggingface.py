@@ -331,7 +331,6 @@ def write_weights(
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes a folder that transformers opens: `config.json`, `model.safetensors` and the tokenizer's files."""
     kind = choose_dtype(dtype)
-    out.mkdir(parents=True, exist_ok=True)
     model.tokenizer.save(out)
     write_config(out, model.config, model.tokenizer, name_of_dtype(kind or model.weights.norm.dtype))
     write_weights(out, model.weights, model.config, kind, progress)

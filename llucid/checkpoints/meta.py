@@ -248,7 +248,6 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     kind = choose_dtype(dtype)
     tensors: dict[str, Leaf] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
     tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code knows no tying: it reads both
-    out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out, model.tokenizer)
     write_params(out, model.config)
     write_pickle(out / "consolidated.00.pth", tensors, kind, progress)

@@ -67,8 +67,10 @@ class Room(Protocol):
         ...
 
     def write(self, out: Path, model: Model, progress: Progress, dtype: str | None = None) -> None:
-        """Writes the model, tensor by tensor, and its tokenizer. `dtype` is that of the file, by name; the model's own
-        or the format's only one when None. Refuses, before anything is written, what the format cannot hold."""
+        """Writes the model, tensor by tensor, and its tokenizer, to a file or into a folder that is there.
+
+        `dtype` is that of the file, by name; the model's own or the format's only one when None. Refuses, before
+        anything is written, what the format cannot hold."""
         ...
 
 

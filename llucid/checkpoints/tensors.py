@@ -115,8 +115,6 @@ def gather(
     """
     if config.layers > len(entries):  # before a list is made that a hostile number could make endless
         raise LlucidError(f"{place}: {config.layers} layers are promised, but there are only {len(entries)} tensors")
-    if config.parameters > 2**60:
-        raise LlucidError(f"{place}: its numbers make {config.parameters} parameters, which no file can hold")
     expected = {name_of(path): shape for path, shape in shapes(config).items()}
     for name, shape in expected.items():
         if name not in entries:

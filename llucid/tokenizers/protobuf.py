@@ -33,7 +33,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         if wire == 0:
             yield number, varint()
             continue
-        length = {1: 8, 5: 4}.get(wire) or (varint() if wire == 2 else 0)
+        length = {1: 8, 5: 4}.get(wire) or varint()
         if length > len(message) - at:
             raise LlucidError(f"a field of {length} bytes is cut off")
         at += length

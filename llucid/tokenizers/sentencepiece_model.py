@@ -66,7 +66,7 @@ class SentencePiece:
         """The id of what `tokenizer_config.json` calls "bos_token" or "eos_token", else the model's own, if any."""
         name = name_of(role, self.config)
         token = self.processor.piece_to_id(name) if name else otherwise
-        token = otherwise if name and self.pieces[token] != name else token
+        token = otherwise if self.pieces[token] != name else token
         return None if token < 0 else token
 
     @cached_property

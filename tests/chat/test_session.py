@@ -65,6 +65,7 @@ def test_a_seed_gives_the_same_conversation_and_retry_another_answer() -> None:
         return [told(session, "a"), told(session, "b"), "".join(session.retry())]
 
     assert answers(1) == answers(1)
+    assert answers(0) == answers(0)
     assert answers(1) != answers(2)
     assert answers(1)[1] != answers(1)[2]
     with pytest.raises(LlucidError, match="--seed -1: must be at least 0"):

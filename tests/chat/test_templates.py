@@ -253,6 +253,21 @@ def test_the_process_that_renders_is_started_again(tokenizer: JsonTokenizer) -> 
     assert RENDERER.process is not before
 
 
+def test_a_process_of_the_one_we_were_forked_from_is_left_alone() -> None:
+    renderer = sandbox.Renderer()
+    theirs = renderer.started()
+    try:
+        renderer.owner = -1
+        ours = renderer.started()
+        assert ours is not theirs
+        renderer.close()
+        assert ours.poll() is not None
+        assert theirs.poll() is None
+    finally:
+        theirs.kill()
+        theirs.communicate()
+
+
 def test_an_interrupted_rendering_leaves_no_answer_behind(tokenizer: JsonTokenizer) -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llucid.checkpoints import load
+from llucid.checkpoints import gguf, load
 from llucid.errors import LlucidError
 from tests.checkpoints.gguf_files import by_their_writer, file_of, plain
 from tests.checkpoints.models import model_of, same
@@ -67,6 +67,12 @@ def test_headers_that_are_damaged_on_purpose(tmp_path: Path) -> None:
             load(file, device="cpu")
     file.write_bytes(put(4, "I", 2))
     assert same(load(file, device="cpu").weights, model.weights)
+
+
+def test_an_empty_file_is_refused_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"")
+    with pytest.raises(LlucidError, match=r"a\.gguf: ends within its header"):
+        gguf.read_header(tmp_path / "a.gguf")
 
 
 def test_sizes_whose_product_wraps_around(tmp_path: Path) -> None:

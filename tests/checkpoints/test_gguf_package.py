@@ -40,6 +40,7 @@ def test_their_reader_reads_ours(config: Config, tmp_path: Path) -> None:
     assert tensors.keys() == ({"rope_freqs.weight"} if config.rope_scaling else set())
     told = {key: field.contents() for key, field in reader.fields.items()}
     assert told["general.architecture"] == "llama"
+    assert told["general.quantization_version"] == gguf.GGML_QUANT_VERSION
     assert told["llama.attention.head_count_kv"] == config.kv_heads
     assert told["llama.rope.dimension_count"] == told["llama.attention.value_length"] == config.head_dim
     assert told["llama.attention.layer_norm_rms_epsilon"] == np.float32(config.norm_eps)

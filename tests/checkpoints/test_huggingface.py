@@ -17,9 +17,11 @@ from llucid.checkpoints import Model, describe, huggingface, load, save
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.tokenizers.characters import Characters
 from llucid.weights import initialise, leaves
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS, OTHER_SCALING, RESCALED
+from tests.tokenizers.texts import small_llama2c, small_ranks, small_sentencepiece
 
 FAR = [0, 1, 2, 3, 500, 8191, 8192, 20_000]
 """Positions at which the scaling of RoPE shows."""
@@ -184,12 +186,52 @@ def test_older_folders_of_pickles(sharded: bool, folder: Path) -> None:
     assert describe(folder)["dtype"] == "float32"
 
 
+@pytest.mark.parametrize("state", [[torch.ones(2)], torch.ones(2), {"a": 1}], ids=["a list", "a tensor", "a number"])
+def test_a_pickle_of_something_else(state: Any, folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    with pytest.raises(LlucidError, match=r"pytorch_model\.bin: expected a dictionary of tensors"):
+        load(folder, device="cpu")
+
+
 SCALED = {
     "factor": OTHER_SCALING.factor,
     "low_freq_factor": OTHER_SCALING.low_freq_factor,
     "high_freq_factor": OTHER_SCALING.high_freq_factor,
     "original_max_position_embeddings": OTHER_SCALING.original_context,
 }
+
+
+def test_numbers_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
+    """As safetensors' own files, so that they can be mapped as numbers of any dtype."""
+    for layers in (1, 2, 3, 11):
+        save(model_of(replace(CONFIGS["one for two"], layers=layers)), tmp_path / f"{layers}")
+        with open(tmp_path / f"{layers}" / "model.safetensors", "rb") as file:
+            assert int.from_bytes(file.read(8), "little") % 8 == 0
+
+
+def test_config_json_says_what_transformers_4_reads(tmp_path: Path) -> None:
+    """It knows no rope_parameters and no dtype."""
+    for config, scaling in ((RESCALED, SCALED | {"rope_type": "llama3"}), (CONFIGS["theta of Llama 3"], None)):
+        save(model_of(config, dtype=torch.bfloat16), tmp_path / f"{config.head_dim}")
+        told = json.loads((tmp_path / f"{config.head_dim}" / "config.json").read_text())
+        assert (told["rope_theta"], told["rope_scaling"]) == (500_000.0, scaling)
+        assert told["torch_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("make", "ends"),
+    [
+        (small_sentencepiece, 2),
+        (small_llama2c, [1, 2]),
+        (small_ranks, [313, 320, 321]),
+        (lambda: Characters("ab"), None),
+    ],
+)
+def test_config_json_says_what_ends_a_text(make: Any, ends: Any, tmp_path: Path) -> None:
+    config = replace(CONFIGS["one for two"], vocab_size=600)
+    save(Model(config, model_of(config).weights, make()), tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["eos_token_id"] == ends
 
 
 @pytest.mark.parametrize(
@@ -317,6 +359,16 @@ def test_an_index_leads_nowhere_else(places: Any, said: str, folder: Path) -> No
         load(folder, device="cpu")
 
 
+def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "part-1.safetensors")
+    save_file({NORM: tensors[NORM]}, folder / "part-2.safetensors")
+    places = {OUTPUT: "part-1.safetensors", NORM: "part-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(LlucidError, match=r"part-2\.safetensors: model\.norm\.weight is in another file beside it"):
+        load(folder, device="cpu")
+
+
 def test_a_model_of_several_dtypes_gets_that_of_its_embedding(tmp_path: Path) -> None:
     model = model_of(CONFIGS["one for two"], dtype=torch.bfloat16)
     mixed = model.weights._replace(norm=model.weights.norm.float())
@@ -338,6 +390,13 @@ def test_messages_for_paths_that_are_no_model(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(LlucidError, match=r"there is a config\.json but no weights"):
         load(folder)
+
+
+def test_the_template_of_a_folder_is_of_its_own_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": "{{ messages }}"}))
+    assert load(folder, device="cpu").chat_format == "{{ messages }}"
+    assert load(folder, device="cpu", tokenizer=folder / "tokenizer.json").chat_format is None
 
 
 def test_a_repository_is_fetched_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,11 @@ def test_checkpoints_of_its_training(tmp_path: Path) -> None:
     found = load(tmp_path / "ckpt.pt", device="cpu")
     assert found.config == model.config
     assert same(found.weights, model.weights)
+    untied = model_of(SMALL)
+    state = checkpoint(untied)
+    state["model"]["_orig_mod.output.weight"] = untied.weights.output
+    torch.save(state, tmp_path / "ckpt.pt")
+    assert same(load(tmp_path / "ckpt.pt", device="cpu").weights, untied.weights)
     torch.save(checkpoint(model, n_kv_heads=None), tmp_path / "ckpt.pt")
     with pytest.raises(LlucidError, match=re.escape("attention.wk.weight has shape [32, 64]; expected [64, 64]")):
         load(tmp_path / "ckpt.pt")
@@ -129,6 +134,10 @@ def test_checkpoints_of_its_training(tmp_path: Path) -> None:
     ):
         torch.save(checkpoint(model, **changes), tmp_path / "ckpt.pt")
         with pytest.raises(LlucidError, match=said):
+            load(tmp_path / "ckpt.pt")
+    for other in (["model_args"], {"model_args": 3, "model": {}}, {"model_args": {"dim": 64}}):
+        torch.save(other, tmp_path / "ckpt.pt")
+        with pytest.raises(LlucidError, match=r"not a checkpoint of llama2\.c, which has model_args and model"):
             load(tmp_path / "ckpt.pt")
 
 
@@ -180,6 +189,29 @@ def test_a_negative_vocabulary_means_untied(tmp_path: Path) -> None:
         save(model_of(replace(SMALL, tied_embeddings=tied)), tmp_path / f"{tied}.bin", "llama2c")
         assert struct.unpack_from("<i", (tmp_path / f"{tied}.bin").read_bytes(), 20) == (50 if tied else -50,)
         assert llama2c.read_config(tmp_path / f"{tied}.bin").tied_embeddings == tied
+
+
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_one_head_and_an_odd_feed_forward(version: int, tmp_path: Path) -> None:
+    """In version 2 each number is a group of its own, which int8 and a scale hold to float32 rounding."""
+    model = model_of(replace(SMALL, heads=1, kv_heads=1, head_dim=64, ffn_dim=55))
+    save(model, tmp_path / "a" / "b" / "model.bin", "llama2c", version=version)
+    found = load(tmp_path / "a" / "b" / "model.bin", device="cpu")
+    assert found.config == model.config
+    for expected, read in zip(leaves(model.weights), leaves(found.weights), strict=True):
+        torch.testing.assert_close(read, expected, rtol=1e-6, atol=0)
+
+
+def test_groups_that_divide_some_matrices_only(tmp_path: Path) -> None:
+    file = tmp_path / "model.bin"
+    save(model_of(replace(SMALL, tied_embeddings=True)), file, "llama2c", version=2)
+    whole = file.read_bytes()
+    for at, value in ((12, 95), (16 + 12, 51)):  # ffn_dim and vocab_size, after magic, version and dim
+        assert (64 * value) % 128
+        changed = whole[:at] + struct.pack("<i", value) + whole[at + 4 :]
+        file.write_bytes(changed[:37] + struct.pack("<i", 128) + changed[41:])
+        with pytest.raises(LlucidError, match="groups of 128 do not divide every matrix"):
+            load(file)
 
 
 def story(model: Model) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from llucid.checkpoints import convert, describe, load, meta, save
+from llucid.checkpoints import Model, convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
 from llucid.checkpoints.pickles import read_pickle
 from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.tokenizers.sentencepiece_model import SentencePiece
 from tests.checkpoints.models import model_of, same, write_shards
 from tests.configs import CONFIGS
 from tests.tokenizers.texts import TALE, sentencepiece_model, small_sentencepiece
@@ -86,6 +87,33 @@ def test_our_folder_is_what_torch_reads(tmp_path: Path) -> None:
     assert file.stat().st_size < 2 * model.config.parameters + 12_000  # the tied matrix is there once
 
 
+def test_beside_a_tokenizer_of_metas_is_nothing_that_it_did_not_have(tmp_path: Path) -> None:
+    config = replace(SMALL, vocab_size=400)
+    for config_json in (None, {"eos_token": "</s>", "chat_template": "{{ messages }}"}):
+        tokenizer = SentencePiece(sentencepiece_model(), config_json)
+        save(Model(config, model_of(config).weights, tokenizer), tmp_path / f"{bool(config_json)}", "meta")
+    names = {"consolidated.00.pth", "params.json", "tokenizer.model"}
+    assert {file.name for file in (tmp_path / "False").iterdir()} == names
+    assert {file.name for file in (tmp_path / "True").iterdir()} == names | {"tokenizer_config.json"}
+
+
+def test_one_shard_alone_is_mapped_and_several_are_put_together_in_memory(tmp_path: Path) -> None:
+    for count in (1, 2):
+        write_shards(tmp_path / str(count), model_of(SMALL), count, 0)
+        weights = meta.open_weights(tmp_path / str(count), SMALL)
+        assert weights.norm.held
+        assert bool(weights.embedding.held) == (count == 1)
+
+
+def test_twins_in_one_shard_alone_are_not_tied(tmp_path: Path) -> None:
+    model = model_of(SMALL)
+    output = torch.cat((model.weights.embedding[:24], model.weights.embedding[24:] + 1))
+    write_shards(tmp_path / "model", model._replace(weights=model.weights._replace(output=output)), 2, 0)
+    found = load(tmp_path / "model", device="cpu").weights.output
+    assert found is not None
+    assert torch.equal(found, output)
+
+
 def test_names_are_metas(tmp_path: Path) -> None:
     """Its code has w2(silu(w1(x)) · w3(x)): models/llama3/model.py of llama-models, class FeedForward."""
     model = model_of(SMALL)
@@ -134,6 +162,7 @@ def test_tied_is_absent_or_equal(output: str, expected: bool, tmp_path: Path) ->
             dict(rope_theta=5e5, rope_scaling=RopeScaling(factor=32.0), context=131072),
         ),
         (dict(n_kv_heads=..., vocab_size=48), dict(context=4096)),
+        (dict(vocab_size=...), dict()),
         (dict(max_seq_len=512, max_batch_size=1), dict(context=512)),
         (dict(multiple_of=4096, ffn_dim_multiplier=1.3), dict()),  # the tensors decide
     ],
@@ -169,6 +198,12 @@ def metas_ffn_dim(told: dict[str, Any]) -> int:
         hidden = int(told["ffn_dim_multiplier"] * hidden)
     multiple = told["multiple_of"]
     return multiple * ((hidden + multiple - 1) // multiple)
+
+
+def test_the_width_of_llama_1_is_told_in_metas_own_words() -> None:
+    """The params.json of its 7B says multiple_of 256 and no more; that of Llama 3's 8B has a multiplier, as ours."""
+    assert meta.ffn_recipe(4096, 11_008) == {"multiple_of": 256}
+    assert meta.ffn_recipe(4096, 14_336).keys() == {"multiple_of", "ffn_dim_multiplier"}
 
 
 def test_metas_code_finds_the_width_of_the_feed_forward() -> None:

@@ -8,14 +8,28 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from llucid.checkpoints import Model, convert, describe, gguf, gguf_blocks, gguf_file, huggingface, llama2c, load, save
+from llucid.checkpoints import (
+    Model,
+    convert,
+    describe,
+    gguf,
+    gguf_blocks,
+    gguf_file,
+    huggingface,
+    llama2c,
+    load,
+    only_cpu,
+    save,
+)
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.model import Progress
-from llucid.config import Config, RopeScaling
+from llucid.checkpoints.tensors import Entry, alike, mapped
+from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.weights import tree_map
 from tests.checkpoints.models import model_of, same
@@ -173,6 +187,32 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert set(left) <= {"tokenizer.json", "tokenizer_config.json", "tokenizer.bin"}
 
 
+def test_large_twins_are_compared_to_their_last_row() -> None:
+    numbers = np.arange(600 * 3, dtype=np.float32).reshape(600, 3)
+
+    def entry(array: np.ndarray) -> Entry:
+        return mapped(array.shape, "float32", lambda: array.view(np.int32))
+
+    assert alike(entry(numbers), entry(numbers.copy()))
+    for row in (0, 255, 256, 599):
+        other = numbers.copy()
+        other[row, 2] += 1
+        assert not alike(entry(numbers), entry(other))
+
+
+@pytest.mark.parametrize(("format", "version"), TARGETS)
+def test_progress_is_told_in_bytes(format: str, version: int | None, tmp_path: Path) -> None:
+    config = fitting(CONFIGS["one for two"], format)
+    heard: list[tuple[int, int]] = []
+    save(model_of(config), tmp_path / "out", format, version=version, progress=lambda *told: heard.append(told))
+    done = [so_far for so_far, _ in heard]
+    assert len(heard) == 21  # matrices and norms
+    assert done == sorted(set(done))
+    assert {total for _, total in heard} == {done[-1]}
+    if version in (None, 1):
+        assert done[-1] - done[0] == 4 * (config.parameters - config.dim * (1 if version else config.vocab_size))
+
+
 def test_describe_answers_from_headers(tmp_path: Path) -> None:
     for format, version in TARGETS:
         config = fitting(CONFIGS["one for all, tied"], format)
@@ -188,6 +228,11 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
         assert facts["tokenizer"] == "Characters, 50 ids"
         for item in fields(config):
             assert item.name == "context" or facts[item.name] == str(getattr(config, item.name))
+    for name, config in (("nano", PRESETS["nano"].config), (None, CONFIGS["one for two"])):
+        save(model_of(config), tmp_path / str(name))
+        facts = describe(tmp_path / str(name))
+        assert facts["family"] == (f"Llama, size {name}" if name else "Llama, of a size of its own")
+        assert facts["tied"] == ("the embedding is the output matrix" if config.tied_embeddings else "nothing")
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
@@ -302,3 +347,21 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
         watch: Progress = lambda done, total, steps=steps: steps.append(done)  # noqa: E731
         save(model, tmp_path / format / "out", format, progress=watch)
         assert len(steps) == 6 * 9 + 3
+
+
+def test_whether_there_is_a_gpu_is_told_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where none can be told to be absent for sure, PyTorch is asked."""
+    there: set[str] = set()
+    monkeypatch.setattr("os.path.exists", lambda path: path in there)
+    for system, driver, expected in (
+        ("linux", "", True),
+        ("linux", "/proc/driver/nvidia", False),  # NVIDIA's
+        ("linux", "/dev/nvmap", False),  # its small machines'
+        ("linux", "/dev/kfd", False),  # AMD's
+        ("linux", "/dev/dxg", False),  # Windows', under which Linux runs
+        ("darwin", "", False),
+    ):
+        there.clear()
+        there.add(driver)
+        monkeypatch.setattr("sys.platform", system)
+        assert only_cpu() == expected, (system, driver)

@@ -12,6 +12,7 @@ from llucid.corpora import tokens as rooms
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
 from llucid.tokenizers.tokenizer_json import train_bpe
+from llucid.training.dialogues import open_chat
 
 
 def corpus_of(folder: Path, *texts: str) -> Corpus:
@@ -62,6 +63,29 @@ def test_shakespeare_is_split_as_nanogpt_splits_it(data: Path) -> None:
     corpus = open_corpus(["shakespeare"])
     assert "".join(corpus.text("train")) == text[: int(0.9 * len(text))]
     assert "".join(corpus.text("validation")) == text[int(0.9 * len(text)) :]
+
+
+def test_fables_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("llucid.corpora.fables.write", lambda count: "A fox. A wren.\n")
+    monkeypatch.setattr("llucid.corpora.fable_dialogues.lines", lambda count: iter(["{}\n"]))
+    first = [open_fables().files for open_fables in (lambda: open_corpus(["fables"]), lambda: open_chat("fables"))]
+    monkeypatch.setattr("llucid.corpora.fables.write", None)
+    monkeypatch.setattr("llucid.corpora.fable_dialogues.lines", None)
+    assert first == [open_corpus(["fables"]).files, open_chat("fables").files]
+
+
+def test_a_text_without_lines_is_held_in_part_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens then end where it is cut; where lines are short they never do."""
+    monkeypatch.setattr("llucid.corpora.CHUNK", 10)
+    monkeypatch.setattr("llucid.corpora.tokens.CHUNK", 10)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text").mkdir()
+    heard: list[int] = []
+    corpus = corpus_of(tmp_path / "text", "ab" * 500)
+    tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train", heard.append)
+    assert tokens.length == sum(heard) == 900
+    assert max(heard) == 50  # the first piece that makes it more than four chunks
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])

@@ -217,7 +217,9 @@ def test_a_batch_goes_on_from_its_context_or_begins_anew():
     prompts = [ids(4, 1), ids(2, 2)]
     first = run(prompts, 3)
     full = [[*prompt, *written(first, row), 7] for row, prompt in enumerate(prompts)]
-    for rows, new in ((full, 4), ([full[0], ids(9, 3)], len(full[0]) + 9), ([full[0]], len(full[0]))):
+    read = [list(row) for row in first[-1].context.rows]  # of which something must be read again to say what follows
+    cases = ((full, 4), ([full[0], ids(9, 3)], len(full[0]) + 9), ([full[0]], len(full[0])))
+    for rows, new in (*cases, (read, len(read[0]) + len(read[1])), ([read[0], full[1]], len(read[0]) + len(full[1]))):
         statistics = Statistics()
         steps = run(rows, 3, context=first[-1].context, statistics=statistics)
         assert [written(steps, row) for row in range(len(rows))] == [by_hand(row, 3) for row in rows]

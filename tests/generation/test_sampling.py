@@ -39,6 +39,12 @@ def test_top_k_by_hand(k: int, expected: list[int]):
     assert kept(top_k(logits_of(PROBABILITIES), k)) == expected
 
 
+def test_of_one_token_the_likeliest_is_left():
+    assert kept(Sampling(temperature=1.0, top_k=1, top_p=None)(logits_of(PROBABILITIES))) == [
+        PROBABILITIES.index(max(PROBABILITIES))
+    ]
+
+
 def test_top_k_keeps_what_ties_with_the_kth():
     assert kept(top_k(logits_of(PROBABILITIES), 4)) == [0, 1, 2, 3, 4]
     assert kept(top_k(torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]), 1)) == [1, 2, 3]

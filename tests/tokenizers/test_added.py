@@ -134,6 +134,16 @@ def test_flags_beside_a_sentencepiece_model(flags: dict[str, Any], tmp_path: Pat
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
+def test_a_folder_that_lists_the_models_own_tokens_adds_none(tmp_path: Path) -> None:
+    """As Llama 2's published folders do: the library's ids are faster made than those of a tokenizer.json."""
+    own = {str(number): {"content": name, "special": True} for number, name in enumerate(("<unk>", "<s>", "</s>"))}
+    write(tmp_path, tokenizer_config=LLAMA | {"added_tokens_decoder": own})
+    assert isinstance(load_tokenizer(tmp_path), SentencePiece)
+    own["400"] = {"content": "<|im_end|>", "special": True}
+    write(tmp_path, tokenizer_config=LLAMA | {"added_tokens_decoder": own})
+    assert isinstance(load_tokenizer(tmp_path), JsonTokenizer)
+
+
 @pytest.mark.parametrize("kind", ["model", "json"])
 def test_roles_in_a_file_of_their_own(kind: str, tmp_path: Path) -> None:
     roles = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "unk_token": "<unk>"}

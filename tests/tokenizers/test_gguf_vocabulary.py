@@ -1,6 +1,7 @@
 """Tokenizers in GGUF's words: held to llama.cpp's rules, written out here once more."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -99,6 +100,7 @@ def test_llama_cpp_gives_the_same_ids(tokenizer: Tokenizer) -> None:
     found = read_vocabulary(told)
     tokens = told["tokenizer.ggml.tokens"]
     assert len(tokens) == len(set(tokens)) == len(told["tokenizer.ggml.token_type"]) == size
+    assert tokens[-1] == ("\\xff%d" if isinstance(tokenizer, Characters) else "[PAD%d]") % (size - 1)
     assert found.vocab_size == tokenizer.vocab_size
     assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids)
     for text in texts_for(tokenizer):
@@ -235,6 +237,14 @@ def test_spaces_behind_tokens_in_text(scheme: str) -> None:
         assert (theirs.encode(text) == tokenizer.encode(text)) == (scheme == "always" and "  " not in text)
 
 
+def test_a_template_beside_tokens_found_in_text() -> None:
+    made = metaspace(added={})
+    told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": "{{ messages }}"}
+    found = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    assert isinstance(found, JsonTokenizer)
+    assert found.config == {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
+
+
 def test_an_id_that_begins_a_text_or_not_with_the_whole_json(tmp_path: Path) -> None:
     """The other keys say so, and what the chat template is."""
     tokenizer = metaspace()
@@ -245,7 +255,80 @@ def test_an_id_that_begins_a_text_or_not_with_the_whole_json(tmp_path: Path) -> 
         assert found.bos == read_facts(keys).bos == bos
         assert encode_template(template, [{"role": "user", "content": " a"}], found) == [1, *tokenizer.encode(" a")]
     silent = {key: value for key, value in told.items() if not key.endswith(("_token_id", "add_bos_token"))}
-    assert (read_vocabulary(silent).bos, read_vocabulary(silent).eos) == (1, 2)  # llama.cpp's
+    found = read_vocabulary(silent)
+    assert (found.bos, found.eos) == (1, 2)  # llama.cpp's
+    assert isinstance(found, JsonTokenizer)
+    assert found.config == tokenizer.config
+    without = read_vocabulary(silent | {"tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": None})
+    assert isinstance(without, JsonTokenizer)
+    assert without.bos is None
+    assert without.config == {"eos_token": "</s>"}
+
+
+GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+LLAMA3 = {"type": "Sequence", "pretokenizers": json.loads(small_ranks().json())["pre_tokenizer"]["pretokenizers"]}
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+
+def byte_pairs(cut: dict[str, Any], whole_words: bool = False, added: dict[str, Any] | None = None) -> JsonTokenizer:
+    """Our byte pairs, with another cut; `added` are the flags of a token <|turn|> found in text."""
+    content = json.loads(train_bpe([TALE], 320, ["</s>"]).json())
+    content["pre_tokenizer"] = cut
+    content["model"]["ignore_merges"] = whole_words
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False) | (added or {})
+    if added is not None:
+        content["added_tokens"].append({"id": len(content["model"]["vocab"]), "content": "<|turn|>", **flags})
+    return JsonTokenizer(content, config={"eos_token": "</s>"})
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "whole_words"),
+    [
+        ("llama-bpe", LLAMA3, True),
+        ("smaug-bpe", LLAMA3, False),
+        ("gpt-2", GPT2, False),
+        ("smollm", {"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, False),
+    ],
+)
+def test_each_cut_has_its_name(name: str, cut: dict[str, Any], whole_words: bool) -> None:
+    """llama.cpp's, by its convert_hf_to_gguf.py."""
+    made = byte_pairs(cut, whole_words, {})
+    told = write_vocabulary(made, made.vocab_size)
+    assert told["tokenizer.ggml.pre"] == name
+    assert told["tokenizer.ggml.token_type"] == [3, *[1] * (made.vocab_size - 2), 4]
+    for text in ("It is 1234 <|turn|> o'clock's  end", TALE):
+        assert read_vocabulary(told).encode(text) == made.encode(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.update(normalizer={"type": "NFC"}), 'it normalises by {"type": "NFC"}'),
+        (
+            lambda content: content.update(
+                model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["</s>", 0.0]]}
+            ),
+            'its model is "Unigram"',
+        ),
+        (lambda content: content["model"].update(unk_token="</s>"), "and has unk_token"),
+        (lambda content: content["model"].update(dropout=0.5), "and has dropout"),
+        (lambda content: content["model"].update(end_of_word_suffix="x"), "and has end_of_word_suffix"),
+        (lambda content: content["pre_tokenizer"].update(add_prefix_space=True), '"add_prefix_space": true'),
+    ],
+)
+def test_byte_pairs_that_gguf_cannot_say(change: Callable[[dict[str, Any]], None], said: str) -> None:
+    content = json.loads(byte_pairs(GPT2).json())
+    change(content)
+    made = JsonTokenizer(content, config={"eos_token": "</s>"})
+    with pytest.raises(LlucidError, match=re.escape(said)):
+        write_vocabulary(made, made.vocab_size)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_takes_the_spaces_around_it_is_refused(flag: str) -> None:
+    made = byte_pairs(GPT2, added={flag: True})
+    with pytest.raises(LlucidError, match="an added token that takes the spaces around it"):
+        write_vocabulary(made, made.vocab_size)
 
 
 def normalizing(**step: Any) -> JsonTokenizer:
@@ -282,6 +365,21 @@ def never_merged() -> Llama2cTokenizer:
     return Llama2cTokenizer([*made.pieces, b"bell bell", b"bel", b"l bell"], [*made.scores, WORST_SCORE, -1.0, -2.0])
 
 
+def test_a_piece_that_could_not_be_merged_anyway() -> None:
+    """As the characters and the tokens added to one that was a tokenizer.json: nothing is lost."""
+    made = small_llama2c()
+    made = Llama2cTokenizer([*made.pieces, b"bellzz"], [*made.scores, WORST_SCORE])
+    content = json.loads(small_sentencepiece().json())
+    half = next(
+        piece for piece in content["model"]["vocab"] if piece.isalpha() and len(piece) == 2 and "▁" not in piece
+    )
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    content["added_tokens"].append({"id": 400, "content": half * 2, **flags})  # found in a text before all merging
+    added = JsonTokenizer(content, config={"eos_token": "</s>"})
+    assert read_vocabulary(write_vocabulary(added, 401)).encode(f"a {half * 2}") == added.encode(f"a {half * 2}")
+    assert llama_cpp("bellzz bell", write_vocabulary(made, made.vocab_size)) == made.encode("bellzz bell")
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -314,11 +412,14 @@ def test_tokenizers_that_gguf_cannot_say(make: Any, said: str, tmp_path: Path) -
         (small_ranks, {"token_type": [1]}, "a type, 1 to 6, for each"),
         (small_ranks, {"merges": None}, "merges should be a list"),
         (small_ranks, {"merges": ["ab"]}, "one that is no pair"),
+        (small_ranks, {"merges": [7]}, "merges should be a list of str and is [7]"),
+        (small_ranks, {"tokens": [7], "token_type": [1]}, "tokens should be a list of str and is [7]"),
         (small_ranks, {"merges": ["a zzz"]}, "tokenizer.json cannot be read"),
         (small_ranks, {"eos_token_id": 10**6}, "eos_token_id 1000000 is none of the"),
         (small_ranks, {"bos_token_id": "x"}, 'bos_token_id "x" is none'),
         (small_sentencepiece, {"scores": None}, "scores should be a list of float"),
         (small_sentencepiece, {"scores": [0.0]}, "scores should be a number for each"),
+        (small_sentencepiece, {"scores": [math.nan] + [0.0] * 399}, "scores should be a number for each"),
         (small_sentencepiece, {"unknown_token_id": -1}, "unknown_token_id -1 is none"),
         (lambda: Characters("ab"), {"tokens": ["b", "a"]}, "but for single ASCII characters in their order"),
     ],
@@ -331,10 +432,11 @@ def test_vocabularies_that_are_refused_by_name(make: Any, keys: dict[str, Any], 
         read_vocabulary({key: value for key, value in told.items() if value is not None})
 
 
-def of_another_vocabulary() -> str:
+def of_another_vocabulary(name: str) -> str:
     content = json.loads(metaspace().json())
     content["added_tokens"] = []
-    return json.dumps(content).replace('"</s>": 2,', '"</t>": 2,')
+    number = content["model"]["vocab"][name]
+    return json.dumps(content).replace(f'"{name}": {number},', f'"{name[:-2]}t>": {number},')
 
 
 @pytest.mark.parametrize(
@@ -347,7 +449,8 @@ def of_another_vocabulary() -> str:
         ("9" * 10**5, "tokenizer.huggingface.json cannot be read: Exceeds the limit"),
         ("{}", "tokenizer.json cannot be read"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "tokenizer.json cannot be read"),
-        (of_another_vocabulary(), 'it calls 2 "</t>", and tokenizer.ggml.tokens "</s>"'),
+        (of_another_vocabulary("</s>"), 'it calls 2 "</t>", and tokenizer.ggml.tokens "</s>"'),
+        (of_another_vocabulary("<s>"), 'it calls 1 "<t>", and tokenizer.ggml.tokens "<s>"'),
         (tokenizers.Tokenizer(tokenizers.models.BPE()).to_str(), "tokenizer.huggingface.json is of another vocabulary"),
     ],
 )

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
@@ -198,6 +200,7 @@ def test_one_space_is_taken_away_at_the_start_and_behind_bos() -> None:
     space, a, b, two = 259, 260, 261, 262
     assert tokenizer.decode([1, a, a]) == tokenizer.decode([a, a]) == "a a"
     assert tokenizer.decode([b, 1, a]) == "aa"
+    assert tokenizer.decode([b, tokenizer.vocab_size]) == "a"  # which a model may have that the tokenizer has not
     assert tokenizer.decode([two, a]) == "  a"
     assert tokenizer.decode([1, space, space]) == " "
 
@@ -208,6 +211,12 @@ def test_raw_bytes_have_two_hex_digits() -> None:
     assert tokenizer.decode([264]) == "x<0x41>"
     assert tokenizer.decode([259, 3 + 0xC3, 3 + 0xA9]) == "é"
     assert tokenizer.decode([259, 3 + 0xC3, 263]) == "\ufffd\ufffd"
+
+
+def test_a_special_token_that_is_spelled_as_a_byte_has_no_text() -> None:
+    tokenizer = Llama2cTokenizer([b"<unk>", b"<0x41>", b"</s>", *BYTES, b" "], [0.0] * 260)
+    assert tokenizer.decode([1, 3 + 0x41, 1]) == "A"
+    assert tokenizer.encode("A") == [259, 3 + 0x41]
 
 
 def test_bytes_as_the_first_files_spelled_them() -> None:
@@ -248,6 +257,8 @@ def test_a_saved_tokenizer_json_goes_back(llama2: Llama2cTokenizer, again: JsonT
     assert to_llama2c(back) is back
     never = made({" ": 0.0, "a": 0.0, "b": 0.0, "ab": -1e10})
     assert to_llama2c(JsonTokenizer(json.loads(never.json()))).encode("ab") == never.encode("ab") == [259, 260, 261]
+    ranked = to_llama2c(again)  # its characters score nothing, and are halves of pieces all the same
+    assert JsonTokenizer(json.loads(ranked.json())).encode(TALE) == llama2.encode(TALE)
     from_sentencepiece = to_llama2c(JsonTokenizer(json.loads(small_sentencepiece().json())))
     for text in HOSTILE.values():
         assert from_sentencepiece.encode(text) == small_sentencepiece().encode(text)
@@ -257,8 +268,10 @@ def test_tokenizers_that_llama2_c_cannot_have() -> None:
     for other in (Characters("abc"), small_ranks()):
         with pytest.raises(LlucidError, match="no tokenizer like this one"):
             to_llama2c(other)
-    with pytest.raises(LlucidError, match="fall back to bytes"):
-        to_llama2c(train_bpe([TALE], 300))
+    unigram = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, byte_fallback=True))
+    for other in (train_bpe([TALE], 300), JsonTokenizer(json.loads(unigram.to_str()))):
+        with pytest.raises(LlucidError, match="fall back to bytes"):
+            to_llama2c(other)
     content = json.loads(small_sentencepiece().json())
     content["normalizer"] = content["normalizer"]["normalizers"][1]
     with pytest.raises(LlucidError, match="other ids"):

@@ -1,6 +1,7 @@
 """Every kind of tokenizer opens by its content, whatever its name; the worst that a broken file does is an error."""
 
 import contextlib
+import json
 import random
 import tracemalloc
 from collections.abc import Sequence
@@ -64,6 +65,31 @@ def test_the_facts_are_those_of_the_one_that_is_built(
     assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
     load_tokenizer(tmp_path).save(tmp_path)
     assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [TiktokenRanks, JsonTokenizer])
+def test_the_facts_are_told_without_building_it(
+    files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes seconds."""
+    (tmp_path / "tokenizer.json").write_bytes(files[kind])
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "O", "eos_token": "n"}')
+    expected = facts_of(load_tokenizer(tmp_path))
+    assert kind is TiktokenRanks or expected.eos is not None
+    monkeypatch.setattr("llucid.tokenizers.facts.load_tokenizer", None)
+    assert read_facts(tmp_path) == expected
+
+
+@pytest.mark.parametrize("vocabulary", [{"b": 0, "a": 1}, {"a": 0, "ab": 1}, {"a": 0, "b": 2}])
+def test_words_that_are_not_characters_in_their_order_keep_their_ids(
+    vocabulary: dict[str, int], tmp_path: Path
+) -> None:
+    content = json.loads(Characters("ab").json())
+    content["model"]["vocab"] = vocabulary
+    content["pre_tokenizer"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = load_tokenizer(tmp_path)
+    assert {word: tokenizer.encode(word) for word in vocabulary} == {word: [id] for word, id in vocabulary.items()}
 
 
 def test_the_facts_of_ranks_without_a_last_line_break(tmp_path: Path) -> None:

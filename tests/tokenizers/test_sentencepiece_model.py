@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.protobuf import fields
+from llucid.tokenizers.protobuf import field, fields
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.tokenizers.texts import HOSTILE, LONG, MARK, TALE, any_text, sentencepiece_model, small_sentencepiece
@@ -40,6 +40,24 @@ def opened(saved: Path) -> JsonTokenizer:
     tokenizer = load_tokenizer(saved)
     assert isinstance(tokenizer, JsonTokenizer)
     return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("value", "encoded"),
+    [
+        (0, "00"),
+        (127, "7f"),
+        (128, "8001"),
+        (150, "9601"),
+        (16_383, "ff7f"),
+        (16_384, "808001"),
+        (2**63, "80" * 9 + "01"),
+    ],
+)
+def test_numbers_are_spelled_as_protocol_buffers_do(value: int, encoded: str) -> None:
+    """150 is the example of https://protobuf.dev/programming-guides/encoding."""
+    assert field(1, value) == b"\x08" + bytes.fromhex(encoded)
+    assert list(fields(field(1, value) + field(16, b"ab"))) == [(1, value), (16, b"ab")]
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), MARK, LONG], ids=[*HOSTILE, "mark", "long"])
@@ -100,6 +118,21 @@ def test_special_tokens_have_no_text() -> None:
     ids = tokenizer.encode("the bell")
     assert tokenizer.decode([1, *ids, 0, 2, 10**6, *ids]) == "the bell the bell"
     assert tokenizer.decode([1]) == tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("config", "bos", "eos"),
+    [
+        ({}, 1, 2),
+        ({"bos_token": "</s>", "eos_token": {"content": "<unk>"}}, 2, 0),
+        ({"bos_token": "<|none|>", "eos_token": "<|none|>"}, 1, 2),
+        ({"add_bos_token": False, "eos_token": None}, None, 2),
+    ],
+)
+def test_a_tokenizer_config_names_the_ends(config: dict[str, object], bos: int | None, eos: int) -> None:
+    """Where it names a piece of the model; else the model's own count."""
+    tokenizer = SentencePiece(sentencepiece_model(), config)
+    assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
 
 
 def test_half_a_character_is_encoded_as_one_that_is_missing() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models
 
-from llucid.checkpoints import save
+from llucid.checkpoints import Model, save
 from llucid.errors import LlucidError
 from llucid.generation.prompts import prompt_ids
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -90,6 +90,32 @@ def with_special(*names: str) -> dict[str, Any]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": 300 + n, "content": name} | flags for n, name in enumerate(names)]
     return json.loads(BPE.json()) | {"added_tokens": added}
+
+
+@pytest.mark.parametrize("make", [lambda: Characters(TALE), lambda: train_bpe([TALE], 310)])
+def test_beside_a_model_too_the_tokenizer_is_what_its_json_says(make: Any, tmp_path: Path) -> None:
+    """config.json says "llama", from which transformers 4 would take its class if tokenizer_config.json named none."""
+    config = replace(CONFIGS["one for two"], vocab_size=310)
+    tokenizer = make()
+    save(Model(config, model_of(config).weights, tokenizer), tmp_path / "model")
+    told = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs("Who  found the bell?")["input_ids"] == tokenizer.encode("Who  found the bell?")
+    assert theirs.decode(tokenizer.encode("the bell ?")) == "the bell ?"
+
+
+def test_a_vocabulary_has_room_for_all_bytes_and_its_special_tokens() -> None:
+    special = ["<s>", "</s>", "<pad>"]
+    with pytest.raises(LlucidError, match="needs more than its 259 bytes and special tokens"):
+        train_bpe([TALE], 259, special)
+    assert train_bpe([TALE], 260, special).vocab_size == 260
+
+
+def test_ends_of_an_older_tokenizer_are_not_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    Characters("ab").save(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": None}
 
 
 BEGINNING = beginning_with("<s>", 300)

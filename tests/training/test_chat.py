@@ -1,5 +1,6 @@
 """Training on dialogues: what is read, what is learned, and the run it leaves."""
 
+import io
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 from safetensors.torch import load_file
 
 import llucid
@@ -14,7 +16,7 @@ from llucid.chat import Session, encode_dialog, encode_learned
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
-from llucid.training.dialogues import open_chat, parse_line, read_chat
+from llucid.training.dialogues import make_chat_tokenizer, open_chat, parse_line, read_chat, read_chat_tokens
 from tests.training.test_run import do, here, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
@@ -144,6 +146,21 @@ def test_a_bad_line_is_named(case: str, tmp_path: Path) -> None:
         list(read_chat(open_chat(str(file))))
     assert str(raised.value).startswith(f"{file}, ")
     assert says in str(raised.value)
+
+
+def test_the_sample_answers_a_question_that_leaves_room_for_an_answer(tmp_path: Path) -> None:
+    """Half of the context; the first such in the validation split, with the system's text before it."""
+    long, short, later = "tale " * 40, "A tale?", "Another?"
+    file = tmp_path / "talk.jsonl"
+    with open(file, "w") as out:
+        for number in range(30):
+            asked = {27: long, 28: short, 29: later}.get(number, "x")
+            messages = [{"role": "system", "content": "Tell."}, {"role": "user", "content": asked}]
+            out.write(json.dumps({"messages": [*messages, {"role": "assistant", "content": "Yes."}]}) + "\n")
+    corpus = open_chat(str(file))
+    tokenizer = make_chat_tokenizer("bpe:280", corpus)
+    *_, opening = read_chat_tokens(corpus, tokenizer, 128, Console(file=io.StringIO()))
+    assert opening == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
 
 
 def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:

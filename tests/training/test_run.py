@@ -143,6 +143,26 @@ def test_killed_between_measurements_and_resumed_equals_straight(
     assert not list((out / "state").glob(".*"))
 
 
+def test_a_run_without_a_name_gets_the_next_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("fables", "fables-2", "fables-4"):
+        assert run.free_name("fables") == Path("runs") / ("fables-3" if name == "fables-4" else name)
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert run.free_name("fables") == Path("runs/fables-3")
+
+
+def test_a_run_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.7.partial").mkdir()  # what a kill left
+    run.refuse_taken(tmp_path / "run")
+    run.refuse_taken(tmp_path / "new")
+    (tmp_path / "run" / "notes.txt").touch()
+    (tmp_path / "file").touch()
+    for taken in ("run", "file"):
+        with pytest.raises(LlucidError, match=f"{taken}: something is there already"):
+            run.refuse_taken(tmp_path / taken)
+
+
 def test_saving_takes_a_hundredth_of_the_time_at_most(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +178,24 @@ def test_saving_takes_a_hundredth_of_the_time_at_most(
     monkeypatch.setattr(run, "save_state", slowly)
     here(*fresh(corpus, tmp_path / "slow", "--steps", 20))
     assert saved == [0, 1, 5, 10, 15, 20]
+
+
+def test_a_state_that_is_saved_quickly_is_saved_often(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1e3)
+    monkeypatch.setattr(run, "save_state", lambda *state: saved.append(state[-1].step))
+    here(*fresh(corpus, tmp_path / "often", "--steps", 8))
+    assert saved == [*range(9)]
+
+
+def test_figures_after_the_state_are_cut_off(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.5} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
+    assert Metrics(tmp_path, 2).rows == rows[:2]
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
 
 
 def test_the_folder_is_one_of_transformers(straight: Path) -> None:
