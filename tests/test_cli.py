@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 import llucid
 from llucid.cli import Command, main
 from llucid.generation.stream import Piece, stream
-from tests.training.test_run import TEXT, command, do
+from tests.training.test_run import HEARD, TEXT, command, do
 
 PROMPT = "the goose "
 
@@ -255,6 +256,21 @@ def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
     (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)])
+def test_a_process_that_is_told_to_end_leaves_nothing_half_written(
+    made: Path, tmp_path: Path, name: str, status: int
+) -> None:
+    """It comes twice, as from a session that ends, when the model is written but has not got its name."""
+    number, out = getattr(signal, name, signal.SIGHUP), tmp_path / "out"
+    handled = HEARD.replace("DFL", "IGN") if name == "nohup" else HEARD
+    told = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
+    code = f"{handled}; {told}; from llucid.__main__ import main; main()"
+    words = [sys.executable, "-c", code, *map(str, ("convert", made / "run", out, "--to", "huggingface"))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert list(tmp_path.iterdir()) == [out] * (name == "nohup")
 
 
 def test_help_of_every_command() -> None:
