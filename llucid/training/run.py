@@ -10,9 +10,7 @@ kill at any moment leaves a folder that opens and a run that goes on.
 """
 
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +24,7 @@ from llucid.checkpoints import Model, save
 from llucid.config import Config
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import naming, replace_text, replacing
+from llucid.files import filling, replace_text, replacing, taken
 from llucid.training.settings import Settings, write_toml
 from llucid.weights import Weights, assemble, named_leaves
 
@@ -51,33 +49,19 @@ def free_name(corpus: str) -> Path:
 
 def refuse_taken(out: Path) -> None:
     """Raises LlucidError if there is something at `out` already, but for what a killed process left unfinished."""
-    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
+    if taken(out):
         raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
 
 
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout: torch.Generator) -> None:
-    """Makes the folder of a new run, its untrained model inside and a state to begin from.
-
-    A folder that is there, and empty, is filled and not replaced: a shell may be in it, or a disk mounted there.
-    """
-    there = out.is_dir()
-    unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
-    try:
-        with naming(unfinished, out):
-            unfinished.mkdir(parents=True, exist_ok=True)
-            (unfinished / "state").mkdir(exist_ok=True)
-            save(model, unfinished)
-            replace_text(unfinished / "train.toml", write_toml(settings))
-            replace_text(unfinished / "metrics.jsonl", "")
-            replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
-            save_state(unfinished, model.weights, {}, dropout, Progress())
-            if there:
-                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
-                    made.rename(out / made.name)
-            else:
-                unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    """Makes the folder of a new run, its untrained model inside and a state to begin from."""
+    with filling(out) as unfinished:
+        (unfinished / "state").mkdir(exist_ok=True)
+        save(model, unfinished)
+        replace_text(unfinished / "train.toml", write_toml(settings))
+        replace_text(unfinished / "metrics.jsonl", "")
+        replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+        save_state(unfinished, model.weights, {}, dropout, Progress())
 
 
 def refuse_changed(out: Path, corpus: Corpus, told: str) -> None:
