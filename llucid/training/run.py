@@ -10,8 +10,12 @@ kill at any moment leaves a folder that opens and a run that goes on.
 """
 
 import json
+import os
 import shlex
-from collections.abc import Callable
+import shutil
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +68,35 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout:
         save_state(unfinished, model.weights, {}, dropout, Progress())
 
 
+@contextmanager
+def alone(out: Path) -> Generator[None]:
+    """Inside, no other process trains in `out`, if the system has locks for folders. Raises LlucidError if one does."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system that has no locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LlucidError(f"--out {out}: another process is training there; stop it, or wait") from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def sweep(out: Path) -> None:
+    """Removes what killed processes left half-written in the run in `out`."""
+    for unfinished in [*out.glob(".*.partial"), *(out / "state").glob(".*")]:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
+
+
 def refuse_changed(out: Path, corpus: Corpus, told: str) -> None:
     """Raises LlucidError if the run in `out` has no state, or began with another text than `corpus`, `told` so."""
     instead = f"llucid train --base {shlex.quote(str(out))} {told}"
@@ -97,13 +130,8 @@ def load_state(
     start: Callable[[Weights, dict[str, Tensor]], tuple[Any, Any]],
     dropout: torch.Generator,
 ) -> tuple[Any, Any, torch.Generator, Progress]:
-    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole.
-
-    What a kill left half-written beside it is removed.
-    """
+    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole."""
     file = out / "state" / "latest.safetensors"
-    for unfinished in file.parent.glob(".*"):
-        unfinished.unlink()
     try:
         with safe_open(file, framework="pt") as opened:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.
