@@ -89,9 +89,15 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder."""
+    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder.
+
+    Raises OSError for a user who has no home, as a container's may be.
+    """
     if told := os.environ.get("LLUCID_CACHE"):
         return Path(told)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llucid"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
+    except RuntimeError as error:
+        raise OSError("this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps") from error

@@ -21,7 +21,7 @@ import pytest
 import llucid
 from llucid.cli import Command, main
 from llucid.generation.stream import Piece, stream
-from tests.training.test_run import HEARD, TEXT, command, do
+from tests.training.test_run import HEARD, TEXT, after, command, do
 
 PROMPT = "the goose "
 
@@ -235,6 +235,30 @@ def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) ->
         "LLUCID_CACHE can name another folder for token ids\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_who_has_no_home_is_served_all_the_same(made: Path, tmp_path: Path) -> None:
+    """As in a container whose user is a mere number: what would be kept is not, and training says where it could be."""
+    unknown = "import os, pathlib, pwd; pwd.getpwuid = lambda user: {}[user]"
+    env = {name: os.environ[name] for name in os.environ.keys() - {"HOME", "XDG_CACHE_HOME", "LLUCID_CACHE"}}
+    told = "this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps"
+    words = after(unknown, "generate", made / "run", PROMPT, "--seed", 1, "--max-tokens", 5)
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert (done.returncode, len(done.stdout)) == (0, len(PROMPT) + 6)
+    assert done.stderr.startswith(f"llucid: PyTorch serves, more slowly: llama.c could not be built ({told})\n")
+    words = after(unknown, "train", "--corpus", made / "geese.txt", "--out", tmp_path / "run")
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (2, f"error: {told}\n")
+
+
+def test_a_library_that_finds_no_memory_is_told_of_in_a_line(made: Path, tmp_path: Path) -> None:
+    words = ("convert", made / "run", tmp_path / "out.gguf", "--to", "gguf")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 * 10**8, 3 * 10**8))"
+    done = subprocess.run(
+        after(limited, *words), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert (done.returncode, done.stderr) == (2, "error: there is not enough memory\n")
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
