@@ -464,11 +464,11 @@ def main() -> None:
         letter = error.object[error.start]
         print(f"error: {letter!a} is no letter of {error.encoding}; set PYTHONIOENCODING=utf-8", file=sys.stderr)
         sys.exit(2)
-    except (LlucidError, OSError, MemoryError, RuntimeError) as error:
-        # PyTorch's and JAX's own errors of memory are RuntimeErrors.
-        full = isinstance(error, RuntimeError) and re.search("allocate memory|out of memory|overflow", str(error), re.I)
-        memory = full or isinstance(error, MemoryError)
-        if debug or (isinstance(error, RuntimeError) and not memory):
+    except (LlucidError, OSError, MemoryError, RuntimeError, ImportError) as error:
+        # PyTorch's and JAX's own errors of memory are RuntimeErrors; that of a library that finds none, an ImportError.
+        full = re.search("allocate memory|out of memory|overflow|failed to map segment", str(error), re.I)
+        memory = isinstance(error, MemoryError) or (full and isinstance(error, RuntimeError | ImportError))
+        if debug or (isinstance(error, RuntimeError | ImportError) and not memory):
             raise
         print(f"error: {'there is not enough memory' if memory else one_line(error)}", file=sys.stderr)
         sys.exit(2)

@@ -55,6 +55,33 @@ def naming(unfinished: Path, out: Path) -> Generator[None]:
         raise OSError(error.errno, error.strerror, name) from error
 
 
+def taken(out: Path) -> bool:
+    """Whether there is anything at `out` but an empty folder, or what a killed process left unfinished in one."""
+    return out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir()))
+
+
+@contextmanager
+def filling(out: Path) -> Generator[Path]:
+    """A folder whose files are `out`'s once all of them are there, and else nobody's.
+
+    Raises OSError, which names `out`. An empty folder is filled and not replaced: a shell may be in it, or a disk
+    mounted there. Where `out` is a link to nothing, what it leads to is made.
+    """
+    place, there = Path(os.path.realpath(out)), out.is_dir()
+    unfinished = (place if there else place.parent) / f".{place.name}.{os.getpid()}.partial"
+    try:
+        with naming(unfinished, out):
+            unfinished.mkdir(parents=True, exist_ok=True)
+            yield unfinished
+            if there:
+                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
+                    made.rename(place / made.name)
+            else:
+                unfinished.rename(place)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
     with replacing(path) as temporary:
@@ -62,9 +89,15 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder."""
+    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder.
+
+    Raises OSError for a user who has no home, as a container's may be.
+    """
     if told := os.environ.get("LLUCID_CACHE"):
         return Path(told)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llucid"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
+    except RuntimeError as error:
+        raise OSError("this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps") from error

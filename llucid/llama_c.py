@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -82,12 +83,12 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
     digest = hashlib.sha256("\n".join([*command, *flags, processor()]).encode())
     for name in SOURCES:
         digest.update((HERE / name).read_bytes())
-    library = cache_folder() / f"llama-{digest.hexdigest()[:20]}.so"
-    if library.is_file():
-        return library
-    if sys.stderr.isatty():
-        tell(f"llucid: {command[0]} builds llama.c for this processor, once: a few seconds")
     try:
+        library = cache_folder() / f"llama-{digest.hexdigest()[:20]}.so"
+        if library.is_file():
+            return library
+        if sys.stderr.isatty():
+            tell(f"llucid: {command[0]} builds llama.c for this processor, once: a few seconds")
         library.parent.mkdir(parents=True, exist_ok=True)
         with replacing(library) as temporary:
             tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
@@ -100,7 +101,7 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
             )
             if said.returncode == 0:
                 return library
-            told = [line for line in said.stderr.splitlines() if "error" in line] or [f"status {said.returncode}"]
+            told = re.search(".*(error|failed).*", said.stderr) or [f"status {said.returncode}"]
             raise Unavailable(f"llama.c could not be built by {command[0]} ({told[0].strip()[:160]})")
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"llama.c could not be built ({one_line(error)})") from error

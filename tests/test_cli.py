@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 import llucid
 from llucid.cli import Command, main
 from llucid.generation.stream import Piece, stream
-from tests.training.test_run import TEXT, command, do
+from tests.training.test_run import HEARD, TEXT, after, command, do
 
 PROMPT = "the goose "
 
@@ -236,6 +237,30 @@ def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_who_has_no_home_is_served_all_the_same(made: Path, tmp_path: Path) -> None:
+    """As in a container whose user is a mere number: what would be kept is not, and training says where it could be."""
+    unknown = "import os, pathlib, pwd; pwd.getpwuid = lambda user: {}[user]"
+    env = {name: os.environ[name] for name in os.environ.keys() - {"HOME", "XDG_CACHE_HOME", "LLUCID_CACHE"}}
+    told = "this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps"
+    words = after(unknown, "generate", made / "run", PROMPT, "--seed", 1, "--max-tokens", 5)
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert (done.returncode, len(done.stdout)) == (0, len(PROMPT) + 6)
+    assert done.stderr.startswith(f"llucid: PyTorch serves, more slowly: llama.c could not be built ({told})\n")
+    words = after(unknown, "train", "--corpus", made / "geese.txt", "--out", tmp_path / "run")
+    done = subprocess.run(words, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stderr) == (2, f"error: {told}\n")
+
+
+def test_a_library_that_finds_no_memory_is_told_of_in_a_line(made: Path, tmp_path: Path) -> None:
+    words = ("convert", made / "run", tmp_path / "out.gguf", "--to", "gguf")
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 * 10**8, 3 * 10**8))"
+    done = subprocess.run(
+        after(limited, *words), capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert (done.returncode, done.stderr) == (2, "error: there is not enough memory\n")
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
@@ -255,6 +280,21 @@ def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
     (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)])
+def test_a_process_that_is_told_to_end_leaves_nothing_half_written(
+    made: Path, tmp_path: Path, name: str, status: int
+) -> None:
+    """It comes twice, as from a session that ends, when the model is written but has not got its name."""
+    number, out = getattr(signal, name, signal.SIGHUP), tmp_path / "out"
+    handled = HEARD.replace("DFL", "IGN") if name == "nohup" else HEARD
+    told = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
+    code = f"{handled}; {told}; from llucid.__main__ import main; main()"
+    words = [sys.executable, "-c", code, *map(str, ("convert", made / "run", out, "--to", "huggingface"))]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (status, "")
+    assert list(tmp_path.iterdir()) == [out] * (name == "nohup")
 
 
 def test_help_of_every_command() -> None:

@@ -1,5 +1,6 @@
 """Files that are replaced: whole or not at all, and no more of what was there than the bytes."""
 
+import contextlib
 import errno
 import os
 import stat
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llucid.errors import LlucidError, one_line
-from llucid.files import naming, replace_text
+from llucid.files import filling, naming, replace_text
 
 
 def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
@@ -27,6 +28,25 @@ def test_a_link_to_nothing_gets_something(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     replace_text(tmp_path / "link", "new")
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_a_link_to_nothing_gets_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("folder")
+    with filling(tmp_path / "link") as folder:
+        (folder / "file").write_text("new")
+        assert not (tmp_path / "folder").exists()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder" / "file", tmp_path / "link"]
+
+
+def test_an_empty_folder_is_filled_at_the_end_or_not_at_all(tmp_path: Path) -> None:
+    for failing, left in ((True, set[str]()), (False, {"one", "two"})):
+        with contextlib.suppress(KeyboardInterrupt), filling(tmp_path) as folder:
+            (folder / "one").write_text("1")
+            assert not (tmp_path / "one").exists()
+            if failing:
+                raise KeyboardInterrupt
+            (folder / "two").write_text("2")
+        assert {file.name for file in tmp_path.iterdir()} == left
 
 
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:

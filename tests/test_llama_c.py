@@ -301,6 +301,10 @@ def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         function.cache_clear()
 
 
+FULL = 'echo "ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status" >&2; exit 1'
+"""What a compiler does whose disk is full."""
+
+
 @pytest.fixture
 def forgetful() -> Iterator[None]:
     yield
@@ -313,6 +317,7 @@ def forgetful() -> Iterator[None]:
     [
         ("/nowhere", "", "no C compiler was found"),
         (None, "false", "llama.c could not be built by false (status 1)"),
+        (None, f"sh -c '{FULL}'", "llama.c could not be built by sh (ld: final link failed: No space left on device)"),
         (None, f"{sys.executable} -c 'import sys; sys.exit(\"error: no\")'", "(error: no)"),
     ],
 )

@@ -308,8 +308,8 @@ class QuietHistory(FileHistory):
 
 def history() -> History:
     """What was sent before, in a file of the user's cache folder that only they can read."""
-    file = cache_folder() / "chat_history"
     try:
+        file = cache_folder() / "chat_history"
         file.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))
     except OSError:

@@ -4,11 +4,10 @@ import importlib
 import os
 import re
 import shlex
-import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.config import Config
 from llucid.errors import LlucidError, one_line
-from llucid.files import naming
+from llucid.files import filling, taken
 from llucid.llama_c import threads
 from llucid.mapped import KINDS
 from llucid.tokenizers import load_tokenizer
@@ -207,8 +206,8 @@ def save(
     """Writes the model to `out` in the named format: a folder for huggingface and meta, a file for the others.
 
     `version` is that of llama2c's format; `dtype` names another than the model's own. Each file is written whole or not
-    at all, and so is a folder that was not there. Raises LlucidError for an unknown format, and for what a format
-    cannot hold.
+    at all, and so is a folder that was not there, or empty. Raises LlucidError for an unknown format, and for what a
+    format cannot hold.
     """
     if format not in FORMATS:
         raise LlucidError(f"format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
@@ -217,26 +216,10 @@ def save(
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _room(format).write
     if format in ("huggingface", "meta"):
-        with _new_folder(Path(out)) as folder:
+        with nullcontext(Path(out)) if taken(Path(out)) else filling(Path(out)) as folder:
             write(folder, model, progress, dtype, **choice)
     else:
         write(Path(out), model, progress, dtype, **choice)
-
-
-@contextmanager
-def _new_folder(out: Path) -> Generator[Path]:
-    """A folder that becomes `out` when all is in it; `out` itself if it is there already."""
-    if out.exists():
-        yield out
-        return
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with naming(unfinished, out):
-            unfinished.mkdir(parents=True)
-            yield unfinished
-            unfinished.rename(out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def convert(
@@ -256,7 +239,7 @@ def convert(
     something at `out`, and for what the format cannot hold.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if taken(out):
         raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
     model = _opened(find(path), tokenizer)
     kind = model.weights.embedding.dtype  # as in `load`

@@ -5,8 +5,9 @@ with matrices as int8, a float32 scale for each group of them. Source: llama2.c,
 """
 
 import math
+import os
+import shutil
 import struct
-import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from llucid.checkpoints.tensors import Entry, gather, mapped
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import naming, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
 from llucid.weights import Weights, named_leaves, shapes
@@ -352,12 +353,15 @@ def beside(folder: Path, tokenizer: Tokenizer) -> Generator[None]:
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 
-    with tempfile.TemporaryDirectory(dir=folder, suffix=".partial") as temporary:
-        try:
-            to_llama2c(tokenizer).write(Path(temporary) / "tokenizer.bin")
-        except LlucidError:
-            tokenizer.save(Path(temporary))
-        files = sorted(Path(temporary).iterdir())
+    unfinished = folder / f".tokenizer.{os.getpid()}.partial"
+    try:
+        with naming(unfinished, folder):
+            unfinished.mkdir(exist_ok=True)
+            try:
+                to_llama2c(tokenizer).write(unfinished / "tokenizer.bin")
+            except LlucidError:
+                tokenizer.save(unfinished)
+        files = sorted(unfinished.iterdir())
         for file in files:
             there = folder / file.name
             if there.is_file() and there.read_bytes() != file.read_bytes():
@@ -365,3 +369,5 @@ def beside(folder: Path, tokenizer: Tokenizer) -> Generator[None]:
         yield
         for file in files:
             file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -248,7 +248,10 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | 
     with replacing(file) as temporary:
         with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder, skip_data():
             skeleton = Path(folder) / "skeleton"
-            torch.save({name: blanks[id(tensor)] for name, tensor in tensors.items()}, skeleton)
+            try:
+                torch.save({name: blanks[id(tensor)] for name, tensor in tensors.items()}, skeleton)
+            except RuntimeError as error:  # what PyTorch makes of a full disk
+                raise OSError("the disk may be full") from error
             pickled = Archive(skeleton).pickle  # all but the numbers, which were a hole in a file and untouched memory
         with ZipFile(temporary, "w", ZIP_STORED) as archive:
             parts = {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"}

@@ -82,7 +82,7 @@ def tokenise(
         with replacing(file) as temporary, open(temporary, "wb") as out:
             for piece in _whole_lines(corpus.text(split)):
                 ids = tokenizer.encode_array(piece) if isinstance(tokenizer, Characters) else tokenizer.encode(piece)
-                np.asarray(ids, dtype).tofile(out)
+                out.write(np.asarray(ids, dtype).data)
                 progress(len(piece))
     return Tokens(file, dtype, file.stat().st_size // np.dtype(dtype).itemsize)
 

@@ -85,6 +85,14 @@ def train(settings: Settings, console: Console) -> Path:
     Raises LlucidError for bad input and for a loss that is not finite; the state saved last is then intact.
     """
     task, state = prepare(settings, console)
+    with run.alone(task.out):
+        run.sweep(task.out)
+        go_on(task, state, console)
+    return task.out
+
+
+def go_on(task: Task, state: State, console: Console) -> None:
+    """Trains from `state` on, until the end or Ctrl-C."""
     settings, progress = task.settings, state.progress
     logbook = Logbook(task, progress, console)
     if share_done(settings, progress) < 1:
@@ -115,7 +123,6 @@ def train(settings: Settings, console: Console) -> Path:
         more = f"llucid train --resume --out {shlex.quote(str(task.out))}"
         told = f"stopped at step {progress.step}; go on with: {more}"
         console.print(told, highlight=False, markup=False, soft_wrap=True)
-    return task.out
 
 
 def share_done(settings: Settings, progress: Progress) -> float:

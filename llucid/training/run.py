@@ -13,7 +13,9 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from llucid.checkpoints import Model, save
 from llucid.config import Config
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import naming, replace_text, replacing
+from llucid.files import filling, replace_text, replacing, taken
 from llucid.training.settings import Settings, write_toml
 from llucid.weights import Weights, assemble, named_leaves
 
@@ -51,33 +53,48 @@ def free_name(corpus: str) -> Path:
 
 def refuse_taken(out: Path) -> None:
     """Raises LlucidError if there is something at `out` already, but for what a killed process left unfinished."""
-    if out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir())):
+    if taken(out):
         raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
 
 
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout: torch.Generator) -> None:
-    """Makes the folder of a new run, its untrained model inside and a state to begin from.
+    """Makes the folder of a new run, its untrained model inside and a state to begin from."""
+    with filling(out) as unfinished:
+        (unfinished / "state").mkdir(exist_ok=True)
+        save(model, unfinished)
+        replace_text(unfinished / "train.toml", write_toml(settings))
+        replace_text(unfinished / "metrics.jsonl", "")
+        replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+        save_state(unfinished, model.weights, {}, dropout, Progress())
 
-    A folder that is there, and empty, is filled and not replaced: a shell may be in it, or a disk mounted there.
-    """
-    there = out.is_dir()
-    unfinished = (out if there else out.parent) / f".{out.name}.{os.getpid()}.partial"
+
+@contextmanager
+def alone(out: Path) -> Generator[None]:
+    """Inside, no other process trains in `out`, if the system has locks for folders. Raises LlucidError if one does."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    folder = os.open(out, os.O_RDONLY)
     try:
-        with naming(unfinished, out):
-            unfinished.mkdir(parents=True, exist_ok=True)
-            (unfinished / "state").mkdir(exist_ok=True)
-            save(model, unfinished)
-            replace_text(unfinished / "train.toml", write_toml(settings))
-            replace_text(unfinished / "metrics.jsonl", "")
-            replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
-            save_state(unfinished, model.weights, {}, dropout, Progress())
-            if there:
-                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
-                    made.rename(out / made.name)
-            else:
-                unfinished.rename(out)
+        with suppress(OSError):  # of a file system that has no locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LlucidError(f"--out {out}: another process is training there; stop it, or wait") from error
+        yield
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(folder)
+
+
+def sweep(out: Path) -> None:
+    """Removes what killed processes left half-written in the run in `out`."""
+    for unfinished in [*out.glob(".*.partial"), *(out / "state").glob(".*")]:
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
 
 
 def refuse_changed(out: Path, corpus: Corpus, told: str) -> None:
@@ -113,13 +130,8 @@ def load_state(
     start: Callable[[Weights, dict[str, Tensor]], tuple[Any, Any]],
     dropout: torch.Generator,
 ) -> tuple[Any, Any, torch.Generator, Progress]:
-    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole.
-
-    What a kill left half-written beside it is removed.
-    """
+    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole."""
     file = out / "state" / "latest.safetensors"
-    for unfinished in file.parent.glob(".*"):
-        unfinished.unlink()
     try:
         with safe_open(file, framework="pt") as opened:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.

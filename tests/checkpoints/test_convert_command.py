@@ -70,19 +70,27 @@ def test_refusals_take_one_line(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("to", "out"), [("llama2c", "out/model.bin"), ("huggingface", "out"), ("gguf", "out.gguf")])
-def test_a_full_disk_leaves_nothing(to: str, out: str, tmp_path: Path) -> None:
-    """No file may grow beyond 20 kB, which a tokenizer has room in and the weights have not."""
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize(
+    ("to", "out", "room", "file"),
+    [
+        ("llama2c", "out/model.bin", 20_000, "out/model.bin: File too large"),
+        ("llama2c", "out/model.bin", 100, "out/tokenizer.json: File too large"),
+        ("huggingface", "out", 20_000, "out/model.safetensors: File too large"),
+        ("meta", "out", 20_000, "out/consolidated.00.pth cannot be written: the disk may be full"),
+        ("gguf", "out/model.gguf", 20_000, "out/model.gguf: File too large"),
+    ],
+)
+def test_a_full_disk_leaves_nothing(to: str, out: str, room: int, file: str, there: bool, tmp_path: Path) -> None:
+    """No file may grow beyond 20 kB, which a tokenizer has room in and the weights have not, or beyond 100 bytes."""
     model = model_of(dataclasses.replace(CONFIGS["one for two"], norm_eps=1e-5))
     save(model, tmp_path / "hf")
+    if there:
+        (tmp_path / "out").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    no_room = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))"
     words = ("convert", tmp_path / "hf", tmp_path / out, "--to", to)
-    said = ended(after(no_room, *words), status=2).stderr
-    assert said.startswith(f"error: {tmp_path / out}")
-    assert "too large" in said.lower()
-    assert "partial" not in said
-    assert said.count("\n") == 1
+    assert ended(after(no_room, *words), status=2).stderr == f"error: {tmp_path / file}\n"
     left = [path for path in tmp_path.rglob("*") if path not in before and path != tmp_path / "out"]
     assert left == []
 

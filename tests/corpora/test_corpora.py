@@ -1,6 +1,7 @@
 """Text and tokens: nothing is lost, nothing is read twice, and everything is the same each time."""
 
 import itertools
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,22 @@ def test_tokens_are_made_once_and_anew_for_another_text(tmp_path: Path) -> None:
     assert tokenise(corpus, tokenizer, "train", lambda _: pytest.fail("made again")) == first
     (tmp_path / "0.txt").write_text("cbacba" * 20)
     assert tokenise(corpus, tokenizer, "train").file != first.file
+
+
+def test_tokens_that_do_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their files are told of, and why they could not be written, as of any other; none stays behind."""
+    (tmp_path / "a.txt").write_text("text " * 2000)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    corpus = open_corpus([str(tmp_path / "a.txt")])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            tokenise(corpus, make_tokenizer("characters", corpus), "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert Path(caught.value.filename).parent == tmp_path / "cache" / "tokens"
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
 
 
 def test_a_large_vocabulary_is_not_cut_to_sixteen_bits(tmp_path: Path) -> None:

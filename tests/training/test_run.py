@@ -348,6 +348,22 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
     do("train", "--resume", "--out", out, "--stop-after", 2)
 
 
+def test_one_process_at_a_time_trains_in_a_folder(corpus: Path, tmp_path: Path) -> None:
+    """A second one leaves all as it is, also what the first is writing; the next one removes what a kill left."""
+    out = tmp_path / "shared"
+    do(*fresh(corpus, out, "--steps", 40, "--stop-after", 5))
+    for unfinished in (out / ".curve.png.7.partial", out / "state" / ".latest.safetensors.7.partial"):
+        unfinished.write_text("half")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with run.alone(out):
+        said = do("train", "--resume", "--out", out, status=2).stderr
+    assert said == f"error: --out {out}: another process is training there; stop it, or wait\n"
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    do("train", "--resume", "--out", out, "--stop-after", 3)
+    assert len(losses(out)) == 8
+    assert not list(out.rglob("*.partial"))
+
+
 def test_a_complete_run_is_said_to_be_complete(straight: Path) -> None:
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
     said = do("train", "--resume", "--out", straight).stdout
@@ -417,7 +433,7 @@ def test_an_empty_folder_becomes_the_run(
     here(*fresh(corpus, out, "--steps", 4, "--stop-after", 1))
     assert folder.stat().st_ino == before
     names = {path.name for path in straight.iterdir()}
-    assert {path.name for path in folder.iterdir()} == names | {".empty.7.partial"}
+    assert {path.name for path in folder.iterdir()} == names
     here("train", "--resume", "--out", out)
     assert len(losses(folder)) == 4
 
