@@ -107,9 +107,9 @@ def climb(
         return None
     if len(results) < len(chosen):
         console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
+    report.summary()
     with replacing(folder / "ladder.png") as temporary:
         draw_ladder(results, temporary, title(task), task.corpus.floor)
-    report.summary()
     return folder
 
 
