@@ -82,8 +82,8 @@ def learning(options: argparse.Namespace, folder: Path) -> None:
             copy = folder / "nanogpt"
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(options.nanogpt, copy)
-            data = Path(os.environ["LLUCID_DATA"]) / "tinyshakespeare.txt"
-            shutil.copy(data, copy / "data" / "shakespeare_char" / "input.txt")
+            data = os.environ.get("LLUCID_DATA") or sys.exit("LLUCID_DATA: the folder of tinyshakespeare.txt, unset")
+            shutil.copy(Path(data) / "tinyshakespeare.txt", copy / "data" / "shakespeare_char" / "input.txt")
             timed([sys.executable, "data/shakespeare_char/prepare.py"], cwd=copy)
             script = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT]
             seconds, said = timed(script, cwd=copy)
@@ -148,7 +148,7 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
     from llucid.tokenizers import load_tokenizer
     from llucid.weights import initialise, to
 
-    data = Path(os.environ["LLUCID_DATA"])
+    data = Path(os.environ.get("LLUCID_DATA") or sys.exit("LLUCID_DATA: the folder of the reference data, unset"))
     tokenizer, config = load_tokenizer(data / "llama2-tokenizer.model"), PRESETS["stories110M"].config
     source = Path(__file__).parent.parent.joinpath("llucid", "generation", "sampling.py").read_text()
     code, edited = tokenizer.encode(source), tokenizer.encode(source.replace("generator", "stream"))

@@ -116,7 +116,8 @@ def made(folder: Path, shape: str, kind: str) -> Path:
                 return torch.ones(size)
             return torch.empty(size).uniform_(-0.05, 0.05, generator=generator)
 
-        told = load_tokenizer(Path(os.environ["LLUCID_DATA"]) / tokenizer)
+        data = os.environ.get("LLUCID_DATA") or sys.exit(f"LLUCID_DATA: the folder of {tokenizer}, unset")
+        told = load_tokenizer(Path(data) / tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         save(Model(config, assemble(config, draw), told), out, "gguf", dtype=kind)
     return out

@@ -308,7 +308,8 @@ def exported(weights: Weights, config: Config, size: str, dtype: str, format: st
     file = folder / f"{size}-{dtype}.{format}"
     if not file.exists():
         kind = "llama3" if config.vocab_size > 100_000 else "llama2"
-        tokenizer = load_tokenizer(Path(os.environ["LLUCID_DATA"]) / f"{kind}-tokenizer.model")
+        data = os.environ.get("LLUCID_DATA") or sys.exit(f"LLUCID_DATA: the folder of {kind}-tokenizer.model, unset")
+        tokenizer = load_tokenizer(Path(data) / f"{kind}-tokenizer.model")
         save(Model(config, weights, tokenizer), file, format)
     return file
 
