@@ -94,10 +94,28 @@ def test_the_checks_find_a_dead_array_and_a_wrong_shape() -> None:
     found = check(rung._replace(logits=dead), CONFIG, seed=0)
     assert [each.holds for each in found] == [True, True, False, True]
     assert "position" in found[2].finding
+    for change in (lambda x: 0 * x.sum(), lambda x: (x - x).sum().sqrt()):  # a gradient of nothing, and one of NaN
+
+        def changed(tokens: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
+            return dead(tokens, weights, config) + change(weights.position)  # noqa: B023
+
+        found = check(rung._replace(logits=changed), CONFIG, seed=0)
+        assert [each.holds for each in found] == [True, True, False, True]
     transposed = rung._replace(logits=lambda *given: rung.logits(*given).mT)
     assert [each.holds for each in check(transposed, CONFIG, seed=0)] == [False]
     sure = rung._replace(logits=lambda *given: 99 * rung.logits(*given))
     assert not check(sure, CONFIG, seed=0)[1].holds
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_the_checks_find_one_that_sees_only_the_next_token_or_only_the_one_after(ahead: int) -> None:
+    def peeking(tokens: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
+        future = F.one_hot(F.pad(tokens, (0, ahead))[:, ahead:], config.vocab_size)
+        return RUNGS[3].logits(tokens, weights, config) + 2e-5 * future
+
+    *others, blind = check(RUNGS[3]._replace(logits=peeking), CONFIG, seed=0)
+    assert all(each.holds for each in others)
+    assert not blind.holds
 
 
 def test_the_cheat_is_the_mask_taken_away() -> None:

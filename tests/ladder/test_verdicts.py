@@ -45,3 +45,9 @@ def test_one_seed_tells_no_noise() -> None:
 def test_a_cheat_is_no_measure_even_where_it_comes_first() -> None:
     results = [result(3, 0.05, 0.05, peeks=True), result(4, 2.2, 2.3), result(5, 2.1, 2.21)]
     assert [each.kind for each in verdicts(results)] == ["cheats", "first", "better"]
+
+
+def test_no_change_is_chance_even_where_there_is_no_noise() -> None:
+    results = [result(1, 2.5, 2.6), result(2, 2.5, 2.6)]
+    assert noise(results) == 0
+    assert [each.kind for each in verdicts(results)] == ["first", "chance"]
