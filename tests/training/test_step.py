@@ -173,3 +173,12 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(made.float())
         assert values.min() > 0.6
         assert values.max() < 1.25
+
+
+def test_muon_leaves_alone_what_has_no_gradient_and_a_gradient_of_nothing_turns_nothing_to_nan() -> None:
+    assert not orthogonalise(torch.zeros(2, 4, 6)).any()
+    still, moved = torch.ones(4, 6), torch.ones(4, 6)
+    moved.grad = torch.zeros_like(moved)
+    Muon([still, moved], lr=0.5, weight_decay=0.5).step()
+    assert torch.equal(still, torch.ones(4, 6))
+    assert torch.equal(moved, torch.full((4, 6), 0.75))  # decay alone
