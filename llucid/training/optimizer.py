@@ -15,7 +15,7 @@ def learning_rate(progress: float, warmup: float, final: float) -> float:
     """
     rising = (progress + 1e-3) / (warmup + 1e-3)
     falling = final + (1 - final) * (1 - progress) / (1 - warmup)
-    return min(rising, falling, 1.0)
+    return min(rising, falling)
 
 
 def make_optimizers(weights: Weights, settings: Settings) -> list[Optimizer]:

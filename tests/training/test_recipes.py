@@ -8,7 +8,7 @@ import torch
 
 from llucid.config import PRESETS
 from llucid.errors import LlucidError
-from llucid.training.recipes import RECIPES, resolve, window
+from llucid.training.recipes import FINE_TUNING, RECIPES, resolve, window
 from llucid.training.settings import ModelNumbers, Settings
 
 
@@ -26,6 +26,12 @@ def test_what_is_given_stays_and_what_is_not_is_chosen() -> None:
     assert resolve(Settings(), torch.device("cpu")).length_warmup == RECIPES["micro"].length_warmup > 0
     assert resolve(Settings(length_warmup=0.0), torch.device("cpu")).length_warmup == 0
     assert resolve(Settings(tokenizer="bpe:300"), torch.device("cpu")).length_warmup == 0
+    assert resolve(Settings(muon_learning_rate=0.25), torch.device("cpu")).muon_learning_rate == 0.25
+    elsewhere = resolve(Settings(), torch.device("mps"))
+    assert (elsewhere.preset, elsewhere.device, elsewhere.dtype) == ("small", "mps", "float32")
+    tuned = resolve(Settings(base="a model"), torch.device("cpu"))
+    assert (tuned.preset, tuned.tokenizer, tuned.batch) == (None, None, FINE_TUNING.batch)
+    assert (tuned.learning_rate, tuned.muon_learning_rate) == FINE_TUNING[1:3]
 
 
 def test_numbers_of_the_model_are_put_into_the_preset() -> None:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,11 +70,16 @@ def test_loss_is_that_of_an_even_guess_at_the_start() -> None:
     assert loss.item() == pytest.approx(math.log(CONFIG.vocab_size), abs=0.05)
 
 
-def groups(optimizers: list[Optimizer], weights: Weights) -> dict[str, tuple[str, float, float]]:
-    """Optimizer, weight decay and peak rate of every parameter, by its path."""
+def groups(optimizers: list[Optimizer], weights: Weights) -> dict[str, tuple[str, Any, float, float]]:
+    """Optimizer, how long it remembers, weight decay and peak rate of every parameter, by its path."""
     paths = {id(leaf): path for path, leaf in named_leaves(weights)}
     return {
-        paths[id(leaf)]: (type(optimizer).__name__, group["weight_decay"], group["initial_lr"])
+        paths[id(leaf)]: (
+            type(optimizer).__name__,
+            group["momentum"] if isinstance(optimizer, Muon) else group["betas"],
+            group["weight_decay"],
+            group["initial_lr"],
+        )
         for optimizer in optimizers
         for group in optimizer.param_groups
         for leaf in group["params"]
@@ -90,8 +96,8 @@ def test_matrices_decay_and_nothing_else(name: str) -> None:
     for path in paths:
         matrix = ".attention." in path or ".feed_forward." in path
         decay = SETTINGS.weight_decay if matrix else 0
-        assert adamw[path] == ("AdamW", decay, 0.01)
-        assert muon[path] == (("Muon", decay, 0.02) if matrix else ("AdamW", decay, 0.01))
+        assert adamw[path] == ("AdamW", (0.9, 0.95), decay, 0.01)
+        assert muon[path] == (("Muon", 0.95, decay, 0.02) if matrix else ("AdamW", (0.9, 0.95), decay, 0.01))
 
 
 def test_learning_rate_rises_falls_and_is_never_nothing_at_first() -> None:
@@ -113,6 +119,33 @@ def test_gradients_are_clipped_to_their_common_norm() -> None:
     train_step(*batch(), weights, CONFIG, [descent], clip=1e-3, dtype=torch.float64)
     moved = math.sqrt(sum((new - old).square().sum().item() for new, old in zip(leaves(weights), before, strict=True)))
     assert moved == pytest.approx(1e-3, rel=1e-2)  # clip_grad_norm_ adds 1e-6 to the norm
+
+
+def test_a_step_goes_its_share_of_the_way_and_leaves_no_gradient_to_the_next() -> None:
+    """A step of no length first changes nothing about the next one, which goes half as far as a whole one."""
+    moved = []
+    for shares in ((1.0,), (0.0, 0.5)):
+        weights = fresh()
+        descent = torch.optim.SGD(leaves(weights), lr=1.0)
+        descent.param_groups[0]["initial_lr"] = 0.01
+        for share in shares:
+            train_step(*batch(), weights, CONFIG, [descent], share=share, clip=math.inf, dtype=torch.float64)
+        moved.append([new.detach() - old for new, old in zip(leaves(weights), leaves(fresh()), strict=True)])
+    for whole, half in zip(*moved, strict=True):
+        torch.testing.assert_close(2 * half, whole)
+
+
+def test_dropout_drops_in_a_training_step_and_is_that_of_the_model() -> None:
+    config = replace(CONFIG, dropout=0.5)
+    inputs, targets = batch()
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(3)
+
+    logits = llama(inputs, fresh(), config, dropout=seeded()).flatten(0, 1)
+    loss = train_step(inputs, targets, fresh(), config, [], dtype=torch.float64, dropout=seeded())
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets.flatten()))
+    assert loss != train_step(inputs, targets, fresh(), config, [], dtype=torch.float64)
 
 
 def test_optimizers_are_restored_exactly() -> None:
