@@ -36,13 +36,19 @@ def test_it_computes_as_what_it_stands_for(bits: Any):
     plain = dense(held)
     assert (held.shape, held.dtype, held.bits, held.numel()) == (plain.shape, plain.dtype, bits, plain.numel())
     assert torch.equal(F.linear(x, held), F.linear(x, plain))
+    assert torch.equal(F.linear(x, held, drawn(1, 50)[0]), F.linear(x, plain, drawn(1, 50)[0]))
     assert torch.equal(F.embedding(some, held), plain[some])
     assert torch.equal(held.T, plain.T)
     assert repr(held) == f"Quantized([50, 96], {bits} bits, torch.float32)"
     half = held.to(torch.bfloat16)
     assert isinstance(half, Quantized)
     assert torch.equal(dense(half), plain.bfloat16())
+    assert torch.equal(F.embedding(some, half), plain.bfloat16()[some])
     assert held.to(torch.float32) is held
+    away = held.to("meta")
+    assert {part.device.type for part in (away, away.numbers, away.scales)} == {"meta"}
+    narrow = drawn(50, 96).bfloat16()
+    assert torch.equal(dense(quantize_matrix(narrow, bits)), dense(quantize_matrix(narrow.float(), bits)).bfloat16())
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -52,6 +58,13 @@ def test_many_rows_are_made_some_at_a_time(bits: Any):
     whole = dense(quantize_matrix(w, bits))
     assert torch.equal(whole[:64], dense(first))
     assert torch.equal(whole[-8:], dense(last))
+
+
+def test_rows_of_more_numbers_than_are_taken_at_once_are_taken_all_the_same():
+    w = drawn(17, AT_ONCE // 16 + 32)
+    held = quantize_matrix(w, 8)
+    assert held.shape == w.shape
+    assert torch.equal(dense(held)[16:, -32:], dense(quantize_matrix(w[16:, -32:], 8)))
 
 
 def bytes_of(weights: Weights) -> int:

@@ -168,6 +168,10 @@ def test_formats_are_told_by_the_tokenizer(
     base = load_tokenizer(tmp_path)
     assert format_of(base) is None
     assert ending_turns(base, "llama3").stop_ids == base.stop_ids | {base.special["<|eot_id|>"]}
+    for name in letters().special.keys() & {"<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"}:
+        lacking = letters()
+        del lacking.special[name]
+        assert format_of(lacking) is None
 
 
 def test_a_base_model_is_no_chat_model() -> None:

@@ -200,6 +200,15 @@ def test_bos_stays_when_the_window_slides(monkeypatch: pytest.MonkeyPatch):
     assert all(row[0] == tokenizer.bos for _, row in rows)
 
 
+def test_where_there_is_no_bos_a_window_that_slides_keeps_the_newest_alone():
+    rows = [((), ())]
+    for piece in stream(MODEL, [[5, 6, 7]], sampling=Sampling(), generators=[generator(0)], max_tokens=31):
+        rows.append((piece.context.rows[0], piece.slid))
+    (before, _), (after, slid) = rows[-2:]
+    assert slid
+    assert after[:-1] == before[len(before) - 15 :]
+
+
 def test_the_context_is_the_callers_choice_and_is_told():
     for past_context, tokens, slid, reason in (("slide", 60, True, "length"), ("stop", 30, False, "context")):
         statistics = Statistics()
