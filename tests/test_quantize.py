@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from llucid.config import PRESETS, Config
 from llucid.llama import llama
-from llucid.quantize import AT_ONCE, Quantized, dense, dequantize, quantize, quantize_matrix
+from llucid.mapped import packed
+from llucid.quantize import AT_ONCE, Quantized, dense, dequantize, quantize, quantize_matrix, to_blocks
 from llucid.weights import Weights, count, initialise, leaves, to
 from tests.configs import CONFIGS
 
@@ -37,7 +38,10 @@ def test_it_computes_as_what_it_stands_for(bits: Any):
     assert (held.shape, held.dtype, held.bits, held.numel()) == (plain.shape, plain.dtype, bits, plain.numel())
     assert torch.equal(F.linear(x, held), F.linear(x, plain))
     assert torch.equal(F.linear(x, held, drawn(1, 50)[0]), F.linear(x, plain, drawn(1, 50)[0]))
+    assert torch.equal(F.linear(held, drawn(7, 96)), F.linear(plain, drawn(7, 96)))
     assert torch.equal(F.embedding(some, held), plain[some])
+    assert isinstance(held.detach(), Quantized)
+    assert not quantize_matrix(drawn(50, 96).requires_grad_(), bits).scales.requires_grad
     assert torch.equal(held.T, plain.T)
     assert repr(held) == f"Quantized([50, 96], {bits} bits, torch.float32)"
     half = held.to(torch.bfloat16)
@@ -45,8 +49,9 @@ def test_it_computes_as_what_it_stands_for(bits: Any):
     assert torch.equal(dense(half), plain.bfloat16())
     assert torch.equal(F.embedding(some, half), plain.bfloat16()[some])
     assert held.to(torch.float32) is held
-    away = held.to("meta")
+    away = half.to("meta")
     assert {part.device.type for part in (away, away.numbers, away.scales)} == {"meta"}
+    assert away.dtype == torch.bfloat16
     narrow = drawn(50, 96).bfloat16()
     assert torch.equal(dense(quantize_matrix(narrow, bits)), dense(quantize_matrix(narrow.float(), bits)).bfloat16())
 
@@ -65,6 +70,12 @@ def test_rows_of_more_numbers_than_are_taken_at_once_are_taken_all_the_same():
     held = quantize_matrix(w, 8)
     assert held.shape == w.shape
     assert torch.equal(dense(held)[16:, -32:], dense(quantize_matrix(w[16:, -32:], 8)))
+
+
+@pytest.mark.parametrize(("size", "groups"), [(34, 2049), (18, 2049), (18, 2)])
+def test_the_blocks_of_a_file_are_the_blocks_of_the_matrix(size: int, groups: int):
+    blocks = torch.randint(256, (17, groups, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert torch.equal(to_blocks(packed(blocks.numpy()).tensor()), blocks)
 
 
 def bytes_of(weights: Weights) -> int:

@@ -234,6 +234,27 @@ def test_numbers_that_cannot_be_are_refused_by_name(option: str, numbers: dict[s
         Sampling(**numbers)
 
 
+def test_numbers_at_their_limits_are_taken():
+    for numbers in ({"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1.0}, {"min_p": 0.0}):
+        assert Sampling(**numbers)
+    assert kept(Sampling(temperature=1.0, top_p=None, min_p=1.0)(logits_of(PROBABILITIES))) == [0]
+
+
+@pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
+def test_the_largest_random_number_draws_the_last_token(library: Any):
+    """Also where rounding makes the probabilities sum to less than that number."""
+
+    class Largest(np.random.Generator):
+        def random(self, *_: object, **__: object) -> Any:
+            return 1 - 2**-53
+
+    for seed in range(20):
+        logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(seed))
+        logits[0, -1] = -math.inf
+        ours = logits.numpy() if library is np else logits
+        assert draw(ours, [Largest(np.random.PCG64())]).tolist() == [2998]
+
+
 def test_the_coldest_temperature_allowed_is_still_finite():
     probabilities = Sampling(temperature=1e-6, top_p=None)(torch.tensor([[1e4, -1e4, 9e3]])).softmax(-1)
     assert probabilities.tolist() == [[1.0, 0.0, 0.0]]

@@ -103,15 +103,20 @@ def test_the_checks_find_a_dead_array_and_a_wrong_shape() -> None:
         assert [each.holds for each in found] == [True, True, False, True]
     transposed = rung._replace(logits=lambda *given: rung.logits(*given).mT)
     assert [each.holds for each in check(transposed, CONFIG, seed=0)] == [False]
+    one_row = rung._replace(logits=lambda tokens, *given: rung.logits(tokens[:1], *given))
+    assert [each.holds for each in check(one_row, CONFIG, seed=0)] == [False]
     sure = rung._replace(logits=lambda *given: 99 * rung.logits(*given))
     assert not check(sure, CONFIG, seed=0)[1].holds
+    after = lambda tokens: F.one_hot((tokens + 1) % CONFIG.vocab_size)  # noqa: E731  as every_token goes on
+    knowing = rung._replace(logits=lambda tokens, *given: rung.logits(tokens, *given) + 99 * after(tokens))
+    assert not check(knowing, CONFIG, seed=0)[1].holds
 
 
-@pytest.mark.parametrize("ahead", [1, 2])
-def test_the_checks_find_one_that_sees_only_the_next_token_or_only_the_one_after(ahead: int) -> None:
+@pytest.mark.parametrize(("ahead", "change"), [(1, 2e-5), (1, -2e-5), (2, 2e-5)])
+def test_the_checks_find_one_that_sees_only_the_next_token_or_only_the_one_after(ahead: int, change: float) -> None:
     def peeking(tokens: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
-        future = F.one_hot(F.pad(tokens, (0, ahead))[:, ahead:], config.vocab_size)
-        return RUNGS[3].logits(tokens, weights, config) + 2e-5 * future
+        future = F.pad(tokens, (0, ahead))[:, ahead:, None]
+        return RUNGS[3].logits(tokens, weights, config) + change * future
 
     *others, blind = check(RUNGS[3]._replace(logits=peeking), CONFIG, seed=0)
     assert all(each.holds for each in others)

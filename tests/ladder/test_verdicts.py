@@ -51,3 +51,8 @@ def test_no_change_is_chance_even_where_there_is_no_noise() -> None:
     results = [result(1, 2.5, 2.6), result(2, 2.5, 2.6)]
     assert noise(results) == 0
     assert [each.kind for each in verdicts(results)] == ["first", "chance"]
+
+
+def test_of_two_cheats_neither_is_honest_again() -> None:
+    told = verdicts([result(3, 0.1, peeks=True), result(4, 0.1, peeks=True), result(5, 2.2), result(6, 2.1)])
+    assert [each.honest_again for each in told] == [False, False, True, False]

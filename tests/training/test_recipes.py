@@ -1,6 +1,7 @@
 """What is chosen where nothing is said."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,10 @@ def test_numbers_of_the_model_are_put_into_the_preset() -> None:
     assert (halved.dim, halved.heads, halved.kv_heads) == (micro.dim, 2 * micro.heads, 2 * micro.heads)
     assert 2 * halved.head_dim == micro.dim // micro.heads
     wider = Settings(model=ModelNumbers(dim=2 * micro.dim)).config("micro", 65)
+    base = Settings(base="a model")
+    assert base.rebased(micro) == micro
+    longer = replace(base, model=ModelNumbers(context=999, dropout=0.5)).rebased(micro)
+    assert longer == replace(micro, context=999, dropout=0.5)
     assert (wider.heads, wider.kv_heads, wider.head_dim) == (micro.heads, micro.kv_heads, 2 * micro.dim // micro.heads)
 
 

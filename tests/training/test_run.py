@@ -248,6 +248,8 @@ def test_settings_survive_toml() -> None:
     kept = write_toml(settings).split("\n\n[model]")[0]
     file.write_text(kept)
     assert read_toml(file) == replace(settings, model=ModelNumbers())
+    with pytest.raises(llucid.LlucidError, match=r"cannot be read \(Is a directory\)"):
+        read_toml(file.parent)
     for name, value in (
         *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
         *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
