@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from llucid.errors import LlucidError, one_line
-from llucid.files import filling, naming, replace_text
+from llucid.files import cache_folder, filling, naming, replace_text, replacing, taken
 
 
 def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
@@ -47,6 +48,55 @@ def test_an_empty_folder_is_filled_at_the_end_or_not_at_all(tmp_path: Path) -> N
                 raise KeyboardInterrupt
             (folder / "two").write_text("2")
         assert {file.name for file in tmp_path.iterdir()} == left
+
+
+def test_what_is_made_is_moved_in_the_order_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.toml, which makes a run of a folder, after the model that it tells of."""
+    moved, real = list[str](), Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(to.name), real(path, to)))
+    names = {f"{digit}" for digit in range(9)} | {"model.safetensors", "train.toml", "config.json"}
+    with filling(tmp_path) as folder:
+        for name in names:
+            (folder / name).write_text("new")
+    assert moved == sorted(names)
+
+
+def test_what_a_killed_process_left_takes_no_place(tmp_path: Path) -> None:
+    assert not taken(tmp_path / "nothing")
+    assert not taken(tmp_path)
+    (tmp_path / ".run.7.partial").mkdir()
+    assert not taken(tmp_path)
+    (tmp_path / "file").write_text("old")
+    assert taken(tmp_path)
+    assert taken(tmp_path / "file")
+
+
+def test_the_cache_is_where_the_user_or_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.setenv("LLUCID_CACHE", "")
+    assert cache_folder() == tmp_path / "xdg" / "llucid"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # unset, as the specification has it
+    assert cache_folder() == tmp_path / ".cache" / "llucid"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("wrote 3 of 4 bytes"), "file cannot be written: wrote 3 of 4 bytes"),
+        (OSError(errno.ENOSPC, "No space left"), "file: No space left"),
+        (SafetensorError("disk full"), "file cannot be written: disk full"),
+        (OSError(errno.EACCES, "Permission denied", "/another"), "/another: Permission denied"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(error: Exception, told: str, tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "file") as temporary:  # noqa: PT011
+        temporary.write_text("half")
+        raise error
+    assert one_line(caught.value).removeprefix(f"{tmp_path}/") == told
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
