@@ -240,19 +240,41 @@ def test_numbers_at_their_limits_are_taken():
     assert kept(Sampling(temperature=1.0, top_p=None, min_p=1.0)(logits_of(PROBABILITIES))) == [0]
 
 
+class Fixed(np.random.Generator):
+    """Whose numbers are all the same one."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__(np.random.PCG64())
+        self.number = number
+
+    def random(self, *_: object, **__: object) -> Any:
+        return self.number
+
+
+def test_a_top_p_of_one_is_for_all_tokens_however_their_sum_rounds():
+    for seed in range(20):
+        logits = 8 * torch.randn(1, 3000, generator=torch.Generator().manual_seed(seed))
+        assert len(kept(Sampling(temperature=1.0, top_p=1.0)(logits))) == 3000
+
+
+@pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
+def test_a_token_is_drawn_by_numbers_from_where_it_begins_to_just_before_it_ends(library: Any):
+    for probabilities, number, token in (
+        *(([0.5, 0.5], 0.0, 0), ([0.5, 0.5], 0.5 - 2**-30, 0), ([0.5, 0.5], 0.5, 1)),
+        *(([0.0, 0.25, 0.75], 0.0, 1), ([0.0, 0.25, 0.75], 0.25, 2)),
+    ):
+        logits = torch.tensor([probabilities]).log2() * math.log(2)
+        assert draw(logits.numpy() if library is np else logits, [Fixed(number)]).tolist() == [token]
+
+
 @pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
 def test_the_largest_random_number_draws_the_last_token(library: Any):
     """Also where rounding makes the probabilities sum to less than that number."""
-
-    class Largest(np.random.Generator):
-        def random(self, *_: object, **__: object) -> Any:
-            return 1 - 2**-53
-
     for seed in range(20):
         logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(seed))
         logits[0, -1] = -math.inf
         ours = logits.numpy() if library is np else logits
-        assert draw(ours, [Largest(np.random.PCG64())]).tolist() == [2998]
+        assert draw(ours, [Fixed(1 - 2**-53)]).tolist() == [2998]
 
 
 def test_the_coldest_temperature_allowed_is_still_finite():
