@@ -71,7 +71,8 @@ def filling(out: Path) -> Generator[Path]:
     unfinished = (place if there else place.parent) / f".{place.name}.{os.getpid()}.partial"
     try:
         with naming(unfinished, out):
-            unfinished.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had our number
+            unfinished.mkdir(parents=True)
             yield unfinished
             if there:
                 for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last

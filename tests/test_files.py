@@ -71,6 +71,19 @@ def test_what_a_killed_process_left_takes_no_place(tmp_path: Path) -> None:
     assert taken(tmp_path / "file")
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_killed_process_of_our_number_left_is_not_taken_in(there: bool, tmp_path: Path) -> None:
+    """In a container, every process may have the same one."""
+    out = tmp_path / "out"
+    left = (out if there else tmp_path) / f".out.{os.getpid()}.partial"
+    left.mkdir(parents=True)
+    (left / "half").write_text("old")
+    with filling(out) as folder:
+        (folder / "whole").write_text("new")
+    assert [path.name for path in out.iterdir()] == ["whole"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_the_cache_is_where_the_user_or_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))

@@ -60,7 +60,7 @@ def refuse_taken(out: Path) -> None:
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout: torch.Generator) -> None:
     """Makes the folder of a new run, its untrained model inside and a state to begin from."""
     with filling(out) as unfinished:
-        (unfinished / "state").mkdir(exist_ok=True)
+        (unfinished / "state").mkdir()
         save(model, unfinished)
         replace_text(unfinished / "train.toml", write_toml(settings))
         replace_text(unfinished / "metrics.jsonl", "")
