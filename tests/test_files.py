@@ -105,9 +105,13 @@ def test_the_cache_is_where_the_user_or_the_system_says(tmp_path: Path, monkeypa
     ],
 )
 def test_a_file_that_cannot_be_written_is_named(error: Exception, told: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError) as caught, replacing(tmp_path / "file") as temporary:  # noqa: PT011
-        temporary.write_text("half")
-        raise error
+    def fail() -> None:
+        with replacing(tmp_path / "file") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(OSError, match=told.rsplit(": ")[-1]) as caught:
+        fail()
     assert one_line(caught.value).removeprefix(f"{tmp_path}/") == told
     assert not any(tmp_path.iterdir())
 

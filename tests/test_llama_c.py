@@ -346,6 +346,27 @@ def test_without_a_compiler_pytorch_serves_and_says_so_once(
     assert len(written(quantize(weights, 8), WIDE, prompt)) == 30
 
 
+def test_a_library_is_built_anew_for_other_sources_flags_or_compilers_and_only_then(
+    tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch
+):
+    fresh(tmp_path / "cache", monkeypatch)
+    sources, cc = tmp_path / "sources", 'while [ "$1" != -o ]; do shift; done; echo built >> "$2"'
+    sources.mkdir()
+    for name in llama_c.SOURCES:
+        (sources / name).write_bytes((llama_c.HERE / name).read_bytes())
+    monkeypatch.setattr(llama_c, "HERE", sources)
+    monkeypatch.setenv("CC", f"sh -c '{cc}' once")
+    made = [llama_c.built(), llama_c.built(("-O1",))]
+    for name in llama_c.SOURCES:
+        (sources / name).write_bytes((sources / name).read_bytes() + b"\n")
+        made.append(llama_c.built())
+    monkeypatch.setenv("CC", f"sh -c '{cc}' again")
+    made.append(llama_c.built())
+    assert len({*made}) == len(made) == 3 + len(llama_c.SOURCES)
+    assert llama_c.built() == made[-1]
+    assert {path.read_text() for path in made} == {"built\n"}
+
+
 def test_who_watches_is_told_why_the_first_time_takes_longer(
     tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -171,9 +171,16 @@ def test_a_template_may_rewrite_harmless_words(tokenizer: JsonTokenizer) -> None
     template = "{% for m in messages %}{{ m.content | upper }}{{ m | tojson }}{% endfor %}<|im_end|>"
     ids = encode_dialog(said("it's 2 < 3 <b>"), tokenizer, template)
     assert tokenizer.decode(ids) == """IT'S 2 < 3 <B>{"role": "user", "content": "it's 2 < 3 <b>"}"""
-    quoted = encode_dialog(said('"<|im_start|>"'), tokenizer, "{{ messages[0].content | tojson }}<|im_end|>")
-    assert tokenizer.decode(quoted) == json.dumps('"<|im_start|>"')
+    quoted = encode_dialog(said('"<|im_start|>é"'), tokenizer, "{{ messages[0].content | tojson }}<|im_end|>")
+    assert tokenizer.decode(quoted) == json.dumps('"<|im_start|>é"', ensure_ascii=False)
     assert quoted.count(IM_START) == 0
+
+
+def test_a_template_may_ask_for_the_tokens_that_the_config_names(tokenizer: JsonTokenizer) -> None:
+    config = tokenizer.config | {"pad_token": "<|im_start|>", "unk_token": {"content": "<|im_end|>"}, "sep_token": None}
+    named = JsonTokenizer(json.loads(tokenizer.json()), config=config)
+    template = "{{ pad_token }}{{ unk_token }}{% if sep_token is defined %}x{% endif %}"
+    assert encode_dialog(said("x"), named, template) == [tokenizer.special[f"<|im_{way}|>"] for way in ("start", "end")]
 
 
 def test_bos_is_there_once(tokenizer: JsonTokenizer) -> None:
