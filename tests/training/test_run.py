@@ -32,7 +32,7 @@ from llucid.llama import llama
 from llucid.training import loop, run
 from llucid.training.report import Report
 from llucid.training.run import Metrics
-from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
+from llucid.training.settings import read_toml
 from llucid.training.step import evaluate
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
@@ -191,13 +191,6 @@ def test_a_state_that_is_saved_quickly_is_saved_often(
     assert saved == [*range(9)]
 
 
-def test_figures_after_the_state_are_cut_off(tmp_path: Path) -> None:
-    rows = [{"step": step, "loss": 1.5} for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4, "lo')
-    assert Metrics(tmp_path, 2).rows == rows[:2]
-    assert (tmp_path / "metrics.jsonl").read_text() == "".join(json.dumps(row) + "\n" for row in rows[:2])
-
-
 def test_the_folder_is_one_of_transformers(straight: Path) -> None:
     model = llucid.load(straight)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(straight)
@@ -238,27 +231,6 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert (straight / "samples.txt").read_text().count("---------- step") == 4
     settings = read_toml(straight / "train.toml")
     assert (settings.steps, settings.model.dropout, settings.preset) == (40, 0.1, "nano")
-
-
-def test_settings_survive_toml() -> None:
-    settings = Settings(corpus=('a "b"\\c\n', "é"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True))
-    file = Path(os.environ["LLUCID_CACHE"]) / "settings.toml"
-    file.write_text(write_toml(settings), encoding="utf-8")
-    assert read_toml(file) == settings
-    kept = write_toml(settings).split("\n\n[model]")[0]
-    file.write_text(kept)
-    assert read_toml(file) == replace(settings, model=ModelNumbers())
-    with pytest.raises(llucid.LlucidError, match=r"cannot be read \(Is a directory\)"):
-        read_toml(file.parent)
-    for name, value in (
-        *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
-        *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
-        *(("corpus", "'abc'"), ("corpus", "[1, 2]"), ("model", "3"), ("model", "{wings = 2}")),
-    ):
-        others = [line for line in kept.splitlines() if not line.startswith(f"{name} =")]
-        file.write_text("\n".join([*others, f"{name} = {value}"]))
-        with pytest.raises(llucid.LlucidError, match="not the settings"):
-            read_toml(file)
 
 
 def test_a_torn_log_is_cut_where_the_state_stands(tmp_path: Path) -> None:

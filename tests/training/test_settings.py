@@ -1,0 +1,105 @@
+"""What a run can be told, and how it is kept."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llucid.config import PRESETS
+from llucid.errors import LlucidError
+from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
+
+
+def test_settings_survive_toml(tmp_path: Path) -> None:
+    settings = Settings(corpus=('a "b"\\c\n', "é"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True))
+    file = tmp_path / "train.toml"
+    file.write_text(write_toml(settings), encoding="utf-8")
+    assert read_toml(file) == settings
+    kept = write_toml(settings).split("\n\n[model]")[0]
+    file.write_text(kept)
+    assert read_toml(file) == replace(settings, model=ModelNumbers())
+    with pytest.raises(LlucidError, match=r"cannot be read \(Is a directory\)"):
+        read_toml(file.parent)
+    for name, value in (
+        *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
+        *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
+        *(("corpus", "'abc'"), ("corpus", "[1, 2]"), ("model", "3"), ("model", "{wings = 2}")),
+    ):
+        others = [line for line in kept.splitlines() if not line.startswith(f"{name} =")]
+        file.write_text("\n".join([*others, f"{name} = {value}"]))
+        with pytest.raises(LlucidError, match="not the settings"):
+            read_toml(file)
+
+
+def test_numbers_of_the_model_are_put_into_the_preset() -> None:
+    micro = PRESETS["micro"].config
+    config = Settings(model=ModelNumbers(dim=96, heads=3)).config("micro", vocab_size=77)
+    assert (config.dim, config.heads, config.kv_heads, config.head_dim, config.vocab_size) == (96, 3, 3, 32, 77)
+    assert (config.layers, config.ffn_dim) == (micro.layers, micro.ffn_dim)
+    grouped = Settings(model=ModelNumbers(kv_heads=2)).config("micro", 65)
+    assert (grouped.heads, grouped.kv_heads, grouped.head_dim) == (micro.heads, 2, micro.head_dim)
+    halved = Settings(model=ModelNumbers(heads=2 * micro.heads)).config("micro", 65)
+    assert (halved.dim, halved.heads, halved.kv_heads) == (micro.dim, 2 * micro.heads, 2 * micro.heads)
+    assert 2 * halved.head_dim == micro.dim // micro.heads
+    wider = Settings(model=ModelNumbers(dim=2 * micro.dim)).config("micro", 65)
+    assert (wider.heads, wider.kv_heads, wider.head_dim) == (micro.heads, micro.kv_heads, 2 * micro.dim // micro.heads)
+    base = Settings(base="a model")
+    assert base.rebased(micro) == micro
+    longer = replace(base, model=ModelNumbers(context=999, dropout=0.5)).rebased(micro)
+    assert longer == replace(micro, context=999, dropout=0.5)
+
+
+WHOLE_SHARES = {"warmup": 0.0, "final": 1.0, "length_warmup": 1.0, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *({"steps": 1}, {"batch": 2**31 - 1}, {"seed": 2**63 - 1}, {"seed": 0}, {"accumulate": 1, "evaluations": 1}),
+        *({name: number} for name, number in WHOLE_SHARES.items()),
+        *({"final": 0.0}, {"length_warmup": 0.0}, {"chat": "fables", "length_warmup": 0.0}),
+        {"base": "a model", "model": ModelNumbers(context=9, dropout=0.5)},
+    ],
+)
+def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
+    settings = Settings(**numbers)
+    assert {name: getattr(settings, name) for name in numbers} == numbers
+
+
+@pytest.mark.parametrize(
+    ("message", "numbers"),
+    [
+        *(
+            (f"--{name.replace('_', '-')} {number}: must be more than 0, and finite", {name: number})
+            for names, impossible in (
+                (("steps", "stop_after", "batch"), (0, -1)),
+                (("minutes", "learning_rate", "muon_learning_rate", "clip"), (0.0, -1.0, math.inf, math.nan)),
+            )
+            for name in names
+            for number in impossible
+        ),
+        ("--batch 2147483648: no memory", {"batch": 2**31}),
+        *((f"--seed {seed}: must be at least 0 and less than 2^63", {"seed": seed}) for seed in (-1, 2**63)),
+        *(("--accumulate and --evaluations must be at least 1", {name: 0}) for name in ("accumulate", "evaluations")),
+        ("--steps and --minutes both", {"steps": 1, "minutes": 1.0}),
+        *(
+            ("are shares between 0 and 1", {name: number})
+            for name, most in (("warmup", 1.0), ("final", 1.001), ("length_warmup", 1.001))
+            for number in (most, -0.001, math.nan)
+        ),
+        *((f"--weight-decay {number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
+        ("--preset huge: unknown", {"preset": "huge"}),
+        ("--resume goes on with the run in --out", {"resume": True}),
+        ("--corpus and --chat both", {"chat": "fables", "corpus": ("fables",)}),
+        ("--length-warmup: conversations", {"chat": "fables", "length_warmup": 0.5}),
+        ("--preset: that of --base is taken", {"base": "a model", "preset": "nano"}),
+        ("--tokenizer: that of --base is taken", {"base": "a model", "tokenizer": "characters"}),
+        ("--model.head-dim: that of --base is taken", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
+    with pytest.raises(LlucidError) as caught:
+        Settings(**numbers)
+    assert message in str(caught.value)
