@@ -319,7 +319,7 @@ def train(task: Task, peak: float) -> list[dict[str, Any]]:
 
     shape = f"{config.parameters / 1e9:.2f} B parameters, {task.windows} × {config.context} tokens"
     rows = [row(f"train {shape}", seconds_of(ours, device, budget=10.0))]
-    del weights, optimizers
+    weights = optimizers = None  # gives their memory to the peer
     torch.compiler.reset()
     model = transformers_of(config, device, torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

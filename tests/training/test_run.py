@@ -32,7 +32,7 @@ from llucid.llama import llama
 from llucid.training import loop, run
 from llucid.training.report import Report
 from llucid.training.run import Metrics
-from llucid.training.settings import read_toml
+from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import evaluate
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
