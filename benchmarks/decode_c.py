@@ -249,6 +249,7 @@ def processes(options: argparse.Namespace, scratch: Path) -> None:
     include = next(p for p in (site.parent / "include", Path(sys.prefix) / "include") if (p / "llama.h").is_file())
     libraries = [f"-L{site / 'lib'}", f"-Wl,-rpath,{site / 'lib'}", "-lllama", "-lggml", "-lggml-base", "-lggml-cpu"]
     program = built(RUN, scratch / "run", f"-I{include}", *libraries)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which would have every start compile llucid anew
     prompt, names = "Once upon a time", ["`llucid generate`", "libllama", *(["`llama-cli`"] if options.cli else [])]
     columns = ["shape", "form", *(f"{name}, seconds" for name in names), "ratios (of pairs)"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import tyro
 
@@ -29,26 +29,26 @@ Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help
 
 # Options that several commands have.
 Temperature = Annotated[float, tyro.conf.arg(help="Below 1 the likely becomes likelier; 0 always takes the likeliest.")]
-TopK = Annotated[int | None, tyro.conf.arg(help="Choose from the k likeliest tokens.")]
+TopK = Annotated[Optional[int], tyro.conf.arg(help="Choose from the k likeliest tokens.")]
 TopP = Annotated[
     float,
     tyro.conf.arg(help="Choose from the likeliest tokens that together have this probability; 1 is all of them."),
 ]
 MinP = Annotated[
-    float | None, tyro.conf.arg(help="Choose from the tokens at least this share as likely as the likeliest.")
+    Optional[float], tyro.conf.arg(help="Choose from the tokens at least this share as likely as the likeliest.")
 ]
-OtherTokenizer = Annotated[str | None, tyro.conf.arg(help="Path of a tokenizer to use instead of the model's own.")]
+OtherTokenizer = Annotated[Optional[str], tyro.conf.arg(help="Path of a tokenizer to use instead of the model's own.")]
 Dtype = Annotated[
-    str | None,
+    Optional[str],
     tyro.conf.arg(metavar="{float32,bfloat16,float16}", help="Compute in this precision instead of the file's own."),
 ]
 Quantize = Annotated[
-    Literal["int8", "int4"] | None,
+    Optional[Literal["int8", "int4"]],
     tyro.conf.arg(
         help="Hold matrices in 8 or 4 bits: less memory, and faster on a CPU; GGUF's Q8_0 and Q4_0 stay as they are."
     ),
 ]
-Device = Annotated[str | None, tyro.conf.arg(help="cpu, cuda, mps, ... (the fastest one here, unless given).")]
+Device = Annotated[Optional[str], tyro.conf.arg(help="cpu, cuda, mps, ... (the fastest one here, unless given).")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,9 @@ class Generate:
     top_k: TopK = None
     top_p: TopP = 0.95
     min_p: MinP = None
-    seed: int | None = None
+    seed: Optional[int] = None
     """The same seed, the same text."""
-    stop: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    stop: tyro.conf.UseAppendAction[tuple[Any, ...]] = ()
     """End before this text; may be given several times."""
     num: int = 1
     """How many texts to write, all at once."""
@@ -169,9 +169,9 @@ class Chat:
     top_k: TopK = None
     top_p: TopP = 0.95
     min_p: MinP = None
-    seed: int | None = None
+    seed: Optional[int] = None
     """The same seed and the same messages, the same answers."""
-    format: str | None = None
+    format: Optional[str] = None
     """llama2, llama3, plain (none at all), or one of the model's own templates by name; its own when left out."""
     tokenizer: OtherTokenizer = None
     dtype: Dtype = None
@@ -252,7 +252,7 @@ class Ladder:
     """shakespeare, fables, or paths of text (shakespeare, or fables where it cannot be had, unless given)."""
     rungs: Annotated[tuple[str, ...], UNSET] = ()
     """Numbers, ranges like 4-6, or names like rope (all ten, unless given)."""
-    out: str | None = None
+    out: Optional[str] = None
     """Folder for ladder.png, metrics.json and samples.txt (runs/ladder, or the first free one like it)."""
     seed: int = 0
     """The first of the seeds."""
@@ -304,10 +304,10 @@ class Convert:
     """Folder to make, for huggingface and meta, or file, for llama2c and gguf."""
     to: Literal["huggingface", "meta", "llama2c", "gguf"]
     """Format to write."""
-    version: Literal[0, 1, 2] | None = None
+    version: Optional[Literal[0, 1, 2]] = None
     """Of llama2c's format: 0 is what its run.c reads (unless given), 1 has a better header, 2 is runq.c's int8."""
     tokenizer: OtherTokenizer = None
-    dtype: Annotated[str | None, tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0,q4_0}")] = None
+    dtype: Annotated[Optional[str], tyro.conf.arg(metavar="{float32,bfloat16,float16,q8_0,q4_0}")] = None
     """Write in this precision instead of the file's own; q8_0 and q4_0 are of gguf."""
 
     def run(self) -> None:
@@ -345,13 +345,13 @@ class Convert:
 class Bench:
     """Measure loading, prefill, decoding and training here, beside what this machine could do at most."""
 
-    model: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[MODEL]")] = None
+    model: Annotated[tyro.conf.Positional[Optional[str]], tyro.conf.arg(metavar="[MODEL]")] = None
     """Path of a model; random weights of --preset, unless given."""
     preset: str = "stories42M"
     """Size of the random model."""
     json: bool = False
     """Print JSON instead of a table."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    dtype: Optional[Literal["float32", "bfloat16", "float16"]] = None
     """Compute in this precision instead of the file's own (float32 for a random model)."""
     device: Device = None
 

@@ -15,15 +15,14 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
     def varint() -> int:
         nonlocal at
-        value = 0
-        for shift in range(0, 70, 7):
-            if at >= len(message):
-                break
+        value = shift = 0
+        while at < len(message) and shift < 70:
             byte = message[at]
             at += 1
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value
+            shift += 7
         raise LlucidError("a number is cut off")
 
     while at < len(message):
