@@ -328,7 +328,7 @@ def test_exported_in_bfloat16_takes_any_length() -> None:
 
 def one_of_two(rank: int, meeting: Path) -> None:
     """One of two processes, each of which keeps half of every parameter and learns from one of two rows."""
-    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed import barrier, destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -347,6 +347,7 @@ def one_of_two(rank: int, meeting: Path) -> None:
     for (path, leaf), parameter in zip(named_leaves(whole), leaves(module.weights()), strict=True):
         assert 2 * parameter.to_local().numel() == leaf.numel(), path
         torch.testing.assert_close(parameter.grad.full_tensor(), leaf.grad)
+    barrier()  # else the first to leave may cut the other's last exchange off
     destroy_process_group()
 
 
