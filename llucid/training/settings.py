@@ -47,7 +47,7 @@ BASE_NUMBERS = ("context", "dropout")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Train a Llama from scratch, and leave a folder that llucid and transformers open."""
+    """What decides a training run; what is None here and must be known, `recipes.resolve` chooses."""
 
     corpus: tuple[str, ...] = ("shakespeare",)
     """What to read: shakespeare, fables, or paths of text files and folders."""
