@@ -263,16 +263,10 @@ def _byte_pairs(told: Mapping[str, Any]) -> JsonTokenizer:
         "vocab": {text: token for token, text in enumerate(tokens.texts[: last + 1])},
         "merges": merges,
     }
-    around = special_json({}, special, tokens.bos, normalizer=[], pre_tokenizer=rule.steps, decoder=[_LETTERS])
-    content: dict[str, Any] = json.loads(around) | {"model": model}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    content["added_tokens"] += [
-        {"id": token, "content": text, **flags}
-        for token, (text, kind) in enumerate(kinds.items())
-        if kind == USER_DEFINED
-    ]
-    content["added_tokens"].sort(key=lambda added: added["id"])
-    made = JsonTokenizer(content)
+    unmarked = {text: n for n, (text, kind) in enumerate(kinds.items()) if kind == USER_DEFINED}
+    steps: dict[str, Any] = {"normalizer": [], "pre_tokenizer": rule.steps, "decoder": [_LETTERS]}
+    around = json.loads(special_json({}, special, tokens.bos, **steps, unmarked=unmarked))
+    made = JsonTokenizer(around | {"model": model})
     made.config = _config(told, tokens)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
