@@ -35,8 +35,6 @@ from llucid.training.settings import Settings
 from llucid.training.step import train_step
 from llucid.weights import Weights, initialise, leaves, to, tree_map
 
-PRESET = "stories42M"
-"""What is measured where no model is given: large enough for the memory to matter, and done in half a minute."""
 PROMPT = 512
 """Tokens of a prompt."""
 WRITTEN = 48

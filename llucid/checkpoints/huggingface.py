@@ -211,7 +211,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
     """Every tensor in the folder, unread. Raises LlucidError if one is in two files."""
     entries: dict[str, Entry] = {}
     for file in weight_files(path):
-        found = safetensors_entries(file) if file.suffix == ".safetensors" else pickle_entries(file)
+        found = safetensors_entries(file) if file.suffix == ".safetensors" else entries_of(read_pickle(file), file)
         if twice := entries.keys() & found.keys():
             raise LlucidError(f"{file}: {min(twice)} is in another file beside it as well")
         entries |= found
@@ -236,11 +236,6 @@ def safetensors_entries(file: Path) -> dict[str, Entry]:
         return {bare(name): entry(told) for name, told in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
-
-
-def pickle_entries(file: Path) -> dict[str, Entry]:
-    """The tensors of a `pytorch_model.bin`."""
-    return entries_of(read_pickle(file), file)
 
 
 def read_header(path: Path) -> Header:
@@ -308,11 +303,10 @@ def write_weights(
     for path, leaf in leaves:
         kind = dtype or leaf.dtype
         begin, total = total, total + leaf.numel() * kind.itemsize
-        offsets = [begin, total]
         header[name_of(path)] = {
             "dtype": SAFETENSORS[name_of_dtype(kind)],
             "shape": list(leaf.shape),
-            "data_offsets": offsets,
+            "data_offsets": [begin, total],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
