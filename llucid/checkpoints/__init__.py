@@ -1,4 +1,13 @@
-"""Models from files and to files: one room a format, one door in (`load`) and one out (`save`)."""
+"""Models from files and to files: one room a format, one door in (`load`) and one out (`save`).
+
+model.py         a model in memory, and what every room offers
+huggingface.py   config.json and model.safetensors
+meta.py          params.json and consolidated.00.pth
+llama2c.py       llama2.c's .bin, and the .pt of its training
+gguf.py          llama.cpp's .gguf; gguf_file.py: the container; gguf_blocks.py: its quantised numbers
+pickles.py       PyTorch's files, read without running them
+tensors.py       tensors not yet read, and how strictly a Llama is gathered from them; told.py: numbers likewise
+"""
 
 import importlib
 import os
