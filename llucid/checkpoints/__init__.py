@@ -254,10 +254,6 @@ def convert(
     kind = model.weights.embedding.dtype  # as in `load`
     model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
     save(model, out, format, version=version, dtype=dtype, progress=progress)
-    before, after = model.config, _read_config(out)
+    before, after = model.config, room_of(out)[1].read_config(out)
     pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _read_config(path: Path) -> Config:
-    return room_of(path)[1].read_config(path)

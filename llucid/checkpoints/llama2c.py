@@ -17,14 +17,7 @@ import numpy as np
 
 from llucid.checkpoints import meta
 from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
-from llucid.checkpoints.pickles import (
-    Archive,
-    bytes_of,
-    entries_of,
-    first_bytes,
-    is_archive,
-    read_pickle,
-)
+from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, first_bytes, is_archive, read_pickle
 from llucid.checkpoints.tensors import Entry, gather, mapped
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, head_width

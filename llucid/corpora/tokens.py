@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llucid.corpora import CHUNK, Corpus
-from llucid.corpora.dialogues import (
-    EVALUATED,
-    ROW_TOKENS,
-    Dialogues,
-    dialogue_batch,
-    dialogue_validation_batches,
-)
+from llucid.corpora.dialogues import EVALUATED, ROW_TOKENS, Dialogues, dialogue_batch, dialogue_validation_batches
 from llucid.errors import LlucidError
 from llucid.files import cache_folder, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
