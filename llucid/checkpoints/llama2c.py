@@ -194,7 +194,7 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
         entries.pop(str(needless), None)
 
     dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
-    names = (meta.NAMES["embedding"], "layers.0.feed_forward.w1.weight")
+    names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
     vocab, ffn = (meta.rows(entries, name, path) for name in names)
     if vocab != whole(arguments, "vocab_size", path, vocab):
         raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")

@@ -123,7 +123,7 @@ def read_config(path: Path) -> Config:
     scaled = bool(told.get("use_scaled_rope", False))
     guess = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
     entries = read_entries(path, dim)
-    vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], "layers.0.feed_forward.w1.weight"))
+    vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
     if whole(told, "vocab_size", file, -1) not in (-1, vocab):
         raise LlucidError(f"{file}: vocab_size is {told['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
     with located(file):
