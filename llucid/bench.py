@@ -35,8 +35,6 @@ from llucid.training.settings import Settings
 from llucid.training.step import train_step
 from llucid.weights import Weights, initialise, leaves, to, tree_map
 
-PRESET = "stories42M"
-"""What is measured where no model is given: large enough for the memory to matter, and done in half a minute."""
 PROMPT = 512
 """Tokens of a prompt."""
 WRITTEN = 48
@@ -111,7 +109,7 @@ def seconds_of(job: Callable[[], object], device: torch.device, budget: float = 
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The machine's read bandwidth (sums of 256 MB) and its peak of 2048³ products in `dtype`; half a second."""
+    """The machine's read bandwidth (sums of 256 MB; on a GPU 2 GB) and peak in products of `dtype` (2048³; 8192³)."""
     count = 2**25 if device.type == "cpu" else 2**28
     numbers = torch.ones(count, dtype=torch.float64, device=device)
     size = 2048 if device.type == "cpu" else 8192

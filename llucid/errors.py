@@ -1,5 +1,9 @@
 """What is said to the user when something is wrong with the input rather than with the program."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
 SHOWN = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
     0x7F: 0x2421,
@@ -10,6 +14,17 @@ SHOWN = {
 
 class LlucidError(ValueError):
     """Bad input: the message says what, where, and what to do. The command line prints it as one line and exits 2."""
+
+
+@contextmanager
+def located(place: Path) -> Generator[None]:
+    """Inside, a LlucidError that does not say where tells of `place`."""
+    try:
+        yield
+    except LlucidError as error:
+        if str(place) in str(error):
+            raise
+        raise LlucidError(f"{place}: {error}") from error
 
 
 def one_line(error: Exception) -> str:

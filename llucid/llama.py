@@ -1,14 +1,15 @@
 """The Llama as its equations: pure functions from tokens and weights to logits.
 
-Read from top to bottom. A token becomes a vector (`embed`), the vector passes through blocks that add to it
+Read from top to bottom. A token becomes a vector (its row of E), the vector passes through blocks that add to it
 (`block` = attention + feed-forward, each after a norm), and what comes out is scored against every token (`unembed`).
 
     x = E[tokens]
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
     logits = RMSNorm(x) Oᵀ
 
-Shapes are in whole words: batch (sequences), seq (new tokens of each), slots (of the cache, or seq where there is
-none), dim, heads, kv_heads, head_dim, half (head_dim/2), q (heads · head_dim), kv (kv_heads · head_dim), ffn, vocab.
+Shapes are in whole words: batch (sequences), seq (new tokens of each), slots (of the cache that are filled, or seq
+where there is none), capacity (all slots that it has), dim, heads, kv_heads, head_dim, half (head_dim/2), q (heads ·
+head_dim), kv (kv_heads · head_dim), ffn, vocab.
 Sources: LLaMA (Touvron et al. 2023a), §2.2; Llama 2 (2023b), §2.2; The Llama 3 Herd of Models (2024), §3.2.
 """
 
@@ -139,7 +140,7 @@ class Cache(NamedTuple):
         return self._replace(length=end)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes k and v (batch kv_heads seq head_dim) into a layer's newest slots; returns all it has, as wide."""
+        """Puts k and v (batch kv_heads seq head_dim) into a layer's newest slots; returns all it has, of k's dtype."""
         last = slice(self.length - k.shape[2], self.length)
         self.keys[layer][:, :, last], self.values[layer][:, :, last] = k, v
         return self.keys[layer][:, :, : self.length].type_as(k), self.values[layer][:, :, : self.length].type_as(k)

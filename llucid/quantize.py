@@ -6,7 +6,7 @@ back into what it stands for whenever it computes with it. The decode step in C 
 The groups are those of GGUF's Q8_0 and Q4_0, number for number: ggml's ggml-quants.c.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -109,19 +109,14 @@ def quantize_leaf(leaf: Tensor, bits: Bits | None) -> Tensor:
 def quantize_matrix(w: Float[Tensor, "rows columns"], bits: Bits) -> Quantized:
     """w in groups of 32, some rows at a time."""
     groups = {8: groups_of_int8, 4: groups_of_int4}[bits]
-    parts = (groups(part.detach().float().unflatten(1, (-1, GROUP))) for part in w.split(rows_at_once(w.shape[1])))
-    return gathered(parts, w.shape[0], w.dtype)
+    parts = (part.detach().float().unflatten(1, (-1, GROUP)) for part in w.split(rows_at_once(w.shape[1])))
+    numbers, scales = zip(*(tiled(*groups(part)) for part in parts), strict=True)
+    return Quantized(torch.cat(numbers), torch.cat(scales), w.shape[0], w.dtype)
 
 
 def rows_at_once(columns: int) -> int:
     """A multiple of 16."""
     return max(1, AT_ONCE // columns // TILE) * TILE
-
-
-def gathered(parts: Iterable[tuple[Tensor, Tensor]], rows: int, dtype: torch.dtype) -> Quantized:
-    """A matrix from (numbers, scales) of some rows at a time."""
-    tiles = [packed(*part) for part in parts]
-    return Quantized(torch.cat([n for n, _ in tiles]), torch.cat([s for _, s in tiles]), rows, dtype)
 
 
 def groups_of_int8(
@@ -151,7 +146,7 @@ def groups_of_int4(
     return whole[..., :16] | whole[..., 16:] << 4, scale[..., 0].half()
 
 
-def packed(
+def tiled(
     numbers: UInt8[Tensor, "rows groups bytes"], scales: Float16[Tensor, "rows groups"]
 ) -> tuple[UInt8[Tensor, "tiles groups bits 16 4"], Float16[Tensor, "tiles groups 16"]]:
     """Rows of groups as they are stored: 16 side by side, the last of them filled up with zeros."""

@@ -102,7 +102,7 @@ def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Wei
 
 
 def initialise(config: Config, seed: int = 0) -> Weights:
-    """Untrained weights, float32 on the CPU: the same for the same seed, whatever the device (to rounding).
+    """Untrained weights, float32 on the CPU: the same for the same seed on every machine, to rounding.
 
     Gains are 1. The embedding is standard normal, so that the residual stream begins at the scale that RMSNorm gives
     its readers, whose rows are normal with deviation 1/√dim. What writes into the stream and into the logits is small,

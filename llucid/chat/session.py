@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llucid.chat.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.checkpoints import Model
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, located
 from llucid.files import replace_text
 from llucid.generation import Context, Piece, Reason, Sampling, Statistics, generator, stream
 from llucid.tokenizers.surrogates import mend
@@ -64,14 +64,13 @@ class Conversation(NamedTuple):
     def load(cls, path: Path) -> "Conversation":
         """The conversation in a JSON file. Raises LlucidError if there is none in it."""
         try:
-            told = read_json(path).get("messages")
-            if not isinstance(told, list):
-                raise LlucidError("expected a list under 'messages'")
-            dialog = check_dialog([*told, {"role": "user", "content": ""}], strip=False)[:-1]
+            with located(path):
+                told = read_json(path).get("messages")
+                if not isinstance(told, list):
+                    raise LlucidError("expected a list under 'messages'")
+                dialog = check_dialog([*told, {"role": "user", "content": ""}], strip=False)[:-1]
         except OSError as error:
             raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
-        except LlucidError as error:
-            raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
             raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")
         system = dialog.pop(0)["content"] if dialog and dialog[0]["role"] == "system" else ""

@@ -6,8 +6,7 @@ In whatever format a model is taught, the ids are those that `encode_dialog` wil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llucid.chat.formats import LLAMA3, check_messages, ending_turns, known_format, turns_of_llama3
-from llucid.chat.formats import encode_llama2 as llama2
+from llucid.chat.formats import LLAMA3, check_messages, encode_llama2, ending_turns, known_format, turns_of_llama3
 from llucid.chat.templates import encode_template
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
@@ -61,4 +60,4 @@ def encode_learned(
 
 
 def _encoded(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer, format: str, ready: bool) -> list[int]:
-    return llama2(dialog, tokenizer) if format == "llama2" else encode_template(format, dialog, tokenizer, ready)
+    return encode_llama2(dialog, tokenizer) if format == "llama2" else encode_template(format, dialog, tokenizer, ready)

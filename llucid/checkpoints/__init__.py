@@ -1,4 +1,13 @@
-"""Models from files and to files: one room a format, one door in (`load`) and one out (`save`)."""
+"""Models from files and to files: one room a format, one door in (`load`) and one out (`save`).
+
+model.py         a model in memory, and what every room offers
+huggingface.py   config.json and model.safetensors
+meta.py          params.json and consolidated.00.pth
+llama2c.py       llama2.c's .bin, and the .pt of its training
+gguf.py          llama.cpp's .gguf; gguf_file.py: the container; gguf_blocks.py: its quantised numbers
+pickles.py       PyTorch's files, read without running them
+tensors.py       tensors not yet read, and how strictly a Llama is gathered from them; told.py: numbers likewise
+"""
 
 import importlib
 import os
@@ -245,10 +254,6 @@ def convert(
     kind = model.weights.embedding.dtype  # as in `load`
     model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
     save(model, out, format, version=version, dtype=dtype, progress=progress)
-    before, after = model.config, _read_config(out)
+    before, after = model.config, room_of(out)[1].read_config(out)
     pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _read_config(path: Path) -> Config:
-    return room_of(path)[1].read_config(path)

@@ -21,7 +21,7 @@ from llucid.checkpoints.pickles import first_bytes
 from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, located
 from llucid.files import replacing
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.facts import Facts
@@ -142,7 +142,7 @@ def config_of(head: Head) -> Config:
     for key in WIDTHS:
         if whole(told, key, path, head_dim) != head_dim:
             raise LlucidError(f"{path}: {key} is {told[key]}; llucid opens models where it is head_dim, {head_dim}")
-    try:
+    with located(path):
         config = Config(
             dim=dim,
             layers=whole(told, KEYS["layers"], path),
@@ -156,8 +156,6 @@ def config_of(head: Head) -> Config:
             rope_theta=real(told, KEYS["rope_theta"], path, 10_000.0),
             tied_embeddings=NAMES["output"] not in head.places,
         )
-    except LlucidError as error:
-        raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
     return replace(config, rope_scaling=read_scaling(head, config))
 
 
@@ -198,10 +196,8 @@ def read_scaling(head: Head, config: Config) -> RopeScaling | None:
             f"{head.path}: {SLOWDOWNS} has shape {list(place.shape)} and is {place.kind.name}; "
             f"expected [{config.head_dim // 2}] and float32"
         )
-    try:
+    with located(head.path):
         return scaling_of(head.numbers[place.at : place.at + place.size].view("<f4"), config)
-    except LlucidError as error:
-        raise LlucidError(f"{head.path}: {error}") from error
 
 
 def read_header(path: Path) -> Header:
@@ -250,10 +246,8 @@ def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collec
     head = read_head(path)
     others = ("tokenizer.chat_template", WHOLE_JSON)
     wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key in others]
-    try:
+    with located(path):
         return read({key: head.value(key) for key in wanted if key not in needless})
-    except LlucidError as error:
-        raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
 
 
 # --------------------------------------------------------------------------------------------- the room, writing

@@ -15,7 +15,7 @@ from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, bare, gather, mapped, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, located
 from llucid.files import replace_text, replacing
 from llucid.mapped import Mapped
 from llucid.memory import blank, release
@@ -102,7 +102,7 @@ def read_config(path: Path) -> Config:
 
     dim, heads = whole(told, "hidden_size", file), whole(told, "num_attention_heads", file)
     theta, scaling = read_rope(told, file)
-    try:
+    with located(file):
         return Config(
             dim=dim,
             layers=whole(told, "num_hidden_layers", file),
@@ -117,8 +117,6 @@ def read_config(path: Path) -> Config:
             rope_scaling=scaling,
             tied_embeddings=bool(told.get("tie_word_embeddings", False)),
         )
-    except LlucidError as error:
-        raise error if str(file) in str(error) else LlucidError(f"{file}: {error}") from error
 
 
 def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
@@ -135,15 +133,13 @@ def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | No
     theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
     if kind == "default":
         return theta, None
-    try:
+    with located(file):
         return theta, RopeScaling(
             factor=real(rope, "factor", file),
             low_freq_factor=real(rope, "low_freq_factor", file),
             high_freq_factor=real(rope, "high_freq_factor", file),
             original_context=whole(rope, "original_max_position_embeddings", file),
         )
-    except LlucidError as error:
-        raise error if str(file) in str(error) else LlucidError(f"{file}: {error}") from error
 
 
 def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str) -> None:
@@ -215,7 +211,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
     """Every tensor in the folder, unread. Raises LlucidError if one is in two files."""
     entries: dict[str, Entry] = {}
     for file in weight_files(path):
-        found = safetensors_entries(file) if file.suffix == ".safetensors" else pickle_entries(file)
+        found = safetensors_entries(file) if file.suffix == ".safetensors" else entries_of(read_pickle(file), file)
         if twice := entries.keys() & found.keys():
             raise LlucidError(f"{file}: {min(twice)} is in another file beside it as well")
         entries |= found
@@ -240,11 +236,6 @@ def safetensors_entries(file: Path) -> dict[str, Entry]:
         return {bare(name): entry(told) for name, told in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
-
-
-def pickle_entries(file: Path) -> dict[str, Entry]:
-    """The tensors of a `pytorch_model.bin`."""
-    return entries_of(read_pickle(file), file)
 
 
 def read_header(path: Path) -> Header:
@@ -312,11 +303,10 @@ def write_weights(
     for path, leaf in leaves:
         kind = dtype or leaf.dtype
         begin, total = total, total + leaf.numel() * kind.itemsize
-        offsets = [begin, total]
         header[name_of(path)] = {
             "dtype": SAFETENSORS[name_of_dtype(kind)],
             "shape": list(leaf.shape),
-            "data_offsets": offsets,
+            "data_offsets": [begin, total],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight

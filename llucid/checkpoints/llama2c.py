@@ -17,18 +17,11 @@ import numpy as np
 
 from llucid.checkpoints import meta
 from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
-from llucid.checkpoints.pickles import (
-    Archive,
-    bytes_of,
-    entries_of,
-    first_bytes,
-    is_archive,
-    read_pickle,
-)
+from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, first_bytes, is_archive, read_pickle
 from llucid.checkpoints.tensors import Entry, gather, mapped
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, head_width
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, located
 from llucid.files import naming, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.facts import Facts, read_facts
@@ -201,11 +194,11 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
         entries.pop(str(needless), None)
 
     dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
-    names = (meta.NAMES["embedding"], "layers.0.feed_forward.w1.weight")
+    names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
     vocab, ffn = (meta.rows(entries, name, path) for name in names)
     if vocab != whole(arguments, "vocab_size", path, vocab):
         raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")
-    try:
+    with located(path):
         config = Config(
             dim=dim,
             layers=whole(arguments, "n_layers", path),
@@ -218,8 +211,6 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
             norm_eps=real(arguments, "norm_eps", path, 1e-5),
             tied_embeddings=meta.NAMES["output"] not in entries,
         )
-    except LlucidError as error:
-        raise error if str(path) in str(error) else LlucidError(f"{path}: {error}") from error
     return config, entries
 
 

@@ -10,7 +10,7 @@ from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, renamed
 from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, located
 from llucid.files import replace_text
 from llucid.memory import blank, release
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
@@ -117,19 +117,16 @@ def read_config(path: Path) -> Config:
     told = {key: value for key, value in read_json(file).items() if value is not None}
     if unknown := told.keys() - KNOWN:
         raise LlucidError(f"{file}: {min(unknown)} is no number of a Llama that llucid opens")
-
-    try:
-        dim, heads, eps = whole(told, "dim", file), whole(told, "n_heads", file), real(told, "norm_eps", file)
-        kv_heads, theta = whole(told, "n_kv_heads", file, heads), real(told, "rope_theta", file, 10_000.0)
-        factor = real(told, "rope_scaling_factor", file, SCALING.factor)
-        scaled = bool(told.get("use_scaled_rope", False))
-        guess = {1_000_000.0: 16_384, 500_000.0: 8192}.get(
-            theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096
-        )
-        entries = read_entries(path, dim)
-        vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], "layers.0.feed_forward.w1.weight"))
-        if whole(told, "vocab_size", file, -1) not in (-1, vocab):
-            raise LlucidError(f"vocab_size is {told['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
+    dim, heads, eps = whole(told, "dim", file), whole(told, "n_heads", file), real(told, "norm_eps", file)
+    kv_heads, theta = whole(told, "n_kv_heads", file, heads), real(told, "rope_theta", file, 10_000.0)
+    factor = real(told, "rope_scaling_factor", file, SCALING.factor)
+    scaled = bool(told.get("use_scaled_rope", False))
+    guess = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
+    entries = read_entries(path, dim)
+    vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
+    if whole(told, "vocab_size", file, -1) not in (-1, vocab):
+        raise LlucidError(f"{file}: vocab_size is {told['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
+    with located(file):
         return Config(
             dim=dim,
             layers=whole(told, "n_layers", file),
@@ -144,8 +141,6 @@ def read_config(path: Path) -> Config:
             rope_scaling=RopeScaling(factor=factor) if scaled else None,
             tied_embeddings=NAMES["output"] not in entries,
         )
-    except LlucidError as error:
-        raise error if str(path) in str(error) else LlucidError(f"{file}: {error}") from error
 
 
 def rows(entries: dict[str, Entry], name: str, path: Path) -> int:

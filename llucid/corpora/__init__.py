@@ -1,4 +1,11 @@
-"""Text to train on: Tiny Shakespeare, tales made on the spot, or any files; as text, as tokens, as batches."""
+"""Text to train on: Tiny Shakespeare, tales made on the spot, or any files; as text, as tokens, as batches.
+
+shakespeare.py       Tiny Shakespeare, found or fetched
+fables.py            tales from a grammar, whose entropy is known
+fable_dialogues.py   conversations about them; fable_words.py: their words
+tokens.py            text as ids on disk, and batches of windows
+dialogues.py         the same of dialogues: a row a dialogue
+"""
 
 import codecs
 import hashlib

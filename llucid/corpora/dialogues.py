@@ -19,8 +19,6 @@ ROW_TOKENS = 1 << 12
 """Tokens in one batch of evaluation: enough to keep a processor busy, few enough for its cache."""
 GATHERED = 16
 """Batches whose dialogues are sorted by length together, so that those in one batch need little padding."""
-
-
 WIDTH = 64
 """Rows are as long as a multiple of so many tokens: for each new shape, products are planned and memory is taken."""
 

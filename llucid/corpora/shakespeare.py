@@ -19,9 +19,8 @@ def find_shakespeare(cache: Path) -> Path:
     Raises LlucidError, with the place to put it by hand, if it is nowhere and cannot be downloaded.
     """
     given = os.environ.get("LLUCID_DATA")
-    for file in [Path(given) / NAME] if given else []:
-        if file.is_file():
-            return file
+    if given and (file := Path(given) / NAME).is_file():
+        return file
     file = cache / NAME
     if file.is_file():
         return file

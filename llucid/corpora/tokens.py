@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llucid.corpora import CHUNK, Corpus
-from llucid.corpora.dialogues import (
-    EVALUATED,
-    ROW_TOKENS,
-    Dialogues,
-    dialogue_batch,
-    dialogue_validation_batches,
-)
+from llucid.corpora.dialogues import EVALUATED, ROW_TOKENS, Dialogues, dialogue_batch, dialogue_validation_batches
 from llucid.errors import LlucidError
 from llucid.files import cache_folder, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -88,7 +82,8 @@ def tokenise(
 
 
 def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text cut only where a line begins with more than space, since no token goes across there."""
+    """The same text, cut where a line does not begin with white space, since no token goes across there; anywhere,
+    where there is no such line for long."""
     rest = ""
     for piece in chain(pieces, [""]):
         rest += piece
@@ -113,7 +108,8 @@ def training_batch(
 def validation_batches(
     tokens: Tokens | Dialogues, context: int, overlap: bool = False
 ) -> Iterator[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]]:
-    """Inputs and targets in which every token but the first is a target once; −100 marks targets that do not count.
+    """Inputs and targets in which every token but the first is a target once, if there are at most EVALUATED; else
+    about as many, evenly spread. −100 marks targets that do not count.
 
     Windows of `context` tokens follow one another, so that a window's first tokens are predicted from little
     text, as in nanoGPT. With `overlap` they advance by half a context and only what is new counts: each token is

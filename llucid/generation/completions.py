@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llucid.checkpoints import Model
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation.decode import PastContext, Reason, Statistics
+from llucid.generation.decode import NEW_SLOTS, PastContext, Reason, Statistics
 from llucid.generation.prompts import prompt_ids
 from llucid.generation.sampling import Sampling, generator
 from llucid.generation.stream import Piece, stream
@@ -83,7 +83,7 @@ def generate_batch(
     """
     if samples < 1:
         raise LlucidError(f"--num {samples}: must be at least 1")
-    check_room(model.config, samples * len(prompts), min(max_tokens, 256))
+    check_room(model.config, samples * len(prompts), min(max_tokens, NEW_SLOTS))
     prompts = [prompt for prompt in prompts for _ in range(samples)]
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     pieces = _begin(model, prompts, max_tokens, sampling, seed, stop, past_context, statistics)

@@ -28,8 +28,8 @@ Reason = Literal["stop", "length", "context"]
 """Why a row ended: at a stop token or string, after max_tokens, or because the model's context was full."""
 PastContext = Literal["slide", "stop"]
 """What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the row."""
-
-
+NEW_SLOTS = 256
+"""Room in the cache for so many new tokens at most, before they are there; for more it is found when needed."""
 LARGEST = 1e30
 """Of a score: divided by the lowest temperature it is still finite in float32."""
 
@@ -159,7 +159,7 @@ def _steps(
     statistics: Statistics,
     read: Callable[[Context, Sequence[Sequence[int]]], tuple[Any, Context]],
 ) -> Iterator[Step]:
-    slots = max(len(prompt) for prompt in prompts) + min(max_tokens, 256)
+    slots = max(len(prompt) for prompt in prompts) + min(max_tokens, NEW_SLOTS)
     if context is None:
         context = empty_context(weights, config, len(prompts), slots)
     unread = [tuple(prompt[len(old) :]) for old, prompt in zip(context.rows, prompts, strict=True)]
@@ -201,7 +201,7 @@ def _steps(
         if any(slid):  # the cache holds turned keys, so moved tokens are read again, and the other rows with them
             whole = [(*old, *new) if new else () for old, new in zip(context.rows, unread, strict=True)]
             unread = [window(row, config.context, keep) if full else row for row, full in zip(whole, slid, strict=True)]
-            slots = max(len(row) for row in unread) + min(max_tokens - number, 256)
+            slots = max(len(row) for row in unread) + min(max_tokens - number, NEW_SLOTS)
             context = empty_context(weights, config, len(prompts), slots)
 
 

@@ -55,15 +55,15 @@ def token_text(tokenizer: Tokenizer, before: list[int], token: int) -> str:
     return text or f"<token {token}>"
 
 
-def table(predictions: list[Prediction], width: int = 30) -> "Table":
-    """The predictions as a table with bars; the longest bar, `width` characters, stands for certainty."""
+def table(predictions: list[Prediction]) -> "Table":
+    """The predictions as a table with bars; the longest bar, 30 characters, stands for certainty."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table("token", "id", "probability", "", box=box.SIMPLE)
     for token, number, probability in predictions:
-        bar = "█" * round(width * probability) or "▏"
+        bar = "█" * round(30 * probability) or "▏"
         drawn.add_row(
             Text(json.dumps(token, ensure_ascii=False).translate(SHOWN)),
             str(number),

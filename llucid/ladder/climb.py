@@ -43,7 +43,7 @@ EDGES = ("table", "embedding", "position", "output")
 MEASURED = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 """The shares of the steps after which the loss is measured on the way."""
 PART = 6
-"""For the curve, every so many windows of the validation split are measured; for the table, all."""
+"""For the curve, one in so many of the validation windows is measured; for the table, each."""
 SAMPLE = 300
 """Characters that a rung writes."""
 
@@ -165,7 +165,7 @@ def title(task: Task) -> str:
     """What all the curves have in common."""
     characters = task.steps * ROWS * task.config.context
     told = f"{task.corpus.name}: the same {characters:,} characters for each rung, in {task.steps:,} steps"
-    return f"{told}; curves: a sixth of the validation split, numbers: all of it"
+    return f"{told}; curves: a sixth of the validation windows, numbers: all of them"
 
 
 def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], bool]) -> Result:

@@ -16,9 +16,9 @@ class Result(NamedTuple):
     peeks: bool
     """Whether it was found to see the future: then its loss says nothing, and nothing is compared with it."""
     curves: tuple[tuple[tuple[int, float], ...], ...]
-    """Per seed: (steps, validation loss on a part of the split) on the way, from before the first step to the last."""
+    """Per seed: (steps, validation loss on some windows) on the way, from before the first step to the last."""
     losses: tuple[float, ...]
-    """Per seed: validation loss at the end, on the whole split, in nats per character."""
+    """Per seed: validation loss at the end, on all windows, in nats per character."""
     seconds: float
     """Training, measuring and writing, all seeds together."""
     sample: str

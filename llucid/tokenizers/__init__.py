@@ -1,4 +1,15 @@
-"""Text to token ids and back: what every tokenizer offers, and the door by which a saved one is opened."""
+"""Text to token ids and back: what every tokenizer offers, and the door by which a saved one is opened.
+
+characters.py            one id a character
+tokenizer_json.py        `tokenizer.json`, and training one
+tiktoken_ranks.py        Llama 3's `tokenizer.model`
+sentencepiece_model.py   Llama 1's and 2's; protobuf.py: its file format
+llama2c.py               llama2.c's `tokenizer.bin`; llama2c_export.py: others as such a file
+gguf_vocabulary.py       what is inside a GGUF file; gguf_export.py: others as such keys
+merges.py                the merges that a vocabulary implies
+facts.py                 what a tokenizer is, told without building it
+surrogates.py            strings that are no text
+"""
 
 import codecs
 import mmap

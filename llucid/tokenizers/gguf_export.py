@@ -29,11 +29,10 @@ from llucid.tokenizers.sentencepiece_model import (
     CHARACTER_MAP,
     DUMMY_PREFIX,
     ESCAPE_SPACES,
-    MODEL_TYPE,
     PIECES,
     REMOVE_SPACES,
-    TRAINER,
     SentencePiece,
+    trained_as,
 )
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, name_of
@@ -100,16 +99,15 @@ def _characters_told(tokenizer: Characters) -> dict[str, Any]:
 
 def _sentencepiece_told(tokenizer: SentencePiece) -> dict[str, Any]:
     """Of the message that the library opened. Raises LlucidError for a model that is no Llama's."""
-    parts = [(number, part) for number, part in fields(tokenizer.model) if isinstance(part, bytes)]
-    trained = [dict(fields(part)).get(MODEL_TYPE, 1) for number, part in parts if number == TRAINER][-1:]
     normal = tokenizer.normalizer
-    if trained != [BPE] or normal[CHARACTER_MAP] or normal[REMOVE_SPACES] or not normal[ESCAPE_SPACES]:
+    alters = normal[CHARACTER_MAP] or normal[REMOVE_SPACES] or not normal[ESCAPE_SPACES]
+    if alters or trained_as(tokenizer.model) != BPE:
         raise LlucidError("GGUF has no words for a SentencePiece model that alters text or does not merge pairs (BPE)")
     # Nearly all pieces are normal and have no field for it, nor its tag.
     types = [
         int(dict(fields(part)).get(PIECE_TYPE, NORMAL)) if PIECE_TYPE << 3 in part else NORMAL
-        for number, part in parts
-        if number == PIECES
+        for number, part in fields(tokenizer.model)
+        if number == PIECES and isinstance(part, bytes)
     ]
     return _pieces_told(tokenizer.pieces, tokenizer.scores, types, bool(normal[DUMMY_PREFIX]))
 

@@ -31,7 +31,7 @@ from llucid.tokenizers.sentencepiece_model import (
     TRAINER,
     SentencePiece,
 )
-from llucid.tokenizers.tokenizer_json import WORDS, JsonTokenizer, said, special_json
+from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, JsonTokenizer, said, special_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, in GGUF and in sentencepiece_model.proto alike."""
@@ -49,9 +49,7 @@ NO_END = {"ÿ", "<0xFF>"}
 """The byte 0xFF, which no UTF-8 has, so that no model is ever trained to write it. If no EOS is named, llama.cpp takes
 an ordinary token for one (2 or 11); so where there is none, this one is named."""
 
-_SPLIT: dict[str, Any] = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
-_LETTERS: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-_GPT2: dict[str, Any] = _LETTERS | {"use_regex": True}
+_GPT2: dict[str, Any] = LETTERS | {"use_regex": True}
 _DIGITS: dict[str, Any] = {"type": "Digits", "individual_digits": True}
 
 
@@ -65,8 +63,8 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "llama-bpe": Rule([_SPLIT, _LETTERS], True, True),
-    "smaug-bpe": Rule([_SPLIT, _LETTERS], False, False),
+    "llama-bpe": Rule([SPLIT, LETTERS], True, True),
+    "smaug-bpe": Rule([SPLIT, LETTERS], False, False),
     "smollm": Rule([_DIGITS, _GPT2], False, False),
     "gpt-2": Rule([_GPT2], False, False),
 }
@@ -263,16 +261,10 @@ def _byte_pairs(told: Mapping[str, Any]) -> JsonTokenizer:
         "vocab": {text: token for token, text in enumerate(tokens.texts[: last + 1])},
         "merges": merges,
     }
-    around = special_json({}, special, tokens.bos, normalizer=[], pre_tokenizer=rule.steps, decoder=[_LETTERS])
-    content: dict[str, Any] = json.loads(around) | {"model": model}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    content["added_tokens"] += [
-        {"id": token, "content": text, **flags}
-        for token, (text, kind) in enumerate(kinds.items())
-        if kind == USER_DEFINED
-    ]
-    content["added_tokens"].sort(key=lambda added: added["id"])
-    made = JsonTokenizer(content)
+    unmarked = {text: n for n, (text, kind) in enumerate(kinds.items()) if kind == USER_DEFINED}
+    steps: dict[str, Any] = {"normalizer": [], "pre_tokenizer": rule.steps, "decoder": [LETTERS]}
+    around = json.loads(special_json({}, special, tokens.bos, **steps, unmarked=unmarked))
+    made = JsonTokenizer(around | {"model": model})
     made.config = _config(told, tokens)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made

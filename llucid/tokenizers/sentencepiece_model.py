@@ -100,7 +100,7 @@ class SentencePiece:
 
     def json(self) -> str:
         """Its `tokenizer.json`. Raises LlucidError for a model that is no Llama's: unigram, or one that alters text."""
-        if _trained_as(self.model) != BPE:
+        if trained_as(self.model) != BPE:
             raise LlucidError("this SentencePiece model does not merge pairs (BPE), as every Llama's does")
         told = self.normalizer
         if told[CHARACTER_MAP] or told[REMOVE_SPACES] or not told[ESCAPE_SPACES]:
@@ -175,6 +175,7 @@ def is_sentencepiece(data: bytes) -> bool:
     return data[:1] == bytes([PIECES << 3 | 2]) and PIECE_TEXT << 3 | 2 in data[2:4]
 
 
-def _trained_as(model: bytes) -> int | bytes:
+def trained_as(model: bytes) -> int | bytes:
+    """The algorithm that its pieces were found by, a number; BPE is one of them, and unigram, 1, if nothing is said."""
     kinds = [dict(fields(value)) for number, value in fields(model) if number == TRAINER and isinstance(value, bytes)]
     return kinds[-1].get(MODEL_TYPE, 1) if kinds else 1

@@ -12,7 +12,7 @@ import tiktoken
 from llucid.errors import LlucidError
 from llucid.files import replacing
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.tokenizer_json import WORDS, special_json, write_folder
+from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, special_json, write_folder
 
 SPECIALS = 256
 """The ids after the ranks that no text has; few of them are named."""
@@ -99,11 +99,9 @@ class TiktokenRanks:
         spell = byte_letters()
         vocabulary = {piece.decode("latin-1").translate(spell): rank for piece, rank in self.ranks.items()}
         merges = [[half.decode("latin-1").translate(spell) for half in pair] for pair in merges_of(self.ranks)]
-        split = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
-        letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         model = {"type": "BPE", "byte_fallback": False, "ignore_merges": True, "vocab": vocabulary, "merges": merges}
         return special_json(
-            model, self.special, self.bos, pre_tokenizer=[split, letters], normalizer=[], decoder=[letters]
+            model, self.special, self.bos, pre_tokenizer=[SPLIT, LETTERS], normalizer=[], decoder=[LETTERS]
         )
 
     def save(self, folder: Path) -> None:

@@ -19,6 +19,9 @@ WORDS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Llama 3 cuts text before it merges: words with the space before them, three digits at most, punctuation."""
+SPLIT: dict[str, Any] = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
+LETTERS: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+"""The step that cuts so, and the one that spells bytes by visible letters."""
 
 
 @contextmanager

@@ -27,14 +27,7 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.training import run
 from llucid.training.backend import Backend, device_of, open_backend
 from llucid.training.curve import draw_curve
-from llucid.training.dialogues import (
-    Messages,
-    answered,
-    make_chat_tokenizer,
-    open_chat,
-    read_chat_tokens,
-    taught,
-)
+from llucid.training.dialogues import Messages, answered, make_chat_tokenizer, open_chat, read_chat_tokens, taught
 from llucid.training.optimizer import learning_rate
 from llucid.training.recipes import resolve, window
 from llucid.training.report import Report, progress_of

@@ -47,7 +47,7 @@ BASE_NUMBERS = ("context", "dropout")
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Train a Llama from scratch, and leave a folder that llucid and transformers open."""
+    """What decides a training run; what is None here and must be known, `recipes.resolve` chooses."""
 
     corpus: tuple[str, ...] = ("shakespeare",)
     """What to read: shakespeare, fables, or paths of text files and folders."""
@@ -56,8 +56,8 @@ class Settings:
     base: str | None = None
     """Begin with this model, its tokenizer and its numbers, instead of at random: fine-tuning."""
     tokenizer: str | None = None
-    """characters, bpe:N (N tokens, learned from the corpus), or a path (bpe:1024 for fables and --chat, else the
-    first)."""
+    """characters, bpe:N (N tokens, learned from the corpus), or a path (bpe:1024 for fables and --chat, else
+    characters, unless given)."""
     preset: str | None = None
     """Size of the model: nano, micro, mini, small (micro on a CPU and small on a GPU, unless given)."""
     model: ModelNumbers = field(default_factory=ModelNumbers)

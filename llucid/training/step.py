@@ -82,7 +82,7 @@ def evaluate(
     overlap: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """The mean of −log p over the validation split, in nats per token: the same windows each time."""
+    """The mean of −log p in nats per token, over the same windows of the validation split each time."""
     total, counted = 0.0, 0
     weights = to(weights, dtype)
     for inputs, targets in validation_batches(tokens, config.context, overlap):
