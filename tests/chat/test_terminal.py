@@ -1,6 +1,7 @@
 """The chat as people meet it: through a pseudo-terminal, and through a pipe."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -158,7 +160,7 @@ def test_a_base_model_goes_on_with_what_is_written(tmp_path: Path, open_terminal
     model = reciter(endless=True)
     llucid.save(model._replace(tokenizer=Characters(map(chr, range(128)))), tmp_path / "base")
     terminal = open_terminal("chat", tmp_path / "base", "--temperature", 0, "--max-tokens", 5)
-    assert "This is not a chat model" in terminal.see("/help tells the rest")
+    assert "This is not a chat model" in " ".join(terminal.see("/help tells the rest").split())
     terminal.ask("tell me of a, b and c")
     terminal.see("defgh\r\ncut off")
     terminal.ask("/quit")
@@ -200,6 +202,11 @@ def test_lines_are_answered_and_commands_obeyed(session: Session, capsys: pytest
         answer_lines(session, ["/quit\n", "never read"])
 
 
+def test_of_an_answer_that_ends_by_itself_nothing_is_said() -> None:
+    session = Session(reciter(), sampling=GREEDY)
+    assert written(session, session.reply("Who?")) == []
+
+
 def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(reciter(200, endless=True), sampling=GREEDY, max_tokens=50)
     answer_lines(session, ["1\n", "2\n", "3\n"])
@@ -212,12 +219,13 @@ def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_are_set_or_refused(session: Session) -> None:
-    for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 9"):
+    for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 1"):
         assert " is " in str(heard(session, line))
     assert session.sampling == Sampling(temperature=0.0, top_k=7, top_p=0.5, min_p=0.1)
-    assert session.max_tokens == 9
-    heard(session, "/set top_k off")
+    assert session.max_tokens == 1
+    assert heard(session, "/set top_k  off") == "top_k is off"
     assert session.sampling.top_k is None
+    heard(session, "/set seed off")
     for line, says in {
         "/set wings 2": "/set wings: not known; expected one of: temperature",
         "/set temperature": "/set temperature needs a value",
@@ -255,6 +263,7 @@ def test_system_is_shown_set_and_taken_back(session: Session) -> None:
 def test_help_tells_of_every_command(session: Session) -> None:
     told = str(heard(session, "/help"))
     assert all(f"/{name}" in told for name in COMMANDS)
+    assert len({told.index(act.__doc__ or "-") - told.index(usage) for act, usage in COMMANDS.values()}) == 1
     assert "None" not in told
 
 
@@ -262,6 +271,27 @@ def test_the_bottom_line(session: Session) -> None:
     assert bottom(session) == " 0 of 400 tokens of context · temperature 0 · /help"
     list(session.reply("Who?"))
     assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", bottom(session))
+
+
+def test_what_is_written_is_there_at_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever reads along, and for a program that waits for an answer before it asks again."""
+    seen, raw = list[bytes](), io.BytesIO()
+
+    def answer(question: str) -> Generator[str]:
+        for letter in "abc":
+            yield letter
+            seen.append(raw.getvalue())
+
+    def questions() -> Iterator[str]:
+        yield "Who?\n"
+        seen.append(raw.getvalue())
+
+    monkeypatch.setattr(session, "reply", answer)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
+    answer_lines(session, questions())
+    written(session, answer("Who?"))
+    monkeypatch.undo()
+    assert seen == [b"a", b"ab", b"abc", b"abc\n", b"abc\na", b"abc\nab", b"abc\nabc"]
 
 
 def test_an_interrupt_stops_the_answer_only(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
