@@ -36,6 +36,7 @@ from llucid.training.report import Report, clock
 from llucid.training.run import Metrics
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import evaluate
+from llucid.weights import initialise
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
 SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--batch", "4", "--evaluations", "4"]
@@ -323,8 +324,10 @@ def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch
     out = tmp_path / "none"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "interruption", lambda: nullcontext(lambda: True))
-        here(*fresh(corpus, out, "--steps", 5))
+        here(*fresh(corpus, out, "--steps", 5, "--seed", 3))
     assert progress(out)["step"] == 0
+    begun = llucid.load(out, device="cpu")
+    assert torch.equal(begun.weights.embedding, initialise(begun.config, 3).embedding)
     here("train", "--resume", "--out", out)
     assert len(losses(out)) == 5
 
@@ -458,6 +461,17 @@ def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) 
         assert (out / name).read_bytes() == before[out / name]
     assert not list(out.rglob("*.partial"))
     llucid.load(out, device="cpu")
+
+
+def test_a_text_that_is_just_long_enough(tmp_path: Path) -> None:
+    """For one window of 16 tokens, what follows each, and a place to begin that is another."""
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefghij" * 17)
+    with pytest.raises(LlucidError, match="its validation split has 17 tokens and one context needs 18"):
+        here(*fresh(text, tmp_path / "run", "--steps", 1))
+    text.write_text("abcdefghij" * 18)
+    here(*fresh(text, tmp_path / "run", "--steps", 1))
+    assert len(losses(tmp_path / "run")) == 1
 
 
 def test_bpe_runs_are_measured_in_nats_a_character(corpus: Path, tmp_path: Path) -> None:
