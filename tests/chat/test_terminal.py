@@ -17,10 +17,13 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
 
 import llucid
 from llucid.chat import NotAChatModel, Session
-from llucid.chat.terminal import COMMANDS, answer_lines, bottom, heard, talk, written
+from llucid.chat.terminal import COMMANDS, answer_lines, bottom, heard, history, prompting, talk, written
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
 from llucid.tokenizers.characters import Characters
@@ -273,6 +276,39 @@ def test_the_bottom_line(session: Session) -> None:
     assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", bottom(session))
 
 
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_terminal_is_one_at_both_ends(reads: bool, writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[str] = []
+    for name in ("in_terminal", "through_pipe"):
+        monkeypatch.setattr(f"llucid.chat.terminal.{name}", lambda *_, name=name: met.append(name))
+    for name, is_one in (("stdin", reads), ("stdout", writes)):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda is_one=is_one: is_one)
+        monkeypatch.setattr(sys, name, stream)
+    talk(reciter(), "a model")
+    assert met == ["in_terminal" if reads and writes else "through_pipe"]
+
+
+def test_a_history_that_cannot_be_kept_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", "/proc/none")
+    assert isinstance(history(), InMemoryHistory)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
+    kept = history()
+    kept.store_string("Who?")
+    assert list(history().load_history_strings()) == ["Who?"]
+    (tmp_path / "chat_history").unlink()
+    (tmp_path / "chat_history").mkdir()
+    kept.store_string("And?")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "chat_history"]
+
+
+def test_commands_are_completed(session: Session) -> None:
+    completer = prompting(session).completer
+    for begun, ways in {"/st": {"/stats"}, "/se": {"/set "}, "/re": {"/reset", "/retry"}, "a /st": set()}.items():
+        assert {way.text for way in completer.get_completions(Document(begun), CompleteEvent())} == ways
+
+
 def test_what_is_written_is_there_at_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """For whoever reads along, and for a program that waits for an answer before it asks again."""
     seen, raw = list[bytes](), io.BytesIO()
@@ -328,8 +364,11 @@ def test_no_word_breaks_at_the_edge(tmp_path: Path, open_terminal: Callable[...,
 def test_ctrl_z_is_no_letter(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
     """It suspends; here it does nothing, since there is no shell that could let the program go on."""
     terminal = open_terminal("chat", endless, "--max-tokens", 3)
+    terminal.ask(" ")  # asks nothing
     terminal.ask("\x1aWho?")
     terminal.see("cut off")
+    terminal.ask("/save /proc/none/talk.json")
+    terminal.see("error: /proc/none")
     terminal.ask(f"/save {tmp_path / 'talk.json'}")
     terminal.see("2 messages saved")
     assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == "Who?"
