@@ -297,7 +297,8 @@ def test_a_hangup_is_no_second_ctrl_c_and_under_nohup_nothing(corpus: Path, tmp_
 
 def test_signals_are_heeded_inside_and_afterwards_as_they_were() -> None:
     """SIGTERM as Ctrl-C, of which the second interrupts; and there are none in a thread."""
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    first = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.getsignal(signal.SIGINT), signal.SIG_IGN
     told: list[bool] = []
 
     def stopped() -> None:
@@ -309,8 +310,9 @@ def test_signals_are_heeded_inside_and_afterwards_as_they_were() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
+    afterwards = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, first)
     assert told == [False, True]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert afterwards == before
 
     def beside() -> bool:
         with loop.interruption() as interrupted:
