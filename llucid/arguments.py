@@ -62,13 +62,17 @@ def unboxed(said: str, command: str, commands: list[str]) -> str:
     if command not in commands and not command.startswith("-"):
         return f"{command}: there is no such command; expected one of: {', '.join(commands)}"
     box = re.sub(r"\x1b\[[0-9;]*m", "", said)
+    if not box.startswith("╭"):  # it is drawn in ASCII where standard output is in another encoding than UTF-8
+        for drawn, line in ((r"\A.*\n -+ *$", ""), (r"^  -+ *$", "  ───"), (r"^ (.*?) *$", r"│\1 │")):
+            box = re.sub(drawn, line, box, flags=re.MULTILINE)
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     message = " ".join(line for line in lines if line).split("───")[0].strip()
     message = re.sub(r"^Error parsing [A-Z]\w*: | \(applied to .*", "", message)
     message = re.sub(r"^Error parsing (\S+): .*int.*: ('.*')", r"\1 \2: expected a whole number", message)
     message = re.sub(r"^Error parsing (\S+): .*float.*: ('.*')", r"\1 \2: expected a number", message)
     message = re.sub(r"^Missing value for argument '(\S+)'.*", r"\1: needs a value", message)
-    choice = r"^invalid choice ('.*') for argument '(\S+)'\. Expected one of \((.*)\)\."
+    # A line may end before a full stop, too.
+    choice = r"^invalid choice ('.*') for argument '(\S+)' ?\. Expected one of \((.*)\) ?\."
     message = re.sub(choice, r"\2 \1: expected one of \3", message)
     message = message.replace(" or misplaced", "")
     several = r"\1: not expected here; a text of several words stands in quotation marks"

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, and what it says when it is given something wrong."""
 
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -19,7 +20,9 @@ import huggingface_hub
 import pytest
 
 import llucid
+from llucid.arguments import parse
 from llucid.cli import Command, main
+from llucid.errors import LlucidError
 from llucid.generation.stream import Piece, stream
 from tests.training.test_run import HEARD, TEXT, after, command, do
 
@@ -225,6 +228,23 @@ def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: P
     assert says.format(**places) in done.stderr
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_wrong_words_are_told_of_alike_in_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tyro's boxes are as wide as it is, and drawn in ASCII where it does not take UTF-8."""
+    told: dict[str, set[str]] = {}
+    for encoding, columns in (("utf-8", 80), ("utf-8", 82), ("latin-1", 46), ("latin-1", 80), ("latin-1", 100)):
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for case, (arguments, _) in WRONG.items():
+            try:
+                parse(list(arguments), Command)
+            except LlucidError as error:
+                told.setdefault(case, set()).add(str(error))
+    assert told.keys() >= {"unknown option", "no number", "no value", "unknown command", "unknown choice", "missing"}
+    for case, ways in told.items():
+        [said] = ways
+        assert WRONG[case][1] in f"error: {said}"
 
 
 def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) -> None:

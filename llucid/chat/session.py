@@ -52,8 +52,7 @@ class Conversation(NamedTuple):
         asked = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
         if not asked:
             return None
-        earlier = self._replace(messages=self.messages[: asked[-1]], forgotten=min(self.forgotten, asked[-1]))
-        return earlier, self.messages[asked[-1]]["content"]
+        return self._replace(messages=self.messages[: asked[-1]]), self.messages[asked[-1]]["content"]
 
     def save(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first."""

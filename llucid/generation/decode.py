@@ -229,7 +229,7 @@ def _already_read(context: Context, prompts: Sequence[Sequence[int]]) -> Context
     if len(prompts) != len(context.rows):
         return None
     if len(prompts) == 1:
-        row, prompt = context.rows[0], tuple(prompts[0])
+        row, prompt = context.rows[0], prompts[0]
         same = next((at for at, (a, b) in enumerate(zip(row, prompt, strict=False)) if a != b), len(row))
         same = min(same, len(row), len(prompt) - 1)
         return Context((row[:same],), context.cache._replace(length=same))

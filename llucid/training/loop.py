@@ -105,7 +105,7 @@ def go_on(task: Task, state: State, console: Console) -> None:
             state = State(weights, memory, state.dropout, progress)
             logbook.note(progress, rate, loss)
             now = share_done(settings, progress)
-            if now >= 1 or int(now * settings.evaluations) > int(done * settings.evaluations):
+            if int(now * settings.evaluations) > int(done * settings.evaluations):
                 progress = logbook.measure(state)
             elif logbook.due():
                 logbook.save(state)

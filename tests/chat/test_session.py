@@ -120,6 +120,14 @@ def test_an_interrupt_before_the_first_word_asks_nothing(monkeypatch: pytest.Mon
         assert session.conversation == before
 
 
+def test_an_answer_of_no_words_is_an_answer() -> None:
+    model = reciter()
+    model.weights.output[model.tokenizer.special["<|eot_id|>"], ord("\n")] = 2
+    session = Session(model, sampling=GREEDY)
+    assert told(session, "Who?") == ""
+    assert session.conversation.messages == tuple(said("Who?", ""))
+
+
 def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> None:
     context = 200
     model = reciter(context)
@@ -147,15 +155,18 @@ def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> Non
 def test_what_is_forgotten_is_a_question_with_its_answer() -> None:
     """Also where to forget the question alone would make room."""
     conversation = Conversation("Be brief.")
-    for role in ("user", "assistant", "user", "tool", "assistant", "user"):
+    for role in ("user", "assistant", "user", "tool", "assistant", "user", "user"):
         conversation = conversation.said(role, "…")
     once = conversation.forget()
     assert once is not None
-    assert [message["role"] for message in once.dialog()] == ["system", "user", "tool", "assistant", "user"]
+    assert [message["role"] for message in once.dialog()] == ["system", "user", "tool", "assistant", "user", "user"]
     twice = once.forget()
     assert twice is not None
-    assert [message["role"] for message in twice.dialog()] == ["system", "user"]
-    assert twice.forget() is None
+    assert [message["role"] for message in twice.dialog()] == ["system", "user", "user"]
+    last = twice.forget()
+    assert last is not None
+    assert [message["role"] for message in last.dialog()] == ["system", "user"]
+    assert last.forget() is None
 
 
 def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
@@ -203,6 +214,10 @@ def test_a_question_too_long_is_refused_and_changes_nothing() -> None:
         told(session, "x" * 250)
     assert session.conversation == before
     assert told(session, "Who?") == LETTERS
+    room = 200 - len(encode_dialog(said(""), session.model.tokenizer))
+    assert told(Session(reciter(200), sampling=GREEDY), "x" * room) == "a"
+    with pytest.raises(LlucidError, match="the question has 201 tokens"):
+        told(Session(reciter(200), sampling=GREEDY), "x" * (room + 1))
 
 
 def test_save_and_load(tmp_path: Path) -> None:
@@ -215,14 +230,16 @@ def test_save_and_load(tmp_path: Path) -> None:
     messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 5]
     assert messages[5]["content"] == "Ünd 🦙?"
+    assert '\n      "content": "Ünd 🦙?"\n' in file.read_text(encoding="utf-8")  # for people, too
     loaded = Conversation.load(file)
     assert loaded == session.conversation._replace(forgotten=0)
     again = Session(reciter(200), sampling=GREEDY)
     again.conversation = loaded
     assert told(again, "Now?") == LETTERS
     assert again.conversation.forgotten
-    Conversation().save(file)
-    assert Conversation.load(file) == Conversation()
+    for short in (Conversation(), Conversation("Be brief."), Conversation(messages=tuple(said("Who?", "abc")))):
+        short.save(file)
+        assert Conversation.load(file) == short
 
 
 WRONG = {
@@ -231,6 +248,10 @@ WRONG = {
     "no messages": ("{}", "expected a list under 'messages'"),
     "no dialogue": ('{"messages": [{"role": "user"}]}', r"messages\[0\]: expected a role and a content"),
     "a question": ('{"messages": [{"role": "user", "content": "x"}]}', "ends with its answer"),
+    "a question after the system's text": (
+        '{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}',
+        "ends with its answer",
+    ),
 }
 
 
@@ -248,7 +269,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_reset_keeps_the_system() -> None:
-    session = Session(reciter(), system="Be brief.", sampling=GREEDY)
+    session = Session(reciter(), system="Be brief.")
     told(session, "Who?")
     session.reset()
     assert session.conversation == Conversation("Be brief.")

@@ -1,6 +1,7 @@
 """The chat as people meet it: through a pseudo-terminal, and through a pipe."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -9,16 +10,20 @@ import select
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
 
 import llucid
 from llucid.chat import NotAChatModel, Session
-from llucid.chat.terminal import COMMANDS, answer_lines, bottom, heard, talk, written
+from llucid.chat.terminal import COMMANDS, answer_lines, bottom, heard, history, prompting, talk, written
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
 from llucid.tokenizers.characters import Characters
@@ -158,7 +163,7 @@ def test_a_base_model_goes_on_with_what_is_written(tmp_path: Path, open_terminal
     model = reciter(endless=True)
     llucid.save(model._replace(tokenizer=Characters(map(chr, range(128)))), tmp_path / "base")
     terminal = open_terminal("chat", tmp_path / "base", "--temperature", 0, "--max-tokens", 5)
-    assert "This is not a chat model" in terminal.see("/help tells the rest")
+    assert "This is not a chat model" in " ".join(terminal.see("/help tells the rest").split())
     terminal.ask("tell me of a, b and c")
     terminal.see("defgh\r\ncut off")
     terminal.ask("/quit")
@@ -200,6 +205,11 @@ def test_lines_are_answered_and_commands_obeyed(session: Session, capsys: pytest
         answer_lines(session, ["/quit\n", "never read"])
 
 
+def test_of_an_answer_that_ends_by_itself_nothing_is_said() -> None:
+    session = Session(reciter(), sampling=GREEDY)
+    assert written(session, session.reply("Who?")) == []
+
+
 def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(reciter(200, endless=True), sampling=GREEDY, max_tokens=50)
     answer_lines(session, ["1\n", "2\n", "3\n"])
@@ -212,12 +222,13 @@ def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_settings_are_set_or_refused(session: Session) -> None:
-    for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 9"):
+    for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 1"):
         assert " is " in str(heard(session, line))
     assert session.sampling == Sampling(temperature=0.0, top_k=7, top_p=0.5, min_p=0.1)
-    assert session.max_tokens == 9
-    heard(session, "/set top_k off")
+    assert session.max_tokens == 1
+    assert heard(session, "/set top_k  off") == "top_k is off"
     assert session.sampling.top_k is None
+    heard(session, "/set seed off")
     for line, says in {
         "/set wings 2": "/set wings: not known; expected one of: temperature",
         "/set temperature": "/set temperature needs a value",
@@ -255,6 +266,7 @@ def test_system_is_shown_set_and_taken_back(session: Session) -> None:
 def test_help_tells_of_every_command(session: Session) -> None:
     told = str(heard(session, "/help"))
     assert all(f"/{name}" in told for name in COMMANDS)
+    assert len({told.index(act.__doc__ or "-") - told.index(usage) for act, usage in COMMANDS.values()}) == 1
     assert "None" not in told
 
 
@@ -262,6 +274,60 @@ def test_the_bottom_line(session: Session) -> None:
     assert bottom(session) == " 0 of 400 tokens of context · temperature 0 · /help"
     list(session.reply("Who?"))
     assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", bottom(session))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_terminal_is_one_at_both_ends(reads: bool, writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[str] = []
+    for name in ("in_terminal", "through_pipe"):
+        monkeypatch.setattr(f"llucid.chat.terminal.{name}", lambda *_, name=name: met.append(name))
+    for name, is_one in (("stdin", reads), ("stdout", writes)):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda is_one=is_one: is_one)
+        monkeypatch.setattr(sys, name, stream)
+    talk(reciter(), "a model")
+    assert met == ["in_terminal" if reads and writes else "through_pipe"]
+
+
+def test_a_history_that_cannot_be_kept_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", "/proc/none")
+    assert isinstance(history(), InMemoryHistory)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
+    kept = history()
+    kept.store_string("Who?")
+    assert list(history().load_history_strings()) == ["Who?"]
+    (tmp_path / "chat_history").unlink()
+    (tmp_path / "chat_history").mkdir()
+    kept.store_string("And?")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "chat_history"]
+
+
+def test_commands_are_completed(session: Session) -> None:
+    completer = prompting(session).completer
+    for begun, ways in {"/st": {"/stats"}, "/se": {"/set "}, "/re": {"/reset", "/retry"}, "a /st": set()}.items():
+        assert {way.text for way in completer.get_completions(Document(begun), CompleteEvent())} == ways
+
+
+def test_what_is_written_is_there_at_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For whoever reads along, and for a program that waits for an answer before it asks again."""
+    seen, raw = list[bytes](), io.BytesIO()
+
+    def answer(question: str) -> Generator[str]:
+        for letter in "abc":
+            yield letter
+            seen.append(raw.getvalue())
+
+    def questions() -> Iterator[str]:
+        yield "Who?\n"
+        seen.append(raw.getvalue())
+
+    monkeypatch.setattr(session, "reply", answer)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
+    answer_lines(session, questions())
+    written(session, answer("Who?"))
+    monkeypatch.undo()
+    assert seen == [b"a", b"ab", b"abc", b"abc\n", b"abc\na", b"abc\nab", b"abc\nabc"]
 
 
 def test_an_interrupt_stops_the_answer_only(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
@@ -298,8 +364,11 @@ def test_no_word_breaks_at_the_edge(tmp_path: Path, open_terminal: Callable[...,
 def test_ctrl_z_is_no_letter(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
     """It suspends; here it does nothing, since there is no shell that could let the program go on."""
     terminal = open_terminal("chat", endless, "--max-tokens", 3)
+    terminal.ask(" ")  # asks nothing
     terminal.ask("\x1aWho?")
     terminal.see("cut off")
+    terminal.ask("/save /proc/none/talk.json")
+    terminal.see("error: /proc/none")
     terminal.ask(f"/save {tmp_path / 'talk.json'}")
     terminal.see("2 messages saved")
     assert json.loads((tmp_path / "talk.json").read_text())["messages"][0]["content"] == "Who?"

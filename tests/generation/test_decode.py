@@ -246,6 +246,8 @@ def test_inference_mode_does_not_leak_to_the_caller():
 def test_statistics_count_what_was_done():
     statistics = Statistics()
     assert str(statistics) == "prompt 0 tokens in 0.00 s, 0 tokens in 0.0 s"
+    filled = Statistics(rows=1, prompt_tokens=3, prompt_seconds=0.5, tokens=11, seconds=2.0, guessed=4)
+    assert str(filled) == "prompt 3 tokens in 0.50 s, 11 tokens in 2.0 s (5 tokens/s), 4 of them guessed"
     steps = decode(
         WEIGHTS,
         CONFIG,

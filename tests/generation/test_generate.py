@@ -71,6 +71,8 @@ def writing(model: Model, script: list[int]) -> Model:
 def test_more_texts_than_memory_holds_are_refused_at_once():
     with pytest.raises(LlucidError, match=r"^--num: the keys and values of 1,000,000,000,000 texts take 32,768,000 GB"):
         generate_batch(MODEL, [""], samples=10**12, max_tokens=256)
+    [short] = generate_batch(MODEL, ["a"], max_tokens=10**15, stop=list(LETTERS))  # whose memory comes as it is needed
+    assert short.reason == "stop"
 
 
 def test_it_streams_the_continuation_and_not_the_prompt():

@@ -89,14 +89,14 @@ def steps(prompt: list[int], max_tokens: int, speculate: bool, **options: Any) -
     return written(found), [(step.reasons, step.slid, step.context.rows) for step in found]
 
 
-def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool], past: int = 9) -> list[tuple[int, ...]]:
+def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool]) -> list[tuple[int, ...]]:
     """Guesses are greedy decoding's own ids, spoiled where `right`, in turn, is false; returns all of them."""
     made: list[tuple[int, ...]] = []
     turn = iter(right * 1000)
 
     def told(row: Sequence[int], most: int) -> tuple[int, ...]:
         row, found = list(row), []
-        for _ in range(min(most, past)):
+        for _ in range(most):
             best = int(last_logits(row).argmax())
             found.append(best if next(turn) else (best + 1) % CONFIG.vocab_size)
             row.append(best)
@@ -155,7 +155,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_right_guesses_grow_and_cost_no_pass(monkeypatch: pytest.MonkeyPatch):
     lengths = passes(monkeypatch)
-    oracle(monkeypatch, [True], past=MOST)
+    oracle(monkeypatch, [True])
     statistics = Statistics()
     config, weights = CONFIG, WEIGHTS
     context = empty_context(weights, config, 1, 24)
@@ -169,6 +169,18 @@ def test_right_guesses_grow_and_cost_no_pass(monkeypatch: pytest.MonkeyPatch):
         assert context.rows == (tuple(row),)
     assert lengths == [1 + 4, 1 + MOST, 1 + 7]  # then the context of 24 is full
     assert statistics.guessed == 4 + 7 + 7
+
+
+def test_guesses_that_are_right_again_are_twice_as_many_each_time(monkeypatch: pytest.MonkeyPatch):
+    """After four that were wrong, and four passes without any."""
+    lengths = passes(monkeypatch)
+    oracle(monkeypatch, [False] * 4 + [True] * 99)
+    _, context = read(WEIGHTS, CONFIG, empty_context(WEIGHTS, CONFIG, 1, 24), [ids(2)])
+    reader, row = ReadAhead(Statistics()), ids(2)
+    for _ in range(21):
+        row.append(int(last_logits(row).argmax()))
+        _, context = reader(WEIGHTS, CONFIG, context, [row[-1:]])
+    assert lengths == [1 + 4, 1 + 2, 1 + 4, 1 + MOST]
 
 
 def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):

@@ -178,8 +178,10 @@ def test_fields_of_a_message() -> None:
     [
         (b"\x08", "a number is cut off"),
         (b"\x08" + b"\xff" * 20, "a number is cut off"),
+        (b"\x08" + b"\x80" * 10 + b"\x00", "a number is cut off"),  # none has more than ten bytes
         (b"\x12\xff\xff\xff\xff\x7fab", "a field of 34359738367 bytes is cut off"),
         (b"\x1d\x00\x00", "a field of 4 bytes is cut off"),
+        (b"\x08\x00\x19" + bytes(7), "a field of 8 bytes is cut off"),
         (b"\x0b", "no field is numbered 1 and of wire type 3"),
         (b"\x00\x00", "no field is numbered 0"),
     ],

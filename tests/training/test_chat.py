@@ -96,7 +96,7 @@ def test_resume_refuses_conversations_that_have_changed(file: Path, tmp_path: Pa
 def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path, tmp_path: Path) -> None:
     """Its first loss is near the base's last, as batches differ from another; a resume is bit for bit here, too."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    given = ("train", "--chat", file, "--base", straight, "--steps", 12, "--evaluations", 1)
+    given = ("train", "--chat", file, "--base", straight, "--steps", 12, "--evaluations", 1, "--model.dropout", 0.1)
     here(*given, "--out", whole)
     here(*given, "--out", halves, "--stop-after", 5)
     here("train", "--resume", "--out", halves)
@@ -113,8 +113,10 @@ def test_a_base_without_turns_is_refused(file: Path, tmp_path: Path) -> None:
     here("train", "--corpus", text, "--out", tmp_path / "base", "--preset", "nano", "--steps", 1)
     with pytest.raises(LlucidError, match="this tokenizer has no chat template"):
         here("train", "--chat", file, "--base", tmp_path / "base", "--out", tmp_path / "chat")
-    # But it can learn more text.
-    here("train", "--corpus", text, "--base", tmp_path / "base", "--out", tmp_path / "more", "--steps", 2)
+    # But it can learn more text, in float32 whatever it was kept in.
+    llucid.save(llucid.load(tmp_path / "base", device="cpu", dtype="bfloat16"), tmp_path / "half")
+    here("train", "--corpus", text, "--base", tmp_path / "half", "--out", tmp_path / "more", "--steps", 2)
+    assert {leaf.dtype for leaf in load_file(tmp_path / "more" / "model.safetensors").values()} == {torch.float32}
 
 
 GOOD = json.dumps(conversation(0))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +31,12 @@ from llucid.corpora.tokens import tokenise
 from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.training import loop, run
-from llucid.training.report import Report
+from llucid.training.optimizer import learning_rate
+from llucid.training.report import Report, clock
 from llucid.training.run import Metrics
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import evaluate
+from llucid.weights import initialise
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
 SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--batch", "4", "--evaluations", "4"]
@@ -231,6 +234,8 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert (straight / "samples.txt").read_text().count("---------- step") == 4
     settings = read_toml(straight / "train.toml")
     assert (settings.steps, settings.model.dropout, settings.preset) == (40, 0.1, "nano")
+    rates = [learning_rate(step / 40, settings.warmup, settings.final) for step in range(40)]
+    assert [row["rate"] for row in losses(straight)] == rates
 
 
 def test_a_torn_log_is_cut_where_the_state_stands(tmp_path: Path) -> None:
@@ -290,12 +295,41 @@ def test_a_hangup_is_no_second_ctrl_c_and_under_nohup_nothing(corpus: Path, tmp_
     assert progress(out)["step"] == (1 if way == "twice" else 5)
 
 
+def test_signals_are_heeded_inside_and_afterwards_as_they_were() -> None:
+    """SIGTERM as Ctrl-C, of which the second interrupts; and there are none in a thread."""
+    first = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before = signal.getsignal(signal.SIGINT), signal.SIG_IGN
+    told: list[bool] = []
+
+    def stopped() -> None:
+        with loop.interruption() as interrupted:
+            told.append(interrupted())
+            signal.raise_signal(signal.SIGTERM)
+            told.append(interrupted())
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    afterwards = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, first)
+    assert told == [False, True]
+    assert afterwards == before
+
+    def beside() -> bool:
+        with loop.interruption() as interrupted:
+            return interrupted()
+
+    with ThreadPoolExecutor(1) as other:
+        assert not other.submit(beside).result()
+
+
 def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "none"
     with monkeypatch.context() as patch:
         patch.setattr(loop, "interruption", lambda: nullcontext(lambda: True))
-        here(*fresh(corpus, out, "--steps", 5))
+        here(*fresh(corpus, out, "--steps", 5, "--seed", 3))
     assert progress(out)["step"] == 0
+    begun = llucid.load(out, device="cpu")
+    assert torch.equal(begun.weights.embedding, initialise(begun.config, 3).embedding)
     here("train", "--resume", "--out", out)
     assert len(losses(out)) == 5
 
@@ -431,14 +465,28 @@ def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) 
     llucid.load(out, device="cpu")
 
 
+def test_a_text_that_is_just_long_enough(tmp_path: Path) -> None:
+    """For one window of 16 tokens, what follows each, and a place to begin that is another."""
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefghij" * 17)
+    with pytest.raises(LlucidError, match="its validation split has 17 tokens and one context needs 18"):
+        here(*fresh(text, tmp_path / "run", "--steps", 1))
+    text.write_text("abcdefghij" * 18)
+    here(*fresh(text, tmp_path / "run", "--steps", 1))
+    assert len(losses(tmp_path / "run")) == 1
+
+
 def test_bpe_runs_are_measured_in_nats_a_character(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "bpe"
     do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300"))
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
-    a_character = evaluate(model.weights, model.config, tokens) * (tokens.length - 1) / (len(text) - 1)
-    assert losses(out)[-1]["validation"] == pytest.approx(a_character, rel=0.02)
+    a_character = (tokens.length - 1) / (len(text) - 1)
+    told = evaluate(model.weights, model.config, tokens) * a_character
+    assert losses(out)[-1]["validation"] == pytest.approx(told, rel=0.02)
+    blind = math.log(model.config.vocab_size) * a_character  # as at the first step, when nothing has been learned
+    assert losses(out)[0]["loss"] == pytest.approx(blind, rel=0.1)
 
 
 def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Path) -> None:
@@ -454,6 +502,12 @@ def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Pa
     assert len(lines) == 3
     assert re.fullmatch(r"training nano, [\d,]+ parameters, on \w+ for 4 steps; losses are in nats .*", lines[0])
     assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits  .* tokens/s  0:00 left", lines[2])
+
+
+def test_what_is_said_of_time() -> None:
+    told = {0.4: "0:00", 59.6: "1:00", 83.0: "1:23", 3599.4: "59:59", 3600.0: "1:00:00", 36_123.0: "10:02:03"}
+    assert {seconds: clock(seconds) for seconds in told} == told
+    assert clock(-1.0) == "0:00"
 
 
 def test_a_measurement_fits_a_terminal() -> None:
@@ -472,8 +526,9 @@ def test_a_measurement_fits_a_terminal() -> None:
 def test_the_time_that_measuring_takes_slows_no_training_down(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the tokens per second that are told: a second that measuring takes on a clock of the test's own."""
-    now, told = 0.0, list[object]()
+    """In the tokens per second that are told: a second that measuring takes on a clock of the test's own. In what is
+    left it counts; and who goes on judges by what this process has done."""
+    now, told = 0.0, list[tuple[float, float]]()
     take, measure = loop.training_batch, loop.evaluate
 
     def batch(*arguments: Any) -> object:
@@ -489,9 +544,30 @@ def test_the_time_that_measuring_takes_slows_no_training_down(
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(loop, "evaluate", slowly)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(Report, "measured", lambda *figures: told.append(figures[-2]))
-    here(*fresh(corpus, tmp_path / "out", "--steps", 8))
-    assert told == [4 * 16 / 0.5] * 4
+    monkeypatch.setattr(Report, "measured", lambda *figures: told.append(figures[-2:]))
+    here(*fresh(corpus, tmp_path / "out", "--steps", 10, "--evaluations", 5, "--stop-after", 6))
+    here("train", "--resume", "--out", tmp_path / "out")
+    speeds, left = zip(*told, strict=True)
+    assert speeds == (4 * 16 / 0.5,) * 5
+    assert left == pytest.approx([1 / 2 * 8, 12 / 4 * 6, 23 / 6 * 4, 1 / 2 * 2, 0])
+
+
+def test_minutes_are_counted_while_it_trains(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second a step on a clock of the test's own, and a pause."""
+    now, take, out = 0.0, loop.training_batch, tmp_path / "out"
+
+    def batch(*arguments: Any) -> object:
+        nonlocal now
+        now += 0.5
+        return take(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    here(*fresh(corpus, out, "--minutes", 0.1, "--stop-after", 5))
+    now += 1000
+    here("train", "--resume", "--out", out)
+    assert [row["step"] for row in losses(out)] == list(range(1, 13))
+    assert [row["step"] for row in losses(out) if "validation" in row] == [3, 6, 9, 12]
 
 
 @pytest.mark.slow
@@ -539,6 +615,19 @@ def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(full), rel=1e-5)
+
+
+def test_short_windows_are_trained_on_first(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, take = list[tuple[int, int]](), loop.training_batch
+
+    def batch(tokens: Any, rows: int, length: int, *more: Any) -> object:
+        sizes.append((rows, length))
+        return take(tokens, rows, length, *more)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    grown = ("--model.context", 256, "--length-warmup", 0.5, "--steps", 4)
+    here(*fresh(corpus, tmp_path / "grown", *grown))
+    assert sizes == [(16, 64)] * 2 + [(4, 256)] * 2
 
 
 def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
