@@ -25,8 +25,9 @@ class NotAChatModel(LlucidError):
 
     def __init__(self) -> None:
         super().__init__(
-            "this is not a chat model: it has no chat template, and its tokenizer is not that of Llama 2 or 3; it can "
-            "write on from a text (llucid generate), or say in which format it was taught: --format llama3"
+            "this is not a chat model, as far as can be told: it has neither a chat template nor Meta's own tokenizer "
+            "of Llama 2 or 3; it can write on from a text (llucid generate), or say in which format it was taught: "
+            "--format llama2"
         )
 
 

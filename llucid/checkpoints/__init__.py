@@ -143,10 +143,12 @@ def load(
     dtype = dtype or model.weights.embedding.dtype
     if not kept:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
-    from llucid.quantize import BITS, quantize_leaf
+    from llucid.quantize import BITS, Quantized, quantize_leaf
 
     bits = BITS.get(quantize or "")
     weights = tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights)
+    if bits and not any(isinstance(leaf, Quantized) for leaf in leaves(weights)):
+        raise LlucidError(f"--quantize {quantize}: no matrix of this model has rows of a multiple of 32 numbers")
     return model._replace(weights=tree_map(lambda leaf: leaf.to(device, dtype), weights))
 
 

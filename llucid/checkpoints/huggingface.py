@@ -121,11 +121,19 @@ def read_config(path: Path) -> Config:
 
 def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
     """Base and scaling of RoPE. `rope_scaling` is the word of transformers 4 and may be null, `rope_parameters` that
-    of 5, which has the base inside. Raises LlucidError for another scaling than Llama 3's."""
-    rope = told.get("rope_parameters") or told.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise LlucidError(f"{file}: rope_scaling should be an object and is {json.dumps(rope)}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    of 5, which has the base inside. Raises LlucidError for another scaling than Llama 3's, and if the two differ."""
+    ropes = [told[key] for key in ("rope_parameters", "rope_scaling") if told.get(key)] or [{}]
+    for rope in ropes:
+        if not isinstance(rope, dict):
+            raise LlucidError(f"{file}: rope_scaling should be an object and is {json.dumps(rope)}")
+    rope, *other = [{"rope_type": rope.get("type", "default"), **rope} for rope in ropes]
+    for key in other[0] if other else ():
+        if key != "type" and other[0][key] != rope.get(key, other[0][key]):
+            raise LlucidError(
+                f"{file}: {key} is {json.dumps(rope[key])} in rope_parameters and {json.dumps(other[0][key])} in "
+                "rope_scaling; take one of the two away"
+            )
+    kind = rope["rope_type"]
     if kind not in ("default", "llama3"):
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; default and llama3 are")
     if real(rope, "partial_rotary_factor", file, 1.0) != 1:

@@ -356,7 +356,9 @@ def beside(folder: Path, tokenizer: Tokenizer) -> Generator[None]:
         for file in files:
             there = folder / file.name
             if there.is_file() and there.read_bytes() != file.read_bytes():
-                raise LlucidError(f"{there}: belongs to another model; write to another folder")
+                raise LlucidError(
+                    f"{there}: is that of another model, or of this one in other words; write to another folder"
+                )
         yield
         for file in files:
             file.replace(folder / file.name)

@@ -6,7 +6,10 @@ weights C reads all but long prompts too, since PyTorch turns them back first. W
 them, Mapped, are read by C alone as long as that takes less time than importing PyTorch.
 """
 
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,11 +63,30 @@ def ready(
     helped = context is not None and not isinstance(context.cache, Slots)  # PyTorch is here already
     long = tokens > max(sooner, ALONE // config.parameters)
     if step is None or (isinstance(weights.norm, Mapped) and (helped or long)):
-        from llucid.generation.reading_torch import tensors
+        with uninterrupted():
+            from llucid.generation.reading_torch import tensors
 
         weights = tensors(weights, dense=step is None)  # once, and not for every token
         step = decode_step(weights, config) if step else None
     return weights, step
+
+
+@contextmanager
+def uninterrupted() -> Generator[None]:
+    """Ctrl-C inside is heeded at the end: PyTorch that is imported by half cannot be imported any more, and who only
+    stopped an answer goes on to ask."""
+    heed = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(heed):
+        yield
+        return
+    caught: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *given: caught.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heed)
+    if caught:
+        heed(*caught[-1])
 
 
 def few(weights: Weights) -> int:

@@ -14,7 +14,7 @@ from llucid.chat.targets import TAUGHT
 from llucid.checkpoints import Model
 from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
-from llucid.corpora.tokens import BPE_SAMPLE
+from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token
 from llucid.errors import LlucidError
 from llucid.files import cache_folder, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -165,6 +165,8 @@ def read_chat_tokens(
     with progress_of("reading", console, 2 * corpus.size()) as heard:
         training = tokenise_chat(corpus, tokenizer, "train", context, heard)
         validation = tokenise_chat(corpus, tokenizer, "validation", context, heard)
+    if not characters_per_token(validation, tokenizer, context):
+        raise LlucidError(f"--chat {corpus.files[0]}: all answers of its validation split, the last lines, are empty")
     if cut := longer(training, context):
         console.print(
             f"{cut:,} of {len(training.ends):,} conversations are longer than the context of {context} tokens and are "

@@ -172,6 +172,12 @@ def test_a_quantised_file_is_held_as_it_is(name: str, tmp_path: Path) -> None:
     assert same(dequantize(again.weights), dequantize(kept.weights))
 
 
+def test_what_cannot_be_quantised_at_all_is_told(tmp_path: Path) -> None:
+    save(model_of(replace(CONFIGS["one for two"], dim=60, head_dim=10, ffn_dim=44)), tmp_path / "a.gguf", "gguf")
+    with pytest.raises(LlucidError, match="--quantize int4: no matrix of this model has rows of a multiple of 32"):
+        load(tmp_path / "a.gguf", device="cpu", quantize="int4")
+
+
 @pytest.mark.parametrize(("name", "numbers"), [("Q8_0", [5, 240]), ("Q4_0", [154])])
 def test_blocks_that_quantising_would_not_make_are_held_too(name: str, numbers: list[int], tmp_path: Path) -> None:
     """As others make them, who weigh errors: none of these numbers is the largest that there is."""

@@ -281,6 +281,17 @@ def test_defaults_of_transformers(folder: Path) -> None:
         (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}, rope_parameters=...), 'type "yarn"'),
         (dict(rope_parameters={"rope_type": "llama3"}), "factor should be a number"),
         (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
+        (
+            dict(rope_parameters={"rope_type": "default"}, rope_scaling={"type": "linear", "factor": 4.0}),
+            'rope_type is "default" in rope_parameters and "linear" in rope_scaling',
+        ),
+        (
+            dict(
+                rope_parameters=SCALED | {"rope_type": "llama3"}, rope_scaling=SCALED | {"type": "llama3", "factor": 3}
+            ),
+            "in rope_parameters and 3 in rope_scaling",
+        ),
+        (dict(rope_parameters={"rope_type": "default"}, rope_scaling=[1]), "rope_scaling should be an object"),
         (dict(hidden_size="64"), 'hidden_size should be a whole number and is "64"'),
         (dict(hidden_size=...), "hidden_size should be a whole number and is null"),
         (dict(num_attention_heads=0), "heads=0"),

@@ -170,7 +170,7 @@ def test_another_models_tokenizer_is_not_overwritten(tmp_path: Path) -> None:
     save(model_of(TINY), tmp_path / "a.bin", "llama2c")
     save(model_of(TINY, seed=1), tmp_path / "b.bin", "llama2c")
     kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(LlucidError, match="belongs to another model"):
+    with pytest.raises(LlucidError, match="is that of another model, or of this one in other words"):
         save(model_of(replace(TINY, vocab_size=49)), tmp_path / "c.bin", "llama2c")
     assert kept == {file: file.read_bytes() for file in tmp_path.iterdir()}
 

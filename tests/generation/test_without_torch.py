@@ -1,8 +1,10 @@
 """What C and NumPy do alone, held to what PyTorch does of the same files; and that PyTorch is not imported for it."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -234,6 +236,39 @@ def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatc
     assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
     monkeypatch.setenv("LLUCID_C", "0")
     assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
+
+
+def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stopped an answer asks again: what is imported by half would fail then."""
+    model, late = mapped(written(tmp_path, "gguf")), "llucid.generation.reading_torch"
+
+    class Pressed:
+        def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+            if name == late:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(reading, "ALONE", 0)
+    monkeypatch.delitem(sys.modules, late)
+    monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        next(generate(model, "ABCDE" * 5))
+    assert late in sys.modules
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert next(generate(model, "ABCDE" * 5))
+
+
+def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
+    done: list[int] = []
+
+    def work() -> None:
+        with reading.uninterrupted():
+            done.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [1]
 
 
 def test_what_was_read_by_one_is_read_again_by_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

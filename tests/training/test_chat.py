@@ -169,6 +169,8 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "one.jsonl").write_text(GOOD)
     (tmp_path / "bad.jsonl").write_text(GOOD + "\n{\n")
+    silent = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]})
+    (tmp_path / "silent.jsonl").write_text((GOOD + "\n") * 9 + silent)
     said = do("train", "--chat", tmp_path / "bad.jsonl", status=2, cwd=tmp_path).stderr
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -177,6 +179,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
+        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split, the last lines, are empty",
         (str(file), "--tokenizer", "characters"): "with --chat, expected bpe:N",
         (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
         (str(file), "--corpus", "fables"): "--corpus and --chat both say what to learn from",
