@@ -1,5 +1,6 @@
 """What is said to the user when something is wrong with the input rather than with the program."""
 
+import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,11 @@ def located(place: Path) -> Generator[None]:
         if str(place) in str(error):
             raise
         raise LlucidError(f"{place}: {error}") from error
+
+
+def shown(value: object) -> str:
+    """A value in a message, cut short."""
+    return json.dumps(value, default=repr)[:60]
 
 
 def one_line(error: Exception) -> str:

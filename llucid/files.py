@@ -9,6 +9,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from llucid.errors import LlucidError
+
 
 @contextmanager
 def replacing(path: Path) -> Generator[Path]:
@@ -102,3 +104,15 @@ def cache_folder() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
     except RuntimeError as error:
         raise OSError("this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps") from error
+
+
+def cached(name: str) -> Path:
+    """The file of this name in the cache, there or not; its folder is. Raises LlucidError if that cannot be made."""
+    file = cache_folder() / name
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LlucidError(
+            f"{file.parent}: cannot be made ({error.strerror}); LLUCID_CACHE can name another for what llucid keeps"
+        ) from error
+    return file

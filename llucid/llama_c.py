@@ -41,7 +41,7 @@ FLAGS = (
     *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
 )
 X86 = ("x86_64", "amd64", "i386", "i686")
-Step = Callable[..., tuple[Float[Any, "batch seq vocab"] | None, Any]]
+DecodeStep = Callable[..., tuple[Float[Any, "batch seq vocab"] | None, Any]]
 """`llama` for a few tokens: (tokens, positions, cache, scored=True) -> (the scores of what follows each token, or None
 if it is not to be scored; the cache with them). With a `llama.Cache` they are tensors, with `Slots` NumPy's arrays."""
 
@@ -206,7 +206,7 @@ def empty_slots(config: Config, batch: int, capacity: int, dtype: str) -> Slots:
     return Slots(keys, values, np.full((batch, capacity), NOWHERE, np.int64), 0, dtype)
 
 
-def decode_step(weights: Weights, config: Config) -> Step | None:
+def decode_step(weights: Weights, config: Config) -> DecodeStep | None:
     """`llama` for a few tokens at a time, in C; None where PyTorch is to serve.
 
     That is so for other dtypes than float32, bfloat16, float16 and what `quantize` makes, for other devices than the
@@ -276,7 +276,7 @@ def threads_without_torch() -> int:
     return min(int(told), cores) if told.isdigit() and int(told) else cores
 
 
-def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> Step:
+def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> DecodeStep:
     """The step, by a library. Raises ValueError for weights of other shapes than the config has."""
     kept: list[Any] = []  # what C points to must live as long as the step
     for (path, leaf), shape in zip(named_leaves(weights), shapes(config).values(), strict=True):

@@ -252,7 +252,7 @@ def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) ->
     said = do(*TRAIN, made / "geese.txt", "--model.context", 32, status=2, cwd=tmp_path, env=nowhere).stderr
     assert said == (
         "error: /proc/none/tokens: cannot be made (No such file or directory); "
-        "LLUCID_CACHE can name another folder for token ids\n"
+        "LLUCID_CACHE can name another for what llucid keeps\n"
     )
     assert not list(tmp_path.iterdir())
 

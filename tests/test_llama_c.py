@@ -58,7 +58,7 @@ def ids(config: Config, count: int) -> list[int]:
     return torch.randint(0, config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def by_step(step: llama_c.Step, tokens: list[int], cache: Cache) -> Tensor:
+def by_step(step: llama_c.DecodeStep, tokens: list[int], cache: Cache) -> Tensor:
     """The scores after each token, one after the other."""
     scores: list[Tensor] = []
     for position, token in enumerate(tokens):
@@ -67,7 +67,7 @@ def by_step(step: llama_c.Step, tokens: list[int], cache: Cache) -> Tensor:
     return torch.cat(scores)
 
 
-def built(weights: Weights, config: Config, flags: tuple[str, ...] = FLAGS) -> llama_c.Step:
+def built(weights: Weights, config: Config, flags: tuple[str, ...] = FLAGS) -> llama_c.DecodeStep:
     return step_of(weights, config, library(flags))
 
 
@@ -280,9 +280,9 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
     from llucid.generation import reading
 
     model = llucid.load(data / "stories260K.bin", tokenizer=data / "tok512.bin")
-    steps: list[llama_c.Step] = []
+    steps: list[llama_c.DecodeStep] = []
 
-    def counted(weights: Weights, config: Config) -> llama_c.Step:
+    def counted(weights: Weights, config: Config) -> llama_c.DecodeStep:
         steps.append(built(weights, config, flags))
         return steps[-1]
 

@@ -1,11 +1,10 @@
 """Numbers out of what a file tells of its model, by key; null is the same as nothing told."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, shown
 
 
 def whole(told: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
@@ -13,7 +12,7 @@ def whole(told: Mapping[str, Any], key: str, place: Path, default: int | None = 
     value: Any = told.get(key)
     value = default if value is None else value
     if type(value) is not int:
-        raise LlucidError(f"{place}: {key} should be a whole number and is {_shown(value)}")
+        raise LlucidError(f"{place}: {key} should be a whole number and is {shown(value)}")
     return value
 
 
@@ -22,9 +21,5 @@ def real(told: Mapping[str, Any], key: str, place: Path, default: float | None =
     value: Any = told.get(key)
     value = default if value is None else value
     if type(value) not in (int, float) or not abs(value) < 1e300:  # nor NaN, nor an integer too large for a float
-        raise LlucidError(f"{place}: {key} should be a number and is {_shown(value)}")
+        raise LlucidError(f"{place}: {key} should be a number and is {shown(value)}")
     return float(value)
-
-
-def _shown(value: object) -> str:
-    return json.dumps(value, default=repr)[:60]

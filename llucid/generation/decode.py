@@ -137,7 +137,7 @@ def decode(
     slides = past_context == "slide" and longest + max_tokens > config.context
     old = context.rows if context else ((),) * len(prompts)
     unread = max(len(prompt) - len(row) for prompt, row in zip(prompts, old, strict=True))
-    tokens = len(prompts) * max(unread, slides * config.context // 2)
+    tokens = len(prompts) * max(unread, config.context // 2 if slides else 0)
     weights, step = ready(weights, config, len(prompts), tokens, context)
     if context and isinstance(context.cache, Slots) != isinstance(weights.norm, Mapped):
         context = None  # C read it alone, and PyTorch is to read the rest: it reads all of it

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from llucid.config import NOWHERE, Config
-from llucid.llama_c import Slots, Step, decode_step, empty_slots
+from llucid.llama_c import DecodeStep, Slots, decode_step, empty_slots
 from llucid.mapped import Mapped, Packed
 from llucid.weights import Weights, leaves
 
@@ -48,14 +48,14 @@ class Context(NamedTuple):
 
 
 Reader = Callable[
-    [Weights, Config, Context, Sequence[Sequence[int]], Step | None], tuple[Float[Any, "batch vocab"], Context]
+    [Weights, Config, Context, Sequence[Sequence[int]], DecodeStep | None], tuple[Float[Any, "batch vocab"], Context]
 ]
 """What does as `read` does, perhaps sooner: `speculation.ReadAhead`."""
 
 
 def ready(
     weights: Weights, config: Config, rows: int, tokens: int, context: Context | None = None
-) -> tuple[Weights, Step | None]:
+) -> tuple[Weights, DecodeStep | None]:
     """(the weights as they are best read, the step in C or None) for so many rows, and so many tokens to read after
     those of a context, if there is one."""
     sooner = few(weights)
@@ -129,7 +129,7 @@ def read(
     config: Config,
     context: Context,
     new: Sequence[Sequence[int]],
-    step: Step | None = None,
+    step: DecodeStep | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Float[Any, "batch vocab"], Context]:
     """(the scores of what follows each row's last new id, the context with the new ids).
@@ -163,7 +163,7 @@ def read_each(
     config: Config,
     context: Context,
     new: Sequence[Sequence[int]],
-    step: Step | None,
+    step: DecodeStep | None,
     scored: bool = True,
 ) -> tuple[Any, Context]:
     """`read`, all at once, with the scores [batch seq vocab] of what follows each of the new ids, unless a step is not

@@ -10,7 +10,7 @@ from torch import Tensor
 from llucid.config import NOWHERE, Config
 from llucid.generation.reading import CHUNK, Context, side_by_side, with_room
 from llucid.llama import Cache, empty_cache, hidden, llama, unembed
-from llucid.llama_c import Step
+from llucid.llama_c import DecodeStep
 from llucid.mapped import Mapped, Packed
 from llucid.quantize import Quantized, dequantize
 from llucid.weights import Weights, leaves, tree_map
@@ -61,7 +61,12 @@ def absorb(
 
 @torch.inference_mode()
 def read_each(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], step: Step | None, scored: bool
+    weights: Weights,
+    config: Config,
+    context: Context,
+    new: Sequence[Sequence[int]],
+    step: DecodeStep | None,
+    scored: bool,
 ) -> tuple[Float[Tensor, "batch seq vocab"] | None, Context]:
     """`reading.read_each`."""
     tokens, positions = side_by_side(context, new)

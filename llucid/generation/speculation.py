@@ -23,7 +23,7 @@ from jaxtyping import Float
 from llucid.config import Config
 from llucid.generation.decode import Statistics
 from llucid.generation.reading import Context, read, read_each
-from llucid.llama_c import Step
+from llucid.llama_c import DecodeStep
 from llucid.weights import Weights
 
 LONGEST, SHORTEST = 8, 2
@@ -73,7 +73,7 @@ class ReadAhead:
         config: Config,
         context: Context,
         new: Sequence[Sequence[int]],
-        step: Step | None = None,
+        step: DecodeStep | None = None,
     ) -> tuple[Float[Any, "batch vocab"], Context]:
         """What `reading.read` returns; without a pass of the model, if the new id had been guessed."""
         row = (*context.rows[0], *new[0])

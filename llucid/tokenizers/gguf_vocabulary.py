@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, shown
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.facts import Facts, facts_of
@@ -296,8 +296,3 @@ def _list(told: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     if not isinstance(values, list) or (values and type(values[0]) is not kind):
         raise LlucidError(f"{key} should be a list of {kind.__name__} and is {shown(values)}")
     return list(values)  # pyright: ignore[reportUnknownVariableType]
-
-
-def shown(value: object) -> str:
-    """A value in a message, cut short."""
-    return json.dumps(value, default=repr)[:60]

@@ -16,7 +16,7 @@ from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token
 from llucid.errors import LlucidError
-from llucid.files import cache_folder, replacing
+from llucid.files import cached, replacing
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from llucid.training.report import progress_of
@@ -38,9 +38,8 @@ def open_chat(name: str) -> Corpus:
         from llucid.corpora import fable_dialogues, fable_words, fables
 
         sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
-        file = cache_folder() / f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
+        file = cached(f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl")
         if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
             with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
                 out.writelines(fable_dialogues.lines(FABLES))
         return Corpus("fables", (file,))
@@ -136,7 +135,7 @@ def tokenise_chat(
     format = format_of(tokenizer)
     told = corpus.fingerprint() + tokenizer.json() + str(format)
     key = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    file = cache_folder() / "tokens" / f"{key}.{split}.dialogues"
+    file = cached(f"tokens/{key}.{split}.dialogues")
     if not file.is_file():
 
         def encoded() -> Iterator[tuple[list[int], list[bool]]]:
@@ -147,7 +146,6 @@ def tokenise_chat(
                     raise LlucidError(f"{corpus.files[0]}, line {number}: {error}") from error
                 progress(sum(len(message["content"]) for message in messages))
 
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_dialogues(encoded(), file)
     dialogues = open_dialogues(file, context)
     if not len(dialogues.kept):

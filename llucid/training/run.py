@@ -45,10 +45,10 @@ class Progress(NamedTuple):
     """Tokens in these windows."""
 
 
-def free_name(corpus: str) -> Path:
-    """runs/CORPUS, or runs/CORPUS-2 and so on where that is taken."""
-    names = (Path("runs") / (corpus if number == 1 else f"{corpus}-{number}") for number in range(1, 10_000))
-    return next(name for name in names if not name.exists())
+def free_name(name: str) -> Path:
+    """runs/NAME, or runs/NAME-2 and so on where that is taken."""
+    folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000))
+    return next(folder for folder in folders if not folder.exists())
 
 
 def refuse_taken(out: Path) -> None:
