@@ -62,9 +62,9 @@ def unboxed(said: str, command: str, commands: list[str]) -> str:
     if command not in commands and not command.startswith("-"):
         return f"{command}: there is no such command; expected one of: {', '.join(commands)}"
     box = re.sub(r"\x1b\[[0-9;]*m", "", said)
-    if not box.startswith("╭"):  # it is drawn in ASCII where standard output is in another encoding than UTF-8
-        for drawn, line in ((r"\A.*\n -+ *$", ""), (r"^  -+ *$", "  ───"), (r"^ (.*?) *$", r"│\1 │")):
-            box = re.sub(drawn, line, box, flags=re.MULTILINE)
+    # It is drawn in ASCII where standard output is in another encoding than UTF-8.
+    for drawn, line in ((r"\A.*\n -+ *$", ""), (r"^  -+ *$", "  ───"), (r"^ (.*?) *$", r"│\1 │")):
+        box = re.sub(drawn, line, box, flags=re.MULTILINE)
     lines = [line.strip("│ ") for line in box.splitlines()[1:]]
     message = " ".join(line for line in lines if line).split("───")[0].strip()
     message = re.sub(r"^Error parsing [A-Z]\w*: | \(applied to .*", "", message)

@@ -129,6 +129,15 @@ def test_the_same_seed_is_the_same_text_and_another_is_not():
     assert len({text(1), text(2), text(3), text(None), text(None)}) == 5
 
 
+def test_of_a_text_that_has_ended_there_is_no_more_to_tell():
+    """Beside others that go on."""
+    some = generate_batch(MODEL, ["a", "the", "of", "man"], max_tokens=40, temperature=1.0, seed=3, stop=["e"])
+    assert len({len(completion.tokens) for completion in some}) > 1
+    for completion in some:
+        written = MODEL.tokenizer.decode(completion.tokens)
+        assert written == completion.text + "e" * (completion.reason == "stop")
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_batch_is_each_prompt_alone(temperature: float):
     prompts = ["a", "once upon a time there", "", "the man"]

@@ -478,13 +478,14 @@ def test_a_text_that_is_just_long_enough(tmp_path: Path) -> None:
 
 def test_bpe_runs_are_measured_in_nats_a_character(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "bpe"
-    do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300"))
+    said = do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300")).stdout
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
     told = evaluate(model.weights, model.config, tokens) * a_character
     assert losses(out)[-1]["validation"] == pytest.approx(told, rel=0.02)
+    assert f"val {losses(out)[-1]['validation']:.3f} nats" in said
     blind = math.log(model.config.vocab_size) * a_character  # as at the first step, when nothing has been learned
     assert losses(out)[0]["loss"] == pytest.approx(blind, rel=0.1)
 
