@@ -249,6 +249,7 @@ def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(reading, "ALONE", 0)
     monkeypatch.delitem(sys.modules, late)
+    monkeypatch.setattr("llucid.generation.reading_torch", reading_torch)  # as it is to be again afterwards
     monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
