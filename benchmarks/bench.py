@@ -278,6 +278,7 @@ def start(options: argparse.Namespace, folder: Path) -> None:
     """Seconds until a command is done, whole process; medians. The model is the packaged one."""
     from llucid.chat import STORYTELLER
 
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which would have every start compile llucid anew
     print("| command | seconds |\n|---|---|")
     for name, command, said in (
         ("python -c pass", [sys.executable, "-c", "pass"], ""),

@@ -27,7 +27,8 @@ MODEL = "A run, a Hugging Face folder or repository, one of Meta's, a .bin of ll
 UNSET = tyro.conf.arg(help_behavior_hint="(default: unset)")
 Model = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL", help=MODEL)]
 
-# Options that several commands have.
+# Options that several commands have. Optional[X], and not X | None, for which tyro imports typeguard, which takes long;
+# so it does for tuple[str, ...].
 Temperature = Annotated[float, tyro.conf.arg(help="Below 1 the likely becomes likelier; 0 always takes the likeliest.")]
 TopK = Annotated[Optional[int], tyro.conf.arg(help="Choose from the k likeliest tokens.")]
 TopP = Annotated[

@@ -232,7 +232,7 @@ def _sentencepiece(told: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     normalizer = field(DUMMY_PREFIX, int(bool(prefix))) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
     message = b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
     made = SentencePiece(message, _config(told, tokens))
-    if USER_DEFINED in types and made.user_defined:
+    if USER_DEFINED in types and made.user_defined:  # the second looks through every piece
         made.bos = tokens.bos
         made = JsonTokenizer(json.loads(made.json()), config=made.config)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
