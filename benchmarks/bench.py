@@ -212,10 +212,11 @@ def quantised(options: argparse.Namespace, folder: Path) -> None:
     """Nats a character on the whole validation split, every product by llama.c on weights of 32, 8 and 4 bits."""
     import torch
 
-    from llucid import llama_c, load, quantize
     from llucid.corpora import open_corpus
     from llucid.corpora.tokens import tokenise, validation_batches
     from llucid.llama import empty_cache
+    from llucid.native import load, quantize
+    from llucid.native import step as llama_c
     from llucid.training.step import cross_entropy_sum
 
     trained(folder, "--corpus", "shakespeare")
@@ -246,9 +247,9 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     """
     import torch
 
+    from llucid.arrays.memory import keep_freed
     from llucid.config import PRESETS
     from llucid.generation.reading import empty_context, read
-    from llucid.memory import keep_freed
     from llucid.weights import assemble, leaves
 
     def resident(kind: str) -> int:

@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 import llucid
+from llucid.arrays.quantized import Quantized
 from llucid.checkpoints import Model, load, save
 from llucid.config import PRESETS
 from llucid.generation.reading import empty_context, read
-from llucid.llama_c import compiler, decode_step
-from llucid.quantize import Quantized
+from llucid.native.step import compiler, decode_step
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import assemble, leaves
 

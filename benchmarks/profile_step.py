@@ -12,8 +12,8 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
+from llucid.arrays.memory import keep_freed
 from llucid.config import PRESETS, Config
-from llucid.memory import keep_freed
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
 from llucid.training.settings import Settings

@@ -22,6 +22,7 @@ from llucid import PRESETS
 from llucid.generation import prompt_ids
 from llucid.generation.predictions import token_text
 from llucid.llama import (
+    Placement,
     attention,
     attention_written_out,
     block,
@@ -238,7 +239,7 @@ def looks_of(ids: torch.Tensor, model: llucid.Model) -> torch.Tensor:
         k = (normed @ of_block.attention.key.T).unflatten(-1, (config.kv_heads, -1)).transpose(1, 2)
         q, k = rotate(q, rotation), rotate(k, rotation)
         found.append(attention_written_out(q, k, identity, None)[0])
-        x = block(x, of_block, config, rotation, None)
+        x = block(x, of_block, config, Placement(rotation))
     return torch.stack(found)
 
 

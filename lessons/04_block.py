@@ -15,7 +15,16 @@ import torch.nn.functional as F
 
 from figures import boxes
 from llucid import PRESETS
-from llucid.llama import attention, block, rms_norm, rope_frequencies, rotations, swiglu, unembed
+from llucid.llama import (
+    Placement,
+    attention,
+    block,
+    rms_norm,
+    rope_frequencies,
+    rotations,
+    swiglu,
+    unembed,
+)
 from llucid.weights import shapes
 from trained import fables_model
 
@@ -86,7 +95,7 @@ def streams(ids: torch.Tensor) -> list[torch.Tensor]:
     rotation = rotations(at, rope_frequencies(config, x))
     found = [x]
     for of_block in weights.blocks:
-        found.append(x := block(x, of_block, config, rotation, None))
+        found.append(x := block(x, of_block, config, Placement(rotation)))
     return found
 
 
@@ -236,8 +245,8 @@ def silence(of_block):
 # %% tags=["check"]
 rotation = rotations(torch.arange(ids.shape[1])[None], rope_frequencies(config, x))
 quiet = silence(weights.blocks[1])
-assert block(x, quiet, config, rotation, None).equal(x)
-assert not block(x, weights.blocks[1], config, rotation, None).equal(x)
+assert block(x, quiet, config, Placement(rotation)).equal(x)
+assert not block(x, weights.blocks[1], config, Placement(rotation)).equal(x)
 print("holds: what adds nothing changes nothing")
 
 # %% [markdown]

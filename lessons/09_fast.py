@@ -120,10 +120,10 @@ for name in ("llama-3.2-1b", "llama-3-8b", "llama-3-70b"):
 # %%
 config, weights = sizes["small"], models["small"]
 places = (8, 32, 64, 128, 256, 512)
-cached = [1000 * decode_seconds(weights, config, before) for before in places]
+cache_file = [1000 * decode_seconds(weights, config, before) for before in places]
 texts = [torch.zeros(1, before + 1, dtype=torch.long) for before in places]
 uncached = [1000 * seconds(lambda text=text: llama(text, weights, config), 3) for text in texts]
-for before, with_cache, without in zip(places, cached, uncached, strict=True):
+for before, with_cache, without in zip(places, cache_file, uncached, strict=True):
     print(f"position {before:3}: {with_cache:6.2f} ms with the cache, {without:7.2f} ms without")
 
 # %% [markdown]
@@ -146,7 +146,7 @@ print(f"a prompt of 256: {prefill:6.0f} tokens/s")
 # %% tags=["picture"]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.1))
 left.plot(places, uncached, "o-", ms=4, color="#d1622b", label="everything again")
-left.plot(places, cached, "o-", ms=4, color="#2f5f9e", label="with the cache")
+left.plot(places, cache_file, "o-", ms=4, color="#2f5f9e", label="with the cache")
 left.set(xlabel="position", ylabel="milliseconds a token", ylim=(0, None), title="one more token")
 right.plot(batches, rates, "o-", ms=4, color="#2f5f9e", label="measured")
 bound = bandwidth / 4 / count(weights)

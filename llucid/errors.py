@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-SHOWN = {
+PRINTABLE = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
@@ -18,7 +18,7 @@ class LlucidError(ValueError):
 
 
 @contextmanager
-def located(place: Path) -> Generator[None]:
+def prefix_errors(place: Path) -> Generator[None]:
     """Inside, a LlucidError that does not say where tells of `place`."""
     try:
         yield
@@ -38,4 +38,4 @@ def one_line(error: Exception) -> str:
     said = str(error)
     if isinstance(error, OSError) and error.strerror:
         said = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return " ".join(said.split()).translate(SHOWN)
+    return " ".join(said.split()).translate(PRINTABLE)

@@ -13,7 +13,7 @@ from llucid.errors import LlucidError
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def atomic_file(path: Path) -> Generator[Path]:
     """A temporary path beside `path`; what is written there takes its place at once, or not at all.
 
     A kill at any moment leaves the old file or the new one, with the old one's permissions. Where `path` is a link,
@@ -57,13 +57,13 @@ def naming(unfinished: Path, out: Path) -> Generator[None]:
         raise OSError(error.errno, error.strerror, name) from error
 
 
-def taken(out: Path) -> bool:
+def is_occupied(out: Path) -> bool:
     """Whether there is anything at `out` but an empty folder, or what a killed process left unfinished in one."""
     return out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir()))
 
 
 @contextmanager
-def filling(out: Path) -> Generator[Path]:
+def atomic_folder(out: Path) -> Generator[Path]:
     """A folder whose files are `out`'s once all of them are there, and else nobody's.
 
     Raises OSError, which names `out`. An empty folder is filled and not replaced: a shell may be in it, or a disk
@@ -85,9 +85,9 @@ def filling(out: Path) -> Generator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def replace_text(path: Path, text: str) -> None:
+def write_text_atomically(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, whole or not at all."""
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
@@ -106,7 +106,7 @@ def cache_folder() -> Path:
         raise OSError("this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps") from error
 
 
-def cached(name: str) -> Path:
+def cache_file(name: str) -> Path:
     """The file of this name in the cache, there or not; its folder is. Raises LlucidError if that cannot be made."""
     file = cache_folder() / name
     try:

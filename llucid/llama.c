@@ -14,11 +14,11 @@
    tokens, since with few of them reading takes the time; and each token comes out as if it were alone, to the bit.
    Sources as in llama.py. llama_c.py builds this file, checks every size, and calls `llama_step`.
 
-   llama_numbers.h    numbers as they are stored
-   llama_memory.h     where the arrays of a step lie
-   llama_threads.h    threads that start together, wait for one another, and sleep between tokens
-   llama_plain.h      sums of products in plain C, for any processor
-   llama_avx512.h     the same for processors with AVX-512 and VNNI */
+   native/numbers.h    numbers as they are stored
+   native/memory.h     where the arrays of a step lie
+   native/threads.h    threads that start together, wait for one another, and sleep between tokens
+   native/plain.h      sums of products in plain C, for any processor
+   native/avx512.h     the same for processors with AVX-512 and VNNI */
 
 #include <math.h>
 #include <stddef.h>
@@ -69,13 +69,13 @@ typedef struct {  /* what a matrix is applied to, [tokens, columns]; for INT8 an
 
 typedef struct { int from, to; } Part;
 
-#include "llama_numbers.h"
+#include "native/numbers.h"
 #if defined __AVX512F__ && defined __AVX512BW__ && defined __AVX512VL__ && defined __AVX512VNNI__ && !defined PLAIN
-#include "llama_avx512.h"
+#include "native/avx512.h"
 #else
-#include "llama_plain.h"
+#include "native/plain.h"
 #endif
-#include "llama_threads.h"
+#include "native/threads.h"
 
 typedef struct {  /* one step: what it is given, and what its threads share */
     const Llama *model;
@@ -89,7 +89,7 @@ typedef struct {  /* one step: what it is given, and what its threads share */
     struct Own { float *normed, *scores; Vectors vectors; } *own;  /* what each thread has for itself */
 } Step;
 
-#include "llama_memory.h"
+#include "native/memory.h"
 
 static Part part(int rows, int thread, int threads, int together) {  /* a thread's share, in multiples of `together` */
     int64_t units = (rows + together - 1) / together;

@@ -108,7 +108,8 @@ def attention_written_out(
     m = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
     q = (q / math.sqrt(q.shape[-1])).unflatten(1, (k.shape[1], -1))  # batch kv_heads group seq head_dim
     scores = (q @ k[:, :, None].mT).add_(m[:, :, None])
-    return (scores.softmax(-1) @ v[:, :, None]).flatten(1, 2)
+    p = scores.softmax(-1)
+    return (p @ v[:, :, None]).flatten(1, 2)
 
 
 class Cache(NamedTuple):
@@ -154,42 +155,45 @@ def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dty
     return Cache(keys, values, positions, length=0)
 
 
+class Placement(NamedTuple):
+    """Where the tokens of a pass stand: what every layer needs beside its input and its weights."""
+
+    rotation: Float[Tensor, "batch 1 seq half 2"]
+    mask: Bool[Tensor, "batch 1 seq slots"] | None = None
+    """Which key each query sees; None: that of its own position and all before it."""
+    cache: Cache | None = None
+    layer: int = 0
+    """Whose keys and values the cache is asked for."""
+
+
 def attend(
     q: Float[Tensor, "batch seq q"],
     k: Float[Tensor, "batch seq kv"],
     v: Float[Tensor, "batch seq kv"],
     head_dim: int,
-    rotation: Float[Tensor, "batch 1 seq half 2"],
-    mask: Bool[Tensor, "batch 1 seq slots"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
+    at: Placement,
 ) -> Float[Tensor, "batch seq q"]:
     """What the queries gather, head by head: RoPE turns queries and keys, and the cache adds what came before."""
     q, k, v = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v))
     turn = rotate_real if torch.compiler.is_compiling() else rotate
-    q, k = turn(q, rotation), turn(k, rotation)
-    if cache is not None:
-        k, v = cache.write(layer, k, v)
-    return attention_fast(q, k, v, mask, attention_written_out).transpose(1, 2).flatten(-2)
+    q, k = turn(q, at.rotation), turn(k, at.rotation)
+    if at.cache is not None:
+        k, v = at.cache.write(at.layer, k, v)
+    return attention_fast(q, k, v, at.mask, attention_written_out).transpose(1, 2).flatten(-2)
 
 
 def attention(
-    x: Float[Tensor, "batch seq dim"],
-    weights: AttentionWeights,
-    config: Config,
-    rotation: Float[Tensor, "batch 1 seq half 2"],
-    mask: Bool[Tensor, "batch 1 seq slots"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
+    x: Float[Tensor, "batch seq dim"], weights: AttentionWeights, config: Config, at: Placement
 ) -> Float[Tensor, "batch seq dim"]:
     """Each token asks (query) and gathers (value) from those that answer (key). Vaswani et al. 2017, §3.2.2."""
     q, k, v = linear_each(x, weights.query, weights.key, weights.value)
-    return linear(attend(q, k, v, config.head_dim, rotation, mask, cache, layer), weights.output)
+    return linear(attend(q, k, v, config.head_dim, at), weights.output)
 
 
 def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Float[Tensor, "batch seq dim"]:
     """(silu(x Gᵀ) ⊙ x Uᵀ) Dᵀ with silu(z) = z / (1 + e⁻ᶻ): a gate decides what passes. Shazeer 2020, eq. 6."""
-    return linear(F.silu(linear(x, weights.gate)) * linear(x, weights.up), weights.down)
+    gate = F.silu(linear(x, weights.gate))
+    return linear(gate * linear(x, weights.up), weights.down)
 
 
 def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:
@@ -203,15 +207,12 @@ def block(
     x: Float[Tensor, "batch seq dim"],
     weights: BlockWeights,
     config: Config,
-    rotation: Float[Tensor, "batch 1 seq half 2"],
-    mask: Bool[Tensor, "batch 1 seq slots"] | None,
-    cache: Cache | None = None,
-    layer: int = 0,
+    at: Placement,
     dropout: Generator | None = None,
 ) -> Float[Tensor, "batch seq dim"]:
     """x + Attention(RMSNorm(x)), then the same with SwiGLU. Touvron et al. 2023a, §2.2 (pre-normalisation)."""
     normed = rms_norm(x, weights.attention_norm, config.norm_eps)
-    x = x + drop(attention(normed, weights.attention, config, rotation, mask, cache, layer), config.dropout, dropout)
+    x = x + drop(attention(normed, weights.attention, config, at), config.dropout, dropout)
     normed = rms_norm(x, weights.feed_forward_norm, config.norm_eps)
     return x + drop(swiglu(normed, weights.feed_forward), config.dropout, dropout)
 
@@ -247,7 +248,7 @@ def hidden(
     rotation = rotations(positions, rope_frequencies(config, weights.norm))
     x = drop(F.embedding(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
-        x = block(x, block_weights, config, rotation, mask, cache, layer, dropout)
+        x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)
     return rms_norm(x, weights.norm, config.norm_eps), cache
 
 

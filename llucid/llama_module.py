@@ -18,13 +18,13 @@ Shapes are those of `llucid.llama`. The numbers of dropout come from PyTorch's o
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from llucid import llama as equations
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.llama import Cache
+from llucid.llama import Cache, Placement
 from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
 
 
@@ -66,17 +66,10 @@ class GroupedQueryAttention(nn.Module):
         self.value = nn.Linear(config.dim, kv, bias=False)
         self.output = nn.Linear(q, config.dim, bias=False)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Float[Tensor, "batch 1 seq half 2"],
-        mask: Bool[Tensor, "batch 1 seq slots"] | None,
-        cache: Cache | None = None,
-        layer: int = 0,
-    ) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, x: Float[Tensor, "batch seq dim"], at: Placement) -> Float[Tensor, "batch seq dim"]:
         # As many heads as the projections give: a part of them where they are split over devices.
         q, k, v = self.query(x), self.key(x), self.value(x)
-        return self.output(equations.attend(q, k, v, self.head_dim, rotation, mask, cache, layer))
+        return self.output(equations.attend(q, k, v, self.head_dim, at))
 
 
 class SwiGLU(nn.Module):
@@ -113,15 +106,8 @@ class Decoder(nn.Module):
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        rotation: Float[Tensor, "batch 1 seq half 2"],
-        mask: Bool[Tensor, "batch 1 seq slots"] | None,
-        cache: Cache | None = None,
-        layer: int = 0,
-    ) -> Float[Tensor, "batch seq dim"]:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache, layer))
+    def forward(self, x: Float[Tensor, "batch seq dim"], at: Placement) -> Float[Tensor, "batch seq dim"]:
+        x = x + self.dropout(self.attention(self.attention_norm(x), at))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -175,7 +161,7 @@ class Llama(nn.Module):
         x = self.dropout(self.embedding(tokens))
         rotation = self.rope(positions, x)
         for layer, decoder in enumerate(self.blocks):
-            x = decoder(x, rotation, mask, cache, layer)
+            x = decoder(x, Placement(rotation, mask, cache, layer))
         x = self.norm(x)
         logits = F.linear(x, self.embedding.weight) if self.output is None else self.output(x)
         return logits if cache is None else (logits, cache)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llucid import fast
+from llucid.arrays.quantized import dense, quantize_matrix
 from llucid.fast import linear, linear_each
-from llucid.quantize import dense, quantize_matrix
 
 quick = pytest.mark.skipif(not fast.QUICK, reason="this processor has nothing to gain from oneDNN")
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from llucid.errors import LlucidError, one_line
-from llucid.files import cache_folder, filling, naming, replace_text, replacing, taken
+from llucid.files import atomic_file, atomic_folder, cache_folder, is_occupied, naming, write_text_atomically
 
 
 def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
     file.write_text("old")
     file.chmod(0o600)
     link.symlink_to(file.name)
-    replace_text(link, "new")
+    write_text_atomically(link, "new")
     assert link.is_symlink()
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("new", 0o600)
     assert sorted(tmp_path.iterdir()) == [link, file]
@@ -27,13 +27,13 @@ def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
 
 def test_a_link_to_nothing_gets_something(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
-    replace_text(tmp_path / "link", "new")
+    write_text_atomically(tmp_path / "link", "new")
     assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_link_to_nothing_gets_a_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("folder")
-    with filling(tmp_path / "link") as folder:
+    with atomic_folder(tmp_path / "link") as folder:
         (folder / "file").write_text("new")
         assert not (tmp_path / "folder").exists()
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder" / "file", tmp_path / "link"]
@@ -41,7 +41,7 @@ def test_a_link_to_nothing_gets_a_folder(tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_filled_at_the_end_or_not_at_all(tmp_path: Path) -> None:
     for failing, left in ((True, set[str]()), (False, {"one", "two"})):
-        with contextlib.suppress(KeyboardInterrupt), filling(tmp_path) as folder:
+        with contextlib.suppress(KeyboardInterrupt), atomic_folder(tmp_path) as folder:
             (folder / "one").write_text("1")
             assert not (tmp_path / "one").exists()
             if failing:
@@ -55,20 +55,20 @@ def test_what_is_made_is_moved_in_the_order_of_its_names(tmp_path: Path, monkeyp
     moved, real = list[str](), Path.rename
     monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(to.name), real(path, to)))
     names = {f"{digit}" for digit in range(9)} | {"model.safetensors", "train.toml", "config.json"}
-    with filling(tmp_path) as folder:
+    with atomic_folder(tmp_path) as folder:
         for name in names:
             (folder / name).write_text("new")
     assert moved == sorted(names)
 
 
 def test_what_a_killed_process_left_takes_no_place(tmp_path: Path) -> None:
-    assert not taken(tmp_path / "nothing")
-    assert not taken(tmp_path)
+    assert not is_occupied(tmp_path / "nothing")
+    assert not is_occupied(tmp_path)
     (tmp_path / ".run.7.partial").mkdir()
-    assert not taken(tmp_path)
+    assert not is_occupied(tmp_path)
     (tmp_path / "file").write_text("old")
-    assert taken(tmp_path)
-    assert taken(tmp_path / "file")
+    assert is_occupied(tmp_path)
+    assert is_occupied(tmp_path / "file")
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -78,7 +78,7 @@ def test_what_a_killed_process_of_our_number_left_is_not_taken_in(there: bool, t
     left = (out if there else tmp_path) / f".out.{os.getpid()}.partial"
     left.mkdir(parents=True)
     (left / "half").write_text("old")
-    with filling(out) as folder:
+    with atomic_folder(out) as folder:
         (folder / "whole").write_text("new")
     assert [path.name for path in out.iterdir()] == ["whole"]
     assert list(tmp_path.iterdir()) == [out]
@@ -106,7 +106,7 @@ def test_the_cache_is_where_the_user_or_the_system_says(tmp_path: Path, monkeypa
 )
 def test_a_file_that_cannot_be_written_is_named(error: Exception, told: str, tmp_path: Path) -> None:
     def fail() -> None:
-        with replacing(tmp_path / "file") as temporary:
+        with atomic_file(tmp_path / "file") as temporary:
             temporary.write_text("half")
             raise error
 
@@ -121,7 +121,7 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
     reader.start()
-    replace_text(pipe, "new")
+    write_text_atomically(pipe, "new")
     reader.join(10)
     assert heard == ["new"]
     assert pipe.is_fifo()
@@ -130,14 +130,14 @@ def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
 def test_a_pipe_by_a_name_of_its_own_is_written_to() -> None:
     reading, writing = os.pipe()
     with open(reading) as read, open(writing, "w"):
-        replace_text(Path(f"/dev/fd/{writing}"), "new\n")
+        write_text_atomically(Path(f"/dev/fd/{writing}"), "new\n")
         assert read.readline() == "new\n"
 
 
 def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(UnicodeEncodeError):
-        replace_text(tmp_path / "file", "half" * 10_000 + "\ud800")
+        write_text_atomically(tmp_path / "file", "half" * 10_000 + "\ud800")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "old")]
 
 
@@ -152,7 +152,7 @@ def test_where_nothing_can_be_written_the_user_s_own_name_is_told(
     monkeypatch.setattr(Path, "unlink", refused)
     monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: refused(path))
     with pytest.raises(OSError, match="Read-only") as caught:
-        replace_text(tmp_path / "file", "new")
+        write_text_atomically(tmp_path / "file", "new")
     assert one_line(caught.value) == f"{tmp_path / 'file'}: Read-only file system"
     unfinished = tmp_path / ".out.7.partial"
     with pytest.raises(OSError, match="Read-only") as caught, naming(unfinished, tmp_path / "out"):

@@ -10,12 +10,12 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from llucid.chat.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.checkpoints import Model
-from llucid.errors import LlucidError, located
-from llucid.files import replace_text
+from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import write_text_atomically
 from llucid.generation import Context, Piece, Reason, Sampling, Statistics, generator, stream
-from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import read_json
 
 Message = dict[str, str]
@@ -57,13 +57,13 @@ class Conversation(NamedTuple):
     def save(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first."""
         everything = self._replace(forgotten=0).dialog()
-        replace_text(path, json.dumps({"messages": everything}, indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(path, json.dumps({"messages": everything}, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
         """The conversation in a JSON file. Raises LlucidError if there is none in it."""
         try:
-            with located(path):
+            with prefix_errors(path):
                 told = read_json(path).get("messages")
                 if not isinstance(told, list):
                     raise LlucidError("expected a list under 'messages'")
@@ -122,7 +122,7 @@ class Session:
         `reason` tell of it. Raises LlucidError, and leaves the conversation as it was, for a question that the context
         has no room for.
         """
-        return self._answer(self.conversation, mend(question), self.conversation)
+        return self._answer(self.conversation, replace_surrogates(question), self.conversation)
 
     def retry(self) -> Generator[str]:
         """Another answer to the last question, in place of the one it had. Raises LlucidError if there is none."""

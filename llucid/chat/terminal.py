@@ -13,9 +13,9 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
-from llucid.chat.formats import NotAChatModel
 from llucid.chat.session import Conversation, Session
 from llucid.checkpoints import Model
+from llucid.dialogs.formats import NotAChatModel
 from llucid.errors import LlucidError, one_line
 from llucid.files import cache_folder
 from llucid.generation import Sampling

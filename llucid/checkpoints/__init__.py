@@ -21,12 +21,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from llucid.checkpoints.model import Model, Progress, Room, choose_dtype, no_progress
+from llucid.arrays.mapped import KINDS
 from llucid.config import Config
 from llucid.errors import LlucidError, one_line
-from llucid.files import filling, taken
-from llucid.llama_c import threads
-from llucid.mapped import KINDS
+from llucid.files import atomic_folder, is_occupied
+from llucid.model import Model, Progress, Room, choose_dtype, no_progress
+from llucid.native.step import threads
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, folder_config
 from llucid.weights import leaves, tree_map
@@ -143,7 +143,7 @@ def load(
     dtype = dtype or model.weights.embedding.dtype
     if not kept:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
-    from llucid.quantize import BITS, Quantized, quantize_leaf
+    from llucid.arrays.quantized import BITS, Quantized, quantize_leaf
 
     bits = BITS.get(quantize or "")
     weights = tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights)
@@ -190,7 +190,7 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = room.read_tokenizer_facts(path)
+        tokenizer = room.read_tokenizer_info(path)
         facts["tokenizer"] = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
     except LlucidError as error:
@@ -227,7 +227,7 @@ def save(
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _room(format).write
     if format in ("huggingface", "meta"):
-        with nullcontext(Path(out)) if taken(Path(out)) else filling(Path(out)) as folder:
+        with nullcontext(Path(out)) if is_occupied(Path(out)) else atomic_folder(Path(out)) as folder:
             write(folder, model, progress, dtype, **choice)
     else:
         write(Path(out), model, progress, dtype, **choice)
@@ -250,7 +250,7 @@ def convert(
     something at `out`, and for what the format cannot hold.
     """
     out = Path(out)
-    if taken(out):
+    if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
     model = _opened(find(path), tokenizer)
     kind = model.weights.embedding.dtype  # as in `load`

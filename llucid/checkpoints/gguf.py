@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from llucid.checkpoints.gguf_blocks import KINDS, WRITTEN, Kind
 from llucid.checkpoints.gguf_file import ALIGNMENT, Head, Part, encoded, entry_of, pieces_of, read_head
-from llucid.checkpoints.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
+from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import first_bytes
 from llucid.checkpoints.tensors import Leaf, gather, renamed
-from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
-from llucid.errors import LlucidError, located
-from llucid.files import replacing
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import atomic_file
+from llucid.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.facts import Facts
+from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights, named_leaves
 
 Found = TypeVar("Found")
@@ -142,7 +142,7 @@ def config_of(head: Head) -> Config:
     for key in WIDTHS:
         if whole(told, key, path, head_dim) != head_dim:
             raise LlucidError(f"{path}: {key} is {told[key]}; llucid opens models where it is head_dim, {head_dim}")
-    with located(path):
+    with prefix_errors(path):
         config = Config(
             dim=dim,
             layers=whole(told, KEYS["layers"], path),
@@ -196,7 +196,7 @@ def read_scaling(head: Head, config: Config) -> RopeScaling | None:
             f"{head.path}: {SLOWDOWNS} has shape {list(place.shape)} and is {place.kind.name}; "
             f"expected [{config.head_dim // 2}] and float32"
         )
-    with located(head.path):
+    with prefix_errors(head.path):
         return scaling_of(head.numbers[place.at : place.at + place.size].view("<f4"), config)
 
 
@@ -232,7 +232,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return within(path, read_vocabulary)
 
 
-def read_tokenizer_facts(path: Path) -> Facts:
+def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What the tokenizer inside is."""
     from llucid.tokenizers.gguf_vocabulary import read_facts
 
@@ -246,7 +246,7 @@ def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collec
     head = read_head(path)
     others = ("tokenizer.chat_template", WHOLE_JSON)
     wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key in others]
-    with located(path):
+    with prefix_errors(path):
         return read({key: head.value(key) for key in wanted if key not in needless})
 
 
@@ -275,7 +275,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     total = sum(part.size for part in parts)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as temporary, open(temporary, "wb") as file:
+    with atomic_file(out) as temporary, open(temporary, "wb") as file:
         file.write(encoded(told, parts))
         for part in parts:
             for piece in pieces_of(part):

@@ -14,7 +14,7 @@ from llucid.errors import LlucidError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llucid.quantize import Bits
+    from llucid.arrays.quantized import Bits
 
 
 class Kind(NamedTuple):

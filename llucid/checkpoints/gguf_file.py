@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays.mapped import packed
 from llucid.checkpoints.gguf_blocks import AT_ONCE, KEPT, KINDS, OTHERS, WRITTEN, Kind, dequantised
-from llucid.checkpoints.model import dtype_of
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Entry, Leaf, mapped
 from llucid.errors import LlucidError
-from llucid.mapped import packed
+from llucid.model import dtype_of
 
 NUMBERS = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -320,7 +320,7 @@ def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
     if part.kind.block == 1:
         yield bytes_of(part.numbers, dtype_of(part.kind.name))
         return
-    from llucid.quantize import Quantized, quantize_matrix, to_blocks
+    from llucid.arrays.quantized import Quantized, quantize_matrix, to_blocks
 
     bits, numbers = KEPT[part.kind.name], part.numbers
     if isinstance(numbers, Quantized) and numbers.bits == bits:

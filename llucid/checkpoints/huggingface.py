@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
+from llucid.arrays.mapped import Mapped
+from llucid.arrays.memory import blank, release
+from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, bare, gather, mapped, renamed
-from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling
-from llucid.errors import LlucidError, located
-from llucid.files import replace_text, replacing
-from llucid.mapped import Mapped
-from llucid.memory import blank, release
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import atomic_file, write_text_atomically
+from llucid.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.facts import Facts, read_facts
+from llucid.tokenizers.info import TokenizerInfo, read_facts
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, read_json
 from llucid.weights import Weights, named_leaves
 
@@ -102,7 +102,7 @@ def read_config(path: Path) -> Config:
 
     dim, heads = whole(told, "hidden_size", file), whole(told, "num_attention_heads", file)
     theta, scaling = read_rope(told, file)
-    with located(file):
+    with prefix_errors(file):
         return Config(
             dim=dim,
             layers=whole(told, "num_hidden_layers", file),
@@ -141,7 +141,7 @@ def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | No
     theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
     if kind == "default":
         return theta, None
-    with located(file):
+    with prefix_errors(file):
         return theta, RopeScaling(
             factor=real(rope, "factor", file),
             low_freq_factor=real(rope, "low_freq_factor", file),
@@ -188,7 +188,7 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    replace_text(folder / "config.json", json.dumps(told, indent=2) + "\n")
+    write_text_atomically(folder / "config.json", json.dumps(told, indent=2) + "\n")
 
 
 # --------------------------------------------------------------------------------------------- weights
@@ -286,7 +286,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return load_tokenizer(path)
 
 
-def read_tokenizer_facts(path: Path) -> Facts:
+def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What that tokenizer is."""
     return read_facts(path)
 
@@ -318,7 +318,7 @@ def write_weights(
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
-    with replacing(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:
+    with atomic_file(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
         for path, leaf in leaves:
             done += out.write(bytes_of(in_halves(path, leaf, config), dtype or leaf.dtype))

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llucid.checkpoints import meta
-from llucid.checkpoints.model import Header, Model, Progress, full_name, no_progress
+from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, first_bytes, is_archive, read_pickle
 from llucid.checkpoints.tensors import Entry, gather, mapped
-from llucid.checkpoints.told import real, whole
 from llucid.config import Config, head_width
-from llucid.errors import LlucidError, located
-from llucid.files import naming, replacing
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import atomic_file, naming
+from llucid.model import Header, Model, Progress, full_name, no_progress
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.facts import Facts, read_facts
+from llucid.tokenizers.info import TokenizerInfo, read_facts
 from llucid.weights import Weights, named_leaves, shapes
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
     vocab, ffn = (meta.rows(entries, name, path) for name in names)
     if vocab != whole(arguments, "vocab_size", path, vocab):
         raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")
-    with located(path):
+    with prefix_errors(path):
         config = Config(
             dim=dim,
             layers=whole(arguments, "n_layers", path),
@@ -243,7 +243,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return load_tokenizer(path.parent)
 
 
-def read_tokenizer_facts(path: Path) -> Facts:
+def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What that tokenizer is."""
     return read_facts(path.parent)
 
@@ -297,7 +297,7 @@ def write(
     head = Head(version, config, group)
     leaves = dict(named_leaves(model.weights))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with beside(out.parent, model.tokenizer), replacing(out) as temporary, open(temporary, "wb") as file:
+    with beside(out.parent, model.tokenizer), atomic_file(out) as temporary, open(temporary, "wb") as file:
         file.write(encoded(head))
         for path, shape, offset in layout(head):
             if path == "output":

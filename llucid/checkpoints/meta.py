@@ -5,16 +5,16 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llucid.checkpoints.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
+from llucid.arrays.memory import blank, release
+from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, renamed
-from llucid.checkpoints.told import real, whole
 from llucid.config import Config, RopeScaling, head_width
-from llucid.errors import LlucidError, located
-from llucid.files import replace_text
-from llucid.memory import blank, release
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import write_text_atomically
+from llucid.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
-from llucid.tokenizers.facts import Facts, read_facts
+from llucid.tokenizers.info import TokenizerInfo, read_facts
 from llucid.tokenizers.tokenizer_json import read_json, write_beside
 from llucid.weights import Weights, named_leaves
 
@@ -126,7 +126,7 @@ def read_config(path: Path) -> Config:
     vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
     if whole(told, "vocab_size", file, -1) not in (-1, vocab):
         raise LlucidError(f"{file}: vocab_size is {told['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
-    with located(file):
+    with prefix_errors(file):
         return Config(
             dim=dim,
             layers=whole(told, "n_layers", file),
@@ -174,7 +174,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return load_tokenizer(tokenizer_place(path))
 
 
-def read_tokenizer_facts(path: Path) -> Facts:
+def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What that tokenizer is."""
     return read_facts(tokenizer_place(path))
 
@@ -220,7 +220,7 @@ def write_params(out: Path, config: Config) -> None:
         told["use_scaled_rope"] = True
         if config.rope_scaling.factor != SCALING.factor:
             told["rope_scaling_factor"] = config.rope_scaling.factor
-    replace_text(out / "params.json", json.dumps(told, indent=2) + "\n")
+    write_text_atomically(out / "params.json", json.dumps(told, indent=2) + "\n")
 
 
 def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:

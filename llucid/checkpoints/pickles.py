@@ -14,10 +14,10 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.checkpoints.model import Progress
 from llucid.checkpoints.tensors import Entry, Leaf, bare, mapped
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import atomic_file
+from llucid.model import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -245,7 +245,7 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | 
     distinct = {id(tensor): tensor for tensor in tensors.values()}
     blanks = {key: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for key, tensor in distinct.items()}
     total, done = sum(blank.numel() * blank.element_size() for blank in blanks.values()), 0
-    with replacing(file) as temporary:
+    with atomic_file(file) as temporary:
         with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder, skip_data():
             skeleton = Path(folder) / "skeleton"
             try:

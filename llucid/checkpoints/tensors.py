@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from llucid.checkpoints.model import dtype_of, name_of_dtype
+from llucid.arrays.mapped import Mapped, Packed
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.mapped import Mapped, Packed
+from llucid.model import dtype_of, name_of_dtype
 from llucid.weights import Weights, assemble, shapes
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llucid.errors import LlucidError
-from llucid.files import cache_folder, cached, replace_text
+from llucid.files import cache_file, cache_folder, write_text_atomically
 
 CHUNK = 1 << 20
 """Bytes of text held at a time."""
@@ -111,9 +111,9 @@ def open_corpus(names: Sequence[str]) -> Corpus:
         from llucid.corpora import fables
 
         source = hashlib.sha256(Path(fables.__file__).read_bytes()).hexdigest()[:12]
-        file = cached(f"fables-{source}.txt")
+        file = cache_file(f"fables-{source}.txt")
         if not file.is_file():
-            replace_text(file, fables.write(FABLES))
+            write_text_atomically(file, fables.write(FABLES))
         return Corpus("fables", (file,), floor=fables.entropy_per_character())
     files: list[Path] = []
     for name in names:

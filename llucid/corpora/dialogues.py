@@ -11,7 +11,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llucid.files import replacing
+from llucid.files import atomic_file
 
 EVALUATED = 1 << 17
 """Tokens of the validation split that are evaluated: all, where it has no more, else this many, evenly spread."""
@@ -56,13 +56,13 @@ class Dialogues(NamedTuple):
 def write_dialogues(dialogues: Iterable[tuple[list[int], list[bool]]], file: Path) -> None:
     """Writes ids, and whether each is learned, to `file`, and where they end to one beside it."""
     ends = [0]
-    with replacing(file) as temporary:
+    with atomic_file(file) as temporary:
         with open(temporary, "wb") as out:
             for ids, learned in dialogues:
                 row = np.asarray(ids, np.int32)
                 np.where(learned, ~row, row).tofile(out)
                 ends.append(ends[-1] + len(row))
-        with replacing(file.with_suffix(".ends")) as beside:
+        with atomic_file(file.with_suffix(".ends")) as beside:
             np.asarray(ends[1:], np.int64).tofile(beside)
 
 

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import atomic_file
 
 ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -37,6 +37,6 @@ def find_shakespeare(cache: Path) -> Path:
     if hashlib.sha256(text).hexdigest() != SHA256:
         raise LlucidError(f"{ADDRESS}: this is not Tiny Shakespeare any more (its SHA-256 should be {SHA256})")
     cache.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
+    with atomic_file(file) as temporary:
         temporary.write_bytes(text)
     return file

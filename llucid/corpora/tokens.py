@@ -16,7 +16,7 @@ from torch import Tensor
 from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import EVALUATED, ROW_TOKENS, Dialogues, dialogue_batch, dialogue_validation_batches
 from llucid.errors import LlucidError
-from llucid.files import cached, replacing
+from llucid.files import atomic_file, cache_file
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tokenizer_json import train_bpe
@@ -65,9 +65,9 @@ def tokenise(
     """
     key = hashlib.sha256((corpus.fingerprint() + tokenizer.json()).encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    file = cached(f"tokens/{key}.{split}.{dtype}")
+    file = cache_file(f"tokens/{key}.{split}.{dtype}")
     if not file.is_file():
-        with replacing(file) as temporary, open(temporary, "wb") as out:
+        with atomic_file(file) as temporary, open(temporary, "wb") as out:
             for piece in _whole_lines(corpus.text(split)):
                 ids = tokenizer.encode_array(piece) if isinstance(tokenizer, Characters) else tokenizer.encode(piece)
                 out.write(np.asarray(ids, dtype).data)

@@ -15,11 +15,11 @@ screen.py       text as a terminal shows it: lines end between words
 from llucid.generation.completions import Completion, generate, generate_batch
 from llucid.generation.decode import PastContext, Reason, Statistics
 from llucid.generation.predictions import Prediction, predict
-from llucid.generation.prompts import prompt_ids
 from llucid.generation.reading import Context
 from llucid.generation.sampling import Sampling, generator
 from llucid.generation.stopping import StopMatcher
 from llucid.generation.stream import Piece, stream
+from llucid.tokenizers.prompts import prompt_ids
 
 __all__ = [
     "Completion",

@@ -10,9 +10,9 @@ from llucid.checkpoints import Model
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.decode import NEW_SLOTS, PastContext, Reason, Statistics
-from llucid.generation.prompts import prompt_ids
 from llucid.generation.sampling import Sampling, generator
 from llucid.generation.stream import Piece, stream
+from llucid.tokenizers.prompts import prompt_ids
 
 
 class Completion(NamedTuple):

@@ -16,12 +16,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from llucid.arrays.mapped import Mapped
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.reading import Context, Reader, empty_context, read, ready
 from llucid.generation.sampling import wide
-from llucid.llama_c import Slots
-from llucid.mapped import Mapped
+from llucid.native.step import Slots
 from llucid.weights import Weights
 
 Reason = Literal["stop", "length", "context"]

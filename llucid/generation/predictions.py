@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llucid.checkpoints import Model
-from llucid.errors import SHOWN, LlucidError
+from llucid.errors import PRINTABLE, LlucidError
 from llucid.generation.decode import check_prompt, scores
-from llucid.generation.prompts import prompt_ids
 from llucid.generation.reading import empty_context, read, ready
 from llucid.generation.sampling import softmax
 from llucid.tokenizers import StreamingDecoder, Tokenizer
+from llucid.tokenizers.prompts import prompt_ids
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +65,7 @@ def table(predictions: list[Prediction]) -> "Table":
     for token, number, probability in predictions:
         bar = "█" * round(30 * probability) or "▏"
         drawn.add_row(
-            Text(json.dumps(token, ensure_ascii=False).translate(SHOWN)),
+            Text(json.dumps(token, ensure_ascii=False).translate(PRINTABLE)),
             str(number),
             f"{100 * probability:6.2f} %",
             bar,

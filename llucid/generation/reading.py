@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from llucid.arrays.mapped import Mapped, Packed
 from llucid.config import NOWHERE, Config
-from llucid.llama_c import DecodeStep, Slots, decode_step, empty_slots
-from llucid.mapped import Mapped, Packed
+from llucid.native.step import DecodeStep, Slots, decode_step, empty_slots
 from llucid.weights import Weights, leaves
 
 CHUNK = 512

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from llucid.arrays.mapped import Mapped, Packed
+from llucid.arrays.quantized import Quantized, dequantize
 from llucid.config import NOWHERE, Config
 from llucid.generation.reading import CHUNK, Context, side_by_side, with_room
 from llucid.llama import Cache, empty_cache, hidden, llama, unembed
-from llucid.llama_c import DecodeStep
-from llucid.mapped import Mapped, Packed
-from llucid.quantize import Quantized, dequantize
+from llucid.native.step import DecodeStep
 from llucid.weights import Weights, leaves, tree_map
 
 

@@ -5,7 +5,7 @@ import sys
 
 from rich.cells import cell_len
 
-from llucid.errors import SHOWN
+from llucid.errors import PRINTABLE
 
 
 class Screen:
@@ -27,7 +27,7 @@ class Screen:
         if self.width is None:
             return piece
         text = ""
-        for letter in piece.translate(SHOWN):
+        for letter in piece.translate(PRINTABLE):
             if letter == "\n":
                 text += self.finish() + letter
                 self.column = 0

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from llucid.config import Config
 from llucid.generation.decode import Statistics
 from llucid.generation.reading import Context, read, read_each
-from llucid.llama_c import DecodeStep
+from llucid.native.step import DecodeStep
 from llucid.weights import Weights
 
 LONGEST, SHORTEST = 8, 2

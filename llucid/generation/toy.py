@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from llucid.config import Config
-from llucid.errors import SHOWN, LlucidError
+from llucid.errors import PRINTABLE, LlucidError
 from llucid.generation.predictions import Prediction, table
 from llucid.llama import llama
 from llucid.weights import initialise, tree_map
@@ -42,7 +42,7 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
         console.print(Text(title, "bold"), Text(f" {explanation}"))
 
     def show(facts: Iterable[str]) -> None:
-        console.print(Columns([Text(fact.translate(SHOWN)) for fact in facts], padding=(0, 2)))
+        console.print(Columns([Text(fact.translate(PRINTABLE)) for fact in facts], padding=(0, 2)))
 
     say("1 vocabulary", f"the {len(vocabulary)} words that this model knows, each with its id")
     show(f"{number} {word}" for number, word in enumerate(vocabulary))

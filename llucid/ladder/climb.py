@@ -16,7 +16,7 @@ from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.tokens import make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
-from llucid.files import replace_text, replacing
+from llucid.files import atomic_file, write_text_atomically
 from llucid.generation.sampling import draw, generator, temperature
 from llucid.ladder import RUNGS, Rung
 from llucid.ladder.checks import check
@@ -108,7 +108,7 @@ def climb(
     if len(results) < len(chosen):
         console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
     report.summary()
-    with replacing(folder / "ladder.png") as temporary:
+    with atomic_file(folder / "ladder.png") as temporary:
         draw_ladder(results, temporary, title(task), task.corpus.floor)
     return folder
 
@@ -267,9 +267,9 @@ def write_files(folder: Path, task: Task, results: list[Result]) -> None:
         "noise": noise(results),
         "rungs": rows,
     }
-    replace_text(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    write_text_atomically(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     texts = [
         f"{result.rung.number} {result.rung.name} ({result.loss:.3f} nats)\n\n{result.sample}" for result in results
     ]
     told = f"Each rung goes on from {task.prompt!r}"
-    replace_text(folder / "samples.txt", f"\n\n{'-' * 60}\n".join([told, *texts]) + "\n")
+    write_text_atomically(folder / "samples.txt", f"\n\n{'-' * 60}\n".join([told, *texts]) + "\n")

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
-from llucid.ladder.draws import normal
+from llucid.ladder.sampling import normal
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
 from llucid.weights import AttentionWeights, FeedForwardWeights
 

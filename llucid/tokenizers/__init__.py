@@ -7,8 +7,8 @@ sentencepiece_model.py   Llama 1's and 2's; protobuf.py: its file format
 llama2c.py               llama2.c's `tokenizer.bin`; llama2c_export.py: others as such a file
 gguf_vocabulary.py       what is inside a GGUF file; gguf_export.py: others as such keys
 merges.py                the merges that a vocabulary implies
-facts.py                 what a tokenizer is, told without building it
-surrogates.py            strings that are no text
+info.py                  what a tokenizer is, without building it
+text.py                  strings that are not valid text
 """
 
 import codecs

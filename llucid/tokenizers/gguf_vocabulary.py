@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from llucid.errors import LlucidError, shown
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.facts import Facts, facts_of
+from llucid.tokenizers.info import TokenizerInfo, facts_of
 from llucid.tokenizers.llama2c import BYTE_PIECE
 from llucid.tokenizers.protobuf import field, messages, varint
 from llucid.tokenizers.sentencepiece_model import (
@@ -97,7 +97,7 @@ def read_vocabulary(told: Mapping[str, Any]) -> Tokenizer:
             raise _unknown(other)
 
 
-def read_facts(told: Mapping[str, Any]) -> Facts:
+def read_facts(told: Mapping[str, Any]) -> TokenizerInfo:
     """What `read_vocabulary` would find, for which nothing is built; merges and scores are not needed.
 
     Only a whole `tokenizer.json` is built, as nothing else tells whether it can be."""
@@ -112,7 +112,7 @@ def read_facts(told: Mapping[str, Any]) -> Facts:
             name, tokens = "Characters", _tokens(told, None, None, add_bos=False)
         case other:
             raise _unknown(other)
-    return Facts(name, len(tokens.texts), tokens.bos, tokens.eos)
+    return TokenizerInfo(name, len(tokens.texts), tokens.bos, tokens.eos)
 
 
 def _unknown(model: object) -> LlucidError:

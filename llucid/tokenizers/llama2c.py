@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import atomic_file
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import special_json, write_folder
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -59,7 +59,7 @@ class Llama2cTokenizer:
         if not text:
             return []
         ids: list[int] = []
-        for part in self.parts.findall(b" " + mend(text).encode()):
+        for part in self.parts.findall(b" " + replace_surrogates(text).encode()):
             merged = self.cache.get(part)
             if merged is None:
                 merged = self._merge(part)
@@ -163,7 +163,7 @@ class Llama2cTokenizer:
         """Writes the `tokenizer.bin`."""
         longest = max(len(piece) for piece in self.pieces)
         rows = zip(self.pieces, self.scores, strict=True)
-        with replacing(path) as temporary:
+        with atomic_file(path) as temporary:
             entries = [struct.pack("<fi", score, len(piece)) + piece for piece, score in rows]
             temporary.write_bytes(struct.pack("<i", longest) + b"".join(entries))
 

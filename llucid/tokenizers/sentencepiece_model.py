@@ -9,11 +9,11 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import atomic_file
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import field, fields
-from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import (
     JsonTokenizer,
     added_in,
@@ -92,7 +92,7 @@ class SentencePiece:
         return told
 
     def encode(self, text: str) -> list[int]:
-        return self.processor.encode(mend(text))
+        return self.processor.encode(replace_surrogates(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         special = self.special.values()
@@ -139,7 +139,7 @@ class SentencePiece:
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
-        with replacing(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_bytes(self.model)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import tiktoken
 
 from llucid.errors import LlucidError
-from llucid.files import replacing
+from llucid.files import atomic_file
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, special_json, write_folder
 
@@ -110,7 +110,7 @@ class TiktokenRanks:
 
     def write(self, path: Path) -> None:
         """Writes the file of ranks, as Meta's `tokenizer.model`."""
-        with replacing(path) as temporary:
+        with atomic_file(path) as temporary:
             temporary.write_bytes(b"".join(b"%s %d\n" % (b64encode(piece), rank) for piece, rank in self.ranks.items()))
 
 

@@ -11,8 +11,8 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from llucid.errors import LlucidError
-from llucid.files import replace_text
-from llucid.tokenizers.surrogates import mend
+from llucid.files import write_text_atomically
+from llucid.tokenizers.text import replace_surrogates
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -93,7 +93,7 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         with said("the text cannot be encoded"):
-            return self.tokenizer.encode(mend(text), add_special_tokens=False).ids
+            return self.tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         with said("the tokens cannot be decoded"):
@@ -220,17 +220,17 @@ def write_folder(
     If other ids than that of EOS end a text, `generation_config.json` says which, as nothing else can; an older one is
     replaced.
     """
-    replace_text(folder / "tokenizer.json", tokenizer_json)
+    write_text_atomically(folder / "tokenizer.json", tokenizer_json)
     write_beside(folder, config, stop_ids)
 
 
 def write_beside(folder: Path, config: dict[str, Any], stop_ids: frozenset[int]) -> None:
     """Writes what `write_folder` does but for the `tokenizer.json`."""
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
-    replace_text(folder / "tokenizer_config.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_text_atomically(folder / "tokenizer_config.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     beside = folder / "generation_config.json"
     if len(stop_ids) > (name_of("eos_token", config) is not None) or beside.is_file():
-        replace_text(beside, json.dumps({"eos_token_id": sorted(stop_ids) or None}, indent=2) + "\n")
+        write_text_atomically(beside, json.dumps({"eos_token_id": sorted(stop_ids) or None}, indent=2) + "\n")
 
 
 def special_json(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from llucid.files import replacing
+from llucid.files import atomic_file
 
 
 def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float | None = None) -> None:
@@ -44,7 +44,7 @@ def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float |
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
-    with replacing(out) as temporary:
+    with atomic_file(out) as temporary:
         figure.savefig(temporary, format="png")
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from llucid.chat import Session, encode_dialog, encode_learned, format_of
-from llucid.chat.formats import LLAMA3, check_messages
-from llucid.chat.targets import TAUGHT
 from llucid.checkpoints import Model
 from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token
+from llucid.dialogs.formats import LLAMA3, check_messages
+from llucid.dialogs.targets import TAUGHT
 from llucid.errors import LlucidError
-from llucid.files import cached, replacing
+from llucid.files import atomic_file, cache_file
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from llucid.training.report import progress_of
@@ -38,9 +38,9 @@ def open_chat(name: str) -> Corpus:
         from llucid.corpora import fable_dialogues, fable_words, fables
 
         sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
-        file = cached(f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl")
+        file = cache_file(f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl")
         if not file.is_file():
-            with replacing(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
+            with atomic_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
                 out.writelines(fable_dialogues.lines(FABLES))
         return Corpus("fables", (file,))
     if not Path(name).is_file():
@@ -135,7 +135,7 @@ def tokenise_chat(
     format = format_of(tokenizer)
     told = corpus.fingerprint() + tokenizer.json() + str(format)
     key = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    file = cached(f"tokens/{key}.{split}.dialogues")
+    file = cache_file(f"tokens/{key}.{split}.dialogues")
     if not file.is_file():
 
         def encoded() -> Iterator[tuple[list[int], list[bool]]]:

@@ -11,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TextColumn
 
 from llucid.config import Config
-from llucid.errors import SHOWN
+from llucid.errors import PRINTABLE
 from llucid.training.recipes import window
 from llucid.training.settings import Settings
 
@@ -24,7 +24,7 @@ def clock(seconds: float) -> str:
 
 def excerpt(sample: str, width: int) -> list[str]:
     """The first three lines of a sample that are not empty, for a terminal, each of `width` cells at most."""
-    lines = [line for line in sample.translate(SHOWN).splitlines() if line.strip()]
+    lines = [line for line in sample.translate(PRINTABLE).splitlines() if line.strip()]
     return [chop_cells(line.expandtabs(), max(2, width))[0] for line in lines[:3]]
 
 

@@ -28,7 +28,7 @@ from llucid.checkpoints import Model, save
 from llucid.config import Config
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import filling, replace_text, replacing, taken
+from llucid.files import atomic_file, atomic_folder, is_occupied, write_text_atomically
 from llucid.training.settings import Settings, write_toml
 from llucid.weights import Weights, assemble, named_leaves
 
@@ -53,18 +53,18 @@ def free_name(name: str) -> Path:
 
 def refuse_taken(out: Path) -> None:
     """Raises LlucidError if there is something at `out` already, but for what a killed process left unfinished."""
-    if taken(out):
+    if is_occupied(out):
         raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
 
 
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout: torch.Generator) -> None:
     """Makes the folder of a new run, its untrained model inside and a state to begin from."""
-    with filling(out) as unfinished:
+    with atomic_folder(out) as unfinished:
         (unfinished / "state").mkdir()
         save(model, unfinished)
-        replace_text(unfinished / "train.toml", write_toml(settings))
-        replace_text(unfinished / "metrics.jsonl", "")
-        replace_text(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+        write_text_atomically(unfinished / "train.toml", write_toml(settings))
+        write_text_atomically(unfinished / "metrics.jsonl", "")
+        write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
         save_state(unfinished, model.weights, {}, dropout, Progress())
 
 
@@ -120,7 +120,7 @@ def save_state(
     tensors = {f"weights.{path}": leaf for path, leaf in named_leaves(weights)} | memory
     tensors["dropout"] = dropout.get_state()
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(out / "state" / "latest.safetensors") as temporary:
+    with atomic_file(out / "state" / "latest.safetensors") as temporary:
         save_file(on_cpu, temporary, {"progress": json.dumps(progress._asdict())})
 
 
@@ -171,7 +171,7 @@ class Metrics:
             except (ValueError, KeyError, TypeError):
                 break  # a kill cut the last line short
             self.rows.append(row)
-        replace_text(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text_atomically(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Appends rows, to memory and file."""
@@ -187,4 +187,4 @@ class Metrics:
         """Rewrites `samples.txt`."""
         samples = [(row["step"], row["sample"]) for row in self.rows if "sample" in row]
         text = "\n".join(f"---------- step {step}\n{sample}\n" for step, sample in samples)
-        replace_text(self.file.with_name("samples.txt"), text)
+        write_text_atomically(self.file.with_name("samples.txt"), text)

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from llucid.arrays.mapped import packed
+from llucid.arrays.quantized import dense, quantize_matrix, to_blocks
 from llucid.checkpoints import convert, describe, gguf_blocks, load, save
 from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.mapped import packed
-from llucid.quantize import dense, quantize_matrix, to_blocks
 from llucid.weights import named_leaves
 from tests.checkpoints.gguf_files import HALVES, WIDE, by_their_writer, gguf, plain, random_blocks, their_name
 from tests.checkpoints.models import model_of, same

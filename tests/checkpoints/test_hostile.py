@@ -57,7 +57,7 @@ def attempt(path: Path, size: int) -> bool:
             for leaf in leaves(getattr(room, "open_quantized", room.open_weights)(path, config)):
                 assert leaf.held is None or leaf.held().shape == leaf.shape
             if name == "gguf":  # whose tokenizer is in the file, too
-                size = room.read_tokenizer_facts(path).vocab_size
+                size = room.read_tokenizer_info(path).vocab_size
                 assert room.read_tokenizer(path).vocab_size == size
         except LlucidError as error:
             said = str(error)

@@ -186,7 +186,7 @@ def test_one_tokenizer_above_the_sizes(folder: Path, monkeypatch: pytest.MonkeyP
     assert load(folder, device="cpu").tokenizer.vocab_size == own.vocab_size
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    assert meta.read_tokenizer_facts(folder)[:2] == ("SentencePiece", 400)
+    assert meta.read_tokenizer_info(folder)[:2] == ("SentencePiece", 400)
     monkeypatch.chdir(folder)
     assert meta.read_tokenizer(Path()).encode(TALE) == small_sentencepiece().encode(TALE)
 

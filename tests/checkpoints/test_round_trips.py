@@ -27,10 +27,10 @@ from llucid.checkpoints import (
     save,
 )
 from llucid.checkpoints.huggingface import pairs_from_halves
-from llucid.checkpoints.model import Progress
 from llucid.checkpoints.tensors import Entry, alike, mapped
 from llucid.config import PRESETS, Config, RopeScaling
 from llucid.errors import LlucidError
+from llucid.model import Progress
 from llucid.weights import tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint

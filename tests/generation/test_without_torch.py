@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from llucid.arrays.mapped import Mapped, Packed
+from llucid.arrays.quantized import Quantized
 from llucid.chat import STORYTELLER
 from llucid.chat.session import Session
 from llucid.checkpoints import Model, load, save
@@ -23,9 +25,7 @@ from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
 from llucid.generation.sampling import draw, library_of, softmax, top_p
 from llucid.llama import empty_cache, llama, rope_frequencies
-from llucid.llama_c import Slots, decode_step, empty_slots, frequencies
-from llucid.mapped import Mapped, Packed
-from llucid.quantize import Quantized
+from llucid.native.step import Slots, decode_step, empty_slots, frequencies
 from llucid.weights import leaves, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, RESCALED
@@ -372,7 +372,7 @@ def probe(code: str, said: str = "", **environment: str) -> str:
 
 @pytest.mark.parametrize("threads", ["", "1", "3"])
 def test_threads_are_as_many_as_pytorch_would_take(threads: str) -> None:
-    code = "from llucid.llama_c import threads; few = threads(); import torch; print(few, torch.get_num_threads())"
+    code = "from llucid.native.step import threads; few = threads(); import torch; print(few, torch.get_num_threads())"
     few, many = probe(code, OMP_NUM_THREADS=threads).split()
     assert few == many
 

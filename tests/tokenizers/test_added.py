@@ -9,20 +9,20 @@ import pytest
 import sentencepiece
 import transformers
 
-from llucid.chat.formats import encode_dialog, known_format
 from llucid.checkpoints import Model, convert, load, save
+from llucid.dialogs.formats import encode_dialog, known_format
 from llucid.errors import LlucidError
-from llucid.generation.prompts import prompt_ids
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.facts import facts_of, read_facts
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.info import facts_of, read_facts
+from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from tests.chat.templates import CHATML, LLAMA2
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
+from tests.dialogs.templates import CHATML, LLAMA2
 from tests.tokenizers.texts import HOSTILE, TALE, ranks, sentencepiece_model, small_sentencepiece
 
 SIZE = small_sentencepiece().vocab_size

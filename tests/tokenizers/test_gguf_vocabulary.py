@@ -17,16 +17,16 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llucid.chat.templates import encode_template
 from llucid.checkpoints import Model, load, save
-from llucid.checkpoints.gguf import read_tokenizer_facts
+from llucid.checkpoints.gguf import read_tokenizer_info
 from llucid.checkpoints.gguf_file import read_head
+from llucid.dialogs.templates import encode_template
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.facts import facts_of
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_facts, read_vocabulary
+from llucid.tokenizers.info import facts_of
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import byte_letters
@@ -123,7 +123,7 @@ def test_a_tokenizer_goes_through_the_file(tokenizer: Tokenizer, tmp_path: Path)
     assert found.config == config
     tokens = read_head(tmp_path / "a.gguf").value("tokenizer.ggml.tokens")
     assert len(tokens) == config.vocab_size
-    assert read_tokenizer_facts(tmp_path / "a.gguf")[1:] == facts_of(tokenizer)[1:]
+    assert read_tokenizer_info(tmp_path / "a.gguf")[1:] == facts_of(tokenizer)[1:]
 
 
 def test_no_end_is_not_taken_for_one() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.facts import facts_of, read_facts
+from llucid.tokenizers.info import facts_of, read_facts
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
@@ -76,7 +76,7 @@ def test_the_facts_are_told_without_building_it(
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "O", "eos_token": "n"}')
     expected = facts_of(load_tokenizer(tmp_path))
     assert kind is TiktokenRanks or expected.eos is not None
-    monkeypatch.setattr("llucid.tokenizers.facts.load_tokenizer", None)
+    monkeypatch.setattr("llucid.tokenizers.info.load_tokenizer", None)
     assert read_facts(tmp_path) == expected
 
 

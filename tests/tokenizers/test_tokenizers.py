@@ -14,10 +14,10 @@ from tokenizers import models
 
 from llucid.checkpoints import Model, save
 from llucid.errors import LlucidError
-from llucid.generation.prompts import prompt_ids
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.merges import merges_of
+from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, train_bpe
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS

@@ -24,8 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import llucid
-from llucid.arguments import parse
 from llucid.cli import Command
+from llucid.cli.arguments import parse
 from llucid.corpora import open_corpus
 from llucid.corpora.tokens import tokenise
 from llucid.errors import LlucidError

@@ -24,17 +24,18 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from llucid.arrays.mapped import KINDS, Mapped
 from llucid.config import NOWHERE, Config
 from llucid.errors import one_line
-from llucid.files import cache_folder, replacing
-from llucid.mapped import KINDS, Mapped
+from llucid.files import atomic_file, cache_folder
 from llucid.weights import Weights, named_leaves, shapes
 
 if TYPE_CHECKING:
     from llucid.llama import Cache
 
 HERE = Path(__file__).parent
-SOURCES = tuple(f"llama{part}" for part in (".c", "_numbers.h", "_memory.h", "_threads.h", "_plain.h", "_avx512.h"))
+LLAMA_C = HERE.parent / "llama.c"
+SOURCES = (LLAMA_C, *(HERE / f"{name}.h" for name in ("numbers", "memory", "threads", "plain", "avx512")))
 FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
     # Numbers are what IEEE 754 has, and sums are taken in another order only where ANY_ORDER says so.
@@ -81,8 +82,8 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
         raise Unavailable("the processor or system is of a kind that llama.c does not know")
     command = compiler()
     digest = hashlib.sha256("\n".join([*command, *flags, processor()]).encode())
-    for name in SOURCES:
-        digest.update((HERE / name).read_bytes())
+    for source in SOURCES:
+        digest.update(source.read_bytes())
     try:
         library = cache_folder() / f"llama-{digest.hexdigest()[:20]}.so"
         if library.is_file():
@@ -90,10 +91,10 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
         if sys.stderr.isatty():
             tell(f"llucid: {command[0]} builds llama.c for this processor, once: a few seconds")
         library.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(library) as temporary:
+        with atomic_file(library) as temporary:
             tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
             said = subprocess.run(
-                [*command, *flags, tuned, str(HERE / "llama.c"), "-o", str(temporary), "-lm"],
+                [*command, *flags, tuned, str(LLAMA_C), "-o", str(temporary), "-lm"],
                 capture_output=True,
                 timeout=120,
                 text=True,

@@ -15,10 +15,10 @@ from typing import Any
 
 import tokenizers
 
-from llucid.chat.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
+from llucid.dialogs.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, name_of
 
 PRIVATE = 0xF0000
@@ -224,4 +224,4 @@ def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, E
 def _copy(content: dict[str, Any]) -> Encoder:
     made = tokenizers.Tokenizer.from_str(json.dumps(content))
     made.encode_special_tokens = True
-    return lambda text: made.encode(mend(text), add_special_tokens=False).ids
+    return lambda text: made.encode(replace_surrogates(text), add_special_tokens=False).ids

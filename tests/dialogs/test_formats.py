@@ -9,13 +9,13 @@ import pytest
 import transformers
 
 from llucid.chat import NotAChatModel, encode_dialog, format_of
-from llucid.chat.formats import check_dialog, ending_turns
+from llucid.dialogs.formats import check_dialog, ending_turns
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 from tests.chat.models import letters
-from tests.chat.templates import LLAMA2, LLAMA3, LLAMA32
+from tests.dialogs.templates import LLAMA2, LLAMA3, LLAMA32
 
 opened = functools.cache(load_tokenizer)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from llucid.arrays.memory import blank, release
 from llucid.checkpoints import huggingface, load, meta, save
 from llucid.checkpoints.pickles import read_pickle
 from llucid.config import Config
-from llucid.memory import blank, release
 from llucid.weights import leaves
 from tests.checkpoints.models import model_of, same, write_shards
 
@@ -77,7 +77,7 @@ def test_what_the_system_is_told_of_memory(tmp_path: Path) -> None:
 
 FAULTS = """
 import resource, sys
-from llucid.memory import keep_freed
+from llucid.arrays.memory import keep_freed
 import torch
 torch.set_num_threads(1)
 if sys.argv[1] == "kept":

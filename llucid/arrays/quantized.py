@@ -15,8 +15,8 @@ from jaxtyping import Float, Float16, Int, UInt8
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from llucid.arrays.mapped import GROUP, TILE
 from llucid.fast import linear
-from llucid.mapped import GROUP, TILE
 from llucid.weights import Weights, tree_map
 
 AT_ONCE = 2**22

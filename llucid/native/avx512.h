@@ -1,4 +1,4 @@
-/* The functions of llama_plain.h, of the same names and meanings, for x86 processors with AVX-512 and VNNI: 16 numbers
+/* The functions of plain.h, of the same names and meanings, for x86 processors with AVX-512 and VNNI: 16 numbers
    a register. Reading is what takes time, so weights are fetched ahead of where they are needed, since a processor by
    itself does so only to the end of a page, and past the caches (NTA), since none is needed before the next step. */
 

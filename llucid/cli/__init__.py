@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import tyro
 
-from llucid.arguments import parse
+from llucid.arrays.memory import keep_freed
+from llucid.cli.arguments import parse
 from llucid.errors import LlucidError, one_line
-from llucid.memory import keep_freed
 from llucid.training.settings import Settings
 
 if TYPE_CHECKING:

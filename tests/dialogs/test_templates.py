@@ -16,15 +16,15 @@ import transformers
 
 import llucid
 from llucid.chat import Session, encode_dialog, sandbox
-from llucid.chat.formats import ending_turns, known_format
-from llucid.chat.sandbox import RENDERER
-from llucid.chat.templates import template_of
+from llucid.dialogs.formats import ending_turns, known_format
+from llucid.dialogs.sandbox import RENDERER
+from llucid.dialogs.templates import template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.chat.models import letters, rambler
-from tests.chat.templates import CHATML, DEEPSEEK, LLAMA3
 from tests.chat.test_formats import said
+from tests.dialogs.templates import CHATML, DEEPSEEK, LLAMA3
 
 IM_START, IM_END, USER, ASSISTANT, END, THINK, UNTHINK = range(512, 519)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llucid.quantize import Quantized
+    from llucid.arrays.quantized import Quantized
 
 KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, 8: 3, 4: 4}
 """llama.c's numbers for how a matrix is stored: by its dtype or, if it is quantised, its bits."""
@@ -70,7 +70,7 @@ class Packed:
         """The same memory as a tensor."""
         import torch
 
-        from llucid.quantize import Quantized
+        from llucid.arrays.quantized import Quantized
 
         return Quantized(torch.from_numpy(self.numbers), torch.from_numpy(self.scales), self.rows, torch.float32)
 

@@ -12,7 +12,7 @@ static float from_float16(uint16_t h) {
     return wide(bits_of(x) | sign);
 }
 
-/* One number of a matrix. INT8 and INT4 are stored as `tiles` in llama_plain.h has them. */
+/* One number of a matrix. INT8 and INT4 are stored as `tiles` in plain.h has them. */
 static float number_at(const Matrix *w, size_t row, size_t column) {
     size_t columns = (size_t)w->columns, at = row * columns + column;
     if (w->kind == FLOAT32) return ((const float *)w->numbers)[at];

@@ -20,8 +20,8 @@ import huggingface_hub
 import pytest
 
 import llucid
-from llucid.arguments import parse
 from llucid.cli import Command, main
+from llucid.cli.arguments import parse
 from llucid.errors import LlucidError
 from llucid.generation.stream import Piece, stream
 from tests.training.test_run import HEARD, TEXT, after, command, do

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llucid import llama_c
+from llucid.arrays.quantized import dequantize, quantize
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.generation.decode import Step, decode
 from llucid.llama import NOWHERE, Cache, empty_cache, llama
-from llucid.llama_c import FLAGS, decode_step, library, step_of
-from llucid.quantize import dequantize, quantize
+from llucid.native import step as llama_c
+from llucid.native.step import FLAGS, decode_step, library, step_of
 from llucid.weights import Weights, initialise, to, tree_map
 from tests.configs import CONFIGS
 
@@ -500,7 +500,7 @@ START = """
 import torch, sys
 from llucid.config import PRESETS
 from llucid.llama import empty_cache
-from llucid.llama_c import decode_step
+from llucid.native.step import decode_step
 from llucid.weights import initialise
 config = PRESETS["nano"].config
 weights = initialise(config)
@@ -528,8 +528,8 @@ SANITIZED = """
 import sys, torch
 from tests.test_llama_c import CONFIGS, FLAGS, WIDE, Config, drawn, ids, by_step
 from llucid.llama import empty_cache
-from llucid.llama_c import library, step_of
-from llucid.quantize import quantize
+from llucid.native.step import library, step_of
+from llucid.arrays.quantized import quantize
 from llucid.weights import to
 loaded = library((*FLAGS, *sys.argv[1:]))
 narrow = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65})

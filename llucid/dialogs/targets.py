@@ -6,8 +6,8 @@ In whatever format a model is taught, the ids are those that `encode_dialog` wil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llucid.chat.formats import LLAMA3, check_messages, encode_llama2, ending_turns, known_format, turns_of_llama3
-from llucid.chat.templates import encode_template
+from llucid.dialogs.formats import LLAMA3, check_messages, encode_llama2, ending_turns, known_format, turns_of_llama3
+from llucid.dialogs.templates import encode_template
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 

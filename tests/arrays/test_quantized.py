@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from llucid.arrays.mapped import packed
+from llucid.arrays.quantized import AT_ONCE, Quantized, dense, dequantize, quantize, quantize_matrix, to_blocks
 from llucid.config import PRESETS, Config
 from llucid.llama import llama
-from llucid.mapped import packed
-from llucid.quantize import AT_ONCE, Quantized, dense, dequantize, quantize, quantize_matrix, to_blocks
 from llucid.weights import Weights, count, initialise, leaves, to
 from tests.configs import CONFIGS
 

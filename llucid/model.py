@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.facts import Facts
+from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights
 
 if TYPE_CHECKING:  # importing PyTorch takes a second, and headers are read without it
@@ -62,7 +62,7 @@ class Room(Protocol):
         """The tokenizer inside or beside."""
         ...
 
-    def read_tokenizer_facts(self, path: Path) -> Facts:
+    def read_tokenizer_info(self, path: Path) -> TokenizerInfo:
         """What that tokenizer is, as quickly as headers are read."""
         ...
 

@@ -7,11 +7,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llucid.chat.templates import encode_template, template_of, turn_end
+from llucid.dialogs.templates import encode_template, template_of, turn_end
 from llucid.errors import LlucidError
-from llucid.generation.prompts import prompt_ids
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.surrogates import mend
+from llucid.tokenizers.prompts import prompt_ids
+from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -109,7 +109,7 @@ def check_messages(messages: object, strip: bool = True) -> list[dict[str, str]]
             raise LlucidError(f"{where}: the content should be a text and is {type(content).__name__}")
         if role == "system" and number:
             raise LlucidError(f"{where}: a system message can only be the first")
-        dialog.append({"role": role, "content": mend(content.strip() if strip else content)})
+        dialog.append({"role": role, "content": replace_surrogates(content.strip() if strip else content)})
     return dialog
 
 

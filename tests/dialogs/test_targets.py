@@ -7,12 +7,12 @@ import pytest
 import transformers
 
 from llucid.chat import encode_dialog, encode_learned
-from llucid.chat.formats import LLAMA3, format_of
-from llucid.chat.targets import TAUGHT, TEMPLATE
+from llucid.dialogs.formats import LLAMA3, format_of
+from llucid.dialogs.targets import TAUGHT, TEMPLATE
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
-from tests.chat.templates import CHATML
+from tests.dialogs.templates import CHATML
 
 TALK = [
     {"role": "system", "content": "Be brief."},
