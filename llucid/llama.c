@@ -282,3 +282,5 @@ int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, in
     pthread_mutex_unlock(&one_at_a_time);
     return ready;
 }
+
+

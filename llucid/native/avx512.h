@@ -167,3 +167,5 @@ static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vect
         else BY_COUNT(some, tiles_of(INT4, w, scales, v, groups, first, COUNT, rows, y, stride))
     }
 }
+
+

@@ -43,3 +43,5 @@ static int lay_out(Step *s) {
     if (memory) cut_all(s, ((uintptr_t)memory + 63) & ~(uintptr_t)63);
     return memory != NULL;
 }
+
+

@@ -44,3 +44,5 @@ static float exponential(float x) {  /* eˣ = 2ⁿ eᶠ, |f| ≤ ln 2 / 2, to 3�
     float e = 1 + f * (1 + f * (1 / 2.f + f * (1 / 6.f + f * (1 / 24.f + f * (1 / 120.f + f * (1 / 720.f))))));
     return e * wide((uint32_t)((int32_t)n + 127) << 23);
 }
+
+

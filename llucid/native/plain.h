@@ -93,3 +93,5 @@ static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vect
         memcpy(y + (size_t)i * stride, sum, sizeof(float) * (size_t)rows);
     }
 }
+
+

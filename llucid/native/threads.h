@@ -86,3 +86,5 @@ static void together(Work *work, void *given, int threads) {
     pthread_mutex_unlock(&pool.lock);
     work(given, 0), wait_for_all(threads);
 }
+
+

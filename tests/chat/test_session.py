@@ -12,8 +12,8 @@ from llucid.errors import LlucidError
 from llucid.generation import Sampling, generator, stream
 from llucid.tokenizers.characters import Characters
 from tests.chat.models import LETTERS, letters, rambler, reciter
-from tests.chat.test_formats import said
 from tests.dialogs.templates import CHATML, LLAMA3
+from tests.dialogs.test_formats import said
 
 GREEDY = Sampling(temperature=0.0, top_p=None)
 

@@ -23,8 +23,8 @@ from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.chat.models import letters, rambler
-from tests.chat.test_formats import said
 from tests.dialogs.templates import CHATML, DEEPSEEK, LLAMA3
+from tests.dialogs.test_formats import said
 
 IM_START, IM_END, USER, ASSISTANT, END, THINK, UNTHINK = range(512, 519)
 

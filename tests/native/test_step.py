@@ -28,7 +28,7 @@ from llucid.native.step import FLAGS, decode_step, library, step_of
 from llucid.weights import Weights, initialise, to, tree_map
 from tests.configs import CONFIGS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLAIN = (*FLAGS, "-DPLAIN")
 """The loops for any processor, on this one."""
 NARROW = [(*PLAIN, "-mno-avx512f"), (*PLAIN, "-mno-avx")] if platform.machine().lower() in llama_c.X86 else []
@@ -490,7 +490,7 @@ EXPONENTIALS = """
 #include <string.h>
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, GROUP = 32, TILE = 16 };
 typedef struct { int32_t kind, rows, columns; const void *numbers; const uint16_t *scales; } Matrix;
-#include "llama_numbers.h"
+#include "native/numbers.h"
 void exponentials(const float *x, float *y, int count) {
     for (int at = 0; at < count; at++) y[at] = exponential(x[at]);
 }
