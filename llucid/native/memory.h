@@ -45,3 +45,4 @@ static int lay_out(Step *s) {
 }
 
 
+

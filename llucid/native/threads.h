@@ -88,3 +88,4 @@ static void together(Work *work, void *given, int threads) {
 }
 
 
+
