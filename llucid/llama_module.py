@@ -115,8 +115,8 @@ class Llama(nn.Module):
     """`llama.llama` with its weights. A new module is in training mode, in which dropout is active; see `eval()`."""
 
     def __init__(self, config: Config, seed: int | None = 0) -> None:
-        """With the untrained weights of `initialise(config, seed)`; for `seed=None` on the meta device, without storage, to
-        be sharded and then loaded."""
+        """With the untrained weights of `initialise(config, seed)`; for `seed=None` on the meta device, without storage,
+        to be sharded and then loaded."""
         super().__init__()
         self.config = config
         with torch.device("meta"):
@@ -131,7 +131,7 @@ class Llama(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Weights, config: Config) -> "Llama":
-        """A module whose parameters are these arrays, not copies. Raises LlucidError if their shapes do not fit `config`."""
+        """A module whose parameters are these arrays, not copies. Raises LlucidError if the shapes do not fit."""
         module = cls(config, seed=None)
         module.adopt(weights)
         return module
