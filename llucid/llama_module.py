@@ -115,8 +115,8 @@ class Llama(nn.Module):
     """`llama.llama` with its weights. A new module is in training mode, in which dropout is active; see `eval()`."""
 
     def __init__(self, config: Config, seed: int | None = 0) -> None:
-        """With the untrained weights of `initialise(config, seed)`; for `seed=None` on the meta device, without storage,
-        to be sharded and then loaded."""
+        """With the untrained weights of `initialise(config, seed)`; for `seed=None` on the meta device, without
+        storage, to be sharded and then loaded."""
         super().__init__()
         self.config = config
         with torch.device("meta"):
