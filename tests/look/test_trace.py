@@ -317,7 +317,7 @@ def test_the_storyteller_has_an_induction_circuit() -> None:
     found = (scores.induction > 0.1).nonzero().tolist()
     assert found
     assert all(at == layer + 1 and scores.copying[at, each] > 0.9 for at, each in found)
-    without = trace(model, twice.ids, change=ablate(layer, head=head))
+    without = llucid.look.trace(model, twice.ids, change=ablate(layer, head=head))
     assert all(head_scores(without).induction[at, each] < scores.induction[at, each] / 3 for at, each in found)
     second = slice(len(twice.ids) // 2 + 1, None)
     assert without.surprise[second].mean() > twice.surprise[second].mean() + 0.2
