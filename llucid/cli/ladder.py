@@ -25,9 +25,9 @@ class Ladder:
         """Trains every rung, then prints where everything is."""
         from rich.console import Console
 
-        from llucid.ladder.climb import climb
+        from llucid.ladder.run import run_ladder
 
-        out = climb(
+        out = run_ladder(
             Console(soft_wrap=not sys.stdout.isatty()),
             corpus=self.corpus,
             steps=self.steps,
