@@ -285,3 +285,4 @@ int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, in
 
 
 
+

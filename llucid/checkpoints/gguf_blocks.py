@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llucid.arrays import Mapped
-from llucid.arrays.memory import blank
 from llucid.errors import LlucidError
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ AT_ONCE = 2**21
 
 def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> Mapped:
     """The float32 numbers of blocks, some rows at a time."""
-    numbers = blank(shape, np.float32)
+    numbers = np.empty(shape, np.float32)
     rows = raw.reshape(-1, shape[-1] // kind.block * kind.size)
     flat = numbers.reshape(-1, shape[-1])
     step = max(1, AT_ONCE // shape[-1])

@@ -5,14 +5,13 @@ The weights may also be in several files with an index, or in PyTorch's own file
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from llucid.arrays import Mapped
-from llucid.arrays.memory import blank, release
+from llucid.arrays.memory import release
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, alike, bare, gather, mapped, renamed, tensor_of
@@ -27,6 +26,8 @@ from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Array = TypeVar("Array", bound=Any)
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -49,17 +50,15 @@ def name_of(path: str) -> str:
     return renamed(path, NAMES)
 
 
-def halves_from_pairs(matrix: "Tensor", heads: int) -> "Tensor":
+def halves_from_pairs(matrix: Array, heads: int) -> Array:
     """The rows of a query or key matrix [heads·head_dim, dim] from Meta's order (RoPE turns x₀ with x₁) to Hugging
-    Face's (x₀ with the row half a head later)."""
-    return matrix.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(matrix.shape)
+    Face's (x₀ with the row half a head later). For tensors and for NumPy's arrays."""
+    return matrix.reshape(heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
-def pairs_from_halves(matrix: NDArray[Any], heads: int) -> NDArray[Any]:
+def pairs_from_halves(matrix: Array, heads: int) -> Array:
     """The inverse of `halves_from_pairs`."""
-    pairs = blank(matrix.shape, matrix.dtype)
-    pairs.reshape(heads, -1, 2, matrix.shape[1])[...] = matrix.reshape(heads, 2, -1, matrix.shape[1]).swapaxes(1, 2)
-    return pairs
+    return matrix.reshape(heads, 2, -1, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def heads_of(path: str, config: Config) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llucid.arrays import Mapped
-from llucid.arrays.memory import blank, release
+from llucid.arrays.memory import release
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Leaf, Stored, alike, gather, renamed
@@ -95,7 +95,7 @@ def join(path: Path, name: str, parts: list[Stored], dim: int) -> Stored:
 
     def read() -> Mapped:
         mapped = [part.read().numbers for part in parts]
-        whole = blank(shape, mapped[0].dtype)
+        whole = np.empty(shape, mapped[0].dtype)
         for piece, numbers in zip(np.split(whole, len(parts), axis), mapped, strict=True):
             piece[...] = numbers
             release(numbers)

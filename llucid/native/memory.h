@@ -46,3 +46,4 @@ static int lay_out(Step *s) {
 
 
 
+

@@ -89,3 +89,4 @@ static void together(Work *work, void *given, int threads) {
 
 
 
+
