@@ -234,9 +234,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What the tokenizer inside is."""
-    from llucid.tokenizers.gguf_vocabulary import read_facts
+    from llucid.tokenizers.gguf_vocabulary import read_info
 
-    return within(path, read_facts, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
+    return within(path, read_info, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
 
 
 def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
