@@ -264,10 +264,10 @@ class Ladder:
         """Climbs, then says where everything is."""
         from rich.console import Console
 
-        from llucid.ladder.climb import climb
+        from llucid.ladder.run import run_ladder
 
         console = Console(soft_wrap=not sys.stdout.isatty())
-        out = climb(
+        out = run_ladder(
             console,
             corpus=self.corpus,
             steps=self.steps,

@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "vocabulary of all": ((*TRAIN, "{made}/geese.txt", "--tokenizer", f"bpe:1{'0' * 30}"), "as in bpe:1024"),
     "for ever": (("train", "--minutes", "inf"), "--minutes inf: must be more than 0, and finite"),
     "seed": ((*TRAIN, "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
-    "seed of the ladder": (("ladder", "--corpus", "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
+    "seed of the ladder": (("ladder", "--corpus", "{made}/geese.txt", "--seed", "-1"), "-1: must be at least 0"),
     "no heads": ((*TRAIN, "{made}/geese.txt", "--model.heads", "0"), "dim=64 is not divisible by heads=0"),
     "device without numbers": (("generate", "{made}/run", "x", "--device", "meta"), "--device meta: there is no such"),
     "two lengths": (("train", "--steps", "3", "--minutes", "1"), "give one of them"),
