@@ -5,7 +5,7 @@ import { useEffect, useState } from "look/vendor/preact.js";
 /** @typedef {import("look/types.js").Reading} Reading */
 /** @typedef {import("look/types.js").Info} Info */
 /** @typedef {import("look/types.js").Numbers} Numbers */
-/** @typedef {{type: string, headers: Record<string, string>, body: string}} Kept */
+/** @typedef {{type: string, headers: Record<string, string>, body: string, gzip?: boolean}} Kept */
 /** @typedef {{promise: Promise<unknown>, value?: unknown, error?: string}} Answer */
 
 const element = document.getElementById("answers");
@@ -54,6 +54,12 @@ function numbers(header, raw) {
   return { shape, pool, data };
 }
 
+/** @type {(packed: Uint8Array<ArrayBuffer>) => Promise<Uint8Array<ArrayBuffer>>} */
+async function unzipped(packed) {
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
 /** @type {(response: Response) => Promise<string>} */
 async function complaint(response) {
   const text = await response.text();
@@ -82,7 +88,8 @@ async function ask(url) {
   if (file) {
     const kept = file.answers[url];
     if (!kept) throw new Error("This file does not hold it; llucid look shows it live.");
-    const raw = Uint8Array.from(atob(kept.body), (c) => c.charCodeAt(0));
+    const packed = Uint8Array.from(atob(kept.body), (c) => c.charCodeAt(0));
+    const raw = kept.gzip ? await unzipped(packed) : packed;
     if (kept.type.includes("json")) return JSON.parse(new TextDecoder().decode(raw));
     return numbers((name) => kept.headers[name], raw);
   }

@@ -3,6 +3,7 @@
 import { html, render, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
 import { address, edit, get, isFile, keptState, read } from "look/api.js";
 import { Bar } from "look/bar.js";
+import { hideTip } from "look/canvas.js";
 import { CodePane } from "look/code.js";
 import { HeadsPane, toggled } from "look/heads.js";
 import { StreamPane } from "look/stream.js";
@@ -85,6 +86,7 @@ function App({ first }) {
   useEffect(() => { document.documentElement.dataset.theme = state.dark ? "dark" : "light"; set((last) => ({ ...last })); }, [state.dark]);
   useEffect(() => {
     const listen = (/** @type {KeyboardEvent} */ event) => {
+      hideTip();
       const now = latest.current, focus = /** @type {HTMLElement} */ (event.target);
       if (event.key === "Escape") {
         if (/TEXTAREA|INPUT|SELECT/.test(focus.tagName)) focus.blur();
@@ -116,7 +118,7 @@ function App({ first }) {
     return () => window.removeEventListener("keydown", listen);
   }, []);
   const props = { state, act };
-  return html`<${Bar} ...${props} /><main class=${state.full ? `one ${state.full}` : "all"}>
+  return html`<${Bar} ...${props} /><main class=${state.full ? "one" : "all"}>
       <${TextPane} ...${props} /><${CodePane} ...${props} /><${StreamPane} ...${props} /><${HeadsPane} ...${props} /></main>
     ${state.tour !== null && html`<${Tour} ...${props} />`}
     ${state.help && html`<aside class="help" role="dialog" aria-label="keys"><h2>Keys</h2><dl>${KEYS.map(([key, does]) => html`<div><dt>${key.split(" ").map((one) => html`<kbd>${one}</kbd> `)}</dt><dd>${does}</dd></div>`)}</dl></aside>`}`;

@@ -77,7 +77,7 @@ export function heat(pen, { data, rows, columns, start = 0 }, [x, y, width, heig
   pen.drawImage(raster, x, y, width, height);
 }
 
-/** @type {(name: string) => string} a colour of look.css */
+/** @type {(name: string) => string} a colour of style.css */
 export function ink(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }

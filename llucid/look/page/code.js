@@ -84,7 +84,7 @@ function cut({ shape, axes }, { run, head }, config = /** @type {any} */ (null))
 
 /** @type {(state: State, reading: Reading, seen: Seen | null, small?: boolean) => string | null} */
 function numbersAt(state, reading, seen, small = false) {
-  const size = small && !isFile ? { as: "u8", max: 32 } : { as: "f32" };
+  const size = small && !isFile ? { as: "u8", max: 32 } : {};
   if (seen?.weight) return address(`${reading.id}/weight`, { ...size, name: seen.weight });
   if (!seen?.value) return null;
   return address(`${reading.id}/value`, { ...size, name: seen.value.name, slice: cut(seen.value, state, config(state)).slice });
@@ -250,10 +250,12 @@ function Inspector({ state, act, seen, text, summaries }) {
   const say = `${text}: ${shapeOf(seen)} numbers${summary ? `, mean ${short(summary.mean)}, from ${short(summary.min)} to ${short(summary.max)}` : ""}`;
   return html`<div class="inspector" data-name=${name}>
     <header><h3>What is in <code>${text.length > 60 ? `${text.slice(0, 58)}…` : text}</code>?</h3>
-      <p class="how">${places ? "A row is a place in the text, a column a number of its vector; the chosen token's row is outlined and drawn below." : size.rows > 1 ? "A row and a column of the array each; the colour is the number." : "Each bar is a number."}</p></header>
+      <p class="how">${places ? "Rows are places in the text; the chosen one is outlined, and drawn below." : size.rows > 1 ? "Rows and columns of the array; the colour is the number." : "Each bar is a number."}</p></header>
     <p class="facts"><code class="path" title=${name}>${name}</code>
       <span>${seen.value ? seen.value.shape.map((n, i) => html`<span class="axis">${seen.value?.axes[i] ?? ""} <b>${n}</b></span>`) : html`<span class="axis">a weight</span>`}</span>
-      ${summary && html`<span class="numbers" title="smallest, mean ± standard deviation, largest">${short(summary.min)} … <b>${short(summary.mean)}</b> ± ${short(summary.std)} … ${short(summary.max)}</span><${Histogram} summary=${summary} />`}</p>
+      ${summary && html`<span class="numbers" title="smallest, mean ± standard deviation, largest">${short(summary.min)} … <b>${short(summary.mean)}</b> ± ${short(summary.std)} … ${short(summary.max)}</span><${Histogram} summary=${summary} />`}
+      ${numbers && size.columns > 1 && html`<${Legend} kind=${bounds.negative ? "diverging" : "sequential"} dark=${dark}
+        from=${bounds.negative ? `${bounds.clipped ? "≤ " : ""}${short(-bounds.limit, 2)}` : "0"} to=${`${bounds.clipped ? "≥ " : ""}${short(bounds.limit, 2)}`} />`}</p>
     ${error && html`<p class="empty">${error}</p>`}
     ${numbers && size.rows * size.columns === 1 && html`<p class="single">${short(numbers.data[0], 7)}</p>`}
     ${numbers && size.rows > 1 && html`<${Picture} class="map" label=${say}
@@ -267,7 +269,7 @@ function Inspector({ state, act, seen, text, summaries }) {
         pointed(Math.floor((y / box.clientHeight) * size.rows), Math.floor((x / box.clientWidth) * size.columns), event);
       }}
       onPick=${places ? (/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => act.choose({ token: Math.floor((y / /** @type {HTMLElement} */ (event.target).clientHeight) * size.rows), key: null }) : undefined} />`}
-    ${numbers && size.columns > 1 && html`<${Picture} class="row" height=${size.rows > 1 ? 44 : 90} label=${`the numbers of row ${row}`}
+    ${numbers && size.columns > 1 && html`<${Picture} class="row" height=${size.rows > 1 ? (state.full === "code" ? 70 : 34) : 90} label=${`the numbers of row ${row}`}
       draw=${(/** @type {any} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const zero = bounds.negative ? h / 2 : h - 1, scale = (bounds.negative ? h / 2 : h) - 2;
         pen.fillStyle = ink("line");
@@ -280,8 +282,6 @@ function Inspector({ state, act, seen, text, summaries }) {
         }
       }}
       onPoint=${(/** @type {number} */ x, /** @type {number} */ _, /** @type {MouseEvent} */ event) => pointed(row, Math.floor((x / /** @type {HTMLElement} */ (event.target).clientWidth) * size.columns), event)} />`}
-    ${numbers && size.columns > 1 && html`<${Legend} kind=${bounds.negative ? "diverging" : "sequential"} dark=${dark}
-      from=${bounds.negative ? `${bounds.clipped ? "≤ " : ""}${short(-bounds.limit, 2)}` : "0"} to=${`${bounds.clipped ? "≥ " : ""}${short(bounds.limit, 2)}`} />`}
   </div>`;
 }
 
@@ -341,7 +341,7 @@ export function CodePane({ state, act }) {
     line.classList.add("current");
     const { offsetTop: top } = line;
     if (top < box.scrollTop + 30 || top + line.offsetHeight > box.scrollTop + box.clientHeight - 10) box.scrollTo({ top: top - box.clientHeight / 3 });
-  }, [spot, lines]);
+  }, [spot, lines, state.full]);
   useLayoutEffect(() => {
     const box = listing.current;
     for (const old of box?.querySelectorAll(".hover") ?? []) old.classList.remove("hover");
@@ -359,13 +359,13 @@ export function CodePane({ state, act }) {
     </div>`), [lines, seen, summaries, dark, called, called && spot?.nth, state.head, state.view, state.beside]);
   const look = at(seen, shown), many = spot ? (seen.get(spot.site)?.length ?? 0) : 0;
   return html`<${Pane} name="code" number=${2} state=${state} act=${act} title="What does llama.py compute?"
-    how=${`This is the model's own file; beside each line is what it has just computed in block ${layer}. Point at any expression.`}
-    tools=${html`<button onClick=${() => go(-1)} title="one step back (p)" aria-label="one step back">◂</button><button onClick=${() => go(1)} title="one step on (n)" aria-label="one step on" id="step">▸</button>
+    how=${`Beside each line of this file is what it has just computed in block ${layer}. Point at any expression.`}
+    tools=${html`<select aria-label="go to a function" value=${called ?? ""} onChange=${(/** @type {any} */ event) => act.choose({ spot: steps.find((step) => source?.sites[step.site].function === event.target.value) ?? null })}>
+        ${functions.map((name) => html`<option value=${name}>${name}</option>`)}</select>
+      ${many > 1 && html`<button class="quiet facts" title="it runs several times in this block: show the next run" onClick=${() => spot && act.choose({ spot: { ...spot, nth: (spot.nth + 1) % many } })}>run ${(spot?.nth ?? 0) + 1} of ${many}</button>`}
+      <button onClick=${() => go(-1)} title="one step back (p)" aria-label="one step back">◂</button><button onClick=${() => go(1)} title="one step on (n)" aria-label="one step on" id="step">▸</button>
       <button onClick=${() => act.choose({ playing: !playing })} aria-pressed=${playing} title="steps by itself (space)" aria-label="play">${playing ? "❚❚" : "▶"}</button>
-      <span class="facts">${position >= 0 ? `step ${position + 1} of ${steps.length}` : `${steps.length} steps`}</span>`}>
-    <nav class="functions" aria-label="functions">${functions.map((name) => html`<button class="quiet" aria-pressed=${name === called}
-        onClick=${() => act.choose({ spot: steps.find((step) => source?.sites[step.site].function === name) ?? null })}>${name}</button>`)}
-      ${many > 1 && html`<span class="facts">run <button class="quiet" aria-label="another run of this function" onClick=${() => spot && act.choose({ spot: { ...spot, nth: (spot.nth + 1) % many } })}>${(spot?.nth ?? 0) + 1} of ${many} ▸</button></span>`}</nav>
+      <span class="facts">${position >= 0 ? `${position + 1} of ${steps.length}` : `${steps.length} steps`}</span>`}>
     <div class="listing" ref=${listing} tabIndex=${0} role="group" aria-label="llama.py"
       onMouseOver=${(/** @type {any} */ event) => point(siteUnder(event))} onMouseLeave=${() => point(null)}
       onClick=${(/** @type {any} */ event) => { const site = siteUnder(event); if (site !== null) act.choose({ spot: { site, nth: spot?.nth ?? 0 } }); }}>${view}</div>

@@ -37,8 +37,8 @@ const mix = (a, b, t) => a + (b - a) * t;
 
 /** From nothing (the colour of the paper) to much: for probabilities and whatever else is never below 0. */
 const SEQUENTIAL = {
-  light: ramp((t) => [mix(0.975, 0.33, t), 0.012 + 0.14 * Math.sin(Math.PI * Math.min(1, 0.08 + 0.75 * t)), mix(235, 265, t)]),
-  dark: ramp((t) => [mix(0.235, 0.92, t), 0.015 + 0.115 * Math.sin(Math.PI * Math.min(1, 0.08 + 0.75 * t)), mix(262, 225, t)]),
+  light: ramp((t) => [mix(0.98, 0.39, t), 0.004 + 0.118 * Math.sin(Math.PI * 0.62 * t ** 0.9), mix(246, 264, t)]),
+  dark: ramp((t) => [mix(0.25, 0.89, t), 0.012 + 0.108 * Math.sin(Math.PI * 0.8 * t ** 0.9), mix(264, 232, t)]),
 };
 /** Blue below 0, brown above: told apart by the colour-blind too, and equally far from the paper in lightness. */
 const DIVERGING = {

@@ -137,7 +137,14 @@ function Opened({ state, act }) {
   const looked = value && exact && token < rows ? [...Array(token + 1).keys()].map((n) => ({ n, p: /** @type {Numbers} */ (value).data[token * columns + n] })).sort((a, b) => Math.abs(b.p) - Math.abs(a.p)).slice(0, 4) : [];
   const off = isAblated(run.changes, layer, head);
   return html`<div class="opened"><header><h3>Where does head ${layer}.${head} look${off ? " (ablated)" : ""}?</h3>
-      <p class="how">A row is a token that asks, a column one that answers; darker: more attention.</p></header>
+      <p class="how">Rows ask, columns answer.</p>
+      ${!isFile && html`<span class="ablate"><button id="ablate-head" aria-pressed=${run.changes.some((one) => one.layer === layer && one.head === head)} title="sets what this head writes to 0 (a)"
+            onClick=${() => act.change(toggled(run.changes, { kind: "ablate", layer, head }))}>${run.changes.some((one) => one.layer === layer && one.head === head) ? "Restore" : "Ablate"} ${layer}.${head}</button>
+          <select aria-label="ablate more of this layer" value="" onChange=${(/** @type {any} */ event) => {
+            const part = event.target.value;
+            event.target.value = "";
+            act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
+          }}><option value="">more</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
     <div class="columns"><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
@@ -170,13 +177,6 @@ function Opened({ state, act }) {
           const score = scores?.[name]?.[layer][head];
           return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 34}px` }}></span>${short(score, 2)}</dd></div>`;
         })}</dl>
-        ${!isFile && html`<div class="ablate"><button id="ablate-head" aria-pressed=${run.changes.some((one) => one.layer === layer && one.head === head)} title="sets what this head writes to 0 (a)"
-            onClick=${() => act.change(toggled(run.changes, { kind: "ablate", layer, head }))}>${run.changes.some((one) => one.layer === layer && one.head === head) ? "Restore" : "Ablate"} ${layer}.${head}</button>
-          <select aria-label="ablate more of this layer" value="" onChange=${(/** @type {any} */ event) => {
-            const part = event.target.value;
-            event.target.value = "";
-            act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
-          }}><option value="">more …</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></div>`}
       </div></div>
   </div>`;
 }
@@ -192,7 +192,7 @@ function Clocks({ state, act }) {
   const far = token - (key ?? 0), most = Math.max(...(clocks?.pairs.map((pair) => Math.abs(pair.value)) ?? []), 1e-9);
   const silent = (/** @type {number} */ pair) => run.changes.some((one) => one.kind === "zero_frequency" && one.pair === pair);
   return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
-      <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back. Each pair of numbers is a hand that has turned ${far}·θ; colour: what it adds.</p></header>
+      <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds.</p></header>
     ${error && !clocks && html`<p class="empty">${error}</p>`}
     <div class="faces">${clocks?.pairs.map((pair, j) => {
       const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);

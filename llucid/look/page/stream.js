@@ -32,7 +32,7 @@ function Grid({ state, act }) {
   const wrote = view === "beside" && otherNorms.value ? otherNorms.value : norms.value;
   const layers = lens ? lens.ids.length - 1 : 0, seq = lens ? lens.ids[0].length : 0;
   const cell = words ? Math.max(full ? 64 : 54, (width - LEFT - 2) / Math.max(1, seq)) : Math.max(2, (width - LEFT - 2) / Math.max(1, seq));
-  const pitch = Math.max(BAND + 13, Math.min(full ? 46 : 38, (height - TOP - 4) / (layers + 1)));
+  const pitch = Math.max(BAND + 13, Math.min(full ? 60 : 50, (height - TOP - 4) / (layers + 1)));
   const most = useMemo(() => (wrote ? Math.max(...wrote.attention.flat(), ...wrote.feed_forward.flat()) : 1), [wrote]);
   useEffect(() => {
     const element = box.current;
@@ -148,13 +148,13 @@ function Attribution({ state, act }) {
   const other = new Map(others?.parts.map((part) => [part.name, part.value]));
   const gap = (/** @type {Part} */ part) => (view === "difference" && others ? part.value - (other.get(part.name) ?? 0) : part.value);
   const sorted = [...parts.parts].sort((a, b) => Math.abs(gap(b)) - Math.abs(gap(a)));
-  const room = Math.max(3, Math.floor((height - 4) / 17) - 2), shown = sorted.slice(0, room), rest = sorted.slice(room);
+  const room = Math.max(3, Math.floor((height - 44) / 16.2) - 2), shown = sorted.slice(0, room), rest = sorted.slice(room);
   const rows = [...shown.map((part) => ({ part, name: partName(part), value: gap(part), also: other.get(part.name) })),
     ...(rest.length ? [{ part: null, name: `${rest.length} others`, value: rest.reduce((sum, part) => sum + gap(part), 0), also: undefined }] : [])];
   const most = Math.max(...rows.map((row) => Math.max(Math.abs(row.value), Math.abs(view === "difference" ? 0 : (row.also ?? 0)))), 1e-6);
-  return html`<div class="attribution"><header><h3>What wrote the logit of “${visible(parts.piece)}”?</h3>
-    <p class="how">Each part adds its bar; together they are the logit.</p></header>
-    <ol class="parts" ref=${box}>${rows.map((row) => {
+  return html`<div class="attribution" ref=${box}><header><h3>What wrote the logit of “${visible(parts.piece)}”?</h3>
+    <p class="how">These parts add up to it.</p></header>
+    <ol class="parts">${rows.map((row) => {
       const side = (/** @type {number} */ x) => ({ left: `${x < 0 ? 50 + (50 * x) / most : 50}%`, width: `${(50 * Math.abs(x)) / most}%` });
       const chosen = row.part && row.part.layer === layer && (row.part.head === head || row.part.head === null);
       return html`<li key=${row.name}><button class=${`part ${chosen ? "chosen" : ""}`} disabled=${!row.part || row.part.layer === null} data-value=${row.value}
@@ -170,8 +170,7 @@ function Attribution({ state, act }) {
 export function StreamPane({ state, act }) {
   const difference = state.view === "difference" && state.beside;
   return html`<${Pane} name="stream" number=${3} state=${state} act=${act} title=${difference ? "Where do the two runs part?" : "What would the model say after each layer?"}
-    how=${html`${difference ? "Colour: how much likelier the best guess became; outlined where it is another one." : "A cell is the best guess for the next token (logit lens), a dot: it is right."}
-      Below it, how much <b class="attention">attention</b> and <b class="feedforward">feed-forward</b> wrote.`}
+    how=${html`${difference ? "Colour: how much likelier the best guess became; outlined where it is another one." : "A cell is the best guess for the next token (logit lens), a dot: it is right."}${" "}Below it, how much <b class="attention">attention</b> and <b class="feedforward">feed-forward</b> wrote.`}
     tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
     <${Grid} state=${state} act=${act} /><${Attribution} state=${state} act=${act} />
   </${Pane}>`;

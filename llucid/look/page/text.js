@@ -13,7 +13,7 @@ import { entropy, ranking, sample } from "look/sampling.js";
 const MOST = 8;
 
 /** @type {(nats: number | null) => number} */
-const shade = (nats) => (nats === null ? 0 : Math.min(1, nats / MOST) * 0.8);
+const shade = (nats) => (nats === null ? 0 : Math.min(1, nats / MOST));
 
 /** @type {(props: Props) => unknown} */
 function Editor({ state, act }) {
@@ -54,7 +54,8 @@ function Arcs({ state, chips }) {
         const p = value.data[token * seq + n];
         if ((p < 0.02 && n !== key) || !buttons[n]) continue;
         const [u, v] = top(buttons[n]), rise = Math.min(26, 7 + Math.abs(x - u) / 14);
-        const path = n === token ? `M${x - 4} ${y} c-5 -11 13 -11 8 0` : v === y ? `M${x} ${y} C${x} ${y - rise} ${u} ${y - rise} ${u} ${v}` : `M${x} ${y} C${x} ${y - 22} ${u} ${v + 40} ${u} ${v}`;
+        const below = buttons[n].offsetTop + buttons[n].offsetHeight;
+        const path = n === token ? `M${x - 4} ${y} c-5 -11 13 -11 8 0` : v === y ? `M${x} ${y} C${x} ${y - rise} ${u} ${y - rise} ${u} ${v}` : `M${x} ${y} C${x} ${y - 16} ${u} ${below + 18} ${u} ${below}`;
         found.push({ path, p, chosen: n === key });
       }
       draw(found);
@@ -65,7 +66,7 @@ function Arcs({ state, chips }) {
     return () => watch.disconnect();
   }, [value, token, key, run]);
   return html`<svg class="arcs" width=${box[0]} height=${box[1]} aria-hidden="true">
-    ${lines.map((line) => html`<path d=${line.path} class=${line.chosen ? "chosen" : ""} stroke-width=${0.8 + 4.5 * line.p} opacity=${0.25 + 0.75 * Math.sqrt(line.p)} />`)}
+    ${lines.map((line) => html`<path d=${line.path} class=${line.chosen ? "chosen" : ""} stroke-width=${0.8 + 3 * line.p} opacity=${0.2 + 0.7 * line.p} />`)}
   </svg>`;
 }
 
@@ -112,10 +113,11 @@ const SLIDERS = [
  * @param {string | undefined} id
  * @param {number} place
  * @param {import("look/types.js").Sampling} sampling
+ * @param {number} vocabulary
  */
-function useDistribution(id, place, sampling) {
+function useDistribution(id, place, sampling, vocabulary) {
   const next = useAnswer(id === undefined ? null : address(`${id}/next`, { position: place }));
-  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { as: "f32", name: "logits", slice: `0,${place}` }));
+  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { max: vocabulary, name: "logits", slice: `0,${place}` }));
   return useMemo(() => {
     if (!next.value) return null;
     /** @type {import("look/types.js").Next} */
@@ -133,7 +135,8 @@ function useDistribution(id, place, sampling) {
 /** @type {(props: Props) => unknown} */
 function Distribution({ state, act }) {
   const { run, beside, view, token, sampling, target } = state;
-  const here = useDistribution(run.id, token, sampling), there = useDistribution(beside?.id, token, sampling);
+  const { vocab_size } = state.info.models[run.model].config;
+  const here = useDistribution(run.id, token, sampling, vocab_size), there = useDistribution(beside?.id, token, sampling, vocab_size);
   const shown = view === "beside" && there ? there : here, other = view === "beside" ? here : there;
   const before = run.tokens.slice(0, token + 1), follows = run.tokens[token + 1];
   const goOn = (/** @type {number} */ id) => act.goOn([...before.map((one) => one.id), id]);
@@ -148,8 +151,8 @@ function Distribution({ state, act }) {
     rows = [...shown.rows].sort((a, b) => gap(b) - gap(a)).slice(0, 10);
   }
   return html`<div class="next">
-    <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>
-      <p class="how">A bar is a probability, a tick is it before the sliders${beside ? ", a hollow bar is the other run" : ""}; click a token to go on from there.</p></header>
+    <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>${!isFile && html`<button onClick=${draw} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
+      <p class="how">${beside ? "Hollow bars: the other run" : "Ticks: before the sliders"}. Click one to go on from there.</p></header>
     <div class="columns">
       <ol class="bars" aria-label="the likeliest next tokens">${rows.map((row) => {
         const also = others.get(row.id);
@@ -170,8 +173,7 @@ function Distribution({ state, act }) {
       <div class="sliders">${SLIDERS.map(([name, label, min, max, step, help]) => html`<label key=${name} title=${help}><span>${label}</span><output>${sampling[name]}</output>
         <input type="range" name=${name} min=${min} max=${max} step=${step} value=${sampling[name]}
           onInput=${(/** @type {any} */ event) => act.choose({ sampling: { ...sampling, [name]: Number(event.target.value) } })} /></label>`)}
-        <p class="facts">${shown && html`${shown.kept.toLocaleString("en")} ${shown.kept === 1 ? "token is" : "tokens are"} left, ${short(shown.entropy)} nats${shown.whole ? "" : ", of the likeliest only"}`}</p>
-        ${!isFile && html`<button onClick=${draw} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
+        <p class="facts">${shown && html`<span title="how many tokens are left, and the entropy of their distribution">${shown.kept.toLocaleString("en")} left${shown.whole ? "" : " of the likeliest"}, ${short(shown.entropy, 2)} nats</span>`}</p>
       </div>
     </div>
   </div>`;
@@ -183,7 +185,7 @@ export function TextPane({ state, act }) {
   const told = run.tokens.filter((one) => one.surprise !== null);
   const mean = told.reduce((sum, one) => sum + (one.surprise ?? 0), 0) / (told.length || 1);
   return html`<${Pane} name="text" number=${1} state=${state} act=${act} title=${difference ? "Which tokens became more surprising?" : "How surprised was the model by each token?"}
-    how=${html`The darker a token, the less likely it was (−ln p); lines show where head ${layer}.${head} looks from the chosen token.
+    how=${html`${difference ? "Brown: more surprising than in the other run; blue: less" : "The darker a token, the less likely it was (−ln p)"}; lines show where head ${layer}.${head} looks from the chosen token.
       ${told.length ? html` Mean ${short(mean)} nats.` : ""}`}
     tools=${difference ? html`<${Legend} kind="diverging" dark=${dark} from="−2" to="+2 nats" />` : html`<${Legend} kind="sequential" dark=${dark} from="0" to="8 nats" />`}>
     <div class="reading"><${Editor} state=${state} act=${act} /><${Chips} state=${state} act=${act} /></div>
