@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from llucid.checkpoints import Model, load, save
 from llucid.checkpoints.gguf import read_tokenizer_info
 from llucid.checkpoints.gguf_file import read_head
-from llucid.dialogs.templates import encode_template
+from llucid.dialogs.templates import encode_template, template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.byte_pieces import byte_letters
@@ -156,8 +156,10 @@ def test_the_ends_of_llama_3() -> None:
     for role, name in (("bos", "begin_of_text"), ("eos", "end_of_text"), ("eot", "eot_id"), ("eom", "eom_id")):
         assert told[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
     assert read_vocabulary(told).special == ranks.special
-    for other in ("llama3", "falcon3"):  # the same rule by other names
+    for other in ("llama3", "falcon3", "default"):  # the same rule by other names
         assert read_vocabulary(told | {"tokenizer.ggml.pre": other}).encode(TALE) == ranks.encode(TALE)
+    nameless = {key: value for key, value in told.items() if key != "tokenizer.ggml.pre"}
+    assert read_vocabulary(nameless).encode(TALE + "12345") == ranks.encode(TALE + "12345")
     base = {key: value for key, value in told.items() if "eot_token" not in key and "eom_token" not in key}
     assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model: it was not taught to end a turn
     chat = base | {"tokenizer.ggml.eos_token_id": ranks.special["<|eot_id|>"]}
@@ -176,6 +178,20 @@ def test_templates_go_through(tmp_path: Path) -> None:
         assert again.config["chat_template"] == template
         assert (again.bos, again.eos) == (made.bos, made.eos)
         assert again.encode(TALE) == made.encode(TALE)
+
+
+def test_templates_with_names_go_through(tmp_path: Path) -> None:
+    """As in Hermes 3: transformers keeps them in a list, GGUF under keys of their own."""
+    for names in (["default", "tool_use"], ["tool_use", "rag"]):
+        rows = [{"name": name, "template": f"{{{{ bos_token }}}}{name}"} for name in names]
+        tokenizer = SentencePiece(sentencepiece_model(), {"chat_template": rows})
+        config = replace(TINY, vocab_size=tokenizer.vocab_size)
+        save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
+        found = load(tmp_path / "a.gguf", device="cpu").tokenizer
+        assert [template_of(found, name) for name in names] == [row["template"] for row in rows]
+        head = read_head(tmp_path / "a.gguf")
+        assert head.value("tokenizer.chat_templates") == [name for name in names if name != "default"]
+        assert ("tokenizer.chat_template" in head.fields) == ("default" in names)
 
 
 def test_a_template_is_told_what_bos_is_also_where_texts_do_not_begin_with_it(tmp_path: Path) -> None:
@@ -298,6 +314,37 @@ def test_each_cut_has_its_name(name: str, cut: dict[str, Any], whole_words: bool
     assert told["tokenizer.ggml.token_type"] == [3, *[1] * (made.vocab_size - 2), 4]
     for text in ("It is 1234 <|turn|> o'clock's  end", TALE):
         assert read_vocabulary(told).encode(text) == made.encode(text)
+
+
+OTHER_WORDS = {
+    "deepseek-coder": (["It", " is", " ", "1", "2", " o", "'", "clock", "!", "\n", "漢字"], "It is 12 o'clock!\n漢字"),
+    "deepseek-llm": (["It", " is", " ", "12", " o", "'", "clock", "!", "\n", "漢字"], "It is 12 o'clock!\n漢字"),
+    "tekken": (["It", " is", " ", "1", "2", " o", "'clock", " Mc", "Gee", "/"], "It is 12 o'clock McGee/"),
+    "default": (["It", " is", " ", "123", "4", " o", "'", "clock", "!"], "It is 1234 o'clock!"),
+    "refact": (["It", " is", " ", "1", "2", " o", "'", "clock", "!"], "It is 12 o'clock!"),
+    "phi-2": (["It", " is", " 12", " o", "'", "clock", "!"], "It is 12 o'clock!"),
+}
+
+
+@pytest.mark.parametrize("pre", OTHER_WORDS)
+def test_other_rules_split_a_text_as_in_llama_cpp(pre: str) -> None:
+    made = byte_pairs(GPT2)
+    told = write_vocabulary(made, made.vocab_size) | {"tokenizer.ggml.pre": pre}
+    found = read_vocabulary(told)
+    assert isinstance(found, JsonTokenizer)
+    assert found.tokenizer.pre_tokenizer is not None
+    words, text = OTHER_WORDS[pre]
+    spelled = [word.encode().decode("latin-1").translate(byte_letters()) for word in words]
+    assert [word for word, _ in found.tokenizer.pre_tokenizer.pre_tokenize_str(text)] == spelled
+
+
+def test_an_id_out_of_range_is_ignored_as_in_llama_cpp() -> None:
+    ranks = small_ranks()
+    told = write_vocabulary(ranks, ranks.vocab_size)
+    assert read_vocabulary(told | {"tokenizer.ggml.eos_token_id": 2**32 - 1}).eos is None
+    told = write_vocabulary(small_sentencepiece(), 400)
+    found = read_vocabulary(told | {"tokenizer.ggml.eos_token_id": 400, "tokenizer.ggml.bos_token_id": 2**32 - 1})
+    assert (found.bos, found.eos) == (1, 2)
 
 
 @pytest.mark.parametrize(
