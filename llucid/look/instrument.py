@@ -19,7 +19,7 @@ from torch import Tensor
 from llucid import fast
 from llucid.arrays import Quantized
 
-AT_ONCE = 2**24
+AT_ONCE = 2**25
 """Numbers of a matrix that are widened in one go, which bounds the memory that this takes."""
 
 Span = tuple[int, int, int, int]
