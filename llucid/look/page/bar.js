@@ -92,7 +92,7 @@ export function Bar({ state, act }) {
     <span class="space"></span>
     <span class="status" role="status">${error ? html`<span class="error">${error}</span>` : saving || (busy ? "reading …" : "")}</span>
     <button onClick=${() => act.choose({ tour: 0 })} title="a guided tour in eight steps (t)" id="tour">Tour</button>
-    ${info.export && !isFile && html`<button id="save" title="this view as one HTML file, which opens without llucid" onClick=${async () => {
+    ${!isFile && html`<button id="save" title="this view as one HTML file, which opens without llucid" onClick=${async () => {
       note("writing …");
       try {
         const { token, layer, head, key, spot, target, sampling, sort } = state, page = await exportPage(run.id, { token, layer, head, key, spot, target, sampling, sort, view, dark });

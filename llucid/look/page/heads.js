@@ -1,7 +1,7 @@
 // @ts-check
 // The heads: all of them on a wall, one opened large, and the clocks by which RoPE makes its scores.
-import { html, useMemo, useRef } from "look/vendor/preact.js";
-import { address, isFile, useAnswer } from "look/api.js";
+import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
+import { address, get, isFile, useAnswer } from "look/api.js";
 import { colours, css, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
@@ -9,6 +9,8 @@ import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSi
 /** @typedef {import("look/types.js").Change} Change */
 /** @typedef {import("look/types.js").Scores} Scores */
 /** @typedef {import("look/types.js").Numbers} Numbers */
+/** @typedef {import("look/types.js").Clocks} Clocks */
+/** @typedef {import("look/types.js").State} State */
 
 /** What each score means, in words. @type {[keyof Scores, string, string][]} */
 export const SCORES = [
@@ -181,14 +183,39 @@ function Opened({ state, act }) {
   </div>`;
 }
 
+/** The score of a query and a key, pair by pair, from what `attend` computed last. @type {(state: State, key: number) => Promise<Clocks>} */
+async function clocksFrom({ run, info, layer, head, token }, key) {
+  const { heads, kv_heads, head_dim } = info.models[run.model].config;
+  /** @type {import("look/types.js").Names} */
+  const names = await get(address(`${run.id}/names`));
+  const last = (/** @type {string} */ start) => names.values.filter((one) => one.name === start || one.name.startsWith(`${start}.`)).at(-1)?.name;
+  const ask = (/** @type {string} */ name, /** @type {string | null} */ slice) => get(address(`${run.id}/value`, { as: "f32", name: last(name), slice }));
+  /** @type {Numbers[]} */
+  const [q, k, theta] = await Promise.all([ask(`blocks.${layer}.attention.attend.q`, `0,${head}`), ask(`blocks.${layer}.attention.attend.k`, `0,${Math.floor((head * kv_heads) / heads)}`), ask("theta", null)]);
+  if ([q, k].some((one) => one.pool.some((n) => n > 1))) throw new Error("too coarse");
+  const pairs = [...theta.data].map((frequency, j) => {
+    const [m, n] = [token * head_dim + 2 * j, key * head_dim + 2 * j];
+    return { frequency, value: (q.data[m] * k.data[n] + q.data[m + 1] * k.data[n + 1]) / Math.sqrt(head_dim) };
+  });
+  return { pairs, score: pairs.reduce((sum, pair) => sum + pair.value, 0) };
+}
+
 /** @type {(props: Props) => unknown} */
-function Clocks({ state, act }) {
+function ClocksOf({ state, act }) {
   const { run, layer, head, token, dark } = state;
   const map = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const key = state.key ?? (map.value ? strongest(map.value, token) : null);
   const { value, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
-  /** @type {import("look/types.js").Clocks | undefined} */
-  const clocks = value;
+  const [counted, count] = useState(/** @type {Clocks | null} */ (null));
+  useEffect(() => {
+    let wanted = true;
+    count(null);
+    // A file holds the clocks of few scores, but the queries and keys of all.
+    if (error && key !== null) clocksFrom(state, key).then((clocks) => wanted && count(clocks), () => undefined);
+    return () => { wanted = false; };
+  }, [error, run, layer, head, token, key]);
+  /** @type {Clocks | undefined} */
+  const clocks = error ? (counted ?? undefined) : value;
   const far = token - (key ?? 0), most = Math.max(...(clocks?.pairs.map((pair) => Math.abs(pair.value)) ?? []), 1e-9);
   const silent = (/** @type {number} */ pair) => run.changes.some((one) => one.kind === "zero_frequency" && one.pair === pair);
   return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
@@ -212,6 +239,6 @@ export function HeadsPane({ state, act }) {
   return html`<${Pane} name="heads" number=${4} state=${state} act=${act} title=${difference ? "Which heads look elsewhere now?" : "What does each head look at?"}
     how="A picture a head: rows are layers. Click one to open it; a takes it out, and everything shows what changes."
     tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
-    <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${Clocks} state=${state} act=${act} />
+    <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${ClocksOf} state=${state} act=${act} />
   </${Pane}>`;
 }

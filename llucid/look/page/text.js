@@ -117,7 +117,7 @@ const SLIDERS = [
  */
 function useDistribution(id, place, sampling, vocabulary) {
   const next = useAnswer(id === undefined ? null : address(`${id}/next`, { position: place }));
-  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { max: vocabulary, name: "logits", slice: `0,${place}` }));
+  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { as: "f32", max: vocabulary, name: "logits", slice: `0,${place}` }));
   return useMemo(() => {
     if (!next.value) return null;
     /** @type {import("look/types.js").Next} */

@@ -1,7 +1,7 @@
 // @ts-check
 // A guided tour: eight steps, each of which chooses what it speaks about.
 import { html, useEffect, useRef } from "look/vendor/preact.js";
-import { address, get, useAnswer } from "look/api.js";
+import { address, get, isFile, useAnswer } from "look/api.js";
 import { percent, short, visible } from "look/colour.js";
 
 /** @typedef {import("look/types.js").Props} Props */
@@ -87,7 +87,7 @@ const STEPS = [
   },
   {
     pane: "heads", title: "Take it out, and see",
-    text: ({ layer, head, info }) => html`Is it really that head? ${info.export === undefined ? "" : html`Press <b>a</b>: head ${layer}.${head} writes nothing any more.`} Hollow bars show the run without the change, and <b>d</b> goes round between the changed run, the unchanged one and their difference. This is how one finds out what a part is for. The rest is yours: type a text of your own.`,
+    text: ({ layer, head }) => html`Is it really that head? ${isFile ? html`With <b>llucid look</b> running, one presses <b>a</b>` : html`Press <b>a</b>`}: head ${layer}.${head} writes nothing any more. Hollow bars show the run without the change, and <b>d</b> goes round between the changed run, the unchanged one and their difference. This is how one finds out what a part is for. The rest is yours: type a text of your own.`,
     show: (state, scores) => { const top = best(scores.induction); return { token: Math.max(0, repeated(state) - 1), ...(top && { layer: top.layer, head: top.head }) }; },
   },
 ];
