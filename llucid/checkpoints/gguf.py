@@ -206,7 +206,7 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights, Unread, in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
+    """The weights in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
 
     Reading raises LlucidError if dequantising needs the gguf package and it is not there.
     """
@@ -234,18 +234,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What the tokenizer inside is."""
-    from llucid.tokenizers.gguf_vocabulary import read_facts
+    from llucid.tokenizers.gguf_vocabulary import read_info
 
-    return within(path, read_facts, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
+    return within(path, read_info, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
 
 
 def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
     """What `read` makes of a file's keys about its tokenizer. Raises its LlucidError with the path."""
-    from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
+    from llucid.tokenizers.gguf_vocabulary import TEMPLATE, WHOLE_JSON
 
     head = read_head(path)
-    others = ("tokenizer.chat_template", WHOLE_JSON)
-    wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key in others]
+    wanted = [key for key in head.fields if key.startswith(("tokenizer.ggml.", TEMPLATE)) or key == WHOLE_JSON]
     with prefix_errors(path):
         return read({key: head.value(key) for key in wanted if key not in needless})
 
@@ -319,7 +318,7 @@ def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
     bits = getattr(leaf, "bits", None)  # of a Quantized matrix
     own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]
-    if leaf.dim() == 1:
+    if leaf.ndim == 1:
         kind = KINDS[0]
     elif leaf.shape[-1] % kind.block:
         kind = KINDS[1]

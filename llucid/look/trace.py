@@ -14,7 +14,7 @@ from torch import Tensor
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.look.changes import Change, combined
-from llucid.look.instrument import Kind, Site, Span, instrument, rows
+from llucid.look.instrument import AT_ONCE, Kind, Site, Span, instrument, rows
 from llucid.look.watch import Seen, Watch, layer_of
 from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
@@ -75,22 +75,7 @@ def trace(
     Raises LlucidError for a text that is empty, longer than the context, or cannot be encoded, for names that no value
     has, for a change that returns another shape, and for a model whose scores are not numbers.
     """
-    if isinstance(text_or_ids, str):
-        if not text_or_ids:
-            raise LlucidError("the text is empty; give at least one character, or ids")
-        if model.tokenizer is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
-        ids = prompt_ids(model.tokenizer, text_or_ids)
-    else:
-        ids = [int(token) for token in text_or_ids]
-        if not ids:
-            raise LlucidError("no ids are given; a pass needs at least one")
-    if len(ids) > model.config.context:
-        raise LlucidError(f"the text has {len(ids)} tokens, but the model's context is {model.config.context}")
-    for token in ids:
-        if not 0 <= token < model.config.vocab_size:
-            raise LlucidError(f"id {token}: this model has ids 0 to {model.config.vocab_size - 1}")
-    return Trace(model, ids, combined(change), only)
+    return Trace(model, encode(model, text_or_ids), combined(change), only)
 
 
 class Trace:
@@ -158,6 +143,11 @@ class Trace:
                 named = axes.get(alike, (None,) * len(shape))
                 found.append(Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site))
         return found
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the values that were changed."""
+        return list(self._change)
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of this name. Raises LlucidError if there is none, or if `only` left it out."""
@@ -231,12 +221,15 @@ class Trace:
     def logit_lens(self, top: int = 5) -> Lens:
         """The `top` likeliest tokens of each stream at each position, with their probabilities.
 
-        One stream at a time, so that it needs no more memory than the logits. Raises LlucidError for `top` below 1.
+        Some vectors at a time, so that it needs little memory. Raises LlucidError for `top` below 1.
         """
         if top < 1:
             raise LlucidError(f"top={top}: must be at least 1")
-        best = [self.lens(x).softmax(-1).topk(min(top, self.model.config.vocab_size)) for x in self.stream]
-        ids, p = torch.stack([each.indices for each in best]), torch.stack([each.values for each in best])
+        vocab, (streams, seq, _) = self.model.config.vocab_size, self.stream.shape
+        some = self.stream.flatten(0, 1).split(max(1, AT_ONCE // vocab))
+        best = [self.lens(x).softmax(-1).topk(min(top, vocab)) for x in some]
+        ids = torch.cat([each.indices for each in best]).unflatten(0, (streams, seq))
+        p = torch.cat([each.values for each in best]).unflatten(0, (streams, seq))
         return Lens(ids, p, [[self.pieces(row) for row in rows.tolist()] for rows in ids])
 
     def attribution(self, position: int, token: int) -> dict[str, float]:
@@ -268,11 +261,36 @@ class Trace:
         return parts
 
 
+def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
+    """The ids of a text, with BOS in front where the tokenizer has one, or the ids. Raises LlucidError as `trace`."""
+    if isinstance(text_or_ids, str):
+        if not text_or_ids:
+            raise LlucidError("the text is empty; give at least one character, or ids")
+        if not has_tokenizer(model):
+            raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
+        ids = prompt_ids(model.tokenizer, text_or_ids)
+    else:
+        ids = [int(token) for token in text_or_ids]
+        if not ids:
+            raise LlucidError("no ids are given; a pass needs at least one")
+    if len(ids) > model.config.context:
+        raise LlucidError(f"the text has {len(ids)} tokens, but the model's context is {model.config.context}")
+    for token in ids:
+        if not 0 <= token < model.config.vocab_size:
+            raise LlucidError(f"id {token}: this model has ids 0 to {model.config.vocab_size - 1}")
+    return ids
+
+
+def has_tokenizer(model: Model) -> bool:
+    """Whether texts can be given."""
+    return model.tokenizer is not None  # pyright: ignore[reportUnnecessaryComparison]
+
+
 def piece(model: Model, token: int) -> str:
     """The text of a token alone, the name of a special one, and `<123>` for one that has no text."""
     from llucid.generation.predictions import token_text
 
-    if model.tokenizer is None:  # pyright: ignore[reportUnnecessaryComparison]
+    if not has_tokenizer(model):
         return f"<{token}>"
     return token_text(model.tokenizer, [], token).replace("<token ", "<")
 

@@ -59,6 +59,33 @@ def test_generate_several_at_once_with_a_seed(made: Path) -> None:
     assert do(*many[:-4], "--seed", 5).stdout.rstrip("\n") == texts[0].rstrip("\n")
 
 
+def test_prompts_come_from_a_file_and_texts_go_out_as_json(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes(b"the goose \r\n\nthe fox\n")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "the goose "}\n\n{"id": 7, "prompt": "the fox"}\n')
+    same = ("--max-tokens", 5, "--seed", 3)
+    rows = [
+        [
+            json.loads(line)
+            for line in do("generate", made / "run", "--prompts", file, "--json", *same).stdout.splitlines()
+        ]
+        for file in (tmp_path / "lines.txt", tmp_path / "lines.jsonl")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["prompt"] for row in rows[0]] == ["the goose ", "the fox"]
+    assert [(len(row["tokens"]), row["reason"], row["slid"]) for row in rows[0]] == [(5, "length", False)] * 2
+    texts = do("generate", made / "run", "--prompts", tmp_path / "lines.txt", "--num", 2, *same).stdout
+    whole = texts.removesuffix("\n").split(f"\n{'-' * 40}\n")
+    assert [text[: len(prompt)] for prompt, text in zip(["the goose "] * 2 + ["the fox"] * 2, whole, strict=True)] == [
+        "the goose ",
+        "the goose ",
+        "the fox",
+        "the fox",
+    ]
+    assert [whole[0], whole[2]] == [row["prompt"] + row["text"] for row in rows[0]]
+    [one] = do("generate", made / "run", "the fox", "--json", *same).stdout.splitlines()
+    assert json.loads(one)["text"] == rows[0][1]["text"]
+
+
 def test_generate_stops_before_a_stop_text(made: Path) -> None:
     text = do("generate", made / "run", PROMPT, "--max-tokens", 200, "--seed", 1, "--stop", "e", "--stop", "zz").stdout
     assert "e" not in text.removeprefix(PROMPT)
@@ -179,6 +206,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "predict without a model": (("predict",), "missing: MODEL; see: llucid predict --help"),
     "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
     "toy and json": (("predict", "--toy", "a", "--json"), "--toy a: takes no --json; leave that out"),
+    "no file of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/none"), "{tmp}/none: No such file"),
+    "no prompts": (
+        ("generate", "{made}/run", "--prompts", "{tmp}/empty.txt"),
+        "--prompts {tmp}/empty.txt: there is no",
+    ),
+    "no text of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/binary"), "{tmp}/binary: not a UTF-8 text"),
+    "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 2: expected {{"),
+    "too many prompts": (
+        ("generate", "{made}/run", "--prompts", "/dev/zero"),
+        "--prompts /dev/zero: larger than 64 MB",
+    ),
+    "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
     "more than can be": (
@@ -203,10 +242,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+WRONG_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: Path) -> None:
     arguments, says = WRONG[case]
-    for name, content in {"empty.txt": b"", "short.txt": b"x" * 99, "binary": b"\xff\xfe" * 500}.items():
+    for name, content in {
+        "empty.txt": b"",
+        "short.txt": b"x" * 99,
+        "binary": b"\xff\xfe" * 500,
+        "wrong.jsonl": WRONG_LINES,
+    }.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "train.toml").write_text("wings = 2\n")
     places = {"made": made, "tmp": tmp_path}
@@ -285,6 +332,17 @@ def test_a_library_that_finds_no_memory_is_told_of_in_a_line(made: Path, tmp_pat
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_names_that_are_not_utf_8_are_printed_as_they_are(made: Path, tmp_path: Path) -> None:
+    words = [
+        os.fsencode(word) for word in command("convert", made / "run", f"{tmp_path}/\udcff", "--to", "huggingface")
+    ]
+    done = subprocess.run(words, capture_output=True)
+    assert done.stdout == b"the model is in " + os.fsencode(tmp_path) + b"/\xff\n"
+    done = subprocess.run([*words[:3], b"info", os.fsencode(tmp_path) + b"/\xfe"], capture_output=True)
+    assert done.returncode == 2
+    assert b"\\udcfe: there is no such file or folder" in done.stderr
+
+
 def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
@@ -304,6 +362,13 @@ def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
     (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_signal_while_the_command_line_is_read_is_no_wrong_word() -> None:
+    kill = "argparse.ArgumentParser.parse_known_args = lambda *_: os.kill(os.getpid(), 15)"
+    code = f"import argparse, os; {kill}; from llucid.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "info", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)])
@@ -326,10 +391,10 @@ def test_help_of_every_command() -> None:
     for name in COMMANDS:
         assert f"\n  {name} " in listed
         shown = do(name, "--help").stdout
+        assert do(name, "--help", env=os.environ | {"COLUMNS": "4"}).stdout.split()[:2] == ["usage:", "llucid"]
         assert shown.startswith(f"usage: llucid {name} ")
         for option in options_of(command_class(name)):
             assert option.spelling in shown
-    assert do("chat", "--help", env=os.environ | {"COLUMNS": "4"}).stdout  # ends, however narrow
 
 
 def test_help_says_what_may_be_left_out() -> None:
