@@ -308,7 +308,7 @@ export function CodePane({ state, act }) {
   const inside = useAnswer(address(`${run.id}/summaries`, { layer })).value, outside = useAnswer(address(`${run.id}/summaries`)).value;
   const summaries = useMemo(() => ({ ...outside, ...inside }), [inside, outside]);
   const [hover, point] = useState(/** @type {number | null} */ (null));
-  const listing = useRef(/** @type {HTMLElement | null} */ (null));
+  const listing = useRef(/** @type {HTMLElement | null} */ (null)), shownIn = useRef(state.full);
   const seen = useMemo(() => (names ? seenIn(names, layer) : new Map()), [names, layer]);
   const lines = useMemo(() => (source && seen.size ? typeset(source, seen) : []), [source, seen]);
   const steps = useMemo(() => (source && names ? stepsOf(source, names, layer) : []), [source, names, layer]);
@@ -339,8 +339,13 @@ export function CodePane({ state, act }) {
     const line = /** @type {HTMLElement | null} */ (spans[0]?.closest(".line"));
     if (!line) return;
     line.classList.add("current");
-    const { offsetTop: top } = line;
-    if (top < box.scrollTop + 30 || top + line.offsetHeight > box.scrollTop + box.clientHeight - 10) box.scrollTo({ top: top - box.clientHeight / 3 });
+    const { offsetTop: top } = line, room = box.clientHeight, moved = shownIn.current !== state.full;
+    shownIn.current = state.full;
+    if (!moved && top > box.scrollTop + 30 && top + line.offsetHeight < box.scrollTop + room - 10) return;
+    // From the function's first line on, if what runs then still is in view.
+    let first = line;
+    while (first.previousElementSibling && !/^(def|class) /.test(first.querySelector("code")?.textContent ?? "")) first = /** @type {HTMLElement} */ (first.previousElementSibling);
+    box.scrollTo({ top: top + line.offsetHeight - first.offsetTop < room - 20 ? first.offsetTop - 6 : top - room / 2 });
   }, [spot, lines, state.full]);
   useLayoutEffect(() => {
     const box = listing.current;

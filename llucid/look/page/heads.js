@@ -48,9 +48,9 @@ function Wall({ state, act }) {
     if (chosen) for (const one of all) one.score = chosen[one.layer][one.head];
     return chosen ? all.sort((a, b) => b.score - a.score) : all;
   }, [layers, heads, chosen]);
-  const label = chosen || full ? 12 : 0, edge = chosen ? 0 : 16;
+  const roomy = width > 40 * heads, label = chosen || (full && roomy) ? 12 : 0, edge = chosen ? 0 : 16;
   const across = chosen ? Math.max(1, Math.round(Math.sqrt((layers * heads * width) / Math.max(1, height)))) : heads, down = Math.max(1, Math.ceil((layers * heads) / Math.max(1, across)));
-  const pitch = Math.max(8, Math.min((width - edge - 2) / Math.max(1, across), (height - edge - 2) / down - label)), gap = pitch > 24 ? 4 : 1;
+  const pitch = Math.max(4, Math.min((width - edge - 2) / Math.max(1, across), (height - edge - 2) / down - label)), gap = pitch > 24 ? 4 : pitch > 10 ? 1 : 0.5;
   const sheet = useMemo(() => {
     if (!value || !pitch) return null;
     const canvas = document.createElement("canvas"), map = colours(other ? "diverging" : "sequential", dark);
@@ -67,7 +67,7 @@ function Wall({ state, act }) {
     const column = Math.floor((x - edge) / pitch), row = Math.floor((y - edge) / (pitch + label));
     return column < 0 || row < 0 || column >= across ? undefined : order[row * across + column];
   };
-  return html`<div class="wall"><div class="frame" ref=${box}>${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
+  return html`<div class=${`wall ${heads > 8 ? "many" : ""}`}><div class="frame" ref=${box}>${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
     draw=${(/** @type {CanvasRenderingContext2D} */ pen) => {
       pen.imageSmoothingEnabled = columns > pitch * window.devicePixelRatio;
       pen.font = `10px ${ink("sans")}`;
