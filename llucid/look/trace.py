@@ -1,6 +1,7 @@
 """A forward pass with all its values, and what is worked out from them."""
 
 import difflib
+import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -134,14 +135,18 @@ class Trace:
 
     def names(self, expressions: bool = False) -> list[Value]:
         """What there is, in the order in which it was computed; `expressions` too, not only what has a name."""
+        return [value for value in self.described.values() if expressions or value.kind != "expression"]
+
+    @cached_property
+    def described(self) -> dict[str, Value]:
+        """What is known of every value, by its name."""
         axes = _axes(self.model.config.rope_scaling is not None)
-        found: list[Value] = []
+        found: dict[str, Value] = {}
         for name, site, shape, _ in self._found:
             layer, (function, kind, text, spans) = layer_of(name), self.sites[site]
-            if kind != "expression" or expressions:
-                alike = name if layer is None else f"blocks.0{name.removeprefix(f'blocks.{layer}')}"
-                named = axes.get(alike, (None,) * len(shape))
-                found.append(Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site))
+            alike = name if layer is None else f"blocks.0{name.removeprefix(f'blocks.{layer}')}"
+            named = axes.get(alike, (None,) * len(shape))
+            found[name] = Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site)
         return found
 
     @property
@@ -259,6 +264,13 @@ class Trace:
         if self._change:
             parts["change"] = float(last @ towards) - sum(parts.values())
         return parts
+
+    def _repr_html_(self) -> str:
+        """The page in a frame, for notebooks."""
+        from llucid.look.export import page_of
+
+        source = html.escape(page_of(self).html.decode())
+        return f'<iframe srcdoc="{source}" title="llucid look" style="width: 100%; height: 720px; border: 0"></iframe>'
 
 
 def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
