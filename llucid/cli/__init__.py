@@ -56,8 +56,9 @@ def main() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.isatty():
-        sys.stdout.reconfigure(errors="replace")  # a question mark for a character that the terminal lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal shows a question mark for what it lacks; a file gets the bytes of file names that are not UTF-8.
+        sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "surrogateescape")
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv) - 1
     try:

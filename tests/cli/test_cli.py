@@ -285,6 +285,17 @@ def test_a_library_that_finds_no_memory_is_told_of_in_a_line(made: Path, tmp_pat
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_names_that_are_not_utf_8_are_printed_as_they_are(made: Path, tmp_path: Path) -> None:
+    words = [
+        os.fsencode(word) for word in command("convert", made / "run", f"{tmp_path}/\udcff", "--to", "huggingface")
+    ]
+    done = subprocess.run(words, capture_output=True)
+    assert done.stdout == b"the model is in " + os.fsencode(tmp_path) + b"/\xff\n"
+    done = subprocess.run([*words[:3], b"info", os.fsencode(tmp_path) + b"/\xfe"], capture_output=True)
+    assert done.returncode == 2
+    assert b"\\udcfe: there is no such file or folder" in done.stderr
+
+
 def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
@@ -304,6 +315,13 @@ def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
     (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_signal_while_the_command_line_is_read_is_no_wrong_word() -> None:
+    kill = "argparse.ArgumentParser.parse_known_args = lambda *_: os.kill(os.getpid(), 15)"
+    code = f"import argparse, os; {kill}; from llucid.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "info", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)])
@@ -326,10 +344,10 @@ def test_help_of_every_command() -> None:
     for name in COMMANDS:
         assert f"\n  {name} " in listed
         shown = do(name, "--help").stdout
+        assert do(name, "--help", env=os.environ | {"COLUMNS": "4"}).stdout.split()[:2] == ["usage:", "llucid"]
         assert shown.startswith(f"usage: llucid {name} ")
         for option in options_of(command_class(name)):
             assert option.spelling in shown
-    assert do("chat", "--help", env=os.environ | {"COLUMNS": "4"}).stdout  # ends, however narrow
 
 
 def test_help_says_what_may_be_left_out() -> None:
