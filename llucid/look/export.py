@@ -161,10 +161,10 @@ def value_urls(reading: str, value: Value, heads: int) -> list[str]:
 
 
 def widest_of(values: Sequence[Value], limit: int) -> int:
-    """How many numbers along an axis the values may have, so that they fit into the limit beside the rest; as in `max`."""
+    """How many numbers along an axis values may have, so that they fill two thirds of the limit; as in `max`."""
     for widest in WIDEST:
         size = sum(math.prod(min(length, widest) for length in value.shape) for value in values)
-        if size * 2 * 4 / 3 < 0.6 * limit:
+        if size * 2 * 4 / 3 < limit * 2 / 3:
             return widest
     return WIDEST[-1]
 

@@ -33,7 +33,8 @@ POST /look/export  {"id", "urls": [URL, …], "state": {…}}
 GET /look/{id}                          the reading
     {"id", "model": 0, "parent": id without changes, or null, "changes": […], "text": or null,
      "tokens": [{"id", "piece", "surprise", "rank", "entropy"}, …]}
-    text is what was given, or else that of the ids. surprise is -ln p of the token given those before it, in nats, rank 0 the likeliest; null for the first token.
+    text is what was given, or else that of the ids. surprise is -ln p of the token given those before it, in nats, rank
+    0 the likeliest; null for the first token.
     entropy is that of the distribution of what follows the token, in nats.
 GET /look/{id}/next?position=-1&top=200     what may follow this position, the likeliest first
     {"tokens": [{"id", "piece", "logit", "p"}, …], "log_sum": ln Σ exp(logit) over all, "vocab": n}
