@@ -34,7 +34,6 @@ ALLOWED = {
     ("llucid.arrays.quantized", "llucid.weights"),
     ("llucid.arrays.mapped", "llucid.arrays.quantized"),
     ("llucid.generation.reading", "llucid.generation.reading_torch"),
-    ("llucid.look.changes", "llucid.look.trace"),
     ("llucid.training.backend", "llucid.training.jax_step"),
     ("llucid.training.dialogues", "llucid.chat"),
 }

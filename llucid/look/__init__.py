@@ -11,10 +11,11 @@ server.py       the page's server, and its protocol
 page/           what the browser gets
 """
 
-from llucid.look.changes import Change, ablate, patch, scale, zero_frequency
+from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.export import export
 from llucid.look.heads import HeadScores, head_scores
 from llucid.look.trace import Lens, Trace, Value, trace
+from llucid.look.watch import Change
 
 __all__ = [
     "Change",

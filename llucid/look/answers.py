@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llucid.errors import LlucidError, shown
-from llucid.look.changes import Change, ablate, patch, scale, zero_frequency
+from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
 from llucid.look.trace import MODULE, Trace, encode, has_tokenizer, trace
+from llucid.look.watch import Change
 from llucid.model import Model
 from llucid.weights import named_leaves
 

@@ -1,6 +1,7 @@
 """The page as one file: it opens from disk, with the answers that fit into a size."""
 
 import gzip
+import html
 import json
 import math
 import re
@@ -39,6 +40,15 @@ def page_of(trace: Trace, limit: int = LIMIT) -> "Page":
     """The page about one trace."""
     answers = Answers([Subject("this model", lambda: trace.model)], trace)
     return page(answers, [answers.first], limit=limit)
+
+
+def frame(trace: Trace) -> str:
+    """The page in a frame, as HTML: how a notebook shows a trace."""
+    source = html.escape(page_of(trace).html.decode())
+    return f'<iframe srcdoc="{source}" title="llucid look" style="width: 100%; height: 720px; border: 0"></iframe>'
+
+
+Trace._repr_html_ = frame  # pyright: ignore[reportPrivateUsage]
 
 
 class Page(NamedTuple):
@@ -198,7 +208,7 @@ def page_files() -> dict[str, bytes]:
 def _html(told: dict[str, Any]) -> bytes:
     """index.html with the modules as data: URLs, the style and the answers in it."""
     files = page_files()
-    html = files["index.html"].decode()
+    whole = files["index.html"].decode()
     modules = {
         f"look/{name}": f"data:text/javascript;base64,{b64encode(body).decode()}"
         for name, body in files.items()
@@ -211,6 +221,6 @@ def _html(told: dict[str, Any]) -> bytes:
         (r'<link rel="stylesheet"[^>]*>', f"<style>{files['style.css'].decode()}</style>"),
         (r'(?=<script type="module">)', f'<script type="application/json" id="answers">{answers}</script>\n'),
     ):
-        html, found = re.subn(pattern, lambda match, text=text: text, html, count=1, flags=re.DOTALL)
+        whole, found = re.subn(pattern, lambda match, text=text: text, whole, count=1, flags=re.DOTALL)
         assert found, pattern
-    return html.encode()
+    return whole.encode()

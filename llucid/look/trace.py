@@ -1,12 +1,11 @@
 """A forward pass with all its values, and what is worked out from them."""
 
 import difflib
-import html
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,9 +13,8 @@ from torch import Tensor
 
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.look.changes import Change, combined
 from llucid.look.instrument import AT_ONCE, Kind, Site, Span, instrument, rows
-from llucid.look.watch import Seen, Watch, layer_of
+from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.weights import initialise
@@ -81,6 +79,9 @@ def trace(
 
 class Trace:
     """What one forward pass computed. Values have a batch axis of 1; what is worked out from them has none."""
+
+    _repr_html_: "ClassVar[Callable[[Trace], str]]"
+    """The page in a frame, for notebooks: `export.frame`."""
 
     def __init__(
         self, model: Model, ids: list[int], change: Mapping[str, list[Any]], only: Sequence[str] | None
@@ -264,13 +265,6 @@ class Trace:
         if self._change:
             parts["change"] = float(last @ towards) - sum(parts.values())
         return parts
-
-    def _repr_html_(self) -> str:
-        """The page in a frame, for notebooks."""
-        from llucid.look.export import page_of
-
-        source = html.escape(page_of(self).html.decode())
-        return f'<iframe srcdoc="{source}" title="llucid look" style="width: 100%; height: 720px; border: 0"></iframe>'
 
 
 def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
