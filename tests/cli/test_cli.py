@@ -59,6 +59,33 @@ def test_generate_several_at_once_with_a_seed(made: Path) -> None:
     assert do(*many[:-4], "--seed", 5).stdout.rstrip("\n") == texts[0].rstrip("\n")
 
 
+def test_prompts_come_from_a_file_and_texts_go_out_as_json(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes(b"the goose \r\n\nthe fox\n")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "the goose "}\n\n{"id": 7, "prompt": "the fox"}\n')
+    same = ("--max-tokens", 5, "--seed", 3)
+    rows = [
+        [
+            json.loads(line)
+            for line in do("generate", made / "run", "--prompts", file, "--json", *same).stdout.splitlines()
+        ]
+        for file in (tmp_path / "lines.txt", tmp_path / "lines.jsonl")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["prompt"] for row in rows[0]] == ["the goose ", "the fox"]
+    assert [(len(row["tokens"]), row["reason"], row["slid"]) for row in rows[0]] == [(5, "length", False)] * 2
+    texts = do("generate", made / "run", "--prompts", tmp_path / "lines.txt", "--num", 2, *same).stdout
+    whole = texts.removesuffix("\n").split(f"\n{'-' * 40}\n")
+    assert [text[: len(prompt)] for prompt, text in zip(["the goose "] * 2 + ["the fox"] * 2, whole, strict=True)] == [
+        "the goose ",
+        "the goose ",
+        "the fox",
+        "the fox",
+    ]
+    assert [whole[0], whole[2]] == [row["prompt"] + row["text"] for row in rows[0]]
+    [one] = do("generate", made / "run", "the fox", "--json", *same).stdout.splitlines()
+    assert json.loads(one)["text"] == rows[0][1]["text"]
+
+
 def test_generate_stops_before_a_stop_text(made: Path) -> None:
     text = do("generate", made / "run", PROMPT, "--max-tokens", 200, "--seed", 1, "--stop", "e", "--stop", "zz").stdout
     assert "e" not in text.removeprefix(PROMPT)
@@ -179,6 +206,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "predict without a model": (("predict",), "missing: MODEL; see: llucid predict --help"),
     "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
     "toy and json": (("predict", "--toy", "a", "--json"), "--toy a: takes no --json; leave that out"),
+    "no file of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/none"), "{tmp}/none: No such file"),
+    "no prompts": (
+        ("generate", "{made}/run", "--prompts", "{tmp}/empty.txt"),
+        "--prompts {tmp}/empty.txt: there is no",
+    ),
+    "no text of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/binary"), "{tmp}/binary: not a UTF-8 text"),
+    "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 2: expected {{"),
+    "too many prompts": (
+        ("generate", "{made}/run", "--prompts", "/dev/zero"),
+        "--prompts /dev/zero: larger than 64 MB",
+    ),
+    "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
     "more than can be": (
@@ -203,10 +242,18 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+WRONG_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
+
+
 @pytest.mark.parametrize("case", WRONG)
 def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: Path) -> None:
     arguments, says = WRONG[case]
-    for name, content in {"empty.txt": b"", "short.txt": b"x" * 99, "binary": b"\xff\xfe" * 500}.items():
+    for name, content in {
+        "empty.txt": b"",
+        "short.txt": b"x" * 99,
+        "binary": b"\xff\xfe" * 500,
+        "wrong.jsonl": WRONG_LINES,
+    }.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "train.toml").write_text("wings = 2\n")
     places = {"made": made, "tmp": tmp_path}
