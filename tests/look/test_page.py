@@ -26,7 +26,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("c
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set CHROMIUM")
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
 
-TEXT = "Long ago, Ivy the young goat and Nettle the shy toad fell out over a blue fiddle. Long ago, Ivy the young goat"
+TEXT = "Once upon a time a fox met a goat by the well. Once upon a time a fox met a goat by the well."
 PICTURES = Path(__file__).parents[2] / "build" / "look"
 """Where the tests leave a picture of each pane."""
 
@@ -252,8 +252,10 @@ def test_a_choice_in_one_pane_is_a_choice_in_all(page: Any, seen: Trace) -> None
     choose_token(page, 6)
     piece = seen.tokens[6].strip()
     assert piece in page.inner_text(".next h3")
-    until(page, f"document.querySelector('.window canvas').getAttribute('aria-label').includes('after')"
-        f" && document.querySelector('.head').getAttribute('aria-label').includes({piece!r})"
+    until(
+        page,
+        f"document.querySelector('.window canvas').getAttribute('aria-label').includes('after')"
+        f" && document.querySelector('.head').getAttribute('aria-label').includes({piece!r})",
     )
     page.keyboard.press("ArrowRight")
     page.wait_for_selector('[data-place="7"][aria-selected="true"]')
@@ -389,8 +391,7 @@ def test_ablating_a_head_shows_what_changes(page: Any, model: llucid.Model, seen
         assert p == pytest.approx(float(expected[token]), abs=1e-5)
     page.wait_for_selector(".bars .ghost")
     page.click('[data-view="beside"]')
-    until(page, f"Math.abs(document.querySelector('.bars .bar').dataset.p - {max(unchanged.values())}) < 1e-5"
-    )
+    until(page, f"Math.abs(document.querySelector('.bars .bar').dataset.p - {max(unchanged.values())}) < 1e-5")
     page.click('[data-view="difference"]')
     until(page, "document.querySelector('#title-text').textContent.includes('more surprising')")
     assert number(page.inner_text("#kl").removeprefix("KL").removesuffix("nats")) > 0
@@ -454,9 +455,7 @@ def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Mode
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_the_page_as_one_file_opens_from_disk(
-    browser: Any, model: llucid.Model, tmp_path: Path, changed: bool
-) -> None:
+def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model, tmp_path: Path, changed: bool) -> None:
     text = "A fox found a bell. A fox found"
     answers, seen = Answers([Subject("the storyteller", lambda: model)], text), trace(model, text)
     readings = [answers.first]
@@ -468,7 +467,7 @@ def test_the_page_as_one_file_opens_from_disk(
         choose_token(page, 5)
         if not changed:
             expected = seen.logits[5].softmax(-1)
-            assert list(bars(page).values()) == pytest.approx(expected.topk(10).values.tolist(), abs=1e-3)
+            assert list(bars(page).values()) == pytest.approx(expected.topk(10).values.tolist(), abs=5e-3)  # in float16
         page.wait_for_selector(".inspector .map")
         for key in ("ArrowUp", "]", "n", "2", "3", "4", "0", "d", "d"):
             page.keyboard.press(key)

@@ -146,7 +146,7 @@ function Opened({ state, act }) {
             const part = event.target.value;
             event.target.value = "";
             act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
-          }}><option value="">more</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
+          }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
     <div class="columns"><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
@@ -177,7 +177,7 @@ function Opened({ state, act }) {
           <span class="piece">${visible(run.tokens[n].piece)}<sub>${n}</sub></span><span class="number">${difference && p > 0 ? "+" : ""}${difference && p < 0 ? "−" : ""}${percent(Math.abs(p))}</span></button></li>`)}</ol>
         <dl class="scores">${SCORES.map(([name, said, means]) => {
           const score = scores?.[name]?.[layer][head];
-          return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 34}px` }}></span>${short(score, 2)}</dd></div>`;
+          return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 28}px` }}></span>${short(score, 2)}</dd></div>`;
         })}</dl>
       </div></div>
   </div>`;
