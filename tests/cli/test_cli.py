@@ -246,7 +246,9 @@ WRONG_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: Path) -> None:
+def test_bad_input_gets_one_line_and_status_2(
+    case: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, says = WRONG[case]
     for name, content in {
         "empty.txt": b"",
@@ -267,12 +269,17 @@ def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: P
         Characters(map(chr, range(32, 127))).save(tmp_path / "big")
         places["big"] = tmp_path / "big"
     before = sorted(tmp_path.rglob("*"))
-    done = do(*(argument.format(**places) for argument in arguments), status=2, cwd=tmp_path)
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "[Errno" not in done.stderr
-    assert says.format(**places) in done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["llucid", *(argument.format(**places) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "[Errno" not in err
+    assert says.format(**places) in err
+    assert out == ""
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
