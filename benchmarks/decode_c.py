@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 import llucid
-from llucid.arrays.quantized import Quantized
+from llucid.arrays import Quantized
 from llucid.checkpoints import Model, load, save
 from llucid.config import PRESETS
 from llucid.generation.reading import empty_context, read

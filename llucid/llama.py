@@ -14,6 +14,7 @@ Sources: LLaMA (Touvron et al. 2023a), §2.2; Llama 2 (2023b), §2.2; The Llama 
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -22,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from llucid.config import NOWHERE, Config
-from llucid.fast import attention_fast, linear, linear_each
+from llucid.fast import attention_fast, embed, linear, linear_each
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 
@@ -150,8 +151,9 @@ class Cache(NamedTuple):
 def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dtype: torch.dtype | None = None) -> Cache:
     """A cache for `batch` sequences of at most `capacity` tokens, on the weights' device, in `dtype` or else theirs."""
     shape = (batch, config.kv_heads, capacity, config.head_dim)
-    keys, values = (tuple(weights.norm.new_empty(shape, dtype=dtype) for _ in range(config.layers)) for _ in "kv")
-    positions = torch.full((batch, capacity), NOWHERE, device=weights.norm.device)
+    new = partial(torch.empty, shape, dtype=dtype or weights.dtype, device=weights.device)
+    keys, values = (tuple(new() for _ in range(config.layers)) for _ in "kv")
+    positions = torch.full((batch, capacity), NOWHERE, device=weights.device)
     return Cache(keys, values, positions, length=0)
 
 
@@ -246,7 +248,7 @@ def hidden(
     """
     positions, mask, cache = place(tokens, cache, positions)
     rotation = rotations(positions, rope_frequencies(config, weights.norm))
-    x = drop(F.embedding(tokens, weights.embedding), config.dropout, dropout)
+    x = drop(embed(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
         x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)
     return rms_norm(x, weights.norm, config.norm_eps), cache

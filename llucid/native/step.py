@@ -24,7 +24,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from llucid.arrays.mapped import KINDS, Mapped
+from llucid.arrays import Mapped, Quantized
+from llucid.arrays.mapped import KINDS
 from llucid.config import NOWHERE, Config
 from llucid.errors import one_line
 from llucid.files import atomic_file, cache_folder
@@ -230,7 +231,7 @@ def tell(line: str) -> None:
 
 def suits(leaf: Any) -> bool:
     """Whether llama.c can read it."""
-    return str(leaf.device) == "cpu" and (hasattr(leaf, "scales") or kind_of(leaf) >= 0)
+    return str(leaf.device) == "cpu" and (isinstance(leaf, Quantized) or kind_of(leaf) >= 0)
 
 
 def kind_of(array: Any) -> int:
@@ -292,7 +293,7 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> DecodeStep
         return keep(leaf.floats() if isinstance(leaf, Mapped) else leaf.detach().float().contiguous())
 
     def matrix(leaf: Any) -> CMatrix:
-        if hasattr(leaf, "scales"):
+        if isinstance(leaf, Quantized):
             return CMatrix(KINDS[leaf.bits], *leaf.shape, keep(leaf.numbers), keep(leaf.scales))
         numbers = np.require(leaf.numbers, None, ["C", "A"]) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
         return CMatrix(kind_of(leaf), *leaf.shape, keep(numbers), None)
