@@ -15,14 +15,14 @@ class Chat(SamplingOptions, ModelOptions):
     """Talk with a model in the terminal. Through a pipe, each line is a message; answers go to standard output."""
 
     model: str = positional("[MODEL]", "")
-    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf.
-    (default: llucid's own storyteller)"""
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf
+    (default: llucid's own storyteller)."""
     system: str | None = None
-    """Instructions for the model, before the first message. (default: none)"""
+    """Instructions for the model, before the first message (default: none)."""
     max_tokens: int = 1024
     """Longest answer."""
     format: str | None = None
-    """llama2, llama3, plain (none), or the name of one of the model's own templates. (default: the model's own)"""
+    """llama2, llama3, plain (none), or the name of one of the model's own templates (default: the model's own)."""
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""

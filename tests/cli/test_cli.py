@@ -413,13 +413,21 @@ def test_help_says_what_may_be_left_out() -> None:
     assert "(default: 0)" in shown
     assert "None" not in shown
     sections = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
-    assert sections == ["data", "size and length", "output", "optimisation", "computing", "model"]
+    assert sections[:-1] == ["data", "size and length", "output", "optimisation", "computing"]
+    assert sections[-1].startswith("Numbers of the model")
+    assert re.findall(r"^  --(\S+)", shown, re.MULTILINE)[:4] == ["corpus", "chat", "base", "tokenizer"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_help_text(name: str) -> None:
+def test_the_help_says_what_happens_without_an_option(name: str) -> None:
+    """But for the sizes of a model, which are the preset's, and for options that only add something."""
     for option in options_of(command_class(name)):
         assert len(option.help) > 5, option.name
+        if option.field.default is None and not option.name.startswith("model."):
+            assert re.search("default: |[Ii]nstead|unless given|preset.s", option.help) or option.name in (
+                "steps",
+                "stop_after",
+            ), option.name
 
 
 def test_version() -> None:
