@@ -22,7 +22,7 @@ class ModelOptions:
     dtype: str | None = option("{float32,bfloat16,float16}")
     """Compute in this precision instead of the file's own."""
     quantize: Literal["int8", "int4"] | None = None
-    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU (default: only those that a GGUF file holds so)."""
+    """Hold matrices in 8 or 4 bits: less memory, faster on a CPU (default: only those that a GGUF file holds so)."""
     device: str | None = None
     """cpu, cuda, mps, ... (default: the fastest one here)"""
 
