@@ -206,7 +206,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "predict without a model": (("predict",), "missing: MODEL; see: llucid predict --help"),
     "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
     "toy and json": (("predict", "--toy", "a", "--json"), "--toy a: takes no --json; leave that out"),
-    "no file of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/none"), "{tmp}/none: No such file"),
+    "no file of prompts": (
+        ("generate", "{made}/run", "--prompts", "{tmp}/none"),
+        "{tmp}/none: cannot be read (No such",
+    ),
     "no prompts": (
         ("generate", "{made}/run", "--prompts", "{tmp}/empty.txt"),
         "--prompts {tmp}/empty.txt: there is no",
@@ -215,8 +218,13 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 2: expected {{"),
     "too many prompts": (
         ("generate", "{made}/run", "--prompts", "/dev/zero"),
-        "--prompts /dev/zero: larger than 64 MB",
+        "/dev/zero: not a regular file",
     ),
+    "no tools": (
+        ("chat", "{made}/run", "--tools", "{tmp}/wrong.jsonl"),
+        "wrong.jsonl: expected a JSON list of objects",
+    ),
+    "no documents": (("chat", "{made}/run", "--documents", "{tmp}/none"), "{tmp}/none: cannot be read"),
     "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
@@ -359,7 +367,7 @@ def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     """`import llucid` and `llucid --help` are quick because they leave these alone."""
     heavy = "{'torch', 'numpy', 'matplotlib', 'tokenizers', 'safetensors', 'jinja2', 'huggingface_hub'}"
-    for code in ("import llucid", "import llucid.cli"):
+    for code in ("import llucid", "from llucid.cli import overview; overview()"):
         probe = f"{code}; import sys; print(sorted({heavy} & sys.modules.keys()))"
         assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "[]\n"
 
