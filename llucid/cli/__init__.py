@@ -16,7 +16,7 @@ from llucid.arrays.memory import keep_freed
 from llucid.cli.arguments import parse, spell_options
 from llucid.errors import LlucidError, one_line
 
-COMMANDS = ("train", "generate", "chat", "predict", "ladder", "info", "convert", "bench")
+COMMANDS = ("train", "generate", "chat", "predict", "look", "ladder", "info", "convert", "bench")
 
 
 def command_class(name: str) -> type[Any]:
