@@ -15,7 +15,7 @@ from typing import Any
 from llucid.cli.arguments import parse, spell_options
 from llucid.errors import LlucidError, one_line
 
-COMMANDS = ("train", "generate", "chat", "predict", "ladder", "info", "convert", "bench")
+COMMANDS = ("train", "generate", "chat", "predict", "look", "ladder", "info", "convert", "bench")
 
 
 def command_class(name: str) -> type[Any]:
