@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llucid.cli.arguments import option, positional
@@ -98,14 +99,13 @@ class Generate(SamplingOptions, ModelOptions):
 
 def read_prompts(file: str) -> list[str]:
     """The lines of a text file that are not empty, or the texts under "prompt" in a file of JSON lines."""
-    with open(file, "rb") as opened:
-        content = opened.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise LlucidError(f"prompts={file}: larger than {LARGEST >> 20} MB")
+    from llucid.files import read_file
+
     try:
-        lines = [line.removesuffix("\r") for line in content.decode("utf-8-sig").split("\n") if line.strip()]
+        text = read_file(Path(file), LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LlucidError(f"prompts={file}: not a UTF-8 text file") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     if not lines:
         raise LlucidError(f"prompts={file}: there is no prompt in it")
     if not lines[0].startswith("{"):
