@@ -10,11 +10,11 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llucid.checkpoints import Model
 from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import write_text_atomically
 from llucid.generation import Context, Piece, Reason, Sampling, Statistics, generator, stream
+from llucid.model import Model
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import read_json
 
@@ -95,11 +95,11 @@ class Session:
         seed: int | None = None,
         template_values: Mapping[str, Any] | None = None,
     ) -> None:
-        self.format = known_format(format or model.chat_format, model.tokenizer)
-        self.model = model._replace(tokenizer=ending_turns(model.tokenizer, self.format))
+        self.format = known_format(format or model.chat_format, model.text())
+        self.model = model._replace(tokenizer=ending_turns(model.text(), self.format))
         self.template_values = dict(template_values or {})
         if self.template_values:  # refused now rather than after the first question
-            encode_dialog([{"role": "user", "content": ""}], model.tokenizer, self.format, **self.template_values)
+            encode_dialog([{"role": "user", "content": ""}], model.text(), self.format, **self.template_values)
         self.conversation = Conversation(system)
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
@@ -173,7 +173,7 @@ class Session:
         """
         most = self.model.config.context - 1
         while True:
-            dialog, tokenizer = conversation.dialog(), self.model.tokenizer
+            dialog, tokenizer = conversation.dialog(), self.model.text()
             ids = [*encode_dialog(dialog, tokenizer, self.format, **self.template_values), *written]
             shorter = conversation.forget()
             if len(ids) <= most or shorter is None:

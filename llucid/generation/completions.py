@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from llucid.checkpoints import Model
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.decode import NEW_SLOTS, PastContext, Reason, Statistics
 from llucid.generation.sampling import Sampling, generator
 from llucid.generation.stream import Piece, stream
+from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
 
 
@@ -134,7 +134,7 @@ def _begin(
         before[prompt] += 1
     return stream(
         model,
-        [prompt_ids(model.tokenizer, prompt) for prompt in prompts],
+        [prompt_ids(model.text(), prompt) for prompt in prompts],
         sampling=sampling,
         generators=generators,
         max_tokens=max_tokens,

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from jaxtyping import Float, Int
 from numpy.random import Generator
 
-from llucid.checkpoints import Model
 from llucid.errors import LlucidError
 from llucid.generation.decode import PastContext, Reason, Statistics, Step, decode
 from llucid.generation.reading import Context, read
 from llucid.generation.sampling import Sampling
 from llucid.generation.speculation import ReadAhead
 from llucid.generation.stopping import StopMatcher
+from llucid.model import Model
 from llucid.tokenizers import StreamingDecoder, Tokenizer
 
 
@@ -77,10 +77,10 @@ def stream(
     if speculate and len(prompts) > 1:
         raise LlucidError(f"--speculate: one text at a time, and here are {len(prompts)}; leave one of the two out")
     statistics = Statistics() if statistics is None else statistics
-    writers = [Writer(model.tokenizer, prompt, stop) for prompt in prompts]
+    writers = [Writer(model.text(), prompt, stop) for prompt in prompts]
 
     def choose(logits: Float[Any, "batch vocab"]) -> Int[Any, " batch"]:
-        return sampling.choose(logits[:, : model.tokenizer.vocab_size], generators)
+        return sampling.choose(logits[:, : model.text().vocab_size], generators)
 
     steps = decode(
         model.weights,
@@ -90,7 +90,7 @@ def stream(
         stops=lambda row, token: writers[row].push(token),
         max_tokens=max_tokens,
         past_context=past_context,
-        keep=0 if model.tokenizer.bos is None else 1,
+        keep=0 if model.text().bos is None else 1,
         context=context,
         statistics=statistics,
         reader=ReadAhead(statistics) if speculate else read,

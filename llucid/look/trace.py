@@ -274,7 +274,7 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
             raise LlucidError("the text is empty; give at least one character, or ids")
         if not has_tokenizer(model):
             raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
-        ids = prompt_ids(model.tokenizer, text_or_ids)
+        ids = prompt_ids(model.text(), text_or_ids)
     else:
         ids = [int(token) for token in text_or_ids]
         if not ids:
@@ -289,7 +289,7 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
 
 def has_tokenizer(model: Model) -> bool:
     """Whether texts can be given."""
-    return model.tokenizer is not None  # pyright: ignore[reportUnnecessaryComparison]
+    return model.tokenizer is not None
 
 
 def piece(model: Model, token: int) -> str:
@@ -298,7 +298,7 @@ def piece(model: Model, token: int) -> str:
 
     if not has_tokenizer(model):
         return f"<{token}>"
-    return token_text(model.tokenizer, [], token).replace("<token ", "<")
+    return token_text(model.text(), [], token).replace("<token ", "<")
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 
 from llucid.chat import Session, encode_dialog, encode_learned, format_of
-from llucid.checkpoints import Model
 from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token
@@ -17,6 +16,7 @@ from llucid.dialogs.formats import LLAMA3, check_messages
 from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, cache_file
+from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from llucid.training.report import progress_of

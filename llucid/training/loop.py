@@ -154,7 +154,7 @@ def prepare(settings: Settings, console: Console) -> tuple[Task, State]:
         run.refuse_taken(out)
         base = load(settings.base, device="cpu") if settings.base else None
         make = make_chat_tokenizer if settings.chat else make_tokenizer
-        tokenizer = base.tokenizer if base else make(str(settings.tokenizer), corpus)
+        tokenizer = base.text() if base else make(str(settings.tokenizer), corpus)
         if base and settings.chat:
             tokenizer = taught(tokenizer, f"--base {settings.base}")
     if settings.base:
