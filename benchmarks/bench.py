@@ -114,8 +114,8 @@ def decode(options: argparse.Namespace, folder: Path) -> None:
     """Median time per token near position 10 and near position 1,000, `mini` preset, alternating."""
     import torch
 
-    from llucid.config import PRESETS
     from llucid.llama import empty_cache, llama
+    from llucid.presets import PRESETS
     from llucid.weights import initialise
 
     config = PRESETS["mini"].config
@@ -143,10 +143,10 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
     """
     import torch
 
-    from llucid.config import PRESETS
     from llucid.generation.decode import Statistics, decode
     from llucid.generation.reading import read
     from llucid.generation.speculation import ReadAhead
+    from llucid.presets import PRESETS
     from llucid.tokenizers import load_tokenizer
     from llucid.weights import initialise, to
 
@@ -251,8 +251,8 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from llucid.arrays.memory import keep_freed
-    from llucid.config import PRESETS
     from llucid.generation.reading import empty_context, read
+    from llucid.presets import PRESETS
     from llucid.weights import assemble, leaves
 
     def resident(kind: str) -> int:

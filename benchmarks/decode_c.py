@@ -29,9 +29,9 @@ import torch
 import llucid
 from llucid.arrays import Quantized
 from llucid.checkpoints import Model, load, save
-from llucid.config import PRESETS
 from llucid.generation.reading import empty_context, read
 from llucid.native.step import compiler, decode_step
+from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import assemble, leaves
 

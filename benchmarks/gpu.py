@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llucid.bench import machine, seconds_of, synchronise, work
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.fast import attention_fused
 from llucid.llama import (
     attention_written_out,
@@ -43,6 +43,7 @@ from llucid.llama import (
     unembed,
     wide,
 )
+from llucid.presets import PRESETS
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.training.step import loss_sum, train_step

@@ -34,9 +34,10 @@ import torch
 from llucid.arrays.memory import keep_freed
 from llucid.bench import machine, measure_limits, work
 from llucid.checkpoints import Model, save
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
+from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings

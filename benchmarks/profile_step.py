@@ -13,7 +13,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from llucid.arrays.memory import keep_freed
-from llucid.config import PRESETS, Config
+from llucid.config import Config
+from llucid.presets import PRESETS
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
 from llucid.training.settings import Settings
