@@ -32,8 +32,9 @@ def spellings(options: argparse.Namespace, folder: Path) -> None:
     import torch.nn.functional as F
 
     from llucid import llama_jax
+    from llucid.cache import empty_cache
     from llucid.config import PRESETS
-    from llucid.llama import empty_cache, llama
+    from llucid.llama import llama
     from llucid.llama_module import Llama
     from llucid.weights import initialise, leaves
 

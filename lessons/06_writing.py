@@ -12,9 +12,10 @@ import matplotlib.pyplot as plt
 import torch
 
 import llucid
+from llucid.cache import empty_cache
 from llucid.generation import generator
 from llucid.generation.sampling import draw, min_p, temperature, top_k, top_p
-from llucid.llama import empty_cache, llama
+from llucid.llama import llama
 from trained import fables_model
 
 torch.set_grad_enabled(False)

@@ -16,9 +16,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from llucid import PRESETS
+from llucid.cache import empty_cache
 from llucid.config import Config
 from llucid.fast import attention_fused
-from llucid.llama import attention_written_out, empty_cache, llama
+from llucid.llama import attention_written_out, llama
 from llucid.weights import count, initialise, to
 
 torch.set_grad_enabled(False)

@@ -181,9 +181,9 @@ def place(
     """Where tokens stand, whom each sees (None: itself and all before it), and the cache with slots for them."""
     batch, seq = tokens.shape
     if cache is not None:
-        positions = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
-        cache = cache.append(positions)
-        return positions, visible(positions, cache.positions[:, : cache.length]), cache
+        placed = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
+        cache = cache.append(placed)
+        return placed, visible(placed, cache.positions[:, : cache.length]), cache
     if positions is None:
         return torch.arange(seq, device=tokens.device).expand(batch, seq), None, None
     positions = positions.expand(batch, seq)

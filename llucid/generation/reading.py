@@ -59,7 +59,7 @@ class Reader:
         self.weights, self.config = weights, config
         self.step = decode_step(weights, config)
         self.quantised = any(hasattr(leaf, "scales") for leaf in leaves(weights))
-        # Beside quantised weights, wide keys and values would take much of the time; float16 is closer than the weights.
+        # Wide keys and values would take much of the time beside quantised weights, which are coarser than float16.
         dtype = "float16" if self.quantised else str(weights.embedding.dtype).removeprefix("torch.")
         self.pages = Pages(config, dtype, str(weights.embedding.device), limit)
         self._torch: TorchReader | None = None
@@ -95,7 +95,8 @@ class Reader:
             assert self.step
             if pieces:
                 found.append(self.step(pieces, self.pages.memory, wanted))
-            pieces.clear(), wanted.clear()
+            pieces.clear()
+            wanted.clear()
             count = 0
 
         for part in parts:

@@ -44,8 +44,7 @@ class TorchReader:
             for at in range(max(0, len(part.ids) - part.scored), len(part.ids))
         ]
         rows, columns = torch.tensor(wanted, dtype=torch.long, device=tokens.device).reshape(-1, 2).unbind(1)
-        logits = unembed(x[rows, columns], self.weights)
-        return logits
+        return unembed(x[rows, columns], self.weights)
 
     def side_by_side(self, parts: "Ids[Part]") -> tuple[torch.Tensor, torch.Tensor, Cache]:
         """(the new ids, their positions, the cache of what came before), a row for each part."""
