@@ -218,12 +218,12 @@ def quantised(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from llucid import load
-    from llucid.arrays import quantized
     from llucid.cache import PAGE, Memory
     from llucid.corpora import open_corpus
     from llucid.corpora.tokens import tokenise, validation_batches
     from llucid.native.step import decode_step
     from llucid.training.step import cross_entropy_sum
+    from llucid.weights import quantize
 
     trained(folder, "--corpus", "shakespeare")
     model = load(next(folder.iterdir()), device="cpu")
@@ -232,8 +232,8 @@ def quantised(options: argparse.Namespace, folder: Path) -> None:
     print("| weights | validation loss | more than float32 |\n|---|---|---|")
     for name, weights in (
         ("float32", model.weights),
-        ("int8", quantized.quantize(model.weights, 8)),
-        ("int4", quantized.quantize(model.weights, 4)),
+        ("int8", quantize(model.weights, 8)),
+        ("int4", quantize(model.weights, 4)),
     ):
         step, total, counted = decode_step(weights, model.config), 0.0, 0
         assert step is not None, "llama.c could not be built"

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 import llucid
-from llucid.arrays.quantized import Quantized
+from llucid.arrays import Quantized
 from llucid.cache import PAGE, Memory
 from llucid.checkpoints import Model, load, save
 from llucid.config import PRESETS

@@ -141,7 +141,7 @@ def empty_cache(
     """A cache for `batch` sequences of at most `capacity` tokens, on the weights' device, in `dtype` or else theirs."""
     import torch
 
-    name = str(weights.norm.dtype if dtype is None else dtype).removeprefix("torch.")
-    memory = Memory(config, batch * capacity, name, str(weights.norm.device))
-    positions = torch.full((batch, capacity), NOWHERE, device=weights.norm.device)
+    name = str(weights.dtype if dtype is None else dtype).removeprefix("torch.")
+    memory = Memory(config, batch * capacity, name, str(weights.device))
+    positions = torch.full((batch, capacity), NOWHERE, device=weights.device)
     return Cache(*memory.tensors, positions, length=0, stride=capacity)

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from llucid.cache import Cache
 from llucid.config import Config
-from llucid.fast import attention_fast, linear, linear_each
+from llucid.fast import attention_fast, embed, linear, linear_each
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 
@@ -204,7 +204,7 @@ def hidden(
     """
     positions, mask, cache = place(tokens, cache, positions)
     rotation = rotations(positions, rope_frequencies(config, weights.norm))
-    x = drop(F.embedding(tokens, weights.embedding), config.dropout, dropout)
+    x = drop(embed(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
         x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)
     return rms_norm(x, weights.norm, config.norm_eps), cache

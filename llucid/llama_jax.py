@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.fast import dense
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights, tree_map
 
 try:
@@ -37,10 +38,12 @@ except ImportError as error:
 def from_torch(weights: Weights) -> Weights:
     """The same weights as JAX arrays of the same dtype, copied: JAX's never change, and PyTorch's may.
 
+    Quantised matrices are dequantised.
     For float64, call it (and all else) inside of `jax.enable_x64()`.
     """
 
     def convert(leaf: torch.Tensor) -> Array:
+        leaf = dense(leaf)
         # NumPy has no bfloat16; float32 holds it exactly.
         exact = leaf.detach().cpu().to(torch.promote_types(leaf.dtype, torch.float32))
         return jnp.array(exact.numpy(), dtype=str(leaf.dtype).removeprefix("torch."))

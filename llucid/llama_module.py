@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from llucid import llama as equations
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.fast import dense
 from llucid.llama import Cache, Placement
 from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
 
@@ -131,7 +132,10 @@ class Llama(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Weights, config: Config) -> "Llama":
-        """A module whose parameters are these arrays, not copies. Raises LlucidError if the shapes do not fit."""
+        """A module whose parameters are these arrays, not copies. Quantised matrices are dequantised first.
+
+        Raises LlucidError if the shapes do not fit.
+        """
         module = cls(config, seed=None)
         module.adopt(weights)
         return module
@@ -144,7 +148,7 @@ class Llama(nn.Module):
             if expected.get(path) != found.get(path):
                 raise LlucidError(f"{path}: expected shape {expected.get(path)}, found {found.get(path)}")
         for path, leaf in named_leaves(weights):
-            self.get_submodule(path).weight = nn.Parameter(leaf.detach())
+            self.get_submodule(path).weight = nn.Parameter(dense(leaf).detach())
 
     def weights(self) -> Weights:
         """The parameters as `Weights`, not copies: both see the same values and gradients."""

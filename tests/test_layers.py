@@ -30,9 +30,6 @@ LAYERS = (
 )
 """The modules and folders of llucid/, lowest first."""
 ALLOWED = {
-    ("llucid.arrays.quantized", "llucid.fast"),
-    ("llucid.arrays.quantized", "llucid.weights"),
-    ("llucid.arrays.mapped", "llucid.arrays.quantized"),
     ("llucid.generation.reading", "llucid.generation.reading_torch"),
     ("llucid.look.changes", "llucid.look.trace"),
     ("llucid.training.backend", "llucid.training.jax_step"),

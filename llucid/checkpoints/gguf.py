@@ -206,7 +206,7 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights, Unread, in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
+    """The weights in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
 
     Reading raises LlucidError if dequantising needs the gguf package and it is not there.
     """
@@ -318,7 +318,7 @@ def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
     bits = getattr(leaf, "bits", None)  # of a Quantized matrix
     own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]
-    if leaf.dim() == 1:
+    if leaf.ndim == 1:
         kind = KINDS[0]
     elif leaf.shape[-1] % kind.block:
         kind = KINDS[1]

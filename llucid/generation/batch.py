@@ -131,7 +131,7 @@ class Batch:
 
     def __init__(self, model: Model, memory: int | None = None, statistics: Statistics | None = None) -> None:
         self.config = model.config
-        on_cpu = str(model.weights.embedding.device) == "cpu"
+        on_cpu = str(model.weights.device) == "cpu"
         self.reader = Reader(model.weights, model.config, half_of_memory() if memory is None and on_cpu else memory)
         self.pages = self.reader.pages
         self.vocabulary = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size

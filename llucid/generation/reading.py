@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from llucid.arrays.mapped import Mapped, Packed
+from llucid.arrays import Mapped, Quantized
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.pages import Pages, Sequence
@@ -58,10 +58,10 @@ class Reader:
     def __init__(self, weights: Weights, config: Config, limit: int | None = None) -> None:
         self.weights, self.config = weights, config
         self.step = decode_step(weights, config)
-        self.quantised = any(hasattr(leaf, "scales") for leaf in leaves(weights))
+        self.quantised = any(isinstance(leaf, Quantized) for leaf in leaves(weights))
         # Wide keys and values would take much of the time beside quantised weights, which are coarser than float16.
-        dtype = "float16" if self.quantised else str(weights.embedding.dtype).removeprefix("torch.")
-        self.pages = Pages(config, dtype, str(weights.embedding.device), limit)
+        dtype = "float16" if self.quantised else str(weights.dtype).removeprefix("torch.")
+        self.pages = Pages(config, dtype, str(weights.device), limit)
         self._torch: TorchReader | None = None
 
     def read(self, parts: Ids[Part]) -> Float[Any, "scored vocab"]:
@@ -72,7 +72,7 @@ class Reader:
         if self.step is None:
             return checked(self.torch.read(parts))
         most = C_TOKENS_QUANTISED if self.quantised else C_TOKENS
-        imported = self._torch is not None or not isinstance(self.weights.embedding, Mapped | Packed)
+        imported = self._torch is not None or not isinstance(self.weights.norm, Mapped)
         unread = sum(part.unread for part in parts)
         if unread <= most or (not imported and unread * self.config.parameters <= IMPORT_COST):
             return checked(self._read_by_c(parts))

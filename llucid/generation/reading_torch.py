@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from llucid.arrays.mapped import Mapped, Packed
-from llucid.arrays.quantized import dequantize
+from llucid.arrays import Mapped
 from llucid.cache import PAGE, Cache, Memory
 from llucid.config import NOWHERE, Config
 from llucid.llama import hidden, unembed
-from llucid.weights import Weights, tree_map
+from llucid.weights import Weights, dequantize, to
 
 if TYPE_CHECKING:
     from llucid.generation.reading import Part
@@ -21,9 +20,8 @@ if TYPE_CHECKING:
 def tensors(weights: Weights, dense: bool = False) -> Weights:
     """Mapped weights as tensors of the embedding's dtype, on the same memory where it is theirs already; `dense`:
     quantised ones dequantised."""
-    if isinstance(weights.embedding, Mapped | Packed):
-        dtype = getattr(torch, weights.embedding.dtype)
-        weights = tree_map(lambda leaf: leaf.tensor().to(dtype), weights)
+    if isinstance(weights.norm, Mapped):
+        weights = to(weights, getattr(torch, weights.dtype))
     return dequantize(weights) if dense else weights
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from llucid.arrays import Quantized
 from llucid.look.instrument import Instrumented, widened
 from llucid.weights import Weights, tree_map
 
@@ -102,13 +103,14 @@ class Watch:
 
     def see(self, site: int, value: Any) -> Any:
         """The value that goes on."""
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor | Quantized):
             return value
         _, kind, text, _ = self.sites[site]
         scope, function, opened = self._frames[-1]
         if id(value) in self._paths:
             self.seen.append(Seen(site, layer_of(scope), self._paths[id(value)][0], True))
             return value
+        assert isinstance(value, Tensor), f"{site=}"
         known = self._names.get(id(value))
         named = kind == "variable" or (kind == "result" and opened and scope)
         if known and not named:
@@ -171,7 +173,7 @@ class Watch:
         if isinstance(tree, tuple):
             for name in getattr(tree, "_fields", ()):
                 branch = getattr(tree, name)
-                if isinstance(branch, tuple | Tensor):
+                if isinstance(branch, tuple | Tensor | Quantized):
                     self._register(branch, _join(path, name))
 
     def _forget(self, prefix: str) -> None:

@@ -49,3 +49,5 @@ static int lay_out(Step *s) {
 }
 
 
+
+

@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from llucid.arrays.mapped import Mapped
+from llucid.arrays import Mapped, Quantized
+from llucid.arrays.mapped import KINDS
 from llucid.cache import PAGE, Memory
 from llucid.config import Config
 from llucid.native.build import Unavailable, load, warn
-from llucid.native.types import KINDS, CBlock, CCache, CLlama, CMatrix, CTokens
+from llucid.native.types import CBlock, CCache, CLlama, CMatrix, CTokens
 from llucid.weights import Weights, named_leaves, shapes
 
 
@@ -43,7 +44,7 @@ def decode_step(weights: Weights, config: Config) -> "DecodeStep | None":
 
 def has_form(leaf: Any) -> bool:
     """Whether llama.c can read it."""
-    return str(leaf.device) == "cpu" and (hasattr(leaf, "scales") or kind_of(leaf) is not None)
+    return str(leaf.device) == "cpu" and (isinstance(leaf, Quantized) or kind_of(leaf) is not None)
 
 
 def kind_of(array: Any) -> int | None:
@@ -116,12 +117,20 @@ class DecodeStep:
         return address(array)
 
     def _vector(self, leaf: Any) -> int:
-        return self._keep(leaf.floats() if isinstance(leaf, Mapped) else leaf.detach().float().contiguous())
+        match leaf:
+            case Mapped():
+                return self._keep(leaf.floats())
+            case _:
+                return self._keep(leaf.detach().float().contiguous())
 
     def _matrix(self, leaf: Any) -> CMatrix:
-        if hasattr(leaf, "scales"):
-            return CMatrix(KINDS[leaf.bits], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales))
-        numbers = np.require(leaf.numbers, None, ["C", "A"]) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
+        match leaf:
+            case Quantized():
+                return CMatrix(KINDS[leaf.bits], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales))
+            case Mapped():
+                numbers = np.require(leaf.numbers, None, ["C", "A"])
+            case _:
+                numbers = leaf.detach().contiguous()
         return CMatrix(kind_of(leaf), *leaf.shape, self._keep(numbers), None)
 
     def _cache(self, memory: Memory) -> CCache:

@@ -92,3 +92,5 @@ static void together(Work *work, void *given, int threads) {
 }
 
 
+
+

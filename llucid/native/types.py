@@ -3,9 +3,6 @@
 import ctypes
 from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, 8: 3, 4: 4}
-"""llama.c's numbers for how a matrix is stored: by its dtype or, if it is quantised, its bits."""
-
 
 class CMatrix(ctypes.Structure):
     _fields_ = [(name, c_int32) for name in ("kind", "rows", "columns")] + [

@@ -14,7 +14,7 @@ from llucid.corpora import CHUNK, Corpus
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token
 from llucid.dialogs.formats import LLAMA3, check_messages
-from llucid.dialogs.targets import TAUGHT
+from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, cache_file
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -92,7 +92,7 @@ def make_chat_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
     """A tokenizer that knows turns: "bpe:N", made from the conversations, or the saved one of a chat model."""
     if re.fullmatch(r"bpe:\d{1,9}", kind):
         spoken = (f"{m['role']}\n\n{m['content']}" for _, messages in read_chat(corpus, "train") for m in messages)
-        return train_bpe(_clipped(spoken), int(kind[4:]), LLAMA3, TAUGHT)
+        return train_bpe(_clipped(spoken), int(kind[4:]), LLAMA3, CHAT_CONFIG)
     if not Path(kind).exists():
         raise LlucidError(
             f"--tokenizer {kind}: with --chat, expected bpe:N, as in bpe:1024, or the path of a chat model's tokenizer"
@@ -122,7 +122,7 @@ def taught(tokenizer: Tokenizer, where: str) -> Tokenizer:
             f"{where}: this tokenizer has no chat template, and not the special tokens of Llama 3's format either; "
             "take that of a chat model, or --tokenizer bpe:1024"
         )
-    return JsonTokenizer(json.loads(tokenizer.json()), config=tokenizer.config | TAUGHT)
+    return JsonTokenizer(json.loads(tokenizer.json()), config=tokenizer.config | CHAT_CONFIG)
 
 
 def tokenise_chat(

@@ -86,7 +86,7 @@ def evaluate(
     total, counted = 0.0, 0
     weights = to(weights, dtype)
     for inputs, targets in validation_batches(tokens, config.context, overlap):
-        inputs, targets = inputs.to(weights.norm.device), targets.to(weights.norm.device)
+        inputs, targets = inputs.to(weights.device), targets.to(weights.device)
         total += loss_sum(inputs, targets, weights, config, dtype).item()
         counted += int((targets != -100).sum())
     return total / counted

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llucid.arrays.quantized import Quantized, dequantize
+from llucid.arrays import Quantized
 from llucid.chat import encode_dialog
 from llucid.checkpoints import Model, convert, describe, load, save
 from llucid.checkpoints import gguf as room
@@ -17,7 +17,7 @@ from llucid.checkpoints.gguf_file import read_head
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
-from llucid.weights import leaves, named_leaves, tree_map
+from llucid.weights import dequantize, leaves, named_leaves, tree_map
 from tests.checkpoints.gguf_files import file_of
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_hostile import TINY

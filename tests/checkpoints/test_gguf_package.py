@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from llucid.arrays.mapped import packed
-from llucid.arrays.quantized import dense, quantize_matrix, to_blocks
+from llucid.arrays.quantize import quantize_matrix
+from llucid.arrays.quantized import from_blocks, to_blocks
 from llucid.checkpoints import convert, describe, gguf_blocks, load, save
 from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
@@ -161,7 +161,7 @@ def test_blocks_by_the_letter(name: str, literally: Any) -> None:
     expected = [
         number for at in range(0, raw.size, kind.size) for number in literally(raw.tobytes()[at : at + kind.size])
     ]
-    np.testing.assert_array_equal(found.numpy().reshape(-1), np.array(expected, np.float32))
+    np.testing.assert_array_equal(found.floats().reshape(-1), np.array(expected, np.float32))
 
 
 @pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
@@ -176,10 +176,10 @@ def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> N
     blocks = torch.from_numpy(expected).view(300, 2, -1)
     assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
     for rows in (300, 16, 5):
-        held = packed(blocks[:rows].numpy())
+        held = from_blocks(blocks[:rows].numpy())
         assert (held.shape, held.bits) == ((rows, 64), bits)
         assert torch.equal(to_blocks(held.tensor()), blocks[:rows])
-        assert dense(held.tensor()).tolist() == gguf.dequantize(expected[:rows], kind).tolist()
+        assert held.dense().tolist() == gguf.dequantize(expected[:rows], kind).tolist()
 
 
 def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llucid.arrays.quantized import quantize
 from llucid.cache import PAGE, Memory
 from llucid.config import Config
 from llucid.errors import LlucidError
@@ -22,7 +21,7 @@ from llucid.generation.batch import CHUNK, window
 from llucid.generation.reading import LARGEST, checked
 from llucid.llama import llama
 from llucid.model import Model
-from llucid.weights import Weights, initialise, to, tree_map
+from llucid.weights import Weights, initialise, quantize, to, tree_map
 
 CONFIG = Config(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=40, context=24)
 GREEDY = Sampling(temperature=0.0)

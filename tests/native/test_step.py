@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llucid.arrays.quantized import dequantize, quantize
 from llucid.cache import PAGE, Memory, empty_cache
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -29,7 +28,7 @@ from llucid.native import build
 from llucid.native.build import FLAGS, X86, compiler, load
 from llucid.native.step import DecodeStep, decode_step
 from llucid.native.types import layout
-from llucid.weights import Weights, initialise, to, tree_map
+from llucid.weights import Weights, dequantize, initialise, quantize, to, tree_map
 from tests.configs import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -598,8 +597,7 @@ def test_any_number_of_processes_may_start_at_once(tmp_path: Path):
 SANITIZED = """
 import sys, torch
 from tests.native.test_step import CONFIGS, FLAGS, PLAIN, WIDE, Config, by_step, built, drawn, ids, memory_of, together
-from llucid.arrays.quantized import quantize
-from llucid.weights import to
+from llucid.weights import quantize, to
 narrow = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65})
 for config in (*CONFIGS.values(), WIDE, narrow):
     kept = torch.float32

@@ -1,6 +1,6 @@
-"""Dialogues to learn from: messages to ids, and which of these the assistant wrote, since only those are learned.
+"""Dialogues for training: messages to ids and a loss mask, since only the assistant's words are learned.
 
-In whatever format a model is taught, the ids are those that `encode_dialog` will give it to answer.
+In each format the ids are those that `encode_dialog` gives when the model answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,30 +17,29 @@ TEMPLATE = (
     "{{ '\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
-"""Llama 3's format as a chat template, which is what transformers and all that builds on it can read."""
-TAUGHT = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATE}
-"""What the `tokenizer_config.json` of a model says that was taught dialogues in Llama 3's format."""
+"""Llama 3's format as a chat template, which transformers and what builds on it can read."""
+CHAT_CONFIG = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATE}
+"""The `tokenizer_config.json` of a model trained on dialogues in Llama 3's format."""
 
 
 def encode_learned(
     messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, format: str | None = None
 ) -> tuple[list[int], list[bool]]:
-    """(the ids of a whole dialogue, whether each is to be learned): the assistant's words and what ends its turn.
+    """(the ids of a whole dialogue, whether each is learned): the assistant's words and the end of its turns.
 
-    `messages` and `format` are those of `encode_dialog`, but for the last message, which is the assistant's: what comes
-    after its last turn is left out. Raises LlucidError if it has none, or if the format has the end of a turn depend
-    on what comes after it.
+    `messages` and `format` are those of `encode_dialog`, but the last message should be the assistant's: what comes
+    after it is left out. Raises LlucidError if there is none, or if the ids of a turn depend on later ones.
     """
     dialog = check_messages(messages)
     answers = [number for number, message in enumerate(dialog) if message["role"] == "assistant"]
     if not answers:
-        raise LlucidError("there is no message of the assistant, so that there is nothing to learn")
+        raise LlucidError("there is no message of the assistant, so there is nothing to learn")
     dialog = dialog[: answers[-1] + 1]
     format = known_format(format, tokenizer)
     if format in ("llama3", TEMPLATE):
         return turns_of_llama3(dialog, tokenizer)
     if format == "plain":
-        raise LlucidError("--format plain: it marks no turns, so that none can be learned")
+        raise LlucidError("format=plain: it marks no turns, so none can be learned")
 
     ends = ending_turns(tokenizer, format).stop_ids
     ids, learned = list[int](), list[bool]()
@@ -49,8 +48,8 @@ def encode_learned(
         whole = _encoded(dialog[: number + 1], tokenizer, format, ready=False)
         if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
             raise LlucidError(
-                f"messages[{number}]: the chat template writes what came before an answer anew when there is more, so "
-                "that it cannot be told what the model is to learn"
+                f"messages[{number}]: the chat template changes what comes before an answer when more follows, so "
+                "it is unknown what the model should learn"
             )
         answer = whole[len(asked) :]
         end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))

@@ -8,7 +8,7 @@ import transformers
 
 from llucid.chat import encode_dialog, encode_learned
 from llucid.dialogs.formats import LLAMA3, format_of
-from llucid.dialogs.targets import TAUGHT, TEMPLATE
+from llucid.dialogs.loss_mask import CHAT_CONFIG, TEMPLATE
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
@@ -29,7 +29,7 @@ MARKED = [*LLAMA3, "<|im_start|>", "<|im_end|>"]
 @pytest.fixture(scope="module")
 def taught() -> JsonTokenizer:
     """As `llucid train --chat` makes it."""
-    return train_bpe([message["content"] * 9 for message in TALK], 320, MARKED, TAUGHT)
+    return train_bpe([message["content"] * 9 for message in TALK], 320, MARKED, CHAT_CONFIG)
 
 
 def spoken(ids: list[int], learned: list[bool], tokenizer: JsonTokenizer) -> list[str]:
@@ -105,7 +105,7 @@ def test_what_cannot_be_learned(taught: JsonTokenizer) -> None:
     with pytest.raises(LlucidError, match="marks no turns"):
         encode_learned(TALK, taught, "plain")
     forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
-    with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template writes what came before an answer anew"):
+    with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template changes what comes before an answer"):
         encode_learned(TALK[:3], taught, forgetful)
     # What stands after the last answer is left out.
     assert encode_learned(TALK[:6], taught) == encode_learned(TALK[:5], taught)
