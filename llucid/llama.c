@@ -48,7 +48,7 @@ typedef struct {
 
 typedef struct {
     int32_t dim, layers, heads, kv_heads, head_dim, ffn;
-    float norm_eps;
+    float norm_eps, rope_factor;  /* the latter multiplies turned queries and keys: 1, but for YaRN */
     const float *theta;  /* [head_dim/2]: radians per position */
     Matrix embedding;
     const Block *blocks;
@@ -303,8 +303,9 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
         for (int token = 0, half = model->head_dim / 2; token < s.count; token++) {
             float position = (float)tokens->positions[token];
             for (int pair = 0; pair < half; pair++) {
-                s.cos[(size_t)token * (size_t)half + (size_t)pair] = cosf(position * model->theta[pair]);
-                s.sin[(size_t)token * (size_t)half + (size_t)pair] = sinf(position * model->theta[pair]);
+                size_t at = (size_t)token * (size_t)half + (size_t)pair;
+                s.cos[at] = model->rope_factor * cosf(position * model->theta[pair]);
+                s.sin[at] = model->rope_factor * sinf(position * model->theta[pair]);
             }
         }
         together(llama, &s, s.threads);
@@ -321,7 +322,8 @@ const int32_t llama_layout[] = {
     sizeof(Block), AT(Block, attention_norm), AT(Block, query), AT(Block, key), AT(Block, value), AT(Block, output),
     AT(Block, feed_forward_norm), AT(Block, gate), AT(Block, up), AT(Block, down),
     sizeof(Llama), AT(Llama, dim), AT(Llama, layers), AT(Llama, heads), AT(Llama, kv_heads), AT(Llama, head_dim),
-    AT(Llama, ffn), AT(Llama, norm_eps), AT(Llama, theta), AT(Llama, embedding), AT(Llama, blocks), AT(Llama, norm),
+    AT(Llama, ffn), AT(Llama, norm_eps), AT(Llama, rope_factor), AT(Llama, theta), AT(Llama, embedding),
+    AT(Llama, blocks), AT(Llama, norm),
     AT(Llama, output),
     sizeof(Cache), AT(Cache, kind), AT(Cache, page), AT(Cache, slots), AT(Cache, keys), AT(Cache, values),
     sizeof(Tokens), AT(Tokens, count), AT(Tokens, scored), AT(Tokens, ids), AT(Tokens, positions), AT(Tokens, pages),

@@ -15,9 +15,10 @@ import torch
 from llucid import bench
 from llucid.bench import Limits, Row, work
 from llucid.cache import empty_cache
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama import attention_written_out, llama
+from llucid.presets import PRESETS
 from llucid.weights import initialise, leaves, to
 from tests.configs import CONFIGS
 from tests.engine import greedy

@@ -8,7 +8,7 @@ before, that of the function comes in front (`blocks.3.attention.attend.q`), or 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -19,12 +19,23 @@ from llucid.arrays import Quantized
 from llucid.look.instrument import Instrumented, widened
 from llucid.weights import Weights, tree_map
 
+Change = Mapping[str, Callable[[Tensor], Tensor]]
+"""From names of values to functions of them, which return a new value of the same shape."""
 BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
 
 
 def layer_of(name: str) -> int | None:
     """The block that a value belongs to."""
     return int(found[1]) if (found := BLOCK.match(name)) else None
+
+
+def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callable[[Tensor], Tensor]]]:
+    """The functions for each name, in the order in which they are applied."""
+    functions: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+    for each in [change] if isinstance(change, Mapping) else change or []:
+        for name, function in each.items():
+            functions.setdefault(name, []).append(function)
+    return functions
 
 
 class Seen(NamedTuple):

@@ -6,7 +6,6 @@ are copied. What C has no form of (other dtypes or devices, no compiler, a build
 """
 
 import ctypes
-import math
 import os
 import sys
 from collections.abc import Sequence as Ids
@@ -24,6 +23,7 @@ from llucid.cache import PAGE, Memory
 from llucid.config import Config
 from llucid.native.build import Unavailable, load, warn
 from llucid.native.types import CBlock, CCache, CLlama, CMatrix, CTokens
+from llucid.rope import attention_factor, frequencies
 from llucid.weights import Weights, named_leaves, shapes
 
 
@@ -55,18 +55,6 @@ def kind_of(array: Any) -> int | None:
 def address(array: Any) -> int:
     """Where the first number of a tensor or an array is."""
     return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data_ptr()
-
-
-@np.errstate(all="ignore")  # a base beyond float32 is infinite or nothing, as it is to PyTorch
-def frequencies(config: Config) -> Float[NDArray[np.float32], " half"]:
-    """`llama.rope_frequencies`, in NumPy: radians per position. Su et al. 2021 (RoFormer), §3.2.2."""
-    j = np.arange(config.head_dim // 2, dtype=np.float32)
-    theta = (1 / np.float32(config.rope_theta) ** (2 * j / config.head_dim)).astype(np.float32)
-    if (scaling := config.rope_scaling) is None:
-        return theta
-    turns = scaling.original_context * theta / (2 * math.pi)
-    s = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
-    return ((1 - s) * theta / scaling.factor + s * theta).astype(np.float32)
 
 
 def threads() -> int:
@@ -109,7 +97,8 @@ class DecodeStep:
         embedding = self._matrix(weights.embedding)
         output = embedding if weights.output is None else self._matrix(weights.output)
         theta, norm = self._keep(frequencies(config)), self._vector(weights.norm)
-        self._model = CLlama(*sizes, config.norm_eps, theta, embedding, blocks, norm, output)
+        factor = attention_factor(config)
+        self._model = CLlama(*sizes, config.norm_eps, factor, theta, embedding, blocks, norm, output)
         self._memory: tuple[Any, CCache] | None = None
 
     def _keep(self, array: Any) -> int:

@@ -22,7 +22,7 @@ class CBlock(ctypes.Structure):
 class CLlama(ctypes.Structure):
     _fields_ = [
         *((name, c_int32) for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn")),
-        ("norm_eps", c_float),
+        *((name, c_float) for name in ("norm_eps", "rope_factor")),
         ("theta", c_void_p),
         ("embedding", CMatrix),
         ("blocks", POINTER(CBlock)),

@@ -34,7 +34,7 @@ from llucid.generation import (
 from llucid.generation.sampling import draw, library_of, softmax, top_p
 from llucid.llama import llama, rope_frequencies
 from llucid.model import Model
-from llucid.native.step import frequencies
+from llucid.rope import frequencies
 from llucid.weights import leaves, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, RESCALED

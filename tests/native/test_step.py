@@ -550,7 +550,7 @@ void exponentials(const float *x, float *y, int count) {
 
 START = """
 import torch, sys
-from llucid.config import PRESETS
+from llucid.presets import PRESETS
 from llucid.generation import Batch
 from llucid.model import Model
 from llucid.weights import initialise
