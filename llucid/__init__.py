@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llucid.checkpoints import Model, load, save
-    from llucid.config import PRESETS, Config, RopeScaling
+    from llucid.config import Config, RopeScaling
     from llucid.errors import LlucidError
     from llucid.generation import generate, generate_batch, predict
+    from llucid.presets import PRESETS
     from llucid.weights import Weights
 
 __all__ = [
@@ -32,9 +33,10 @@ __all__ = [
 
 _MODULE_OF = {
     **dict.fromkeys(("Model", "load", "save"), "checkpoints"),
-    **dict.fromkeys(("PRESETS", "Config", "RopeScaling"), "config"),
+    **dict.fromkeys(("Config", "RopeScaling"), "config"),
     **dict.fromkeys(("generate", "generate_batch", "predict"), "generation"),
     "LlucidError": "errors",
+    "PRESETS": "presets",
     "Weights": "weights",
 }
 

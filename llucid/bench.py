@@ -23,11 +23,12 @@ from rich import box
 from rich.table import Table
 
 from llucid.checkpoints import Model, find, load, save, size_of
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import linear
 from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
+from llucid.presets import PRESETS
 from llucid.tokenizers.characters import Characters
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve

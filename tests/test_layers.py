@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "llucid"
 LAYERS = (
     "errors files",
-    "config presets",
+    "config presets rope",
     "arrays",
     "weights",
     "fast cache",

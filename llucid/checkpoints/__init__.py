@@ -184,7 +184,7 @@ def describe(path: str | Path) -> dict[str, str]:
 
     Raises LlucidError as `load` does, but for a tokenizer that is missing.
     """
-    from llucid.config import PRESETS
+    from llucid.presets import PRESETS
 
     path = find(path)
     name, room = room_of(path)

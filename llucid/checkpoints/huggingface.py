@@ -4,6 +4,7 @@ The weights may also be in several files with an index, or in PyTorch's own file
 """
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +16,7 @@ from llucid.arrays.memory import release
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, alike, bare, gather, mapped, renamed, tensor_of
-from llucid.config import Config, RopeScaling
+from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, read_json, write_text_atomically
 from llucid.model import Header, Model, Progress, checked_dtype, name_of_dtype, no_progress
@@ -118,9 +119,9 @@ def read_config(path: Path) -> Config:
         )
 
 
-def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
+def read_rope(told: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
     """Base and scaling of RoPE. `rope_scaling` is the word of transformers 4 and may be null, `rope_parameters` that
-    of 5, which has the base inside. Raises LlucidError for another scaling than Llama 3's, and if the two differ."""
+    of 5, which has the base inside. Raises LlucidError for a scaling that llucid lacks, and if the two differ."""
     ropes = [told[key] for key in ("rope_parameters", "rope_scaling") if told.get(key)] or [{}]
     for rope in ropes:
         if not isinstance(rope, dict):
@@ -132,34 +133,66 @@ def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | No
                 f"{file}: {key} is {json.dumps(rope[key])} in rope_parameters and {json.dumps(other[0][key])} in "
                 "rope_scaling; take one of the two away"
             )
-    kind = rope["rope_type"]
-    if kind not in ("default", "llama3"):
-        raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; default and llama3 are")
+    theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
     if real(rope, "partial_rotary_factor", file, 1.0) != 1:
         raise LlucidError(f"{file}: partial_rotary_factor {rope['partial_rotary_factor']} is not supported; 1 is")
-    theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
-    if kind == "default":
-        return theta, None
     with prefix_errors(file):
-        return theta, RopeScaling(
-            factor=real(rope, "factor", file),
-            low_freq_factor=real(rope, "low_freq_factor", file),
-            high_freq_factor=real(rope, "high_freq_factor", file),
-            original_context=whole(rope, "original_max_position_embeddings", file),
+        return theta, read_scaling(rope, told, file)
+
+
+def read_scaling(rope: dict[str, Any], told: dict[str, Any], file: Path) -> Scaling | None:
+    """The scaling that `rope` describes; what it leaves out is as in transformers' modeling_rope_utils.py."""
+    kind = rope["rope_type"]
+    if kind == "default":
+        return None
+    if kind not in ("llama3", "linear", "dynamic", "yarn"):
+        known = "default, llama3, linear, dynamic and yarn"
+        raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
+    factor = real(rope, "factor", file)
+    if kind == "linear":
+        return LinearScaling(factor=factor)
+    if kind == "dynamic":
+        return DynamicScaling(factor=factor)
+    context = whole(told, "max_position_embeddings", file, 2048)
+    original = whole(rope, "original_max_position_embeddings", file, context if kind == "yarn" else None)
+    if kind == "yarn":
+        if rope.get("truncate") is False:
+            raise LlucidError(f"{file}: truncate false is not supported in YaRN's scaling of RoPE")
+        one, all_dim = (real(rope, key, file, 0.0) for key in ("mscale", "mscale_all_dim"))
+        growth = math.log(max(factor, 1)) / 10
+        default = (1 + one * growth) / (1 + all_dim * growth) if one and all_dim else 1 + growth
+        return YarnScaling(
+            factor=factor,
+            original_context=original,
+            beta_fast=real(rope, "beta_fast", file, 32.0),
+            beta_slow=real(rope, "beta_slow", file, 1.0),
+            attention_factor=real(rope, "attention_factor", file, default),
         )
+    return RopeScaling(
+        factor=factor,
+        low_freq_factor=real(rope, "low_freq_factor", file),
+        high_freq_factor=real(rope, "high_freq_factor", file),
+        original_context=original,
+    )
+
+
+def write_rope(scaling: Scaling | None) -> dict[str, Any]:
+    """The inverse of `read_scaling`."""
+    match scaling:
+        case None:
+            return {"rope_type": "default"}
+        case LinearScaling():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case DynamicScaling():
+            return {"rope_type": "dynamic", "factor": scaling.factor}
+        case _:
+            told = {"rope_type": "yarn" if isinstance(scaling, YarnScaling) else "llama3", **vars(scaling)}
+            return told | {"original_max_position_embeddings": told.pop("original_context")}
 
 
 def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str) -> None:
     """Writes the `config.json` of `config`, with the RoPE numbers under the keys of transformers 4 and of 5."""
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling:
-        rope = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_context,
-        }
+    rope = write_rope(config.rope_scaling)
     bos = tokenizer.bos
     if bos is None and isinstance(tokenizer, JsonTokenizer):  # of no text, but what `generate` begins with on nothing
         bos = tokenizer.named("bos_token")

@@ -193,7 +193,7 @@ def refuse(config: Config) -> None:
             f"Meta's format has no head_dim: {config.head_dim} must be dim / heads = {config.dim}/{config.heads}"
         )
     scaling = config.rope_scaling
-    if scaling and scaling != RopeScaling(factor=scaling.factor):
+    if scaling and (not isinstance(scaling, RopeScaling) or scaling != RopeScaling(factor=scaling.factor)):
         raise LlucidError(f"Meta's format has no rope_scaling but Llama 3.1's, {SCALING}; this one is {scaling}")
 
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from llucid.arrays import Quantized
 from llucid.arrays.quantize import quantize_matrix
 from llucid.arrays.quantized import CHUNK, from_blocks, to_blocks
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.fast import embed, linear
 from llucid.llama import llama
 from llucid.llama_module import Llama
+from llucid.presets import PRESETS
 from llucid.weights import Weights, count, dequantize, initialise, leaves, quantize, to
 from tests.configs import CONFIGS
 

@@ -16,9 +16,10 @@ import torch
 from llucid.checkpoints import Model, convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
 from llucid.checkpoints.pickles import read_pickle
-from llucid.config import PRESETS, Config, RopeScaling
+from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.presets import PRESETS
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from tests.checkpoints.models import model_of, same, write_shards
 from tests.configs import CONFIGS

@@ -29,10 +29,11 @@ from llucid.checkpoints import (
 )
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.tensors import Stored, alike, mapped
-from llucid.config import PRESETS, Config, RopeScaling
+from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.model import Progress
+from llucid.presets import PRESETS
 from llucid.weights import count, leaves, tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint

@@ -497,7 +497,7 @@ void exponentials(const float *x, float *y, int count) {
 
 START = """
 import torch, sys
-from llucid.config import PRESETS
+from llucid.presets import PRESETS
 from llucid.llama import empty_cache
 from llucid.native.step import decode_step
 from llucid.weights import initialise
