@@ -94,7 +94,7 @@ class Trace:
         self._change, self._changed = change, set[str]()
         self._block: tuple[int, dict[str, Tensor]] = (-1, {})
         watch = self._watch(self._keeps)
-        tokens = torch.tensor([ids], device=model.weights.norm.device)
+        tokens = torch.tensor([ids], device=model.weights.device)
         watch.run("llama", tokens, watch.weights, model.config)
         watch.release()
         self._values, self._calls, self._found = watch.values, watch.calls if only is None else [], watch.found
@@ -216,7 +216,7 @@ class Trace:
 
     @property
     def _tokens(self) -> Tensor:
-        return torch.tensor(self.ids, device=self.model.weights.norm.device)
+        return torch.tensor(self.ids, device=self.model.weights.device)
 
     def lens(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """The logits of vectors of the stream: through the last norm and the output matrix."""
