@@ -110,6 +110,10 @@ class Trace:
         if not change and "logits" in self._values and not self._values["logits"].isfinite().all():
             raise LlucidError(f"this model's scores are not numbers, from {self._first_nan()} on; its file is damaged")
 
+    def __repr__(self) -> str:
+        changed = f", changed: {', '.join(self.changed)}" if self.changed else ""
+        return f"<Trace of {len(self.ids)} tokens, {len(self._found)} values{changed}>"
+
     def _watch(self, keep: Callable[[str], bool]) -> Watch:
         return Watch(instrument(MODULE), self.model.weights, self._apply, keep)
 

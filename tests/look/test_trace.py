@@ -3,6 +3,7 @@
 import gc
 import inspect
 import math
+import re
 import weakref
 from dataclasses import replace
 from random import Random
@@ -240,6 +241,12 @@ def test_the_last_lens_is_the_prediction(model: Model) -> None:
     assert torch.equal(lens.ids, best.indices)
     torch.testing.assert_close(lens.p, best.values)
     assert lens.tokens[-1][4][0] == model.tokenizer.decode([int(found.logits[4].argmax())])
+
+
+def test_a_trace_says_what_it_is() -> None:
+    assert re.fullmatch(r"<Trace of 12 tokens, \d\d\d values>", repr(trace_of(lively_model(GROUPED))))
+    changed = trace_of(lively_model(GROUPED), change=scale("blocks.0", 2.0))
+    assert repr(changed).endswith(" values, changed: blocks.0>")
 
 
 def test_surprise_is_the_loss_of_each_token() -> None:
