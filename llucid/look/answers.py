@@ -376,8 +376,8 @@ class Answers:
             raise NotFound(f"{shown(name)}: there are no weights of this name")
         pool = blocks(leaf.shape, max_)
         step = max(1, AT_ONCE // math.prod(leaf.shape[1:]) // pool[0]) * pool[0]
-        parts = [pooled(rows(leaf, at, at + step), pool) for at in range(0, len(leaf), step)]
-        return numbers(torch.cat(parts), pool, [None] * leaf.dim(), as_)
+        parts = [pooled(rows(leaf, at, at + step), pool) for at in range(0, leaf.shape[0], step)]
+        return numbers(torch.cat(parts), pool, [None] * len(leaf.shape), as_)
 
     def attention(
         self, reading: str, as_: str = "u8", layer: int | None = None, head: int | None = None, max_: int | None = None
