@@ -24,7 +24,7 @@ from llucid.ladder.picture import draw_ladder
 from llucid.ladder.report import Report
 from llucid.ladder.verdicts import Result, noise, verdicts
 from llucid.tokenizers import Tokenizer
-from llucid.training.loop import interruption
+from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate, optimizers_for
 from llucid.training.report import progress_of
 from llucid.training.run import free_name

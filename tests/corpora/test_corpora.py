@@ -10,10 +10,10 @@ import torch
 
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora import tokens as rooms
+from llucid.corpora.conversations import open_conversations
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
 from llucid.tokenizers.tokenizer_json import train_bpe
-from llucid.training.dialogues import open_chat
 
 
 def corpus_of(folder: Path, *texts: str) -> Corpus:
@@ -70,10 +70,12 @@ def test_fables_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("llucid.corpora.fables.write", lambda count: "A fox. A wren.\n")
     monkeypatch.setattr("llucid.corpora.fable_dialogues.lines", lambda count: iter(["{}\n"]))
-    first = [open_fables().files for open_fables in (lambda: open_corpus(["fables"]), lambda: open_chat("fables"))]
+    first = [
+        open_fables().files for open_fables in (lambda: open_corpus(["fables"]), lambda: open_conversations("fables"))
+    ]
     monkeypatch.setattr("llucid.corpora.fables.write", None)
     monkeypatch.setattr("llucid.corpora.fable_dialogues.lines", None)
-    assert first == [open_corpus(["fables"]).files, open_chat("fables").files]
+    assert first == [open_corpus(["fables"]).files, open_conversations("fables").files]
 
 
 def test_a_text_without_lines_is_held_in_part_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +88,7 @@ def test_a_text_without_lines_is_held_in_part_only(tmp_path: Path, monkeypatch: 
     corpus = corpus_of(tmp_path / "text", "ab" * 500)
     tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train", heard.append)
     assert tokens.length == sum(heard) == 900
-    assert max(heard) == 50  # the first piece that makes it more than four chunks
+    assert max(heard) == 20  # the first piece that makes it more than one chunk
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
@@ -193,7 +195,18 @@ def test_what_is_no_corpus(tmp_path: Path) -> None:
         open_corpus([str(tmp_path)])
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n" * 20)
     with pytest.raises(LlucidError, match=r"image\.png: not a UTF-8 text file"):
-        list(open_corpus([str(tmp_path)]).text("train"))
+        list(open_corpus([str(tmp_path / "image.png")]).text("train"))
+    with pytest.raises(LlucidError, match="there is no text"):
+        open_corpus([str(tmp_path)])
+
+
+def test_files_of_a_folder_that_are_not_text_are_skipped_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n" * 20)
+    (tmp_path / "c.txt").write_bytes(b"x" * (3 << 20) + b"\xe9")
+    corpus = open_corpus([str(tmp_path)])
+    assert corpus.files == (tmp_path / "a.txt",)
+    assert corpus.skipped == (tmp_path / "b.png", tmp_path / "c.txt")
 
 
 def test_only_what_is_hidden_below_the_given_folder_is_left_out(
@@ -235,7 +248,7 @@ def test_what_llucid_provides_stands_alone(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("abc")
     for names in (["fables", "texts"], ["texts", "shakespeare"], ["shakespeare", "fables"]):
-        with pytest.raises(LlucidError, match=f"--corpus {' '.join(names)}: shakespeare and fables stand alone"):
+        with pytest.raises(LlucidError, match=f"corpus={' '.join(names)}: shakespeare and fables stand alone"):
             open_corpus(names)
     (tmp_path / "fables").mkdir()
     (tmp_path / "fables" / "b.txt").write_text("def")
@@ -251,5 +264,5 @@ def test_shakespeare_without_file_or_network_says_where_to_put_it(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.delenv("LLUCID_DATA", raising=False)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
-    with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*--corpus fables"):
+    with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*corpus=fables"):
         open_corpus(["shakespeare"])

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
+from llucid.corpora.conversations import open_conversations, parse_conversation, read_conversations
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
-from llucid.training.dialogues import make_chat_tokenizer, open_chat, parse_line, read_chat, read_chat_tokens
+from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens
+from llucid.training.report import Report
 from tests.training.test_run import do, here, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
@@ -86,7 +88,7 @@ def test_resume_refuses_conversations_that_have_changed(file: Path, tmp_path: Pa
     talk.write_text(file.read_text())
     here("train", "--chat", talk, "--out", out, *SMALL, "--steps", 4, "--stop-after", 1)
     talk.write_text(file.read_text() + GOOD + "\n")
-    with pytest.raises(LlucidError, match=f"--chat {talk} is no longer the text .* llucid train --base {out} --chat"):
+    with pytest.raises(LlucidError, match=f"chat={talk}: no longer the text .* llucid train --base {out} --chat"):
         here("train", "--resume", "--out", out)
     talk.write_text(file.read_text())
     here("train", "--resume", "--out", out)
@@ -101,9 +103,12 @@ def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path
     here(*given, "--out", halves, "--stop-after", 5)
     here("train", "--resume", "--out", halves)
     assert losses(whole) == losses(halves)
-    assert losses(whole)[0]["loss"] < 2 * losses(straight)[-1]["validation"]
+    first, second, *_ = losses(whole)
+    assert first.keys() == {"step", "validation", "window", "sample"}  # the base's
+    assert first["validation"] == pytest.approx(losses(straight)[-1]["validation"], rel=1e-4)
+    assert second["loss"] < 2 * losses(straight)[-1]["validation"]
     assert llucid.load(whole, device="cpu").config == llucid.load(straight, device="cpu").config
-    with pytest.raises(LlucidError, match=r"--model\.layers: that of --base is taken"):
+    with pytest.raises(LlucidError, match=r"model\.layers=: base= already has one"):
         here(*given, "--out", tmp_path / "x", "--model.layers", 3)
 
 
@@ -145,7 +150,7 @@ def test_a_bad_line_is_named(case: str, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_bytes("\n".join([GOOD, wrong, GOOD, ""]).encode("utf-8", "surrogateescape"))
     with pytest.raises(LlucidError) as raised:
-        list(read_chat(open_chat(str(file))))
+        list(read_conversations(open_conversations(str(file))))
     assert str(raised.value).startswith(f"{file}, ")
     assert says in str(raised.value)
 
@@ -159,9 +164,9 @@ def test_the_sample_answers_a_question_that_leaves_room_for_an_answer(tmp_path: 
             asked = {27: long, 28: short, 29: later}.get(number, "x")
             messages = [{"role": "system", "content": "Tell."}, {"role": "user", "content": asked}]
             out.write(json.dumps({"messages": [*messages, {"role": "assistant", "content": "Yes."}]}) + "\n")
-    corpus = open_chat(str(file))
+    corpus = open_conversations(str(file))
     tokenizer = make_chat_tokenizer("bpe:280", corpus)
-    *_, opening = read_chat_tokens(corpus, tokenizer, 128, Console(file=io.StringIO()))
+    *_, opening = read_chat_tokens(corpus, tokenizer, 128, Report(Console(file=io.StringIO())))
     assert opening == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
 
 
@@ -179,11 +184,11 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
-        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split, the last lines, are empty",
-        (str(file), "--tokenizer", "characters"): "with --chat, expected bpe:N",
+        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split, the last tenth, are empty",
+        (str(file), "--tokenizer", "characters"): "with chat=, expected bpe:N",
         (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
-        (str(file), "--corpus", "fables"): "--corpus and --chat both say what to learn from",
-        (str(file), "--model.context", "2"): "has an answer within 2 tokens",
+        (str(file), "--corpus", "fables"): "corpus= and chat= both say what to learn from",
+        (str(file), "--model.context", "2"): "has an answer to learn within 2 tokens",
         (str(file), "--length-warmup", "0.5"): "conversations are not cut into windows",
     }.items():
         before = sorted(tmp_path.rglob("*"))
@@ -194,11 +199,11 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
 
 
 def test_splits_are_disjoint_and_whole(file: Path) -> None:
-    corpus = open_chat(str(file))
-    train, validation = (list(read_chat(corpus, split)) for split in ("train", "validation"))
-    assert train + validation == list(read_chat(corpus))
+    corpus = open_conversations(str(file))
+    train, validation = (list(read_conversations(corpus, split)) for split in ("train", "validation"))
+    assert train + validation == list(read_conversations(corpus))
     assert len(validation) == 6
-    assert train[0] == (1, parse_line(GOOD.encode()))
+    assert train[0] == ("line 1", parse_conversation(json.loads(GOOD)))
 
 
 def test_batches_are_dialogues_from_their_beginning(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from llucid.training.settings import ModelNumbers, Settings, read_toml, write_to
 
 
 def test_settings_survive_toml(tmp_path: Path) -> None:
-    settings = Settings(corpus=('a "b"\\c\n', "é"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True))
+    settings = Settings(
+        corpus=('a "b"\\c\n\x7f\x01', "é😀"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True)
+    )
     file = tmp_path / "train.toml"
     file.write_text(write_toml(settings), encoding="utf-8")
     assert read_toml(file) == settings
@@ -24,6 +26,7 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
         read_toml(file.parent)
     for name, value in (
         *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
+        *(("steps", "9" * 400), ("minutes", "9" * 400), ("warmup", "9" * 400)),
         *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
         *(("corpus", "'abc'"), ("corpus", "[1, 2]"), ("model", "3"), ("model", "{wings = 2}")),
     ):
@@ -72,7 +75,7 @@ def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
     ("message", "numbers"),
     [
         *(
-            (f"--{name.replace('_', '-')} {number}: must be more than 0, and finite", {name: number})
+            (f"{name}={number}: must be more than 0, and finite", {name: number})
             for names, impossible in (
                 (("steps", "stop_after", "batch"), (0, -1)),
                 (("minutes", "learning_rate", "muon_learning_rate", "clip"), (0.0, -1.0, math.inf, math.nan)),
@@ -80,23 +83,24 @@ def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
             for name in names
             for number in impossible
         ),
-        ("--batch 2147483648: no memory", {"batch": 2**31}),
-        *((f"--seed {seed}: must be at least 0 and less than 2^63", {"seed": seed}) for seed in (-1, 2**63)),
-        *(("--accumulate and --evaluations must be at least 1", {name: 0}) for name in ("accumulate", "evaluations")),
-        ("--steps and --minutes both", {"steps": 1, "minutes": 1.0}),
+        *((f"{name}={2**31}: must be less than 2^31", {name: 2**31}) for name in ("steps", "batch", "snapshots")),
+        *((f"seed={seed}: must be at least 0 and less than 2^63", {"seed": seed}) for seed in (-1, 2**63)),
+        *((f"{name}=0: must be at least 1", {name: 0}) for name in ("accumulate", "evaluations", "patience")),
+        ("snapshots=-1: must be at least 0", {"snapshots": -1}),
+        ("steps= and minutes= both", {"steps": 1, "minutes": 1.0}),
         *(
-            ("are shares between 0 and 1", {name: number})
+            (f"{name}={number}: must be a share between 0 and 1", {name: number})
             for name, most in (("warmup", 1.0), ("final", 1.001), ("length_warmup", 1.001))
             for number in (most, -0.001, math.nan)
         ),
-        *((f"--weight-decay {number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
-        ("--preset huge: unknown", {"preset": "huge"}),
-        ("--resume goes on with the run in --out", {"resume": True}),
-        ("--corpus and --chat both", {"chat": "fables", "corpus": ("fables",)}),
-        ("--length-warmup: conversations", {"chat": "fables", "length_warmup": 0.5}),
-        ("--preset: that of --base is taken", {"base": "a model", "preset": "nano"}),
-        ("--tokenizer: that of --base is taken", {"base": "a model", "tokenizer": "characters"}),
-        ("--model.head-dim: that of --base is taken", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
+        *((f"weight_decay={number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
+        ("preset=huge: unknown", {"preset": "huge"}),
+        ("resume=True: name the folder", {"resume": True}),
+        ("corpus= and chat= both", {"chat": "fables", "corpus": ("fables",)}),
+        ("length_warmup=: conversations", {"chat": "fables", "length_warmup": 0.5}),
+        ("preset=: base= already has one", {"base": "a model", "preset": "nano"}),
+        ("tokenizer=: base= already has one", {"base": "a model", "tokenizer": "characters"}),
+        ("model.head_dim=: base= already has one", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
