@@ -263,8 +263,8 @@ config = Config(
     vocab_size=tokenizer.vocab_size, context=32,
 )  # fmt: skip
 for found in check(mine, config, seed=0):
-    print("holds:" if found.holds else "does not hold:", found.finding)
-    assert found.holds
+    print("passed:" if found.passed else "failed:", found.finding)
+    assert found.passed
 
 
 # %%

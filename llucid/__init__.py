@@ -43,7 +43,7 @@ _HOMES = {
 }
 _ROOMS = {
     *("chat", "checkpoints", "config", "corpora", "generation", "ladder", "llama", "llama_jax", "llama_module"),
-    *("quantize", "tokenizers", "training", "weights"),
+    *("look", "quantize", "tokenizers", "training", "weights"),
 }
 
 

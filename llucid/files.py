@@ -1,11 +1,14 @@
 """Files that are whole or not there: written under another name, then renamed. And the folder of what is made."""
 
+import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -116,3 +119,39 @@ def cache_file(name: str) -> Path:
             f"{file.parent}: cannot be made ({error.strerror}); LLUCID_CACHE can name another for what llucid keeps"
         ) from error
     return file
+
+
+LARGEST_JSON = 2**24
+"""Bytes of a JSON file that describes a model. As Python objects they may take 25 times as much memory."""
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The content of a regular file.
+
+    Raises LlucidError if it cannot be read, if it has more than `limit` bytes, or if it is no regular file: reading a
+    pipe may wait for ever, and a device may have no end.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise LlucidError(f"{path}: not a regular file")
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > limit:
+        raise LlucidError(f"{path}: larger than {limit:,} bytes, the most that is read of such a file")
+    return content
+
+
+def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
+    """The object in a JSON file. Raises LlucidError if the file holds anything else, and as `read_file` does."""
+    content = read_file(path, limit)
+    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:  # `[]` takes 25 times its size in memory
+        raise LlucidError(f"{path}: not read, since it is mostly empty lists or objects")
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise LlucidError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(told, dict):
+        raise LlucidError(f"{path}: expected a JSON object, found {type(told).__name__}")
+    return told

@@ -1,19 +1,19 @@
-"""The Llama once more, as `nn.Module`s: the spelling that the rest of PyTorch holds on to.
+"""The Llama as `nn.Module` classes, for the tools of PyTorch that expect them: hooks, adapters, quantisers, sharding.
 
-Each class owns its parameters and calls the equations of `llucid.llama`, where they are explained. Every matrix is an
-`nn.Linear` or `nn.Embedding` that is called, so that hooks, adapters, quantisers and sharding find it:
+Each class holds its parameters and calls the functions of `llucid.llama`, where the equations are explained. Every
+matrix is an `nn.Linear` or `nn.Embedding`, and is applied by calling it:
 
-    module = Llama.from_weights(weights, config)            the same storage, in both directions
+    module = Llama.from_weights(weights, config)            shares the storage of the weights
     logits = module(tokens)                                 batch seq -> batch seq vocab
     module.weights()                                        for `llucid.llama` and the generation engine
 
-The path of a parameter is its path in `Weights` and ".weight", as in "blocks.0.attention.query.weight". There are no
-buffers, so a module on the meta device needs its parameters and nothing else. To shard one over many devices:
+A parameter has the path of its array in `Weights` plus ".weight", as in "blocks.0.attention.query.weight". There are no
+buffers: a module on the meta device needs nothing but its parameters. To shard a module over several devices:
 
     for decoder in module.blocks: fully_shard(decoder)
     fully_shard(module)
 
-Shapes are those of `llucid.llama`. The numbers of dropout come from PyTorch's own generator (`torch.manual_seed`).
+Shapes are those of `llucid.llama`. Dropout uses PyTorch's global generator (`torch.manual_seed`).
 """
 
 import torch
@@ -29,7 +29,7 @@ from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
 
 
 class RMSNorm(nn.Module):
-    """`llama.rms_norm`: each vector at length √dim, times a learned gain (`weight`)."""
+    """`llama.rms_norm`: scales each vector to length √dim and multiplies it by a learned gain (`weight`)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
 
 
 class RotaryPositionalEmbedding(nn.Module):
-    """`llama.rotations`: the rotations of every pair at these positions, once for all layers."""
+    """`llama.rotations`: the rotation of every pair at the given positions, computed once for all layers."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class RotaryPositionalEmbedding(nn.Module):
     def forward(
         self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]
     ) -> Float[Tensor, "batch 1 seq half 2"]:
-        """On the device of x, and in its dtype or a wider one."""
+        """On the device of x; in float32, or float64 if x is that."""
         return equations.rotations(positions, equations.rope_frequencies(self.config, x))
 
 
@@ -67,13 +67,13 @@ class GroupedQueryAttention(nn.Module):
         self.output = nn.Linear(q, config.dim, bias=False)
 
     def forward(self, x: Float[Tensor, "batch seq dim"], at: Placement) -> Float[Tensor, "batch seq dim"]:
-        # As many heads as the projections give: a part of them where they are split over devices.
+        # The number of heads follows from the projections: tensor parallelism gives each device some of them.
         q, k, v = self.query(x), self.key(x), self.value(x)
         return self.output(equations.attend(q, k, v, self.head_dim, at))
 
 
 class SwiGLU(nn.Module):
-    """silu(gate) ⊙ up: the gate decides what passes."""
+    """silu(gate) ⊙ up."""
 
     def forward(
         self, gate: Float[Tensor, "batch seq ffn"], up: Float[Tensor, "batch seq ffn"]
@@ -96,7 +96,7 @@ class FeedForward(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`llama.block`: attention and feed-forward, each after a norm, and each added to the stream."""
+    """`llama.block`: attention and feed-forward, each after a norm, each added to its input."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -112,11 +112,11 @@ class Decoder(nn.Module):
 
 
 class Llama(nn.Module):
-    """`llama.llama`, with its weights inside. Drops out in training mode, which a new module is in; see `eval()`."""
+    """`llama.llama` with its weights. A new module is in training mode, in which dropout is active; see `eval()`."""
 
     def __init__(self, config: Config, seed: int | None = 0) -> None:
-        """Untrained, with the weights of `initialise(config, seed)`; or without storage, on the meta device, for
-        `seed=None`, to be sharded and then loaded."""
+        """With the untrained weights of `initialise(config, seed)`; for `seed=None` on the meta device, without
+        storage, to be sharded and then loaded."""
         super().__init__()
         self.config = config
         with torch.device("meta"):
@@ -131,13 +131,13 @@ class Llama(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Weights, config: Config) -> "Llama":
-        """A module whose parameters are these arrays, not copies. Raises LlucidError if they do not fit `config`."""
+        """A module whose parameters are these arrays, not copies. Raises LlucidError if the shapes do not fit."""
         module = cls(config, seed=None)
         module.adopt(weights)
         return module
 
     def adopt(self, weights: Weights) -> None:
-        """Makes these arrays the parameters. Raises LlucidError if they do not fit the config."""
+        """Makes these arrays the parameters. Raises LlucidError if their shapes do not fit the config."""
         expected = shapes(self.config)
         found = {path: tuple(leaf.shape) for path, leaf in named_leaves(weights)}
         for path in expected | found:
@@ -147,7 +147,7 @@ class Llama(nn.Module):
             self.get_submodule(path).weight = nn.Parameter(leaf.detach())
 
     def weights(self) -> Weights:
-        """The parameters themselves as a tree: what is learned here shows there, and gradients arrive here."""
+        """The parameters as `Weights`, not copies: both see the same values and gradients."""
         return assemble(self.config, lambda path, shape: self.get_parameter(f"{path}.weight"))
 
     def forward(
@@ -156,7 +156,7 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         positions: Int[Tensor, "*batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"] | tuple[Float[Tensor, "batch seq vocab"], Cache]:
-        """Scores of every next token at every position, as `llama.llama`; with a cache, `(logits, cache)`."""
+        """The logits of every next token at every position, as `llama.llama`; with a cache, `(logits, cache)`."""
         positions, mask, cache = equations.place(tokens, cache, positions)
         x = self.dropout(self.embedding(tokens))
         rotation = self.rope(positions, x)

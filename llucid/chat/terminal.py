@@ -1,4 +1,4 @@
-"""The conversation in a terminal, or through a pipe: a message a line, and the answers to standard output."""
+"""A conversation in a terminal, or through a pipe: one message per line, answers to standard output."""
 
 import contextlib
 import dataclasses
@@ -14,16 +14,16 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
 from llucid.chat.session import Conversation, Session
-from llucid.checkpoints import Model
 from llucid.dialogs.formats import NotAChatModel
-from llucid.errors import LlucidError, one_line
+from llucid.errors import PRINTABLE, LlucidError, one_line
 from llucid.files import cache_folder
 from llucid.generation import Sampling
 from llucid.generation.screen import screen
+from llucid.model import Model
 
 Answer = Generator[str]
 
-KEYS = "Enter sends, Alt-Enter begins a new line, Ctrl-C stops an answer, Ctrl-D leaves, /help tells the rest"
+KEYS = "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands"
 
 
 def talk(
@@ -37,11 +37,10 @@ def talk(
     seed: int | None = None,
     hint: str = "",
 ) -> None:
-    """Has a conversation with the model called `name`, until the user leaves or the input ends.
+    """Runs a conversation with the model called `name`, until the user leaves or the input ends.
 
-    `hint` says, in a terminal, what the model can be asked. With a model that was taught no dialogues it offers, in a
-    terminal, to go on with what the user writes. Through a pipe that is NotAChatModel, and whatever goes wrong is a
-    LlucidError.
+    A terminal shows `hint`, which says what the model can be asked. Without a chat format, the model continues what the
+    user writes in a terminal; through a pipe that is NotAChatModel, and other bad input is a LlucidError.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False, markup=False, emoji=False)
@@ -56,48 +55,49 @@ def talk(
             raise
         session = begin("plain")
     if terminal:
-        for told, style in ((f"{name}: {told_of(session)}", ""), (hint, ""), (KEYS, "dim")):
-            if told:
-                console.print(told, style=style)
+        for text, style in ((f"{name}: {description(session)}", ""), (hint, ""), (KEYS, "dim")):
+            if text:
+                console.print(text.translate(PRINTABLE), style=style)
         in_terminal(session, console)
     else:
         through_pipe(session)
 
 
-def told_of(session: Session) -> str:
-    """What a user should know of the model before the first word."""
+def description(session: Session) -> str:
+    """What a user should know of the model before the first message."""
     config, embedding = session.model.config, session.model.weights.embedding
     formats = {
-        "plain": "This is not a chat model, as far as can be told: it was taught no dialogues. So it writes on from "
-        "what you write. If it was taught some, give their format, as in --format llama3",
-        "llama2": "It is spoken to in Llama 2's chat format, by its vocabulary; if it is a base model, which has the "
-        "same, try --format plain",
-        "llama3": "It is spoken to in Llama 3's chat format",
+        "plain": "It has no chat format, so it is probably not a chat model: it continues what you write. If it is "
+        "one, name its format, as in --format llama3",
+        "llama2": "It uses Llama 2's chat format, judging by its vocabulary; a base model has the same vocabulary: for "
+        "one, try --format plain",
+        "llama3": "It uses Llama 3's chat format",
     }
     size = f"{config.parameters:,} parameters, {str(embedding.dtype).removeprefix('torch.')} on {embedding.device}"
-    told = formats.get(session.format, "It is spoken to as its own chat template says")
-    return f"{size}, a context of {config.context:,} tokens. {told}."
+    return (
+        f"{size}, context of {config.context:,} tokens. {formats.get(session.format, 'It uses its own chat template')}."
+    )
 
 
 # --------------------------------------------------------------------------------------------- commands
 
 
 def help_(session: Session, rest: str) -> str:
-    """shows this"""
+    """shows this list"""
     width = max(len(usage) for _, usage in COMMANDS.values())
     lines = [f"{usage:<{width}}  {act.__doc__}" for act, usage in COMMANDS.values()]
-    return "\n".join([*lines, "A message that begins with / is sent by beginning it with //.", KEYS + "."])
+    return "\n".join([*lines, "To send a message that begins with /, begin it with //.", KEYS + "."])
 
 
 def system(session: Session, rest: str) -> str:
-    """tells the model how to behave, from now on; "" takes it back, nothing shows it"""
+    """sets the instructions for the model; "" removes them, no text shows them"""
     if rest:
         session.conversation = session.conversation._replace(system="" if rest == '""' else rest)
-    return f"system: {session.conversation.system or 'nothing'}"
+    return f"system: {session.conversation.system or 'none'}"
 
 
 def reset(session: Session, rest: str) -> str:
-    """begins a new conversation, with the same system text"""
+    """starts a new conversation with the same system text"""
     session.reset()
     return "a new conversation"
 
@@ -115,20 +115,20 @@ def save(session: Session, rest: str) -> str:
 
 
 def load(session: Session, rest: str) -> str:
-    """goes on with a conversation that was saved"""
+    """continues a saved conversation"""
     file = file_of(rest, "/load")
     session.conversation = Conversation.load(file)
     return f"{len(session.conversation.messages)} messages loaded from {file}"
 
 
 def file_of(rest: str, command: str) -> Path:
-    """The file that a command names."""
+    """The path in the command's text."""
     if not rest:
-        raise LlucidError(f"{command} needs the name of a file, as in: {command} talk.json")
+        raise LlucidError(f"{command} needs a file name, as in: {command} talk.json")
     try:
         path = Path(os.path.abspath(Path(rest).expanduser()))
-        os.path.realpath(path)  # raises for what is no path at all
-    except (RuntimeError, ValueError) as error:  # no such user's home, or NUL in it
+        os.path.realpath(path)  # raises for an impossible path
+    except (RuntimeError, ValueError) as error:  # an unknown user's home, or a NUL character
         raise LlucidError(f"{command} {rest}: {one_line(error)}") from error
     return path
 
@@ -138,16 +138,16 @@ CAN_BE_OFF = ("top_k", "top_p", "min_p", "seed")
 
 
 def set_(session: Session, rest: str) -> str:
-    """changes how answers are chosen, as in /set temperature 0.7; nothing shows all"""
+    """changes an option, as in /set temperature 0.7; without a name, shows all options"""
     if not rest:
         now = {**dataclasses.asdict(session.sampling), "max_tokens": session.max_tokens}
         return "\n".join(f"{name} {'off' if value is None else value}" for name, value in now.items())
     name, _, value = rest.replace("=", " ").partition(" ")
     name, value = name.replace("-", "_"), value.strip()
     if name not in KINDS:
-        raise LlucidError(f"/set {name}: not known; expected one of: {', '.join(KINDS)}")
+        raise LlucidError(f"/set {name}: unknown option; expected one of: {', '.join(KINDS)}")
     if not value:
-        raise LlucidError(f"/set {name} needs a value; /set alone shows all of them")
+        raise LlucidError(f"/set {name} needs a value; /set alone shows all options")
     try:
         number = None if value == "off" and name in CAN_BE_OFF else KINDS[name](value)
     except ValueError as error:
@@ -164,7 +164,7 @@ def set_(session: Session, rest: str) -> str:
 
 
 def stats(session: Session, rest: str) -> str:
-    """tells of the last answer and of the context"""
+    """shows figures of the last answer and of the context"""
     conversation = session.conversation
     return "\n".join(
         [
@@ -176,7 +176,7 @@ def stats(session: Session, rest: str) -> str:
 
 
 def quit_(session: Session, rest: str) -> str:
-    """leaves, as Ctrl-D does"""
+    """leaves, like Ctrl-D"""
     raise EOFError
 
 
@@ -193,15 +193,15 @@ COMMANDS: dict[str, tuple[Callable[[Session, str], str | Answer], str]] = {
 }
 
 
-def heard(session: Session, line: str) -> str | Answer:
-    """What a line brings about: an answer or, for a command, perhaps something to be told.
+def respond(session: Session, line: str) -> str | Answer:
+    """The answer to a message, or the result of a command: text to show, or an answer.
 
-    Raises EOFError for the command that leaves, and LlucidError or OSError for what cannot be done.
+    Raises EOFError for the command that leaves, and LlucidError or OSError for a command that fails.
     """
     if line.startswith("/") and not line.startswith("//"):
         name, _, rest = line[1:].partition(" ")
         if name not in COMMANDS:
-            raise LlucidError(f"/{name} is not a command; /help tells what is; to send it as a message, begin with //")
+            raise LlucidError(f"/{name}: unknown command; /help lists all; to send this as a message, begin it with //")
         return COMMANDS[name][0](session, rest.strip())
     return session.reply(line.removeprefix("/"))
 
@@ -210,8 +210,8 @@ def heard(session: Session, line: str) -> str | Answer:
 
 
 def in_terminal(session: Session, console: Console) -> None:
-    """Prompts, obeys and answers until the user leaves."""
-    prompt = prompting(session)
+    """Reads lines and responds until the user leaves."""
+    prompt = line_editor(session)
     while True:
         try:
             line = prompt.prompt("› ")
@@ -223,20 +223,18 @@ def in_terminal(session: Session, console: Console) -> None:
         if not line.strip():
             continue
         try:
-            told = heard(session, line)
-            if isinstance(told, str):
-                console.print(told, style="dim")
-            else:
-                for note in written(session, told):
-                    console.print(note, style="dim")
+            response = respond(session, line)
+            notes = [response] if isinstance(response, str) else print_answer(session, response)
+            for note in notes:
+                console.print(note.translate(PRINTABLE), style="dim")
         except EOFError:
             return
         except (LlucidError, OSError) as error:
             console.print(f"error: {one_line(error)}", style="red")
 
 
-def written(session: Session, answer: Answer) -> list[str]:
-    """Writes an answer to the terminal as it comes, until its end or Ctrl-C; returns what is to be said about it."""
+def print_answer(session: Session, answer: Answer) -> list[str]:
+    """Prints an answer as it is written, until its end or Ctrl-C. Returns notes about it for the user."""
     forgotten, stopped, shown = session.conversation.forgotten, False, screen()
     with contextlib.closing(answer):
         try:
@@ -245,11 +243,11 @@ def written(session: Session, answer: Answer) -> list[str]:
         except KeyboardInterrupt:
             stopped = True
     print(shown.finish())
-    return [*(["stopped"] if stopped else notes(session)), *forgetting(session, forgotten)]
+    return [*(["stopped"] if stopped else cut_off(session)), *forgotten_since(session, forgotten)]
 
 
-def notes(session: Session) -> list[str]:
-    """Why an answer ended that did not end by itself."""
+def cut_off(session: Session) -> list[str]:
+    """A note on why the last answer was cut off; none if it ended by itself."""
     if session.reason == "length":
         return [f"cut off after {session.max_tokens} tokens; for more: /set max_tokens {2 * session.max_tokens}"]
     if session.reason == "context":
@@ -257,15 +255,15 @@ def notes(session: Session) -> list[str]:
     return []
 
 
-def forgetting(session: Session, before: int) -> list[str]:
-    """What is said when messages had to leave the context since `before` of them were forgotten."""
+def forgotten_since(session: Session, before: int) -> list[str]:
+    """A note if more than `before` messages have left the context."""
     now = session.conversation.forgotten
     context = session.model.config.context
     return [f"the context of {context} tokens was full: the first {now} messages are forgotten"] if now > before else []
 
 
-def prompting(session: Session) -> "PromptSession[str]":
-    """The line editor: several lines, history, completion of commands, and the bottom line."""
+def line_editor(session: Session) -> "PromptSession[str]":
+    """Edits several lines, with a history, completion of commands and a status line."""
     keys = KeyBindings()
     keys.add("enter")(send)
     keys.add("escape", "enter")(break_line)
@@ -279,7 +277,7 @@ def prompting(session: Session) -> "PromptSession[str]":
         complete_while_typing=False,
         prompt_continuation="  ",
         enable_suspend=True,  # Ctrl-Z
-        bottom_toolbar=lambda: bottom(session),
+        bottom_toolbar=lambda: status_line(session),
     )
 
 
@@ -291,15 +289,14 @@ def break_line(event: KeyPressEvent) -> None:
     event.current_buffer.insert_text("\n")
 
 
-def bottom(session: Session) -> str:
-    """The bottom line."""
+def status_line(session: Session) -> str:
     speed, used, context = session.statistics.tokens_per_second, session.used, session.model.config.context
     facts = [f"{used:,} of {context:,} tokens of context", f"temperature {session.sampling.temperature:g}", "/help"]
     return " · ".join([f" {speed:.0f} tokens/s", *facts] if speed else [" " + facts[0], *facts[1:]])
 
 
 class QuietHistory(FileHistory):
-    """A history in a file; where that cannot be written, it is lost with the program and nothing is said."""
+    """A history in a file; where that cannot be written, it lasts only as long as the program."""
 
     def store_string(self, string: str) -> None:
         with contextlib.suppress(OSError):
@@ -307,7 +304,7 @@ class QuietHistory(FileHistory):
 
 
 def history() -> History:
-    """What was sent before, in a file of the user's cache folder that only they can read."""
+    """The lines sent before, from a file in the cache folder that only the user can read."""
     try:
         file = cache_folder() / "chat_history"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -321,25 +318,26 @@ def history() -> History:
 
 
 def through_pipe(session: Session) -> None:
-    """Answers each line of standard input on standard output; all else goes to standard error."""
+    """Answers each line of standard input on standard output; everything else goes to standard error."""
     file = sys.stdin.fileno()
     with open(file, encoding="utf-8", errors="replace", closefd=False) as lines, contextlib.suppress(EOFError):
         answer_lines(session, lines)
 
 
 def answer_lines(session: Session, lines: Iterable[str]) -> None:
-    """Answers each line that is not empty. Raises EOFError if one of them says to leave."""
+    """Answers each line that is not empty. Raises EOFError for /quit."""
     for line in lines:
         if not line.strip():
             continue
         forgotten = session.conversation.forgotten
-        told = heard(session, line.removesuffix("\n"))
-        if isinstance(told, str):
-            print(told, file=sys.stderr)
-            continue
-        shown = screen()
-        for piece in told:
-            print(shown.push(piece), end="", flush=True)
-        print(shown.finish(), flush=True)
-        for note in [*notes(session), *forgetting(session, forgotten)]:
-            print(note, file=sys.stderr)
+        response = respond(session, line.removesuffix("\n"))
+        if isinstance(response, str):
+            notes = [response]
+        else:
+            shown = screen()
+            for piece in response:
+                print(shown.push(piece), end="", flush=True)
+            print(shown.finish(), flush=True)
+            notes = [*cut_off(session), *forgotten_since(session, forgotten)]
+        for note in notes:
+            print(note.translate(PRINTABLE), file=sys.stderr)

@@ -28,7 +28,8 @@ from llucid.files import atomic_folder, is_occupied
 from llucid.model import Model, Progress, Room, choose_dtype, no_progress
 from llucid.native.step import threads
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, folder_config
+from llucid.tokenizers.folder import folder_config
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import leaves, tree_map
 
 if TYPE_CHECKING:

@@ -234,18 +234,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What the tokenizer inside is."""
-    from llucid.tokenizers.gguf_vocabulary import read_facts
+    from llucid.tokenizers.gguf_vocabulary import read_info
 
-    return within(path, read_facts, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
+    return within(path, read_info, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
 
 
 def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
     """What `read` makes of a file's keys about its tokenizer. Raises its LlucidError with the path."""
-    from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
+    from llucid.tokenizers.gguf_vocabulary import TEMPLATE, WHOLE_JSON
 
     head = read_head(path)
-    others = ("tokenizer.chat_template", WHOLE_JSON)
-    wanted = [key for key in head.fields if key.startswith("tokenizer.ggml.") or key in others]
+    wanted = [key for key in head.fields if key.startswith(("tokenizer.ggml.", TEMPLATE)) or key == WHOLE_JSON]
     with prefix_errors(path):
         return read({key: head.value(key) for key in wanted if key not in needless})
 

@@ -17,11 +17,11 @@ from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, bare, gather, mapped, renamed
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, write_text_atomically
+from llucid.files import atomic_file, read_json, write_text_atomically
 from llucid.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_facts
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, read_json
+from llucid.tokenizers.info import TokenizerInfo, read_info
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What that tokenizer is."""
-    return read_facts(path)
+    return read_info(path)
 
 
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":

@@ -24,7 +24,7 @@ from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, naming
 from llucid.model import Header, Model, Progress, full_name, no_progress
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_facts
+from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves, shapes
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What that tokenizer is."""
-    return read_facts(path.parent)
+    return read_info(path.parent)
 
 
 def refuse(config: Config) -> None:

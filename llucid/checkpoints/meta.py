@@ -11,11 +11,11 @@ from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, renamed
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import write_text_atomically
+from llucid.files import read_json, write_text_atomically
 from llucid.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_facts
-from llucid.tokenizers.tokenizer_json import read_json, write_beside
+from llucid.tokenizers.folder import write_beside
+from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What that tokenizer is."""
-    return read_facts(tokenizer_place(path))
+    return read_info(tokenizer_place(path))
 
 
 def tokenizer_place(path: Path) -> Path:

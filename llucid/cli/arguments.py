@@ -1,84 +1,185 @@
-"""From the words of a command line to the dataclass that they fill, by tyro; its boxes of errors become one line."""
+"""From a command line to a dataclass: each field is an option, its type is the option's, its docstring the help.
 
-import contextlib
-import io
+By argparse: tyro draws its errors in boxes; with typer, cyclopts or click, training's settings would be declared twice.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
 import re
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
-
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, is_dataclass
+from itertools import pairwise
+from types import NoneType
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from llucid.errors import LlucidError
 
-OPTIONS = ConstructorRegistry()
+T = TypeVar("T")
 
 
-@OPTIONS.primitive_rule
-def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """An option that may be left out is shown in the help as INT or {int8,int4}, not as {None}|INT."""
-    kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
-    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 1:
-        return None
-    literal = (True, False) if kinds[0] is bool else get_args(kinds[0]) if get_origin(kinds[0]) is Literal else ()
-    choices = {str(choice): choice for choice in literal}
-    if not choices and kinds[0] not in (int, float, str):
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=f"{{{','.join(choices)}}}" if choices else kinds[0].__name__.upper(),
-        instance_from_str=lambda given: choices[given[0]] if choices else kinds[0](given[0]),
-        is_instance=lambda value: value is None or (value in choices.values() if choices else type(value) is kinds[0]),
-        str_from_instance=lambda value: ["unset" if value is None else str(value)],
-        choices=tuple(choices) or None,
+def positional(metavar: str, default: Any = MISSING) -> Any:
+    """A field that is given without a name; it may be left out if it has a default."""
+    return dataclasses.field(default=default, metadata={"positional": True, "metavar": metavar})
+
+
+def option(metavar: str, *, repeated: bool = False) -> Any:
+    """An optional field that the help shows as `metavar`; a `repeated` one takes one text each time it is given."""
+    return dataclasses.field(default=() if repeated else None, metadata={"repeated": repeated, "metavar": metavar})
+
+
+class Option(NamedTuple):
+    """One field of a command's dataclass."""
+
+    name: str
+    """The field's, or `model.dim` for the field `dim` of the dataclass in the field `model`."""
+    field: "Field[Any]"
+    hint: Any
+    section: str
+    """The help's section that it is in."""
+    help: str
+
+    @property
+    def positional(self) -> bool:
+        return "positional" in self.field.metadata
+
+    @property
+    def required(self) -> bool:
+        return self.field.default is MISSING and self.field.default_factory is MISSING
+
+    @property
+    def spelling(self) -> str:
+        """What the user types."""
+        return self.field.metadata["metavar"] if self.positional else f"--{self.name.replace('_', '-')}"
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise LlucidError(f"{message}; see: {self.prog} --help")
+
+
+def parse(kind: type[T], words: list[str], prog: str) -> T:
+    """An instance of the dataclass `kind`, filled from the words of a command line; --help prints its help and exits.
+
+    Raises LlucidError, in one line, for words that do not fit.
+    """
+    options = list(options_of(kind))
+    usage = [option.spelling for option in options if option.positional]
+    usage += [
+        f"{option.spelling} {option.name.upper()}" for option in options if option.required and not option.positional
+    ]
+    parser = Parser(
+        prog=prog,
+        usage=" ".join([prog, *usage, "[options]"]),
+        description=inspect.getdoc(kind),
+        allow_abbrev=False,
+        exit_on_error=False,
+        add_help=False,
     )
-
-
-def parse(arguments: list[str], command: Any) -> Any:
-    """One of the classes that are joined in `command`, made of the arguments, its fields from their options.
-
-    Raises LlucidError, in one line, for arguments that make none."""
-    said = io.StringIO()
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    sections = {title: parser.add_argument_group(title) for title in dict.fromkeys(each.section for each in options)}
+    for option in options:
+        names = {} if option.positional else {"dest": option.name}
+        sections[option.section].add_argument(
+            option.name if option.positional else option.spelling,
+            help=option.help.replace("%", "%%"),
+            default=argparse.SUPPRESS,
+            **names,
+            **argparse_type(option),
+        )
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                tyro.conf.OmitSubcommandPrefixes[command],
-                prog="llucid",
-                description="llucid: a Llama you can see through. Each command has its own --help; --version tells "
-                "which llucid this is.",
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
-                registry=OPTIONS,
-            )
-    except SystemExit as end:
-        if end.code in (0, None):
-            raise
-        names = [named.__metadata__[0].name for named in get_args(command)]
-        raise LlucidError(unboxed(said.getvalue(), arguments[0], names)) from None
+        values, unknown = parser.parse_known_intermixed_args(words)
+    except argparse.ArgumentError as error:
+        parser.error(f"{error.argument_name}: {error.message}")
+    if names := [word.split("=")[0] for word in unknown if word.startswith("-") and word != "-"]:
+        near = difflib.get_close_matches(names[0].replace("_", "-"), [option.spelling for option in options], 1)
+        parser.error(f"{names[0]}: there is no such option" + "".join(f"; did you mean {match}?" for match in near))
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: not expected here; put a text of several words in quotation marks")
+    if missing := [option.spelling for option in options if option.required and option.name not in values]:
+        parser.error(f"missing: {', '.join(missing)}")
+    return fill(kind, vars(values))
 
 
-def unboxed(said: str, command: str, commands: list[str]) -> str:
-    """What tyro says of wrong arguments, in a box, as one line."""
-    if command not in commands and not command.startswith("-"):
-        return f"{command}: there is no such command; expected one of: {', '.join(commands)}"
-    box = re.sub(r"\x1b\[[0-9;]*m", "", said)
-    # It is drawn in ASCII where standard output is in another encoding than UTF-8.
-    for drawn, line in ((r"\A.*\n -+ *$", ""), (r"^  -+ *$", "  ───"), (r"^ (.*?) *$", r"│\1 │")):
-        box = re.sub(drawn, line, box, flags=re.MULTILINE)
-    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
-    message = " ".join(line for line in lines if line).split("───")[0].strip()
-    message = re.sub(r"^Error parsing [A-Z]\w*: | \(applied to .*", "", message)
-    message = re.sub(r"^Error parsing (\S+): .*int.*: ('.*')", r"\1 \2: expected a whole number", message)
-    message = re.sub(r"^Error parsing (\S+): .*float.*: ('.*')", r"\1 \2: expected a number", message)
-    message = re.sub(r"^Missing value for argument '(\S+)'.*", r"\1: needs a value", message)
-    # A line may end before a full stop, too.
-    choice = r"^invalid choice ('.*') for argument '(\S+)' ?\. Expected one of \((.*)\) ?\."
-    message = re.sub(choice, r"\2 \1: expected one of \3", message)
-    message = message.replace(" or misplaced", "")
-    several = r"\1: not expected here; a text of several words stands in quotation marks"
-    message = re.sub(r"^Unrecognized options: ([^-].*)", several, message)
-    if message.startswith("Missing from"):
-        message = f"missing: {', '.join(re.findall(r'^│ {5}(--[a-z.-]+|[A-Z]+)', box, re.MULTILINE))}"
-    elif (meant := re.search(r"Perhaps you meant: +│\s+│ +(--[a-z.-]+)", box)) and meant[1] not in message:
-        message += f"; perhaps {meant[1]}"
-    return f"{message}; see: llucid {command + ' ' if command in commands else ''}--help"
+def fill(kind: type[T], values: dict[str, Any], prefix: str = "") -> T:
+    """An instance of `kind`; fields that are not among `values` have their defaults."""
+    hints = get_type_hints(kind)
+    given = {name: values[prefix + name] for name in hints if prefix + name in values}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    nested = {
+        name: fill(hint, values, f"{prefix}{name}.")
+        for name, hint in hints.items()
+        if isinstance(hint, type) and is_dataclass(hint)
+    }
+    return kind(**given, **nested)
+
+
+def options_of(kind: type[Any]) -> Iterator[Option]:
+    """The options of a dataclass, in sections: those that its SECTIONS names, the class's own, then the inherited ones.
+
+    A class's TITLE is the title of the section of its own fields.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints, helps = get_type_hints(kind), docstrings(kind)
+    arguments = [name for name, field in fields.items() if "positional" in field.metadata]
+    sections: list[tuple[str, Any]] = [("arguments", arguments), *getattr(kind, "SECTIONS", {}).items()]
+    sections += [(vars(base).get("TITLE", "options"), inspect.get_annotations(base)) for base in kind.__mro__]
+    for section, name in ((title, name) for title, names in sections for name in names):
+        if (field := fields.pop(name, None)) is None:
+            continue
+        if is_dataclass(hints[name]):
+            yield from (each._replace(name=f"{name}.{each.name}", section=name) for each in options_of(hints[name]))
+            continue
+        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        says = "(default" in helps[name] or default in (MISSING, "") or isinstance(default, bool | NoneType)
+        text = helps[name] if says else f"{helps[name]} (default: {default})"
+        yield Option(name, field, hints[name], section, text)
+
+
+def docstrings(kind: type[Any]) -> dict[str, str]:
+    """The texts below the fields of a dataclass and of those that it inherits from, by the fields' names."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        [tree] = ast.parse(inspect.getsource(base)).body
+        for pair in pairwise(getattr(tree, "body", [])):
+            match pair:
+                case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                    found[name] = " ".join(text.split())
+                case _:
+                    pass
+    return found
+
+
+def argparse_type(option: Option) -> dict[str, Any]:
+    """What argparse must know of an option's type. None among its types only means that it may be left out."""
+    hint, metavar = option.hint, option.field.metadata.get("metavar")
+    if hint is bool:
+        return {"action": "store_true"}
+    [kind] = [each for each in get_args(hint) if each is not NoneType] if NoneType in get_args(hint) else [hint]
+    if get_origin(kind) is tuple:
+        repeated = option.field.metadata.get("repeated")
+        return {"metavar": metavar} | ({"action": "append"} if repeated else {"action": "extend", "nargs": "+"})
+    if get_origin(kind) is Literal:
+        return {"type": type(get_args(kind)[0]), "choices": get_args(kind)}
+    if kind is bool:
+        return {"type": boolean, "metavar": "{True,False}"}
+    shown = {"type": kind, "metavar": metavar or {int: "N", float: "X"}.get(kind)}
+    return shown | ({"nargs": "?"} if option.positional else {})
+
+
+def boolean(word: str) -> bool:
+    if word not in ("True", "False"):
+        raise ValueError
+    return word == "True"
+
+
+def spell_options(message: str, kind: type[Any]) -> str:
+    """A message of the library with the options of `kind` as they are typed: `top_k=0: …` becomes `--top-k 0: …`."""
+    names = "|".join(re.escape(option.name) for option in options_of(kind) if not option.positional)
+    return re.sub(
+        rf"(?<![^\s(])({names})=(True\b)?(?=([^\s;,:)]?))",
+        lambda found: f"--{found[1].replace('_', '-')}{' ' if found[3] and not found[2] else ''}",
+        message,
+    )

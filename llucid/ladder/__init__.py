@@ -1,11 +1,14 @@
-"""From a table of pairs to a Llama in ten rungs, each a small change to the one before: `diff` two of them to see it.
+"""From a bigram table to a Llama in ten models ("rungs"), each a small change to the one before: `diff` two files.
 
     from llucid.ladder import RUNGS
     rung = RUNGS[3]
     weights = rung.init(config, seed=0)
     rung.loss(inputs, targets, weights, config)         # Int[batch seq], twice -> Float[""], nats over all tokens
 
-All take the same `Config`, that of the last rung, and use the numbers of it that they know.
+All take the same `Config`, that of the last rung, and use the numbers that they need.
+
+checks.py       what is checked before training; run.py trains and evaluates all rungs
+comparison.py   which differences are significant; report.py prints them, plot.py draws them
 """
 
 from collections.abc import Callable
@@ -32,23 +35,23 @@ from llucid.training.step import cross_entropy_sum
 
 
 class Rung(NamedTuple):
-    """One model of the ladder: its weights, and what they make of tokens."""
+    """One model of the ladder: how to initialise its weights, and how to compute logits."""
 
     number: int
     name: str
     sentence: str
-    """What is new, and what it is for."""
+    """What is new, and why."""
     change: str
-    """The same in a few words."""
+    """What is new, in a few words."""
     init: Callable[[Config, int], Any]
-    """(config, seed) -> untrained weights, a tree of arrays."""
+    """(config, seed) -> untrained weights, a named tuple of arrays."""
     logits: Callable[[Tensor, Any, Config], Tensor]
     """(tokens, weights, config): Int[batch seq] -> Float[batch seq vocab]."""
 
     def loss(
         self, inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Any, config: Config
     ) -> Float[Tensor, ""]:
-        """−Σ log p(target) in nats; targets of −100 do not count."""
+        """−Σ log p(target) in nats over all tokens; targets of −100 are ignored."""
         return cross_entropy_sum(self.logits(inputs, weights, config), targets)
 
 
@@ -62,4 +65,4 @@ _MODULES = (
     *(rung_07_heads, rung_08_swiglu, rung_09_blocks, rung_10_llama),
 )
 RUNGS = tuple(_rung(number, module) for number, module in enumerate(_MODULES, start=1))
-"""All rungs, from the lowest."""
+"""All rungs, the lowest first."""

@@ -1,4 +1,4 @@
-"""Bigram table: the next character is guessed from the last one alone, which has a row of scores in a table."""
+"""Bigram table: the next character is predicted from the current one alone, by its row of scores in a table."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.ladder.sampling import normal
 
-CHANGE = "what follows which"
+CHANGE = "one table of scores"
 
 
 class Weights(NamedTuple):
@@ -17,7 +17,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """A table that guesses about evenly."""
+    """Small random scores: nearly uniform predictions."""
     draw = normal(seed)
     return Weights(table=draw(0.02, config.vocab_size, config.vocab_size))
 

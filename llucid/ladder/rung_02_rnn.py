@@ -1,4 +1,4 @@
-"""RNN: a state is carried along, so that a guess can rest on everything that came before."""
+"""RNN: a state is updated at every character, so that a prediction can depend on everything before it."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from torch import Tensor
 from llucid.config import Config
 from llucid.ladder.sampling import normal
 
-CHANGE = "a state, carried along"
+CHANGE = "a recurrent state"
 
 
 class Weights(NamedTuple):
@@ -21,7 +21,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),

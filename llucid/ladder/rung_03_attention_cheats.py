@@ -1,4 +1,4 @@
-"""Cheating head: each character asks all others, also those after it, and so is told the answer."""
+"""Cheating head: every character attends to all others, also to later ones, and so it can read the answer."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from llucid.config import Config
 from llucid.ladder.sampling import normal
 from llucid.weights import AttentionWeights
 
-CHANGE = "attention everywhere"
+CHANGE = "attention to everything"
 
 
 class Weights(NamedTuple):
@@ -22,7 +22,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),

@@ -1,4 +1,4 @@
-"""Causal mask: a character sees itself and what came before, as it will when there is nothing after it yet."""
+"""Causal mask: a character attends to itself and to earlier ones only, since later ones are unknown when writing."""
 
 import math
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from llucid.config import Config
 from llucid.ladder.sampling import normal
 from llucid.weights import AttentionWeights
 
-CHANGE = "the future is hidden"
+CHANGE = "the future is masked"
 
 
 class Weights(NamedTuple):
@@ -23,7 +23,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),

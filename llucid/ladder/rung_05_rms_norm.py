@@ -1,4 +1,4 @@
-"""RMSNorm: what attention and output read is brought to one length, so that none depends on how large it has grown."""
+"""RMSNorm: the inputs of attention and of the output matrix are scaled to one length, so their size does not matter."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from llucid.ladder.sampling import normal
 from llucid.llama import rms_norm
 from llucid.weights import AttentionWeights
 
-CHANGE = "inputs of one scale"
+CHANGE = "normalised inputs"
 
 
 class Weights(NamedTuple):
@@ -26,7 +26,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),

@@ -1,4 +1,4 @@
-"""RoPE: queries and keys are turned by their positions, so that a score depends on how far apart two characters are."""
+"""RoPE: queries and keys are rotated by their positions, so that a score depends on the distance of two characters."""
 
 import math
 from dataclasses import replace
@@ -14,7 +14,7 @@ from llucid.ladder.sampling import normal
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations
 from llucid.weights import AttentionWeights
 
-CHANGE = "distances, not places"
+CHANGE = "rotation, no table"
 
 
 class Weights(NamedTuple):
@@ -26,7 +26,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),
@@ -49,7 +49,7 @@ def attention(
     q = F.linear(x, weights.query)
     k = F.linear(x, weights.key)
     v = F.linear(x, weights.value)
-    q, k = (rotate(one_head[:, None], rotation)[:, 0] for one_head in (q, k))
+    q, k = (rotate(x[:, None], rotation)[:, 0] for x in (q, k))
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
     scores = scores.masked_fill(later, -math.inf)

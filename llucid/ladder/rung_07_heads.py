@@ -1,4 +1,4 @@
-"""Heads: the same numbers are split into heads, and each looks for something of its own."""
+"""Heads: queries, keys and values are split into four heads, and each can attend to something different."""
 
 import math
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),
@@ -47,7 +47,7 @@ def attention(
     config: Config,
     rotation: Float[Tensor, "batch 1 seq half 2"],
 ) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q kᵀ / √head_dim + M) v in each head, on its own slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
+    """softmax(q kᵀ / √head_dim + M) v in each head, on its slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
     head = (config.heads, config.dim // config.heads)
     q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
     k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)

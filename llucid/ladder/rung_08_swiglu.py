@@ -1,4 +1,4 @@
-"""SwiGLU: what was gathered is worked on at each place alone, in a hidden layer where a gate decides what passes."""
+"""SwiGLU: after attention, a gated feed-forward network transforms every position by itself."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from llucid.ladder.sampling import normal
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
 from llucid.weights import AttentionWeights, FeedForwardWeights
 
-CHANGE = "a gated hidden layer"
+CHANGE = "a feed-forward network"
 
 
 class Weights(NamedTuple):
@@ -27,7 +27,7 @@ class Weights(NamedTuple):
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, drawn at the scales of `weights.initialise`."""
+    """Untrained weights, with the standard deviations of `weights.initialise`."""
     draw, dim, vocab = normal(seed), config.dim, config.vocab_size
     return Weights(
         embedding=draw(1.0, vocab, dim),
@@ -55,7 +55,7 @@ def attention(
     config: Config,
     rotation: Float[Tensor, "batch 1 seq half 2"],
 ) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q kᵀ / √head_dim + M) v in each head, on its own slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
+    """softmax(q kᵀ / √head_dim + M) v in each head, on its slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
     head = (config.heads, config.dim // config.heads)
     q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
     k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Blocks: what one block has found, the next one builds on."""
+"""Blocks: three blocks of attention and feed-forward follow one another, and each builds on the one before."""
 
 import math
 from dataclasses import replace
@@ -16,7 +16,7 @@ CHANGE = "three blocks, not one"
 
 
 def init(config: Config, seed: int) -> Weights:
-    """Untrained weights: those of a Llama whose every head has keys and values of its own."""
+    """The untrained weights of a Llama in which every query head has its own keys and values."""
     return initialise(replace(config, kv_heads=config.heads), seed)
 
 
@@ -26,7 +26,7 @@ def attention(
     config: Config,
     rotation: Float[Tensor, "batch 1 seq half 2"],
 ) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q kᵀ / √head_dim + M) v in each head, on its own slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
+    """softmax(q kᵀ / √head_dim + M) v in each head, on its slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
     head = (config.heads, config.dim // config.heads)
     q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
     k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Llama: heads share keys and values, so that fewer need to be kept (grouped queries); `llama.py` itself, called."""
+"""Llama: query heads share keys and values (grouped-query attention), so the cache is smaller; this is `llama.py`."""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,7 +7,7 @@ from llucid.config import Config
 from llucid.llama import llama
 from llucid.weights import Weights, initialise
 
-CHANGE = "heads share k and v"
+CHANGE = "shared keys and values"
 
 
 def init(config: Config, seed: int) -> Weights:
@@ -16,5 +16,5 @@ def init(config: Config, seed: int) -> Weights:
 
 
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:
-    """`llama`, called."""
+    """Calls `llama`."""
     return llama(tokens, weights, config)

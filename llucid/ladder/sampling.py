@@ -1,4 +1,4 @@
-"""Random numbers to begin with: the same for the same seed."""
+"""Random initial weights that are the same for the same seed."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def normal(seed: int) -> Callable[..., Tensor]:
-    """`draw(deviation, *shape)`: arrays of normal numbers of mean 0, one after the other."""
+    """Returns `draw(deviation, *shape)`, which gives normally distributed arrays of mean 0 from one generator."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(deviation: float, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""One id per character: nothing to learn, nothing hidden, and every text becomes about four times as many tokens."""
+"""One id per character: nothing to learn, and a text has about four times as many tokens as with byte pairs."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llucid.errors import LlucidError
+from llucid.tokenizers.text import replace_surrogates
 
 
 class Characters:
-    """A vocabulary of single characters; the id of one is its rank in code-point order."""
+    """A vocabulary of single characters; an id is the rank of its character in code-point order."""
 
     bos: int | None = None
     eos: int | None = None
@@ -25,7 +26,7 @@ class Characters:
 
         self.vocab_size = len(self.characters)
         self.special: dict[str, int] = {}
-        self.ids = np.full(0x110000, -1, np.int32)  # of every code point; −1 where it has none
+        self.ids = np.full(0x110000, -1, np.int32)  # by code point; −1 for none
         self.ids[[ord(character) for character in self.characters]] = np.arange(self.vocab_size)
 
     def encode_array(self, text: str) -> NDArray[np.int32]:
@@ -35,8 +36,8 @@ class Characters:
         if (ids < 0).any():
             unknown = ", ".join(repr(chr(point)) for point in sorted(set(points[ids < 0].tolist()))[:10])
             raise LlucidError(
-                f"{unknown} cannot be encoded: this tokenizer knows the {self.vocab_size} characters it was made "
-                "from and no others; leave such characters out, or train with --tokenizer bpe:1024"
+                f"{unknown} cannot be encoded: this tokenizer has only the {self.vocab_size} characters of the text "
+                "that it was made from; leave such characters out, or train with tokenizer=bpe:1024"
             )
         return ids
 
@@ -45,6 +46,9 @@ class Characters:
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join([self.characters[token] for token in ids])
+
+    def piece(self, id: int) -> bytes:
+        return replace_surrogates(self.characters[id]).encode()
 
     def json(self) -> str:
         """Its `tokenizer.json`: text is split everywhere, and each character is a word of its own."""
@@ -65,11 +69,11 @@ class Characters:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Characters":
-        """The vocabulary of a `tokenizer.json` for which `is_characters` holds."""
+        """The vocabulary of a `tokenizer.json` that `is_characters` accepts."""
         return cls(content["model"]["vocab"])
 
     def save(self, folder: Path) -> None:
-        from llucid.tokenizers.tokenizer_json import write_folder
+        from llucid.tokenizers.folder import write_folder
 
         write_folder(folder, self.json(), {})
 

@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file: what llama.cpp makes of the `tokenizer` keys.
+"""The tokenizer inside a GGUF file, from its `tokenizer` keys, as llama.cpp reads them (src/llama-vocab.cpp).
 
-llama.cpp's src/llama-vocab.cpp says what the keys mean. Its "llama" is SentencePiece with pairs merged by score, its
-"gpt2" byte pairs merged by rank, and its "rwkv" the longest piece that fits, which for single characters is each of
-them. Read, the first is a SentencePiece model again, the second a `tokenizer.json`, the third Characters.
+Its "llama" is SentencePiece with pairs merged by score, its "gpt2" byte pairs merged by rank, and its "rwkv" takes the
+longest piece that fits. They are read as a SentencePiece model, a `tokenizer.json`, and, if all pieces are single
+characters, as Characters.
 """
 
 import json
@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from llucid.errors import LlucidError, shown
-from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.info import TokenizerInfo, facts_of
-from llucid.tokenizers.llama2c import BYTE_PIECE
+from llucid.tokenizers.info import TokenizerInfo, info_of
 from llucid.tokenizers.protobuf import field, messages, varint
 from llucid.tokenizers.sentencepiece_model import (
     BPE,
@@ -31,35 +30,45 @@ from llucid.tokenizers.sentencepiece_model import (
     TRAINER,
     SentencePiece,
 )
-from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, JsonTokenizer, said, special_json
+from llucid.tokenizers.tokenizer import Tokenizer
+from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, JsonTokenizer, begins_with, library_errors, special_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, in GGUF and in sentencepiece_model.proto alike."""
 BYTE_FALLBACK = 35
 NAMES = {"unk": 45, "bos": 46, "eos": 47}
-"""More of that file's field numbers, of the trainer."""
+"""Field numbers of sentencepiece_model.proto, in the trainer."""
 
 WHOLE_JSON = "tokenizer.huggingface.json"
 """The key of a whole `tokenizer.json`, for programs that can read one (ggml's docs/gguf.md). llama.cpp cannot."""
+TEMPLATE = "tokenizer.chat_template"
+"""The key of the chat template. Others are under TEMPLATE.NAME, and their names under tokenizer.chat_templates."""
 
 TURN_ENDS, OTHER_ENDS = {"<|eot_id|>", "<|im_end|>"}, {"<|eom_id|>", "<|end_of_text|>", "<|endoftext|>"}
-"""llama.cpp stops at all of them for their names alone. Here a model that does not stop at the end of a turn by its
-keys is none that was taught to chat; one that does stops at the others, too."""
+"""llama.cpp stops at all of them because of their names. llucid does so only if the keys name a turn end as the end of
+a text: otherwise it is a base model, which was not trained on turns."""
 NO_END = {"ÿ", "<0xFF>"}
-"""The byte 0xFF, which no UTF-8 has, so that no model is ever trained to write it. If no EOS is named, llama.cpp takes
-an ordinary token for one (2 or 11); so where there is none, this one is named."""
+"""The byte 0xFF, which UTF-8 never has, so no model is trained to write it. If the file names no EOS, llama.cpp takes
+an ordinary token (2 or 11); so for a tokenizer without EOS this one is named."""
 
 _GPT2: dict[str, Any] = LETTERS | {"use_regex": True}
 _DIGITS: dict[str, Any] = {"type": "Digits", "individual_digits": True}
+_CJK = "[一-龥ࠀ-一가-\ud7ff]+"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
 class Rule(NamedTuple):
-    """How a text is cut before pairs are merged, and what follows."""
+    """How a text is split before pairs are merged, and what depends on it."""
 
     steps: list[dict[str, Any]]
     whole_words: bool
-    """Whether a word that is a piece is that piece, whatever the merges would make of it."""
+    """Whether a word in the vocabulary becomes that one token, whatever the merges would give."""
     add_bos: bool
+
+
+def splits(*patterns: str) -> list[dict[str, Any]]:
+    """The steps that split a text by one regular expression after another."""
+    return [*(SPLIT | {"pattern": {"Regex": pattern}} for pattern in patterns), LETTERS]
 
 
 RULES = {
@@ -67,49 +76,71 @@ RULES = {
     "smaug-bpe": Rule([SPLIT, LETTERS], False, False),
     "smollm": Rule([_DIGITS, _GPT2], False, False),
     "gpt-2": Rule([_GPT2], False, False),
+    "deepseek-coder": Rule(splits(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"), False, False),
+    "deepseek-llm": Rule(
+        splits(r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+"),
+        False,
+        False,
+    ),
+    "tekken": Rule(
+        splits(
+            r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+"
+            r"|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*"
+            r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+        ),
+        True,
+        True,
+    ),
+    "default": Rule([*splits(r"[\p{P}$+<=>^~|]+", _WORDS, r"\p{N}+", r"[0-9][0-9][0-9]")], False, False),
 }
-"""By `tokenizer.ggml.pre`. The first two cut as Llama 3 does; the second is also what our own byte pairs are."""
+"""By `tokenizer.ggml.pre`. The first two split as Llama 3 does; our own byte pairs are the second."""
 ALIASES = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
     "falcon3": "llama-bpe",
     "dbrx": "smaug-bpe",
     "starcoder": "smollm",
+    "refact": "smollm",
+    "command-r": "smollm",
+    "phi-2": "gpt-2",
+    "jina-es": "gpt-2",
+    "jina-de": "gpt-2",
+    "olmo": "gpt-2",
 }
 
 
-def read_vocabulary(told: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of these keys; lists are lists, without those that only fill up the model's vocabulary at its end.
+def read_vocabulary(keys: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of these keys, without the unused tokens that pad the vocabulary at its end.
 
-    A whole `tokenizer.json` among them counts before llama.cpp's rules. Raises LlucidError for keys that are missing or
-    disagree, and, by name, for what llucid does not know.
+    A whole `tokenizer.json` among them takes precedence over llama.cpp's rules. Raises LlucidError for keys that are
+    missing or disagree, and, by name, for what llucid does not know.
     """
-    if WHOLE_JSON in told:
-        return _whole_json(told)
-    match told.get("tokenizer.ggml.model"):
+    if WHOLE_JSON in keys:
+        return _whole_json(keys)
+    match keys.get("tokenizer.ggml.model"):
         case "llama":
-            return _sentencepiece(told)
+            return _sentencepiece(keys)
         case "gpt2":
-            return _byte_pairs(told)
+            return _byte_pairs(keys)
         case "rwkv":
-            return _characters(told)
+            return _characters(keys)
         case other:
             raise _unknown(other)
 
 
-def read_facts(told: Mapping[str, Any]) -> TokenizerInfo:
-    """What `read_vocabulary` would find, for which nothing is built; merges and scores are not needed.
+def read_info(keys: Mapping[str, Any]) -> TokenizerInfo:
+    """Describes what `read_vocabulary` would return, without building it; merges and scores are not needed.
 
-    Only a whole `tokenizer.json` is built, as nothing else tells whether it can be."""
-    if WHOLE_JSON in told:
-        return facts_of(_whole_json(told))
-    match told.get("tokenizer.ggml.model"):
+    Only a whole `tokenizer.json` is built, to see whether its library accepts it."""
+    if WHOLE_JSON in keys:
+        return info_of(_whole_json(keys))
+    match keys.get("tokenizer.ggml.model"):
         case "llama":
-            name, tokens = "SentencePiece", _tokens(told, 1, 2, add_bos=True)
+            name, tokens = "SentencePiece", _tokens(keys, 1, 2, add_bos=True)
         case "gpt2":
-            name, tokens = "JsonTokenizer", _tokens(told, None, None, _rule(told).add_bos)
+            name, tokens = "JsonTokenizer", _tokens(keys, None, None, _rule(keys).add_bos)
         case "rwkv":
-            name, tokens = "Characters", _tokens(told, None, None, add_bos=False)
+            name, tokens = "Characters", _tokens(keys, None, None, add_bos=False)
         case other:
             raise _unknown(other)
     return TokenizerInfo(name, len(tokens.texts), tokens.bos, tokens.eos)
@@ -117,27 +148,27 @@ def read_facts(told: Mapping[str, Any]) -> TokenizerInfo:
 
 def _unknown(model: object) -> LlucidError:
     if model is None:
-        return LlucidError("there is no tokenizer inside; give the path of one with --tokenizer")
+        return LlucidError("there is no tokenizer inside; give the path of one, as in tokenizer=PATH")
     return LlucidError(f"tokenizer.ggml.model {shown(model)} is not supported; llama and gpt2 are")
 
 
 class Tokens(NamedTuple):
-    """What every kind has."""
+    """What every kind of vocabulary has."""
 
     texts: list[str]
     types: list[int]
     bos: int | None
-    """What a text begins with."""
+    """The id that a text begins with."""
     named_bos: int | None
-    """What a template is told that BOS is, also where texts do not begin with it."""
+    """The id of BOS for a chat template, also if texts do not begin with it."""
     eos: int | None
     stop_ids: frozenset[int]
 
 
-def _tokens(told: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: bool) -> Tokens:
-    """The tokens and which of them are special; `bos`, `eos` and `add_bos` hold where the file says nothing."""
-    texts = _list(told, "tokenizer.ggml.tokens", str)
-    types = _list(told, "tokenizer.ggml.token_type", int) if "tokenizer.ggml.token_type" in told else []
+def _tokens(keys: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: bool) -> Tokens:
+    """The tokens and their roles; `bos`, `eos` and `add_bos` are the defaults where the file says nothing."""
+    texts = _list(keys, "tokenizer.ggml.tokens", str)
+    types = _list(keys, "tokenizer.ggml.token_type", int) if "tokenizer.ggml.token_type" in keys else []
     types = types or [NORMAL] * len(texts)
     if len(types) != len(texts) or not texts or not set(types) <= {*range(NORMAL, BYTE + 1)}:
         raise LlucidError(f"tokenizer.ggml.token_type should be a type, 1 to 6, for each of {len(texts)} tokens")
@@ -146,14 +177,14 @@ def _tokens(told: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: 
         types.pop()
     texts = [text or f"[EMPTY_{token}]" for token, text in enumerate(texts)]
     if len(set(texts)) != len(texts) or not texts:
-        raise LlucidError("tokenizer.ggml.tokens should be different from each other, and are not")
+        raise LlucidError("tokenizer.ggml.tokens should all be different")
 
     def named(role: str, default: int | None = None) -> int | None:
         key = f"tokenizer.ggml.{role}_token_id"
-        token = told.get(key, default)
-        if token is not None and (type(token) is not int or not 0 <= token < len(texts)):
-            raise LlucidError(f"{key} {shown(token)} is none of the {len(texts)} tokens")
-        return token
+        token = keys.get(key, default)
+        if token is not None and type(token) is not int:
+            raise LlucidError(f"{key} should be an id and is {shown(token)}")
+        return default if token is None or not 0 <= token < len(texts) else token  # as llama.cpp does
 
     begin = named("bos", bos if bos is not None and bos < len(texts) else None)
     end = named("eos", eos if eos is not None and eos < len(texts) else None)
@@ -162,53 +193,60 @@ def _tokens(told: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: 
     stops = {stop for stop in (end, named("eot"), named("eom")) if stop is not None}
     if any(texts[stop] in TURN_ENDS for stop in stops):
         stops |= {token for token, text in enumerate(texts) if types[token] == CONTROL and text in OTHER_ENDS}
-    starts = told.get("tokenizer.ggml.add_bos_token", add_bos)
-    named_bos = begin if starts or "tokenizer.ggml.bos_token_id" in told else None
+    starts = keys.get("tokenizer.ggml.add_bos_token", add_bos)
+    named_bos = begin if starts or "tokenizer.ggml.bos_token_id" in keys else None
     return Tokens(texts, types, begin if starts else None, named_bos, end, frozenset(stops))
 
 
-def _config(told: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
-    """What a `tokenizer_config.json` would say."""
+def _config(keys: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
+    """What a `tokenizer_config.json` would contain."""
     roles = {"bos_token": tokens.named_bos, "eos_token": tokens.eos}
     config: dict[str, Any] = {role: tokens.texts[token] for role, token in roles.items() if token is not None}
-    template = told.get("tokenizer.chat_template")
-    return config | ({"chat_template": template} if isinstance(template, str) else {})
+    templates = {"default": keys.get(TEMPLATE)}
+    names = keys.get(f"{TEMPLATE}s")
+    for name in names if isinstance(names, list) else ():
+        templates[str(name)] = keys.get(f"{TEMPLATE}.{name}")
+    texts = {name: text for name, text in templates.items() if isinstance(text, str)}
+    if [*texts] == ["default"]:
+        config["chat_template"] = texts["default"]
+    elif texts:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in texts.items()]
+    return config
 
 
-def _whole_json(told: Mapping[str, Any]) -> JsonTokenizer:
-    """The `tokenizer.json` inside; what begins and ends a text, the other keys say."""
-    with said(f"{WHOLE_JSON} cannot be read"):
-        content = json.loads(told[WHOLE_JSON])
+def _whole_json(keys: Mapping[str, Any]) -> JsonTokenizer:
+    """The `tokenizer.json` inside; BOS, EOS and stop ids come from the other keys."""
+    with library_errors(f"{WHOLE_JSON} cannot be read"):
+        content = json.loads(keys[WHOLE_JSON])
         if not isinstance(content, dict):
             raise ValueError(f"expected a JSON object, found {type(content).__name__}")
-        made = JsonTokenizer(dict[str, Any](content))
-    end = 2 if told.get("tokenizer.ggml.model") == "llama" else None
-    tokens = _tokens(told, made.bos, end, add_bos=made.bos is not None)
+        bos = begins_with(content.get("post_processor"))
+        tokens = _tokens(keys, bos, 2 if keys.get("tokenizer.ggml.model") == "llama" else None, add_bos=bos is not None)
+        made = JsonTokenizer(dict[str, Any](content), config=_config(keys, tokens))
     for token in tokens.stop_ids | (set() if tokens.named_bos is None else {tokens.named_bos}):
         if (found := made.tokenizer.id_to_token(token)) != tokens.texts[token]:
             raise LlucidError(
                 f"{WHOLE_JSON} is of another vocabulary: it calls {token} {shown(found)}, "
                 f"and tokenizer.ggml.tokens {shown(tokens.texts[token])}"
             )
-    made.config = _config(told, tokens)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
 
 
-def _sentencepiece(told: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
-    """Of pieces with scores, as the message that the sentencepiece library opens.
+def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
+    """A vocabulary of pieces with scores, as a SentencePiece model.
 
-    If some are to be found in text first, it is opened as a `tokenizer.json`: unlike the library, this and llama.cpp
-    begin what follows with a space."""
-    tokens = _tokens(told, 1, 2, add_bos=True)
+    If some of them are found in text first, or BOS or EOS is an ordinary piece, it is opened as a `tokenizer.json`:
+    unlike the sentencepiece library, this and llama.cpp put a space before what follows such a token."""
+    tokens = _tokens(keys, 1, 2, add_bos=True)
     texts, types = tokens.texts, list(tokens.types)
-    scores = _list(told, "tokenizer.ggml.scores", float)[: len(texts)]
+    scores = _list(keys, "tokenizer.ggml.scores", float)[: len(texts)]
     if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
         raise LlucidError(f"tokenizer.ggml.scores should be a number for each of the {len(texts)} tokens")
-    unknown = told.get("tokenizer.ggml.unknown_token_id", 0)
+    unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
     if type(unknown) is not int or not 0 <= unknown < len(texts):
         raise LlucidError(f"tokenizer.ggml.unknown_token_id {shown(unknown)} is none of the {len(texts)} tokens")
-    if "tokenizer.ggml.token_type" not in told:
+    if "tokenizer.ggml.token_type" not in keys:
         types = [BYTE if BYTE_PIECE.fullmatch(text.encode()) else NORMAL for text in texts]
         for token in (tokens.named_bos, tokens.eos):
             if token is not None:
@@ -228,26 +266,27 @@ def _sentencepiece(told: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     trainer = field(MODEL_TYPE, BPE) + field(BYTE_FALLBACK, int(BYTE in types))
     for role, token in (("unk", types.index(UNKNOWN)), ("bos", tokens.bos), ("eos", tokens.eos)):
         trainer += b"" if token is None else field(NAMES[role], texts[token].encode())
-    prefix = told.get("tokenizer.ggml.add_space_prefix", True)
+    prefix = keys.get("tokenizer.ggml.add_space_prefix", True)
     normalizer = field(DUMMY_PREFIX, int(bool(prefix))) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
     message = b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
-    made = SentencePiece(message, _config(told, tokens))
-    if USER_DEFINED in types and made.user_defined:  # the second looks through every piece
+    made = SentencePiece(message, _config(keys, tokens))
+    ordinary = any(types[token] == NORMAL for token in (tokens.bos, tokens.eos) if token is not None)
+    if ordinary or (USER_DEFINED in types and made.user_defined):
         made.bos = tokens.bos
         made = JsonTokenizer(json.loads(made.json()), config=made.config)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
 
 
-def _byte_pairs(told: Mapping[str, Any]) -> JsonTokenizer:
-    """Of pieces spelled by the visible letters that stand for bytes, and of merges, as a `tokenizer.json`."""
-    rule = _rule(told)
-    tokens = _tokens(told, None, None, rule.add_bos)
+def _byte_pairs(keys: Mapping[str, Any]) -> JsonTokenizer:
+    """A vocabulary of byte pairs, spelled by visible letters, with their merges, as a `tokenizer.json`."""
+    rule = _rule(keys)
+    tokens = _tokens(keys, None, None, rule.add_bos)
     merges: list[tuple[str, str]] = []
-    for merge in _list(told, "tokenizer.ggml.merges", str):
+    for merge in _list(keys, "tokenizer.ggml.merges", str):
         cut = merge.find(" ", 1)
         if cut < 0:
-            raise LlucidError(f"tokenizer.ggml.merges has one that is no pair, {shown(merge)}")
+            raise LlucidError(f"tokenizer.ggml.merges has one that is not a pair, {shown(merge)}")
         merges.append((merge[:cut], merge[cut + 1 :]))
 
     kinds = dict(zip(tokens.texts, tokens.types, strict=True))
@@ -257,42 +296,45 @@ def _byte_pairs(told: Mapping[str, Any]) -> JsonTokenizer:
         "type": "BPE",
         "byte_fallback": False,
         "ignore_merges": rule.whole_words,
-        # Special tokens after the others are left out, so that no word that spells one is taken for it.
+        # Without the special tokens at the end, so that no word that spells one becomes it.
         "vocab": {text: token for token, text in enumerate(tokens.texts[: last + 1])},
         "merges": merges,
     }
     unmarked = {text: n for n, (text, kind) in enumerate(kinds.items()) if kind == USER_DEFINED}
     steps: dict[str, Any] = {"normalizer": [], "pre_tokenizer": rule.steps, "decoder": [LETTERS]}
     around = json.loads(special_json({}, special, tokens.bos, **steps, unmarked=unmarked))
-    made = JsonTokenizer(around | {"model": model})
-    made.config = _config(told, tokens)
+    made = JsonTokenizer(around | {"model": model}, config=_config(keys, tokens))
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
 
 
-def _rule(told: Mapping[str, Any]) -> Rule:
-    """How a text is cut. Raises LlucidError, by name, for a way that llucid does not know."""
-    pre = told.get("tokenizer.ggml.pre")
+def _rule(keys: Mapping[str, Any]) -> Rule:
+    """How a text is split. Raises LlucidError, by name, for a rule that llucid does not know.
+
+    Old files name no rule, or "default". Such a file of Llama 3 gets Llama 3's rule, unlike in llama.cpp."""
+    pre = keys.get("tokenizer.ggml.pre", "default")
+    if pre == "default" and "<|begin_of_text|>" in _list(keys, "tokenizer.ggml.tokens", str):
+        pre = "llama-bpe"
     rule = RULES.get(ALIASES.get(str(pre), str(pre)))
     if rule is None:
         raise LlucidError(
-            f"tokenizer.ggml.pre {shown(pre)} is not supported; {', '.join(RULES)} are; "
-            "give the path of the model's own tokenizer with --tokenizer"
+            f"tokenizer.ggml.pre {shown(pre)} is not supported: how this tokenizer splits a text into words is not "
+            f"known ({', '.join(RULES)} are); give the path of the model's own tokenizer, as in tokenizer=PATH"
         )
     return rule
 
 
-def _characters(told: Mapping[str, Any]) -> Characters:
-    """Of single ASCII characters in their order, a backslash before a backslash."""
-    texts = [text.replace("\\\\", "\\") for text in _tokens(told, None, None, add_bos=False).texts]
+def _characters(keys: Mapping[str, Any]) -> Characters:
+    """A vocabulary of single ASCII characters in their order, with backslashes escaped."""
+    texts = [text.replace("\\\\", "\\") for text in _tokens(keys, None, None, add_bos=False).texts]
     if not all(len(text) == 1 and text.isascii() for text in texts) or texts != sorted(texts):
-        raise LlucidError("tokenizer.ggml.model rwkv is not supported, but for single ASCII characters in their order")
+        raise LlucidError("tokenizer.ggml.model rwkv is only supported for single ASCII characters in their order")
     return Characters(texts)
 
 
-def _list(told: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+def _list(keys: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     """The list under `key`. Raises LlucidError if there is none, or one of something else."""
-    values = told.get(key)
+    values = keys.get(key)
     if not isinstance(values, list) or (values and type(values[0]) is not kind):
         raise LlucidError(f"{key} should be a list of {kind.__name__} and is {shown(values)}")
     return list(values)  # pyright: ignore[reportUnknownVariableType]

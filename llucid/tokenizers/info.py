@@ -1,13 +1,15 @@
-"""What a tokenizer is, told without building it: building Llama 3's takes seconds."""
+"""A tokenizer's kind and size, without building it: building Llama 3's takes seconds."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from llucid.tokenizers import Tokenizer, load_tokenizer, tokenizer_file
+from llucid.files import read_json
+from llucid.tokenizers.loading import is_json, load_tokenizer, tokenizer_file
+from llucid.tokenizers.tokenizer import Tokenizer
 
 
 class TokenizerInfo(NamedTuple):
-    """Its kind, how many ids it has, and which of them begin and end a text."""
+    """The kind of a tokenizer, its number of ids, and the ids that begin and end a text."""
 
     kind: str
     vocab_size: int
@@ -15,8 +17,8 @@ class TokenizerInfo(NamedTuple):
     eos: int | None
 
 
-def read_facts(path: Path) -> TokenizerInfo:
-    """The facts of the tokenizer saved at `path`, a file or a folder. Raises LlucidError as `load_tokenizer` does."""
+def read_info(path: Path) -> TokenizerInfo:
+    """Describes the tokenizer saved at `path`, a file or a folder. Raises LlucidError as `load_tokenizer` does."""
     from llucid.tokenizers.tiktoken_ranks import SPECIALS, is_tiktoken
 
     file = tokenizer_file(path)
@@ -26,27 +28,29 @@ def read_facts(path: Path) -> TokenizerInfo:
             opened.seek(0)
             ranks = sum(1 for line in opened if line.strip())
             return TokenizerInfo("TiktokenRanks", ranks + SPECIALS, ranks, ranks + 1)
-    if head.lstrip()[:1] == b"{" and (facts := _of_json(file)):
-        return facts
-    return facts_of(load_tokenizer(file))
+    if is_json(head) and (info := _of_json(file)):
+        return info
+    return info_of(load_tokenizer(file))
 
 
-def facts_of(tokenizer: Tokenizer) -> TokenizerInfo:
-    """The facts of a tokenizer that is built."""
+def info_of(tokenizer: Tokenizer) -> TokenizerInfo:
+    """Describes a tokenizer in memory."""
     return TokenizerInfo(type(tokenizer).__name__, tokenizer.vocab_size, tokenizer.bos, tokenizer.eos)
 
 
 def _of_json(file: Path) -> TokenizerInfo | None:
-    """What a `tokenizer.json` and the file beside it say; None if it is of a form that only its library knows."""
+    """Describes a `tokenizer.json` and the files beside it; None if only its library can tell how it counts the ids."""
     from llucid.tokenizers.characters import is_characters
-    from llucid.tokenizers.tokenizer_json import added_in, begins_with, folder_config, name_of, read_json
+    from llucid.tokenizers.folder import added_in, folder_config, name_of
+    from llucid.tokenizers.tokenizer_json import LARGEST_TOKENIZER, begins_with, vocabulary_of
 
-    told, named = read_json(file), folder_config(file.parent)
+    content, config = read_json(file, LARGEST_TOKENIZER), folder_config(file.parent)
     try:
-        ids = told["model"]["vocab"] | {added["content"]: added["id"] for added in told["added_tokens"]}
-        ids |= {token.content: number for number, token in added_in(file.parent, named).items()}
-        size, begin = max(ids.values()) + 1, begins_with(told.get("post_processor"))
-        end = ids.get(name_of("eos_token", named))
-        return None if is_characters(told) or (begin or 0) >= size else TokenizerInfo("JsonTokenizer", size, begin, end)
+        ids = vocabulary_of(content["model"]) | {added["content"]: added["id"] for added in content["added_tokens"]}
+        ids |= {token["content"]: number for number, token in added_in(file.parent, config).items()}
+        size, bos = len(ids), begins_with(content.get("post_processor"))
+        eos = ids.get(name_of("eos_token", config) or "")
     except (KeyError, TypeError, ValueError):
         return None
+    plain = bool(ids) and {*ids.values()} == {*range(size)} and (bos or 0) < size and not is_characters(content)
+    return TokenizerInfo("JsonTokenizer", size, bos, eos) if plain else None

@@ -1,4 +1,4 @@
-"""llama2.c's `tokenizer.bin`: pieces with scores, of which the best pair is merged, again and again."""
+"""llama2.c's `tokenizer.bin`: pieces with scores; the pair with the best score is merged, again and again."""
 
 import re
 import struct
@@ -11,35 +11,36 @@ from typing import Any
 
 from llucid.errors import LlucidError
 from llucid.files import atomic_file
+from llucid.tokenizers.byte_pieces import BYTE_PIECE
+from llucid.tokenizers.folder import write_folder
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.text import replace_surrogates
-from llucid.tokenizers.tokenizer_json import special_json, write_folder
+from llucid.tokenizers.tokenizer_json import special_json
 
 SPECIAL = {"<unk>": 0, "<s>": 1, "</s>": 2}
 FIRST_BYTE = 3
-"""The id of the byte 0: llama2.c takes for granted that the 256 bytes follow the special tokens."""
+"""The id of the byte 0: llama2.c assumes that the 256 bytes follow the special tokens."""
 WORST_SCORE = -1e10
-"""A piece has to score more than this to be merged."""
+"""Pieces are only merged if their score is better than this."""
 LONGEST_WORD, MOST_WORDS = 64, 1 << 16
-"""What is kept of words once merged: up to so many bytes each, and up to so many of them."""
-BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
+"""Bounds of the cache of merged words: the bytes of a word, and the number of words."""
 
 
 class Llama2cTokenizer:
-    """The merge rule of llama2.c's `run.c`: of all neighbouring pairs that make a piece, the best by score is merged,
-    of equals the leftmost. A text begins with a space that is not in it; decoding takes it away after BOS.
+    """The merge rule of llama2.c's `run.c`: of all neighbouring pairs that join to a piece, the one with the best score
+    is merged, of equals the leftmost. Encoding puts a space before a text; decoding removes it after BOS.
 
-    Unlike llama2.c it never makes a special token or a raw byte of text that spells their pieces, takes exactly two hex
-    digits for a byte (where sscanf takes one, and anything after), reads on after a zero byte, and finds the lowest
-    id of a piece that is there twice. Its `tokenizer.json` gives the same ids where no equally good merges overlap.
+    Unlike llama2.c, no text becomes a special token or a raw byte by spelling it; a byte has exactly two hex digits
+    (sscanf accepts one, and anything after it); a zero byte does not end a text; and the lowest id wins where two have
+    the same piece. Its `tokenizer.json` gives the same ids where no equally good merges overlap.
     """
 
     bos: int | None = 1
     eos: int | None = 2
-    stop_ids: frozenset[int] = frozenset({1, 2})  # llama2.c stops at BOS: it is what parted its training texts
+    stop_ids: frozenset[int] = frozenset({1, 2})  # llama2.c stops at BOS, which separated its training texts
 
     def __init__(self, pieces: Sequence[bytes], scores: Sequence[float]) -> None:
-        """Of each id the piece and the score. Raises LlucidError if there are not the three special tokens at least."""
+        """The piece and the score of each id. Raises LlucidError if there are fewer than the three special tokens."""
         if len(pieces) < len(SPECIAL) or len(pieces) != len(scores):
             raise LlucidError(f"expected as many scores as pieces, 3 at least; found {len(scores)} and {len(pieces)}")
         self.pieces, self.scores = list(pieces), list(scores)
@@ -50,7 +51,7 @@ class Llama2cTokenizer:
         self.byte_ids = {byte: token for token, byte in reversed(self.byte_of.items())}
         ordinary = [token for token in range(len(SPECIAL), self.vocab_size) if token not in self.byte_of]
         self.ids = {self.pieces[token]: token for token in reversed(ordinary)}
-        # Where no piece goes on after a space, what is left and right of the space never meets, and words recur.
+        # If no piece continues after a space, merges stay within a word, and a word's ids can be cached.
         apart = not any(re.search(rb"[^ ] ", piece) for piece in self.ids)
         self.parts = re.compile(rb" *[^ ]+| +" if apart else rb"[\s\S]+")
         self.cache: dict[bytes, list[int]] = {}
@@ -80,7 +81,7 @@ class Llama2cTokenizer:
         following = [*range(1, len(tokens)), -1]
         previous = [*range(-1, len(tokens) - 1)]
         heap: list[tuple[float, int, int, int, int, int]] = []
-        pairs = [*pairwise(range(len(tokens)))]  # those that have just become neighbours
+        pairs = [*pairwise(range(len(tokens)))]  # new neighbours
         while True:
             for left, right in pairs:
                 merged = ids.get(pieces[tokens[left]] + pieces[tokens[right]]) if min(left, right) >= 0 else None
@@ -89,7 +90,7 @@ class Llama2cTokenizer:
             if not heap:
                 return [token for token in tokens if token >= 0]
             _, left, right, merged, was_left, was_right = heappop(heap)
-            if tokens[left] != was_left or tokens[right] != was_right:  # one of them has been merged since
+            if tokens[left] != was_left or tokens[right] != was_right:  # merged since
                 pairs = []
                 continue
             tokens[left], tokens[right] = merged, -1
@@ -99,39 +100,41 @@ class Llama2cTokenizer:
             pairs = [(previous[left], left), (left, after)]
 
     def _bytes(self, character: str) -> list[int]:
-        """The ids of the bytes of a character that is no piece."""
+        """The ids of the bytes of a character without a piece."""
         try:
             return [self.byte_ids[byte] for byte in character.encode()]
         except KeyError as error:
             raise LlucidError(
-                f"{character!r} cannot be encoded: this tokenizer has no piece for it, nor pieces for bytes"
+                f"{character!r} cannot be encoded: this tokenizer has neither a piece for it nor pieces for bytes"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        spelled: list[bytes] = []
+        pieces: list[bytes] = []
         begins = True
         for token in ids:
-            if token in self.byte_of:
-                spelled.append(bytes([self.byte_of[token]]))
-            elif len(SPECIAL) <= token < self.vocab_size:
-                piece = self.pieces[token]
-                spelled.append(piece.removeprefix(b" ") if begins else piece)
+            piece = self.piece(token)
+            pieces.append(piece.removeprefix(b" ") if begins and token not in self.byte_of else piece)
             begins = token == self.bos
-        return b"".join(spelled).decode(errors="replace")
+        return b"".join(pieces).decode(errors="replace")
+
+    def piece(self, id: int) -> bytes:
+        if id in self.byte_of:
+            return bytes([self.byte_of[id]])
+        return self.pieces[id] if len(SPECIAL) <= id < self.vocab_size else b""
 
     def json(self) -> str:
-        """Its `tokenizer.json`. Raises LlucidError where the format cannot hold it: two ids with one piece, or a piece
-        that is no UTF-8."""
+        """Its `tokenizer.json`. Raises LlucidError for what the format cannot express: two ids with the same piece, or
+        a piece that is not UTF-8."""
         names = {token: name for name, token in SPECIAL.items()}
         names |= {token: f"<0x{byte:02X}>" for byte, token in self.byte_ids.items()}
         try:
             spelled = [names.get(token) or piece.decode() for token, piece in enumerate(self.pieces)]
         except UnicodeDecodeError as error:
-            raise LlucidError(f"a tokenizer.json cannot hold a piece that is no UTF-8: {error.object!r}") from error
+            raise LlucidError(f"a tokenizer.json cannot hold a piece that is not UTF-8: {error.object!r}") from error
         vocabulary = {piece: token for token, piece in enumerate(spelled)}
         if len(vocabulary) != len(spelled):
             twice = next(piece for token, piece in enumerate(spelled) if vocabulary[piece] != token)
-            raise LlucidError(f"a tokenizer.json cannot hold two ids with one piece, as here {twice!r}")
+            raise LlucidError(f"a tokenizer.json cannot hold two ids with the same piece, here {twice!r}")
         scores = {piece.decode(): self.scores[token] for piece, token in self.ids.items()}
         parts = {piece: -score for piece, score in scores.items() if score > WORST_SCORE or len(piece) == 1}
         model: dict[str, Any] = {
@@ -156,8 +159,8 @@ class Llama2cTokenizer:
         )
 
     def save(self, folder: Path) -> None:
-        told = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-        write_folder(folder, self.json(), told, self.stop_ids)
+        config = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+        write_folder(folder, self.json(), config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the `tokenizer.bin`."""
@@ -169,10 +172,10 @@ class Llama2cTokenizer:
 
     @classmethod
     def from_bytes(cls, data: bytes, vocab_size: int | None = None) -> "Llama2cTokenizer":
-        """The tokenizer of a file: the longest length, then of each id a float score, an int length and as many bytes.
+        """The tokenizer of a file: the largest length, then for each id a float score, an int length and its bytes.
 
-        The file does not say how many there are: `vocab_size`, or as many as it holds. Raises LlucidError if it ends
-        within one, or if a length is none.
+        The file does not say how many ids it has: `vocab_size`, or all it holds. Raises LlucidError if it ends within
+        an entry, or if a length is impossible.
         """
         rows = list(islice(_rows(data), vocab_size))
         if vocab_size is not None and len(rows) < vocab_size:
@@ -182,9 +185,9 @@ class Llama2cTokenizer:
 
 
 def _rows(data: bytes | mmap) -> Iterator[tuple[float, int, int]]:
-    """Of each id the score, and where in the file its piece starts and ends."""
+    """For each id the score, and where its piece starts and ends in the file."""
     if len(data) < 4:
-        raise LlucidError(f"a tokenizer.bin has 4 bytes at least, this file {len(data)}")
+        raise LlucidError(f"a tokenizer.bin has at least 4 bytes, this file {len(data)}")
     (longest,) = struct.unpack_from("<i", data)
     at = 4
     for token in count():
@@ -200,7 +203,7 @@ def _rows(data: bytes | mmap) -> Iterator[tuple[float, int, int]]:
 
 
 def is_llama2c(data: bytes | mmap) -> bool:
-    """Whether `data` is a row of scores, lengths and pieces, three at least, that ends exactly where it ends."""
+    """Whether `data` consists of whole entries of score, length and piece, at least three of them."""
     try:
         return sum(1 for _ in _rows(data)) >= len(SPECIAL)
     except LlucidError:
@@ -208,7 +211,7 @@ def is_llama2c(data: bytes | mmap) -> bool:
 
 
 def _byte_pieces(pieces: Sequence[bytes]) -> dict[int, int]:
-    """The byte for which an id stands, for each that stands for one."""
+    """The byte of each id that stands for one."""
     found = {token: BYTE_PIECE.fullmatch(piece) for token, piece in enumerate(pieces)}
     if all(pieces[FIRST_BYTE + byte : FIRST_BYTE + byte + 1] == [chr(byte).encode()] for byte in range(256)):
         return {FIRST_BYTE + byte: byte for byte in range(256)}  # as llama2.c's first files spelled them

@@ -1,22 +1,36 @@
-"""The merges that a vocabulary implies: what `tokenizer.json` lists, and other formats leave to the reader."""
+"""The merges that a vocabulary implies: `tokenizer.json` lists them, other formats leave them to the reader."""
 
 from collections.abc import Mapping
 from typing import TypeVar
 
+from llucid.errors import LlucidError
+
 Text = TypeVar("Text", str, bytes)
+
+FACTOR = 64
+"""Limits the work: all pairs that are tried have at most so many times the characters of the vocabulary (published
+ones: 6). Nested long pieces have far more, and merges that grow with the third power of their length."""
 
 
 def merges_of(order: Mapping[Text, int | float]) -> list[tuple[Text, Text]]:
-    """Every way in which a piece is two other pieces side by side, the pieces of least `order` first.
+    """All pairs of pieces that join to a piece, in increasing `order` of the joined piece.
 
-    Of pieces of equal order, those with the longest left part come first. A run of spaces, whose pieces are all of one
-    order in Llama 2, so becomes one long piece from the left, as where the leftmost of equal pairs is merged.
+    If pieces have equal order, the pair with the longest left part comes first. So a run of spaces, whose pieces all
+    have one order in Llama 2, is merged from the left, as by a rule that merges the leftmost of equal pairs. Raises
+    LlucidError if the pieces are so long that listing the pairs would take far more memory than the vocabulary.
     """
+    lengths = sorted({len(piece) for piece in order})
+    room = 10**6 + FACTOR * sum(map(len, order))
     found: list[tuple[float, int, int, Text, Text]] = []
     for piece, rank in order.items():
-        for cut in range(1, len(piece)):
+        for cut in lengths:
+            if cut >= len(piece):
+                break
+            room -= len(piece)
             left, right = piece[:cut], piece[cut:]
             if left in order and right in order:
                 found.append((rank, -cut, -len(right), left, right))
+        if room < 0:
+            raise LlucidError("the vocabulary has too many long pieces that contain one another to list its merges")
     found.sort()
     return [(left, right) for *_, left, right in found]

@@ -1,14 +1,14 @@
-"""What a model reads before it writes: the prompt's ids, begun as the model was taught."""
+"""The ids of a prompt."""
 
 from llucid.errors import LlucidError
-from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.tokenizer import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of `text`, with BOS in front, exactly once, where the tokenizer has one; never empty.
+    """The ids of `text`, after one BOS if the tokenizer has it; never empty.
 
-    A model without BOS must begin somewhere: on nothing it continues a line break, as nanoGPT does, or id 0 if its
-    tokenizer has none. Raises LlucidError for text that cannot be encoded.
+    Without BOS, an empty prompt becomes a line break, as in nanoGPT, or id 0 if the tokenizer has none. Raises
+    LlucidError for text that cannot be encoded.
     """
     ids = tokenizer.encode(text) if text else []
     if tokenizer.bos is not None:

@@ -1,4 +1,4 @@
-"""The wire format of protocol buffers: enough to look into a SentencePiece model, and to make one.
+"""The wire format of protocol buffers: enough to read and write a SentencePiece model.
 
 https://protobuf.dev/programming-guides/encoding
 """
@@ -9,8 +9,7 @@ from llucid.errors import LlucidError
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The number and value of each field: a number for a varint, else bytes. Raises LlucidError if one is cut
-    off."""
+    """The number and value of each field: an int for a varint, else bytes. Raises LlucidError for a truncated field."""
     at = 0
 
     def varint() -> int:
@@ -40,18 +39,18 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def field(number: int, value: int | bytes) -> bytes:
-    """The bytes of a field: a number as a varint, or bytes."""
+    """The bytes of a field: a varint, or bytes."""
     return messages(number, [value])[0] if isinstance(value, bytes) else varint(number << 3) + varint(value)
 
 
 def messages(number: int, values: Sequence[bytes]) -> list[bytes]:
-    """The bytes of a field for each of many values."""
+    """The bytes of a field, for each of many values."""
     tag, lengths = varint(number << 3 | 2), {length: varint(length) for length in set(map(len, values))}
     return [tag + lengths[len(value)] + value for value in values]
 
 
 def varint(value: int) -> bytes:
-    """The bytes of a number, seven bits each, the low ones first."""
+    """The bytes of a number: seven bits each, low ones first."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

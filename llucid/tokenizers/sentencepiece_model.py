@@ -10,38 +10,31 @@ from sentencepiece import SentencePieceProcessor
 
 from llucid.errors import LlucidError
 from llucid.files import atomic_file
-from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, write_folder
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import field, fields
 from llucid.tokenizers.text import replace_surrogates
-from llucid.tokenizers.tokenizer_json import (
-    JsonTokenizer,
-    added_in,
-    ends_in,
-    folder_config,
-    name_of,
-    special_json,
-    write_folder,
-)
+from llucid.tokenizers.tokenizer import Tokenizer
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, special_json
 
 # Field numbers of sentencepiece_model.proto: ModelProto; then those of its messages.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
-MODEL_TYPE, BPE = 3, 2
+MODEL_TYPE, BPE, SUFFIX = 3, 2, 24
 USER_DEFINED = 4
 CHARACTER_MAP, DUMMY_PREFIX, REMOVE_SPACES, ESCAPE_SPACES = 2, 3, 4, 5
 
 
 class SentencePiece:
-    """A SentencePiece model, by its own library. A text begins with a space that is not in it; decoding takes it away.
+    """A SentencePiece model in its own library. Encoding puts a space before a text; decoding removes it.
 
-    Its `tokenizer.json` gives the same ids wherever no two equally good merges overlap (the library takes the leftmost
-    one, the format knows no equals); Llama 2's only equals are runs of spaces, which are the same. It decodes bytes
-    that are no UTF-8 with U+FFFD for each byte of their run, where the library keeps what it can.
+    Its `tokenizer.json` gives the same ids where no equally good merges overlap: the library takes the leftmost of
+    equals, the format has none. Llama 2's only equals are runs of spaces, where both agree. It decodes bytes that are
+    not UTF-8 as U+FFFD for each byte of the run, where the library keeps the valid ones.
     """
 
     def __init__(self, model: bytes, config: Mapping[str, Any] | None = None, ends: Collection[int] = ()) -> None:
-        """`config` is what a `tokenizer_config.json` says of it; special tokens among `ends` end a text, too.
+        """`config` is the content of a `tokenizer_config.json`; special tokens among `ends` end a text as well.
 
         Raises LlucidError if `model` is not the content of a whole SentencePiece model.
         """
@@ -50,8 +43,8 @@ class SentencePiece:
         try:
             self.processor = library = SentencePieceProcessor(model_proto=model)
             self.vocab_size = library.vocab_size()
-            self.pieces = library.id_to_piece(every := list(range(self.vocab_size)))  # all at once: a third of the time
-        except (RuntimeError, ValueError) as error:  # among them pieces that are no UTF-8
+            self.pieces = library.id_to_piece(every := list(range(self.vocab_size)))  # faster than one by one
+        except (RuntimeError, ValueError) as error:  # ValueError: a piece that is not UTF-8
             raise LlucidError(f"the sentencepiece library refuses it: {error}") from error
         self.scores = library.get_score(every)
         begins = self.config.get("add_bos_token") is not False
@@ -62,16 +55,16 @@ class SentencePiece:
         stops = {*ends} & {*self.special.values()}
         self.stop_ids = frozenset(stops if self.eos is None else stops | {self.eos})
 
-    def named(self, role: str, otherwise: int) -> int | None:
+    def named(self, role: str, default: int) -> int | None:
         """The id of what `tokenizer_config.json` calls "bos_token" or "eos_token", else the model's own, if any."""
         name = name_of(role, self.config)
-        token = self.processor.piece_to_id(name) if name else otherwise
-        token = otherwise if self.pieces[token] != name else token
+        token = self.processor.piece_to_id(name) if name else default
+        token = default if self.pieces[token] != name else token
         return None if token < 0 else token
 
     @cached_property
     def user_defined(self) -> dict[str, int]:
-        """The pieces that are found in a text before anything is merged, but for those with a space in them."""
+        """The pieces that are found in a text before anything is merged, except those with a space."""
         tag = bytes([PIECE_TYPE << 3, USER_DEFINED])
         if tag not in self.model:
             return {}
@@ -84,12 +77,9 @@ class SentencePiece:
 
     @cached_property
     def normalizer(self) -> dict[int, int | bytes]:
-        """What it does to text before it merges, by field number. Raises LlucidError for fields that are damaged."""
-        told: dict[int, int | bytes] = {CHARACTER_MAP: b"", DUMMY_PREFIX: 1, REMOVE_SPACES: 1, ESCAPE_SPACES: 1}
-        for number, value in fields(self.model):
-            if number == NORMALIZER and isinstance(value, bytes):
-                told |= dict(fields(value))
-        return told
+        """How it normalises text, by field number. Raises LlucidError for damaged fields."""
+        default: dict[int, int | bytes] = {CHARACTER_MAP: b"", DUMMY_PREFIX: 1, REMOVE_SPACES: 1, ESCAPE_SPACES: 1}
+        return default | message_in(self.model, NORMALIZER)
 
     def encode(self, text: str) -> list[int]:
         return self.processor.encode(replace_surrogates(text))
@@ -98,14 +88,30 @@ class SentencePiece:
         special = self.special.values()
         return self.processor.decode([token for token in ids if token < self.vocab_size and token not in special])
 
+    def piece(self, id: int) -> bytes:
+        if id >= self.vocab_size or self.processor.is_control(id) or self.processor.is_unknown(id):
+            return b""
+        if self.processor.is_byte(id):
+            return bytes([int(self.pieces[id][3:5], 16)])
+        return self.pieces[id].replace("▁", " ").encode()
+
+    def why_not_plain(self) -> str | None:
+        """Why other formats cannot express this model, None if they can: they merge pairs (BPE), of text as it is, with
+        the space before a word."""
+        normalizer, trainer = self.normalizer, message_in(self.model, TRAINER)
+        if trainer.get(MODEL_TYPE, 1) != BPE:
+            return "it does not merge pairs (BPE)"
+        if normalizer[CHARACTER_MAP]:
+            return "it normalises characters (NFKC), and other libraries do so differently"
+        if not normalizer[ESCAPE_SPACES]:
+            return "it does not write spaces as ▁"
+        return "it puts the space behind a word" if trainer.get(SUFFIX) else None
+
     def json(self) -> str:
-        """Its `tokenizer.json`. Raises LlucidError for a model that is no Llama's: unigram, or one that alters text."""
-        if trained_as(self.model) != BPE:
-            raise LlucidError("this SentencePiece model does not merge pairs (BPE), as every Llama's does")
-        told = self.normalizer
-        if told[CHARACTER_MAP] or told[REMOVE_SPACES] or not told[ESCAPE_SPACES]:
-            raise LlucidError("this SentencePiece model alters text before it merges, as no Llama's does")
-        library = self.processor
+        """Its `tokenizer.json`. Raises LlucidError for a model that the format cannot express."""
+        if reason := self.why_not_plain():
+            raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
+        normalizer, library = self.normalizer, self.processor
         order = {
             piece: -score
             for token, (piece, score) in enumerate(zip(self.pieces, self.scores, strict=True))
@@ -119,23 +125,20 @@ class SentencePiece:
             "vocab": {piece: token for token, piece in enumerate(self.pieces)},
             "merges": merges_of(order),
         }
-        spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-        normalizer: list[dict[str, Any]] = [spaces]
-        decoder: list[dict[str, Any]] = [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"},
-            {"type": "Fuse"},
-        ]
-        if told[DUMMY_PREFIX]:
-            normalizer = [{"type": "Prepend", "prepend": "▁"}, spaces]
+        steps = [replace("String", " ", "▁")]
+        decoder = [replace("String", "▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
+        if normalizer[DUMMY_PREFIX]:
+            steps.insert(0, {"type": "Prepend", "prepend": "▁"})
             decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-        steps: dict[str, list[dict[str, Any]]] = {"normalizer": normalizer, "pre_tokenizer": [], "decoder": decoder}
-        return special_json(model, self.special, self.bos, **steps, unmarked=self.user_defined)
+        if normalizer[REMOVE_SPACES]:
+            steps = [replace("Regex", r"\A +| +(?= )", ""), *steps, replace("Regex", r"▁+\z", "")]
+        chains: dict[str, list[dict[str, Any]]] = {"normalizer": steps, "pre_tokenizer": [], "decoder": decoder}
+        return special_json(model, self.special, self.bos, **chains, unmarked=self.user_defined)
 
     def save(self, folder: Path) -> None:
-        names = {"unk_token": self.processor.unk_id(), "bos_token": self.bos, "eos_token": self.eos}
-        told = {role: self.pieces[token] for role, token in names.items() if token is not None}
-        write_folder(folder, self.json(), told | self.config, self.stop_ids)
+        roles = {"unk_token": self.processor.unk_id(), "bos_token": self.bos, "eos_token": self.eos}
+        names = {role: self.pieces[token] for role, token in roles.items() if token is not None}
+        write_folder(folder, self.json(), names | self.config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
@@ -143,23 +146,31 @@ class SentencePiece:
             temporary.write_bytes(self.model)
 
 
-def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.model` in a folder, where transformers' files may stand beside it.
+def replace(kind: str, pattern: str, content: str) -> dict[str, Any]:
+    """A step of a `tokenizer.json` that replaces a "String" or a "Regex"."""
+    return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
 
-    If tokens were added to it, it is opened as its `tokenizer.json`, since its library knows no others. Then a text
-    after a special token begins with a space, too, but not where `legacy` is false, as in transformers. So it is if
-    some are in it that are not special, which a template may write all the same.
+
+def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer.model`, with the files of transformers beside it.
+
+    With added tokens it is opened as its `tokenizer.json`, since the library has no added tokens. Then a text after a
+    special token also begins with a space, but not if `legacy` is false, as in transformers. The same holds if BOS or
+    EOS is an ordinary piece, or if the model finds pieces in text that are not special: a template may write them.
     """
     config = folder_config(folder)
     if config.get("add_prefix_space") is False:
-        model += field(NORMALIZER, field(DUMMY_PREFIX, 0))  # of a field that comes twice, the last counts
-    alone = SentencePiece(model, config, ends_in(folder))
-    padding = name_of("pad_token", config)  # which is in no text
-    added = {token.content: number for number, token in added_in(folder, config).items() if token.content != padding}
-    if added.items() <= alone.special.items() and not alone.user_defined:
-        return alone
-    content = json.loads(alone.json())
-    if config.get("legacy") is False and alone.normalizer[DUMMY_PREFIX]:
+        model += field(NORMALIZER, field(DUMMY_PREFIX, 0))  # of a repeated field, the last counts
+    plain = SentencePiece(model, config, end_ids(folder))
+    padding = name_of("pad_token", config)  # never part of a text
+    added = {
+        name: number for number, token in added_in(folder, config).items() if (name := token["content"]) != padding
+    }
+    ends = {plain.bos, plain.eos} - {None}
+    if added.items() <= plain.special.items() and ends <= {*plain.special.values()} and not plain.user_defined:
+        return plain
+    content = json.loads(plain.json())
+    if config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]:
         content["normalizer"] = None
         content["pre_tokenizer"] = {
             "type": "Metaspace",
@@ -171,11 +182,14 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
 
 
 def is_sentencepiece(data: bytes) -> bool:
-    """Whether `data` begins as a SentencePiece model does: with a piece, that is with its text."""
+    """Whether `data` begins as a SentencePiece model does: with a piece, and that with its text."""
     return data[:1] == bytes([PIECES << 3 | 2]) and PIECE_TEXT << 3 | 2 in data[2:4]
 
 
-def trained_as(model: bytes) -> int | bytes:
-    """The algorithm that its pieces were found by, a number; BPE is one of them, and unigram, 1, if nothing is said."""
-    kinds = [dict(fields(value)) for number, value in fields(model) if number == TRAINER and isinstance(value, bytes)]
-    return kinds[-1].get(MODEL_TYPE, 1) if kinds else 1
+def message_in(model: bytes, number: int) -> dict[int, int | bytes]:
+    """The fields of a message in a model, such as its NORMALIZER. Raises LlucidError for damaged fields."""
+    found: dict[int, int | bytes] = {}
+    for place, value in fields(model):
+        if place == number and isinstance(value, bytes):
+            found |= dict(fields(value))
+    return found

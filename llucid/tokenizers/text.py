@@ -1,8 +1,8 @@
-"""Strings that are no text: halves of UTF-16 pairs, as a terminal or a JSON file may hand them on."""
+"""Strings that UTF-8 cannot spell: halves of UTF-16 pairs, which terminals and JSON files may contain."""
 
 
 def replace_surrogates(text: str) -> str:
-    """`text` with surrogate pairs joined and lone surrogates as U+FFFD, so that UTF-8 can spell it: tiktoken's rule."""
+    """`text` with surrogate pairs joined and lone surrogates replaced by U+FFFD, as in tiktoken."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Llama 3's `tokenizer.model`: byte pairs by rank, one in a line as base64, as the tiktoken library merges them."""
+"""Llama 3's `tokenizer.model`: byte pairs by rank, one per line in base64, merged by the tiktoken library."""
 
 import binascii
 import re
@@ -11,11 +11,13 @@ import tiktoken
 
 from llucid.errors import LlucidError
 from llucid.files import atomic_file
+from llucid.tokenizers.byte_pieces import byte_letters
+from llucid.tokenizers.folder import write_folder
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, special_json, write_folder
+from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, special_json
 
 SPECIALS = 256
-"""The ids after the ranks that no text has; few of them are named."""
+"""Number of special ids after the ranks; few of them have a name."""
 
 NAMED: dict[str, dict[int, str]] = {
     "3.0": {
@@ -37,35 +39,35 @@ NAMED: dict[str, dict[int, str]] = {
         10: "<|python_tag|>",
     },
 }
-"""Where among the specials the named ones are; the others are `<|reserved_special_token_0|>` and on, in order.
+"""Places of the named special tokens; the others are `<|reserved_special_token_0|>` and so on, in order.
 
-meta-llama/llama3 and meta-llama/llama-models (models/llama3_1/api/tokenizer.py, also of 3.2 and 3.3). The two have one
-and the same file, so nothing in it tells them apart. Hugging Face's copies of 3.1 call id 128005 reserved, not
+From meta-llama/llama3 and meta-llama/llama-models (models/llama3_1/api/tokenizer.py, also for 3.2 and 3.3). Both have
+the same file of ranks, so it does not tell them apart. Hugging Face's copies of 3.1 call id 128005 reserved, not
 `<|step_id|>`, and number the reserved ones after it one higher; Meta's code for images calls 128011 `<|image|>`.
 """
 
 LONGEST_TEXT = 400_000
 LONGEST_RUN = 25_000
-"""In characters. Meta's code cuts here, because the regular expression of tiktoken recurses; so cut, ids are Meta's."""
+"""In characters. Meta's code splits longer texts and runs, because tiktoken's regular expression recurses."""
 
 LONG_RUN = re.compile(rf"(?<!\s)\s{{{LONGEST_RUN + 1},}}|(?<!\S)\S{{{LONGEST_RUN + 1},}}")
 
 
 class TiktokenRanks:
-    """Byte-pair encoding by rank: of neighbouring pairs the one of least rank is merged, again and again.
+    """Byte-pair encoding by rank: of all neighbouring pairs the one of lowest rank is merged, again and again.
 
-    Its `tokenizer.json` gives the same ids for every text that Meta's code does not cut, that is up to 400,000
-    characters without 25,000 of white space, or of anything else, in a row: the format cannot say where to cut.
+    Its `tokenizer.json` gives the same ids for every text that Meta's code does not split: up to 400,000 characters,
+    without 25,000 of white space, or of anything else, in a row. The format cannot express that split.
     """
 
     def __init__(self, ranks: Sequence[bytes], names: Literal["3.0", "3.1"] = "3.1") -> None:
-        """Raises LlucidError if two ranks are of the same bytes, or some byte has no rank."""
+        """Raises LlucidError if two ranks have the same bytes, or if a byte has no rank."""
         self.ranks = {piece: rank for rank, piece in enumerate(ranks)}
         if len(self.ranks) != len(ranks):
-            raise LlucidError("two ranks are of the same bytes")
+            raise LlucidError("two ranks have the same bytes")
         missing = [byte for byte in range(256) if bytes([byte]) not in self.ranks]
         if missing:
-            raise LlucidError(f"the byte {missing[0]:#04x} has no rank, so that not every text could be encoded")
+            raise LlucidError(f"the byte {missing[0]:#04x} has no rank, so some texts could not be encoded")
 
         self.special = {name: len(ranks) + n for n, name in enumerate(special_names(names))}
         self.vocab_size = len(ranks) + SPECIALS
@@ -77,7 +79,7 @@ class TiktokenRanks:
 
     @classmethod
     def from_bytes(cls, data: bytes, names: Literal["3.0", "3.1"] = "3.1") -> "TiktokenRanks":
-        """The tokenizer of a file. Raises LlucidError if its lines are not base64 and the ranks 0, 1, 2 and so on."""
+        """The tokenizer of a file. Raises LlucidError if its lines are not base64 with the ranks 0, 1, 2 and so on."""
         ranks: list[bytes] = []
         for number, line in enumerate(data.splitlines()):
             piece, _, rank = line.partition(b" ")
@@ -90,32 +92,35 @@ class TiktokenRanks:
         return cls(ranks, names)
 
     def encode(self, text: str) -> list[int]:
-        return [token for part in cut(text) for token in self.encoding.encode_ordinary(part)]
+        return [token for part in split(text) for token in self.encoding.encode_ordinary(part)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.encoding.decode([token for token in ids if token < len(self.ranks)])
 
+    def piece(self, id: int) -> bytes:
+        return self.encoding.decode_single_token_bytes(id) if id < len(self.ranks) else b""
+
     def json(self) -> str:
-        spell = byte_letters()
-        vocabulary = {piece.decode("latin-1").translate(spell): rank for piece, rank in self.ranks.items()}
-        merges = [[half.decode("latin-1").translate(spell) for half in pair] for pair in merges_of(self.ranks)]
+        letters = byte_letters()
+        vocabulary = {piece.decode("latin-1").translate(letters): rank for piece, rank in self.ranks.items()}
+        merges = [[half.decode("latin-1").translate(letters) for half in pair] for pair in merges_of(self.ranks)]
         model = {"type": "BPE", "byte_fallback": False, "ignore_merges": True, "vocab": vocabulary, "merges": merges}
         return special_json(
             model, self.special, self.bos, pre_tokenizer=[SPLIT, LETTERS], normalizer=[], decoder=[LETTERS]
         )
 
     def save(self, folder: Path) -> None:
-        told = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
-        write_folder(folder, self.json(), told, self.stop_ids)
+        config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
+        write_folder(folder, self.json(), config, self.stop_ids)
 
     def write(self, path: Path) -> None:
-        """Writes the file of ranks, as Meta's `tokenizer.model`."""
+        """Writes the file of ranks, Meta's `tokenizer.model`."""
         with atomic_file(path) as temporary:
             temporary.write_bytes(b"".join(b"%s %d\n" % (b64encode(piece), rank) for piece, rank in self.ranks.items()))
 
 
 def is_tiktoken(head: bytes) -> bool:
-    """Whether a file that begins with `head` has lines of base64 and a rank."""
+    """Whether a file that begins with `head` has lines of base64 with a rank."""
     return re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", head) is not None
 
 
@@ -126,8 +131,8 @@ def special_names(names: Literal["3.0", "3.1"]) -> list[str]:
     return [named.get(n) or next(unnamed) for n in range(SPECIALS)]
 
 
-def cut(text: str) -> Iterator[str]:
-    """Parts of at most 400,000 characters, with at most 25,000 in a row of which all or none are white space."""
+def split(text: str) -> Iterator[str]:
+    """Parts of at most 400,000 characters, with at most 25,000 of white space, or of anything else, in a row."""
     for start in range(0, len(text), LONGEST_TEXT):
         part = text[start : start + LONGEST_TEXT]
         begin = 0
@@ -136,10 +141,3 @@ def cut(text: str) -> Iterator[str]:
                 yield part[begin:end]
                 begin = end
         yield part[begin:]
-
-
-def byte_letters() -> dict[int, int]:
-    """The visible character that stands for each byte in a byte-level `tokenizer.json` (GPT-2's bytes_to_unicode)."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in visible]
-    return {byte: byte for byte in visible} | {byte: 0x100 + n for n, byte in enumerate(others)}

@@ -1,9 +1,11 @@
-"""Tokenizers that live in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
+"""Tokenizers in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
 
 import json
+import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,29 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from llucid.errors import LlucidError
-from llucid.files import write_text_atomically
+from llucid.files import read_json as read_json  # chat.session imports it from here
+from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
+from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, write_folder
 from llucid.tokenizers.text import replace_surrogates
 
+LARGEST_TOKENIZER = 2**28
+"""Bytes of a `tokenizer.json`; published ones have up to 35 million."""
+MOST_IDS = 2**18
+"""Ids that even a small `tokenizer.json` may have: the library allocates memory for every id up to the largest."""
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""How Llama 3 cuts text before it merges: words with the space before them, three digits at most, punctuation."""
+"""Llama 3's words: letters with the space before them, three digits at most, punctuation. Merges stay within a word."""
 SPLIT: dict[str, Any] = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
+"""The step that splits a text into these words."""
 LETTERS: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-"""The step that cuts so, and the one that spells bytes by visible letters."""
+"""The step that writes each byte as a visible character."""
 
 
 @contextmanager
-def said(what: str) -> Generator[None]:
-    """Makes an LlucidError of what the library raises: bare Exceptions, and for a panic of its Rust not even these."""
+def library_errors(what: str) -> Generator[None]:
+    """Turns what the library raises into LlucidError: bare Exceptions, and BaseExceptions for a panic of its Rust."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, LlucidError):
@@ -37,44 +46,49 @@ def said(what: str) -> Generator[None]:
 
 
 class JsonTokenizer:
-    """A `tokenizer.json` and what stands beside it.
+    """A `tokenizer.json` and the files beside it.
 
-    BOS is what the tokenizer itself puts before a text, if anything, as in transformers: not all that name one in
-    `tokenizer_config.json` begin with it. EOS is named there; `generation_config.json` and `config.json` may add ids
-    that end a text. `chat_template.jinja` is the newer place of a chat template, and counts before the one in
-    `tokenizer_config.json`. Tokens that were added after training may be named beside `tokenizer.json` alone.
+    BOS is what the tokenizer itself puts before a text, as in transformers 5: `add_bos_token` in
+    `tokenizer_config.json` is ignored, and so is a `bos_token` that the tokenizer does not put there. EOS is named in
+    `tokenizer_config.json`; `generation_config.json` and `config.json` may add ids that end a text. Tokens with a role
+    in `tokenizer_config.json` are special, as in transformers. Tokens added after training may be named only beside
+    `tokenizer.json`.
+
+    Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
+    by the same model without the special tokens in its vocabulary. The unknown token, which stands for a character
+    without an id, is the only special token that a text can have.
     """
 
     def __init__(
         self, content: dict[str, Any], folder: Path | None = None, config: dict[str, Any] | None = None
     ) -> None:
-        """What `folder` does not say, `config` may."""
-        with said("tokenizer.json cannot be read"):
+        """`config` has what the files of `folder` do not say. Raises LlucidError for a file that the library refuses,
+        and for ids far beyond the size of the file."""
+        self.config = (config or {}) | (folder_config(folder) if folder else {})
+        added = added_in(folder, self.config) if folder else {}
+        self.bos = begins_with(content.get("post_processor"))
+        content = with_special(content, self.config, self.bos, added)
+        with library_errors("tokenizer.json cannot be read"):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
-        self.tokenizer.no_truncation()  # as some folders ask for, of every text and without a word
+        self.tokenizer.no_truncation()  # some files ask for it, for every text
         self.tokenizer.no_padding()
-        self.config = (config or {}) | (folder_config(folder) if folder else {})
-        known = {token.content: token.special for token in self.tokenizer.get_added_tokens_decoder().values()}
-        for number, token in sorted(added_in(folder, self.config).items()) if folder else ():
-            if known.get(token.content) == token.special:
-                continue
-            with said(f"the added token {token.content!r}"):
-                (self.tokenizer.add_special_tokens if token.special else self.tokenizer.add_tokens)([token])
-            if (found := self.tokenizer.token_to_id(token.content)) != number:
-                raise LlucidError(f"the added token {token.content!r} has the id {found}, but {folder} says {number}")
+        for number, token in added.items():
+            if (found := self.tokenizer.token_to_id(name := token["content"])) != number:
+                raise LlucidError(f"the added token {name!r} has the id {found}, but {folder} says {number}")
 
-        self.vocab_size = max(self.tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        added = self.tokenizer.get_added_tokens_decoder()
-        self.special = {token.content: number for number, token in sorted(added.items()) if token.special}
-        self.bos = begins_with(content.get("post_processor"))
+        self.added = self.tokenizer.get_added_tokens_decoder()
+        self.special = {token.content: number for number, token in sorted(self.added.items()) if token.special}
+        in_model = {*self.tokenizer.get_vocab(with_added_tokens=False).values()}
+        self.vocab_size = max(in_model | self.added.keys(), default=-1) + 1
+        self.reachable = in_model.intersection(self.special.values())  # the model itself could give these
         if self.bos is not None and self.bos >= self.vocab_size:
             raise LlucidError(
                 f"tokenizer.json begins texts with {self.bos}, which is none of its {self.vocab_size} ids"
             )
         self.eos = self.named("eos_token")
-        told = {number for number in ends_in(folder) if number in added} if folder else set[int]()
-        self.stop_ids = frozenset(told if self.eos is None else told | {self.eos})
+        ends = end_ids(folder) & self.added.keys() if folder else set[int]()
+        self.stop_ids = frozenset(ends if self.eos is None else ends | {self.eos})
 
     def named(self, role: str) -> int | None:
         """The id of what `tokenizer_config.json` calls "bos_token", "eos_token" and so on."""
@@ -82,8 +96,8 @@ class JsonTokenizer:
         return None if name is None else self.tokenizer.token_to_id(name)
 
     def within(self, vocab_size: int) -> "JsonTokenizer":
-        """The same without added tokens that a model of this vocabulary has no numbers for, as a pad token that nobody
-        trained; itself if a text begins or ends with one of them."""
+        """The same without added tokens beyond the ids of a model, such as a pad token that was never trained; itself
+        if a text begins or ends with one of them."""
         if any(number is not None and number >= vocab_size for number in (self.bos, *self.stop_ids)):
             return self
         content = json.loads(self.json())
@@ -93,12 +107,67 @@ class JsonTokenizer:
         return made
 
     def encode(self, text: str) -> list[int]:
-        with said("the text cannot be encoded"):
-            return self.tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
+        text = replace_surrogates(text)
+        with library_errors("the text cannot be encoded"):
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+            if self.reachable.isdisjoint(ids):
+                return ids
+            library, unknown = self.without_special
+            ids = library.encode(text, add_special_tokens=False).ids
+        if lost := (self.reachable - {unknown}).intersection(ids):
+            raise LlucidError(f"the text has a character that this tokenizer has only as the special token {min(lost)}")
+        return ids
+
+    @cached_property
+    def without_special(self) -> tuple[tokenizers.Tokenizer, int | None]:
+        """(the library's tokenizer in which no special token is in the model's vocabulary, the id of unknown pieces).
+
+        Their ids remain, under names that nobody can guess: the ids of a Unigram model are places in a list.
+        """
+        content = json.loads(self.tokenizer.to_str())
+        model = content["model"]
+        secret = secrets.token_hex(16)
+        vocabulary = vocabulary_of(model)
+        names = {piece: f"{secret}{number}" for piece, number in vocabulary.items() if number in self.reachable}
+        unknown = model.get("unk_id") if "unk_id" in model else vocabulary.get(model.get("unk_token"))
+        if isinstance(model["vocab"], list):
+            model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+        else:
+            model["vocab"] = {names.get(piece, piece): number for piece, number in vocabulary.items()}
+            # Without an unknown token BPE would leave characters out: the first special one reports them.
+            unk = model.get("unk_token")
+            model["unk_token"] = next(iter(names.values())) if unk is None else names.get(unk, unk)
+        if "merges" in model:
+            joint = len(model.get("continuing_subword_prefix") or "")
+            model["merges"] = [
+                [left, right]
+                for left, right in model["merges"]
+                if names.keys().isdisjoint((left, right, left + right[joint:]))
+            ]
+        for token in content["added_tokens"]:
+            token["content"] = names.get(token["content"], token["content"])
+        content["post_processor"] = None
+        made = tokenizers.Tokenizer.from_str(json.dumps(content))
+        made.encode_special_tokens = True
+        return made, unknown
 
     def decode(self, ids: Sequence[int]) -> str:
-        with said("the tokens cannot be decoded"):
+        with library_errors("the tokens cannot be decoded"):
             return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def piece(self, id: int) -> bytes:
+        text = self.tokenizer.id_to_token(id)
+        if text is None or text in self.special:
+            return b""
+        decoder: Any = self.tokenizer.decoder
+        steps = b"" if decoder is None else decoder.__getstate__()
+        if b'"ByteFallback"' in steps and (byte := BYTE_PIECE.fullmatch(text.encode())):
+            return bytes([int(byte[1], 16)])
+        if b'"ByteLevel"' in steps:
+            known = all(letter in BYTE_OF_LETTER for letter in text)
+            return bytes(BYTE_OF_LETTER[letter] for letter in text) if known else text.encode()
+        # A decoder may remove the space that a text begins with, so the piece is decoded after itself.
+        return self.decode([id, id])[len(self.decode([id])) :].encode()
 
     def json(self) -> str:
         return self.tokenizer.to_str()
@@ -107,131 +176,57 @@ class JsonTokenizer:
         write_folder(folder, self.json(), self.config, self.stop_ids)
 
 
-def name_of(role: str, config: Mapping[str, Any]) -> str | None:
-    """The text of the token that a `tokenizer_config.json` gives a role such as "bos_token"."""
-    return text_of(config.get(role))
+def vocabulary_of(model: object) -> dict[str, int]:
+    """The ids of the pieces of a `tokenizer.json`'s model; empty for a form that only the library knows."""
+    match model:
+        case {"vocab": dict(vocabulary)}:
+            return dict[str, int](vocabulary)
+        case {"vocab": list(rows)}:
+            return {row[0]: n for n, row in enumerate(list[Any](rows)) if isinstance(row, list) and row}
+        case _:
+            return {}
 
 
-def text_of(token: object) -> str | None:
-    """The text of a token that is told alone or with flags."""
-    told = dict[str, object](token).get("content") if isinstance(token, dict) else token
-    return told if isinstance(told, str) else None
+def with_special(
+    content: dict[str, Any], config: dict[str, Any], bos: int | None, more: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    """A `tokenizer.json` in which `more` tokens are added, and BOS and all tokens with a role are marked as special.
+
+    Raises LlucidError for ids that are none, or are far larger than the file.
+    """
+    vocabulary = vocabulary_of(content.get("model"))
+    names = role_names(config) | {piece for piece, number in vocabulary.items() if number == bos}
+    with library_errors("tokenizer.json cannot be read"):
+        added = {token["content"]: dict[str, Any](token) for token in content.get("added_tokens") or []}
+        for number, token in sorted(more.items()):
+            entry = added.setdefault(token["content"], token | {"id": number, "normalized": False})
+            entry["special"] = entry.get("special") or token["special"]
+        for name in names:
+            if name in added:
+                added[name]["special"] = True
+            elif name in vocabulary and len(name) > 1:  # a single character is needed to spell other text
+                added[name] = special_token(name, vocabulary[name])
+        ids = [*vocabulary.values(), *(token["id"] for token in added.values())]
+        most = max(MOST_IDS, 2 * len(ids))
+        if any(type(number) is not int or not 0 <= number < most for number in ids):
+            raise LlucidError(f"tokenizer.json cannot be read: its {len(ids)} ids should be whole numbers below {most}")
+    return content | {"added_tokens": [*added.values()]}
+
+
+def special_token(name: str, number: int, special: bool = True) -> dict[str, Any]:
+    """An entry of added_tokens."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": number, "content": name, **flags}
 
 
 def begins_with(post_processor: dict[str, Any] | None) -> int | None:
-    """The id that a post-processor puts before a text, if any: here, before one word that is no special token."""
+    """The id that a post-processor puts before a text, if any, tried on a text of one ordinary word."""
     one_word = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "post_processor": post_processor}
     none = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder"))
-    with said("tokenizer.json cannot be read"):
+    with library_errors("tokenizer.json cannot be read"):
         begun = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": []} | none | one_word))
         found = begun.encode("a")
     return found.ids[0] if found.special_tokens_mask[:1] == [1] else None
-
-
-def folder_config(folder: Path) -> dict[str, Any]:
-    """The object in a folder's `tokenizer_config.json`, with the template of `chat_template.jinja`, if it has these.
-
-    Templates with names of their own are in `additional_chat_templates`. Which token is BOS and so on, older folders
-    say in `special_tokens_map.json`: it counts where the former lists no added tokens, as in transformers. Raises
-    LlucidError if one of them cannot be read.
-    """
-    beside, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    roles = folder / "special_tokens_map.json"
-    config = read_json(beside) if beside.is_file() else {}
-    if roles.is_file() and "added_tokens_decoder" not in config:
-        told = read_json(roles)
-        config |= {role: name for role in told if role.endswith("_token") and (name := name_of(role, told)) is not None}
-        if isinstance(more := told.get("additional_special_tokens"), list):
-            config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
-    named = {"default": template} if template.is_file() else {}
-    named |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    texts: list[dict[str, str]] = []
-    for name, file in named.items():
-        try:
-            texts.append({"name": name, "template": file.read_text(encoding="utf-8")})
-        except UnicodeDecodeError as error:
-            raise LlucidError(f"{file}: cannot be read ({error})") from error
-    if texts:
-        config["chat_template"] = texts[0]["template"] if [*named] == ["default"] else texts
-    return config
-
-
-FLAGS = ("single_word", "lstrip", "rstrip", "special")
-"""What is told of an added token beside its text. That it is normalised is not heeded: a space would be part of it."""
-
-
-def added_in(folder: Path, config: Mapping[str, Any]) -> dict[int, AddedToken]:
-    """The tokens that a folder says were added to its tokenizer, by id.
-
-    They are in its `tokenizer_config.json`, that is in `config`, or, in older folders, in `added_tokens.json`, where
-    those are special that have a role. Raises LlucidError if there is something else.
-    """
-    file, told = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
-    if told is None:
-        file = folder / "added_tokens.json"
-        more = config.get("additional_special_tokens")
-        names = {text_of(one) for one in (more if isinstance(more, list) else [])}
-        names |= {name_of(role, config) for role in config if role.endswith("_token")}
-        told = {
-            number: {"content": name, "special": name in names}
-            for name, number in (read_json(file) if file.is_file() else {}).items()
-        }
-    try:
-        return {
-            int(number): AddedToken(
-                token["content"], normalized=False, **{flag: token.get(flag, False) for flag in FLAGS}
-            )
-            for number, token in dict[Any, dict[str, Any]](told).items()
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LlucidError(f"{file}: its added tokens are not texts and ids ({error})") from error
-
-
-def ends_in(folder: Path) -> set[int]:
-    """The ids that a folder's generation_config.json and config.json call the end of a text.
-
-    transformers writes Llama 2's ids there for want of others: only those that are no ordinary token may be believed.
-    """
-    ends: set[int] = set()
-    for file in (folder / "generation_config.json", folder / "config.json"):
-        try:
-            told = read_json(file).get("eos_token_id") if file.is_file() else None
-        except LlucidError:  # published folders have a generation_config.json that is no JSON
-            continue
-        ends.update(number for number in (told if isinstance(told, list) else [told]) if type(number) is int)
-    return ends
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises LlucidError if the file holds anything else."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise LlucidError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise LlucidError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-def write_folder(
-    folder: Path, tokenizer_json: str, config: dict[str, Any], stop_ids: frozenset[int] = frozenset()
-) -> None:
-    """Writes `tokenizer.json` and a `tokenizer_config.json` that tells AutoTokenizer what it is.
-
-    If other ids than that of EOS end a text, `generation_config.json` says which, as nothing else can; an older one is
-    replaced.
-    """
-    write_text_atomically(folder / "tokenizer.json", tokenizer_json)
-    write_beside(folder, config, stop_ids)
-
-
-def write_beside(folder: Path, config: dict[str, Any], stop_ids: frozenset[int]) -> None:
-    """Writes what `write_folder` does but for the `tokenizer.json`."""
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
-    write_text_atomically(folder / "tokenizer_config.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
-    beside = folder / "generation_config.json"
-    if len(stop_ids) > (name_of("eos_token", config) is not None) or beside.is_file():
-        write_text_atomically(beside, json.dumps({"eos_token_id": sorted(stop_ids) or None}, indent=2) + "\n")
 
 
 def special_json(
@@ -246,8 +241,7 @@ def special_json(
 ) -> str:
     """A `tokenizer.json` around `model`, with special tokens by name; transformers' own calls begin with BOS.
 
-    Tokens that are `unmarked` are not special, but found in text before it is cut."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    Tokens that are `unmarked` are not special, but found in text before it is split."""
 
     def chain(kind: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
         return {"type": "Sequence", kind: steps} if steps else None
@@ -257,7 +251,7 @@ def special_json(
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": number, "content": name, **flags, "special": name in special}
+            special_token(name, number, name in special)
             for name, number in sorted((special | dict(unmarked or {})).items(), key=itemgetter(1))
         ],
         "normalizer": chain("normalizers", normalizer),

@@ -23,7 +23,7 @@ from prompt_toolkit.history import InMemoryHistory
 
 import llucid
 from llucid.chat import NotAChatModel, Session
-from llucid.chat.terminal import COMMANDS, answer_lines, bottom, heard, history, prompting, talk, written
+from llucid.chat.terminal import COMMANDS, answer_lines, history, line_editor, print_answer, respond, status_line, talk
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
 from llucid.tokenizers.characters import Characters
@@ -107,8 +107,8 @@ def open_terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
 def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
     talk = tmp_path / "talk.json"
     terminal = open_terminal("chat", endless, "--system", "Be brief.", "--temperature", 0)
-    begun = " ".join(terminal.see("/help tells the rest").split())
-    assert "a context of 100,000 tokens. It is spoken to in Llama 3's chat format." in begun
+    begun = " ".join(terminal.see("/help lists the commands").split())
+    assert "context of 100,000 tokens. It uses Llama 3's chat format." in begun
 
     terminal.ask("/set max_tokens 26")
     terminal.see("max_tokens is 26")
@@ -146,7 +146,7 @@ def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_termin
     terminal.ask("/retry")
     terminal.see("abc\r\ncut off after 3 tokens")
     terminal.ask("/retyr")
-    terminal.see("error: /retyr is not a command")
+    terminal.see("error: /retyr: unknown command")
 
     terminal.see(READY)
     terminal.send("\x1b[A" * 3 + "\r")  # three back in the history, after /retyr and /retry
@@ -163,7 +163,7 @@ def test_a_base_model_goes_on_with_what_is_written(tmp_path: Path, open_terminal
     model = reciter(endless=True)
     llucid.save(model._replace(tokenizer=Characters(map(chr, range(128)))), tmp_path / "base")
     terminal = open_terminal("chat", tmp_path / "base", "--temperature", 0, "--max-tokens", 5)
-    assert "This is not a chat model" in " ".join(terminal.see("/help tells the rest").split())
+    assert "it is probably not a chat model" in " ".join(terminal.see("/help lists the commands").split())
     terminal.ask("tell me of a, b and c")
     terminal.see("defgh\r\ncut off")
     terminal.ask("/quit")
@@ -207,7 +207,7 @@ def test_lines_are_answered_and_commands_obeyed(session: Session, capsys: pytest
 
 def test_of_an_answer_that_ends_by_itself_nothing_is_said() -> None:
     session = Session(reciter(), sampling=GREEDY)
-    assert written(session, session.reply("Who?")) == []
+    assert print_answer(session, session.reply("Who?")) == []
 
 
 def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,7 +215,7 @@ def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     answer_lines(session, ["1\n", "2\n", "3\n"])
     assert "the context of 200 tokens was full: the first 2 messages are forgotten" in capsys.readouterr().err
     session.max_tokens = 500
-    assert written(session, session.reply("4")) == [
+    assert print_answer(session, session.reply("4")) == [
         "cut off: question and answer fill the context of 200 tokens",
         "the context of 200 tokens was full: the first 6 messages are forgotten",
     ]
@@ -223,57 +223,57 @@ def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_settings_are_set_or_refused(session: Session) -> None:
     for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 1"):
-        assert " is " in str(heard(session, line))
+        assert " is " in str(respond(session, line))
     assert session.sampling == Sampling(temperature=0.0, top_k=7, top_p=0.5, min_p=0.1)
     assert session.max_tokens == 1
-    assert heard(session, "/set top_k  off") == "top_k is off"
+    assert respond(session, "/set top_k  off") == "top_k is off"
     assert session.sampling.top_k is None
-    heard(session, "/set seed off")
+    respond(session, "/set seed off")
     for line, says in {
-        "/set wings 2": "/set wings: not known; expected one of: temperature",
+        "/set wings 2": "/set wings: unknown option; expected one of: temperature",
         "/set temperature": "/set temperature needs a value",
         "/set temperature off": "not a number",
         "/set temperature -1": "--temperature -1.0: must be",
         "/set top_k 1.5": "/set top_k 1.5: not a whole number",
         "/set max_tokens 0": "must be at least 1",
         "/set seed -1": "--seed -1",
-        "/save": "/save needs the name of a file",
-        "/load": "/load needs the name of a file",
+        "/save": "/save needs a file name",
+        "/load": "/load needs a file name",
         "/load /none/none.json": "cannot be read",
         "/save ~nobody-of-this-name/talk.json": "/save ~nobody-of-this-name/talk.json: Could not determine home",
         "/save a\0b": "embedded null byte",
-        "/fly": "/fly is not a command",
+        "/fly": "/fly: unknown command",
     }.items():
         with pytest.raises(LlucidError, match=re.escape(says)):
-            heard(session, line)
+            respond(session, line)
 
 
 def test_a_folder_is_no_place_to_save_in(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OSError, match="directory"):
-        heard(session, "/save .")
+        respond(session, "/save .")
     assert not list(tmp_path.iterdir())
 
 
 def test_system_is_shown_set_and_taken_back(session: Session) -> None:
-    assert heard(session, "/system") == "system: nothing"
-    assert heard(session, "/system Be  brief. ") == "system: Be  brief."
+    assert respond(session, "/system") == "system: none"
+    assert respond(session, "/system Be  brief. ") == "system: Be  brief."
     assert session.conversation.system == "Be  brief."
-    assert heard(session, "/system") == "system: Be  brief."
-    assert heard(session, '/system ""') == "system: nothing"
+    assert respond(session, "/system") == "system: Be  brief."
+    assert respond(session, '/system ""') == "system: none"
 
 
 def test_help_tells_of_every_command(session: Session) -> None:
-    told = str(heard(session, "/help"))
+    told = str(respond(session, "/help"))
     assert all(f"/{name}" in told for name in COMMANDS)
     assert len({told.index(act.__doc__ or "-") - told.index(usage) for act, usage in COMMANDS.values()}) == 1
     assert "None" not in told
 
 
 def test_the_bottom_line(session: Session) -> None:
-    assert bottom(session) == " 0 of 400 tokens of context · temperature 0 · /help"
+    assert status_line(session) == " 0 of 400 tokens of context · temperature 0 · /help"
     list(session.reply("Who?"))
-    assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", bottom(session))
+    assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", status_line(session))
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -304,7 +304,7 @@ def test_a_history_that_cannot_be_kept_is_forgotten(tmp_path: Path, monkeypatch:
 
 
 def test_commands_are_completed(session: Session) -> None:
-    completer = prompting(session).completer
+    completer = line_editor(session).completer
     for begun, ways in {"/st": {"/stats"}, "/se": {"/set "}, "/re": {"/reset", "/retry"}, "a /st": set()}.items():
         assert {way.text for way in completer.get_completions(Document(begun), CompleteEvent())} == ways
 
@@ -325,7 +325,7 @@ def test_what_is_written_is_there_at_once(session: Session, monkeypatch: pytest.
     monkeypatch.setattr(session, "reply", answer)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
     answer_lines(session, questions())
-    written(session, answer("Who?"))
+    print_answer(session, answer("Who?"))
     monkeypatch.undo()
     assert seen == [b"a", b"ab", b"abc", b"abc\n", b"abc\na", b"abc\nab", b"abc\nabc"]
 
@@ -337,7 +337,7 @@ def test_an_interrupt_stops_the_answer_only(session: Session, capsys: pytest.Cap
             if piece == "c":
                 signal.raise_signal(signal.SIGINT)
 
-    assert written(session, interrupted()) == ["stopped"]
+    assert print_answer(session, interrupted()) == ["stopped"]
     assert capsys.readouterr().out == "abc\n"
 
 
@@ -354,11 +354,26 @@ def test_no_word_breaks_at_the_edge(tmp_path: Path, open_terminal: Callable[...,
     terminal.ask(f"/save {saved}")
     terminal.see("2 messages saved")
     terminal.ask(f"/{'f' * 40}")
-    terminal.see("message, begin \r\nwith //")
+    terminal.see("message, begin it \r\nwith //")
     assert json.loads(saved.read_text())["messages"][1]["content"] == f"{line} {LETTERS} abcde"
 
     terminal = open_terminal("generate", tmp_path / "words", "see a", *spoken)
     terminal.see(f"see {line}\r\n{LETTERS}")
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(
+    endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]
+) -> None:
+    messages = [{"role": "system", "content": "Be \x1b]0;title\x07\x9b31m red"}]
+    (tmp_path / "talk.json").write_text(json.dumps({"messages": messages}))
+    terminal = open_terminal("chat", endless)
+    terminal.ask(f"/load {tmp_path / 'talk.json'}")
+    terminal.see("0 messages loaded")
+    terminal.ask("/system")
+    terminal.see("system: Be ␛]0;title␇\ufffd31m red")
+    words = command("chat", endless)
+    done = subprocess.run(words, input=f"/load {tmp_path / 'talk.json'}\n/system\n", capture_output=True, text=True)
+    assert done.stderr.endswith("system: Be ␛]0;title␇\ufffd31m red\n")
 
 
 def test_ctrl_z_is_no_letter(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:

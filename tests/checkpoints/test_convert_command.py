@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llucid.checkpoints import load, save
-from llucid.cli import bar, main
+from llucid.cli import main
+from llucid.cli.convert import progress_bar
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
 from tests.tokenizers.kinds import metaspace
@@ -110,8 +111,8 @@ def test_what_a_library_says_of_a_full_disk_is_told(tmp_path: Path, monkeypatch:
 def test_the_bar_comes_after_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
     now = 100.0
-    monkeypatch.setattr("llucid.cli.time.monotonic", lambda: now)
-    with bar() as tell:
+    monkeypatch.setattr("llucid.cli.convert.time.monotonic", lambda: now)
+    with progress_bar() as tell:
         tell(1, 4)
         assert capsys.readouterr().err == ""
         now = 103.0

@@ -235,7 +235,7 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
         assert facts["tied"] == ("the embedding is the output matrix" if config.tied_embeddings else "nothing")
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
-    assert "give the path of one with --tokenizer" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
+    assert "give the path of one, as in tokenizer=PATH" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
 
 
 @pytest.mark.parametrize(("format", "version"), [*TARGETS, ("pytorch_model.bin", None), ("pt", None)])

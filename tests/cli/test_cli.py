@@ -1,7 +1,6 @@
 """The command line as a user meets it: what it prints, and what it says when it is given something wrong."""
 
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -14,15 +13,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import huggingface_hub
 import pytest
 
 import llucid
-from llucid.cli import Command, main
-from llucid.cli.arguments import parse
-from llucid.errors import LlucidError
+from llucid.cli import COMMANDS, command_class, main, read_command
+from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
 from tests.training.test_run import HEARD, TEXT, after, command, do
 
@@ -150,19 +148,19 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "file in no folder": (("convert", "{made}/run", "/proc/model.gguf", "--to", "gguf"), "/proc/model.gguf: No such"),
     "unknown option": (
         ("train", "--stepz", "3"),
-        "Unrecognized options: --stepz, 3; perhaps --steps; see: llucid train",
+        "--stepz: there is no such option; did you mean --steps?; see: llucid train",
     ),
-    "another's option": (("info", "{made}/run", "--json"), "Unrecognized options: --json; see: llucid info --help"),
-    "no number": (("train", "--steps", "many"), "--steps 'many': expected a whole number; see: llucid train --help"),
-    "no fraction": (("train", "--minutes", "a"), "--minutes 'a': expected a number; see: llucid train --help"),
-    "no value": (("generate", "{made}/run", "--seed"), "--seed: needs a value; see: llucid generate --help"),
+    "another's option": (("info", "{made}/run", "--json"), "--json: there is no such option; see: llucid info --help"),
+    "no number": (("train", "--steps", "many"), "--steps: invalid int value: 'many'; see: llucid train --help"),
+    "no fraction": (("train", "--minutes", "a"), "--minutes: invalid float value: 'a'; see: llucid train --help"),
+    "no value": (("generate", "{made}/run", "--seed"), "--seed: expected one argument; see: llucid generate --help"),
     "neither": (
         ("train", "--model.tied-embeddings", "yes"),
-        "--model.tied-embeddings 'yes': expected one of 'True', 'False'; see: llucid train --help",
+        "--model.tied-embeddings: invalid boolean value: 'yes'; see: llucid train --help",
     ),
     "words without quotation marks": (
         ("generate", "{made}/run", "the", "goose", "found"),
-        "goose, found: not expected here; a text of several words stands in quotation marks; see: llucid generate",
+        "goose, found: not expected here; put a text of several words in quotation marks; see: llucid generate",
     ),
     "nothing to go on with": (
         ("train", "--resume", "--out", "{tmp}/none"),
@@ -171,15 +169,16 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
     "unknown choice": (
         ("generate", "{made}/run", "--quantize", "3"),
-        "--quantize '3': expected one of 'int8', 'int4'; see",
+        "--quantize: invalid choice: '3' (choose from 'int8', 'int4'); see",
     ),
     "missing": (("convert", "{made}/run"), "error: missing: OUT, --to; see: llucid convert --help"),
     "toy and a model": (
-        ("predict", "{made}/run", "the fox", "--toy"),
-        "--toy: needs no model, only a text, as in: llucid",
+        ("predict", "{made}/run", "--toy", "the fox"),
+        "--toy the fox: takes no model; leave that out",
     ),
+    "predict without a model": (("predict",), "missing: MODEL; see: llucid predict --help"),
     "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
-    "toy and json": (("predict", "--toy", "a", "--json"), "leave one of them out"),
+    "toy and json": (("predict", "--toy", "a", "--json"), "--toy a: takes no --json; leave that out"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
     "more than can be": (
@@ -230,21 +229,26 @@ def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: P
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
-def test_wrong_words_are_told_of_alike_in_every_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tyro's boxes are as wide as it is, and drawn in ASCII where it does not take UTF-8."""
-    told: dict[str, set[str]] = {}
-    for encoding, columns in (("utf-8", 80), ("utf-8", 82), ("latin-1", 46), ("latin-1", 80), ("latin-1", 100)):
-        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
-        monkeypatch.setenv("COLUMNS", str(columns))
-        for case, (arguments, _) in WRONG.items():
-            try:
-                parse(list(arguments), Command)
-            except LlucidError as error:
-                told.setdefault(case, set()).add(str(error))
-    assert told.keys() >= {"unknown option", "no number", "no value", "unknown command", "unknown choice", "missing"}
-    for case, ways in told.items():
-        [said] = ways
-        assert WRONG[case][1] in f"error: {said}"
+def test_options_become_the_fields_of_a_command() -> None:
+    command = read_command(["train", "--corpus", "a", "b", "--corpus=c", "--model.kv-heads", "2", "--steps", "3"])
+    assert (command.corpus, command.model.kv_heads, command.model.dim, command.steps) == (("a", "b", "c"), 2, None, 3)
+    command = read_command(["generate", "--stop", "x", "run", "--stop", "-- y", "--temperature", "-1", "--", "--text"])
+    assert (command.model, command.prompt, command.stop, command.temperature) == ("run", "--text", ("x", "-- y"), -1)
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("max_tokens=0: must be at least 1", "--max-tokens 0: must be at least 1"),
+        ("too large; or try dtype=bfloat16", "too large; or try --dtype bfloat16"),
+        ("speculate=True: leave out num= or stop=, seed=", "--speculate: leave out --num or --stop, --seed"),
+        ("dim=64 is not divisible by heads=3", "dim=64 is not divisible by heads=3"),  # no options of generate's
+        ("runs/seed=3: no such file", "runs/seed=3: no such file"),
+        ("a (seed=3) and top_seed=4", "a (--seed 3) and top_seed=4"),
+    ],
+)
+def test_messages_of_the_library_name_options_as_they_are_typed(message: str, shown: str) -> None:
+    assert spell_options(message, command_class("generate")) == shown
 
 
 def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) -> None:
@@ -281,6 +285,17 @@ def test_a_library_that_finds_no_memory_is_told_of_in_a_line(made: Path, tmp_pat
     assert not (tmp_path / "out.gguf").exists()
 
 
+def test_names_that_are_not_utf_8_are_printed_as_they_are(made: Path, tmp_path: Path) -> None:
+    words = [
+        os.fsencode(word) for word in command("convert", made / "run", f"{tmp_path}/\udcff", "--to", "huggingface")
+    ]
+    done = subprocess.run(words, capture_output=True)
+    assert done.stdout == b"the model is in " + os.fsencode(tmp_path) + b"/\xff\n"
+    done = subprocess.run([*words[:3], b"info", os.fsencode(tmp_path) + b"/\xfe"], capture_output=True)
+    assert done.returncode == 2
+    assert b"\\udcfe: there is no such file or folder" in done.stderr
+
+
 def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
@@ -297,9 +312,16 @@ def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
 
 def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
     """A first import that is interrupted, as by a Ctrl-C a moment after Enter."""
-    (tmp_path / "tyro.py").write_text("raise KeyboardInterrupt")
+    (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_a_signal_while_the_command_line_is_read_is_no_wrong_word() -> None:
+    kill = "argparse.ArgumentParser.parse_known_args = lambda *_: os.kill(os.getpid(), 15)"
+    code = f"import argparse, os; {kill}; from llucid.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, "info", "x"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)])
@@ -318,20 +340,32 @@ def test_a_process_that_is_told_to_end_leaves_nothing_half_written(
 
 
 def test_help_of_every_command() -> None:
-    commands = [named.__metadata__[0].name for named in get_args(Command)]
     listed = do("--help").stdout
-    for name in commands:
-        assert re.search(rf"[{{,]{name}[,}}]", listed), name
-        assert f"usage: llucid {name}" in do(name, "--help").stdout
+    for name in COMMANDS:
+        assert f"\n  {name} " in listed
+        shown = do(name, "--help").stdout
+        assert do(name, "--help", env=os.environ | {"COLUMNS": "4"}).stdout.split()[:2] == ["usage:", "llucid"]
+        assert shown.startswith(f"usage: llucid {name} ")
+        for option in options_of(command_class(name)):
+            assert option.spelling in shown
 
 
 def test_help_says_what_may_be_left_out() -> None:
-    assert "[MODEL]" in do("chat", "--help").stdout
-    assert "MODEL [PROMPT]\n" in do("generate", "--help").stdout
-    told = do("train", "--help").stdout + do("ladder", "--help").stdout
-    assert "--model.tied-embeddings {True,False}" in told
-    assert "None" not in told
-    assert "(default: )" not in told
+    assert "chat [MODEL] [options]\n" in do("chat", "--help").stdout
+    assert "generate MODEL [PROMPT] [options]\n" in do("generate", "--help").stdout
+    shown = do("train", "--help").stdout
+    assert "--model.tied-embeddings {True,False}" in shown
+    assert "--seed N " in shown
+    assert "(default: 0)" in shown
+    assert "None" not in shown
+    sections = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
+    assert sections == ["data", "size and length", "output", "optimisation", "computing", "model"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_a_help_text(name: str) -> None:
+    for option in options_of(command_class(name)):
+        assert len(option.help) > 5, option.name
 
 
 def test_version() -> None:
@@ -391,7 +425,7 @@ def test_streams_that_are_closed_or_have_few_letters(made: Path) -> None:
     words = command("predict", made / "run", "the", "--top-k", 2)
     few = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert few.returncode == 2
-    assert few.stderr == "error: '\\u2588' is no letter of ascii; set PYTHONIOENCODING=utf-8\n"
+    assert few.stderr == "error: '\\u2588' cannot be encoded as ascii; set PYTHONIOENCODING=utf-8\n"
     assert subprocess.run(f"{' '.join(words)} >&-", shell=True).returncode == 0
 
 

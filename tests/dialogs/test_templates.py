@@ -15,7 +15,8 @@ import pytest
 import transformers
 
 import llucid
-from llucid.chat import Session, encode_dialog, sandbox
+from llucid.chat import Session, encode_dialog
+from llucid.dialogs import sandbox
 from llucid.dialogs.formats import ending_turns, known_format
 from llucid.dialogs.sandbox import RENDERER
 from llucid.dialogs.templates import template_of

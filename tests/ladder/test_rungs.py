@@ -1,4 +1,4 @@
-"""Each rung alone: its shapes, its gradients, what it sees, and what it equals."""
+"""Each rung by itself: shapes, gradients, causality, and what it must equal."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -20,7 +20,7 @@ each_rung = pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 
 
 def grown(rung: Rung, config: Config = CONFIG) -> tuple[torch.Tensor, torch.Tensor, object]:
-    """Inputs, targets, and weights in float64 that are large enough for every part to matter."""
+    """Inputs, targets, and weights in float64, large enough for every part to have an effect."""
     generator = torch.Generator().manual_seed(1)
 
     def grow(leaf: torch.Tensor) -> torch.Tensor:
@@ -30,8 +30,8 @@ def grown(rung: Rung, config: Config = CONFIG) -> tuple[torch.Tensor, torch.Tens
     return tokens[:, :-1], tokens[:, 1:], tree_map(grow, rung.init(config, 0))
 
 
-def theirs(rung: Rung, weights: tuple[object, ...]) -> object:
-    """Weights of another rung that has the same arrays, as this rung's."""
+def as_weights_of(rung: Rung, weights: tuple[object, ...]) -> object:
+    """The weights of a rung with the same arrays, as this rung's type."""
     return type(rung.init(CONFIG, 0))(*weights)
 
 
@@ -43,8 +43,8 @@ def test_the_checks_see_every_token(vocab_size: int) -> None:
 
 
 @each_rung
-def test_every_token_moves_what_it_may_and_nothing_else(rung: Rung) -> None:
-    """Place by place: which inputs the scores depend on."""
+def test_a_token_changes_only_the_logits_from_its_position_on(rung: Rung) -> None:
+    """Position by position; the cheating head is the exception."""
     _, _, weights = grown(rung)
     tokens = torch.arange(CONFIG.context)[None] % CONFIG.vocab_size
     for place in range(CONFIG.context - 1):
@@ -79,20 +79,20 @@ def test_the_same_seed_gives_the_same_weights(rung: Rung) -> None:
 
 
 @each_rung
-def test_the_checks_hold_and_find_the_cheat(rung: Rung) -> None:
-    *others, blind = check(rung, CONFIG, seed=0)
-    assert all(each.holds for each in others), others
-    assert blind.holds == (rung.number != CHEAT)
+def test_the_checks_pass_and_find_the_cheat(rung: Rung) -> None:
+    *others, causal = check(rung, CONFIG, seed=0)
+    assert all(each.passed for each in others), others
+    assert causal.passed == (rung.number != CHEAT)
 
 
-def test_the_checks_find_a_dead_array_and_a_wrong_shape() -> None:
+def test_the_checks_find_an_unused_array_and_a_wrong_shape() -> None:
     rung = RUNGS[3]
 
     def dead(tokens: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
         return rung.logits(tokens, weights._replace(position=weights.position.detach()), config)
 
     found = check(rung._replace(logits=dead), CONFIG, seed=0)
-    assert [each.holds for each in found] == [True, True, False, True]
+    assert [each.passed for each in found] == [True, True, False, True]
     assert "position" in found[2].finding
     for change in (lambda x: 0 * x.sum(), lambda x: (x - x).sum().sqrt()):  # a gradient of nothing, and one of NaN
 
@@ -100,45 +100,45 @@ def test_the_checks_find_a_dead_array_and_a_wrong_shape() -> None:
             return dead(tokens, weights, config) + change(weights.position)  # noqa: B023
 
         found = check(rung._replace(logits=changed), CONFIG, seed=0)
-        assert [each.holds for each in found] == [True, True, False, True]
+        assert [each.passed for each in found] == [True, True, False, True]
     transposed = rung._replace(logits=lambda *given: rung.logits(*given).mT)
-    assert [each.holds for each in check(transposed, CONFIG, seed=0)] == [False]
+    assert [each.passed for each in check(transposed, CONFIG, seed=0)] == [False]
     one_row = rung._replace(logits=lambda tokens, *given: rung.logits(tokens[:1], *given))
-    assert [each.holds for each in check(one_row, CONFIG, seed=0)] == [False]
+    assert [each.passed for each in check(one_row, CONFIG, seed=0)] == [False]
     sure = rung._replace(logits=lambda *given: 99 * rung.logits(*given))
-    assert not check(sure, CONFIG, seed=0)[1].holds
+    assert not check(sure, CONFIG, seed=0)[1].passed
     after = lambda tokens: F.one_hot((tokens + 1) % CONFIG.vocab_size)  # noqa: E731  as every_token goes on
     knowing = rung._replace(logits=lambda tokens, *given: rung.logits(tokens, *given) + 99 * after(tokens))
-    assert not check(knowing, CONFIG, seed=0)[1].holds
+    assert not check(knowing, CONFIG, seed=0)[1].passed
 
 
 @pytest.mark.parametrize(("ahead", "change"), [(1, 2e-5), (1, -2e-5), (2, 2e-5)])
-def test_the_checks_find_one_that_sees_only_the_next_token_or_only_the_one_after(ahead: int, change: float) -> None:
+def test_the_checks_find_a_small_leak_of_one_later_token(ahead: int, change: float) -> None:
     def peeking(tokens: torch.Tensor, weights: object, config: Config) -> torch.Tensor:
         future = F.pad(tokens, (0, ahead))[:, ahead:, None]
         return RUNGS[3].logits(tokens, weights, config) + change * future
 
-    *others, blind = check(RUNGS[3]._replace(logits=peeking), CONFIG, seed=0)
-    assert all(each.holds for each in others)
-    assert not blind.holds
+    *others, causal = check(RUNGS[3]._replace(logits=peeking), CONFIG, seed=0)
+    assert all(each.passed for each in others)
+    assert not causal.passed
 
 
-def test_the_cheat_is_the_mask_taken_away() -> None:
-    """On the last place, which has no future, both agree."""
+def test_the_cheating_head_is_the_masked_one_without_its_mask() -> None:
+    """At the last position, which has no future, both agree."""
     inputs, _, weights = grown(RUNGS[2])
-    cheating, masked = (rung.logits(inputs, theirs(rung, weights), CONFIG) for rung in RUNGS[2:4])
+    cheating, masked = (rung.logits(inputs, as_weights_of(rung, weights), CONFIG) for rung in RUNGS[2:4])
     torch.testing.assert_close(cheating[:, -1], masked[:, -1])
     assert (cheating[:, 0] - masked[:, 0]).abs().max() > 1e-3
 
 
-def test_one_head_is_several_of_which_there_is_one() -> None:
+def test_one_head_equals_heads_with_a_count_of_one() -> None:
     one = replace(CONFIG, heads=1, kv_heads=1, head_dim=CONFIG.dim)
     inputs, _, weights = grown(RUNGS[5])
-    single, several = (rung.logits(inputs, theirs(rung, weights), one) for rung in RUNGS[5:7])
+    single, several = (rung.logits(inputs, as_weights_of(rung, weights), one) for rung in RUNGS[5:7])
     torch.testing.assert_close(single, several)
 
 
-def test_one_block_is_a_stack_of_one() -> None:
+def test_one_block_equals_blocks_with_a_count_of_one() -> None:
     config = replace(CONFIG, layers=1)
     inputs, _, weights = grown(rung_of(rung_09_blocks), config)
     block = weights.blocks[0]
@@ -153,7 +153,7 @@ def rung_of(module: object) -> Rung:
     return next(rung for rung in RUNGS if rung.init is module.init)
 
 
-def test_the_blocks_are_a_llama_whose_heads_share_nothing() -> None:
+def test_the_blocks_are_a_llama_with_as_many_key_heads_as_query_heads() -> None:
     inputs, _, weights = grown(rung_of(rung_09_blocks))
     whole = llama(inputs, weights, replace(CONFIG, kv_heads=CONFIG.heads))
     torch.testing.assert_close(rung_09_blocks.logits(inputs, weights, CONFIG), whole)

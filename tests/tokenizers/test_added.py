@@ -15,7 +15,7 @@ from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
-from llucid.tokenizers.info import facts_of, read_facts
+from llucid.tokenizers.info import info_of, read_info
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
@@ -81,7 +81,7 @@ def test_tokens_added_beside_a_tokenizer_are_its_own(case: str, kind: str, tmp_p
     assert isinstance(ours, JsonTokenizer)
     assert ours.eos == theirs.eos_token_id == SIZE
     assert (ours.vocab_size, ours.stop_ids) == (SIZE + 2, {SIZE})
-    assert read_facts(tmp_path) == facts_of(ours)
+    assert read_info(tmp_path) == info_of(ours)
     expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
     assert SIZE in expected
     assert encode_dialog(DIALOG, ours) == expected
@@ -119,7 +119,7 @@ def test_added_tokens_that_cannot_be_are_refused_in_a_line(files: dict[str, Any]
         load_tokenizer(tmp_path)
     assert "\n" not in str(told.value)
     with pytest.raises(LlucidError, match=r".") as told:
-        read_facts(tmp_path)
+        read_info(tmp_path)
     assert "\n" not in str(told.value)
 
 
@@ -127,7 +127,7 @@ def test_added_tokens_that_cannot_be_are_refused_in_a_line(files: dict[str, Any]
 def test_flags_beside_a_sentencepiece_model(flags: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, tokenizer_config=LLAMA | flags)
     ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
-    assert read_facts(tmp_path) == facts_of(ours)
+    assert read_info(tmp_path) == info_of(ours)
     for text in [HOSTILE[name].lstrip() for name in BYTES]:
         ids = theirs(text)["input_ids"]
         assert not text or prompt_ids(ours, text) == ids
@@ -153,7 +153,7 @@ def test_roles_in_a_file_of_their_own(kind: str, tmp_path: Path) -> None:
         as_json(tmp_path)
     ours = load_tokenizer(tmp_path)
     assert (ours.bos, ours.eos, ours.stop_ids) == (1, 2, {2})
-    assert read_facts(tmp_path) == facts_of(ours)
+    assert read_info(tmp_path) == info_of(ours)
     talk = [*DIALOG, {"role": "assistant", "content": "The friend."}, *DIALOG]
     assert 2 in encode_dialog(talk, ours)
     ours.save(tmp_path / "..")
@@ -246,8 +246,9 @@ def test_tokens_that_a_sentencepiece_model_finds_in_text(tmp_path: Path) -> None
     (tmp_path / "tokenizer.model").write_bytes(model)
     ours = load_tokenizer(tmp_path)
     library = sentencepiece.SentencePieceProcessor(model_proto=model)
-    for text in ("a <|im_start|>bell<|im_end|><|im_end|> x", TALE):
+    for text in ("a <|im_start|>bell<|im_start|><|im_start|> x", TALE):
         assert ours.encode(text) == library.encode(text)
+    assert 4 not in ours.encode("bell<|im_end|>")  # EOS, which no text becomes
     ids = encode_dialog([{"role": "user", "content": "bell<|im_end|>"}], ours)
     assert [token for token in ids if token in turns.values()] == [3, 4, 3, 4, 3]
     assert ours.stop_ids == {4}
@@ -263,11 +264,12 @@ def test_tokens_that_a_gguf_file_finds_in_text() -> None:
     told |= {"tokenizer.ggml.eos_token_id": SIZE, "tokenizer.chat_template": CHATML}
     found = read_vocabulary(told)
     assert (found.bos, found.eos, found.stop_ids) == (1, SIZE, {SIZE})
-    assert found.encode("bell<|im_end|>the fox") == [*plain.encode("bell"), SIZE, *plain.encode("the fox")]
+    assert found.encode("bell<|im_start|>the fox") == [*plain.encode("bell"), SIZE + 1, *plain.encode("the fox")]
+    assert SIZE not in found.encode("bell<|im_end|>")  # EOS, which no text becomes
     assert found.decode([*plain.encode("bell"), SIZE + 1]) == "bell<|im_start|>"
     ids = encode_dialog([{"role": "user", "content": "bell<|im_start|>"}], found)
     begin, end, line = SIZE + 1, SIZE, plain.encode("\n")
     assert ids.count(begin) == 3
     expected = [*plain.encode("user\nbell<|im_start|>"), end, *line, begin, *plain.encode("assistant\n")]
     assert ids[-len(expected) :] == expected
-    assert write_vocabulary(found, SIZE + 2)["tokenizer.ggml.token_type"] == told["tokenizer.ggml.token_type"]
+    assert write_vocabulary(found, SIZE + 2)["tokenizer.ggml.token_type"][-2:] == [3, 4]

@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from llucid.checkpoints import Model, load, save
 from llucid.checkpoints.gguf import read_tokenizer_info
 from llucid.checkpoints.gguf_file import read_head
-from llucid.dialogs.templates import encode_template
+from llucid.dialogs.templates import encode_template, template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.byte_pieces import byte_letters
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.gguf_export import write_vocabulary
-from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_facts, read_vocabulary
-from llucid.tokenizers.info import facts_of
+from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_info, read_vocabulary
+from llucid.tokenizers.info import info_of
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
-from llucid.tokenizers.tiktoken_ranks import byte_letters
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
@@ -123,7 +123,7 @@ def test_a_tokenizer_goes_through_the_file(tokenizer: Tokenizer, tmp_path: Path)
     assert found.config == config
     tokens = read_head(tmp_path / "a.gguf").value("tokenizer.ggml.tokens")
     assert len(tokens) == config.vocab_size
-    assert read_tokenizer_info(tmp_path / "a.gguf")[1:] == facts_of(tokenizer)[1:]
+    assert read_tokenizer_info(tmp_path / "a.gguf")[1:] == info_of(tokenizer)[1:]
 
 
 def test_no_end_is_not_taken_for_one() -> None:
@@ -145,7 +145,7 @@ def test_bos_begins_a_text_where_the_file_says_so() -> None:
             (silent, tokenizer.bos),
             (told | {"tokenizer.ggml.add_bos_token": False}, None),
         ):
-            assert read_vocabulary(keys).bos == read_facts(keys).bos == bos
+            assert read_vocabulary(keys).bos == read_info(keys).bos == bos
     assert read_vocabulary(silent | {"tokenizer.ggml.pre": "gpt-2"}).bos is None
 
 
@@ -156,8 +156,10 @@ def test_the_ends_of_llama_3() -> None:
     for role, name in (("bos", "begin_of_text"), ("eos", "end_of_text"), ("eot", "eot_id"), ("eom", "eom_id")):
         assert told[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
     assert read_vocabulary(told).special == ranks.special
-    for other in ("llama3", "falcon3"):  # the same rule by other names
+    for other in ("llama3", "falcon3", "default"):  # the same rule by other names
         assert read_vocabulary(told | {"tokenizer.ggml.pre": other}).encode(TALE) == ranks.encode(TALE)
+    nameless = {key: value for key, value in told.items() if key != "tokenizer.ggml.pre"}
+    assert read_vocabulary(nameless).encode(TALE + "12345") == ranks.encode(TALE + "12345")
     base = {key: value for key, value in told.items() if "eot_token" not in key and "eom_token" not in key}
     assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model: it was not taught to end a turn
     chat = base | {"tokenizer.ggml.eos_token_id": ranks.special["<|eot_id|>"]}
@@ -176,6 +178,20 @@ def test_templates_go_through(tmp_path: Path) -> None:
         assert again.config["chat_template"] == template
         assert (again.bos, again.eos) == (made.bos, made.eos)
         assert again.encode(TALE) == made.encode(TALE)
+
+
+def test_templates_with_names_go_through(tmp_path: Path) -> None:
+    """As in Hermes 3: transformers keeps them in a list, GGUF under keys of their own."""
+    for names in (["default", "tool_use"], ["tool_use", "rag"]):
+        rows = [{"name": name, "template": f"{{{{ bos_token }}}}{name}"} for name in names]
+        tokenizer = SentencePiece(sentencepiece_model(), {"chat_template": rows})
+        config = replace(TINY, vocab_size=tokenizer.vocab_size)
+        save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
+        found = load(tmp_path / "a.gguf", device="cpu").tokenizer
+        assert [template_of(found, name) for name in names] == [row["template"] for row in rows]
+        head = read_head(tmp_path / "a.gguf")
+        assert head.value("tokenizer.chat_templates") == [name for name in names if name != "default"]
+        assert ("tokenizer.chat_template" in head.fields) == ("default" in names)
 
 
 def test_a_template_is_told_what_bos_is_also_where_texts_do_not_begin_with_it(tmp_path: Path) -> None:
@@ -217,10 +233,10 @@ def test_spaces_that_llama_cpp_puts_elsewhere(scheme: str) -> None:
         other |= {text} if theirs != ids else set()
     assert other == (set() if scheme == "never" else {" ", "   a   ", HOSTILE["spaces"], MARK})
     assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids) == (1, 2, {2})
-    assert read_facts(told)[1:] == facts_of(tokenizer)[1:]
+    assert read_info(told)[1:] == info_of(tokenizer)[1:]
     if scheme != "never":
         assert json.loads(told[WHOLE_JSON]) == json.loads(tokenizer.json())
-        assert read_facts(told) == facts_of(tokenizer)
+        assert read_info(told) == info_of(tokenizer)
         assert found.special == tokenizer.special
         assert write_vocabulary(found, tokenizer.vocab_size + 3) == told
 
@@ -252,7 +268,7 @@ def test_an_id_that_begins_a_text_or_not_with_the_whole_json(tmp_path: Path) -> 
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
     for keys, bos in ((told, 1), (told | {"tokenizer.ggml.add_bos_token": False}, None)):
         found = read_vocabulary(keys)
-        assert found.bos == read_facts(keys).bos == bos
+        assert found.bos == read_info(keys).bos == bos
         assert encode_template(template, [{"role": "user", "content": " a"}], found) == [1, *tokenizer.encode(" a")]
     silent = {key: value for key, value in told.items() if not key.endswith(("_token_id", "add_bos_token"))}
     found = read_vocabulary(silent)
@@ -300,19 +316,50 @@ def test_each_cut_has_its_name(name: str, cut: dict[str, Any], whole_words: bool
         assert read_vocabulary(told).encode(text) == made.encode(text)
 
 
+OTHER_WORDS = {
+    "deepseek-coder": (["It", " is", " ", "1", "2", " o", "'", "clock", "!", "\n", "漢字"], "It is 12 o'clock!\n漢字"),
+    "deepseek-llm": (["It", " is", " ", "12", " o", "'", "clock", "!", "\n", "漢字"], "It is 12 o'clock!\n漢字"),
+    "tekken": (["It", " is", " ", "1", "2", " o", "'clock", " Mc", "Gee", "/"], "It is 12 o'clock McGee/"),
+    "default": (["It", " is", " ", "123", "4", " o", "'", "clock", "!"], "It is 1234 o'clock!"),
+    "refact": (["It", " is", " ", "1", "2", " o", "'", "clock", "!"], "It is 12 o'clock!"),
+    "phi-2": (["It", " is", " 12", " o", "'", "clock", "!"], "It is 12 o'clock!"),
+}
+
+
+@pytest.mark.parametrize("pre", OTHER_WORDS)
+def test_other_rules_split_a_text_as_in_llama_cpp(pre: str) -> None:
+    made = byte_pairs(GPT2)
+    told = write_vocabulary(made, made.vocab_size) | {"tokenizer.ggml.pre": pre}
+    found = read_vocabulary(told)
+    assert isinstance(found, JsonTokenizer)
+    assert found.tokenizer.pre_tokenizer is not None
+    words, text = OTHER_WORDS[pre]
+    spelled = [word.encode().decode("latin-1").translate(byte_letters()) for word in words]
+    assert [word for word, _ in found.tokenizer.pre_tokenizer.pre_tokenize_str(text)] == spelled
+
+
+def test_an_id_out_of_range_is_ignored_as_in_llama_cpp() -> None:
+    ranks = small_ranks()
+    told = write_vocabulary(ranks, ranks.vocab_size)
+    assert read_vocabulary(told | {"tokenizer.ggml.eos_token_id": 2**32 - 1}).eos is None
+    told = write_vocabulary(small_sentencepiece(), 400)
+    found = read_vocabulary(told | {"tokenizer.ggml.eos_token_id": 400, "tokenizer.ggml.bos_token_id": 2**32 - 1})
+    assert (found.bos, found.eos) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda content: content.update(normalizer={"type": "NFC"}), 'it normalises by {"type": "NFC"}'),
+        (lambda content: content.update(normalizer={"type": "NFC"}), 'its normalizer {"type": "NFC"}'),
         (
             lambda content: content.update(
                 model={"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], ["</s>", 0.0]]}
             ),
             'its model is "Unigram"',
         ),
-        (lambda content: content["model"].update(unk_token="</s>"), "and has unk_token"),
-        (lambda content: content["model"].update(dropout=0.5), "and has dropout"),
-        (lambda content: content["model"].update(end_of_word_suffix="x"), "and has end_of_word_suffix"),
+        (lambda content: content["model"].update(unk_token="</s>"), "and it has unk_token"),
+        (lambda content: content["model"].update(dropout=0.5), "and it has dropout"),
+        (lambda content: content["model"].update(end_of_word_suffix="x"), "and it has end_of_word_suffix"),
         (lambda content: content["pre_tokenizer"].update(add_prefix_space=True), '"add_prefix_space": true'),
     ],
 )
@@ -327,7 +374,7 @@ def test_byte_pairs_that_gguf_cannot_say(change: Callable[[dict[str, Any]], None
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_an_added_token_that_takes_the_spaces_around_it_is_refused(flag: str) -> None:
     made = byte_pairs(GPT2, added={flag: True})
-    with pytest.raises(LlucidError, match="an added token that takes the spaces around it"):
+    with pytest.raises(LlucidError, match="an added token with lstrip, rstrip or single_word"):
         write_vocabulary(made, made.vocab_size)
 
 
@@ -350,7 +397,7 @@ def normalizing(**step: Any) -> JsonTokenizer:
 )
 def test_more_than_spaces_before_texts_is_refused(make: Callable[[], JsonTokenizer]) -> None:
     tokenizer = make()
-    with pytest.raises(LlucidError, match=r"llama.cpp's rules make other ids than its own"):
+    with pytest.raises(LlucidError, match=r"llama.cpp's rules give other ids"):
         write_vocabulary(tokenizer, tokenizer.vocab_size)
 
 
@@ -385,7 +432,9 @@ def test_a_piece_that_could_not_be_merged_anyway() -> None:
     [
         (lambda: Characters("aé"), "not all ASCII"),
         (lambda: SentencePiece(sentencepiece_model("unigram")), r"does not merge pairs \(BPE\)"),
-        (lambda: SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")), "alters text"),
+        (lambda: SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")), "normalises characters"),
+        (lambda: SentencePiece(sentencepiece_model(remove_extra_whitespaces=True)), "collapses spaces"),
+        (lambda: SentencePiece(sentencepiece_model(treat_whitespace_as_suffix=True)), "space behind a word"),
         (lambda: Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", b"a"], [0.0] * 4), "without a piece for each byte"),
         (never_merged, "the piece 'bell bell' is never merged"),
         (word_level, 'its model is "WordLevel"'),
@@ -403,25 +452,28 @@ def test_tokenizers_that_gguf_cannot_say(make: Any, said: str, tmp_path: Path) -
     ("make", "keys", "said"),
     [
         (small_ranks, {"model": "bert"}, 'model "bert" is not supported'),
-        (small_ranks, {"model": None}, "no tokenizer inside; give the path of one with --tokenizer"),
+        (small_ranks, {"model": None}, "no tokenizer inside; give the path of one, as in tokenizer=PATH"),
         (small_ranks, {"model": 7}, "model 7 is not supported"),
-        (small_ranks, {"pre": "deepseek-coder"}, 'pre "deepseek-coder" is not supported; llama-bpe, '),
-        (small_ranks, {"pre": None}, "pre null is not supported"),
+        (small_ranks, {"pre": "qwen2"}, 'pre "qwen2" is not supported: how this tokenizer splits'),
+        (small_ranks, {"pre": 7}, "pre 7 is not supported"),
         (small_ranks, {"tokens": None}, "tokens should be a list of str and is null"),
-        (small_ranks, {"tokens": ["a", "a"], "token_type": [1, 1]}, "different from each other"),
+        (small_ranks, {"tokens": ["a", "a"], "token_type": [1, 1]}, "should all be different"),
         (small_ranks, {"token_type": [1]}, "a type, 1 to 6, for each"),
         (small_ranks, {"merges": None}, "merges should be a list"),
-        (small_ranks, {"merges": ["ab"]}, "one that is no pair"),
+        (small_ranks, {"merges": ["ab"]}, "one that is not a pair"),
         (small_ranks, {"merges": [7]}, "merges should be a list of str and is [7]"),
         (small_ranks, {"tokens": [7], "token_type": [1]}, "tokens should be a list of str and is [7]"),
         (small_ranks, {"merges": ["a zzz"]}, "tokenizer.json cannot be read"),
-        (small_ranks, {"eos_token_id": 10**6}, "eos_token_id 1000000 is none of the"),
-        (small_ranks, {"bos_token_id": "x"}, 'bos_token_id "x" is none'),
+        (small_ranks, {"bos_token_id": "x"}, 'bos_token_id should be an id and is "x"'),
         (small_sentencepiece, {"scores": None}, "scores should be a list of float"),
         (small_sentencepiece, {"scores": [0.0]}, "scores should be a number for each"),
         (small_sentencepiece, {"scores": [math.nan] + [0.0] * 399}, "scores should be a number for each"),
         (small_sentencepiece, {"unknown_token_id": -1}, "unknown_token_id -1 is none"),
-        (lambda: Characters("ab"), {"tokens": ["b", "a"]}, "but for single ASCII characters in their order"),
+        (
+            lambda: Characters("ab"),
+            {"tokens": ["b", "a"]},
+            "is only supported for single ASCII characters in their order",
+        ),
     ],
 )
 def test_vocabularies_that_are_refused_by_name(make: Any, keys: dict[str, Any], said: str) -> None:
@@ -457,7 +509,7 @@ def of_another_vocabulary(name: str) -> str:
 def test_a_broken_whole_json_is_refused(value: Any, said: str) -> None:
     tokenizer = metaspace()
     told = write_vocabulary(tokenizer, tokenizer.vocab_size) | {WHOLE_JSON: value}
-    for read in (read_vocabulary, read_facts):
+    for read in (read_vocabulary, read_info):
         with pytest.raises(LlucidError, match=re.escape(said)):
             read(told)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.info import facts_of, read_facts
+from llucid.tokenizers.info import info_of, read_info
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
@@ -62,9 +62,9 @@ def test_the_facts_are_those_of_the_one_that_is_built(
     files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(files[kind])
-    assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+    assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
     load_tokenizer(tmp_path).save(tmp_path)
-    assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+    assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
 
 
 @pytest.mark.parametrize("kind", [TiktokenRanks, JsonTokenizer])
@@ -74,10 +74,10 @@ def test_the_facts_are_told_without_building_it(
     """Which takes seconds."""
     (tmp_path / "tokenizer.json").write_bytes(files[kind])
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "O", "eos_token": "n"}')
-    expected = facts_of(load_tokenizer(tmp_path))
+    expected = info_of(load_tokenizer(tmp_path))
     assert kind is TiktokenRanks or expected.eos is not None
     monkeypatch.setattr("llucid.tokenizers.info.load_tokenizer", None)
-    assert read_facts(tmp_path) == expected
+    assert read_info(tmp_path) == expected
 
 
 @pytest.mark.parametrize("vocabulary", [{"b": 0, "a": 1}, {"a": 0, "ab": 1}, {"a": 0, "b": 2}])
@@ -94,13 +94,13 @@ def test_words_that_are_not_characters_in_their_order_keep_their_ids(
 
 def test_the_facts_of_ranks_without_a_last_line_break(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(rank_file(ranks()).rstrip(b"\n"))
-    assert read_facts(tmp_path) == facts_of(load_tokenizer(tmp_path))
+    assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model"])
 def test_the_facts_of_published_ones(data: Path, name: str) -> None:
     expected = {"2": ("SentencePiece", 32_000, 1, 2), "3": ("TiktokenRanks", 128_256, 128_000, 128_001)}
-    assert read_facts(data / name) == expected[name[5]]
+    assert read_info(data / name) == expected[name[5]]
 
 
 def test_a_folder_of_several_has_an_order(files: dict[type[Tokenizer], bytes], tmp_path: Path) -> None:
@@ -138,7 +138,8 @@ def test_a_checkpoint_and_a_text_are_no_tokenizers(data: Path) -> None:
         (b"plain text\n" * 100, "not a tokenizer that llucid knows"),
         (b'{"model": ', "not a JSON file"),
         (b'{"\xff": 1}', "not a JSON file"),
-        (b'{"a":' * 100_000, "not a JSON file"),
+        (b'{"a":' * 100_000, "mostly empty lists or objects"),
+        (b'{"abcdefgh":' * 100_000, "not a JSON file"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not a JSON file"),
         (b"{}", "cannot be read"),
         (b'{"model": {"type": "BPE", "vocab": {}, "merges": [["a\\n", "b"]]}}', "Token `a ` out of vocabulary"),

@@ -13,7 +13,7 @@ from tiktoken.load import load_tiktoken_bpe
 
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.tiktoken_ranks import TiktokenRanks, cut
+from llucid.tokenizers.tiktoken_ranks import TiktokenRanks, split
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.tokenizers.texts import HOSTILE, LONG, MARK, any_text, rank_file, ranks, small_ranks
 
@@ -126,7 +126,7 @@ def test_ids_of_any_text_are_metas(llama3: TiktokenRanks, meta: Meta, opened: Js
 def test_texts_are_cut_where_meta_cuts(runs: list[tuple[str, int]]) -> None:
     text = "".join(character * length for character, length in runs)[:400_000]
     if text:
-        assert list(cut(text)) == list(meta_cut(text, 25_000))
+        assert list(split(text)) == list(meta_cut(text, 25_000))
 
 
 def test_transformers_opens_the_saved_one(llama3: TiktokenRanks, saved: Path) -> None:
@@ -222,7 +222,7 @@ def test_metas_file_is_written_as_meta_has_it(llama3: TiktokenRanks, data: Path,
     ("content", "says"),
     [
         (rank_file(ranks()[:200]), "the byte 0x.. has no rank"),
-        (rank_file([*ranks(), b"a"]), "two ranks are of the same bytes"),
+        (rank_file([*ranks(), b"a"]), "two ranks have the same bytes"),
         (rank_file(ranks()).replace(b" 17\n", b" 18\n"), "line 18 should end with the rank 17"),
         (rank_file(ranks()) + b"a*== %d\n" % len(ranks()), "line 313 is not base64"),
         (rank_file(ranks()) + b"IQ==", "line 313 should end with the rank 312"),

@@ -24,8 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import llucid
-from llucid.cli import Command
-from llucid.cli.arguments import parse
+from llucid.cli import read_command
 from llucid.corpora import open_corpus
 from llucid.corpora.tokens import tokenise
 from llucid.errors import LlucidError
@@ -78,7 +77,7 @@ def ended(words: list[str], status: int, **options: object) -> subprocess.Comple
 
 def here(*arguments: object) -> None:
     """Runs a command in this process, which is quicker."""
-    parse([str(argument) for argument in arguments], Command).run()
+    read_command([str(argument) for argument in arguments]).run()
 
 
 def fresh(corpus: Path, out: Path | str, *more: object) -> tuple[object, ...]:

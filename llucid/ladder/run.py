@@ -1,4 +1,4 @@
-"""The ladder, climbed: every rung trained on the same batches, in the same way, as many steps, and measured alike."""
+"""Trains every rung on the same batches, with the same recipe and number of steps, and evaluates all alike."""
 
 import dataclasses
 import json
@@ -20,9 +20,9 @@ from llucid.files import atomic_file, write_text_atomically
 from llucid.generation.sampling import draw, generator, temperature
 from llucid.ladder import RUNGS, Rung
 from llucid.ladder.checks import check
-from llucid.ladder.picture import draw_ladder
+from llucid.ladder.comparison import Result, compare, noise
+from llucid.ladder.plot import draw_ladder
 from llucid.ladder.report import Report
-from llucid.ladder.verdicts import Result, noise, verdicts
 from llucid.tokenizers import Tokenizer
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate, optimizers_for
@@ -33,25 +33,25 @@ from llucid.training.step import train_step
 from llucid.weights import count, leaves, named_leaves
 
 SIZES = Config(dim=96, layers=3, heads=4, kv_heads=2, head_dim=24, ffn_dim=256, vocab_size=1, context=64)
-"""The numbers of the last rung; the vocabulary is the corpus's."""
+"""The sizes of the last rung; the vocabulary comes from the corpus."""
 ROWS = 16
-"""Windows in a step."""
+"""Windows per step."""
 RECIPE = Settings(learning_rate=0.02, muon_learning_rate=0.02, warmup=0.02, final=0.0)
-"""How every rung is trained: `llucid train`'s way, at rates that suit the small."""
+"""The recipe of `llucid train`, with learning rates for models this small (benchmarks/ladder.md)."""
 EDGES = ("table", "embedding", "position", "output")
-"""The arrays that stand at the edge of a network, whose rows are looked up or scored against: AdamW trains them."""
-MEASURED = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
-"""The shares of the steps after which the loss is measured on the way."""
+"""Names of the input and output arrays, which AdamW trains; Muon trains the matrices between them."""
+EVALUATED = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
+"""The curve has a point after each of these fractions of the steps."""
 PART = 6
-"""For the curve, one in so many of the validation windows is measured; for the table, each."""
+"""The curve uses every sixth validation window, the final loss all of them."""
 SAMPLE = 300
-"""Characters that a rung writes."""
+"""Characters of the sample that each rung writes."""
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Task(NamedTuple):
-    """What all rungs have in common."""
+    """What all rungs share."""
 
     config: Config
     corpus: Corpus
@@ -62,14 +62,14 @@ class Task(NamedTuple):
     validation: list[Batch]
     validation_part: list[Batch]
     prompt: str
-    """What every rung writes on from: the whole lines of the validation split's first window."""
+    """The beginning of every sample: the complete lines of the first validation window."""
 
 
 class Interrupted(Exception):
-    """The user wants no more."""
+    """Ctrl-C was pressed."""
 
 
-def climb(
+def run_ladder(
     console: Console,
     *,
     corpus: Sequence[str] = (),
@@ -81,17 +81,17 @@ def climb(
 ) -> Path | None:
     """Trains the rungs and returns the folder with `ladder.png`, `metrics.json` and `samples.txt`.
 
-    Without a corpus, Tiny Shakespeare, or fables where it cannot be had. Ctrl-C ends the climb and keeps the rungs that
-    are complete; None if there is none. Raises LlucidError for bad input.
+    The default corpus is Tiny Shakespeare, or fables if that cannot be downloaded. After Ctrl-C the results of the
+    finished rungs are kept; returns None if there are none. Raises LlucidError for bad input.
     """
     if steps < 1 or seeds < 1:
-        raise LlucidError(f"--steps {steps} --seeds {seeds}: both must be at least 1")
+        raise LlucidError(f"steps={steps} seeds={seeds}: both must be at least 1")
     if not 0 <= seed < 1 << 63:
-        raise LlucidError(f"--seed {seed}: must be at least 0 and less than 2^63")
+        raise LlucidError(f"seed={seed}: must be at least 0 and less than 2^63")
     chosen = choose(rungs)
     folder = Path(out) if out else free_name("ladder")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise LlucidError(f"--out {out}: something is there already; name another folder")
+        raise LlucidError(f"out={out}: is not empty; choose another folder")
     task = prepare(corpus, steps, console)
     results: list[Result] = []
     report = Report(console, task.corpus.name, len(chosen) * seeds * steps)
@@ -103,7 +103,7 @@ def climb(
         except Interrupted:
             pass
     if not results:
-        console.print("stopped before a rung was complete; nothing was written", highlight=False)
+        console.print("stopped before the first rung was finished; nothing was written", highlight=False)
         return None
     if len(results) < len(chosen):
         console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
@@ -114,7 +114,7 @@ def climb(
 
 
 def choose(words: Sequence[str]) -> list[Rung]:
-    """The rungs that numbers ("4"), ranges ("4-6") and names ("rope") name, from the lowest; all, if there are none."""
+    """The rungs selected by numbers ("4"), ranges ("4-6") and names ("rope"), the lowest first; all for no words."""
     chosen: set[int] = set()
     for word in words:
         first, _, last = word.partition("-")
@@ -123,28 +123,28 @@ def choose(words: Sequence[str]) -> list[Rung]:
             named = [rung.number for rung in RUNGS if int(first) <= rung.number <= int(last or first)]
         if not named:
             names = ", ".join(f"{rung.number} {rung.name}" for rung in RUNGS)
-            raise LlucidError(f"--rungs {word}: no such rung; expected numbers, ranges like 4-6, or names, of: {names}")
+            raise LlucidError(f"rungs={word}: no such rung; expected numbers, ranges like 4-6, or names from: {names}")
         chosen.update(named)
     return [rung for rung in RUNGS if rung.number in chosen or not words]
 
 
 def prepare(names: Sequence[str], steps: int, console: Console) -> Task:
-    """Opens the corpus and reads what every rung is measured on."""
+    """Opens and tokenises the corpus."""
     try:
         corpus = open_corpus(names or ["shakespeare"])
     except LlucidError:
         if names:
             raise
-        console.print("Tiny Shakespeare cannot be had here: climbing on fables, which llucid makes up", highlight=False)
+        console.print("Tiny Shakespeare is not available: using fables, which llucid generates", highlight=False)
         corpus = open_corpus(["fables"])
     tokenizer = make_tokenizer("characters", corpus)
-    with progress_of("reading", console, 2 * corpus.size()) as heard:
-        training, validation = (tokenise(corpus, tokenizer, split, heard) for split in ("train", "validation"))
+    with progress_of("reading", console, 2 * corpus.size()) as advance:
+        training, validation = (tokenise(corpus, tokenizer, split, advance) for split in ("train", "validation"))
     config = dataclasses.replace(SIZES, vocab_size=tokenizer.vocab_size)
     if tokenizer.vocab_size < 2 or min(training.length, validation.length) < 2 * config.context:
         raise LlucidError(
-            f"--corpus {' '.join(names)}: its splits have {training.length} and {validation.length} characters, "
-            f"{tokenizer.vocab_size} of them different; the ladder needs {2 * config.context} in each, and 2 different"
+            f"corpus={' '.join(names)}: its splits have {training.length} and {validation.length} characters, "
+            f"{tokenizer.vocab_size} different; the ladder needs {2 * config.context} in each, and 2 different ones"
         )
     whole = list(validation_batches(validation, config.context))
     part = [(inputs[::PART], targets[::PART]) for inputs, targets in whole]
@@ -162,36 +162,36 @@ def prepare(names: Sequence[str], steps: int, console: Console) -> Task:
 
 
 def title(task: Task) -> str:
-    """What all the curves have in common."""
+    """The subtitle of the plot: what all curves have in common."""
     characters = task.steps * ROWS * task.config.context
-    told = f"{task.corpus.name}: the same {characters:,} characters for each rung, in {task.steps:,} steps"
-    return f"{told}; curves: a sixth of the validation windows, numbers: all of them"
+    budget = f"{task.corpus.name}: the same {characters:,} characters for each rung, in {task.steps:,} steps"
+    return f"{budget}; curves: every sixth validation window, numbers: all windows"
 
 
-def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], bool]) -> Result:
-    """Checks a rung, trains it from each seed, and lets it write. Raises Interrupted."""
-    begun = time.perf_counter()
-    found = check(rung, task.config, seeds[0])
-    report.begins(rung, found)
+def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], int]) -> Result:
+    """Checks a rung, trains it with each seed, and samples from it. Raises Interrupted."""
+    started = time.perf_counter()
+    checks = check(rung, task.config, seeds[0])
+    report.rung_started(rung, checks)
     curves: list[tuple[tuple[int, float], ...]] = []
     losses: list[float] = []
     sample, parameters = "", 0
     for seed in seeds:
         weights = rung.init(task.config, seed)
         curves.append(train(rung, weights, task, seed, report, interrupted))
-        losses.append(measure(rung, weights, task.config, task.validation))
+        losses.append(evaluate(rung, weights, task.config, task.validation))
         if not sample:
-            sample, parameters = write(rung, weights, task, seed), count(weights)
-    seconds = time.perf_counter() - begun
-    result = Result(rung, parameters, not found[-1].holds, tuple(curves), tuple(losses), seconds, sample)
-    report.ends(result)
+            sample, parameters = write_sample(rung, weights, task, seed), count(weights)
+    seconds = time.perf_counter() - started
+    result = Result(rung, parameters, not checks[-1].passed, tuple(curves), tuple(losses), seconds, sample)
+    report.rung_finished(result)
     return result
 
 
 def train(
-    rung: Rung, weights: Any, task: Task, seed: int, report: Report, interrupted: Callable[[], bool]
+    rung: Rung, weights: Any, task: Task, seed: int, report: Report, interrupted: Callable[[], int]
 ) -> tuple[tuple[int, float], ...]:
-    """Trains the weights and returns the curve of the validation loss. Raises Interrupted."""
+    """Trains the weights and returns the curve of validation losses. Raises Interrupted."""
 
     def loss_sum(inputs: Tensor, targets: Tensor, weights: Any, config: Config, *_: object) -> Tensor:
         return rung.loss(inputs, targets, weights, config)
@@ -199,8 +199,8 @@ def train(
     for leaf in leaves(weights):
         leaf.requires_grad_()
     optimizers = make_optimizers(weights)
-    curve = [(0, measure(rung, weights, task.config, task.validation_part))]
-    points = {max(1, round(share * task.steps)) for share in MEASURED}
+    curve = [(0, evaluate(rung, weights, task.config, task.validation_part))]
+    points = {max(1, round(share * task.steps)) for share in EVALUATED}
     for step in range(task.steps):
         if interrupted():
             raise Interrupted
@@ -208,33 +208,33 @@ def train(
         inputs, targets = task.batch(seed, step)
         train_step(inputs, targets, weights, task.config, optimizers, share=rate, loss_function=loss_sum)
         if step + 1 in points:
-            curve.append((step + 1, measure(rung, weights, task.config, task.validation_part)))
+            curve.append((step + 1, evaluate(rung, weights, task.config, task.validation_part)))
         report.step(rung, seed, step + 1, curve[-1][1])
     return tuple(curve)
 
 
 def make_optimizers(weights: Any) -> list[Optimizer]:
-    """Muon for the matrices within, AdamW for what stands at the edges and for gains, as `llucid train` does it."""
+    """Muon for the inner matrices, AdamW for input and output arrays and for gains, as in `llucid train`."""
     named = list(named_leaves(weights))
-    within = [leaf for path, leaf in named if leaf.ndim == 2 and path not in EDGES]
+    inner = [leaf for path, leaf in named if leaf.ndim == 2 and path not in EDGES]
     others = [leaf for path, leaf in named if leaf.ndim != 2 or path in EDGES]
-    return optimizers_for(within, others, RECIPE)
+    return optimizers_for(inner, others, RECIPE)
 
 
 @torch.no_grad()
-def measure(rung: Rung, weights: Any, config: Config, batches: list[Batch]) -> float:
+def evaluate(rung: Rung, weights: Any, config: Config, batches: list[Batch]) -> float:
     """The mean of −log p over all targets, in nats per character."""
     total = sum(rung.loss(inputs, targets, weights, config).item() for inputs, targets in batches)
     return total / sum(targets.numel() for _, targets in batches)
 
 
 @torch.no_grad()
-def write(rung: Rung, weights: Any, task: Task, seed: int) -> str:
-    """What the rung writes after the prompt, at temperature 0.8."""
-    ids, numbers = task.tokenizer.encode(task.prompt), [generator(seed)]
+def write_sample(rung: Rung, weights: Any, task: Task, seed: int) -> str:
+    """SAMPLE characters after the prompt, at temperature 0.8."""
+    ids, generators = task.tokenizer.encode(task.prompt), [generator(seed)]
     for _ in range(SAMPLE):
         scores = rung.logits(torch.tensor([ids[-task.config.context :]]), weights, task.config)[:, -1]
-        ids.append(int(draw(temperature(scores, 0.8), numbers)))
+        ids.append(int(draw(temperature(scores, 0.8), generators)))
     return task.tokenizer.decode(ids[-SAMPLE:])
 
 
@@ -247,16 +247,16 @@ def write_files(folder: Path, task: Task, results: list[Result]) -> None:
             "name": result.rung.name,
             "change": result.rung.change,
             "parameters": result.parameters,
-            "sees_the_future": result.peeks,
+            "sees_the_future": result.sees_future,
             "loss": result.loss,
             "losses": result.losses,
-            "against": verdict.against.number if verdict.against else None,
-            "difference": verdict.change,
-            "verdict": verdict.kind,
+            "baseline": comparison.baseline.number if comparison.baseline else None,
+            "difference": comparison.change,
+            "verdict": comparison.verdict,
             "seconds": round(result.seconds, 2),
             "curves": result.curves,
         }
-        for result, verdict in zip(results, verdicts(results), strict=True)
+        for result, comparison in zip(results, compare(results), strict=True)
     ]
     metrics = {
         "corpus": task.corpus.name,
@@ -271,5 +271,5 @@ def write_files(folder: Path, task: Task, results: list[Result]) -> None:
     texts = [
         f"{result.rung.number} {result.rung.name} ({result.loss:.3f} nats)\n\n{result.sample}" for result in results
     ]
-    told = f"Each rung goes on from {task.prompt!r}"
-    write_text_atomically(folder / "samples.txt", f"\n\n{'-' * 60}\n".join([told, *texts]) + "\n")
+    heading = f"The prompt of every rung: {task.prompt!r}"
+    write_text_atomically(folder / "samples.txt", f"\n\n{'-' * 60}\n".join([heading, *texts]) + "\n")

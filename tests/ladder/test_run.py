@@ -1,4 +1,4 @@
-"""The ladder as a user meets it, on a corpus of a few sentences."""
+"""The ladder command and `run_ladder`, on a corpus of a few sentences."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from llucid.errors import LlucidError
 from llucid.ladder import RUNGS
-from llucid.ladder.climb import EDGES, choose, climb, make_optimizers
+from llucid.ladder.run import EDGES, choose, make_optimizers, run_ladder
 from llucid.training.muon import Muon
 from llucid.weights import leaves, named_leaves
 from tests.ladder.test_rungs import CONFIG
@@ -30,17 +30,17 @@ def geese(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_some_rungs_by_the_command(geese: Path, tmp_path: Path) -> None:
+def test_the_command_trains_the_chosen_rungs(geese: Path, tmp_path: Path) -> None:
     out = tmp_path / "ladder"
-    said = do("ladder", "--corpus", geese, "--rungs", 1, "3-4", "rope", "--steps", 6, "--out", out).stdout
-    for words in ("1 Bigram table", "3 Cheating head", "✗ sees the future", "no achievement", "Noise: ", "ladder.png"):
-        assert words in said
-    assert said.count("✓ gradient reaches every array") == 4
-    assert said.count("✓ no peeking") == 3
-    told = json.loads((out / "metrics.json").read_text())
-    assert [row["rung"] for row in told["rungs"]] == [1, 3, 4, 6]
-    assert [row["against"] for row in told["rungs"]] == [None, 1, 1, 4]
-    for row in told["rungs"]:
+    output = do("ladder", "--corpus", geese, "--rungs", 1, "3-4", "rope", "--steps", 6, "--out", out).stdout
+    for words in ("1 Bigram table", "3 Cheating head", "✗ sees the future", "means nothing", "Noise: ", "ladder.png"):
+        assert words in output
+    assert output.count("✓ gradient reaches every array") == 4
+    assert output.count("✓ causal") == 3
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [row["rung"] for row in metrics["rungs"]] == [1, 3, 4, 6]
+    assert [row["baseline"] for row in metrics["rungs"]] == [None, 1, 1, 4]
+    for row in metrics["rungs"]:
         assert len(row["curves"]) == len(row["losses"]) == 2
         assert row["sees_the_future"] == (row["rung"] == 3)
         for curve, loss in zip(row["curves"], row["losses"], strict=True):
@@ -48,49 +48,49 @@ def test_some_rungs_by_the_command(geese: Path, tmp_path: Path) -> None:
             assert steps == sorted(set(steps))
             assert (steps[0], steps[-1]) == (0, 6)
             assert abs(curve[-1][1] - loss) < 0.1  # a sixth of the same split
-        assert f"{row['loss']:.3f}" in said
-    assert told["rungs"][0]["loss"] < math.log(told["config"]["vocab_size"])  # what guessing evenly costs
+        assert f"{row['loss']:.3f}" in output
+    assert metrics["rungs"][0]["loss"] < math.log(metrics["config"]["vocab_size"])  # the loss of a uniform prediction
     assert (out / "ladder.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(file.name for file in out.iterdir()) == ["ladder.png", "metrics.json", "samples.txt"]
     assert (out / "samples.txt").read_text().count("-" * 60) == 4
 
 
 def test_the_same_seed_the_same_ladder(geese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llucid.ladder.climb.SAMPLE", 20)
+    monkeypatch.setattr("llucid.ladder.run.SAMPLE", 20)
     console = Console(quiet=True)
     numbers = {"corpus": [str(geese)], "rungs": ["10"], "steps": 2, "seeds": 1}
     kept = []
     for place, seed in enumerate((0, 0, 1)):
-        out = climb(console, **numbers, seed=seed, out=str(tmp_path / str(place)))
-        told = json.loads((out / "metrics.json").read_text())
-        kept.append(([row["curves"] for row in told["rungs"]], (out / "samples.txt").read_text()))
+        out = run_ladder(console, **numbers, seed=seed, out=str(tmp_path / str(place)))
+        metrics = json.loads((out / "metrics.json").read_text())
+        kept.append(([row["curves"] for row in metrics["rungs"]], (out / "samples.txt").read_text()))
     assert kept[0] == kept[1]
     assert kept[0] != kept[2]
 
 
-def test_a_live_table_on_a_terminal(geese: Path, tmp_path: Path) -> None:
-    said = io.StringIO()
-    console = Console(force_terminal=True, width=100, file=said)
-    climb(console, corpus=[str(geese)], rungs=["2"], steps=60, seeds=1, out=str(tmp_path / "out"))
-    assert re.search(r"2 RNN, seed 0: step \d+", said.getvalue())
+def test_a_terminal_shows_a_live_table(geese: Path, tmp_path: Path) -> None:
+    output = io.StringIO()
+    console = Console(force_terminal=True, width=100, file=output)
+    run_ladder(console, corpus=[str(geese)], rungs=["2"], steps=60, seeds=1, out=str(tmp_path / "out"))
+    assert re.search(r"2 RNN, seed 0: step \d+", output.getvalue())
 
 
-def test_ctrl_c_keeps_what_was_measured(geese: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_finished_rungs(geese: Path, tmp_path: Path) -> None:
     out = tmp_path / "ladder"
     words = command("ladder", "--corpus", geese, "--rungs", 1, 10, "--steps", 300, "--seeds", 1, "--out", out)
-    climbing = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (out / "metrics.json").is_file() and climbing.poll() is None:
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.json").is_file() and process.poll() is None:
         time.sleep(0.05)
-    climbing.send_signal(signal.SIGINT)
-    said, complaint = climbing.communicate(timeout=60)
-    assert climbing.returncode == 0, complaint
-    assert "stopped after 1 of 2 rungs" in said
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "stopped after 1 of 2 rungs" in output
     assert [row["rung"] for row in json.loads((out / "metrics.json").read_text())["rungs"]] == [1]
     assert (out / "ladder.png").is_file()
 
 
 def test_bad_input_is_one_line() -> None:
-    for arguments, words in ((["--rungs", "11"], "--rungs 11: no such rung"), (["--steps", "many"], "steps")):
+    for arguments, words in ((["--rungs", "11"], "11: no such rung"), (["--steps", "many"], "steps")):
         done = do("ladder", *arguments, status=2)
         assert done.stdout == ""
         assert words in done.stderr
@@ -100,31 +100,31 @@ def test_bad_input_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"rungs": ["lstm"]}, "names, of: 1 Bigram table"),
-        ({"rungs": ["12-14"]}, "--rungs 12-14: no such rung"),
-        ({"steps": 0}, "--steps 0"),
-        ({"seeds": 0}, "--seeds 0"),
+        ({"rungs": ["lstm"]}, "names from: 1 Bigram table"),
+        ({"rungs": ["12-14"]}, "rungs=12-14: no such rung"),
+        ({"steps": 0}, "steps=0"),
+        ({"seeds": 0}, "seeds=0"),
         ({"corpus": ["nowhere.txt"]}, "nowhere.txt: no such file"),
-        ({"out": "."}, "something is there already"),
+        ({"out": "."}, "is not empty"),
     ],
 )
-def test_bad_input_is_refused_by_name(numbers: dict[str, Any], words: str) -> None:
+def test_bad_input_is_an_error_that_names_the_option(numbers: dict[str, Any], words: str) -> None:
     with pytest.raises(LlucidError, match=re.escape(words)):
-        climb(Console(quiet=True), **numbers)
+        run_ladder(Console(quiet=True), **numbers)
 
 
 @pytest.mark.parametrize("text", ["short", "a" * 5000])
-def test_a_corpus_of_too_little_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_corpus_that_is_too_small_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "little.txt").write_text(text)
     with pytest.raises(LlucidError, match="the ladder needs 128 in each, and 2 different"):
-        climb(Console(quiet=True), corpus=[str(tmp_path / "little.txt")], out=str(tmp_path / "out"))
+        run_ladder(Console(quiet=True), corpus=[str(tmp_path / "little.txt")], out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_fables_where_there_is_no_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llucid import corpora
     from llucid.corpora import shakespeare
-    from llucid.ladder.climb import prepare
+    from llucid.ladder.run import prepare
 
     def unreachable(cache: Path) -> Path:
         raise LlucidError("no network")
@@ -142,14 +142,14 @@ def test_rungs_are_chosen_by_number_range_and_name() -> None:
     assert [rung.number for rung in choose(["swiglu", "2-3", "3", "1"])] == [1, 2, 3, 8]
 
 
-def test_every_array_has_one_optimizer_and_matrices_within_have_muon() -> None:
+def test_every_array_has_one_optimizer_and_inner_matrices_have_muon() -> None:
     for rung in RUNGS:
         weights = rung.init(CONFIG, 0)
         muon, adam = make_optimizers(weights)
         assert isinstance(muon, Muon)
         held = [[id(leaf) for group in each.param_groups for leaf in group["params"]] for each in (muon, adam)]
         assert sorted(held[0] + held[1]) == sorted(map(id, leaves(weights)))
-        within = {id(leaf) for path, leaf in named_leaves(weights) if leaf.ndim == 2 and path not in EDGES}
-        assert set(held[0]) == within
-        assert bool(within) == (rung.number > 1)
+        inner = {id(leaf) for path, leaf in named_leaves(weights) if leaf.ndim == 2 and path not in EDGES}
+        assert set(held[0]) == inner
+        assert bool(inner) == (rung.number > 1)
     assert torch.is_tensor(leaves(weights)[0])

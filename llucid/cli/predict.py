@@ -1,0 +1,46 @@
+"""llucid predict."""
+
+import json
+from dataclasses import dataclass
+
+from llucid.cli.arguments import option, positional
+from llucid.cli.options import ModelOptions, read_text
+from llucid.errors import LlucidError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(ModelOptions):
+    """Show the likeliest next tokens and their probabilities."""
+
+    model: str = positional("MODEL", "")
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf."""
+    text: str = positional("[TEXT]", "")
+    """Text to continue; - reads it from standard input."""
+    top_k: int = 5
+    """How many tokens to show."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    toy: str | None = option("TEXT")
+    """Instead of a model: build a vocabulary from the words of TEXT and an untrained model, and show each step."""
+
+    def run(self) -> None:
+        """Prints a table with bars, or JSON."""
+        from rich.console import Console
+
+        if self.toy is not None:
+            if self.json or self.model:
+                raise LlucidError(f"toy={self.toy}: takes {'no model' if self.model else 'no json='}; leave that out")
+            from llucid.generation.toy import show_toy
+
+            return show_toy(self.toy, self.top_k, Console())
+        if not self.model:
+            raise LlucidError("missing: MODEL; see: llucid predict --help")
+        from llucid.generation import predict
+        from llucid.generation.predictions import table
+
+        predictions = predict(self.load(), read_text(self.text), self.top_k)
+        if self.json:
+            print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
+        else:
+            Console().print(table(predictions))
+        return None

@@ -1,0 +1,28 @@
+"""Look inside: every value that llama.py computes, what it means, and a page that shows both.
+
+instrument.py   llama.py's source with an eye on every expression
+watch.py        a pass under watch: names, changes, what is kept
+trace.py        the values of a pass, and what is worked out from them
+changes.py      ablating, scaling, patching
+heads.py        scores that find heads
+server.py       the page's server, and its protocol
+page/           what the browser gets
+"""
+
+from llucid.look.changes import Change, ablate, patch, scale, zero_frequency
+from llucid.look.heads import HeadScores, head_scores
+from llucid.look.trace import Lens, Trace, Value, trace
+
+__all__ = [
+    "Change",
+    "HeadScores",
+    "Lens",
+    "Trace",
+    "Value",
+    "ablate",
+    "head_scores",
+    "patch",
+    "scale",
+    "trace",
+    "zero_frequency",
+]

@@ -1,0 +1,511 @@
+"""What the page asks, answered: the protocol of server.py without the network."""
+
+import hashlib
+import inspect
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from threading import RLock
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llucid.errors import LlucidError, shown
+from llucid.look.changes import Change, ablate, patch, scale, zero_frequency
+from llucid.look.heads import head_scores
+from llucid.look.instrument import AT_ONCE, instrument, rows
+from llucid.look.trace import MODULE, Trace, encode, has_tokenizer, trace
+from llucid.model import Model
+from llucid.weights import named_leaves
+
+HELD = 8
+"""Traces in memory; older readings are read again when they are asked for."""
+UNQUOTED = "!'()*~"
+"""What JavaScript's encodeURIComponent leaves as it is, beside letters, digits, and what Python's quote leaves."""
+DTYPES = {"u8": torch.uint8, "f16": torch.float16, "f32": torch.float32}
+
+
+class Subject(NamedTuple):
+    """A model that can be looked at."""
+
+    name: str
+    model: Callable[[], Model]
+    """Opens it, when it is first needed."""
+    snapshot: int | None = None
+    """The step of a training run after which it was kept."""
+
+
+class Reading(NamedTuple):
+    """A text, a model, and changes."""
+
+    model: int
+    ids: tuple[int, ...]
+    text: str | None
+    changes: tuple[dict[str, Any], ...]
+    parent: str | None
+
+
+class Answer(NamedTuple):
+    """What is sent."""
+
+    type: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class NotFound(LlucidError):
+    """There is nothing of this name or address."""
+
+
+def address(path: str, **parameters: object) -> str:
+    """The path below /look and its parameters, sorted by name, as the page writes them."""
+    given = sorted((name.rstrip("_"), str(value)) for name, value in parameters.items() if value is not None)
+    query = "&".join(f"{name}={quote(value, safe=UNQUOTED)}" for name, value in given)
+    return f"/look{path and f'/{path}'}{query and f'?{query}'}"
+
+
+class Answers:
+    """Readings of some models, and every answer about them. One pass at a time, whoever asks."""
+
+    def __init__(self, subjects: Sequence[Subject], first: str | Sequence[int] | Trace, tour: bool = False) -> None:
+        """The first reading is of a text, of ids, or a trace, all of the first model. Raises LlucidError as `trace`."""
+        self.subjects, self.tour = subjects, tour
+        self.readings: dict[str, Reading] = {}
+        self._models: dict[int, Model] = {}
+        self._fingerprints: dict[int, str] = {}
+        self._traces: OrderedDict[str, Trace] = OrderedDict()
+        self._adopted: dict[str, Trace] = {}
+        self._lock = RLock()
+        self.first = self.adopt(first) if isinstance(first, Trace) else self.read(0, first)
+
+    # ------------------------------------------------------------------------------------- readings
+
+    def model(self, number: int) -> Model:
+        """The model, opened once; of the snapshots, only the last that was asked for is held."""
+        if not 0 <= number < len(self.subjects):
+            raise LlucidError(f"model={number}: there are models 0 to {len(self.subjects) - 1}")
+        if number not in self._models:
+            opened = self.subjects[number].model()
+            self._models = {at: model for at, model in self._models.items() if self.subjects[at].snapshot is None}
+            self._models[number], self._fingerprints[number] = opened, fingerprint(opened)
+        return self._models[number]
+
+    def read(self, model: int, text_or_ids: str | Sequence[int], changes: Sequence[dict[str, Any]] = ()) -> str:
+        """Reads a text with these changes; returns the reading's id."""
+        with self._lock:
+            opened = self.model(model)
+            text = text_or_ids if isinstance(text_or_ids, str) else None
+            ids = encode(opened, text_or_ids)
+            parent = self.read(model, text_or_ids) if changes else None
+            told = [self._fingerprints[model], ids, list(changes)]
+            name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+            held = Reading(model, tuple(ids), text, tuple(changes), parent)
+            if name not in self.readings:
+                self._run(name, held)
+            if name not in self.readings or text is not None:
+                self.readings[name] = held
+            return name
+
+    def adopt(self, held: Trace) -> str:
+        """Takes a trace that was made elsewhere, as of the first model; returns the reading's id."""
+        changes = [{"kind": "code", "name": name} for name in held.changed]
+        told = json.dumps([fingerprint(held.model), held.ids, changes])
+        name = hashlib.sha256(told.encode()).hexdigest()[:16]
+        self.readings[name] = Reading(0, tuple(held.ids), None, tuple(changes), None)
+        self._adopted[name] = held
+        return name
+
+    def edit(self, name: str, changes: Sequence[dict[str, Any]]) -> str:
+        """Reads the same text with these changes instead."""
+        reading = self._reading(name)
+        return self.read(reading.model, reading.ids if reading.text is None else reading.text, changes)
+
+    def trace(self, name: str) -> Trace:
+        """The trace of a reading."""
+        if name in self._adopted:
+            return self._adopted[name]
+        if name not in self._traces:
+            self._run(name, self._reading(name))
+        self._traces.move_to_end(name)
+        return self._traces[name]
+
+    def _reading(self, name: str) -> Reading:
+        if name not in self.readings:
+            raise NotFound(f"{shown(name)}: there is no reading of this name; load the page again")
+        return self.readings[name]
+
+    def _run(self, name: str, reading: Reading) -> None:
+        changes = [self._change(change) for change in reading.changes]
+        self._traces[name] = trace(self.model(reading.model), reading.ids, change=changes)
+        while len(self._traces) > HELD:
+            self._traces.popitem(last=False)
+
+    def _change(self, told: Mapping[str, Any]) -> Change:
+        kinds: dict[str, Callable[..., Change]] = {
+            "ablate": lambda layer, head=None, part=None: ablate(layer, head=head, part=part),
+            "scale": lambda name, factor: scale(name, float(factor)),
+            "patch": lambda name, from_, position=None: patch(name, self.trace(from_), position),
+            "zero_frequency": lambda pair: zero_frequency(pair),
+        }
+        kind = kinds.get(told.get("kind", ""))
+        if kind is None:
+            raise LlucidError(f"change {shown(told)}: kind is one of {', '.join(kinds)}")
+        fields = {"from_" if name == "from" else name: value for name, value in told.items() if name != "kind"}
+        try:
+            inspect.signature(kind).bind(**fields)
+        except TypeError as error:
+            raise LlucidError(f"change {shown(told)}: {error}") from error
+        expected = {"layer": int, "pair": int, "head": int, "position": int, "factor": float, "name": str, "from_": str}
+        for name, value in fields.items():
+            if value is None and name in ("head", "part", "position"):
+                continue
+            if name == "part" and value not in ("attention", "feed_forward"):
+                raise LlucidError(f"change {shown(told)}: part is attention or feed_forward")
+            wanted = expected.get(name, str)
+            if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+                raise LlucidError(f"change {shown(told)}: {name.rstrip('_')} must be of type {wanted.__name__}")
+        return kind(**fields)
+
+    # ------------------------------------------------------------------------------------- answers
+
+    def get(self, url: str) -> Answer:
+        """The answer to a GET of this path, which begins with /look, and its parameters.
+
+        Raises NotFound for what is not there, and LlucidError for a parameter that is wrong.
+        """
+        parts = urlsplit(url)
+        _, root, *path = parts.path.split("/")
+        reading = path[:1] if path and path[0] != "source" else []
+        name = "look" if not path else path[1] if reading and len(path) == 2 else "reading" if reading else path[0]
+        method = ANSWERS.get(name)
+        if root != "look" or method is None or len(path) > 2 or (reading and name in ("look", "source")):
+            raise NotFound(f"{parts.path}: there is no such address")
+        with self._lock, torch.no_grad():
+            given = [self._reading(reading[0]) and reading[0]] if reading else []
+            answer = method(self, *given, **parameters(method, parts.query))
+        return answer if isinstance(answer, Answer) else as_json(answer)
+
+    def post(self, path: str, told: Mapping[str, Any]) -> Answer:
+        """The answer to a POST of this path: the id of a reading. Raises as `get`."""
+        _, _, *parts = path.split("/")
+        if parts == ["read"]:
+            model, text, ids = (told.get(key) for key in ("model", "text", "ids"))
+            if (text is None) == (ids is None):
+                raise LlucidError("give text or ids, and not both")
+            given: Any = ids if text is None else text
+            if not isinstance(given, str) and not _are_numbers(given):
+                raise LlucidError("text must be a string, ids a list of whole numbers")
+            if not isinstance(model, int | None):
+                raise LlucidError(f"model={shown(model)}: must be a whole number")
+            return as_json({"id": self.read(model or 0, given)})
+        if len(parts) == 2 and parts[1] == "edit":
+            changes = told.get("changes")
+            if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+                raise LlucidError("changes must be a list of objects")
+            with self._lock:
+                return as_json({"id": self.edit(parts[0], changes)})
+        raise NotFound(f"{path}: there is no such address")
+
+    def look(self) -> dict[str, Any]:
+        """What there is to look at."""
+        models: list[dict[str, Any]] = []
+        for number, subject in enumerate(self.subjects):
+            model = self.model(0 if subject.snapshot is not None else number)
+            config = asdict(model.config)
+            row = {"name": subject.name, "parameters": model.config.parameters, "config": config}
+            row |= {"has_tokenizer": has_tokenizer(model), "snapshot": subject.snapshot}
+            models.append(row)
+        return {"models": models, "first": self.first, "tour": self.tour, "export": False}
+
+    def source(self) -> dict[str, Any]:
+        """llama.py and the places in it."""
+        code = instrument(MODULE)
+        sites = [site._asdict() for site in code.sites]
+        weights = {seen.site for seen in self.trace(self.first).seen if seen.is_weight}
+        for number in weights:
+            sites[number]["kind"] = "weight"
+        return {"file": MODULE.replace(".", "/") + ".py", "text": code.text, "sites": sites}
+
+    def tokens(self, reading: str) -> dict[str, Any]:
+        """The tokens of a reading, and how expected each of them was."""
+        held, found = self._reading(reading), self.trace(reading)
+        told = held._asdict() | {"id": reading}
+        del told["ids"]
+        log_p = found.logits.log_softmax(-1)
+        entropy = -(log_p.exp() * log_p).nan_to_num(0).sum(-1)
+        ids = torch.tensor(held.ids[1:], device=log_p.device)
+        own = log_p[:-1].gather(-1, ids[:, None])
+        rank = [None, *(log_p[:-1] > own).sum(-1).tolist()]
+        rows = zip(held.ids, found.tokens, found.surprise.tolist(), rank, entropy.tolist(), strict=True)
+        keys = ("id", "piece", "surprise", "rank", "entropy")
+        return told | {"tokens": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+    def next(self, reading: str, position: int = -1, top: int = 200) -> dict[str, Any]:
+        """The likeliest tokens after a position."""
+        found = self.trace(reading)
+        logits = found.logits[_within("position", position, len(found.ids))]
+        best = logits.topk(min(_at_least_one("top", top), len(logits)))
+        total = logits.logsumexp(-1)
+        ids, scores, p = best.indices.tolist(), best.values.tolist(), (best.values - total).exp().tolist()
+        tokens = zip(ids, found.pieces(ids), scores, p, strict=True)
+        named = [dict(zip(("id", "piece", "logit", "p"), token, strict=True)) for token in tokens]
+        return {"tokens": named, "log_sum": float(total), "vocab": len(logits)}
+
+    def names(self, reading: str) -> dict[str, Any]:
+        """Every value, and what passed each place of the source."""
+        found = self.trace(reading)
+        values = found.names(expressions=True)
+        index = {value.name: number for number, value in enumerate(values)}
+        told = [{key: getattr(value, key) for key in ("name", "shape", "axes", "site", "layer")} for value in values]
+        seen = [[at, layer, path if weight else index[path]] for at, layer, path, weight in found.seen]
+        return {"values": told, "seen": seen}
+
+    def summaries(self, reading: str, layer: int | None = None) -> dict[str, Any]:
+        """Statistics of the values of a layer, or of those outside the blocks."""
+        found = self.trace(reading)
+        if layer is not None:
+            _within("layer", layer, found.model.config.layers)
+        values = (value.name for value in found.names(expressions=True) if value.layer == layer)
+        return {each: summary(found[each]) for each in values}
+
+    def lens(self, reading: str, top: int = 5) -> dict[str, Any]:
+        """The logit lens at every layer and position."""
+        found = self.trace(reading)
+        lens = found.logit_lens(top)
+        known = sorted(set(lens.ids.flatten().tolist()))
+        return {
+            "ids": lens.ids.tolist(),
+            "p": lens.p.tolist(),
+            "pieces": dict(zip(known, found.pieces(known), strict=True)),
+        }
+
+    def stream(self, reading: str) -> dict[str, Any]:
+        """Norms of the stream, and of what was added to it."""
+        found = self.trace(reading)
+        layers = range(found.model.config.layers)
+        written = {
+            part: [found[f"blocks.{layer}.{part}"][0].norm(dim=-1).tolist() for layer in layers]
+            for part in ("attention", "feed_forward")
+        }
+        return {"stream": found.stream.norm(dim=-1).tolist()} | written
+
+    def parts(self, reading: str, position: int = -1, token: int | None = None) -> dict[str, Any]:
+        """Where a logit comes from."""
+        found = self.trace(reading)
+        logits = found.logits[_within("position", position, len(found.ids))]
+        token = int(logits.argmax()) if token is None else token
+        told: list[dict[str, Any]] = []
+        for part, value in found.attribution(position, token).items():
+            _, layer, _, head = [*part.split("."), None, None, None][:4]
+            numbers = {"layer": layer and int(layer), "head": head and int(head)}
+            told.append({"name": part, **numbers, "value": value})
+        return {"token": token, "piece": found.pieces([token])[0], "logit": float(logits[token]), "parts": told}
+
+    def heads(self, reading: str) -> dict[str, Any]:
+        """Scores of heads."""
+        scores = head_scores(self.trace(reading))._asdict()
+        return {kind: None if score.isnan().all() else score.tolist() for kind, score in scores.items()}
+
+    def clocks(self, reading: str, layer: int, head: int, position: int, key: int) -> dict[str, Any]:
+        """A score before the softmax, pair by pair."""
+        found = self.trace(reading)
+        config, at = found.model.config, f"blocks.{_within('layer', layer, found.model.config.layers)}.attention"
+        kv = _within("head", head, config.heads) // (config.heads // config.kv_heads)
+        _within("position", position, len(found.ids))
+        _within("key", key, len(found.ids))
+        q, k = found[f"{at}.attend.q.2"][0, head, position], found[f"{at}.attend.k.2"][0, kv, key]
+        pairs = ((q * k).unflatten(-1, (-1, 2)).sum(-1) / math.sqrt(config.head_dim)).tolist()
+        names = {value.name for value in found.names()}
+        frequencies = found["rope_frequencies" if "rope_frequencies" in names else "theta"].tolist()
+        told = [{"frequency": each, "value": value} for each, value in zip(frequencies, pairs, strict=True)]
+        return {"score": math.fsum(pairs), "pairs": told}
+
+    def compare(self, reading: str, with_: str) -> dict[str, Any]:
+        """Two readings of the same tokens."""
+        ours, theirs = self.trace(reading), self.trace(self._reading(with_) and with_)
+        if ours.ids != theirs.ids:
+            raise LlucidError("two readings of other tokens cannot be compared; read the same ids with both models")
+        if ours.logits.shape != theirs.logits.shape:
+            raise LlucidError("the vocabularies of the two models differ in size")
+        p, q = ours.logits.log_softmax(-1), theirs.logits.log_softmax(-1).to(ours.logits)
+        alike = ours.stream.shape == theirs.stream.shape
+        cosine = F.cosine_similarity(ours.stream, theirs.stream.to(ours.stream), dim=-1).tolist() if alike else None
+        return {"kl": F.kl_div(q, p, reduction="none", log_target=True).sum(-1).tolist(), "cosine": cosine}
+
+    # ------------------------------------------------------------------------------------- numbers
+
+    def value(self, reading: str, name: str, as_: str, slice_: str = "", max_: int = 512) -> Answer:
+        """A value by its name."""
+        found = self.trace(reading)
+        value = found[name]
+        axes = next(list(each.axes) for each in found.names(expressions=True) if each.name == name)
+        if value.is_complex():
+            value, axes = torch.view_as_real(value), [*axes, None]
+        index: list[Any] = []
+        for at, each in enumerate(slice_.split(",") if slice_ else []):
+            if at >= value.dim() or (each != ":" and not each.lstrip("-").isdecimal()):
+                raise LlucidError(f"slice={slice_}: expected at most {value.dim()} whole numbers or colons")
+            index.append(slice(None) if each == ":" else _within("slice", int(each), value.shape[at]))
+        left = [axis for at, axis in enumerate(axes) if at >= len(index) or isinstance(index[at], slice)]
+        value = value[tuple(index)]
+        pool = blocks(value.shape, max_)
+        return numbers(pooled(value, pool), pool, left, as_)
+
+    def weight(self, reading: str, name: str, as_: str, max_: int = 512) -> Answer:
+        """An array of the weights by its path, some rows at a time."""
+        leaf = dict(named_leaves(self.model(self._reading(reading).model).weights)).get(name)
+        if leaf is None:
+            raise NotFound(f"{shown(name)}: there are no weights of this name")
+        pool = blocks(leaf.shape, max_)
+        step = max(1, AT_ONCE // math.prod(leaf.shape[1:]) // pool[0]) * pool[0]
+        parts = [pooled(rows(leaf, at, at + step), pool) for at in range(0, len(leaf), step)]
+        return numbers(torch.cat(parts), pool, [None] * leaf.dim(), as_)
+
+    def attention(
+        self, reading: str, as_: str = "u8", layer: int | None = None, head: int | None = None, max_: int | None = None
+    ) -> Answer:
+        """The attention of all heads, small, or of one."""
+        found = self.trace(reading)
+        config, axes = found.model.config, ["layers", "heads", "seq", "slots"]
+        if (layer is None) != (head is None):
+            raise LlucidError("attention: give layer and head, or neither")
+        pool = blocks((len(found.ids),) * 2, (64 if layer is None else 1024) if max_ is None else max_)
+        if layer is not None and head is not None:
+            p = found.attention_of(_within("layer", layer, config.layers))[_within("head", head, config.heads)]
+            return numbers(pooled(p, pool), pool, axes[2:], as_, of=(0.0, 1.0))
+        pool = [1, *pool]
+        p = torch.stack([pooled(found.attention_of(each), pool) for each in range(config.layers)])
+        return numbers(p, [1, *pool], axes, as_, of=(0.0, 1.0))
+
+
+ANSWERS: dict[str, Callable[..., Any]] = {
+    "look": Answers.look,
+    "source": Answers.source,
+    "reading": Answers.tokens,
+    "next": Answers.next,
+    "names": Answers.names,
+    "summaries": Answers.summaries,
+    "lens": Answers.lens,
+    "stream": Answers.stream,
+    "parts": Answers.parts,
+    "heads": Answers.heads,
+    "clocks": Answers.clocks,
+    "compare": Answers.compare,
+    "value": Answers.value,
+    "weight": Answers.weight,
+    "attention": Answers.attention,
+}
+"""By the last part of the address."""
+
+
+def parameters(method: Callable[..., Any], query: str) -> dict[str, Any]:
+    """The method's arguments from a URL's parameters, whole numbers where it wants them."""
+    expected = {name.rstrip("_"): each for name, each in inspect.signature(method).parameters.items()}
+    expected = {name: each for name, each in expected.items() if name not in ("self", "reading")}
+    given: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in expected:
+            raise LlucidError(f"{name}=: unknown here; expected {', '.join(expected) or 'no parameters'}")
+        whole = expected[name].annotation is not str
+        if whole and not text.removeprefix("-").isdecimal():
+            raise LlucidError(f"{name}={shown(text)}: must be a whole number")
+        given[expected[name].name] = int(text[:20]) if whole else text
+    for name, each in expected.items():
+        if each.default is inspect.Parameter.empty and each.name not in given:
+            raise LlucidError(f"{name}=: missing")
+    return given
+
+
+def as_json(value: object) -> Answer:
+    """JSON; numbers to 6 digits, those that are not finite as null."""
+    text = json.dumps(_rounded(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Answer("application/json", {}, text.encode("utf-8", "replace"))
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def numbers(
+    x: Tensor, pool: Sequence[int], axes: Sequence[str | None], as_: str, of: tuple[float, float] | None = None
+) -> Answer:
+    """Numbers as bytes; `of` is the range that 0 to 255 stand for, if not that of the finite numbers."""
+    if as_ not in DTYPES:
+        raise LlucidError(f"as={shown(as_)}: expected one of {', '.join(DTYPES)}")
+    headers = {"x-shape": json.dumps(list(x.shape)), "x-axes": json.dumps(list(axes)), "x-pool": json.dumps(list(pool))}
+    headers["x-dtype"] = as_
+    x = x.float()
+    if as_ == "u8":
+        finite = x[x.isfinite()]
+        low, high = of or ((float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0))
+        step = (high - low) / 255 or 1.0
+        headers |= {"x-offset": str(low), "x-scale": str(step)}
+        x = ((x.nan_to_num(low) - low) / step).round().clamp(0, 255)
+    return Answer("application/octet-stream", headers, x.to(DTYPES[as_]).contiguous().cpu().numpy().tobytes())
+
+
+def blocks(shape: Sequence[int], limit: int) -> list[int]:
+    """How many neighbours of each axis become one number, so that none is longer than `limit`."""
+    return [max(1, -(-size // _at_least_one("max", limit))) for size in shape]
+
+
+def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
+    """The number of the largest magnitude in each block."""
+    for axis, block in enumerate(pool):
+        if block > 1:
+            x = F.pad(x.float(), [*([0, 0] * (x.dim() - axis - 1)), 0, -x.shape[axis] % block])
+            x = x.unflatten(axis, (-1, block))
+            x = x.gather(axis + 1, x.abs().argmax(axis + 1, keepdim=True)).squeeze(axis + 1)
+    return x
+
+
+def summary(x: Tensor) -> dict[str, Any]:
+    """Statistics of the finite numbers of a value; of complex ones, of their lengths."""
+    x = (x.abs() if x.is_complex() else x).float().flatten()
+    x = x[x.isfinite()]
+    if not len(x):
+        return {"min": None, "max": None, "mean": None, "std": None, "histogram": [0] * 20}
+    low, high = float(x.min()), float(x.max())
+    bins = ((x - low) * (20 / (high - low or 1))).long().clamp(max=19)
+    std = float(x.std(correction=0))
+    return {
+        "min": low,
+        "max": high,
+        "mean": float(x.mean()),
+        "std": std,
+        "histogram": bins.bincount(minlength=20).tolist(),
+    }
+
+
+def fingerprint(model: Model) -> str:
+    """What tells a model from others: its numbers, and some of each array's."""
+    told = hashlib.sha256(repr(model.config).encode())
+    for path, leaf in named_leaves(model.weights):
+        told.update(path.encode())
+        told.update(rows(leaf, 0, 1).cpu().numpy().tobytes())
+    return told.hexdigest()
+
+
+def _are_numbers(given: object) -> bool:
+    return isinstance(given, list) and all(isinstance(each, int) for each in given)  # pyright: ignore
+
+
+def _within(name: str, index: int, length: int) -> int:
+    if not -length <= index < length:
+        raise LlucidError(f"{name}={index}: there are 0 to {length - 1}")
+    return index % length
+
+
+def _at_least_one(name: str, number: int) -> int:
+    if number < 1:
+        raise LlucidError(f"{name}={number}: must be at least 1")
+    return number

@@ -1,0 +1,103 @@
+"""Changes of a pass: a function for each name, whose result goes on instead of the value.
+
+A change is a dict, so that `{"blocks.2.attention.p": torch.zeros_like}` is one; here are those that are often made.
+Several are given as a list and are made one after another.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from llucid.errors import LlucidError
+
+if TYPE_CHECKING:
+    from llucid.look.trace import Trace
+
+Change = Mapping[str, Callable[[Tensor], Tensor]]
+"""From names of values to functions of them, which return a new value of the same shape."""
+
+
+def ablate(
+    layer: int,
+    *,
+    head: int | Sequence[int] | None = None,
+    part: Literal["attention", "feed_forward"] | None = None,
+) -> Change:
+    """Zeros instead of what heads of a layer, its attention, its feed-forward, or the whole layer add to the stream."""
+    if head is None:
+        parts = ("attention", "feed_forward") if part is None else (part,)
+        return {f"blocks.{layer}.{name}": torch.zeros_like for name in parts}
+
+    def without(heads: Tensor) -> Tensor:
+        """Without some heads of [batch heads seq head_dim]."""
+        numbers = [head] if isinstance(head, int) else list(head)
+        for number in numbers:
+            if not 0 <= number < heads.shape[1]:
+                raise LlucidError(f"head={number}: this model has heads 0 to {heads.shape[1] - 1}")
+        changed = heads.clone()
+        changed[:, numbers] = 0
+        return changed
+
+    return {f"blocks.{layer}.attention.attention_written_out": without}
+
+
+def scale(name: str, factor: float) -> Change:
+    """The value `factor` times."""
+    return {name: lambda value: value * factor}
+
+
+def patch(name: str, other: "Trace", position: int | None = None) -> Change:
+    """The other trace's value of this name: all of it, or of one position (`seq` in its axes).
+
+    `name` may be a pattern: `*` is every value, `blocks.2.attention*` all of an attention. Raises LlucidError if the
+    other trace has no such value, or the value has no positions.
+    """
+    axes = {value.name: value.axes for value in other.names()}
+    names = [name] if name in axes else [each for each in axes if fnmatchcase(each, name)]
+    if not names:
+        raise LlucidError(f"{name}: there is no value of this name in the other trace")
+
+    def all_of(each: str) -> Callable[[Tensor], Tensor]:
+        return lambda value: other[each]
+
+    def one_of(each: str, position: int) -> Callable[[Tensor], Tensor]:
+        if "seq" not in axes[each]:
+            raise LlucidError(f"{each}: it has no positions; leave out position={position}")
+        axis = axes[each].index("seq")
+
+        def patched(value: Tensor) -> Tensor:
+            changed, given = value.clone(), other[each]
+            for tensor in (changed, given):
+                if not -tensor.shape[axis] <= position < tensor.shape[axis]:
+                    raise LlucidError(f"position={position}: {each} has positions 0 to {tensor.shape[axis] - 1}")
+            changed.select(axis, position).copy_(given.select(axis, position))
+            return changed
+
+        return patched
+
+    return {each: all_of(each) if position is None else one_of(each, position) for each in names}
+
+
+def zero_frequency(pair: int) -> Change:
+    """RoPE's frequency of this pair of numbers set to 0, in every layer, so that it tells no positions apart."""
+
+    def stopped(theta: Tensor) -> Tensor:
+        if not 0 <= pair < len(theta):
+            raise LlucidError(f"pair={pair}: this model has pairs 0 to {len(theta) - 1}")
+        changed = theta.clone()
+        changed[pair] = 0
+        return changed
+
+    return {"theta": stopped}
+
+
+def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callable[[Tensor], Tensor]]]:
+    """The functions for each name, in the order in which they are applied."""
+    functions: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+    for each in [change] if isinstance(change, Mapping) else change or []:
+        for name, function in each.items():
+            functions.setdefault(name, []).append(function)
+    return functions

@@ -1,0 +1,191 @@
+"""The page as one file: it opens from disk, with the answers that fit into a size."""
+
+import gzip
+import json
+import math
+import re
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlsplit
+
+from llucid.errors import LlucidError
+from llucid.look.answers import Answer, Answers, address, as_json
+from llucid.look.trace import Value
+
+PAGE = Path(__file__).parent / "page"
+SUFFIXES = (".html", ".js", ".css", ".svg")
+LIMIT = 5_000_000
+"""Bytes of a file, unless another limit is given."""
+WIDEST = (512, 256, 128, 64, 32)
+"""Numbers along an axis of a value: the first of these with which the values fit is taken."""
+
+
+class Page(NamedTuple):
+    """A page as one file."""
+
+    html: bytes
+    left_out: list[str]
+    """A sentence for each kind of answer that is not in it, or only in part."""
+
+
+class Group(NamedTuple):
+    """Answers of one kind."""
+
+    about: str
+    """What they are, in the plural."""
+    urls: list[str]
+
+
+def page(
+    answers: Answers,
+    readings: Sequence[str],
+    *,
+    urls: Sequence[str] = (),
+    state: dict[str, Any] | None = None,
+    limit: int = LIMIT,
+) -> Page:
+    """The page with the answers about these readings, the most telling ones first, until `limit` bytes are full.
+
+    `urls` are answered before others. Raises LlucidError if not even the page itself fits.
+    """
+    known = [url for url in urls if any(url.startswith(f"/look/{reading}") for reading in readings)]
+    groups = [Group("answers", known), *groups_of(answers, readings)]
+    widest = widest_of([value for reading in readings for value in answers.trace(reading).names()], limit)
+    head = {"export": True, "readings": list(readings), "first": readings[-1]}
+    packed = {"/look": _packed(as_json(answers.look() | head)), "/look/source": _packed(answers.get("/look/source"))}
+    left_out: list[str] = []
+    left = limit - len(_html({"answers": {}, "left_out": ["x" * 100] * 20, "state": state or {}}))
+    left -= sum(len(json.dumps(each)) + 50 for each in packed.values())
+    if widest < WIDEST[0]:
+        left_out.append(f"Values wider than {widest} numbers are shown smaller, each number the largest of a block.")
+    for about, wanted in groups:
+        missing = 0
+        for url in dict.fromkeys(wanted):
+            if url in packed or missing > 20:  # what follows is as large
+                missing += url not in packed
+                continue
+            answer = _packed(_smaller(answers, url, widest))
+            size = len(json.dumps({url: answer})) + 2
+            if size > left:
+                missing += 1
+                continue
+            left -= size
+            packed[url] = answer
+        if missing and about == "the readings":
+            raise LlucidError(f"limit={limit}: the page alone needs more; give more bytes, or a shorter text")
+        if missing:
+            left_out.append(f"{missing} of {len(wanted)} {about} are left out of this file for its size.")
+    return Page(_html({"answers": packed, "left_out": left_out, "state": state or {}}), left_out)
+
+
+def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
+    """What the page asks for, the most telling first."""
+    traces = {reading: answers.trace(reading) for reading in readings}
+    config = traces[readings[-1]].model.config
+    places, layers, heads = range(len(traces[readings[-1]].ids)), range(config.layers), range(config.heads)
+    each_head = [(layer, head) for layer in layers for head in heads]
+
+    def of(path: str, **parameters: object) -> list[str]:
+        return [address(f"{reading}{path}", **parameters) for reading in readings]
+
+    yield Group("the readings", of(""))
+    yield Group(
+        "overviews", [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
+    )
+    yield Group("next-token distributions", [url for at in places for url in of("/next", position=at)])
+    yield Group(
+        "maps of single heads",
+        [url for layer, head in each_head for url in of("/attention", as_="f32", head=head, layer=layer)],
+    )
+    yield Group("attributions", [url for at in places for url in of("/parts", position=at)])
+    yield Group("statistics", [url for layer in (None, *layers) for url in of("/summaries", layer=layer)])
+    values = [(reading, value) for reading in readings for value in traces[reading].names(expressions=True)]
+    for about, expressions in (("values", False), ("values of expressions", True)):
+        if expressions:
+            yield Group("exact next-token scores", [
+                url for at in places for url in of("/value", as_="f32", name="logits", slice_=f"0,{at}")
+            ])  # fmt: skip
+        chosen = [(reading, value) for reading, value in values if (value.kind == "expression") == expressions]
+        yield Group(about, [url for reading, value in chosen for url in value_urls(reading, value, config.heads)])
+    last = places[-1]
+    strongest = [(layer, head, traces[readings[-1]].attention_of(layer)[head, last]) for layer, head in each_head]
+    clocks = [
+        url
+        for layer, head, p in strongest
+        for url in of("/clocks", head=head, key=int(p.argmax()), layer=layer, position=last)
+    ]
+    yield Group("scores split by RoPE's pairs", clocks)
+    paths = {seen.name: None for seen in traces[readings[-1]].seen if seen.is_weight}
+    yield Group("pictures of weights", [url for path in paths for url in of("/weight", as_="f32", name=path)])
+
+
+def value_urls(reading: str, value: Value, heads: int) -> list[str]:
+    """What the page asks of a value: of the batch the first, and each head alone."""
+    kv = value.shape[value.axes.index("kv_heads")] if "kv_heads" in value.axes else heads
+    urls: dict[str, None] = {}
+    for head in range(heads):
+        numbers = {"batch": 0, "heads": head, "kv_heads": head * kv // heads, "group": head % max(1, heads // kv)}
+        picks = [
+            ":" if at == len(value.shape) - 1 else str(0 if size == 1 else numbers.get(axis or "", ":"))
+            for at, (axis, size) in enumerate(zip(value.axes, value.shape, strict=True))
+        ]
+        while picks and picks[-1] == ":":
+            picks.pop()
+        urls[address(f"{reading}/value", as_="f32", name=value.name, slice_=",".join(picks) or None)] = None
+    return list(urls)
+
+
+def widest_of(values: Sequence[Value], limit: int) -> int:
+    """How many numbers along an axis the values may have to fit into half the limit; as in `max`."""
+    for widest in WIDEST:
+        size = sum(math.prod(min(length, widest) for length in value.shape) for value in values)
+        if size * 2 * 4 / 3 < limit / 2:
+            return widest
+    return WIDEST[-1]
+
+
+def _smaller(answers: Answers, url: str, widest: int) -> Answer:
+    """The answer, values in fewer bits and no wider than this, and weights small."""
+    path, query = urlsplit(url).path.rpartition("/")[2], dict(parse_qsl(urlsplit(url).query))
+    fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16" if "head" in query else "u8"}}
+    fewer |= {"weight": {"as": "u8", "max": "64"}}
+    if path not in fewer:
+        return answers.get(url)
+    return answers.get(address(url.split("?")[0].removeprefix("/look/"), **query | fewer[path]))
+
+
+def _packed(answer: Answer) -> dict[str, Any]:
+    small = gzip.compress(answer.body, mtime=0)
+    packed: dict[str, Any] = {"type": answer.type, "headers": answer.headers}
+    if len(small) < 0.9 * len(answer.body):
+        return packed | {"body": b64encode(small).decode(), "gzip": True}
+    return packed | {"body": b64encode(answer.body).decode()}
+
+
+def page_files() -> dict[str, bytes]:
+    """The files of the page by their paths, as in `vendor/preact.js`."""
+    files = sorted(file for file in PAGE.rglob("*") if file.suffix in SUFFIXES)
+    return {file.relative_to(PAGE).as_posix(): file.read_bytes() for file in files}
+
+
+def _html(told: dict[str, Any]) -> bytes:
+    """index.html with the modules as data: URLs, the style and the answers in it."""
+    files = page_files()
+    html = files["index.html"].decode()
+    modules = {
+        f"look/{name}": f"data:text/javascript;base64,{b64encode(body).decode()}"
+        for name, body in files.items()
+        if name.endswith(".js")
+    }
+    imports = f'<script type="importmap">{json.dumps({"imports": modules})}</script>'
+    answers = json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    for pattern, text in (
+        (r'<script type="importmap">.*?</script>', imports),
+        (r'<link rel="stylesheet"[^>]*>', f"<style>{files['style.css'].decode()}</style>"),
+        (r'(?=<script type="module">)', f'<script type="application/json" id="answers">{answers}</script>\n'),
+    ):
+        html, found = re.subn(pattern, lambda match, text=text: text, html, count=1, flags=re.DOTALL)
+        assert found, pattern
+    return html.encode()

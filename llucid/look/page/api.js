@@ -1,0 +1,154 @@
+// @ts-check
+// Asks the server, or the answers that an exported file carries. Answers never change, so each is asked for once.
+import { useEffect, useState } from "look/vendor/preact.js";
+
+/** @typedef {import("look/types.js").Reading} Reading */
+/** @typedef {import("look/types.js").Info} Info */
+/** @typedef {import("look/types.js").Numbers} Numbers */
+/** @typedef {{type: string, headers: Record<string, string>, body: string, gzip?: boolean}} Kept */
+/** @typedef {{promise: Promise<unknown>, value?: unknown, error?: string}} Answer */
+
+const element = document.getElementById("answers");
+/** @type {{answers: Record<string, Kept>, left_out?: string[], state?: object} | null} */
+const file = element ? JSON.parse(element.textContent ?? "") : null;
+export const isFile = file !== null;
+export const keptState = file?.state ?? {};
+export const leftOut = file?.left_out ?? [];
+
+/**
+ * An address as the server and an exported file write it: parameters sorted by name, none of them at its default.
+ * @param {string} path
+ * @param {Record<string, string | number | null | undefined>} [parameters]
+ */
+export function address(path, parameters = {}) {
+  const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined);
+  const query = given.sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, value]) => `${name}=${encodeURIComponent(String(value))}`);
+  return `/look${path && `/${path}`}${query.length ? `?${query.join("&")}` : ""}`;
+}
+
+/** @type {Map<string, Answer>} */
+const asked = new Map();
+const REMEMBERED = 800;
+
+/** @type {() => string[]} all addresses that were asked for, for the export */
+export const addresses = () => [...asked.keys()];
+
+/** @type {(half: Uint16Array) => Float32Array} */
+function widen(half) {
+  return Float32Array.from(half, (bits) => {
+    const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+    if (exponent === 0) return sign * fraction * 2 ** -24;
+    if (exponent === 31) return fraction ? NaN : sign * Infinity;
+    return sign * 2 ** (exponent - 25) * (1024 + fraction);
+  });
+}
+
+/** @type {(header: (name: string) => string | null | undefined, raw: Uint8Array<ArrayBuffer>) => Numbers} */
+function numbers(header, raw) {
+  const shape = JSON.parse(header("x-shape") ?? "[]"), pool = JSON.parse(header("x-pool") ?? "[]");
+  const kind = header("x-dtype") ?? "f32", scale = Number(header("x-scale") ?? 1), offset = Number(header("x-offset") ?? 0);
+  const data =
+    kind === "u8" ? Float32Array.from(raw, (b) => offset + b * scale)
+    : kind === "f16" ? widen(new Uint16Array(raw.buffer))
+    : new Float32Array(raw.buffer);
+  return { shape, pool, data };
+}
+
+/** @type {(packed: Uint8Array<ArrayBuffer>) => Promise<Uint8Array<ArrayBuffer>>} */
+async function unzipped(packed) {
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** @type {(response: Response) => Promise<string>} */
+async function complaint(response) {
+  const text = await response.text();
+  try {
+    return String(JSON.parse(text).error);
+  } catch {
+    return text.slice(0, 300) || `the server answered ${response.status}`;
+  }
+}
+
+/** @type {(url: string, body?: object) => Promise<Response>} */
+async function request(url, body) {
+  const post = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
+  let response;
+  try {
+    response = await fetch(url, body && post);
+  } catch {
+    throw new Error("llucid look does not answer: has it been stopped?");
+  }
+  if (!response.ok) throw new Error(await complaint(response));
+  return response;
+}
+
+/** @type {(url: string) => Promise<unknown>} */
+async function ask(url) {
+  if (file) {
+    const kept = file.answers[url];
+    if (!kept) throw new Error("This file does not hold it; llucid look shows it live.");
+    const packed = Uint8Array.from(atob(kept.body), (c) => c.charCodeAt(0));
+    const raw = kept.gzip ? await unzipped(packed) : packed;
+    if (kept.type.includes("json")) return JSON.parse(new TextDecoder().decode(raw));
+    return numbers((name) => kept.headers[name], raw);
+  }
+  const response = await request(url);
+  if (response.headers.get("content-type")?.includes("json")) return response.json();
+  return numbers((name) => response.headers.get(name), new Uint8Array(await response.arrayBuffer()));
+}
+
+/** @type {(url: string) => Answer} */
+function remembered(url) {
+  const known = asked.get(url);
+  if (known) return known;
+  /** @type {Answer} */
+  const made = { promise: ask(url) };
+  made.promise.then(
+    (value) => { made.value = value; },
+    (error) => { made.error = error.message; },
+  );
+  asked.set(url, made);
+  if (asked.size > REMEMBERED) asked.delete(/** @type {string} */ (asked.keys().next().value));
+  return made;
+}
+
+/** @type {(url: string) => Promise<any>} */
+export const get = (url) => remembered(url).promise;
+
+/**
+ * The answer to an address; while it is under way, the answer to the last one (`fresh` says which).
+ * @param {string | null} url null asks for nothing
+ * @returns {{value: any, fresh: boolean, error: string | null}}
+ */
+export function useAnswer(url) {
+  const [held, hold] = useState(/** @type {{url: string | null, value: any, error: string | null}} */ ({ url: null, value: undefined, error: null }));
+  useEffect(() => {
+    if (url === null) return;
+    let wanted = true;
+    remembered(url).promise.then(
+      (value) => wanted && hold({ url, value, error: null }),
+      (error) => wanted && hold({ url, value: undefined, error: error.message }),
+    );
+    return () => { wanted = false; };
+  }, [url]);
+  if (url === null) return { value: undefined, fresh: true, error: null };
+  const answer = asked.get(url);
+  if (answer?.value !== undefined) return { value: answer.value, fresh: true, error: null };
+  return { value: held.value, fresh: false, error: held.url === url ? held.error : null };
+}
+
+/** @type {(url: string, body: object) => Promise<Reading>} makes a reading, and fetches it */
+async function reading(url, body) {
+  const { id } = await (await request(url, body)).json();
+  return get(address(id));
+}
+
+/** @type {(what: {text: string} | {ids: number[]}, model: number) => Promise<Reading>} */
+export const read = (what, model) => reading(address("read"), { ...what, model });
+
+/** @type {(id: string, changes: object[]) => Promise<Reading>} */
+export const edit = (id, changes) => reading(address(`${id}/edit`), { changes });
+
+/** @type {(id: string, state: object) => Promise<Blob>} */
+export const exportPage = async (id, state) => (await request(address("export"), { id, urls: addresses(), state })).blob();

@@ -1,0 +1,155 @@
+// @ts-check
+// The page: what is chosen is kept here, and given to all panes.
+import { html, render, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
+import { address, edit, get, isFile, keptState, read } from "look/api.js";
+import { Bar } from "look/bar.js";
+import { hideTip } from "look/canvas.js";
+import { CodePane } from "look/code.js";
+import { HeadsPane, toggled } from "look/heads.js";
+import { StreamPane } from "look/stream.js";
+import { TextPane } from "look/text.js";
+import { Tour } from "look/tour.js";
+
+/** @typedef {import("look/types.js").State} State */
+/** @typedef {import("look/types.js").Reading} Reading */
+/** @typedef {import("look/types.js").Change} Change */
+/** @typedef {import("look/types.js").Actions} Actions */
+/** @typedef {import("look/types.js").View} View */
+
+/** @type {[string, string][]} */
+const KEYS = [
+  ["← →", "token"], ["↑ ↓", "layer"], ["[ ]", "head"], ["n p", "next and last line of the code"], ["space", "step by itself"],
+  ["a", "ablate the head, or restore it"], ["u", "undo all changes"], ["d", "this run, the other, the difference"], ["g", "draw a token and go on"],
+  ["e", "edit the text"], ["2 3 4", "enlarge a pane"], ["Esc", "all panes"], ["t", "tour"], ["l", "light or dark"], ["?", "these keys"],
+];
+
+/** @type {(state: State) => State} with choices that exist */
+function within(state) {
+  const { layers, heads } = state.info.models[state.run.model].config, last = state.run.tokens.length - 1;
+  const clamp = (/** @type {number} */ n, /** @type {number} */ most) => Math.max(0, Math.min(most, n));
+  const token = clamp(state.token, last);
+  return { ...state, token, layer: clamp(state.layer, layers - 1), head: clamp(state.head, heads - 1), key: state.key !== null && state.key <= token ? state.key : null };
+}
+
+/** The induction head if there is one, at the end of the text. @type {(run: Reading) => Promise<{layer: number, head: number}>} */
+async function opening(run) {
+  /** @type {import("look/types.js").Scores} */
+  const scores = await get(address(`${run.id}/heads`));
+  const grid = scores.induction ?? scores.previous;
+  let layer = 0, head = 0;
+  grid?.forEach((row, l) => row.forEach((score, h) => { if (score > grid[layer][head]) [layer, head] = [l, h]; }));
+  return { layer, head };
+}
+
+/** @type {(props: {first: State}) => unknown} */
+function App({ first }) {
+  const [state, set] = useState(() => within(first));
+  const latest = useRef(state), turn = useRef(0);
+  latest.current = state;
+  const act = useMemo(() => {
+    const choose = (/** @type {Partial<State>} */ next) => set((last) => within({ ...last, ...next }));
+    /** Reads what `make` asks for, unless something newer is asked for meanwhile. @type {(make: () => Promise<Partial<State>>) => Promise<void>} */
+    const reading = async (make) => {
+      const mine = ++turn.current;
+      choose({ busy: true, error: null });
+      try {
+        const next = await make();
+        if (mine === turn.current) choose({ ...next, busy: false });
+      } catch (problem) {
+        if (mine === turn.current) choose({ busy: false, error: /** @type {Error} */ (problem).message });
+      }
+    };
+    /** @type {(what: {text: string} | {ids: number[]}, model: number, changes: Change[], compare: number | null) => Promise<Partial<State>>} */
+    const runs = async (what, model, changes, compare) => {
+      const base = await read(what, model), run = changes.length ? await edit(base.id, changes) : base;
+      const beside = compare !== null && compare !== model ? await read({ ids: base.tokens.map((one) => one.id) }, compare) : changes.length ? base : null;
+      const view = /** @type {View} */ (beside ? latest.current.view : "run");
+      return { run, beside, compare, view };
+    };
+    const ids = (/** @type {Reading} */ run) => run.tokens.map((one) => one.id);
+    /** @type {Actions} */
+    const actions = {
+      choose,
+      type: (text) => reading(async () => {
+        const { run, compare } = latest.current, next = await runs({ text }, run.model, run.changes, compare);
+        return { ...next, token: (next.run ?? run).tokens.length - 1, key: null, target: null };
+      }),
+      goOn: (tokens) => reading(async () => {
+        const { run, compare } = latest.current, next = await runs({ ids: tokens }, run.model, run.changes, compare);
+        return { ...next, token: tokens.length - 1, key: null, target: null };
+      }),
+      change: (changes) => reading(() => { const { run, compare } = latest.current; return runs({ ids: ids(run) }, run.model, changes, compare); }),
+      models: (model, compare) => reading(() => { const { run } = latest.current; return runs({ ids: ids(run) }, model, run.changes, compare); }),
+    };
+    return actions;
+  }, []);
+  useEffect(() => { document.documentElement.dataset.theme = state.dark ? "dark" : "light"; set((last) => ({ ...last })); }, [state.dark]);
+  useEffect(() => {
+    const listen = (/** @type {KeyboardEvent} */ event) => {
+      hideTip();
+      const now = latest.current, focus = /** @type {HTMLElement} */ (event.target);
+      if (event.key === "Escape") {
+        if (/TEXTAREA|INPUT|SELECT/.test(focus.tagName)) focus.blur();
+        return act.choose({ full: null, help: false, ...(now.full || now.help ? {} : { tour: null }) });
+      }
+      if (event.ctrlKey || event.metaKey || event.altKey || /TEXTAREA|INPUT|SELECT/.test(focus.tagName)) return;
+      const { layer, head, token, run, view, beside } = now, { heads } = now.info.models[run.model].config;
+      /** @type {Record<string, () => void>} */
+      const does = {
+        ArrowLeft: () => act.choose({ token: token - 1, key: null }), ArrowRight: () => act.choose({ token: token + 1, key: null }),
+        ArrowUp: () => act.choose({ layer: layer - 1 }), ArrowDown: () => act.choose({ layer: layer + 1 }),
+        "[": () => act.choose({ head: (head + heads - 1) % heads, key: null }), "]": () => act.choose({ head: (head + 1) % heads, key: null }),
+        n: () => window.dispatchEvent(new CustomEvent("look-step", { detail: 1 })), p: () => window.dispatchEvent(new CustomEvent("look-step", { detail: -1 })),
+        " ": () => act.choose({ playing: !now.playing }),
+        a: () => { if (!isFile) act.change(toggled(run.changes, { kind: "ablate", layer, head })); }, u: () => { if (!isFile && run.changes.length) act.change([]); },
+        d: () => { if (beside) act.choose({ view: view === "run" ? "beside" : view === "beside" ? "difference" : "run" }); },
+        g: () => document.getElementById("draw")?.click(), e: () => document.getElementById("prompt")?.focus(),
+        2: () => act.choose({ full: now.full === "code" ? null : "code" }), 3: () => act.choose({ full: now.full === "stream" ? null : "stream" }),
+        4: () => act.choose({ full: now.full === "heads" ? null : "heads" }), 0: () => act.choose({ full: null }), 1: () => act.choose({ full: null }),
+        t: () => act.choose({ tour: 0 }), l: () => act.choose({ dark: !now.dark }), "?": () => act.choose({ help: !now.help }),
+      };
+      if (event.key === " " && focus.tagName === "BUTTON") return;
+      if (does[event.key]) {
+        event.preventDefault();
+        does[event.key]();
+      }
+    };
+    window.addEventListener("keydown", listen);
+    return () => window.removeEventListener("keydown", listen);
+  }, []);
+  const props = { state, act };
+  return html`<${Bar} ...${props} /><main class=${state.full ? "one" : "all"}>
+      <${TextPane} ...${props} /><${CodePane} ...${props} /><${StreamPane} ...${props} /><${HeadsPane} ...${props} /></main>
+    ${state.tour !== null && html`<${Tour} ...${props} />`}
+    ${state.help && html`<aside class="help" role="dialog" aria-label="keys"><h2>Keys</h2><dl>${KEYS.map(([key, does]) => html`<div><dt>${key.split(" ").map((one) => html`<kbd>${one}</kbd> `)}</dt><dd>${does}</dd></div>`)}</dl></aside>`}`;
+}
+
+async function start() {
+  const root = /** @type {HTMLElement} */ (document.getElementById("app"));
+  try {
+    /** @type {import("look/types.js").Info} */
+    const info = await get(address(""));
+    /** @type {Reading} */
+    const run = await get(address(info.first));
+    const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
+    document.documentElement.dataset.theme = dark ? "dark" : "light";
+    /** @type {Reading | null} */
+    const beside = run.parent ? await get(address(run.parent)) : null;
+    /** @type {import("look/types.js").Source} */
+    const source = await get(address("source"));
+    const site = source.sites.findIndex((one) => one.kind === "variable" && one.text === "p");
+    /** @type {State} */
+    const first = {
+      info, run, beside, compare: null, busy: false, error: null, tour: info.tour ? 0 : null, help: false, dark, playing: false,
+      token: run.tokens.length - 1, ...(await opening(run)), key: null, spot: site < 0 ? null : { site, nth: 0 }, target: null,
+      sampling: { temperature: 1, top_k: 0, top_p: 1, min_p: 0 }, view: "run", full: null, sort: "place", ...keptState,
+    };
+    document.title = `${info.models[0].name}: llucid look`;
+    root.replaceChildren();
+    render(html`<${App} first=${first} />`, root);
+    document.documentElement.dataset.ready = "yes";
+  } catch (problem) {
+    root.textContent = /** @type {Error} */ (problem).message;
+  }
+}
+start();

@@ -1,0 +1,120 @@
+// @ts-check
+// The bar above the panes: which model, what was changed, what it is compared with, and a training run's snapshots.
+import { html, useEffect, useState } from "look/vendor/preact.js";
+import { address, edit, exportPage, get, isFile, leftOut, read, useAnswer } from "look/api.js";
+import { Picture, ink } from "look/canvas.js";
+import { short } from "look/colour.js";
+
+/** @typedef {import("look/types.js").Props} Props */
+/** @typedef {import("look/types.js").Change} Change */
+
+/** @type {(change: Change) => string} */
+export function changeName(change) {
+  const { kind, layer, head, part, pair, name, factor } = change;
+  if (kind === "zero_frequency") return `clock ${pair} stopped`;
+  if (kind === "scale") return `${name} × ${factor}`;
+  if (kind === "patch") return `${name} patched`;
+  return `without ${head !== undefined ? `head ${layer}.${head}` : part === "attention" ? `attention ${layer}` : part === "feed_forward" ? `feed-forward ${layer}` : `layer ${layer}`}`;
+}
+
+/** @type {(bytes: Blob, name: string) => void} */
+function save(bytes, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(bytes);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+/** A training run over time: a slider over its snapshots, and when a head began to look as an induction head does. @type {(props: Props) => unknown} */
+function Training({ state, act }) {
+  const { info, run } = state, snapshots = info.models.map((model, index) => ({ ...model, index })).filter((model) => model.snapshot !== null);
+  const [best, found] = useState(/** @type {Record<number, number>} */ ({}));
+  const ids = run.tokens.map((token) => token.id).join(","), [playing, play] = useState(false);
+  const here = snapshots.findIndex((model) => model.index === run.model);
+  useEffect(() => {
+    let wanted = true;
+    found({});
+    (async () => {
+      for (const { index } of snapshots) {
+        const reading = await read({ ids: ids.split(",").map(Number) }, index), scores = await get(address(`${reading.id}/heads`));
+        if (!wanted) return;
+        if (scores.induction) found((last) => ({ ...last, [index]: Math.max(...scores.induction.flat()) }));
+      }
+    })().catch(() => undefined);
+    return () => { wanted = false; };
+  }, [ids]);
+  useEffect(() => {
+    if (!playing) return;
+    const timer = setTimeout(() => act.models(snapshots[(here + 1) % snapshots.length].index, state.compare), 1200);
+    return () => clearTimeout(timer);
+  }, [playing, here]);
+  if (!snapshots.length) return null;
+  const step = here >= 0 ? snapshots[here].snapshot : null;
+  return html`<div class="training"><button class="quiet" aria-label="play the training run" aria-pressed=${playing} onClick=${() => play(!playing)}>${playing ? "❚❚" : "▶"}</button>
+    <span class="over"><${Picture} class="curve" height=${22} label="the highest induction score of a head, snapshot by snapshot"
+      draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
+        pen.strokeStyle = ink("data");
+        pen.lineWidth = 1.5;
+        pen.beginPath();
+        snapshots.forEach(({ index }, i) => {
+          const score = best[index];
+          if (score !== undefined) pen.lineTo(6 + ((w - 12) * i) / Math.max(1, snapshots.length - 1), h - 2 - (h - 4) * Math.min(1, score));
+        });
+        pen.stroke();
+      }} />
+      <input type="range" name="snapshot" aria-label="the training run's snapshot" min="0" max=${snapshots.length - 1} value=${here < 0 ? snapshots.length - 1 : here}
+        onChange=${(/** @type {any} */ event) => act.models(snapshots[Number(event.target.value)].index, state.compare)} /></span>
+    <span class="facts" title="the line is the highest induction score of any head">${step === null ? "after training" : `step ${step}`}${best[run.model] !== undefined ? `, induction ${short(best[run.model], 2)}` : ""}</span></div>`;
+}
+
+/** @type {(props: Props) => unknown} */
+export function Bar({ state, act }) {
+  const { info, run, beside, view, dark, busy, error, compare } = state, model = info.models[run.model];
+  const [saving, note] = useState("");
+  const kl = useAnswer(beside && address(`${run.id}/compare`, { with: beside.id })).value;
+  const mean = kl?.kl.length ? kl.kl.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0) / kl.kl.length : null;
+  const plain = info.models.map((one, index) => ({ ...one, index })).filter((one) => one.snapshot === null);
+  const many = info.models.length > 1;
+  const other = beside && (beside.model !== run.model ? modelName(info.models[beside.model]) : "the unchanged run");
+  return html`<header class="top">
+    <h1><span class="mark" aria-hidden="true"></span>llucid <em>look</em></h1>
+    ${many && !isFile ? html`<select name="model" aria-label="model" value=${run.model} onChange=${(/** @type {any} */ event) => act.models(Number(event.target.value), compare)}>
+      ${info.models.map((one, i) => html`<option value=${i}>${modelName(one)}</option>`)}</select>` : html`<span class="model">${model.name}</span>`}
+    <span class="facts">${model.config.layers} layers × ${model.config.heads} heads, ${model.config.dim} numbers a token, ${size(model.parameters)}</span>
+    ${many && !isFile && html`<label class="facts">beside <select name="compare" value=${compare ?? ""} onChange=${(/** @type {any} */ event) => act.models(run.model, event.target.value === "" ? null : Number(event.target.value))}>
+      <option value="">nothing</option>${plain.concat(info.models.map((one, index) => ({ ...one, index })).filter((one) => one.snapshot !== null)).map((one) => html`<option value=${one.index}>${modelName(one)}</option>`)}</select></label>`}
+    <${Training} state=${state} act=${act} />
+    <span class="changes">${run.changes.map((change, i) => html`<button class="change" title="undo this change" onClick=${() => act.change(run.changes.filter((_, j) => j !== i))}>${changeName(change)} <b aria-hidden="true">×</b></button>`)}</span>
+    ${beside && html`<span class="views" role="radiogroup" aria-label="which run is shown">${/** @type {const} */ (["run", "beside", "difference"]).map((name) => html`<button role="radio" data-view=${name} aria-checked=${view === name}
+      onClick=${() => act.choose({ view: name })}>${name === "run" ? (run.changes.length ? "changed" : "this") : name === "beside" ? other : "difference"}</button>`)}</span>
+      ${mean !== null && html`<span class="facts" title="Kullback-Leibler divergence of the two runs' next tokens, mean over places" id="kl">KL ${short(mean, 2)} nats</span>`}`}
+    <span class="space"></span>
+    <span class="status" role="status">${error ? html`<span class="error">${error}</span>` : saving || (busy ? "reading …" : "")}</span>
+    <button onClick=${() => act.choose({ tour: 0 })} title="a guided tour in eight steps (t)" id="tour">Tour</button>
+    ${info.export && !isFile && html`<button id="save" title="this view as one HTML file, which opens without llucid" onClick=${async () => {
+      note("writing …");
+      try {
+        const { token, layer, head, key, spot, target, sampling, sort } = state, page = await exportPage(run.id, { token, layer, head, key, spot, target, sampling, sort, view, dark });
+        save(page, "look.html");
+        note(`look.html: ${size(page.size)}B`);
+      } catch (problem) {
+        note(String(/** @type {Error} */ (problem).message));
+      }
+    }}>Save as HTML</button>`}
+    ${isFile && leftOut.length > 0 && html`<span class="facts" title=${leftOut.join("\n")}>not all is in this file</span>`}
+    <button class="quiet" onClick=${() => act.choose({ dark: !dark })} title=${dark ? "light (l)" : "dark (l)"} aria-label=${dark ? "light colours" : "dark colours"}>${dark ? "☀" : "☾"}</button>
+    <button class="quiet" onClick=${() => act.choose({ help: !state.help })} title="keys (?)" aria-label="keys">?</button>
+  </header>`;
+}
+
+/** @type {(model: import("look/types.js").Model) => string} */
+const modelName = (model) => (model.snapshot === null ? model.name : `step ${model.snapshot}`);
+
+/** @type {(n: number) => string} */
+function size(n) {
+  const [unit, divisor] = n >= 1e9 ? ["G", 1e9] : n >= 1e6 ? ["M", 1e6] : n >= 1e3 ? ["k", 1e3] : ["", 1];
+  return `${(n / Number(divisor)).toPrecision(3).replace(/\.?0+$/, "")} ${unit}`;
+}
+
+export { edit };

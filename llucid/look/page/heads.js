@@ -1,0 +1,217 @@
+// @ts-check
+// The heads: all of them on a wall, one opened large, and the clocks by which RoPE makes its scores.
+import { html, useMemo, useRef } from "look/vendor/preact.js";
+import { address, isFile, useAnswer } from "look/api.js";
+import { colours, css, percent, root, short, visible } from "look/colour.js";
+import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
+
+/** @typedef {import("look/types.js").Props} Props */
+/** @typedef {import("look/types.js").Change} Change */
+/** @typedef {import("look/types.js").Scores} Scores */
+/** @typedef {import("look/types.js").Numbers} Numbers */
+
+/** What each score means, in words. @type {[keyof Scores, string, string][]} */
+export const SCORES = [
+  ["induction", "induction", "looks at the token after an earlier copy of this one"],
+  ["previous", "previous token", "looks at the token just before"],
+  ["first", "first token", "looks at the first token: a place to rest"],
+  ["same", "same token", "looks at earlier copies of this token"],
+  ["copying", "copying", "what it moves makes the token that it looks at likelier"],
+];
+
+/** @type {(changes: Change[], layer: number, head: number) => boolean} */
+export const isAblated = (changes, layer, head) =>
+  changes.some((change) => change.kind === "ablate" && change.layer === layer && (change.head === head || (change.head === undefined && change.part !== "feed_forward")));
+
+/** @type {(changes: Change[], change: Change) => Change[]} with the change if it was not there, else without it */
+export function toggled(changes, change) {
+  const same = (/** @type {Change} */ one) => JSON.stringify(one) === JSON.stringify(change);
+  return changes.some(same) ? changes.filter((one) => !same(one)) : [...changes, change];
+}
+
+/** @type {(props: Props) => unknown} */
+function Wall({ state, act }) {
+  const { run, beside, view, layer, head, sort, dark, full } = state;
+  const here = useAnswer(address(`${run.id}/attention`)), there = useAnswer(beside && address(`${beside.id}/attention`));
+  const scores = /** @type {Scores | undefined} */ (useAnswer(address(`${run.id}/heads`)).value);
+  const box = useRef(/** @type {HTMLElement | null} */ (null)), { width, height } = useSize(box);
+  /** @type {Numbers | undefined} */
+  const value = view === "beside" && there.value ? there.value : here.value;
+  /** @type {Numbers | undefined} */
+  const other = view === "difference" && there.value?.data.length === here.value?.data.length ? there.value : undefined;
+  const [layers, heads, rows, columns] = value?.shape ?? [0, 0, 1, 1];
+  const chosen = sort !== "place" ? scores?.[sort] : null;
+  const order = useMemo(() => {
+    const all = Array.from({ length: layers * heads }, (_, i) => ({ layer: Math.floor(i / heads), head: i % heads, score: 0 }));
+    if (chosen) for (const one of all) one.score = chosen[one.layer][one.head];
+    return chosen ? all.sort((a, b) => b.score - a.score) : all;
+  }, [layers, heads, chosen]);
+  const label = chosen || full ? 12 : 0, edge = chosen ? 0 : 16;
+  const across = chosen ? Math.max(1, Math.round(Math.sqrt((layers * heads * width) / Math.max(1, height)))) : heads, down = Math.max(1, Math.ceil((layers * heads) / Math.max(1, across)));
+  const pitch = Math.max(8, Math.min((width - edge - 2) / Math.max(1, across), (height - edge - 2) / down - label)), gap = pitch > 24 ? 4 : 1;
+  const sheet = useMemo(() => {
+    if (!value || !pitch) return null;
+    const canvas = document.createElement("canvas"), map = colours(other ? "diverging" : "sequential", dark);
+    canvas.width = layers * heads * columns;
+    canvas.height = rows;
+    const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), size = rows * columns;
+    // One strip of all maps: the wall then only copies pictures.
+    const data = other ? value.data.map((x, i) => x - other.data[i]) : value.data;
+    for (let i = 0; i < layers * heads; i++) heat(pen, { data, rows, columns, start: i * size }, [i * columns, 0, columns, rows], map, other ? (x) => 0.5 + x / 2 : root);
+    return canvas;
+  }, [value, other, dark]);
+  const at = (/** @type {number} */ i) => [edge + (i % across) * pitch, edge + Math.floor(i / across) * (pitch + label)];
+  const find = (/** @type {number} */ x, /** @type {number} */ y) => {
+    const column = Math.floor((x - edge) / pitch), row = Math.floor((y - edge) / (pitch + label));
+    return column < 0 || row < 0 || column >= across ? undefined : order[row * across + column];
+  };
+  return html`<div class="wall"><div class="frame" ref=${box}>${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
+    draw=${(/** @type {CanvasRenderingContext2D} */ pen) => {
+      pen.imageSmoothingEnabled = columns > pitch * window.devicePixelRatio;
+      pen.font = `10px ${ink("sans")}`;
+      pen.textBaseline = "middle";
+      order.forEach((one, i) => {
+        const [x, y] = at(i), side = pitch - gap;
+        pen.drawImage(sheet, (one.layer * heads + one.head) * columns, 0, columns, rows, x, y, side, side);
+        pen.strokeStyle = ink("line");
+        pen.lineWidth = 1;
+        if (side > 20) pen.strokeRect(x - 0.5, y - 0.5, side + 1, side + 1);
+        if (isAblated(run.changes, one.layer, one.head)) {
+          pen.strokeStyle = ink("accent");
+          pen.lineWidth = 1.5;
+          pen.beginPath();
+          pen.moveTo(x, y);
+          pen.lineTo(x + side, y + side);
+          pen.moveTo(x + side, y);
+          pen.lineTo(x, y + side);
+          pen.stroke();
+        }
+        if (label && side > 26) {
+          pen.fillStyle = ink("muted");
+          fit(pen, chosen ? `${one.layer}.${one.head}  ${short(one.score, 2)}` : `${one.layer}.${one.head}`, x, y + side + label / 2 + 1, side);
+        }
+      });
+      const i = order.findIndex((one) => one.layer === layer && one.head === head);
+      if (i >= 0) outline(pen, at(i)[0] - 0.5, at(i)[1] - 0.5, pitch - gap + 1, pitch - gap + 1);
+      pen.fillStyle = ink("muted");
+      if (edge) {
+        for (let l = 0; l < layers; l++) if (pitch > 10 || l % 4 === 0) pen.fillText(String(l), 2, edge + l * (pitch + label) + (pitch - gap) / 2);
+        pen.textAlign = "center";
+        for (let n = 0; n < heads; n++) if (pitch > 12 || n % 4 === 0) pen.fillText(String(n), edge + n * pitch + (pitch - gap) / 2, 7);
+        pen.textAlign = "start";
+      }
+    }}
+    onPoint=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
+      const one = find(x, y);
+      if (!one) return hideTip();
+      showTip(event, [`head ${one.layer}.${one.head}${isAblated(run.changes, one.layer, one.head) ? " (ablated)" : ""}`,
+        ...SCORES.map(([name, said]) => scores?.[name] && `${said} ${short(scores[name]?.[one.layer][one.head] ?? 0, 3)}`)]);
+    }}
+    onPick=${(/** @type {number} */ x, /** @type {number} */ y) => { const one = find(x, y); if (one) act.choose({ layer: one.layer, head: one.head, key: null }); }} />`}</div>
+    <label class="sort">sort by <select name="sort" value=${sort} onChange=${(/** @type {any} */ event) => act.choose({ sort: event.target.value })}>
+      <option value="place">layer and head</option>${SCORES.map(([name, said]) => html`<option value=${name} disabled=${scores && !scores[name]}>${said}</option>`)}</select></label>
+  </div>`;
+}
+
+/** The place that the chosen token looks at most. @type {(value: Numbers | undefined, token: number) => number} */
+function strongest(value, token) {
+  if (!value) return token;
+  const seq = value.shape[1];
+  let best = 0;
+  for (let n = 1; n <= token && n < seq; n++) if (value.data[token * seq + n] > value.data[token * seq + best]) best = n;
+  return best;
+}
+
+/** @type {(props: Props) => unknown} */
+function Opened({ state, act }) {
+  const { run, beside, view, layer, head, token, dark } = state;
+  const ask = (/** @type {string} */ id) => address(`${id}/attention`, { as: "f32", head, layer });
+  const here = useAnswer(ask(run.id)), there = useAnswer(beside && ask(beside.id));
+  const scores = /** @type {Scores | undefined} */ (useAnswer(address(`${run.id}/heads`)).value);
+  /** @type {Numbers | undefined} */
+  let value = view === "beside" && there.value ? there.value : here.value;
+  const difference = view === "difference" && there.value && value && there.value.data.length === value.data.length;
+  if (difference && value) value = { ...value, data: value.data.map((x, i) => x - there.value.data[i]) };
+  const [rows, columns] = value?.shape ?? [1, 1], exact = !value?.pool.some((n) => n > 1), map = colours(difference ? "diverging" : "sequential", dark);
+  const key = state.key ?? strongest(here.value, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
+  const looked = value && exact && token < rows ? [...Array(token + 1).keys()].map((n) => ({ n, p: /** @type {Numbers} */ (value).data[token * columns + n] })).sort((a, b) => Math.abs(b.p) - Math.abs(a.p)).slice(0, 4) : [];
+  const off = isAblated(run.changes, layer, head);
+  return html`<div class="opened"><header><h3>Where does head ${layer}.${head} look${off ? " (ablated)" : ""}?</h3>
+      <p class="how">Rows ask, columns answer.</p>
+      ${!isFile && html`<span class="ablate"><button id="ablate-head" aria-pressed=${run.changes.some((one) => one.layer === layer && one.head === head)} title="sets what this head writes to 0 (a)"
+            onClick=${() => act.change(toggled(run.changes, { kind: "ablate", layer, head }))}>${run.changes.some((one) => one.layer === layer && one.head === head) ? "Restore" : "Ablate"} ${layer}.${head}</button>
+          <select aria-label="ablate more of this layer" value="" onChange=${(/** @type {any} */ event) => {
+            const part = event.target.value;
+            event.target.value = "";
+            act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
+          }}><option value="">more</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
+    <div class="columns"><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
+      draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
+        const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
+        heat(pen, { data: /** @type {Numbers} */ (value).data, rows, columns }, [1, 1, side, side], map, of);
+        pen.strokeStyle = ink("line");
+        pen.lineWidth = 1;
+        pen.strokeRect(0.5, 0.5, side + 1, side + 1);
+        outline(pen, 1, 1 + Math.floor(token / scale) * v, Math.max(3, (Math.floor(token / scale) + 1) * u), Math.max(3, v));
+        pen.strokeStyle = ink("accent");
+        pen.beginPath();
+        pen.moveTo(1 + (Math.floor(key / scale) + 0.5) * u, 1 + Math.floor(token / scale) * v);
+        pen.lineTo(1 + (Math.floor(key / scale) + 0.5) * u, 1);
+        pen.stroke();
+      }}
+      onPoint=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
+        const box = /** @type {HTMLElement} */ (event.target), side = Math.min(box.clientWidth, box.clientHeight) - 2;
+        const m = Math.floor(((y - 1) / side) * rows), n = Math.floor(((x - 1) / side) * columns);
+        if (m < 0 || n < 0 || m >= rows || n >= columns) return hideTip();
+        showTip(event, [`“${visible(run.tokens[m]?.piece ?? "")}” (${m}) looks at “${visible(run.tokens[n]?.piece ?? "")}” (${n})`,
+          n > m ? "which comes later: hidden by the mask" : `p = ${/** @type {Numbers} */ (value).data[m * columns + n].toFixed(4)}${difference ? " more" : ""}`]);
+      }}
+      onPick=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
+        const box = /** @type {HTMLElement} */ (event.target), side = Math.min(box.clientWidth, box.clientHeight) - 2, scale = run.tokens.length / rows;
+        const m = Math.floor(((y - 1) / side) * rows * scale), n = Math.floor(((x - 1) / side) * columns * scale);
+        if (m >= 0 && m < run.tokens.length && n >= 0 && n <= m) act.choose({ token: m, key: n });
+      }} />`}</div>
+      <div class="side"><ol class="looked" aria-label="where the chosen token looks">${looked.map(({ n, p }) => html`<li><button class="quiet" aria-pressed=${n === key} data-p=${p} onClick=${() => act.choose({ key: n })}>
+          <span class="piece">${visible(run.tokens[n].piece)}<sub>${n}</sub></span><span class="number">${difference && p > 0 ? "+" : ""}${difference && p < 0 ? "−" : ""}${percent(Math.abs(p))}</span></button></li>`)}</ol>
+        <dl class="scores">${SCORES.map(([name, said, means]) => {
+          const score = scores?.[name]?.[layer][head];
+          return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 34}px` }}></span>${short(score, 2)}</dd></div>`;
+        })}</dl>
+      </div></div>
+  </div>`;
+}
+
+/** @type {(props: Props) => unknown} */
+function Clocks({ state, act }) {
+  const { run, layer, head, token, dark } = state;
+  const map = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
+  const key = state.key ?? (map.value ? strongest(map.value, token) : null);
+  const { value, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
+  /** @type {import("look/types.js").Clocks | undefined} */
+  const clocks = value;
+  const far = token - (key ?? 0), most = Math.max(...(clocks?.pairs.map((pair) => Math.abs(pair.value)) ?? []), 1e-9);
+  const silent = (/** @type {number} */ pair) => run.changes.some((one) => one.kind === "zero_frequency" && one.pair === pair);
+  return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
+      <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds.</p></header>
+    ${error && !clocks && html`<p class="empty">${error}</p>`}
+    <div class="faces">${clocks?.pairs.map((pair, j) => {
+      const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);
+      return html`<button key=${j} class=${`face ${silent(j) ? "silent" : ""}`} data-value=${pair.value} disabled=${isFile} aria-label=${`pair ${j} adds ${short(pair.value)}`}
+        onClick=${() => act.change(toggled(run.changes, { kind: "zero_frequency", pair: j }))}
+        onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [`pair ${j}: adds ${short(pair.value)} to the score`, `turns ${short(pair.frequency)} radians a place: once in ${short((2 * Math.PI) / pair.frequency)} places`,
+          `over ${far} places: ${short(angle / (2 * Math.PI))} turns`, !isFile && (silent(j) ? "click: lets it turn again" : "click: stops this clock everywhere")])} onMouseLeave=${hideTip}>
+        <svg viewBox="-10 -10 20 20" aria-hidden="true"><circle r="9" style=${{ fill: colour }} /><line x1="0" y1="0" x2="0" y2="-8.5" class="zero" /><line x1="0" y1="0" x2=${8.2 * Math.sin(angle)} y2=${-8.2 * Math.cos(angle)} class="hand" /></svg></button>`;
+    })}</div>
+    ${clocks && html`<p class="facts"><span>score <b id="score">${short(clocks.score, 5)}</b></span><${Legend} kind="diverging" dark=${dark} from=${-most} to=${`+${short(most, 2)}`} /></p>`}
+  </div>`;
+}
+
+/** @type {(props: Props) => unknown} */
+export function HeadsPane({ state, act }) {
+  const difference = state.view === "difference" && state.beside;
+  return html`<${Pane} name="heads" number=${4} state=${state} act=${act} title=${difference ? "Which heads look elsewhere now?" : "What does each head look at?"}
+    how="A picture a head: rows are layers. Click one to open it; a takes it out, and everything shows what changes."
+    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
+    <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${Clocks} state=${state} act=${act} />
+  </${Pane}>`;
+}

@@ -1,0 +1,321 @@
+"""A forward pass with all its values, and what is worked out from them."""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llucid.config import Config, RopeScaling
+from llucid.errors import LlucidError
+from llucid.look.changes import Change, combined
+from llucid.look.instrument import AT_ONCE, Kind, Site, Span, instrument, rows
+from llucid.look.watch import Seen, Watch, layer_of
+from llucid.model import Model
+from llucid.tokenizers.prompts import prompt_ids
+from llucid.weights import initialise
+
+MODULE = "llucid.llama"
+KEPT = ("attention", "attention.attend", "feed_forward")
+"""Of every block, what is kept beside the stream: as small as that, and asked for most."""
+
+
+class Value(NamedTuple):
+    """What is known of one value without looking at its numbers."""
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    """The name of each axis, as in llama.py's annotations; None for one of a fixed length. `group` is the query heads
+    that share a key."""
+    layer: int | None
+    """The block that it is of."""
+    function: str
+    """The function of llama.py that computed it."""
+    kind: Kind
+    text: str
+    """Its source: the variable's name, or the expression."""
+    line: int
+    """Of llama.py."""
+    spans: tuple[Span, ...]
+    site: int
+    """Number of the place in the source, as in `Trace.sites`."""
+
+
+class Lens(NamedTuple):
+    """What each stream would predict if it were the last."""
+
+    ids: Int[Tensor, "streams seq top"]
+    """The likeliest tokens, the likeliest first; streams is layers + 1."""
+    p: Float[Tensor, "streams seq top"]
+    """Their probabilities."""
+    tokens: list[list[list[str]]]
+    """Their text."""
+
+
+def trace(
+    model: Model,
+    text_or_ids: str | Sequence[int],
+    *,
+    change: Change | Sequence[Change] | None = None,
+    only: Sequence[str] | None = None,
+) -> "Trace":
+    """Runs the model on a text (with BOS in front, where the tokenizer has one) or on ids, and returns every value.
+
+    Computes in float32 (float64, if the weights are that) whatever the weights are stored in. The trace keeps the
+    stream and little else: other values of a block are computed once more, from its stream, when they are asked for.
+    With `only`, names or patterns (`blocks.*.attention.p`), exactly those values are kept, and no others can be asked
+    for. `change` maps names to functions whose results go on instead of the values; see `llucid.look.changes`.
+
+    Raises LlucidError for a text that is empty, longer than the context, or cannot be encoded, for names that no value
+    has, for a change that returns another shape, and for a model whose scores are not numbers.
+    """
+    return Trace(model, encode(model, text_or_ids), combined(change), only)
+
+
+class Trace:
+    """What one forward pass computed. Values have a batch axis of 1; what is worked out from them has none."""
+
+    def __init__(
+        self, model: Model, ids: list[int], change: Mapping[str, list[Any]], only: Sequence[str] | None
+    ) -> None:
+        self.model, self.ids, self.only = model, ids, only
+        self.sites: tuple[Site, ...] = instrument(MODULE).sites
+        """The places in llama.py through which values pass."""
+        self._change, self._changed = change, set[str]()
+        self._block: tuple[int, dict[str, Tensor]] = (-1, {})
+        watch = self._watch(self._keeps)
+        tokens = torch.tensor([ids], device=model.weights.norm.device)
+        watch.run("llama", tokens, watch.weights, model.config)
+        self._values, self._calls, self._found = watch.values, watch.calls if only is None else [], watch.found
+        self.seen: list[Seen] = watch.seen
+        """What passed each place, in order."""
+        known = [name for name, *_ in self._found]
+        for name in [*(name for name in change if name not in self._changed), *(only or ())]:
+            if not any(name == each or fnmatchcase(each, name) for each in known):
+                raise LlucidError(_unknown(name, known))
+        for name in change:
+            if name not in self._changed:
+                raise LlucidError(f"change of {name}: give one value's name; a pattern changes nothing")
+        if not change and "logits" in self._values and not self._values["logits"].isfinite().all():
+            raise LlucidError(f"this model's scores are not numbers, from {self._first_nan()} on; its file is damaged")
+
+    def _watch(self, keep: Callable[[str], bool]) -> Watch:
+        return Watch(instrument(MODULE), self.model.weights, self._apply, keep)
+
+    def _apply(self, name: str, value: Tensor) -> Tensor:
+        for function in self._change.get(name, ()):
+            self._changed.add(name)
+            changed: Any = function(value)
+            if not isinstance(changed, Tensor) or changed.shape != value.shape:
+                found = list(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+                raise LlucidError(f"change of {name}: expected a tensor of shape {list(value.shape)}, found {found}")
+            value = changed.to(value)
+        return value
+
+    def _keeps(self, name: str) -> bool:
+        if self.only is not None:
+            return any(name == each or fnmatchcase(name, each) for each in self.only)
+        layer = layer_of(name)
+        return layer is None or name == f"blocks.{layer}" or name.removeprefix(f"blocks.{layer}.") in KEPT
+
+    def _first_nan(self) -> str:
+        for value in self.names(expressions=True):
+            if self[value.name].isnan().any():
+                return value.name
+        return "the output matrix"
+
+    # ------------------------------------------------------------------------------------- values by name
+
+    def names(self, expressions: bool = False) -> list[Value]:
+        """What there is, in the order in which it was computed; `expressions` too, not only what has a name."""
+        axes = _axes(self.model.config.rope_scaling is not None)
+        found: list[Value] = []
+        for name, site, shape, _ in self._found:
+            layer, (function, kind, text, spans) = layer_of(name), self.sites[site]
+            if kind != "expression" or expressions:
+                alike = name if layer is None else f"blocks.0{name.removeprefix(f'blocks.{layer}')}"
+                named = axes.get(alike, (None,) * len(shape))
+                found.append(Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site))
+        return found
+
+    @property
+    def changed(self) -> list[str]:
+        """The names of the values that were changed."""
+        return list(self._change)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The value of this name. Raises LlucidError if there is none, or if `only` left it out."""
+        if name in self._values:
+            return self._values[name]
+        layer = layer_of(name)
+        if layer is not None and layer < len(self._calls):
+            at, values = self._block
+            if at != layer:
+                watch = self._watch(lambda name: True)
+                watch.run_block(layer, self._calls[layer])
+                self._block = _, values = layer, watch.values
+            if name in values:
+                return values[name]
+        known = [each for each, *_ in self._found]
+        if name in known:
+            raise LlucidError(f"{name}: not kept; only={list(self.only or ())}")
+        raise LlucidError(_unknown(name, known))
+
+    # ------------------------------------------------------------------------------------- worked out from them
+
+    @property
+    def tokens(self) -> list[str]:
+        """The text of each token."""
+        return self.pieces(self.ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each of these ids, taken alone; `<123>` for one that has none."""
+        return [piece(self.model, token) for token in ids]
+
+    @property
+    def logits(self) -> Float[Tensor, "seq vocab"]:
+        """The scores of every next token at every position."""
+        return self["logits"][0]
+
+    @cached_property
+    def stream(self) -> Float[Tensor, "streams seq dim"]:
+        """The residual stream before each block, and after the last: layers + 1 of them."""
+        return torch.cat([self["x"], *(self[f"blocks.{layer}"] for layer in range(self.model.config.layers))])
+
+    @property
+    def attention(self) -> Float[Tensor, "layers heads seq seq"]:
+        """How much each head looks, from each position (rows), at each position (columns)."""
+        return torch.stack([self.attention_of(layer) for layer in range(self.model.config.layers)])
+
+    def attention_of(self, layer: int) -> Float[Tensor, "heads seq seq"]:
+        """The attention of one layer."""
+        return self[f"blocks.{layer}.attention.p"][0].flatten(0, 1)
+
+    @property
+    def surprise(self) -> Float[Tensor, " seq"]:
+        """−ln p of each token given those before it, in nats; NaN for the first."""
+        seen = self.logits[:-1].log_softmax(-1).gather(-1, self._tokens[1:, None])[:, 0]
+        return torch.cat([seen.new_full((1,), math.nan), -seen])
+
+    @property
+    def _tokens(self) -> Tensor:
+        return torch.tensor(self.ids, device=self.model.weights.norm.device)
+
+    def lens(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
+        """The logits of vectors of the stream: through the last norm and the output matrix."""
+        watch = Watch(instrument(MODULE), self.model.weights, lambda name, value: value, lambda name: False)
+        normed = watch.run("rms_norm", x, watch.weights.norm, self.model.config.norm_eps)
+        return watch.run("unembed", normed, watch.weights)
+
+    @property
+    def lens_logits(self) -> Float[Tensor, "streams seq vocab"]:
+        """The logits of each stream. nostalgebraist 2020, "interpreting GPT: the logit lens"."""
+        return torch.stack([self.lens(x) for x in self.stream])
+
+    def logit_lens(self, top: int = 5) -> Lens:
+        """The `top` likeliest tokens of each stream at each position, with their probabilities.
+
+        Some vectors at a time, so that it needs little memory. Raises LlucidError for `top` below 1.
+        """
+        if top < 1:
+            raise LlucidError(f"top={top}: must be at least 1")
+        vocab, (streams, seq, _) = self.model.config.vocab_size, self.stream.shape
+        some = self.stream.flatten(0, 1).split(max(1, AT_ONCE // vocab))
+        best = [self.lens(x).softmax(-1).topk(min(top, vocab)) for x in some]
+        ids = torch.cat([each.indices for each in best]).unflatten(0, (streams, seq))
+        p = torch.cat([each.values for each in best]).unflatten(0, (streams, seq))
+        return Lens(ids, p, [[self.pieces(row) for row in rows.tolist()] for rows in ids])
+
+    def attribution(self, position: int, token: int) -> dict[str, float]:
+        """What the embedding, each head and each feed-forward wrote towards a token's logit: they add up to it.
+
+        The last norm's scale is held at what it was at this position (Elhage et al. 2021, "A Mathematical Framework
+        for Transformer Circuits"). Names are `embedding`, `blocks.2.heads.3` and `blocks.2.feed_forward`; if something
+        was changed there is `change`, too: what came from no part. Raises LlucidError for a position or token that is
+        not there.
+        """
+        config, weights = self.model.config, self.model.weights
+        if not -len(self.ids) <= position < len(self.ids):
+            raise LlucidError(f"position={position}: the text has positions 0 to {len(self.ids) - 1}")
+        if not 0 <= token < config.vocab_size:
+            raise LlucidError(f"token={token}: this model has ids 0 to {config.vocab_size - 1}")
+        output = rows(weights.embedding if weights.output is None else weights.output, token, token + 1)[0].double()
+        last = self.stream[-1, position].double()
+        towards = output * weights.norm.double() * torch.rsqrt(last.square().mean() + config.norm_eps)
+        parts = {"embedding": float(self.stream[0, position].double() @ towards)}
+        for layer, block in enumerate(weights.blocks):
+            z = self[f"blocks.{layer}.attention.attend"][0, position].double()
+            heads = z * (towards @ rows(block.attention.output, 0, config.dim).double())
+            for head, part in enumerate(heads.unflatten(-1, (config.heads, -1)).sum(-1).tolist()):
+                parts[f"blocks.{layer}.heads.{head}"] = part
+            written = self[f"blocks.{layer}.feed_forward"][0, position].double()
+            parts[f"blocks.{layer}.feed_forward"] = float(written @ towards)
+        if self._change:
+            parts["change"] = float(last @ towards) - sum(parts.values())
+        return parts
+
+
+def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
+    """The ids of a text, with BOS in front where the tokenizer has one, or the ids. Raises LlucidError as `trace`."""
+    if isinstance(text_or_ids, str):
+        if not text_or_ids:
+            raise LlucidError("the text is empty; give at least one character, or ids")
+        if not has_tokenizer(model):
+            raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
+        ids = prompt_ids(model.tokenizer, text_or_ids)
+    else:
+        ids = [int(token) for token in text_or_ids]
+        if not ids:
+            raise LlucidError("no ids are given; a pass needs at least one")
+    if len(ids) > model.config.context:
+        raise LlucidError(f"the text has {len(ids)} tokens, but the model's context is {model.config.context}")
+    for token in ids:
+        if not 0 <= token < model.config.vocab_size:
+            raise LlucidError(f"id {token}: this model has ids 0 to {model.config.vocab_size - 1}")
+    return ids
+
+
+def has_tokenizer(model: Model) -> bool:
+    """Whether texts can be given."""
+    return model.tokenizer is not None  # pyright: ignore[reportUnnecessaryComparison]
+
+
+def piece(model: Model, token: int) -> str:
+    """The text of a token alone, the name of a special one, and `<123>` for one that has no text."""
+    from llucid.generation.predictions import token_text
+
+    if not has_tokenizer(model):
+        return f"<{token}>"
+    return token_text(model.tokenizer, [], token).replace("<token ", "<")
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"{name}: there is no value of this name{'; near are ' + ', '.join(near) if near else ''}"
+
+
+@lru_cache
+def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
+    """The names of each value's axes, from a pass of a tiny model in which no two have the same length."""
+    lengths = dict(batch=13, seq=11, dim=17, heads=21, kv_heads=3, group=7, head_dim=8, half=4, q=168, kv=24)
+    lengths |= dict(ffn=19, vocab=23)
+    names = {length: name for name, length in lengths.items()}
+    sizes: dict[str, Any] = dict(
+        dim=17, heads=21, kv_heads=3, head_dim=8, ffn_dim=19, vocab_size=23, context=11, layers=1
+    )
+    config = Config(**sizes, rope_scaling=RopeScaling() if scaled else None)
+    watch = Watch(instrument(MODULE), initialise(config), lambda name, value: value, lambda name: False)
+    watch.run("llama", torch.zeros(13, 11, dtype=torch.long), watch.weights, config)
+    axes: dict[str, tuple[str | None, ...]] = {}
+    for name, _, shape, _ in watch.found:
+        named = [names.get(length) for length in shape]
+        if named.count("seq") == 2:
+            named[len(named) - 1 - named[::-1].index("seq")] = "slots"
+        axes[name] = tuple(named)
+    return axes

@@ -1,0 +1,199 @@
+"""One pass of llama.py under watch: every value gets a name, may be replaced, and may be kept.
+
+A function that is given a value and a part of the weights' tree is at that part: what `attention` computes for block 3
+is named `blocks.3.attention.q` and so on, and what it returns is `blocks.3.attention`. A function without weights is
+where its caller is. A variable is named as in the source, any other expression by its text. Where a name was taken
+before, that of the function comes in front (`blocks.3.attention.attend.q`), or a number behind (`blocks.3.x.2`).
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from llucid.look.instrument import Instrumented, widened
+from llucid.weights import Weights, tree_map
+
+BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
+
+
+def layer_of(name: str) -> int | None:
+    """The block that a value belongs to."""
+    return int(found[1]) if (found := BLOCK.match(name)) else None
+
+
+class Seen(NamedTuple):
+    """That a value passed a place of the source."""
+
+    site: int
+    layer: int | None
+    """The block that was at work."""
+    name: str
+    """The value's name, or the path of an array of the weights."""
+    is_weight: bool
+
+
+class Call(NamedTuple):
+    """How a block was called, for calling it again: its function, and its arguments with None for the weights."""
+
+    function: str
+    arguments: tuple[Any, ...]
+    weights: int
+    """Which argument the weights are."""
+
+
+class _Frame(NamedTuple):
+    scope: str
+    """Path in the weights' tree."""
+    function: str
+    opened: bool
+    """Whether the function was given that part of the tree, and its caller a larger one."""
+
+
+class Watch:
+    """Runs functions of an instrumented module on weights, block by block in float32.
+
+    `change(name, value)` returns the value that goes on. `keep(name)` says whether to hold a value in `values`.
+    """
+
+    def __init__(
+        self,
+        instrumented: Instrumented,
+        weights: Weights,
+        change: Callable[[str, Tensor], Tensor],
+        keep: Callable[[str], bool],
+    ) -> None:
+        self.sites = instrumented.sites
+        self.change, self.keep = change, keep
+        self.values: dict[str, Tensor] = {}
+        """Those that are kept."""
+        self.found: list[tuple[str, int, tuple[int, ...], torch.dtype]] = []
+        """Name, site, shape and dtype of every value, in the order in which they were computed."""
+        self.seen: list[Seen] = []
+        self.calls: list[Call] = []
+        """Of the blocks."""
+        self.weights = weights._replace(blocks=_Blocks(weights.blocks, self))  # pyright: ignore[reportArgumentType]
+        self._paths: dict[int, tuple[str, object]] = {}
+        self._register(self.weights, "")
+        self._names: dict[int, tuple[str, Tensor]] = {}
+        self._owners: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._frames = [_Frame("", "", True)]
+        self._namespace = instrumented.run(self.see, self.enter)
+
+    def run(self, function: str, *arguments: Any) -> Any:
+        """What the module's function returns."""
+        with torch.no_grad():
+            return self._namespace[function](*arguments)
+
+    def run_block(self, layer: int, call: Call) -> Any:
+        """The block once more, as it was called: of its arguments none is a new value."""
+        for argument in call.arguments:
+            for value in argument if isinstance(argument, tuple) else (argument,):
+                if isinstance(value, Tensor):
+                    self._names[id(value)] = "", value
+        arguments = list(call.arguments)
+        arguments[call.weights] = self.weights.blocks[layer]
+        return self.run(call.function, *arguments)
+
+    def see(self, site: int, value: Any) -> Any:
+        """The value that goes on."""
+        if not isinstance(value, Tensor):
+            return value
+        _, kind, text, _ = self.sites[site]
+        scope, function, opened = self._frames[-1]
+        if id(value) in self._paths:
+            self.seen.append(Seen(site, layer_of(scope), self._paths[id(value)][0], True))
+            return value
+        known = self._names.get(id(value))
+        named = kind == "variable" or (kind == "result" and opened and scope)
+        if known and not named:
+            self.seen.append(Seen(site, layer_of(scope), known[0], False))
+            return value
+        if kind == "use":  # of what was made where none looked
+            return value
+        if kind == "result":
+            name = scope if opened and scope else _join(scope, function)
+        else:
+            name = _join(scope, text)
+            if self._owners.setdefault(name, function) != function:
+                name = _join(scope, f"{function}.{text}")
+        self._counts[name] += 1
+        if (count := self._counts[name]) > 1:
+            name = f"{name}.{count}"
+        if value.is_floating_point():
+            value = widened(value)
+        value = self.change(name, value)
+        self._names[id(value)] = name, value
+        self.found.append((name, site, tuple(value.shape), value.dtype))
+        self.seen.append(Seen(site, layer_of(scope), name, False))
+        if self.keep(name):
+            self.values[name] = value
+        return value
+
+    def enter(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, at the part of the weights that it is given."""
+
+        @wraps(function)
+        def inside(*arguments: Any, **named: Any) -> Any:
+            scope = self._frames[-1].scope
+            given = [self._paths[id(argument)][0] if id(argument) in self._paths else None for argument in arguments]
+            path = next((path for path in given if path is not None), scope)
+            if not any(isinstance(value, Tensor) and id(value) not in self._paths for value in arguments):
+                path = scope  # an array of which only the dtype is asked
+            self._frames.append(_Frame(path, function.__name__, path != scope))
+            if path != scope and BLOCK.fullmatch(path):
+                at = given.index(path)
+                call = tuple(None if index == at else argument for index, argument in enumerate(arguments))
+                self.calls.append(Call(function.__name__, call, at))
+            try:
+                return function(*arguments, **named)
+            finally:
+                self._frames.pop()
+                if path != scope and BLOCK.fullmatch(path):
+                    self._forget(f"{path}.")
+
+        return inside
+
+    def open_block(self, layer: int, block: Any) -> Any:
+        """A block's weights in float32, known by their paths until the next block is opened."""
+        opened = tree_map(widened, block)
+        self._paths = {key: entry for key, entry in self._paths.items() if not entry[0].startswith("blocks.")}
+        self._register(opened, f"blocks.{layer}")
+        return opened
+
+    def _register(self, tree: object, path: str) -> None:
+        self._paths[id(tree)] = path, tree
+        if isinstance(tree, tuple):
+            for name in getattr(tree, "_fields", ()):
+                branch = getattr(tree, name)
+                if isinstance(branch, tuple | Tensor):
+                    self._register(branch, _join(path, name))
+
+    def _forget(self, prefix: str) -> None:
+        """Lets go of the values of a block that is done, but for those that are kept."""
+        self._names = {key: entry for key, entry in self._names.items() if not entry[0].startswith(prefix)}
+
+
+class _Blocks(Sequence[Any]):
+    """The blocks of a tree, each widened when it is asked for."""
+
+    def __init__(self, blocks: Sequence[Any], watch: Watch) -> None:
+        self.blocks, self.watch = blocks, watch
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, layer: Any) -> Any:
+        return self.watch.open_block(layer, self.blocks[layer])
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[layer] for layer in range(len(self)))
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,66 @@
+"""The first difference between two tokenizers: whether a conversion gives the same ids."""
+
+from collections.abc import Iterator, Sequence
+
+from llucid.errors import LlucidError
+from llucid.tokenizers.tokenizer import Tokenizer
+
+PROBES = (
+    "Once upon a time, there was 1 bell.",
+    "  Once upon\n\n a time,  it's naïve 漢字 🚀\x00<s> 12345 <|eot_id|>\t\r\nDON'T  ",
+    "e\u0301 ＡＢＣ ½ \u00a0\u3000\u2028 \ufeff\ue000 ก็ 👩‍👩‍👧‍👦 שלום مرحبا",
+    "def f(x):\n    return {'a': [x**2]}  # <0x41> [INST] <<SYS>>\n\n\n\tend   ",
+    " ",
+    "\n",
+)
+"""Texts that tokenizers get wrong. Without "▁", which llama2.c's format cannot tell from a space."""
+
+
+def first_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
+    """The first difference between two tokenizers, in words: BOS, EOS, an id that ends a text only in the first, or
+    what `text_difference` finds; None if there is none."""
+    for role, one, two in (("BOS", tokenizer.bos, other.bos), ("EOS", tokenizer.eos, other.eos)):
+        if one != two:
+            return f"{role} is {one} in one and {two} in the other"
+    if missing := tokenizer.stop_ids - other.stop_ids:
+        return f"{min(missing)} ends a text in one and not in the other"
+    return text_difference(tokenizer, other)
+
+
+def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
+    """The first difference in the ids of some texts or in their decoding, in words; None if there is none.
+
+    The texts are PROBES, the names of special tokens, and pieces of the vocabulary. Those that `tokenizer` cannot
+    encode are left out.
+    """
+    for text in texts_for(tokenizer):
+        try:
+            ids = tokenizer.encode(text)
+        except LlucidError:
+            continue
+        try:
+            theirs, back = other.encode(text), other.decode(ids)
+        except (LlucidError, IndexError) as error:
+            return f"{text[:20]!r} has ids in one, but the other: {error}"
+        if theirs != ids:
+            return f"the ids of {text[:20]!r} {id_difference(ids, theirs)}"
+        if back != tokenizer.decode(ids):
+            return f"the ids of {text[:20]!r} are decoded differently"
+    return None
+
+
+def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:
+    """Where two different lists of ids differ first, in words."""
+    pairs = zip(ids, others, strict=False)
+    at = next((at for at, (one, two) in enumerate(pairs) if one != two), min(len(ids), len(others)))
+    return f"differ at place {at}: {list(ids[at : at + 4])} in one, {list(others[at : at + 4])} in the other"
+
+
+def texts_for(tokenizer: Tokenizer) -> Iterator[str]:
+    """The texts that two tokenizers are compared by."""
+    yield from PROBES
+    yield " ".join([*tokenizer.special][:256])
+    every = range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)
+    pieces = [tokenizer.decode([token]) for token in every]
+    yield "".join(pieces)
+    yield " ".join(pieces)

@@ -1,0 +1,133 @@
+"""The files beside a tokenizer: `tokenizer_config.json`, its older companions, chat templates, and the ids of the end.
+
+What they say is kept as plain metadata under the keys of `tokenizer_config.json`; chat templates are not interpreted
+here.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llucid.errors import LlucidError
+from llucid.files import read_file, read_json, write_text_atomically
+from llucid.tokenizers.text import replace_surrogates
+
+LARGEST_TEMPLATE = 2**20
+"""Bytes of a chat template; published ones have some 10,000."""
+FLAGS = ("single_word", "lstrip", "rstrip", "special")
+"""What is read of an added token beside its text. `normalized` is ignored: a normalizer may add a space to it."""
+
+
+def text_of(token: object) -> str | None:
+    """The text of a token given as a string or as an object with flags."""
+    content = dict[str, object](token).get("content") if isinstance(token, dict) else token
+    return replace_surrogates(content) if isinstance(content, str) else None
+
+
+def name_of(role: str, config: Mapping[str, Any]) -> str | None:
+    """The text of the token that a `tokenizer_config.json` gives a role such as "bos_token"."""
+    return text_of(config.get(role))
+
+
+def role_names(config: Mapping[str, Any]) -> set[str]:
+    """The texts of all tokens with a role, which transformers treats as special tokens."""
+    found = [config[role] for role in config if role.endswith("_token")]
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        more = config.get(key)
+        found += list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
+    return {name for name in map(text_of, found) if name}
+
+
+def folder_config(folder: Path) -> dict[str, Any]:
+    """The content of `tokenizer_config.json`, with the templates of `chat_template.jinja` and
+    `additional_chat_templates/` under the key chat_template; empty if there are none of them.
+
+    Older folders name BOS, EOS and so on in `special_tokens_map.json`. As in transformers, it is ignored if
+    `tokenizer_config.json` lists the added tokens. Raises LlucidError if a file cannot be read.
+    """
+    config = optional_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        roles = optional_json(folder / "special_tokens_map.json")
+        config |= {role: name for role in roles if role.endswith("_token") and (name := name_of(role, roles))}
+        if isinstance(more := roles.get("additional_special_tokens"), list):
+            config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
+    files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
+    files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    texts = {name: read_template(file) for name, file in files.items()}
+    if [*texts] == ["default"]:
+        config["chat_template"] = texts["default"]
+    elif texts:
+        config["chat_template"] = [{"name": name, "template": text} for name, text in texts.items()]
+    return config
+
+
+def read_template(file: Path) -> str:
+    """The text of a chat template's file. Raises LlucidError if it cannot be read."""
+    try:
+        return read_file(file, LARGEST_TEMPLATE).decode()
+    except UnicodeDecodeError as error:
+        raise LlucidError(f"{file}: cannot be read ({error})") from error
+
+
+def added_in(folder: Path, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+    """The tokens that a folder adds to its tokenizer, by id: the content and FLAGS of each.
+
+    They are in `tokenizer_config.json`, that is in `config`, or, in older folders, in `added_tokens.json`, where those
+    with a role are special. Raises LlucidError if there is something else.
+    """
+    file, added = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    if added is None:
+        file, names = folder / "added_tokens.json", role_names(config)
+        ids = optional_json(file)
+        added = {number: {"content": name, "special": name in names} for name, number in ids.items()}
+    try:
+        found = {
+            int(number): {"content": text_of(token), **{flag: bool(token.get(flag)) for flag in FLAGS}}
+            for number, token in dict[Any, dict[str, Any]](added).items()
+        }
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
+        raise LlucidError(f"{file}: its added tokens are not texts and ids ({error})") from error
+    if None in (token["content"] for token in found.values()):
+        raise LlucidError(f"{file}: its added tokens are not texts and ids")
+    return found
+
+
+def end_ids(folder: Path) -> set[int]:
+    """The ids that `generation_config.json` and `config.json` call the end of a text.
+
+    transformers writes Llama 2's ids there by default, so a caller should ignore those of ordinary tokens.
+    """
+    ends: set[int] = set()
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        try:
+            found = optional_json(file).get("eos_token_id")
+        except LlucidError:  # some published folders have a generation_config.json that is not JSON
+            continue
+        ends.update(number for number in (found if isinstance(found, list) else [found]) if type(number) is int)
+    return ends
+
+
+def optional_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file. Raises LlucidError as `read_json` does."""
+    return read_json(path) if path.exists() else {}
+
+
+def write_folder(
+    folder: Path, tokenizer_json: str, config: dict[str, Any], stop_ids: frozenset[int] = frozenset()
+) -> None:
+    """Writes `tokenizer.json` and a `tokenizer_config.json` that tells transformers' AutoTokenizer its class.
+
+    If other ids than EOS end a text, they are written to `generation_config.json`; an older one is replaced.
+    """
+    write_text_atomically(folder / "tokenizer.json", tokenizer_json)
+    write_beside(folder, config, stop_ids)
+
+
+def write_beside(folder: Path, config: dict[str, Any], stop_ids: frozenset[int]) -> None:
+    """Writes what `write_folder` writes, without `tokenizer.json`."""
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
+    write_text_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    generation = folder / "generation_config.json"
+    if len(stop_ids) > (name_of("eos_token", config) is not None) or generation.is_file():
+        write_text_atomically(generation, json.dumps({"eos_token_id": sorted(stop_ids) or None}, indent=2) + "\n")

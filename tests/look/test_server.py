@@ -1,0 +1,429 @@
+"""The page's server over a real socket: what it answers equals the trace, and it answers nobody else."""
+
+import http.client
+import json
+import math
+import socket
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llucid import LlucidError
+from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
+from llucid.look.answers import Answers, Subject, address, pooled
+from llucid.look.server import LARGEST_BODY, Server
+from llucid.weights import named_leaves
+from tests.configs import CONFIGS
+from tests.look.test_trace import GROUPED, lively_model, some_ids
+
+MODEL, IDS = lively_model(GROUPED), some_ids(GROUPED)
+OTHER = lively_model(CONFIGS["explicit head_dim"])
+
+
+class Client:
+    def __init__(self, server: Server) -> None:
+        self.port = server.server_port
+
+    def ask(self, method: str, url: str, body: object = None, **headers: str) -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        if body is not None:
+            headers = {"Content-Type": "application/json"} | headers
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, url, body, {name.replace("_", "-"): text for name, text in headers.items()})
+        answer = connection.getresponse()
+        answer.content = answer.read()
+        connection.close()
+        return answer
+
+    def get(self, path: str, **parameters: object) -> Any:
+        answer = self.ask("GET", address(path, **parameters))
+        assert answer.status == 200, answer.content
+        if answer.headers["Content-Type"] == "application/json":
+            return json.loads(answer.content)
+        dtype = {"u8": np.uint8, "f16": "<f2", "f32": "<f4"}[answer.headers["x-dtype"]]
+        numbers = np.frombuffer(answer.content, dtype).reshape(json.loads(answer.headers["x-shape"])).astype(float)
+        if dtype is np.uint8:
+            numbers = float(answer.headers["x-offset"]) + numbers * float(answer.headers["x-scale"])
+        return torch.tensor(numbers)
+
+    def post(self, path: str, body: object) -> Any:
+        answer = self.ask("POST", address(path), body)
+        assert answer.status == 200, answer.content
+        return json.loads(answer.content)["id"]
+
+    def error(self, method: str, url: str, body: object = None, **headers: str) -> tuple[int, str]:
+        answer = self.ask(method, url, body, **headers)
+        assert answer.headers["Cache-Control"] == "no-cache"
+        error = json.loads(answer.content)["error"]
+        assert "\n" not in error
+        return answer.status, error
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return Answers([Subject("a", lambda: MODEL), Subject("b", lambda: OTHER)], IDS)
+
+
+@pytest.fixture(scope="module")
+def client(answers: Answers) -> Iterator[Client]:
+    with Server(answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield Client(server)
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def first(client: Client) -> str:
+    return client.get("")["first"]
+
+
+@pytest.fixture(scope="module")
+def found() -> Trace:
+    return trace(MODEL, IDS)
+
+
+def test_what_there_is(client: Client) -> None:
+    told = client.get("")
+    assert [model["name"] for model in told["models"]] == ["a", "b"]
+    assert told["models"][0]["config"]["kv_heads"] == 2
+    assert told["models"][0]["parameters"] == GROUPED.parameters
+    assert told["export"] is False
+
+
+def test_source_and_names_lead_from_a_place_to_its_values(client: Client, first: str, found: Trace) -> None:
+    source, names = client.get("source"), client.get(f"{first}/names")
+    lines = source["text"].splitlines()
+    at = {(site["kind"], site["text"]): number for number, site in enumerate(source["sites"])}
+    p = at["variable", "p"]
+    line, start, _, end = source["sites"][p]["spans"][1]
+    assert lines[line - 1][start:end] == "scores.softmax(-1)"
+    [value] = [names["values"][value] for site, layer, value in names["seen"] if (site, layer) == (p, 1)]
+    assert value["name"] == "blocks.1.attention.p"
+    assert value["axes"] == ["batch", "kv_heads", "group", "seq", "slots"]
+    assert value["shape"] == list(found["blocks.1.attention.p"].shape)
+    gate = at["weight", "weights.gate"]
+    assert [gate, 1, "blocks.1.feed_forward.gate"] in names["seen"]
+
+
+def test_tokens(client: Client, first: str, found: Trace) -> None:
+    told = client.get(first)
+    assert (told["id"], told["parent"], told["changes"], told["text"]) == (first, None, [], None)
+    assert [token["id"] for token in told["tokens"]] == IDS
+    assert [token["piece"] for token in told["tokens"]] == found.tokens
+    assert told["tokens"][0]["surprise"] is None
+    p = found.logits.double().softmax(-1)
+    for at, token in enumerate(told["tokens"][1:]):
+        assert token["surprise"] == pytest.approx(-math.log(p[at, IDS[at + 1]]), rel=1e-4)
+        assert token["rank"] == p[at].argsort(descending=True).tolist().index(IDS[at + 1])
+    assert told["tokens"][-1]["entropy"] == pytest.approx(-float((p[-1] * p[-1].log()).sum()), rel=1e-4)
+
+
+def test_next(client: Client, first: str, found: Trace) -> None:
+    told = client.get(f"{first}/next", position=3, top=7)
+    best = found.logits[3].softmax(-1).topk(7)
+    assert [token["id"] for token in told["tokens"]] == best.indices.tolist()
+    assert [token["p"] for token in told["tokens"]] == pytest.approx(best.values.tolist(), rel=1e-4)
+    assert told["log_sum"] == pytest.approx(float(found.logits[3].logsumexp(-1)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "slice_", "index"),
+    [
+        ("blocks.1.attention.q", None, ()),
+        ("blocks.1.attention.p", "0,1,-1", (0, 1, 1)),
+        ("blocks.0.attention.scores", "0,:,1,5", (0, slice(None), 1, 5)),
+        ("logits", "0,-1", (0, -1)),
+        ("tokens", None, ()),
+        ("blocks.0.attention.mask", "0,0", (0, 0)),
+        ("blocks.0.feed_forward.linear(x, weights.up)", "0", (0,)),
+    ],
+)
+def test_values(
+    client: Client, first: str, found: Trace, name: str, slice_: str | None, index: tuple[Any, ...]
+) -> None:
+    value = client.get(f"{first}/value", name=name, as_="f32", slice_=slice_)
+    torch.testing.assert_close(value.float(), found[name][index].float(), rtol=0, atol=0)
+    half = client.get(f"{first}/value", name=name, as_="f16", slice_=slice_)
+    torch.testing.assert_close(half.float(), found[name][index].half().float(), rtol=0, atol=0)
+
+
+def test_values_in_bytes_and_complex_ones(client: Client, first: str, found: Trace) -> None:
+    name = "blocks.0.attention.pairs"
+    value = client.get(f"{first}/value", name=name, as_="f32")
+    assert torch.equal(value.float(), torch.view_as_real(found[name]))
+    gate = found["blocks.1.feed_forward.gate"]
+    coarse = client.get(f"{first}/value", name="blocks.1.feed_forward.gate", as_="u8")
+    assert (coarse - gate).abs().max() <= (gate.max() - gate.min()) / 255 / 2 * 1.001
+    scores = client.get(f"{first}/value", name="blocks.1.attention.scores", as_="u8")  # half of them −∞
+    assert scores.isfinite().all()
+
+
+def test_pooling_keeps_the_number_of_the_largest_magnitude(client: Client, first: str, found: Trace) -> None:
+    x = torch.tensor([[1.0, -5, 2, 0, 3], [0, 0, 4, -1, -7]])
+    assert pooled(x, [1, 2]).tolist() == [[-5, 2, 3], [0, 4, -7]]
+    assert pooled(x, [2, 3]).tolist() == [[-5, -7]]
+    value = client.get(f"{first}/value", name="blocks.0", as_="f32", max_=5)
+    assert value.shape == (1, 4, 5)  # of 12 positions 3 each, of 32 numbers 7
+    assert value[0, 3, 4] in found["blocks.0"][0, 9:, 28:]
+    assert abs(value[0, 3, 4]) == found["blocks.0"][0, 9:, 28:].abs().max()
+
+
+def test_weights(client: Client, first: str) -> None:
+    for name, leaf in named_leaves(MODEL.weights):
+        assert torch.equal(client.get(f"{first}/weight", name=name, as_="f32").float(), leaf)
+    small = client.get(f"{first}/weight", name="embedding", as_="f32", max_=16)
+    assert torch.equal(small.float(), pooled(MODEL.weights.embedding, [4, 2]))
+
+
+def test_attention(client: Client, first: str, found: Trace) -> None:
+    wall = client.get(f"{first}/attention")
+    assert (wall - found.attention).abs().max() <= 0.5 / 255 * 1.001
+    small = client.get(f"{first}/attention", max_=4)
+    assert (small - pooled(found.attention, [1, 1, 3, 3])).abs().max() <= 0.5 / 255 * 1.001
+    one = client.get(f"{first}/attention", as_="f32", head=3, layer=1)
+    assert torch.equal(one.float(), found.attention[1, 3])
+
+
+def test_lens_and_stream(client: Client, first: str, found: Trace) -> None:
+    lens, told = found.logit_lens(), client.get(f"{first}/lens")
+    assert told["ids"] == lens.ids.tolist()
+    torch.testing.assert_close(torch.tensor(told["p"]), lens.p, rtol=1e-5, atol=1e-6)
+    assert told["pieces"][str(told["ids"][0][1][2])] == lens.tokens[0][1][2]
+    norms = client.get(f"{first}/stream")
+    torch.testing.assert_close(torch.tensor(norms["stream"]), found.stream.norm(dim=-1), rtol=1e-5, atol=0)
+    written = found["blocks.1.feed_forward"][0].norm(dim=-1)
+    torch.testing.assert_close(torch.tensor(norms["feed_forward"][1]), written, rtol=1e-5, atol=0)
+
+
+def test_parts(client: Client, first: str, found: Trace) -> None:
+    told = client.get(f"{first}/parts", position=4)
+    assert told["token"] == int(found.logits[4].argmax())
+    assert sum(part["value"] for part in told["parts"]) == pytest.approx(told["logit"], abs=1e-4)
+    assert told["parts"][0] == {"name": "embedding", "layer": None, "head": None, "value": told["parts"][0]["value"]}
+    heads = [(part["layer"], part["head"]) for part in told["parts"] if part["head"] is not None]
+    assert heads == [(layer, head) for layer in range(2) for head in range(4)]
+    assert told["parts"][-1]["name"] == "blocks.1.feed_forward"
+    assert told["parts"][-1]["layer"] == 1
+
+
+def test_heads(client: Client) -> None:
+    ids = [1, 2, 3, 1, 2, 3]
+    told, scores = client.get(f"{client.post('read', {'ids': ids})}/heads"), head_scores(trace(MODEL, ids))
+    torch.testing.assert_close(torch.tensor(told["induction"]), scores.induction, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(told["copying"]), scores.copying, rtol=1e-4, atol=1e-6)
+    assert client.get(f"{client.post('read', {'ids': [1, 2, 3]})}/heads")["induction"] is None
+
+
+def test_clocks_add_up_to_the_score(client: Client, first: str, found: Trace) -> None:
+    told = client.get(f"{first}/clocks", layer=1, head=3, position=9, key=4)
+    score = float(found["blocks.1.attention.scores"][0, 1, 1, 9, 4])
+    assert told["score"] == pytest.approx(score, rel=1e-4)
+    assert sum(pair["value"] for pair in told["pairs"]) == pytest.approx(score, rel=1e-4)
+    assert [pair["frequency"] for pair in told["pairs"]] == pytest.approx(found["theta"].tolist(), rel=1e-5)
+
+
+def test_summaries(client: Client, first: str, found: Trace) -> None:
+    told = client.get(f"{first}/summaries", layer=1)
+    gate = found["blocks.1.feed_forward.gate"]
+    assert told["blocks.1.feed_forward.gate"]["mean"] == pytest.approx(float(gate.mean()), rel=1e-3)
+    assert told["blocks.1.feed_forward.gate"]["std"] == pytest.approx(float(gate.std(correction=0)), rel=1e-3)
+    counts, _ = torch.histogram(gate.flatten(), 20)
+    assert sum(told["blocks.1.feed_forward.gate"]["histogram"]) == gate.numel()
+    assert told["blocks.1.feed_forward.gate"]["histogram"] == pytest.approx(counts.tolist(), abs=1)  # rounding at edges
+    assert "logits" in client.get(f"{first}/summaries")
+
+
+@pytest.mark.parametrize(
+    ("told", "change"),
+    [
+        ({"kind": "ablate", "layer": 1, "head": 2}, lambda other: ablate(1, head=2)),
+        ({"kind": "ablate", "layer": 0, "part": "feed_forward"}, lambda other: ablate(0, part="feed_forward")),
+        ({"kind": "ablate", "layer": 0, "head": None, "part": None}, lambda other: ablate(0)),
+        ({"kind": "scale", "name": "blocks.0.attention", "factor": 3}, lambda other: scale("blocks.0.attention", 3.0)),
+        ({"kind": "zero_frequency", "pair": 1}, lambda other: zero_frequency(1)),
+        ({"kind": "patch", "name": "blocks.0", "position": -1}, lambda other: patch("blocks.0", other, position=-1)),
+    ],
+)
+def test_changes(client: Client, first: str, told: dict[str, Any], change: Any) -> None:
+    other = [*IDS[:-1], 0]
+    if told["kind"] == "patch":
+        told = told | {"from": client.post("read", {"ids": other})}
+    edited = client.post(f"{first}/edit", {"changes": [told]})
+    reading = client.get(edited)
+    assert (reading["parent"], reading["changes"]) == (first, [told])
+    expected = trace(MODEL, IDS, change=change(trace(MODEL, other)))
+    assert torch.equal(client.get(f"{edited}/value", name="logits", as_="f32").float()[0], expected.logits)
+    assert not torch.equal(expected.logits, trace(MODEL, IDS).logits)
+    assert client.post(f"{first}/edit", {"changes": [told]}) == edited
+
+
+def test_several_changes_and_forgotten_traces(client: Client, first: str) -> None:
+    """More readings than traces are held: the first is read once more."""
+    changes = [{"kind": "ablate", "layer": 0, "head": head} for head in (0, 3)]
+    expected = trace(MODEL, IDS, change=ablate(0, head=[0, 3])).logits[-1].softmax(-1).topk(3)
+    edited = client.post(f"{first}/edit", {"changes": changes})
+    for token in range(10):
+        client.post("read", {"ids": [token, 1]})
+    told = client.get(f"{edited}/next", top=3)
+    assert [token["p"] for token in told["tokens"]] == pytest.approx(expected.values.tolist(), rel=1e-4)
+    assert client.get(first)["tokens"][3]["id"] == IDS[3]
+
+
+def test_another_model_is_compared(client: Client, first: str) -> None:
+    other = client.post("read", {"ids": IDS, "model": 1})
+    told = client.get(f"{first}/compare", with_=other)
+    ours, theirs = trace(MODEL, IDS), trace(OTHER, IDS)
+    p, q = (found.logits.double().softmax(-1) for found in (ours, theirs))
+    assert told["kl"] == pytest.approx((p * (p / q).log()).sum(-1).tolist(), rel=1e-3)
+    cosine = torch.nn.functional.cosine_similarity(ours.stream, theirs.stream, dim=-1)
+    torch.testing.assert_close(torch.tensor(told["cosine"]), cosine, rtol=1e-4, atol=1e-5)
+    assert client.get(f"{first}/compare", with_=first)["kl"] == pytest.approx([0] * len(IDS), abs=1e-5)
+
+
+def test_text_is_encoded_as_the_model_does(client: Client) -> None:
+    told = client.get(client.post("read", {"text": "0A<"}))
+    assert told["text"] == "0A<"
+    assert [token["piece"] for token in told["tokens"]] == ["0", "A", "<"]
+
+
+# ------------------------------------------------------------------------------------------------ caching
+
+
+def test_answers_about_a_reading_may_be_kept_for_ever(client: Client, first: str) -> None:
+    answer = client.ask("GET", address(f"{first}/heads"))
+    assert answer.headers["Cache-Control"].endswith("immutable")
+    again = client.ask("GET", address(f"{first}/heads"), If_None_Match=answer.headers["ETag"])
+    assert (again.status, again.content) == (304, b"")
+    assert client.ask("GET", "/look").headers["Cache-Control"] == "no-cache"
+
+
+def test_other_weights_give_other_ids() -> None:
+    changed = lively_model(GROUPED)
+    changed.weights.blocks[1].attention.query[0, 5] += 1
+    ids = {Answers([Subject("a", lambda model=model: model)], IDS).first for model in (MODEL, changed)}
+    assert len(ids) == 2
+    assert ids & {Answers([Subject("z", lambda: lively_model(GROUPED))], IDS).first}
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example:{port}"}, 403),  # DNS rebinding: the name leads here, but the browser sends it
+        ({"Host": "127.0.0.1:1"}, 403),
+        ({"Host": "127.0.0.1:{port}", "Origin": "http://evil.example"}, 403),
+        ({"Host": "127.0.0.1:{port}", "Origin": "null"}, 403),
+        ({"Host": "localhost:{port}", "Origin": "http://localhost:{port}"}, 200),
+        ({"Host": "127.0.0.1:{port}"}, 200),
+    ],
+)
+def test_only_the_own_page_is_answered(client: Client, headers: dict[str, str], status: int) -> None:
+    headers = {name: text.format(port=client.port) for name, text in headers.items()}
+    assert client.ask("GET", "/look", **headers).status == status
+    assert client.ask("POST", "/look/read", {"ids": [1]}, **headers).status == status
+
+
+def test_only_loopback_is_listened_on(answers: Answers) -> None:
+    with Server(answers) as server:
+        assert server.socket.getsockname()[0] == "127.0.0.1"
+        with pytest.raises(LlucidError, match=rf"port={server.server_port}: cannot be listened on"):
+            Server(answers, server.server_port)
+    with pytest.raises(LlucidError, match="port=70000"):
+        Server(answers, 70_000)
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "message"),
+    [
+        ("/", 302, None),
+        ("/other", 404, "no such address"),
+        ("/look/0123456789abcdef", 404, "there is no reading"),
+        ("/look/../../etc/passwd", 404, "such file|such address|no reading"),
+        ("/look/..%2fserver.py", 404, "no such file"),
+        ("/look/{id}/nothing", 404, "no such address"),
+        ("/look/{id}/heads/more", 404, "no such address"),
+        ("/look/{id}/source", 404, "no such address"),
+        ("/look/{id}/next?position=12", 400, "position=12: there are 0 to 11"),
+        ("/look/{id}/next?position=1.5", 400, 'position="1.5": must be a whole number'),
+        ("/look/{id}/next?top=0", 400, "top=0: must be at least 1"),
+        ("/look/{id}/next?bottom=0", 400, "bottom=: unknown here; expected position, top"),
+        ("/look/{id}/value?as=f32", 400, "name=: missing"),
+        ("/look/{id}/value?as=f64&name=logits", 400, 'as="f64": expected one of'),
+        ("/look/{id}/value?as=f32&name=logit", 400, "no value of this name; near are logits"),
+        ("/look/{id}/value?as=f32&name=logits&slice=0,x", 400, "slice=0,x: expected at most 3"),
+        ("/look/{id}/value?as=f32&name=logits&slice=0,0,0,0", 400, "expected at most 3"),
+        ("/look/{id}/value?as=f32&name=logits&slice=3", 400, "slice=3: there are 0 to 0"),
+        ("/look/{id}/value?as=f32&name=logits&max=0", 400, "max=0"),
+        ("/look/{id}/weight?as=f32&name=blocks.0.attention.q", 404, "no weights of this name"),
+        ("/look/{id}/attention?layer=1", 400, "give layer and head"),
+        ("/look/{id}/attention?head=4&layer=1", 400, "head=4: there are 0 to 3"),
+        ("/look/{id}/parts?token=50", 400, "token=50"),
+        ("/look/{id}/clocks?head=0&key=0&layer=9&position=0", 400, "layer=9: there are 0 to 1"),
+        ("/look/{id}/summaries?layer=2", 400, "layer=2"),
+        ("/look/{id}/lens?top=-1", 400, "top=-1: must be at least 1"),
+        ("/look/{id}/compare?with=x", 404, "no reading"),
+    ],
+)
+def test_bad_addresses(client: Client, first: str, url: str, status: int, message: str | None) -> None:
+    url = url.replace("{id}", first)
+    if message is None:
+        assert client.ask("GET", url).status == status
+        return
+    found = client.error("GET", url)
+    assert found[0] == status
+    with pytest.raises(LlucidError, match=message):
+        raise LlucidError(found[1])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("read", {}, "give text or ids, and not both"),
+        ("read", {"text": "0", "ids": [1]}, "give text or ids, and not both"),
+        ("read", {"text": ""}, "the text is empty"),
+        ("read", {"text": "~"}, "'~'"),
+        ("read", {"ids": [1] * 65}, "65 tokens, but the model's context is 64"),
+        ("read", {"ids": ["1"]}, "ids a list of whole numbers"),
+        ("read", {"ids": [1], "model": 7}, "model=7: there are models 0 to 1"),
+        ("read", {"ids": [1], "model": "b"}, 'model="b": must be a whole number'),
+        ("read", [1], "must be a JSON object"),
+        ("read", b"{", "not valid JSON"),
+        ("read", b"[" * 100_000, "not valid JSON"),
+        ("{id}/edit", {"changes": {}}, "changes must be a list of objects"),
+        ("{id}/edit", {"changes": [{}]}, "kind is one of ablate, scale"),
+        ("{id}/edit", {"changes": [{"kind": "ablate"}]}, "missing a required argument: 'layer'"),
+        ("{id}/edit", {"changes": [{"kind": "ablate", "layer": "1"}]}, "layer must be of type int"),
+        ("{id}/edit", {"changes": [{"kind": "ablate", "layer": 1, "part": "x"}]}, "part is attention or feed_forward"),
+        ("{id}/edit", {"changes": [{"kind": "ablate", "layer": 1, "head": 9}]}, "head=9"),
+        ("{id}/edit", {"changes": [{"kind": "scale", "name": "x", "factor": True}]}, "factor must be of type float"),
+        ("{id}/edit", {"changes": [{"kind": "scale", "name": "nothing", "factor": 1}]}, "no value of this name"),
+        ("{id}/edit", {"changes": [{"kind": "zero_frequency", "pair": 4}]}, "pair=4"),
+        ("{id}/edit", {"changes": [{"kind": "patch", "name": "x", "from": "y"}]}, "there is no reading"),
+        ("0123456789abcdef/edit", {"changes": []}, "there is no reading"),
+        ("nothing", {}, "no such address"),
+    ],
+)
+def test_bad_questions(client: Client, first: str, path: str, body: object, message: str) -> None:
+    status, error = client.error("POST", address(path.replace("{id}", first)), body)
+    assert status in (400, 404)
+    with pytest.raises(LlucidError, match=message):
+        raise LlucidError(error)
+
+
+def test_bodies_of_other_kinds_and_sizes(client: Client) -> None:
+    assert client.error("POST", "/look/read", b'{"ids": [1]}', Content_Type="text/plain")[0] == 400
+    status, _ = client.error("POST", "/look/read", b"", Content_Length=str(LARGEST_BODY + 1))
+    assert status == 413
+
+
+def test_a_client_that_goes_away_leaves_no_trace(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_connection(("127.0.0.1", client.port)) as gone:
+        gone.sendall(b"GET /look HTTP/1.1\r\nHost:")
+    assert client.ask("GET", "/look").status == 200
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,380 @@
+"""What a trace says, against transformers, against changed weights, and against itself."""
+
+import inspect
+import math
+from dataclasses import replace
+from random import Random
+
+import jaxtyping
+import pytest
+import torch
+from torch import Tensor
+
+import llucid
+from llucid import LlucidError, Model
+from llucid import llama as equations
+from llucid.arrays.quantized import dequantize, quantize
+from llucid.chat import STORYTELLER
+from llucid.config import Config
+from llucid.corpora.fables import tale
+from llucid.llama import llama
+from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
+from llucid.look.heads import copying
+from llucid.weights import to
+from tests.checkpoints.models import model_of
+from tests.configs import CONFIGS, SIZES
+from tests.test_llama import as_transformers, lively
+
+SEQ = 12
+GROUPED = CONFIGS["one for two"]
+
+
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+def model(request: pytest.FixtureRequest) -> Model:
+    return lively_model(request.param)
+
+
+def lively_model(config: Config) -> Model:
+    return model_of(config)._replace(weights=lively(config))
+
+
+def some_ids(config: Config, seed: int = 1) -> list[int]:
+    return torch.randint(config.vocab_size, (SEQ,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def trace_of(model: Model, **options: object) -> Trace:
+    return trace(model, some_ids(model.config), **options)
+
+
+def logits_of(model: Model) -> Tensor:
+    return llama(torch.tensor([some_ids(model.config)]), model.weights, model.config)[0]
+
+
+# ------------------------------------------------------------------------------------------------ oracles
+
+
+@torch.no_grad()
+def test_stream_and_attention_equal_those_of_transformers(model: Model) -> None:
+    """Both round to float32 after each of some hundred operations: 1e-5 is some 170 roundings."""
+    found = trace_of(model)
+    theirs = as_transformers(model.config, model.weights)(
+        torch.tensor([found.ids]), output_hidden_states=True, output_attentions=True
+    )
+    *streams, normed = theirs.hidden_states  # transformers normalises the last one
+    torch.testing.assert_close(found.stream[:-1], torch.cat(streams), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["llama.x"], normed, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.attention, torch.cat(theirs.attentions), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.logits, theirs.logits[0], rtol=1e-5, atol=1e-5)
+
+
+def test_parts_add_up_to_every_logit(model: Model) -> None:
+    """Parts in float64 of values in float32: the sum differs from the logit by the roundings of the pass."""
+    found = trace_of(model)
+    for position, token in ((0, 3), (5, 0), (-1, model.config.vocab_size - 1)):
+        parts = found.attribution(position, token)
+        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1)
+        assert math.fsum(parts.values()) == pytest.approx(float(found.logits[position, token]), abs=1e-4)
+
+
+def test_parts_of_a_changed_pass_add_up_too() -> None:
+    changes = [scale("blocks.0.attention", 2.0), scale("blocks.1", 0.5), ablate(1, head=2)]
+    found = trace_of(lively_model(GROUPED), change=changes)
+    parts = found.attribution(-1, 7)
+    assert math.fsum(parts.values()) == pytest.approx(float(found.logits[-1, 7]), abs=1e-4)
+    assert abs(parts["change"]) > 1e-3
+    assert parts["blocks.1.heads.2"] == 0
+
+
+@pytest.mark.parametrize("heads", [[1], [0, 3]])
+def test_ablating_heads_equals_zeroing_columns_of_the_output_matrix(model: Model, heads: list[int]) -> None:
+    found = trace_of(model, change=ablate(1, head=heads[0] if len(heads) == 1 else heads))
+    output = model.weights.blocks[1].attention.output
+    for head in heads:
+        output[:, head * model.config.head_dim : (head + 1) * model.config.head_dim] = 0
+    torch.testing.assert_close(found.logits, logits_of(model), rtol=1e-5, atol=1e-5)
+    assert not torch.equal(found.logits, trace_of(lively_model(model.config)).logits)
+
+
+@pytest.mark.parametrize("part", ["attention", "feed_forward", None])
+def test_ablating_a_part_equals_zeroing_its_last_matrix(part: str | None) -> None:
+    model = lively_model(GROUPED)
+    found = trace_of(model, change=ablate(0, part=part))
+    block = model.weights.blocks[0]
+    if part != "feed_forward":
+        block.attention.output.zero_()
+    if part != "attention":
+        block.feed_forward.down.zero_()
+    torch.testing.assert_close(found.logits, logits_of(model), rtol=1e-5, atol=1e-5)
+
+
+def test_scaling_equals_scaled_weights() -> None:
+    model = lively_model(GROUPED)
+    found = trace_of(model, change=scale("blocks.1.attention.v", 3.0))
+    model.weights.blocks[1].attention.value.mul_(3)
+    torch.testing.assert_close(found.logits, logits_of(model), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
+def test_without_frequencies_the_order_of_what_is_behind_does_not_matter(name: str) -> None:
+    """In one layer; with RoPE it does."""
+    config = replace(CONFIGS[name], layers=1)
+    model, ids = lively_model(config), some_ids(config)
+    swapped = [ids[1], ids[0], *ids[2:]]
+    still = [zero_frequency(pair) for pair in range(config.head_dim // 2)]
+    without = [trace(model, each, change=still).logits[-1] for each in (ids, swapped)]
+    torch.testing.assert_close(*without, rtol=1e-5, atol=1e-5)
+    assert (trace(model, ids).logits[-1] - trace(model, swapped).logits[-1]).abs().max() > 1e-3
+
+
+def test_patching_everything_gives_the_others_logits(model: Model) -> None:
+    one, other = trace(model, some_ids(model.config, 1)), trace(model, some_ids(model.config, 2))
+    patched = trace(model, one.ids, change=patch("*", other))
+    assert torch.equal(patched.logits, other.logits)
+    assert not torch.equal(one.logits, other.logits)
+    stream = trace(model, one.ids, change=patch("blocks.1", other))  # the last: nothing else reaches the logits
+    assert torch.equal(stream.logits, other.logits)
+
+
+def test_patching_one_position_changes_what_follows_it_alone() -> None:
+    model = lively_model(GROUPED)
+    one, other = trace(model, some_ids(GROUPED, 1)), trace(model, some_ids(GROUPED, 2))
+    patched = trace(model, one.ids, change=patch("blocks.0", other, position=5))
+    assert torch.equal(patched["blocks.0"][0, 5], other["blocks.0"][0, 5])
+    assert torch.equal(patched.logits[:5], one.logits[:5])
+    assert not torch.isclose(patched.logits[5:], one.logits[5:]).all(-1).any()
+
+
+# ------------------------------------------------------------------------------------------------ names and shapes
+
+
+def test_values_have_the_shapes_of_their_annotations(model: Model) -> None:
+    """Every parameter and every result, and what is said of axes."""
+    found, config, checked = trace_of(model), model.config, set()
+    values = {value.name: value for value in found.names(expressions=True)}
+    for seen in found.seen:
+        site = found.sites[seen.site]
+        if site.kind in ("parameter", "result") and not seen.is_weight:
+            signature = inspect.signature(getattr(equations, site.function))
+            annotation = signature.return_annotation
+            if site.kind == "parameter":
+                annotation = signature.parameters[site.text].annotation
+            with jaxtyping.jaxtyped("context"):
+                assert isinstance(found[seen.name], annotation), (seen.name, annotation)
+            checked.add((site.function, site.kind))
+    assert {("rms_norm", "result"), ("attend", "parameter"), ("llama", "result")} <= checked
+    lengths = dict(batch=1, seq=SEQ, slots=SEQ, dim=config.dim, heads=config.heads, kv_heads=config.kv_heads)
+    lengths |= dict(group=config.heads // config.kv_heads, head_dim=config.head_dim, half=config.head_dim // 2)
+    lengths |= dict(q=config.heads * config.head_dim, kv=config.kv_heads * config.head_dim)
+    lengths |= dict(ffn=config.ffn_dim, vocab=config.vocab_size)
+    for value in values.values():
+        assert value.shape == tuple(found[value.name].shape)
+        assert len(value.axes) == len(value.shape)
+        assert all(lengths[axis] == size for axis, size in zip(value.axes, value.shape, strict=True) if axis)
+
+
+def test_names() -> None:
+    """Those of the reader: whoever renames a variable of llama.py renames it here, and in lessons and notebooks."""
+    block = """
+        attention_norm.x_wide attention_norm normed attention.q attention.k attention.v attention.attend.q
+        attention.attend.k attention.attend.v attention.pairs attention.pairs.2 attention.attend.q.2
+        attention.attend.k.2 attention.mask attention.m attention.attention_written_out.q attention.scores attention.p
+        attention.attention_written_out attention.attend attention x feed_forward_norm.x_wide feed_forward_norm normed.2
+        feed_forward.gate feed_forward
+    """
+    first = [f"blocks.0.{name}" for name in block.split()]
+    second = [name.replace("blocks.0", "blocks.1") for name in first]
+    assert [value.name for value in trace_of(lively_model(GROUPED)).names()] == [
+        *("tokens positions j theta angles rotations rotation x".split()),
+        *(*first, "blocks.0", "x.2", *second, "blocks.1", "x.3"),
+        *("norm.x_wide norm llama.x unembed logits".split()),
+    ]
+
+
+def test_every_name_shows_where_it_is_in_the_source() -> None:
+    lines = inspect.getsource(equations).splitlines()
+    found = trace_of(lively_model(GROUPED))
+    for value in found.names(expressions=True):
+        line, start, last, end = value.spans[0]
+        assert line == value.line
+        if line == last and value.kind != "result":
+            assert lines[line - 1][start:end] == value.text
+    p = next(value for value in found.names() if value.name == "blocks.1.attention.p")
+    assert (p.function, p.text, p.layer) == ("attention_written_out", "p", 1)
+    assert p.axes == ("batch", "kv_heads", "group", "seq", "slots")
+    assert [lines[line - 1][start:end] for line, start, _, end in p.spans] == ["p", "scores.softmax(-1)"]
+
+
+def test_what_is_computed_once_more_is_what_was_computed() -> None:
+    """Also after changes; `only` keeps what the pass itself computed."""
+    model, changes = lively_model(GROUPED), [ablate(0, head=1), scale("blocks.1.attention.scores", 2.0)]
+    again, kept = trace_of(model, change=changes), trace_of(model, change=changes, only=["*"])
+    names = [value.name for value in kept.names(expressions=True)]
+    assert len(names) > 100
+    for name in reversed(names):
+        assert torch.equal(again[name], kept[name]), name
+
+
+def test_scores_stay_as_they_were_before_the_mask_is_added_in_place() -> None:
+    found = trace_of(lively_model(GROUPED))
+    assert found["blocks.0.attention.q @ k[:, :, None].mT"].isfinite().all()
+    assert found["blocks.0.attention.scores"].isinf().any()
+
+
+def test_only_what_is_named_is_kept() -> None:
+    found = trace_of(lively_model(GROUPED), only=["blocks.*.attention.p", "logits"])
+    assert found.attention.shape == (2, 4, SEQ, SEQ)
+    assert found.logits.shape == (SEQ, GROUPED.vocab_size)
+    with pytest.raises(LlucidError, match=r"blocks\.0: not kept"):
+        found["blocks.0"]
+
+
+# ------------------------------------------------------------------------------------------------ what is worked out
+
+
+def test_the_last_lens_is_the_prediction(model: Model) -> None:
+    found = trace_of(model)
+    torch.testing.assert_close(found.lens_logits[-1], found.logits, rtol=1e-6, atol=1e-6)
+    lens = found.logit_lens(top=3)
+    best = found.lens_logits.softmax(-1).topk(3)
+    assert torch.equal(lens.ids, best.indices)
+    torch.testing.assert_close(lens.p, best.values)
+    assert lens.tokens[-1][4][0] == model.tokenizer.decode([int(found.logits[4].argmax())])
+
+
+def test_surprise_is_the_loss_of_each_token() -> None:
+    found = trace_of(lively_model(GROUPED))
+    p = found.logits.double().softmax(-1)
+    expected = [-math.log(p[at, token]) for at, token in enumerate(found.ids[1:])]
+    assert found.surprise[0].isnan()
+    assert found.surprise[1:].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantised_weights_show_what_they_stand_for(bits: int) -> None:
+    model = lively_model(Config(**SIZES | dict(ffn_dim=64)))
+    held = model._replace(weights=quantize(model.weights, bits))
+    found = trace_of(held)
+    plain = trace_of(model._replace(weights=dequantize(held.weights)))
+    torch.testing.assert_close(found.logits, plain.logits, rtol=1e-5, atol=1e-5)
+    assert found.attribution(-1, 3) == pytest.approx(plain.attribution(-1, 3), abs=1e-4)
+    torch.testing.assert_close(copying(held), copying(model._replace(weights=dequantize(held.weights))))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None:
+    model = lively_model(GROUPED)
+    narrow = model._replace(weights=to(model.weights, dtype))
+    found, wide = trace_of(narrow), trace_of(model._replace(weights=to(narrow.weights, torch.float32)))
+    assert found["blocks.1.attention.p"].dtype == torch.float32
+    torch.testing.assert_close(found.logits, wide.logits, rtol=1e-6, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ heads
+
+
+def test_copying_is_the_sum_of_eigenvalues_of_the_whole_circuit() -> None:
+    """From embeddings to logits, vocab by vocab, for one head that shares its values with another."""
+    model = lively_model(GROUPED)
+    block, hd = model.weights.blocks[1], GROUPED.head_dim
+    e = model.weights.embedding
+    e = e / (e.square().mean(-1, keepdim=True) + GROUPED.norm_eps).sqrt() * block.attention_norm
+    through = block.attention.output[:, 3 * hd :] @ block.attention.value[hd:]
+    whole = e @ through.T @ (model.weights.output * model.weights.norm).T
+    eigenvalues = torch.linalg.eigvals(whole.double())
+    expected = eigenvalues.real.sum() / eigenvalues.abs().sum()
+    assert float(copying(model)[1, 3]) == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_scores_by_hand() -> None:
+    """Of a pass in which attention is what we say: 0.7 to the token before, 0.2 to the first, 0.1 to itself."""
+    model, ids = lively_model(GROUPED), [5, 6, 7, 5, 6, 7]
+
+    def said(p: Tensor) -> Tensor:
+        p = torch.zeros_like(p)
+        for at in range(len(ids)):
+            p[..., at, max(at - 1, 0)] += 0.7
+            p[..., at, 0] += 0.2
+            p[..., at, at] += 0.1
+        return p
+
+    scores = head_scores(trace(model, ids, change={"blocks.1.attention.p": said}))
+    previous, first, same, induction, _ = (score[1, 2].item() for score in scores)
+    assert previous == pytest.approx((0.9 + 4 * 0.7) / 5)
+    assert first == pytest.approx((0.9 + 4 * 0.2) / 5)
+    assert same == pytest.approx(0.2 / 3)  # of the three, only the first's copy is the first token
+    assert induction == pytest.approx(0)  # what followed stands two or more before
+
+
+def test_the_storyteller_has_an_induction_circuit() -> None:
+    """On a fable told twice: a head that looks at the token before, and heads in the layer after it that look at what
+    followed last time and copy it. Without the first the others find nothing, and the second telling surprises."""
+    model = llucid.load(STORYTELLER, device="cpu")
+    text = tale(Random(0)).text
+    twice = trace(model, f"{text}\n\n{text}")
+    scores = head_scores(twice)
+    layer, head = divmod(int(scores.previous.argmax()), model.config.heads)
+    assert scores.previous[layer, head] > 0.5
+    found = (scores.induction > 0.1).nonzero().tolist()
+    assert found
+    assert all(at == layer + 1 and scores.copying[at, each] > 0.9 for at, each in found)
+    without = llucid.look.trace(model, twice.ids, change=ablate(layer, head=head))
+    assert all(head_scores(without).induction[at, each] < scores.induction[at, each] / 3 for at, each in found)
+    second = slice(len(twice.ids) // 2 + 1, None)
+    assert without.surprise[second].mean() > twice.surprise[second].mean() + 0.2
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        ("", {}, "the text is empty"),
+        ([], {}, "no ids are given"),
+        ([50], {}, "id 50: this model has ids 0 to 49"),
+        ([-1], {}, "id -1: this model has ids 0 to 49"),
+        ([1] * 65, {}, "the text has 65 tokens, but the model's context is 64"),
+        ("~", {}, "'~'"),
+        ([1], {"only": ["blocks.7"]}, "blocks.7: there is no value of this name"),
+        ([1], {"change": scale("blocks.0.atention", 2.0)}, "near are blocks.0.attention"),
+        ([1], {"change": scale("blocks.*", 2.0)}, "a pattern changes nothing"),
+        ([1], {"change": {"blocks.0": lambda x: x[0]}}, r"expected a tensor of shape \[1, 1, 32\], found \[1, 32\]"),
+        ([1], {"change": {"blocks.0": lambda x: None}}, "found NoneType"),
+        ([1], {"change": ablate(0, head=4)}, "head=4: this model has heads 0 to 3"),
+        ([1], {"change": ablate(2, head=1)}, r"blocks\.2\.attention\.attention_written_out: there is no value"),
+        ([1], {"change": zero_frequency(4)}, "pair=4: this model has pairs 0 to 3"),
+    ],
+)
+def test_bad_input(given: str | list[int], options: dict[str, object], message: str) -> None:
+    with pytest.raises(LlucidError, match=message) as error:
+        trace(lively_model(GROUPED), given, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_questions() -> None:
+    found = trace_of(lively_model(GROUPED))
+    for ask, message in [
+        (lambda: found["blocks.1.attention.o"], r"no value of this name; near are blocks\.1\.attention\.[qkvmp]"),
+        (lambda: found.attribution(SEQ, 0), "position=12: the text has positions 0 to 11"),
+        (lambda: found.attribution(0, 50), "token=50: this model has ids 0 to 49"),
+        (lambda: found.logit_lens(top=0), "top=0: must be at least 1"),
+        (lambda: patch("blocks.9", found), r"blocks\.9: there is no value"),
+        (lambda: patch("theta", found, position=0), "theta: it has no positions"),
+        (lambda: trace_of(found.model, change=patch("blocks.0", found, position=99)), "position=99: blocks.0 has"),
+    ]:
+        with pytest.raises(LlucidError, match=message):
+            ask()
+
+
+def test_a_model_without_a_tokenizer_takes_ids() -> None:
+    model = lively_model(GROUPED)._replace(tokenizer=None)
+    assert trace(model, [3, 1]).tokens == ["<3>", "<1>"]
+    with pytest.raises(LlucidError, match="this model has no tokenizer: give ids"):
+        trace(model, "a")
+
+
+def test_a_model_that_computes_nan_says_where() -> None:
+    model = lively_model(GROUPED)
+    model.weights.blocks[1].feed_forward.up[3, 4] = math.nan
+    with pytest.raises(LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up\) on"):
+        trace_of(model)
