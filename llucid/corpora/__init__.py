@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from llucid.errors import LlucidError
 from llucid.files import cache_file, cache_folder, write_text_atomically
+from llucid.tokenizers.text import replace_surrogates
 
 CHUNK = 1 << 20
 """Bytes of text held at a time."""
@@ -157,7 +158,7 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
         raise LlucidError(f"corpus={' '.join(names)}: there is no text in it")
     first = Path(os.path.abspath(names[0]))  # that of "." has a name
     name = first.name if first.is_dir() else Path(first.name.removesuffix(".gz")).stem
-    return Corpus(name, tuple(files), skipped=tuple(skipped))
+    return Corpus(replace_surrogates(name), tuple(files), skipped=tuple(skipped))
 
 
 def _inside(folder: Path) -> Iterator[Path]:

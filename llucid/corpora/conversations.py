@@ -10,6 +10,7 @@ from llucid.corpora import Corpus
 from llucid.dialogs.formats import check_messages
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, cache_file
+from llucid.tokenizers.text import replace_surrogates
 
 Messages = list[dict[str, str]]
 
@@ -51,7 +52,7 @@ def open_conversations(name: str) -> Corpus:
         return Corpus("fables", (file,))
     if not Path(name).is_file():
         raise LlucidError(f"chat={name}: no such file; expected fables, or a file of conversations, one JSON a line")
-    return Corpus(Path(name).stem, (Path(name),))
+    return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
 
 
 def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str, Conversation]]:

@@ -24,7 +24,7 @@ def wait_passively_if_busy() -> None:
 
 def other_load() -> float:
     """How many cores other programs use or wait for; 0 where it is unknown, as on Windows."""
-    return max(os.getloadavg()[0], running() - 1) if hasattr(os, "getloadavg") else 0.0
+    return max(os.getloadavg()[0], float(running() - 1)) if hasattr(os, "getloadavg") else 0.0
 
 
 def running() -> int:

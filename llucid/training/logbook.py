@@ -130,7 +130,8 @@ class Logbook:
         if int(done * count) <= int(before * count):
             return False
         with_the_last = measured.total + 2 * measured.took
-        return settings.evaluations is not None or with_the_last <= EVALUATION_SHARE * progress.seconds / done
+        affordable = with_the_last <= EVALUATION_SHARE * progress.seconds / done
+        return settings.evaluations is not None or (affordable and done - before > 0.5 / count)
 
     def measure(self, state: Any, progress: Progress, length: int | None = None, record: bool = True) -> None:
         """Saves the state, evaluates the model, keeps it if it is the best so far, and writes a sample.
@@ -163,6 +164,7 @@ class Logbook:
         if better and step:  # the folder of a new run holds the model of step 0
             huggingface.write_weights(task.out, weights, task.config)
         took = time.perf_counter() - begun
+        speed = self.speed(progress)
         self.measuring += took
         self.measured = old._replace(model_step=step if better else old.model_step)
         if record:
@@ -179,7 +181,7 @@ class Logbook:
             self.draw()
         run.write_measured(task.out, self.measured)
         loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
-        self.report.measured(step, loss, validation * self.per_character, length, sample, *self.speed(progress))
+        self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)
 
     def save_due(self) -> bool:
         """Whether the saved state is old."""

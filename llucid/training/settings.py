@@ -45,7 +45,7 @@ class ModelNumbers:
 
 BASE_NUMBERS = ("context", "dropout")
 """Numbers of the model that fine-tuning may change, since no weight depends on them."""
-FIXED = ("base", "tokenizer", "preset", "model", "optimizer", "seed", "dtype", "length_warmup", "warmup", "column")
+FIXED = ("base", "tokenizer", "preset", "optimizer", "seed", "dtype", "length_warmup", "warmup", "column")
 """Settings that a resumed run keeps."""
 NOT_KEPT = ("out", "resume", "stop_after")
 """Settings of one call only, which `train.toml` does not hold."""
@@ -148,14 +148,16 @@ class Settings:
         if self.chat is not None and self.corpus != ("shakespeare",):
             raise LlucidError("corpus= and chat= both say what to learn from; give one of them")
         if self.chat is not None and self.length_warmup:
-            raise LlucidError("length_warmup=: conversations are not cut into windows; leave it out with chat=")
+            raise LlucidError(
+                f"length_warmup={self.length_warmup}: conversations are not cut into windows; leave it out with chat="
+            )
         if self.base is not None:
-            numbers = dataclasses.asdict(self.model)
-            fixed = [f"model.{name}" for name in numbers if name not in BASE_NUMBERS and numbers[name] is not None]
-            fixed += ["preset"] if self.preset is not None else []
-            fixed += ["tokenizer"] if self.tokenizer is not None and not Path(self.tokenizer).exists() else []
-            if fixed:
-                raise LlucidError(f"{fixed[0]}=: base= already has one; leave it out")
+            fixed = {f"model.{name}": number for name, number in vars(self.model).items() if name not in BASE_NUMBERS}
+            fixed["preset"] = self.preset
+            fixed["tokenizer"] = None if Path(self.tokenizer or "").exists() else self.tokenizer
+            for name, value in fixed.items():
+                if value is not None:
+                    raise LlucidError(f"{name}={value}: base= already has its own; leave this out")
 
     def rebased(self, config: Config) -> Config:
         """The Config of the base with the numbers that fine-tuning may change."""
@@ -180,9 +182,11 @@ class Settings:
         given = {
             name: value for name, value in vars(self).items() if value != vars(Settings(resume=True, out=""))[name]
         }
-        for name in FIXED:
-            if name in given and given[name] != getattr(kept, name):
-                raise LlucidError(f"{name}=: a resumed run keeps what it began with; leave it out with resume=True")
+        numbers = given.pop("model", ModelNumbers())
+        fixed = {f"model.{name}": number for name, number in vars(numbers).items() if number is not None}
+        fixed |= {name: given[name] for name in FIXED if name in given and given[name] != getattr(kept, name)}
+        for name, value in fixed.items():
+            raise LlucidError(f"{name}={value}: a resumed run keeps what it began with; leave this out")
         kept = dataclasses.replace(kept, stop_after=None)
         if "steps" in given or "minutes" in given:
             kept = dataclasses.replace(kept, steps=None, minutes=None)

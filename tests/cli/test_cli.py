@@ -137,10 +137,10 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "resume of nothing": (("train", "--resume", "--out", "{tmp}/none"), "{tmp}/none"),
     "resume of something else": (("train", "--resume", "--out", "{tmp}"), "not the settings of a training run"),
     "resume with settings": (
-        ("train", "--resume", "--out", "{made}/run", "--steps", "9"),
-        "takes everything from the run",
+        ("train", "--resume", "--out", "{made}/run", "--seed", "9"),
+        "--seed 9: a resumed run keeps what it began with",
     ),
-    "resume without out": (("train", "--resume"), "--resume goes on with the run in --out"),
+    "resume without out": (("train", "--resume"), "--resume: name the folder of the run to continue with --out"),
     "folder below a file": (
         (*TRAIN, "{made}/geese.txt", "--out", "{made}/geese.txt/run"),
         "geese.txt/run: Not a directory",
@@ -164,7 +164,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "nothing to go on with": (
         ("train", "--resume", "--out", "{tmp}/none"),
-        "--out {tmp}/none: there is no run here to go on with; to begin one, leave out --resume",
+        "--out {tmp}/none: there is no run here to continue; leave out --resume to begin one",
     ),
     "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
     "unknown choice": (

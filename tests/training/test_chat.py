@@ -108,7 +108,7 @@ def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path
     assert first["validation"] == pytest.approx(losses(straight)[-1]["validation"], rel=1e-4)
     assert second["loss"] < 2 * losses(straight)[-1]["validation"]
     assert llucid.load(whole, device="cpu").config == llucid.load(straight, device="cpu").config
-    with pytest.raises(LlucidError, match=r"model\.layers=: base= already has one"):
+    with pytest.raises(LlucidError, match=r"model\.layers=3: base= already has its own"):
         here(*given, "--out", tmp_path / "x", "--model.layers", 3)
 
 

@@ -62,7 +62,7 @@ def test_a_finished_run_goes_on_with_more_steps(corpus: Path, tmp_path: Path) ->
     small(corpus, out, steps=6, evaluations=2)
     with pytest.raises(LlucidError, match=r"steps=5: the run in .* has done 6 already"):
         resumed(out, steps=5)
-    with pytest.raises(LlucidError, match="seed=: a resumed run keeps what it began with"):
+    with pytest.raises(LlucidError, match="seed=3: a resumed run keeps what it began with"):
         resumed(out, seed=3)
     resumed(out, steps=12, learning_rate=0.5, batch=2)
     assert [row["step"] for row in losses(out)] == list(range(1, 13))
@@ -192,7 +192,7 @@ def test_samples_and_curve_that_a_kill_prevented_are_made(corpus: Path, tmp_path
 # --------------------------------------------------------------------------------------------- when it is measured
 
 
-@pytest.mark.parametrize(("minutes", "expected"), [(2.0, 2), (20.0, 6)])
+@pytest.mark.parametrize(("minutes", "expected"), [(2.0, 3), (20.0, 6)])
 def test_measuring_begins_early_and_takes_a_tenth_of_the_time(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, expected: int
 ) -> None:
@@ -229,7 +229,7 @@ def test_measuring_needs_no_more_memory_than_a_step(
     def seen(self: TorchBackend, batches: Any, state: Any) -> float:
         kept = list(batches)
         sizes.extend(inputs.numel() for inputs, _ in kept)
-        return evaluate(self, kept, state)
+        return evaluate(self, iter(kept), state)
 
     monkeypatch.setattr(TorchBackend, "evaluate", seen)
     small(corpus, tmp_path / "run", steps=1, accumulate=2)
@@ -239,11 +239,11 @@ def test_measuring_needs_no_more_memory_than_a_step(
 # ------------------------------------------------------------------------------------------------------ fine-tuning
 
 
-def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path) -> None:
-    base, out = tmp_path / "base", tmp_path / "run"
+def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, out, losses_found = tmp_path / "base", tmp_path / "run", iter([1.0, 1.5, 2.0])
     small(corpus, base, steps=20)
-    numbers: dict[str, Any] = {"preset": None, "model": ModelNumbers(), "learning_rate": 0.5, "muon_learning_rate": 0.5}
-    said = small(corpus, out, base=str(base), steps=4, **numbers)
+    monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(losses_found))
+    said = small(corpus, out, base=str(base), steps=4, evaluations=2, preset=None, model=ModelNumbers())
     assert measured(out)[0] == 0
     assert "the model in the folder is the base, unchanged" in said
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))
@@ -258,7 +258,7 @@ def test_a_base_without_a_tokenizer_takes_one(data: Path, corpus: Path, tmp_path
     small(corpus, tmp_path / "run", base=str(bare), tokenizer=str(data / "tok512.bin"), steps=2, **numbers)
     resumed(tmp_path / "run", steps=3)
     assert llucid.load(tmp_path / "run", device="cpu").config.context == 16
-    with pytest.raises(LlucidError, match="tokenizer=: base= already has one"):
+    with pytest.raises(LlucidError, match="tokenizer=bpe:300: base= already has its own"):
         Settings(base=str(bare), tokenizer="bpe:300")
 
 
@@ -318,13 +318,13 @@ NAMES = ["a$b_$c.txt", "exp[lr=3e-4]", "x[/y]", ":smile: %s {0}", "漢😀", os.
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_names_are_printed_and_drawn_as_they_are(tmp_path: Path, name: str) -> None:
-    text, out = tmp_path / name, tmp_path / "runs" / name
+    utf8 = "caf" not in name  # safetensors opens no other paths
+    text, out = tmp_path / name, tmp_path / "runs" / (name if utf8 else "caf")
     text.parent.mkdir(parents=True, exist_ok=True)
     text.write_text(TEXT)
     said = small(text, out, steps=2, stop_after=1)
-    shown = name if name.isascii() or "漢" in name else "caf\ufffd.txt"
-    assert shown in said.split("go on with")[1]
-    again: dict[str, Any] = {"corpus": (str(text),)} if "caf" in name else {}
+    assert out.name in said.split("go on with")[1]
+    again: dict[str, Any] = {} if utf8 else {"corpus": (str(text),)}
     resumed(out, **again)
     assert len(losses(out)) == 2
     assert (out / "curve.png").is_file()
@@ -377,12 +377,12 @@ def test_snapshots_are_spread_also_where_the_number_of_steps_is_a_guess(tmp_path
     for count, expected in ((0, []), (1, [100]), (2, [1, 100]), (4, [1, 5, 22, 100])):
         snapshots = Snapshots(tmp_path, count, 0)
         for step in range(1, 101):
-            if snapshots.due(step, 100):
+            if snapshots.due(step, 100.0):
                 snapshots.steps.append(step)
         assert snapshots.steps == expected
     growing = Snapshots(tmp_path, 4, 0)
     for step in range(1, 101):
-        if growing.due(step, min(100, 20 + step)):
+        if growing.due(step, min(100.0, 20.0 + step)):
             growing.steps.append(step)
     assert len(growing.steps) in (3, 4)
     assert growing.steps[-1] <= 100

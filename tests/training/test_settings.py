@@ -97,10 +97,10 @@ def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
         ("preset=huge: unknown", {"preset": "huge"}),
         ("resume=True: name the folder", {"resume": True}),
         ("corpus= and chat= both", {"chat": "fables", "corpus": ("fables",)}),
-        ("length_warmup=: conversations", {"chat": "fables", "length_warmup": 0.5}),
-        ("preset=: base= already has one", {"base": "a model", "preset": "nano"}),
-        ("tokenizer=: base= already has one", {"base": "a model", "tokenizer": "characters"}),
-        ("model.head_dim=: base= already has one", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
+        ("length_warmup=0.5: conversations", {"chat": "fables", "length_warmup": 0.5}),
+        ("preset=nano: base= already has its own", {"base": "a model", "preset": "nano"}),
+        ("tokenizer=characters: base= already has its own", {"base": "a model", "tokenizer": "characters"}),
+        ("model.head_dim=4: base= already has its own", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
