@@ -141,15 +141,16 @@ class Logbook:
         to `record` leaves no trace but the model.
         """
         task, begun, step = self.task, time.perf_counter(), progress.step
-        if step:  # that of step 0 is there
-            self.save(state, progress)
         _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
         length = length or trained
         memory = int(task.settings.batch or 1) * task.config.context // task.settings.accumulate
         batches = validation_batches(task.validation, length, task.corpus.floor is not None, memory)
-        validation = task.backend.evaluate(batches, state)
-        if not math.isfinite(validation):
-            raise self.diverged(f"the validation loss at step {step} is {validation}")
+        with run.keeping_state(task.out):
+            if step:  # that of step 0 is there
+                self.save(state, progress)
+            validation = task.backend.evaluate(batches, state)
+            if not math.isfinite(validation):
+                raise self.diverged(f"the validation loss at step {step} is {validation}")
         weights = task.backend.weights(state)
         model = Model(task.config, weights, task.tokenizer)
         if task.settings.chat:

@@ -208,6 +208,23 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
         raise LlucidError(f"{file}: not a state that this run can continue from ({error})") from error
 
 
+@contextmanager
+def keeping_state(out: Path) -> Generator[None]:
+    """Puts the state that was saved before back if a LlucidError is raised inside."""
+    state, before = out / "state" / "latest.safetensors", out / "state" / ".before.safetensors"
+    before.unlink(missing_ok=True)
+    with suppress(OSError):  # a file system without links
+        os.link(state, before)
+    try:
+        yield
+    except LlucidError:
+        if before.exists():
+            os.replace(before, state)
+        raise
+    finally:
+        before.unlink(missing_ok=True)
+
+
 def read_measured(out: Path, progress: Progress) -> Measured:
     """The measurements of the run in `out` up to `progress`."""
     try:

@@ -22,7 +22,7 @@ import llucid
 from llucid.cli import COMMANDS, command_class, main, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
-from tests.training.test_run import HEARD, TEXT, after, command, do
+from tests.training.test_run import DEFAULT_HANGUP, TEXT, after, command, do
 
 PROMPT = "the goose "
 
@@ -330,7 +330,7 @@ def test_a_process_that_is_told_to_end_leaves_nothing_half_written(
 ) -> None:
     """It comes twice, as from a session that ends, when the model is written but has not got its name."""
     number, out = getattr(signal, name, signal.SIGHUP), tmp_path / "out"
-    handled = HEARD.replace("DFL", "IGN") if name == "nohup" else HEARD
+    handled = DEFAULT_HANGUP.replace("DFL", "IGN") if name == "nohup" else DEFAULT_HANGUP
     told = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
     code = f"{handled}; {told}; from llucid.__main__ import main; main()"
     words = [sys.executable, "-c", code, *map(str, ("convert", made / "run", out, "--to", "huggingface"))]

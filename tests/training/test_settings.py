@@ -1,4 +1,4 @@
-"""What a run can be told, and how it is kept."""
+"""Settings: their limits, and how `train.toml` keeps them."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
             read_toml(file)
 
 
-def test_numbers_of_the_model_are_put_into_the_preset() -> None:
+def test_given_numbers_replace_those_of_the_preset() -> None:
     micro = PRESETS["micro"].config
     config = Settings(model=ModelNumbers(dim=96, heads=3)).config("micro", vocab_size=77)
     assert (config.dim, config.heads, config.kv_heads, config.head_dim, config.vocab_size) == (96, 3, 3, 32, 77)
@@ -66,7 +66,7 @@ WHOLE_SHARES = {"warmup": 0.0, "final": 1.0, "length_warmup": 1.0, "weight_decay
         {"base": "a model", "model": ModelNumbers(context=9, dropout=0.5)},
     ],
 )
-def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
+def test_settings_at_their_limits_are_accepted(numbers: dict[str, Any]) -> None:
     settings = Settings(**numbers)
     assert {name: getattr(settings, name) for name in numbers} == numbers
 
@@ -103,7 +103,7 @@ def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
         ("model.head_dim=4: base= already has its own", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
+def test_impossible_settings_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
     with pytest.raises(LlucidError) as caught:
         Settings(**numbers)
     assert message in str(caught.value)
