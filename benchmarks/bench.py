@@ -1,19 +1,19 @@
-"""The measurements that the README quotes. `./dev bench` runs all of them; `./dev bench learning decode` some.
+"""The measurements of docs/measurements.md. `./dev bench` runs all of them, `./dev bench learning decode` some.
 
-    learning     validation loss and whole-process time on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH)
-    fables       validation loss after three minutes, beside the corpus's exact entropy
-    decode       time per token at position 1,000 to that at position 10
-    speculation  tokens a second with --speculate to those without, on texts that repeat more and less
-    load         seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; 15 GB of disk
+    learning     validation loss and time of the whole process on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH)
+    fables       validation loss after three minutes, beside the exact entropy of the corpus
+    decode       time per token at position 1,000 compared with position 10
+    speculation  tokens per second with and without --speculate, on texts with more and less repetition
+    load         seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; needs 15 GB of disk
     memory       peak resident memory of training on a text of 1 GB
-    prompt       memory that reading a prompt of 4,096 tokens takes, beside weights and cache
-    start        seconds of `import llucid`, `llucid --help`, a first token and a first answer
+    prompt       memory for reading a prompt of 4,096 tokens, besides weights and cache
+    start        seconds of `import llucid`, `llucid --help`, the first token and the first answer
     profile      where the time of a training step goes
-    quantised    what int8 and int4 cost in validation loss, of the model that `llucid train` makes
-    spellings    milliseconds of functions, classes and JAX: forward, backward, decoding; eager and compiled
+    quantised    validation loss of the default `llucid train` model in float32, int8 and int4
+    spellings    milliseconds of functions, classes and JAX: forward, backward, decoding, eager and compiled
     storyteller  how often the packaged chat model is right
 
-Each prints rows of a table in Markdown, with the command that was timed.
+Each prints a table in Markdown, with the command that was timed.
 """
 
 import argparse
@@ -58,7 +58,7 @@ print(total / (len(data) - 1), sum(p.numel() for p in model.parameters()))
 
 
 def timed(command: list[str], **options: object) -> tuple[float, str]:
-    """Wall seconds of the whole process, and what it printed."""
+    """Wall-clock seconds of the whole process, and its output."""
     begun = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, **options)
     if done.returncode:
@@ -67,7 +67,7 @@ def timed(command: list[str], **options: object) -> tuple[float, str]:
 
 
 def trained(folder: Path, *arguments: str) -> tuple[float, float, str]:
-    """Trains into a folder of its own; its last validation loss, its whole-process seconds, and its command."""
+    """Trains into a new folder; returns the last validation loss, the seconds of the whole process, and the command."""
     out = folder / f"run{len(list(folder.iterdir()))}"
     seconds, _ = timed([*LLUCID, "train", "--out", str(out), *arguments])
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -75,14 +75,16 @@ def trained(folder: Path, *arguments: str) -> tuple[float, float, str]:
 
 
 def learning(options: argparse.Namespace, folder: Path) -> None:
-    """nanoGPT's documented CPU run, and ours: by default, and with its very numbers; `--seeds` times in turn."""
+    """nanoGPT's documented CPU run, the default `llucid train`, and llucid with nanoGPT's settings; once per seed."""
     print("| run | validation loss, whole split | seconds, whole process |\n|---|---|---|")
     for seed in range(options.seeds):
         if options.nanogpt:
             copy = folder / "nanogpt"
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(options.nanogpt, copy)
-            data = os.environ.get("LLUCID_DATA") or sys.exit("LLUCID_DATA: the folder of tinyshakespeare.txt, unset")
+            data = os.environ.get("LLUCID_DATA") or sys.exit(
+                "LLUCID_DATA is not set: it names the folder of tinyshakespeare.txt"
+            )
             shutil.copy(Path(data) / "tinyshakespeare.txt", copy / "data" / "shakespeare_char" / "input.txt")
             timed([sys.executable, "data/shakespeare_char/prepare.py"], cwd=copy)
             script = [sys.executable, "train.py", "config/train_shakespeare_char.py", *NANOGPT]
@@ -96,11 +98,11 @@ def learning(options: argparse.Namespace, folder: Path) -> None:
 
 
 def fables(options: argparse.Namespace, folder: Path) -> None:
-    """How near three minutes come to the entropy of the fables."""
+    """Validation loss after three minutes on fables, compared with their entropy."""
     from llucid.corpora.fables import entropy_per_character
 
     floor = entropy_per_character()
-    print("| run | validation loss | entropy | above it | seconds, whole process |\n|---|---|---|---|---|")
+    print("| run | validation loss | entropy | difference | seconds, whole process |\n|---|---|---|---|---|")
     for seed in range(options.seeds):
         loss, seconds, command = trained(folder, "--seed", str(seed), "--corpus", "fables", "--minutes", "2.8")
         print(
@@ -109,11 +111,11 @@ def fables(options: argparse.Namespace, folder: Path) -> None:
 
 
 def decode(options: argparse.Namespace, folder: Path) -> None:
-    """Seconds a token near position 10 and near position 1,000, of the `mini` preset, in turn; medians."""
+    """Median time per token near position 10 and near position 1,000, `mini` preset, alternating."""
     import torch
 
-    from llucid.config import PRESETS
     from llucid.llama import empty_cache, llama
+    from llucid.presets import PRESETS
     from llucid.weights import initialise
 
     config = PRESETS["mini"].config
@@ -129,26 +131,26 @@ def decode(options: argparse.Namespace, folder: Path) -> None:
                     _, cache = llama(token, weights, config, cache)
                     seconds[position].append(time.perf_counter() - begun)
     near, far = (statistics.median(times) for times in seconds.values())
-    print("| position | milliseconds a token (mini, float32) |\n|---|---|")
+    print("| position | milliseconds per token (mini, float32) |\n|---|---|")
     print(f"| 10 | {1000 * near:.2f} |\n| 1,000 | {1000 * far:.2f} |\n| ratio | {far / near:.2f} |")
 
 
 def speculation(options: argparse.Namespace, folder: Path) -> None:
-    """Tokens a second with --speculate to those without, in turn, on texts that repeat more and less.
+    """Tokens per second with and without --speculate, alternating, on texts with more and less repetition.
 
-    Random weights of stories110M's size are made to write given texts, in Llama 2's tokens: what is guessed, and what
-    it costs, is that of a model that writes them by itself. Medians of the rounds' ratios.
+    Random weights of the size of stories110M are forced to write given texts in Llama 2's tokens. Guesses, and their
+    costs, are those of a model that writes these texts by itself. Prints medians of the ratios of the rounds.
     """
     import torch
 
-    from llucid.config import PRESETS
     from llucid.generation.decode import Statistics, decode
     from llucid.generation.reading import read
     from llucid.generation.speculation import ReadAhead
+    from llucid.presets import PRESETS
     from llucid.tokenizers import load_tokenizer
     from llucid.weights import initialise, to
 
-    data = Path(os.environ.get("LLUCID_DATA") or sys.exit("LLUCID_DATA: the folder of the reference data, unset"))
+    data = Path(os.environ.get("LLUCID_DATA") or sys.exit("LLUCID_DATA is not set: see docs/data.md"))
     tokenizer, config = load_tokenizer(data / "llama2-tokenizer.model"), PRESETS["stories110M"].config
     source = Path(__file__).parent.parent.joinpath("llucid", "generation", "sampling.py").read_text()
     code, edited = tokenizer.encode(source), tokenizer.encode(source.replace("generator", "stream"))
@@ -162,7 +164,7 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
     }
 
     def rate(prompt: list[int], text: list[int], dtype: str, speculate: bool) -> float:
-        told, at = Statistics(), iter(text)
+        statistics, at = Statistics(), iter(text)
         steps = decode(
             weights[dtype],
             config,
@@ -170,11 +172,11 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
             choose=lambda logits: torch.tensor([next(at)]),
             stops=lambda row, token: False,
             max_tokens=len(text),
-            statistics=told,
-            reader=ReadAhead(told) if speculate else read,
+            statistics=statistics,
+            reader=ReadAhead(statistics) if speculate else read,
         )
         list(steps)
-        return told.tokens_per_second
+        return statistics.tokens_per_second
 
     weights = {"bfloat16": to(initialise(config), torch.bfloat16), "float32": initialise(config)}
     print("| text (stories110M) | bfloat16: tokens/s, ratio | float32 |\n|---|---|---|")
@@ -189,7 +191,7 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
 
 
 def memory(options: argparse.Namespace, folder: Path) -> None:
-    """Peak resident memory of the process that trains `mini` on a text of 1 GB for a few steps, tokenising included."""
+    """Peak resident memory of training `mini` on a text of 1 GB for a few steps, tokenising included."""
     from llucid.corpora import fables
 
     text, file = fables.write(4_000_000), folder / "large.txt"
@@ -209,25 +211,26 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 
 
 def quantised(options: argparse.Namespace, folder: Path) -> None:
-    """Nats a character on the whole validation split, every product by llama.c on weights of 32, 8 and 4 bits."""
+    """Nats per character on the whole validation split, with llama.c computing on weights of 32, 8 and 4 bits."""
     import torch
 
+    from llucid.checkpoints import load
     from llucid.corpora import open_corpus
     from llucid.corpora.tokens import tokenise, validation_batches
     from llucid.llama import empty_cache
-    from llucid.native import load, quantize
     from llucid.native import step as llama_c
     from llucid.training.step import cross_entropy_sum
+    from llucid.weights import quantize
 
     trained(folder, "--corpus", "shakespeare")
     model = load(next(folder.iterdir()), device="cpu")
     tokens = tokenise(open_corpus(["shakespeare"]), model.tokenizer, "validation")
     losses: list[float] = []
-    print("| weights | validation loss | more than float32 |\n|---|---|---|")
+    print("| weights | validation loss | difference from float32 |\n|---|---|---|")
     for name, weights in (
         ("float32", model.weights),
-        ("int8", quantize.quantize(model.weights, 8)),
-        ("int4", quantize.quantize(model.weights, 4)),
+        ("int8", quantize(model.weights, 8)),
+        ("int4", quantize(model.weights, 4)),
     ):
         step, total, counted = llama_c.decode_step(weights, model.config), 0.0, 0
         assert step is not None, "llama.c could not be built"
@@ -241,15 +244,15 @@ def quantised(options: argparse.Namespace, folder: Path) -> None:
 
 
 def prompt(options: argparse.Namespace, folder: Path) -> None:
-    """What reading 4,096 tokens takes at most, beside weights and cache: random ones of Llama 3.2 1B's size, bfloat16.
+    """Peak memory of reading 4,096 tokens, besides weights and cache; random bfloat16 weights of Llama 3.2 1B's size.
 
-    Linux counts the highest resident memory since a 5 was written to /proc/self/clear_refs.
+    On Linux, writing 5 to /proc/self/clear_refs resets the peak of resident memory.
     """
     import torch
 
     from llucid.arrays.memory import keep_freed
-    from llucid.config import PRESETS
     from llucid.generation.reading import empty_context, read
+    from llucid.presets import PRESETS
     from llucid.weights import assemble, leaves
 
     def resident(kind: str) -> int:
@@ -259,10 +262,10 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     config, count = PRESETS["llama-3.2-1b"].config, 4096
     weights = assemble(config, lambda path, shape: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02))
     context = empty_context(weights, config, 1, count)
-    read(weights, config, context, [[1, 2, 3]])  # what PyTorch prepares once
+    read(weights, config, context, [[1, 2, 3]])  # PyTorch's one-time preparations
     with torch.inference_mode():
         for layer in (*context.cache.keys, *context.cache.values):
-            layer.zero_()  # so that every page of it is there
+            layer.zero_()  # so that every page is resident
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     begun = time.perf_counter()
@@ -271,15 +274,15 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     kept = [
         sum(leaf.nbytes for leaf in part) for part in (leaves(weights), (*context.cache.keys, *context.cache.values))
     ]
-    print("| weights, MB | cache, MB | beside them at most, MB | seconds |\n|---|---|---|---|")
+    print("| weights, MB | cache, MB | peak besides them, MB | seconds |\n|---|---|---|---|")
     print(f"| {kept[0] / 1e6:.0f} | {kept[1] / 1e6:.0f} | {more / 1e6:.0f} | {seconds:.1f} |")
 
 
 def start(options: argparse.Namespace, folder: Path) -> None:
-    """Seconds until a command is done, whole process; medians. The model is the packaged one."""
+    """Median seconds of whole commands, with the storyteller as the model."""
     from llucid.chat import STORYTELLER
 
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which would have every start compile llucid anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, every start would compile llucid again
     print("| command | seconds |\n|---|---|")
     for name, command, said in (
         ("python -c pass", [sys.executable, "-c", "pass"], ""),
@@ -297,22 +300,22 @@ def start(options: argparse.Namespace, folder: Path) -> None:
 
 
 def profile(options: argparse.Namespace, folder: Path) -> None:
-    """The share of each kind of work in a step."""
+    """The share of each kind of work in a training step."""
     from profile_step import step_profile
 
     step_profile()
 
 
 def storyteller(options: argparse.Namespace, folder: Path) -> None:
-    """Shares of right answers, and of tales that are what was asked for."""
+    """Shares of right answers, and of tales that match the request."""
     from storyteller import STORYTELLER, measure
 
     measure(str(STORYTELLER))
 
 
 def main() -> None:
-    """Runs the measurements that are named."""
-    named = (
+    """Runs the named measurements."""
+    functions = (
         start,
         decode,
         speculation,
@@ -326,19 +329,19 @@ def main() -> None:
         fables,
         learning,
     )
-    rooms = {room.__name__: room for room in named}
+    benchmarks = {function.__name__: function for function in functions}
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[*rooms, []], help="what to measure; all of it, unless given")
-    parser.add_argument("--nanogpt", type=Path, help="a folder with nanoGPT's source, to be measured beside ours")
-    parser.add_argument("--seeds", type=int, default=1, help="how many training runs of each kind")
-    parser.add_argument("--rounds", type=int, default=7, help="how many times each quick thing is timed")
+    parser.add_argument("names", nargs="*", choices=[*benchmarks, []], help="what to measure (default: everything)")
+    parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's source, to measure it as well")
+    parser.add_argument("--seeds", type=int, default=1, help="training runs of each kind")
+    parser.add_argument("--rounds", type=int, default=7, help="repetitions of each short measurement")
     options = parser.parse_args()
-    for name in options.names or rooms:
+    for name in options.names or benchmarks:
         print(f"\n{name}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            rooms[name](options, Path(folder))
+            benchmarks[name](options, Path(folder))
 
 
 if __name__ == "__main__":

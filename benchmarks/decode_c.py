@@ -1,13 +1,13 @@
-"""Decoding beside llama.cpp: tokens a second in turn, on the same GGUF files, beside what the memory gives meanwhile.
+"""Decoding beside llama.cpp: tokens per second on the same GGUF files, alternating, with the memory bandwidth.
 
     OMP_NUM_THREADS=2 python benchmarks/decode_c.py --shape 110m 1b --kind float32 bfloat16 q8_0 q4_0
 
 needs llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary llama-cpp-python`; --site
 names the folder if it was installed with --target) and the tokenizers in $LLUCID_DATA. Weights are random, written by
-our own export and kept in --folder. A round is: memory, llucid, llama.cpp, of each the median over the tokens; then the
-medians over the rounds. `--prompts 32 512` times the reading of prompts of so many tokens. `--process` times whole
-commands: `llucid generate`, a C program around libllama that loads, reads the prompt, and writes as many tokens
-greedily, and, where --cli says where it is, llama.cpp's llama-cli.
+llucid's export and kept in --folder. Each round measures the bandwidth, llucid and llama.cpp (medians over the tokens);
+the table has the medians over the rounds. `--prompts 32 512` times the reading of prompts of these lengths. `--process`
+times whole commands: `llucid generate`, a C program that calls libllama to load the model, read the prompt and write
+the same number of tokens greedily, and llama.cpp's llama-cli, if --cli names it.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from typing import Any
 import torch
 
 import llucid
-from llucid.arrays.quantized import Quantized
+from llucid.arrays import Quantized
 from llucid.checkpoints import Model, load, save
-from llucid.config import PRESETS
 from llucid.generation.reading import empty_context, read
 from llucid.native.step import compiler, decode_step
+from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import assemble, leaves
 
@@ -95,14 +95,14 @@ int main(int count, char **words) {
 
 
 def built(source: str, out: Path, *more: str) -> Path:
-    """A library or a program made of C."""
+    """Compiles C source to a library or a program."""
     (out.with_suffix(".c")).write_text(source)
     subprocess.run([*compiler(), "-O3", "-march=native", str(out.with_suffix(".c")), "-o", str(out), *more], check=True)
     return out
 
 
 def made(folder: Path, shape: str, kind: str) -> Path:
-    """A GGUF file of random weights, made if it is not there."""
+    """A GGUF file of random weights, written if it does not exist."""
     out = folder / f"{shape}-{kind}.gguf"
     if not out.is_file():
         preset, tokenizer = SHAPES[shape]
@@ -116,15 +116,15 @@ def made(folder: Path, shape: str, kind: str) -> Path:
                 return torch.ones(size)
             return torch.empty(size).uniform_(-0.05, 0.05, generator=generator)
 
-        data = os.environ.get("LLUCID_DATA") or sys.exit(f"LLUCID_DATA: the folder of {tokenizer}, unset")
-        told = load_tokenizer(Path(data) / tokenizer)
+        data = os.environ.get("LLUCID_DATA") or sys.exit(f"LLUCID_DATA is not set: it names the folder of {tokenizer}")
+        loaded = load_tokenizer(Path(data) / tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
-        save(Model(config, assemble(config, draw), told), out, "gguf", dtype=kind)
+        save(Model(config, assemble(config, draw), loaded), out, "gguf", dtype=kind)
     return out
 
 
 def bytes_of(model: Model, slots: float) -> float:
-    """What one token reads: every matrix (of an untied embedding only a row), and the keys and values before it."""
+    """Bytes read for one token: every matrix (one row of an untied embedding), and earlier keys and values."""
     weights, config = model.weights, model.config
     total = 0
     for leaf in leaves(weights if config.tied_embeddings else weights._replace(embedding=weights.norm)):
@@ -135,7 +135,7 @@ def bytes_of(model: Model, slots: float) -> float:
 
 
 def ours(model: Model, tokens: int) -> Callable[[], float]:
-    """Seconds a token, the median over so many from an empty cache."""
+    """Seconds per token: the median over `tokens` tokens, starting from an empty cache."""
     step = decode_step(model.weights, model.config)
     assert step is not None, "llama.c could not be built"
 
@@ -152,7 +152,7 @@ def ours(model: Model, tokens: int) -> Callable[[], float]:
 
 
 def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
-    """llama.cpp's context, as the seconds that it takes to read so many tokens, after others or anew."""
+    """A function that times llama.cpp reading some tokens, after the earlier ones or from an empty cache."""
     cpp: Any = importlib.import_module("llama_cpp")
     silent = cpp.llama_log_callback(lambda level, text, data: None)
     cpp.llama_log_set(silent, ctypes.c_void_p(0))
@@ -175,13 +175,13 @@ def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
 
 
 def theirs(path: Path, tokens: int, threads: int) -> Callable[[], float]:
-    """`ours` of llama.cpp."""
+    """The same as `ours`, for llama.cpp."""
     seconds_of = opened(path, threads)
     return lambda: statistics.median(seconds_of([token + 10], token == 0) for token in range(tokens))
 
 
 def prompts(options: argparse.Namespace, scratch: Path) -> None:
-    """Reading prompts, in turn, to the scores of what follows the last token."""
+    """Times reading prompts up to the logits of the last token, alternating."""
     print("| shape | form | tokens | llucid, seconds | llama.cpp | ratio (of pairs) |\n|---|---|---|---|---|---|")
     for shape in options.shape:
         for kind in options.kind:
@@ -200,7 +200,7 @@ def prompts(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def steps(options: argparse.Namespace, scratch: Path) -> None:
-    """The step alone, in turn."""
+    """Times single decode steps, alternating."""
     threads = torch.get_num_threads()
     reader = ctypes.CDLL(str(built(READ, scratch / "read.so", "-shared", "-fPIC", "-pthread")))
     memory = torch.ones(2**26, dtype=torch.int64)  # 512 MB
@@ -229,7 +229,7 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
             for _ in range(options.rounds):
                 row: list[float] = []
                 for measure in (bandwidth, mine, other):
-                    time.sleep(0.05)  # threads of the one before may still be spinning
+                    time.sleep(0.05)  # threads of the previous program may still be spinning
                     row.append(measure())
                 rows.append((row[0], row[1], row[2]))
             size = bytes_of(model, tokens / 2)
@@ -244,12 +244,12 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def processes(options: argparse.Namespace, scratch: Path) -> None:
-    """Whole commands, in turn: load, a short prompt, 200 tokens."""
+    """Times whole commands, alternating: load, a short prompt, 200 tokens."""
     threads, site = torch.get_num_threads(), Path(importlib.import_module("llama_cpp").__file__ or "").parent
     include = next(p for p in (site.parent / "include", Path(sys.prefix) / "include") if (p / "llama.h").is_file())
     libraries = [f"-L{site / 'lib'}", f"-Wl,-rpath,{site / 'lib'}", "-lllama", "-lggml", "-lggml-base", "-lggml-cpu"]
     program = built(RUN, scratch / "run", f"-I{include}", *libraries)
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # which would have every start compile llucid anew
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it, every start would compile llucid again
     prompt, names = "Once upon a time", ["`llucid generate`", "libllama", *(["`llama-cli`"] if options.cli else [])]
     columns = ["shape", "form", *(f"{name}, seconds" for name in names), "ratios (of pairs)"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
@@ -282,12 +282,12 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     parser.add_argument("--kind", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tokens", type=int, help="100 of the small shape and 16 of the large one, unless given")
+    parser.add_argument("--tokens", type=int, help="tokens per round (default: 100 for 110m, 16 for 1b)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")
-    parser.add_argument("--site", help="where llama_cpp is, if Python does not find it")
-    parser.add_argument("--prompts", nargs="+", type=int, help="time prompts of so many tokens, at most 2,000")
+    parser.add_argument("--site", help="folder of the package llama_cpp, if Python does not find it")
+    parser.add_argument("--prompts", nargs="+", type=int, help="time prompts of these lengths, at most 2,000")
     parser.add_argument("--process", action="store_true", help="time whole commands")
-    parser.add_argument("--cli", type=Path, help="llama.cpp's own command, llama-cli, to be timed as well")
+    parser.add_argument("--cli", type=Path, help="path of llama.cpp's llama-cli, to time it as well")
     parser.add_argument("--make", action="store_true", help="only make the files")
     options = parser.parse_args()
     if options.site:

@@ -1,16 +1,16 @@
-"""What a GPU makes of llucid: one script, ready to run where a GPU is. PyTorch 2.11 or newer.
+"""Benchmarks for a GPU, in one script. Needs PyTorch 2.11 or newer.
 
-    python benchmarks/gpu.py                             everything: about a quarter of an hour
-    python benchmarks/gpu.py decode train --out FILE     some of it; JSON goes to FILE
-    python benchmarks/gpu.py --device cpu --tiny         the same in miniature, to see that it runs
+    python benchmarks/gpu.py                             everything, about 15 minutes
+    python benchmarks/gpu.py decode train --out FILE     some of it; also writes JSON to FILE
+    python benchmarks/gpu.py --device cpu --tiny         the same with tiny sizes, to test the script
 
     decode      random weights of Llama 3.1 8B: bfloat16 and int8 at batch 1, bfloat16 at batch 64; compiled, one CUDA
-                graph a token, no synchronisation until the end; beside transformers
+                graph per token, no synchronisation until the end; beside transformers
     train       the shape of Llama 3.2 1B in bfloat16, windows of 4,096 tokens, AdamW; beside transformers
     learn       `llucid train --preset small`: validation loss and wall time
 
-Decoding is told as a share of the measured copy bandwidth (bytes of weights and of the cache's filled slots a token),
-training as a share of the measured peak of bfloat16 matrix products.
+Decoding is reported as a fraction of the measured copy bandwidth (bytes of weights and filled cache slots per token),
+training as a fraction of the measured peak of bfloat16 matrix products.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llucid.bench import machine, seconds_of, synchronise, work
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.fast import attention_fused
 from llucid.llama import (
     attention_written_out,
@@ -43,6 +43,7 @@ from llucid.llama import (
     unembed,
     wide,
 )
+from llucid.presets import PRESETS
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.training.step import loss_sum, train_step
@@ -50,7 +51,7 @@ from llucid.weights import Weights, assemble, leaves, tree_map
 
 
 class Task(NamedTuple):
-    """Sizes and device of what is measured."""
+    """Sizes and device of a benchmark."""
 
     device: torch.device
     decoded: Config
@@ -63,7 +64,7 @@ class Task(NamedTuple):
 
 
 def task_of(device: torch.device, tiny: bool) -> Task:
-    """The real thing, or its miniature."""
+    """The full sizes, or tiny ones."""
     if tiny:
         small = replace(PRESETS["nano"].config, kv_heads=1)
         return Task(device, small, small, 4, 8, 12, 2, ("--preset", "nano", "--corpus", "fables", "--steps", "4"))
@@ -102,14 +103,14 @@ def product_peak(device: torch.device) -> float:
 
 
 class Int8(NamedTuple):
-    """A matrix as eight-bit integers, and what each row of them is to be multiplied by."""
+    """A matrix as 8-bit integers, with one scale per row."""
 
     numbers: Tensor
     scales: Tensor
 
 
 def int8(leaf: Tensor) -> Tensor | Int8:
-    """round(w / s) with s = max |w| / 127 for each row; gains stay as they are."""
+    """round(w / s) with s = max |w| / 127 for each row; gains are unchanged."""
     if leaf.ndim == 1:
         return leaf
     scales = wide(leaf).abs().amax(1, keepdim=True) / 127
@@ -117,7 +118,7 @@ def int8(leaf: Tensor) -> Tensor | Int8:
 
 
 def plain(leaf: Tensor | Int8) -> Tensor:
-    """The inverse of `int8`; compiled into the product that reads it, so that the wide matrix is never written."""
+    """The inverse of `int8`; fused into the product by the compiler, so the wide matrix is never stored."""
     return leaf.numbers.to(leaf.scales.dtype) * leaf.scales if isinstance(leaf, Int8) else leaf
 
 
@@ -127,7 +128,7 @@ def eight_bits(weights: Weights) -> Any:
 
 
 def plainly(tree: Any) -> Any:
-    """A tree with every Int8 in it multiplied out."""
+    """The tree with every Int8 dequantised."""
     if isinstance(tree, Int8) or not isinstance(tree, tuple):
         return plain(tree) if tree is not None else None
     branches = [plainly(branch) for branch in tree]
@@ -143,10 +144,10 @@ def next_token(
     token: Tensor,
     position: Tensor,
 ) -> Tensor:
-    """`llama` for one token a row at a position that only the device knows, greedy: batch 1 -> batch 1.
+    """Greedy `llama` for one token per row, at a position that is a tensor on the device: batch 1 -> batch 1.
 
-    `keys` and `values`, a (batch kv_heads slots head_dim) for each layer, are filled in at `position`; what is after
-    it is masked, so that every step has the same shapes and can be recorded as a graph.
+    `keys` and `values` (batch kv_heads slots head_dim per layer) are written at `position`; later slots are masked, so
+    every step has the same shapes and can be recorded as a graph.
     """
     head = (-1, config.head_dim)
     rotation = rotations(position.expand(len(token), 1), rope_frequencies(config, packed.norm))
@@ -169,7 +170,7 @@ def next_token(
 def write(
     packed: Any, config: Config, prompts: Tensor, written: int, attend: Callable[..., Tensor], compiled: bool = True
 ) -> tuple[Tensor, float]:
-    """(the ids that follow the prompts, seconds a token): the prompts one token a step as well, all by one graph.
+    """(the ids after the prompts, seconds per token); the prompts are also read one token per step, by the same graph.
 
     Prompts are (batch seq); the ids (batch written). Nothing leaves the device before the end.
     """
@@ -185,14 +186,14 @@ def write(
     position = torch.zeros(1, dtype=torch.long, device=device)
 
     def advance() -> None:
-        """Reads the newest id, and writes the one after it, unless that is the prompt's own."""
+        """Reads the newest id and writes the next one, except where the prompt has one already."""
         new = step(line.index_select(1, position), position)
         position.add_(1)
         old = line.index_select(1, position)
         line.index_copy_(1, position, torch.where(given[position], old, new))
 
     with torch.inference_mode():
-        for _ in range(3):  # compiles, and tunes
+        for _ in range(3):  # compiles and tunes
             advance()
         position.zero_()
         go = advance
@@ -229,21 +230,21 @@ def decode(task: Task, bandwidth: float) -> list[dict[str, Any]]:
         packed = pack(weights)
         cache = work(weights, config, batch, 1, middle, 1)[0] - work(weights, config, 0, 1, middle, 1)[0]
         moved = bytes_read(packed) + cache
-        # Which of the two attentions is the quicker depends on GPU and release; both are tried.
+        # Which attention is faster depends on the GPU and the PyTorch release.
         tried = {
             kind.__name__: write(packed, config, prompts, task.written, kind)[1]
             for kind in (attention_fused, attention_written_out)
         }
         kind, seconds = min(tried.items(), key=lambda found: found[1])
-        told = {"what": f"decode {name}, batch {batch}", "tokens_per_second": batch / seconds, "attention": kind}
-        rows.append(told | {"bytes_per_token": moved, "fraction_of_copy_bandwidth": moved / seconds / bandwidth})
+        result = {"what": f"decode {name}, batch {batch}", "tokens_per_second": batch / seconds, "attention": kind}
+        rows.append(result | {"bytes_per_token": moved, "fraction_of_copy_bandwidth": moved / seconds / bandwidth})
         torch.compiler.reset()
     del packed
     return [*rows, *transformers_decode(task, config, weights)]
 
 
 def bytes_read(packed: Any) -> int:
-    """Bytes of all that a token reads: each matrix once, and of an embedding that is not the output matrix, nothing."""
+    """Bytes read per token: each matrix once; an embedding that is not the output matrix is not counted."""
     tree = packed if packed.output is None else packed._replace(embedding=None)
     return sum(leaf.nbytes for leaf in leaves(tree))
 
@@ -271,7 +272,7 @@ def transformers_of(config: Config, device: torch.device, dtype: torch.dtype) ->
 
 
 def transformers_decode(task: Task, config: Config, weights: Weights) -> list[dict[str, Any]]:
-    """`generate` of transformers: as it is, and with its static cache, for which it compiles."""
+    """transformers' `generate`: with defaults, and with its static cache, which it compiles for."""
     model, rows = transformers_of(config, task.device, torch.bfloat16).eval(), list[dict[str, Any]]()
     for batch, cache in ((1, None), (1, "static"), (task.many, None)):
         prompts = torch.randint(1, config.vocab_size, (batch, task.prompt), device=task.device)
@@ -288,7 +289,7 @@ def transformers_decode(task: Task, config: Config, weights: Weights) -> list[di
             run(task.written), run(2)
             long, short = (statistics.median(run(new) for _ in range(3)) for new in (task.written, 2))
             rows.append({"what": name, "tokens_per_second": batch * (task.written - 2) / (long - short)})
-        except Exception as error:  # a peer that does not run is told as such
+        except Exception as error:  # reported as failed
             rows.append({"what": name, "failed": f"{type(error).__name__}: {error}".splitlines()[0]})
     return rows
 
@@ -297,7 +298,7 @@ def transformers_decode(task: Task, config: Config, weights: Weights) -> list[di
 
 
 def train(task: Task, peak: float) -> list[dict[str, Any]]:
-    """A step of AdamW, master weights in float32, products in bfloat16; ours compiled, transformers as it is."""
+    """An AdamW step with float32 master weights and bfloat16 products; llucid compiled, transformers eager."""
     config, device = task.trained, task.device
     tokens = torch.randint(config.vocab_size, (task.windows, config.context + 1), device=device)
     inputs, targets, count = tokens[:, :-1], tokens[:, 1:], task.windows * config.context
@@ -311,15 +312,15 @@ def train(task: Task, peak: float) -> list[dict[str, Any]]:
 
     def row(name: str, seconds: float) -> dict[str, Any]:
         share = operations / seconds / peak
-        told = {"what": name, "tokens_per_second": count / seconds, "fraction_of_matmul_peak": share}
+        result = {"what": name, "tokens_per_second": count / seconds, "fraction_of_matmul_peak": share}
         if device.type == "cuda":
-            told["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
+            result["peak_memory_gb"] = torch.cuda.max_memory_allocated(device) / 1e9
             torch.cuda.reset_peak_memory_stats(device)
-        return told
+        return result
 
     shape = f"{config.parameters / 1e9:.2f} B parameters, {task.windows} × {config.context} tokens"
     rows = [row(f"train {shape}", seconds_of(ours, device, budget=10.0))]
-    weights = optimizers = None  # gives their memory to the peer
+    weights = optimizers = None  # frees their memory
     torch.compiler.reset()
     model = transformers_of(config, device, torch.float32).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -344,35 +345,37 @@ def learn(task: Task, _: float) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - begun
         rows = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     losses = [row["validation"] for row in rows if "validation" in row]
-    told = {"what": "llucid train " + " ".join(task.learn), "validation_loss": min(losses), "seconds": seconds}
-    return [told | {"steps": rows[-1]["step"]}]
+    result = {"what": "llucid train " + " ".join(task.learn), "validation_loss": min(losses), "seconds": seconds}
+    return [result | {"steps": rows[-1]["step"]}]
 
 
 def main() -> None:
-    """Measures, prints a line for each row as it is there, and writes JSON."""
+    """Measures, prints each row, and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", nargs="*", help="decode, train, learn; all of them, unless given")
+    parser.add_argument("what", nargs="*", help="decode, train, learn (default: all)")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes that take seconds")
-    parser.add_argument("--out", type=Path, help="a file for the rows, as JSON")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, which take seconds")
+    parser.add_argument("--out", type=Path, help="file to write the rows to, as JSON")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: PyTorch finds no GPU here; --device cpu --tiny shows whether the script runs")
+        sys.exit("error: PyTorch finds no GPU; test the script with --device cpu --tiny")
     task, bandwidth, peak = task_of(device, options.tiny), copy_bandwidth(device), product_peak(device)
-    told: dict[str, Any] = {"machine": machine(device), "copy_bandwidth": bandwidth, "matmul_peak": peak, "rows": []}
-    print(f"{told['machine']}: copies {bandwidth / 1e9:,.0f} GB/s, multiplies {peak / 1e12:,.2f} TFLOP/s", flush=True)
-    rooms = {"decode": (decode, bandwidth), "train": (train, peak), "learn": (learn, 0.0)}
-    for name in options.what or rooms:
-        room, limit = rooms[name]
-        for row in room(task, limit):
-            told["rows"].append(row)
+    results: dict[str, Any] = {"machine": machine(device), "copy_bandwidth": bandwidth, "matmul_peak": peak, "rows": []}
+    print(
+        f"{results['machine']}: copies {bandwidth / 1e9:,.0f} GB/s, multiplies {peak / 1e12:,.2f} TFLOP/s", flush=True
+    )
+    benchmarks = {"decode": (decode, bandwidth), "train": (train, peak), "learn": (learn, 0.0)}
+    for name in options.what or benchmarks:
+        benchmark, limit = benchmarks[name]
+        for row in benchmark(task, limit):
+            results["rows"].append(row)
             numbers = (
                 f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
             )
             print("  ".join(numbers), flush=True)
             if options.out:
-                options.out.write_text(json.dumps(told, indent=1) + "\n")
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

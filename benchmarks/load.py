@@ -1,4 +1,4 @@
-"""How long opening a large checkpoint takes, and how much memory, in each format and beside transformers."""
+"""Time and memory of opening a large checkpoint in each format, beside transformers."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 LAYERS = 44
-"""With them the matrices of TinyLlama make 2.07 billion numbers: 4.1 GB in bfloat16."""
+"""With 44 layers, matrices of TinyLlama's sizes have 2.07 billion numbers: 4.1 GB in bfloat16."""
 
 CHILD = """
 import gc, json, os, sys, time
@@ -23,12 +23,12 @@ else:
     from llucid.tokenizers import characters, gguf_vocabulary
     from llucid.weights import leaves
     load = lambda: leaves(opened(path, device="cpu").weights)
-gc.collect()  # what importing left behind, which whatever is done next would pay for
+gc.collect()  # garbage of the imports is not counted
 begun = time.perf_counter()
 arrays = load()
 loaded = time.perf_counter() - begun
 for array in arrays:
-    array.view(-1)[:: 4096 // array.itemsize].sum()  # a number of each page of memory
+    array.view(-1)[:: 4096 // array.itemsize].sum()  # reads one number of each page of memory
 read = time.perf_counter() - begun
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 peak, anonymous = (int(status[key].split()[0]) / 1e6 for key in ("VmHWM", "RssAnon"))
@@ -38,7 +38,7 @@ print(json.dumps([loaded, read, peak, anonymous, size]))
 
 
 def fresh(loader: str, path: Path) -> list[float]:
-    """What a process that does nothing else measures of itself."""
+    """Runs CHILD in a new process and returns its measurements."""
     done = subprocess.run([sys.executable, "-c", CHILD, loader, str(path)], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
@@ -46,7 +46,7 @@ def fresh(loader: str, path: Path) -> list[float]:
 
 
 def write_random(folder: Path) -> None:
-    """A Hugging Face folder of random bfloat16 weights, one block of them again and again."""
+    """Writes a Hugging Face folder of random bfloat16 weights; the same random block repeats."""
     import torch
 
     from llucid.checkpoints import Model, save
@@ -63,7 +63,7 @@ def write_random(folder: Path) -> None:
 
 
 def in_shards(folder: Path, out: Path) -> None:
-    """Meta's folder of one shard cut into two, as model-parallel GPUs have them."""
+    """Splits Meta's folder of one shard into two model-parallel shards."""
     import torch
 
     out.mkdir()
@@ -84,7 +84,7 @@ def in_shards(folder: Path, out: Path) -> None:
 
 
 def row(name: str, loader: str, runs: list[list[float]]) -> None:
-    """A row of the table: medians."""
+    """Prints one row of the table: medians."""
     loaded, read, peak, anonymous, size = (statistics.median(column) for column in zip(*runs, strict=True))
     print(
         f"| {name} | {loader} | {loaded:.2f} | {read:.2f} | {peak:.2f} | {peak / size:.2f} | {anonymous:.2f} |",
@@ -93,10 +93,10 @@ def row(name: str, loader: str, runs: list[list[float]]) -> None:
 
 
 def load(options: argparse.Namespace, folder: Path) -> None:
-    """Loading in the file's own dtype, from files that the system has in its memory, each time in a new process.
+    """Loading in the dtype of the file, with files in the system's cache, each time in a new process.
 
-    Peak resident memory is all of the process's: Python, PyTorch, and the pages of mapped files, which the system may
-    take back. The last column is what it may not: the process's own memory when every weight has been read once.
+    The peak counts all resident memory of the process: Python, PyTorch, and mapped pages of files, which the system can
+    reclaim. The last column is what it cannot reclaim, after every weight has been read once.
     """
     from llucid.checkpoints import convert
 
@@ -104,7 +104,7 @@ def load(options: argparse.Namespace, folder: Path) -> None:
     write_random(folder / "hf")
     size = sum(file.stat().st_size for file in (folder / "hf").glob("*.safetensors")) / 1e9
     print(f"{size:.2f} GB of random bfloat16 weights; medians of {rounds}\n")
-    print("| format | opened by | seconds | and every page read | peak, GB | peak / weights | its own memory, GB |")
+    print("| format | opened by | seconds | with every page read | peak, GB | peak / weights | anonymous memory, GB |")
     print("|---|---|---|---|---|---|---|", flush=True)
     runs: dict[str, list[list[float]]] = {"llucid": [], "transformers": []}
     for _ in range(rounds):

@@ -1,14 +1,14 @@
-"""llucid beside transformers, llama.cpp, llama2.c and nanoGPT: the same sizes, machine and minute, one after another.
+"""llucid beside transformers, llama.cpp, llama2.c and nanoGPT: the same sizes and machine, alternating.
 
-    python benchmarks/peers.py                                     beside transformers, which is installed
+    python benchmarks/peers.py                                     beside transformers only
     python benchmarks/peers.py prefill --sizes stories110M --llama-cpp SITE --llama2c SOURCE --nanogpt SOURCE
 
-    prefill    512 tokens read              decode    one text written, the median token
-    batch      eight texts at once          train     nanoGPT's documented CPU run, one step after another
+    prefill    reading 512 tokens           decode    writing one text, the median token
+    batch      writing eight texts          train     training steps of nanoGPT's documented CPU run
 
-Every round runs each program once, in turn, with the machine's own limits measured beside them. The ratio to a peer is
-the median of the rounds' ratios. Weights are random, which makes no difference to speed. What was measured is added to
-docs/peers.json, and docs/peers.md and docs/peers.png are drawn from all that is in there.
+Every round runs each program once and measures the limits of the machine. The ratio to a peer is the median of the
+ratios of the rounds. Weights are random, which does not change the speed. Results are added to docs/peers.json;
+docs/peers.md and docs/peers.png are made from all results in it.
 """
 
 import argparse
@@ -34,9 +34,10 @@ import torch
 from llucid.arrays.memory import keep_freed
 from llucid.bench import machine, measure_limits, work
 from llucid.checkpoints import Model, save
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
+from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
@@ -44,19 +45,19 @@ from llucid.training.step import train_step
 from llucid.weights import Weights, assemble, initialise, tree_map
 
 Job = Callable[[], float]
-"""Does something once and returns tokens per second."""
+"""Runs once and returns tokens per second."""
 
 PROMPT = 512
 WRITTEN = 40
 WARM = 8
-"""So many first ones of the tokens written do not count."""
+"""The first tokens written, which are not counted."""
 NANOGPT = SimpleNamespace(batch=12, block_size=64, n_layer=4, n_head=4, n_embd=128, vocab_size=65, dropout=0.0)
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NAMES = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def random_weights(config: Config, dtype: torch.dtype) -> Weights:
-    """Random weights, quickly: the same million numbers again and again."""
+    """Random weights, made quickly: the same million numbers repeat."""
     numbers = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(dtype)
 
     def leaf(path: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -72,16 +73,16 @@ def ids_of(config: Config, rows: int, length: int) -> list[list[int]]:
 
 
 def per_token(moments: Iterator[Any], rows: int = 1) -> float:
-    """Tokens per second, by the median time between two of the moments at which a token is there."""
+    """Tokens per second, from the median time between two tokens."""
     times = [time.perf_counter() for _ in moments]
     return rows / statistics.median(after - before for before, after in islice(pairwise(times), WARM, None))
 
 
-# ------------------------------------------------------------------------------------------ who takes part
+# ------------------------------------------------------------------------------------------ programs
 
 
 def llucid(weights: Weights, config: Config, what: str) -> Job:
-    """Ours, as `llucid generate` does it."""
+    """llucid, as in `llucid generate`."""
     rows = 8 if what == "batch" else 1
     prompts = ids_of(config, rows, PROMPT if what == "prefill" else 16)
 
@@ -174,7 +175,7 @@ def llama_cpp(file: Path, config: Config, what: str) -> Job:
 
 
 def llama2c(source: Path, file: Path) -> Job:
-    """llama2.c's run, compiled for this machine, from the .bin that llucid wrote; the speed that it prints itself."""
+    """llama2.c's run, compiled for this machine, from the .bin that llucid wrote; returns the speed that it prints."""
     program = file.with_name("run")
     subprocess.run(
         ["gcc", "-Ofast", "-march=native", "-fopenmp", source / "run.c", "-lm", "-o", program],
@@ -205,7 +206,7 @@ def steps_of(step: Callable[[], object], tokens: int) -> Job:
 
 
 def nanogpt(source: Path) -> Job:
-    """A step of nanoGPT's train.py in its documented CPU setting: its model, its optimizer, its clipping."""
+    """A step of nanoGPT's train.py in its documented CPU setting: model, optimizer, clipping."""
     sys.path.insert(0, str(source))
     their = importlib.import_module("model")
     sizes = {name: value for name, value in vars(NANOGPT).items() if name != "batch"}
@@ -224,20 +225,20 @@ def nanogpt(source: Path) -> Job:
     return steps_of(step, x.numel())
 
 
-def in_process(job: str, heard: dict[str, list[float]]) -> Job:
-    """A training job in a process of its own, so that neither sees what the other has set; its peak memory is heard."""
+def in_process(job: str, peaks: dict[str, list[float]]) -> Job:
+    """A training job in a new process, so that settings do not mix; collects the peak memory in `peaks`."""
 
     def once() -> float:
-        said = subprocess.run([sys.executable, __file__, "--job", job], capture_output=True, text=True, check=True)
-        rate, peak = map(float, said.stdout.split())
-        heard.setdefault(job.partition(":")[0], []).append(peak)
+        done = subprocess.run([sys.executable, __file__, "--job", job], capture_output=True, text=True, check=True)
+        rate, peak = map(float, done.stdout.split())
+        peaks.setdefault(job.partition(":")[0], []).append(peak)
         return rate
 
     return once
 
 
 def run_job(job: str) -> None:
-    """Prints the tokens per second of a training job, and the peak of the process's memory in MB."""
+    """Prints the tokens per second of a training job, and the peak memory of the process in MB."""
     name, _, source = job.partition(":")
     if name == "llucid":
         keep_freed()
@@ -247,7 +248,7 @@ def run_job(job: str) -> None:
 
 
 def our_training(optimizer: str) -> Job:
-    """Our step at nanoGPT's size: as many layers and heads, as wide, as many parameters and tokens."""
+    """llucid's training step with nanoGPT's layers, heads, width, number of parameters and tokens."""
     config = Config(
         dim=128,
         layers=4,
@@ -266,11 +267,11 @@ def our_training(optimizer: str) -> Job:
     return steps_of(lambda: train_step(x, y, weights, config, optimizers), x.numel())
 
 
-# ------------------------------------------------------------------------------------------ in turn
+# ------------------------------------------------------------------------------------------ rounds
 
 
 def alternate(jobs: dict[str, Job], limit: Job | None, rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each, round by round; the order is turned round in every other round."""
+    """Tokens per second of each, round by round; every other round runs in reverse order."""
     found: dict[str, list[float]] = {name: [] for name in [*jobs, *(["limit"] if limit else [])]}
     for job in jobs.values():
         job()
@@ -283,7 +284,7 @@ def alternate(jobs: dict[str, Job], limit: Job | None, rounds: int) -> dict[str,
 
 
 def inference(what: str, size: str, dtype: str, options: argparse.Namespace, folder: Path) -> dict[str, list[float]]:
-    """One contest in reading or writing."""
+    """One comparison of reading or writing."""
     config = PRESETS[size].config
     weights = random_weights(config, getattr(torch, dtype))
     jobs = {"llucid": llucid(weights, config, what), "transformers": transformers(weights, config, what)}
@@ -304,29 +305,31 @@ def inference(what: str, size: str, dtype: str, options: argparse.Namespace, fol
 
 
 def exported(weights: Weights, config: Config, size: str, dtype: str, format: str, folder: Path) -> Path:
-    """A file of the model in a peer's format, written once."""
+    """The model as a file in another program's format, written once."""
     file = folder / f"{size}-{dtype}.{format}"
     if not file.exists():
         kind = "llama3" if config.vocab_size > 100_000 else "llama2"
-        data = os.environ.get("LLUCID_DATA") or sys.exit(f"LLUCID_DATA: the folder of {kind}-tokenizer.model, unset")
+        data = os.environ.get("LLUCID_DATA") or sys.exit(
+            f"LLUCID_DATA is not set: it names the folder of {kind}-tokenizer.model"
+        )
         tokenizer = load_tokenizer(Path(data) / f"{kind}-tokenizer.model")
         save(Model(config, weights, tokenizer), file, format)
     return file
 
 
 def main() -> None:
-    """Measures what is asked for, and draws table and chart."""
+    """Measures, and writes the table and the chart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", nargs="*", help="prefill, decode, batch, train; all of them, unless given")
+    parser.add_argument("what", nargs="*", help="prefill, decode, batch, train (default: all)")
     parser.add_argument("--sizes", nargs="*", default=["stories110M", "llama-3.2-1b"], help="presets")
     parser.add_argument("--dtypes", nargs="*", default=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--llama-cpp", type=Path, help="the folder in which the package llama_cpp is")
-    parser.add_argument("--llama2c", type=Path, help="llama2.c's source")
-    parser.add_argument("--nanogpt", type=Path, help="nanoGPT's source")
-    parser.add_argument("--scratch", type=Path, help="where to keep the files made for peers")
+    parser.add_argument("--llama-cpp", type=Path, help="folder that contains the package llama_cpp")
+    parser.add_argument("--llama2c", type=Path, help="folder of llama2.c's source")
+    parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's source")
+    parser.add_argument("--scratch", type=Path, help="folder to keep the model files in")
     parser.add_argument("--job", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=DOCS, help="where peers.json, peers.md and peers.png are")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of peers.json, peers.md and peers.png")
     options = parser.parse_args()
     if options.job:
         run_job(options.job)
@@ -348,50 +351,50 @@ def main() -> None:
                     keep(options, f"{what}, {size}, {NAMES[dtype]}", inference(what, size, dtype, options, folder))
 
 
-# ------------------------------------------------------------------------------------------ what is shown
+# ------------------------------------------------------------------------------------------ results
 
 
 def keep(options: argparse.Namespace, name: str, found: dict[str, list[float]]) -> None:
-    """Adds one contest to what is known, and draws everything again."""
+    """Adds one comparison to the results, and writes all files again."""
     file = options.out / "peers.json"
     known: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     rounded = {who: [float(f"{rate:.4g}") for rate in rates] for who, rates in found.items()}
     known[name] = {"on": machine(torch.device("cpu")), "date": time.strftime("%Y-%m-%d"), "tokens_per_second": rounded}
-    known = dict(sorted(known.items(), key=place))
+    known = dict(sorted(known.items(), key=order_of))
     file.write_text(json.dumps(known, indent=1) + "\n")
     (options.out / "peers.md").write_text(table(known))
     chart(known, options.out / "peers.png")
     print("\n".join(table({name: known[name]}).splitlines()[-1:]), flush=True)
 
 
-def place(contest: tuple[str, Any]) -> tuple[int, int]:
-    """Where a contest stands: by its job, then as its size stands among the presets."""
-    job, size = contest[0].split(", ")[:2]
+def order_of(comparison: tuple[str, Any]) -> tuple[int, int]:
+    """The order of comparisons: by job, then by the order of the presets."""
+    job, size = comparison[0].split(", ")[:2]
     return ["prefill", "decode", "batch", "train"].index(job), [*PRESETS, size].index(size)
 
 
 def table(known: dict[str, Any]) -> str:
-    """Markdown: medians of tokens per second, and the medians of the rounds' ratios of ours to theirs."""
-    lines = ["| tokens/s | llucid | of the limit | others: tokens/s (ours to theirs) | on |", "|---|---|---|---|---|"]
-    for name, contest in known.items():
-        rates = dict(contest["tokens_per_second"])
+    """Markdown: medians of tokens per second, and medians of the ratios of llucid to the others."""
+    lines = ["| tokens/s | llucid | of the limit | others: tokens/s (llucid / other) | on |", "|---|---|---|---|---|"]
+    for name, comparison in known.items():
+        rates = dict(comparison["tokens_per_second"])
         ours, limit = rates.pop("llucid"), rates.pop("limit", None)
         share = f"{ratio(ours, limit):.2f}" if limit else ""
         others = "; ".join(
             f"{who} {statistics.median(theirs):,.1f} (**{ratio(ours, theirs):.2f}**)" for who, theirs in rates.items()
         )
-        when = f"{contest['on']}, {contest['date']}, {len(ours)} rounds"
+        when = f"{comparison['on']}, {comparison['date']}, {len(ours)} rounds"
         lines.append(f"| {name} | {statistics.median(ours):,.1f} | {share} | {others} | {when} |")
     return "\n".join(lines) + "\n"
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the rounds' ratios."""
+    """The median of the ratios of the rounds."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def chart(known: dict[str, Any], file: Path) -> None:
-    """Bars of tokens per second, one panel a contest, with the machine's limit as a line."""
+    """Bars of tokens per second, one panel per comparison, with the limit of the machine as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -400,11 +403,11 @@ def chart(known: dict[str, Any], file: Path) -> None:
 
     columns = 4  # sizes and dtypes; a row for each job
     figure, axes = pyplot.subplots(-(-len(known) // columns), columns, figsize=(14, 2.2 * -(-len(known) // columns)))
-    for panel, (name, contest) in zip_longest(axes.flat, known.items(), fillvalue=(None, None)):
+    for panel, (name, comparison) in zip_longest(axes.flat, known.items(), fillvalue=(None, None)):
         if name is None:
             panel.axis("off")
             continue
-        rates = {who: statistics.median(all_of) for who, all_of in contest["tokens_per_second"].items()}
+        rates = {who: statistics.median(all_of) for who, all_of in comparison["tokens_per_second"].items()}
         limit = rates.pop("limit", None)
         bars = panel.barh(list(rates), list(rates.values()), color=["#c44e52", *["#b0b0b0"] * (len(rates) - 1)])
         labels = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" for rate in rates.values()]
@@ -419,7 +422,7 @@ def chart(known: dict[str, Any], file: Path) -> None:
         panel.set_title(name, fontsize=9)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("tokens per second; dashed: what this machine could do at most", fontsize=10)
+    figure.suptitle("tokens per second; dashed: limit of this machine", fontsize=10)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

@@ -1,9 +1,9 @@
-"""x Wᵀ and its gradients: by `llucid.fast` and by PyTorch's own function, alternated.
+"""x Wᵀ and its gradients, by `llucid.fast` and by PyTorch, alternating.
 
     python benchmarks/products.py [--rounds 7]
 
 The shapes are those of a prompt of 512 tokens in stories110M and Llama 3.2 1B, and of training steps of the presets
-nano and micro. Figures are thousand million operations a second, the median of all rounds.
+nano and micro. Figures are billions of operations per second, medians of all rounds.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHAPES = {
 
 
 def seconds(of: object, shape: tuple[int, int, int], backward: bool) -> float:
-    """Of one product, the median of some; with `backward` its two gradients and not itself."""
+    """Median seconds of one product, or with `backward` of its two gradients."""
     tokens, columns, rows = shape
     x, w = torch.randn(tokens, columns, requires_grad=backward), torch.randn(rows, columns, requires_grad=backward)
     gradient, times = torch.randn(tokens, rows), []

@@ -1,7 +1,7 @@
 """Where the time of a training step goes: `./dev bench profile`, or `python benchmarks/profile_step.py`.
 
-PyTorch's profiler says what each of its operations takes by itself, in steps of nanoGPT's CPU setting (12 rows of 64)
-and of the two kinds that `llucid train` takes. The milliseconds are those of steps that nobody watches.
+Shares come from PyTorch's profiler, for steps of nanoGPT's CPU setting (12 rows of 64) and for the two kinds of steps
+of `llucid train`. Milliseconds are measured without the profiler.
 """
 
 import time
@@ -13,7 +13,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from llucid.arrays.memory import keep_freed
-from llucid.config import PRESETS, Config
+from llucid.config import Config
+from llucid.presets import PRESETS
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
 from llucid.training.settings import Settings
@@ -28,12 +29,12 @@ KINDS = {
     "products": ("mkldnn", "mm", "linear", "Linear"),
     "copies": ("copy", "cat", "clone", "fill", "zero", "empty", "embedding"),
 }
-"""Parts of the names of an operation and of what called it, in order: the first that fits counts."""
+"""Substrings of the name of an operation or its caller, in order: the first match decides."""
 REST = "norms, RoPE, SwiGLU, loss"
 
 
 def kind_of(event: FunctionEvent) -> str:
-    """What an operation does: for an optimizer, whoever called it; else as it and its caller are named."""
+    """The kind of an operation: by any caller for optimizers, else by its own name or its direct caller's."""
     names, above = [event.name], event.cpu_parent
     while above is not None:
         names.append(above.name)
@@ -47,7 +48,7 @@ def kind_of(event: FunctionEvent) -> str:
 def measured(
     config: Config, rows: int, seq: int, dtype: Literal["float32", "bfloat16"], steps: int = 30
 ) -> tuple[float, dict[str, float]]:
-    """(milliseconds a step, the share of each kind of work)."""
+    """(milliseconds per step, the share of each kind of work)."""
     weights = initialise(config)
     for leaf in leaves(weights):
         leaf.requires_grad_()
@@ -74,7 +75,7 @@ def measured(
 def step_profile() -> None:
     """Prints the table."""
     keep_freed()
-    columns = ["batch", "", "ms a step", *KINDS, REST]
+    columns = ["batch", "", "ms per step", *KINDS, REST]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, (rows, seq) in SHAPES.items():
         for dtype in DTYPES:

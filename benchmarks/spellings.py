@@ -1,4 +1,4 @@
-"""What the classes cost beside the functions, and where JAX stands: the same weights, tokens and work, in turn."""
+"""Functions, classes and JAX compared: the same weights, tokens and work, alternating."""
 
 import argparse
 import statistics
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 PRESET, ROWS, SEQ = "micro", 4, 256
-"""The smallest model that one would train, on its own batch: in a larger one every cost per call weighs less."""
+"""A small model with its usual batch, where the cost per call matters most."""
 
 
 def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each, timed in turn, after a round in which compilers do what they do once."""
+    """Median milliseconds of each, alternating, after a first round for compilation."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds + 1):
         for name, work in works.items():
-            work()  # not timed, for it pays for what the one before has left in caches and threads
+            work()  # not timed: warms up caches and threads after the previous work
             begun = time.perf_counter()
             work()
             if number:
@@ -25,16 +25,16 @@ def medians(works: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float
 
 
 def spellings(options: argparse.Namespace, folder: Path) -> None:
-    """Forward, forward and backward, and one token with a cache: functions, classes and JAX, eager and compiled."""
+    """Times forward, forward and backward, and one token with a cache; eager and compiled."""
     import jax
     import jax.numpy as jnp
     import torch
     import torch.nn.functional as F
 
     from llucid import llama_jax
-    from llucid.config import PRESETS
     from llucid.llama import empty_cache, llama
     from llucid.llama_module import Llama
+    from llucid.presets import PRESETS
     from llucid.weights import initialise, leaves
 
     config = PRESETS[PRESET].config

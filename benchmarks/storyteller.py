@@ -1,10 +1,9 @@
 """How often the storyteller is right: `./dev bench storyteller`, or `python benchmarks/storyteller.py MODEL`.
 
-Held-out conversations: made like those it was trained on, but from another seed; each answer of it is judged with the
-true conversation before it, the likeliest token at each step. Its own tales: it is asked for a tale about an animal in
-a season, tells one as the chat would, is asked about that and then to tell it again; what is true is found from the
-words of its tale alone, by the grammar of fables. An answer is right if it has the words that a right answer must have
-and, where it is to name one of the cast, names nobody else.
+Held-out conversations come from the training grammar with another seed; each answer is greedy and follows the true
+conversation before it. Its own tales: it is asked for a tale about an animal in a season, then questions about it,
+then to tell it again; the true answers are found from its tale by the grammar of fables. An answer is right if it
+contains the required words and, if it must name an animal, names no other.
 """
 
 import re

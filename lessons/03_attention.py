@@ -1,366 +1,395 @@
 # %% [markdown]
 # # Attention
 #
-# Attention is the only place in a Llama where tokens meet. Each one asks a question, each
-# earlier one answers it more or less well, and what they have to say is mixed in that
-# proportion. We do it by hand, one head at a time, with a small model that has learned to
-# write fables, and then see what the heads of a trained model have found worth looking at.
+# Attention is the only part of a Llama in which tokens meet. Each token asks a question, earlier
+# tokens answer it more or less well, and what they say is mixed in proportion. We compute it by
+# hand with four small vectors, then find the head of a trained model that makes it say "bell".
 
-# %%
+# %% tags=["setup"]
 import math
-import os
-from itertools import product
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 
 import llucid
-from figures import boxes
+from figures import boxes, whole_llama
 from llucid import PRESETS
-from llucid.generation import prompt_ids
-from llucid.generation.predictions import token_text
-from llucid.llama import (
-    Placement,
-    attention,
-    attention_written_out,
-    block,
-    rms_norm,
-    rope_frequencies,
-    rotate,
-    rotations,
-    visible,
-)
-from trained import fables_model
+from llucid.chat import STORYTELLER
+from llucid.corpora import open_corpus
+from llucid.ladder import RUNGS
+from llucid.llama import Placement, llama, rms_norm, rope_frequencies, rotate, rotations
+from llucid.llama import block as run_block
+from llucid.weights import leaves
 
-torch.set_grad_enabled(False)
-model = fables_model()  # from the cache; the first time, it is trained now
-config, weights, tokenizer = model.config, model.weights, model.tokenizer
-print(f"{config.parameters:,} parameters: {config.layers} blocks, dim {config.dim},")
-print(f"{config.heads} query heads of {config.head_dim}, {config.kv_heads} key heads")
+# %% tags=["plot"]
+# The whole Llama with attention highlighted.
+whole_llama("attention")
 
 # %% [markdown]
-# A text becomes ids, and each id becomes a row of the embedding: `dim` numbers. Lesson 01
-# is about the ids; here it is enough that most words of a fable are one token each.
+# ## A mixture, by hand
+#
+# Four tokens, two numbers each. The last token wants to know something; the others have something
+# to say. How much should it take from each? Let us say: according to how well they fit, and a *dot
+# product* measures that: it is large if two vectors are long and point in the same direction.
 
 # %%
-text = (
-    "One rainy morning, Nettle the quick fox lent her patched drum to Moss the old toad. "
-    "Two days later Moss fell on the drum at the ferry."
-)
-ids = torch.tensor([tokenizer.encode(text)])
-pieces = [tokenizer.decode([token]) for token in ids[0].tolist()]
-x = F.embedding(ids, weights.embedding)
-print("ids", list(ids.shape), "-> x", list(x.shape), " batch seq dim")
-print(pieces[:12])
+x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0], [0.0, 1.0]])  # the fox rang the
+scores = x @ x[3]  # how well each fits the last
+print("scores ", scores.tolist())
 
 # %% [markdown]
-# ## One head: query, key, value
+# A softmax (lesson 0) makes shares of the scores, and the shares mix the vectors:
+
+# %%
+shares = scores.softmax(-1)
+print("shares ", [round(share, 3) for share in shares.tolist()], "sum", shares.sum().item())
+mixture = shares @ x
+print("mixture", [round(number, 3) for number in mixture.tolist()])
+
+by_hand = [math.exp(s) for s in (0, 2, 1, 1)]
+assert torch.allclose(shares, torch.tensor(by_hand) / sum(by_hand))
+
+# %% [markdown]
+# That is attention. Three refinements are missing.
 #
-# A head has three matrices. They make of each token's vector $x$ a query (what am I looking
-# for?), a key (what do I offer?) and a value (what do I say if I am chosen?):
+# ## Query, key, value
+#
+# To fit and to be useful are different things. So each token's vector is multiplied by three
+# matrices, which are learned. They give a *query* (what am I looking for?), a *key* (what do I
+# offer?) and a *value* (what do I say if I am chosen?):
 #
 # $$ q = W_q\,x \qquad k = W_k\,x \qquad v = W_v\,x $$
 #
-# The matrices of all heads lie on top of one another, so the first `head_dim` rows are those
-# of head 0. Queries and keys are then turned by RoPE, as in lesson 02.
-
-# %%
-weights_0 = weights.blocks[0].attention
-normed = rms_norm(x, weights.blocks[0].attention_norm, config.norm_eps)
-positions = torch.arange(ids.shape[1])[None]
-rotation = rotations(positions, rope_frequencies(config, x))
-
-first = slice(0, config.head_dim)
-q = rotate((normed @ weights_0.query[first].T)[:, None], rotation)[0, 0]
-k = rotate((normed @ weights_0.key[first].T)[:, None], rotation)[0, 0]
-v = (normed @ weights_0.value[first].T)[0]
-print("q", list(q.shape), "k", list(k.shape), "v", list(v.shape), " seq head_dim")
-
-# %% [markdown]
-# ## Scores, mask, softmax
-#
-# Every query is compared with every key: a dot product, divided by $\sqrt{d}$ where $d$ is
-# `head_dim`. A token may not look at later ones, so their scores become $-\infty$. The
-# softmax makes each row positive with sum one: the *attention weights*, which mix the values
+# Queries are compared with keys, and values are mixed. With $d$ the number of coordinates of a key
 # (Vaswani et al. 2017, eq. 1):
 #
-# $$ \mathrm{Attention}(q, k, v) =
-#    \mathrm{softmax}\!\left(\frac{q\,k^\top}{\sqrt{d}} + M\right) v $$
+# $$ \mathrm{Attention}(q, k, v) = \mathrm{softmax}\!\left(\frac{q\,k^\top}{\sqrt{d}}\right) v $$
+
 
 # %%
-scores = q @ k.T / math.sqrt(config.head_dim)
-mask = visible(positions, positions)[0, 0]  # true where key position ≤ query position
-looks = scores.masked_fill(~mask, -math.inf).softmax(-1)
-mixed = looks @ v
-print("scores", list(scores.shape), "looks", list(looks.shape), "mixed", list(mixed.shape))
-print("each row adds up to one:", bool(looks.sum(-1).allclose(torch.ones(len(looks)))))
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Every query gathers from all values."""
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return scores.softmax(-1) @ v
 
-# %%
-figure, axes = plt.subplots(1, 3, figsize=(7.4, 2.9))
-steps = (
-    ("scores", scores, "RdBu", scores.abs().max()),
-    ("masked: −∞ is left white", scores.masked_fill(~mask, math.nan), "RdBu", scores.abs().max()),
-    ("softmax", looks, "Blues", 1.0),
-)
-for ax, (title, values, colours, top) in zip(axes, steps, strict=True):
-    low = -top if colours == "RdBu" else 0
-    ax.imshow(values.numpy(), cmap=colours, vmin=low, vmax=top, interpolation="none")
-    ax.set(title=title, xlabel="key", ylabel="query" if ax is axes[0] else "")
 
-# %% [markdown]
-# The package has the same three lines for all heads at once, and calls them
-# `attention_written_out`. One head through it gives what we have:
-
-# %%
-whole = attention_written_out(q[None, None], k[None, None], v[None, None], mask[None, None])
-print("largest difference:", (whole[0, 0] - mixed).abs().max().item())
-assert whole[0, 0].allclose(mixed, atol=1e-5)
+swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+q, k, v = x @ swap, x, 10 * x  # matrices chosen by hand
+print(attend(q, k, v))
 
 # %% [markdown]
 # ## Why divide by √d
 #
-# The dot product of two vectors of $d$ independent numbers of variance one has variance $d$.
-# Without the division, wider heads would have larger scores, the softmax would give nearly
-# everything to one key, and a gradient could hardly change its mind. Entropy in nats says
-# over how many keys a row spreads: $e^H$ of them.
+# The dot product of two vectors of $d$ independent numbers with variance 1 has variance $d$.
+# Without the division, scores grow with the width, and the softmax gives nearly everything to one
+# key. Then a gradient can hardly change its choice. How many of 100 keys take part?
 
 # %%
 generator = torch.Generator().manual_seed(0)
 
 
-def entropy(p: torch.Tensor) -> torch.Tensor:
-    """−Σ p log p of the last axis, in nats."""
-    return -torch.xlogy(p, p).sum(-1)
+def keys_taking_part(p: torch.Tensor) -> torch.Tensor:
+    """e to the entropy of each row: n for n equal shares, 1 for a single one."""
+    return (-torch.xlogy(p, p).sum(-1)).exp()
 
 
 for width in (4, 64, 1024):
     a, b = torch.randn(2, 100, width, generator=generator)
     raw, divided = (a @ b.T).softmax(-1), (a @ b.T / math.sqrt(width)).softmax(-1)
-    print(
-        f"head_dim {width:4}: a row spreads over {entropy(raw).exp().mean():5.1f} of 100 keys,",
-        f"divided by √d over {entropy(divided).exp().mean():5.1f}",
-    )
+    spread = keys_taking_part(raw).mean(), keys_taking_part(divided).mean()
+    print(f"d = {width:4}: {spread[0]:5.1f} keys, divided by √d {spread[1]:5.1f}")
 
 # %% [markdown]
-# ## Why mask
+# ## The mask
 #
-# The model is trained to say at every position what comes next. If a token could look ahead
-# it would see the answer. So nothing may change before a token when that token changes:
+# A model is trained to predict the next token at every position at once. If a token could look
+# ahead, it would read the answer. So scores of later tokens become $-\infty$, and their
+# shares 0:
 
 # %%
-other = ids.clone()
-other[0, -1] = 0
-normed_other = rms_norm(
-    F.embedding(other, weights.embedding), weights.blocks[0].attention_norm, config.norm_eps
-)
-out = attention(normed, weights_0, config, rotation, mask[None, None])
-out_other = attention(normed_other, weights_0, config, rotation, mask[None, None])
-changed = (out != out_other).any(-1)[0]
-print(
-    "attention",
-    list(out.shape),
-    "| positions changed by another last token:",
-    changed.nonzero().flatten().tolist(),
-)
-assert changed.tolist() == [False] * (len(changed) - 1) + [True]
+later = torch.ones(4, 4, dtype=torch.bool).triu(1)
+scores = (q @ k.mT / math.sqrt(2)).masked_fill(later, -math.inf)
+print(scores)
+print(scores.softmax(-1))
 
 # %% [markdown]
-# This is also what makes writing cheap (lesson 06): what was computed for earlier tokens
-# stays right when more are added.
-#
-# ## Many heads, fewer keys
-#
-# One softmax can look at one thing. A block has several heads, each with its own matrices;
-# their results lie side by side, and the output matrix $W_o$ mixes them back to `dim`
-# numbers. When writing, keys and values of all earlier tokens must be kept, and read again
-# for each new one. Grouped-query attention (Ainslie et al. 2023) lets several query heads
-# share one key and value head, and keeps that much less. Here is what has to be kept, in
-# 16 bits, for one text as long as the context:
+# Is the mask really needed? The ladder's third rung is a model without it, the fourth the same
+# with it. Both are trained here on characters of fables, with the same few lines (lesson 7
+# explains them):
 
 # %%
-print(f"{'':16} heads  kv_heads  a token     a context")
-for name in ("llama-2-7b", "llama-2-70b", "llama-3-8b", "llama-3-70b"):
-    c = PRESETS[name].config
-    token = 2 * 2 * c.layers * c.kv_heads * c.head_dim  # key and value, two bytes each
-    size = f"{token / 1024:5.0f} KiB {token * c.context / 2**30:8.2f} GiB"
-    print(f"{name:16} {c.heads:5} {c.kv_heads:9}  {size}")
+corpus = open_corpus(["fables"])
+characters = sorted(set(next(corpus.text("train"))))
+index = {character: at for at, character in enumerate(characters)}
+train = torch.tensor([index[c] for c in next(corpus.text("train"))[:200_000]])
+config = llucid.Config(
+    dim=48, layers=1, heads=1, kv_heads=1, head_dim=48, ffn_dim=96,
+    vocab_size=len(characters), context=32,
+)  # fmt: skip
+
+
+def loss_after_training(rung, steps: int = 200):
+    """The weights and the mean loss of the last twenty steps."""
+    weights, losses = rung.init(config, 0), []
+    for leaf in leaves(weights):
+        leaf.requires_grad_()
+    optimizer = torch.optim.AdamW(leaves(weights), lr=0.01)
+    random = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        starts = torch.randint(len(train) - config.context - 1, (16, 1), generator=random)
+        rows = train[starts + torch.arange(config.context + 1)]
+        loss = rung.loss(rows[:, :-1], rows[:, 1:], weights, config) / rows[:, 1:].numel()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return weights, sum(losses[-20:]) / 20
+
+
+def written(rung, weights, count: int = 60) -> str:
+    """Likely characters, one after the other."""
+    ids = [index[c] for c in "The fox"]
+    random = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for _ in range(count):
+            scores = rung.logits(torch.tensor([ids[-32:]]), weights, config)[0, -1]
+            ids.append(torch.multinomial((scores / 0.8).softmax(-1), 1, generator=random).item())
+    return "".join(characters[at] for at in ids).replace("\n", "⏎")
+
+
+results = {}
+for rung in RUNGS[2:4]:
+    weights, results[rung.name] = loss_after_training(rung)
+    print(f"{rung.name}: loss {results[rung.name]:.2f}, writes {written(rung, weights)!r}")
+assert results["Cheating head"] < results["Causal mask"] / 2
 
 # %% [markdown]
-# In our model two query heads share a key head, in order: query heads 0 and 1 use key head 0,
-# query heads 2 and 3 use key head 1. Repeating the keys gives the same as sharing them:
+# The cheat has the far smaller loss, and it writes worse: where the text ends, there is no next
+# character to read. A small loss is worth something only if the model could not see the answer.
+#
+# ## Heads
+#
+# One softmax can look for one thing. So there are several *heads*, each with its own queries,
+# keys and values; their results are joined and mixed by an output matrix. In the storyteller:
 
 # %%
-heads = rotate(
-    (normed @ weights_0.query.T).unflatten(-1, (config.heads, -1)).transpose(1, 2), rotation
-)
-keys = rotate(
-    (normed @ weights_0.key.T).unflatten(-1, (config.kv_heads, -1)).transpose(1, 2), rotation
-)
-values = (normed @ weights_0.value.T).unflatten(-1, (config.kv_heads, -1)).transpose(1, 2)
-print(
-    "q",
-    list(heads.shape),
-    "k",
-    list(keys.shape),
-    "v",
-    list(values.shape),
-    " batch heads seq head_dim",
-)
-
-group = config.heads // config.kv_heads
-shared = attention_written_out(heads, keys, values, None)
-repeated = attention_written_out(
-    heads, keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1), None
-)
-assert shared.allclose(repeated, atol=1e-6)
-joined = shared.transpose(1, 2).flatten(-2) @ weights_0.output.T
-assert joined.allclose(out, atol=1e-5)
-print("heads joined and mixed", list(joined.shape), "is what `attention` returns")
+torch.set_grad_enabled(False)
+model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
+c, tokenizer = model.config, model.tokenizer
+block = model.weights.blocks[0].attention
+print(f"dim {c.dim} = {c.heads} heads of {c.head_dim}")
+print("query", list(block.query.shape), "key", list(block.key.shape), " rows of all heads, dim")
 
 # %% [markdown]
-# ## What the heads look at
+# ## Who looks where
 #
-# To see where a head looks, let the values be the identity matrix: then the mixture *is* the
-# mixing proportions. We do it in each block, and let the block pass the stream on.
-
+# We want to see the shares, *attention weights*, of every head while the model reads our text. Two
+# more parts are needed for that, a norm before and a rotation of queries and keys; the next two
+# lessons explain them. Here they are called by name.
 
 # %%
-def looks_of(ids: torch.Tensor, model: llucid.Model) -> torch.Tensor:
-    """How every head mixes: layers heads seq seq."""
-    config, weights = model.config, model.weights
-    x, found = F.embedding(ids, weights.embedding), []
-    rotation = rotations(torch.arange(ids.shape[1])[None], rope_frequencies(config, x))
-    identity = torch.eye(ids.shape[1]).expand(1, config.kv_heads, -1, -1)
-    for of_block in weights.blocks:
-        normed = rms_norm(x, of_block.attention_norm, config.norm_eps)
-        q = (normed @ of_block.attention.query.T).unflatten(-1, (config.heads, -1)).transpose(1, 2)
-        k = (normed @ of_block.attention.key.T).unflatten(-1, (config.kv_heads, -1)).transpose(1, 2)
-        q, k = rotate(q, rotation), rotate(k, rotation)
-        found.append(attention_written_out(q, k, identity, None)[0])
-        x = block(x, of_block, config, Placement(rotation))
+text = "The fox rang the bell. The fox rang the"
+
+
+def attention_weights(text: str) -> torch.Tensor:
+    """The shares of every head: layers heads seq seq."""
+    ids = torch.tensor([tokenizer.encode(text)])
+    x, found = model.weights.embedding[ids], []
+    rotation = rotations(torch.arange(ids.shape[1])[None], rope_frequencies(c, x))
+    later = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
+    for layer in model.weights.blocks:
+        normed = rms_norm(x, layer.attention_norm, c.norm_eps)
+        q = (normed @ layer.attention.query.T).unflatten(-1, (c.heads, -1)).transpose(1, 2)
+        k = (normed @ layer.attention.key.T).unflatten(-1, (c.kv_heads, -1)).transpose(1, 2)
+        k = k.repeat_interleave(c.heads // c.kv_heads, 1)
+        scores = rotate(q, rotation) @ rotate(k, rotation).mT / math.sqrt(c.head_dim)
+        found.append(scores.masked_fill(later, -math.inf).softmax(-1)[0])
+        x = run_block(x, layer, c, Placement(rotation))
     return torch.stack(found)
 
 
-# %% [markdown]
-# Our own model has read for some seconds only, and its heads are still vague. If `LLUCID_DATA`
-# names a folder that has stories260K, a published model of 260 thousand parameters that was
-# trained on tiny stories for much longer, we look into that one.
-
-# %%
-data = Path(os.environ.get("LLUCID_DATA", "nowhere"))
-looked, name, story = model, "our model of fables", text
-if (data / "stories260K.bin").is_file():
-    file, vocabulary = data / "stories260K.bin", data / "tok512.bin"
-    looked, name = llucid.load(file, tokenizer=vocabulary, device="cpu"), "stories260K"
-    story = (
-        "Once upon a time, there was a little girl named Lily. Lily had a red ball. "
-        "One day, the red ball was lost. Lily was sad."
-    )
-read = prompt_ids(looked.tokenizer, story)  # with BOS, if the model has one
-pieces = [token_text(looked.tokenizer, read[:at], token) for at, token in enumerate(read)]
-maps = looks_of(torch.tensor([read]), looked)
-print(f"{name}: {looked.config.parameters:,} parameters")
-print("maps", list(maps.shape), " layers heads query key")
+maps = attention_weights(text)
+layers, heads = maps.shape[:2]
+print("attention weights", list(maps.shape), " layers heads query key")
+assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:3]))
 
 # %% tags=["picture"]
-layers, heads = maps.shape[:2]
-figure, axes = plt.subplots(layers, heads, figsize=(7.4, 7.4 * layers / heads + 0.5))
-for layer, head in product(range(layers), range(heads)):
-    ax = axes[layer, head]
-    ax.imshow(maps[layer, head].sqrt().numpy(), vmin=0, vmax=1, interpolation="none")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
-    if layer == 0:
-        ax.set_title(f"head {head}", loc="center", fontsize=8)
-    if head == 0:
-        ax.set_ylabel(f"block {layer}", fontsize=8)
-figure.supxlabel(f"where every head of {name} looks: rows look, columns are looked at", fontsize=9)
+# Attention weights of all heads of the storyteller: each square is a head, rows look at columns.
+figure, axes = plt.subplots(layers, heads, figsize=(7.4, 5.5 * layers / heads + 0.3), squeeze=False)
+for layer in range(layers):
+    for head in range(heads):
+        ax = axes[layer, head]
+        ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"block {layer}, head {head}", fontsize=7, loc="center", pad=2)
+figure.supxlabel("rows look at columns; dark is much", fontsize=8)
 
 # %% [markdown]
-# The colour is the square root of the proportion, so that faint looks show. Nobody told the
-# heads what to do, and yet some are easy to name. A line just below the diagonal is a head that
-# looks one token back: it hands on what came before, which the next block can build on. A line on
-# the diagonal looks at itself. A column is a token that everyone looks at. Often that is the
-# first one, a place to look when there is nothing to look for. Which heads are they? Measure.
+# Some patterns have names. A line just below the diagonal: the head looks one token back. A dark
+# first column: it looks at the first token, which often means that it found nothing. We measure
+# instead of guessing:
 
 # %%
+n = maps.shape[-1]
 kinds = {
-    "one token back": maps.diagonal(-1, -2, -1).mean(-1),
-    "itself": maps.diagonal(0, -2, -1).mean(-1),
-    "the first token": maps[..., 4:, 0].mean(-1),
+    "the token before": maps.diagonal(-1, -2, -1).mean(-1),
+    "itself": maps.diagonal(0, -2, -1)[..., 1:].mean(-1),
+    "the first token": maps[..., 3:, 0].mean(-1),
 }
 for title, share in kinds.items():
     layer, head = divmod(int(share.argmax()), heads)
-    print(f"{title:16} block {layer}, head {head}: {share.max():.0%} of its attention")
+    print(f"{title:17} most: block {layer}, head {head}, {share.max():.0%} of its attention")
 
 # %% [markdown]
-# And what does one token see? Here is the whole text as the last token looks at it, by each of
-# these heads, and by the one that looks furthest back on average.
+# And which head knows about the bell? To continue "the fox rang the", a head at the last token
+# should look at the token that followed the same words before: *bell*. Such a head is called an
+# *induction head* (Olsson et al. 2022). It works together with a head of an earlier block that looks
+# one token back, and so tells *bell* that it came after *the*.
 
 # %%
-places = torch.arange(maps.shape[-1])
-kinds["far back"] = (places - (maps * places).sum(-1)).mean(-1)  # of the distance
-figure, axes = plt.subplots(len(kinds), 1, figsize=(7.4, 1.1 * len(kinds)))
-for ax, (title, share) in zip(axes, kinds.items(), strict=True):
-    layer, head = divmod(int(share.argmax()), heads)
-    strength = maps[layer, head, -1].sqrt()
-    boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.numpy()), width=78)
-    ax.set_title(f"{title}: block {layer}, head {head}", fontsize=9)
+pieces = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+bell = pieces.index(" bell")
+on_bell = maps[:, :, -1, bell]
+layer, head = divmod(int(on_bell.argmax()), heads)
+print(f"block {layer}, head {head} looks at 'bell' with {on_bell.max():.0%}")
+assert on_bell.max() > 0.3
+assert layer > 0
+
+# %% tags=["plot"]
+# Where the last token looks, by the induction head: mostly at "bell".
+figure, ax = plt.subplots(figsize=(7.4, 0.7))
+strength = maps[layer, head, -1]
+boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.sqrt().numpy()), width=44)
+
+# %% [markdown]
+# Is it the cause? Take this head away, by setting its columns of the output matrix to zero, and ask
+# again:
+
+
+# %%
+def without(layer: int, head: int):
+    """The weights with one head silenced."""
+    blocks = list(model.weights.blocks)
+    output = blocks[layer].attention.output.clone()
+    output[:, head * c.head_dim : (head + 1) * c.head_dim] = 0
+    attention = blocks[layer].attention._replace(output=output)
+    blocks[layer] = blocks[layer]._replace(attention=attention)
+    return model.weights._replace(blocks=tuple(blocks))
+
+
+ids = torch.tensor([tokenizer.encode(text)])
+target = tokenizer.encode(" bell")[0]
+chance = llama(ids, model.weights, c)[0, -1].softmax(-1)[target].item()
+others = {
+    (at, number): llama(ids, without(at, number), c)[0, -1].softmax(-1)[target].item()
+    for at in range(layers)
+    for number in range(heads)
+}
+print(f"whole model: bell {chance:.0%}")
+for (at, number), left in sorted(others.items(), key=lambda pair: pair[1])[:4]:
+    print(f"without block {at}, head {number}: bell {left:.0%}")
+assert others[layer, head] < chance / 2
+
+# %% [markdown]
+# The head that looks at *bell* is needed, and so is the one that looks one token back most, which had
+# to tell *bell* what stood before it:
+
+# %%
+back = divmod(int(kinds["the token before"].argmax()), heads)
+print(f"the head that looks back is block {back[0]}, head {back[1]}: without it, {others[back]:.0%}")
+assert back[0] < layer
+assert others[back] < chance / 2
+
+# %% [markdown]
+# Two heads in two blocks that work together are a *circuit*. Nobody built it; it was the way to a
+# smaller loss.
+#
+# ## Fewer keys
+#
+# When a model writes, the keys and values of all earlier tokens are kept in memory and read
+# for each new token (lesson 8). *Grouped-query attention* (Ainslie et al. 2023) lets several
+# query heads share one key and value head. What has to be kept, in 16 bits, for one full context:
+
+# %%
+print(f"{'':12} heads  kv_heads   a token     a context")
+for name in ("llama-2-7b", "llama-2-70b", "llama-3-8b", "llama-3-70b"):
+    of = PRESETS[name].config
+    token = 2 * 2 * of.layers * of.kv_heads * of.head_dim  # key and value, two bytes each
+    size = f"{token / 1024:6.0f} KiB {token * of.context / 2**30:8.2f} GiB"
+    print(f"{name:12} {of.heads:5} {of.kv_heads:9}  {size}")
 
 # %% [markdown]
 # ## Exercises
 #
-# **1.** Write `causal(n)`: the mask of `n` tokens in order, of shape `[n, n]`, true where a
-# query may look, without `visible`.
+# **1.** Write `causal(n)`: a square of truth values, true where a query (row) may look at a key
+# (column).
+
+# %% tags=["exercise"]
+
+
+def causal(n: int) -> torch.Tensor:
+    """True where the key is not later than the query."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+assert causal(3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
+assert causal(5).sum() == 15
+print("correct")
 
 
 # %% tags=["answer"]
 def causal(n: int) -> torch.Tensor:
-    """True on and below the diagonal."""
+    """True where the key is not later than the query."""
     return torch.ones(n, n, dtype=torch.bool).tril()
 
 
-# %% tags=["check"]
-for n in (1, 2, 7):
-    at = torch.arange(n)[None]
-    assert causal(n).equal(visible(at, at)[0, 0])
-print("holds")
-
 # %% [markdown]
-# **2.** Write `kept_bytes(config, tokens)`: the bytes that keys and values of so many tokens
-# take in 16 bits. How much would Llama 3 8B keep if every query head had its own key head?
+# **2.** Write `masked_attention(q, k, v)`: `attend` with the mask, for vectors of shape `[n, d]`.
+
+# %% tags=["exercise"]
+
+
+def masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Every query gathers from the values of its own and earlier positions."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+q, k, v = torch.randn(3, 6, 8, generator=generator)
+result = masked_attention(q, k, v)
+assert torch.allclose(result[0], v[0])  # the first token sees only itself
+assert torch.allclose(result[5], attend(q, k, v)[5], atol=1e-5)  # the last sees all
+assert torch.allclose(result[2], attend(q[:3], k[:3], v[:3])[2], atol=1e-5)
+print("correct")
 
 
 # %% tags=["answer"]
-def kept_bytes(config, tokens: int) -> int:
-    """Keys and values, two bytes a number, in every layer and key head."""
+def masked_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Every query gathers from the values of its own and earlier positions."""
+    scores = (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(~causal(len(q)), -math.inf)
+    return scores.softmax(-1) @ v
+
+
+# %% [markdown]
+# **3.** Write `cache_bytes(config, tokens)`: the bytes of keys and values of that many tokens in
+# 16 bits, in all layers.
+
+# %% tags=["exercise"]
+
+
+def cache_bytes(config: llucid.Config, tokens: int) -> int:
+    """Keys and values, two bytes per number."""
+    raise NotImplementedError
+
+
+# %% tags=["check"]
+assert cache_bytes(PRESETS["llama-3-8b"].config, 8192) == 2**30
+assert cache_bytes(PRESETS["llama-2-7b"].config, 4096) == 2**31
+print(f"correct: the storyteller keeps {cache_bytes(c, 1):,} bytes per token")
+
+
+# %% tags=["answer"]
+def cache_bytes(config: llucid.Config, tokens: int) -> int:
+    """Keys and values, two bytes per number."""
     return 2 * 2 * tokens * config.layers * config.kv_heads * config.head_dim
-
-
-# %% tags=["check"]
-llama3 = PRESETS["llama-3-8b"].config
-assert kept_bytes(llama3, 8192) == 2**30
-assert kept_bytes(PRESETS["llama-2-7b"].config, 4096) == 2**31
-print("holds: 1 GiB, and", llama3.heads // llama3.kv_heads, "times as much without sharing")
-
-# %% [markdown]
-# **3.** The softmax of scores that are all equal spreads evenly, over all that the mask lets
-# through. Write `spread(looks)`, the entropy of each row, and say what it can be at most for
-# the query at position $m$.
-
-
-# %% tags=["answer"]
-def spread(looks: torch.Tensor) -> torch.Tensor:
-    """The entropy of each row; at most log(m + 1), since m + 1 tokens are visible."""
-    return entropy(looks)
-
-
-# %% tags=["check"]
-even = torch.zeros(5, 5).masked_fill(~causal(5), -math.inf).softmax(-1)
-assert spread(even).allclose(torch.arange(1, 6).log(), atol=1e-6)
-assert spread(torch.tensor([[0.5, 0.25, 0.25]])).allclose(torch.tensor([1.5 * math.log(2)]))
-limit = torch.arange(1, maps.shape[-1] + 1).log()
-assert (spread(maps) <= limit + 1e-5).all()
-print("holds: every row of every head stays below log(m + 1)")

@@ -1,17 +1,20 @@
 """llucid: a Llama you can see through.
 
 `llucid.load`, `llucid.generate`, `llucid.save` and `llucid.Model` are here; the equations are in `llucid.llama`.
-Nothing is imported before it is used, so that `import llucid` is instant.
+Names and modules are imported when first used, so that `import llucid` is fast.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llucid.checkpoints import Model, load, save
-    from llucid.config import PRESETS, Config, RopeScaling
+    from llucid.config import Config, RopeScaling
     from llucid.errors import LlucidError
     from llucid.generation import generate, generate_batch, predict
+    from llucid.presets import PRESETS
     from llucid.weights import Weights
 
 __all__ = [
@@ -28,32 +31,23 @@ __all__ = [
     "save",
 ]
 
-_HOMES = {
-    "Model": "checkpoints",
-    "load": "checkpoints",
-    "save": "checkpoints",
-    "PRESETS": "config",
-    "Config": "config",
-    "RopeScaling": "config",
+_MODULE_OF = {
+    **dict.fromkeys(("Model", "load", "save"), "checkpoints"),
+    **dict.fromkeys(("Config", "RopeScaling"), "config"),
+    **dict.fromkeys(("generate", "generate_batch", "predict"), "generation"),
     "LlucidError": "errors",
-    "generate": "generation",
-    "generate_batch": "generation",
-    "predict": "generation",
+    "PRESETS": "presets",
     "Weights": "weights",
-}
-_ROOMS = {
-    *("chat", "checkpoints", "config", "corpora", "generation", "ladder", "llama", "llama_jax", "llama_module"),
-    *("look", "quantize", "tokenizers", "training", "weights"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"llucid.{_HOMES[name]}"), name)
-    if name in _ROOMS:
+    if name in _MODULE_OF:
+        return getattr(import_module(f"llucid.{_MODULE_OF[name]}"), name)
+    if find_spec(f"llucid.{name}"):
         return import_module(f"llucid.{name}")
     raise AttributeError(f"module 'llucid' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_ROOMS})
+    return sorted({*globals(), *_MODULE_OF, *(module.name for module in iter_modules(__path__))})

@@ -1,19 +1,19 @@
-"""`llucid` and `python -m llucid`: the command line, which heeds Ctrl-C while it is still being imported."""
+"""`llucid` and `python -m llucid`: the command line, with signals handled from the first import on."""
 
 import gc
 import signal
 import sys
 from types import FrameType
 
-ENDS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 
 
 def main() -> None:
-    """Runs the command line; Ctrl-C, wherever nothing else makes sense of it, ends with one word and status 130.
+    """Runs the command line. Ctrl-C that nothing else handles prints one word and exits with status 130.
 
-    SIGTERM and, but under nohup, SIGHUP end with status 143 and 129. Each of them leaves nothing half-written behind.
+    SIGTERM exits with status 143, SIGHUP (except under nohup) with 129. Neither leaves anything half-written.
     """
-    for number in ENDS:
+    for number in SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, leave)
     try:
@@ -24,12 +24,12 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
-        gc.freeze()  # else Python looks through everything there is once more, only to leave
+        gc.freeze()  # else Python collects garbage in all of memory before it exits
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """Ends the program as if it had decided to; what ends a session comes more than once, and is heeded once."""
-    for each in ENDS:
+    """Exits normally, so that files are cleaned up; a second signal, as when a session ends, changes nothing."""
+    for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
 

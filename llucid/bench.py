@@ -23,11 +23,12 @@ from rich import box
 from rich.table import Table
 
 from llucid.checkpoints import Model, find, load, save, size_of
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import linear
 from llucid.generation.decode import decode
 from llucid.generation.reading import empty_context, read
+from llucid.presets import PRESETS
 from llucid.tokenizers.characters import Characters
 from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
@@ -124,7 +125,7 @@ def work(weights: Weights, config: Config, rows: int, new: int, before: int, sco
     Bytes are those of all matrices, each once, and of the keys and values; activations stay in the processor's caches.
     """
     embedding = 0 if weights.output is None else weights.embedding.nbytes
-    number = weights.norm.element_size()
+    number = weights.dtype.itemsize
     slots = 2 * config.layers * config.kv_heads * config.head_dim
     moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + rows * (before + new) * slots * number
     head = config.vocab_size * config.dim
@@ -170,7 +171,7 @@ def prefill(model: Model, device: torch.device) -> Row:
     config, weights = model.config, model.weights
     count = min(PROMPT, config.context)
     ids = torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
-    limits = measure_limits(device, weights.norm.dtype)
+    limits = measure_limits(device, weights.dtype)
     seconds = seconds_of(lambda: read(weights, config, empty_context(weights, config, 1, count), [ids]), device)
     return Row(f"prefill, {count}", count, seconds, *work(weights, config, 1, count, 0, 1), limits)
 
@@ -179,7 +180,7 @@ def decoding(model: Model, device: torch.device, rows: int) -> Row:
     """Writing, as `generate` does it, so many texts at once; the median token."""
     config, weights = model.config, model.weights
     short = max(1, min(32, config.context // 4))
-    limits = measure_limits(device, weights.norm.dtype)
+    limits = measure_limits(device, weights.dtype)
     prompts = torch.randint(config.vocab_size, (rows, short), generator=torch.Generator().manual_seed(0)).tolist()
     written = min(WRITTEN, config.context - short)
     steps = decode(

@@ -1,4 +1,4 @@
-"""What is said to the user when something is wrong with the input rather than with the program."""
+"""Errors in the user's input, as opposed to errors in the program."""
 
 import json
 from collections.abc import Generator
@@ -10,7 +10,7 @@ PRINTABLE = {
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
 }
-"""Pictures of the control characters but tab and line break, so that what a file says steers no terminal."""
+"""For `str.translate`: symbols for all control characters but tab and line break, so that no text steers a terminal."""
 
 
 class LlucidError(ValueError):
@@ -19,7 +19,7 @@ class LlucidError(ValueError):
 
 @contextmanager
 def prefix_errors(place: Path) -> Generator[None]:
-    """Inside, a LlucidError that does not say where tells of `place`."""
+    """Puts `place` before the message of each LlucidError raised inside that does not mention it."""
     try:
         yield
     except LlucidError as error:
@@ -29,13 +29,13 @@ def prefix_errors(place: Path) -> Generator[None]:
 
 
 def shown(value: object) -> str:
-    """A value in a message, cut short."""
+    """A value for a message, cut to 60 characters."""
     return json.dumps(value, default=repr)[:60]
 
 
 def one_line(error: Exception) -> str:
-    """The error's message, as a terminal may show it; of one of the system's, the file and the reason."""
-    said = str(error)
+    """The error's message on one line, safe to print; for an OSError, the file and the reason."""
+    message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        said = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return " ".join(said.split()).translate(PRINTABLE)
+        message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    return " ".join(message.split()).translate(PRINTABLE)

@@ -1,7 +1,7 @@
-"""The two operations that take the time, by the quickest way that PyTorch has: x Wᵀ, and attention.
+"""x Wᵀ and E[tokens] for each kind of matrix, and attention, by the fastest way that PyTorch has.
 
-PyTorch gives float32 products on a CPU to MKL, which uses only half the width of processors that Intel did not make.
-oneDNN, which PyTorch has too and uses for bfloat16, takes half the time there (benchmarks/products.py).
+PyTorch gives float32 products on a CPU to MKL, which uses only half the vector width of AMD processors. oneDNN, which
+PyTorch has too and uses for bfloat16, takes half the time there (benchmarks/products.py).
 """
 
 from collections.abc import Callable
@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+
+from llucid.arrays import Mapped, Quantized
+
+Matrix = Float[Tensor, "rows columns"] | Quantized
 
 QUICK = (
     torch.backends.mkl.is_available()
@@ -26,23 +30,48 @@ SMALL = 2**14
 """Elements of W up to which MKL takes the gradient of W sooner: long sums, and few of them."""
 
 
-def linear(x: Float[Tensor, "*batch columns"], w: Float[Tensor, "rows columns"]) -> Float[Tensor, "*batch rows"]:
-    """x Wᵀ: `torch.nn.functional.linear`, perhaps sooner."""
+def dense(leaf: Tensor | Quantized | Mapped) -> Tensor:
+    """A leaf of the weights' tree as an ordinary tensor."""
+    match leaf:
+        case Quantized():
+            return leaf.dense()
+        case Mapped():
+            return leaf.tensor()
+        case _:
+            return leaf
+
+
+def embed(tokens: Int[Tensor, "*shape"], w: Matrix) -> Float[Tensor, "*shape columns"]:
+    """The rows of W that the tokens name."""
+    match w:
+        case Quantized():
+            return w.rows_of(tokens)
+        case _:
+            return F.embedding(tokens, w)
+
+
+def linear(x: Float[Tensor, "*batch columns"], w: Matrix) -> Float[Tensor, "*batch rows"]:
+    """x Wᵀ."""
+    match w:
+        case Quantized():
+            w = w.dense()
+        case _:
+            pass
     if not quick(x, w):
         return F.linear(x, w)
     return Linear.apply(x, w) if torch.is_grad_enabled() else product(x, w)  # type: ignore[return-value]
 
 
-def linear_each(x: Float[Tensor, "*batch columns"], *matrices: Tensor) -> tuple[Tensor, ...]:
-    """x Wᵀ for each W: in training as one product, which is quicker than some small ones."""
+def linear_each(x: Float[Tensor, "*batch columns"], *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
+    """x Wᵀ for each W: in training as one product, which is faster than several small ones."""
     if torch.is_grad_enabled() and quick(x, *matrices):
         return Linear.apply(x, *matrices)  # type: ignore[return-value]
     return tuple(linear(x, w) for w in matrices)
 
 
-def quick(x: Tensor, *matrices: Tensor) -> bool:
-    """Whether the product is large enough, and of a kind that oneDNN takes sooner."""
-    if not QUICK or x.numel() * sum(map(len, matrices)) < LARGE or torch.compiler.is_compiling():
+def quick(x: Tensor, *matrices: Tensor | Quantized) -> bool:
+    """Whether oneDNN is faster: the product is large enough, and of plain float32 tensors on the CPU."""
+    if not QUICK or x.numel() * sum(w.shape[0] for w in matrices) < LARGE or torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]  # torch.func's grad and vmap
         return False

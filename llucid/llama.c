@@ -284,3 +284,5 @@ int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, in
 }
 
 
+
+

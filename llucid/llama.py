@@ -14,6 +14,7 @@ Sources: LLaMA (Touvron et al. 2023a), §2.2; Llama 2 (2023b), §2.2; The Llama 
 """
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -22,7 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from llucid.config import NOWHERE, Config
-from llucid.fast import attention_fast, linear, linear_each
+from llucid.fast import attention_fast, embed, linear, linear_each
+from llucid.rope import attention_factor, length, slowdowns
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 
@@ -40,28 +42,23 @@ def rms_norm(x: Float[Tensor, "*batch dim"], gain: Float[Tensor, " dim"], eps: f
     return (x_wide * torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)).type_as(x) * gain
 
 
-def rope_frequencies(config: Config, like: Tensor) -> Float[Tensor, " half"]:
+def rope_frequencies(config: Config, like: Tensor, length: int = 0) -> Float[Tensor, " half"]:
     """θⱼ = base^(−2j/head_dim): radians per position by which the j-th pair turns. In the wide dtype of `like`.
 
-    Su et al. 2021 (RoFormer), §3.2.2. With Llama 3.1's scaling (`apply_scaling` in Meta's llama-models), a pair that
-    makes at most low_freq_factor turns in the original context turns `factor` times slower, one that makes at least
-    high_freq_factor as before, and between the two s mixes both.
+    Su et al. 2021 (RoFormer), §3.2.2. Scaled for long contexts, each pair is slowed (`rope.slowdowns`).
     """
     j = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     theta = 1.0 / config.rope_theta ** (2 * j / config.head_dim)
-    if (scaling := config.rope_scaling) is None:
-        return theta
-    turns = scaling.original_context * theta / (2 * math.pi)
-    s = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
-    return (1 - s) * theta / scaling.factor + s * theta
+    return theta if config.rope_scaling is None else theta / torch.as_tensor(slowdowns(config, length)).to(theta)
 
 
 def rotations(
-    positions: Int[Tensor, "batch seq"], theta: Float[Tensor, " half"]
+    positions: Int[Tensor, "batch seq"], theta: Float[Tensor, " half"], size: float = 1.0
 ) -> Float[Tensor, "batch 1 seq half 2"]:
-    """exp(i·m·θⱼ) as (cos m·θⱼ, sin m·θⱼ): the complex number of length 1 that turns pair j at position m."""
+    """exp(i·m·θⱼ) as (cos m·θⱼ, sin m·θⱼ): the complex number that turns pair j at position m. Only YaRN's `size` is
+    not 1."""
     angles = positions[:, None, :, None] * theta
-    return torch.stack((angles.cos(), angles.sin()), -1)
+    return size * torch.stack((angles.cos(), angles.sin()), -1)
 
 
 def rotate(
@@ -150,8 +147,9 @@ class Cache(NamedTuple):
 def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dtype: torch.dtype | None = None) -> Cache:
     """A cache for `batch` sequences of at most `capacity` tokens, on the weights' device, in `dtype` or else theirs."""
     shape = (batch, config.kv_heads, capacity, config.head_dim)
-    keys, values = (tuple(weights.norm.new_empty(shape, dtype=dtype) for _ in range(config.layers)) for _ in "kv")
-    positions = torch.full((batch, capacity), NOWHERE, device=weights.norm.device)
+    new = partial(torch.empty, shape, dtype=dtype or weights.dtype, device=weights.device)
+    keys, values = (tuple(new() for _ in range(config.layers)) for _ in "kv")
+    positions = torch.full((batch, capacity), NOWHERE, device=weights.device)
     return Cache(keys, values, positions, length=0)
 
 
@@ -245,8 +243,10 @@ def hidden(
     Generation unembeds the last position only: the logits of a whole prompt would outweigh everything else.
     """
     positions, mask, cache = place(tokens, cache, positions)
-    rotation = rotations(positions, rope_frequencies(config, weights.norm))
-    x = drop(F.embedding(tokens, weights.embedding), config.dropout, dropout)
+    rotation = rotations(
+        positions, rope_frequencies(config, weights.norm, length(config, positions)), attention_factor(config)
+    )
+    x = drop(embed(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
         x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)
     return rms_norm(x, weights.norm, config.norm_eps), cache

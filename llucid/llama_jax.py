@@ -24,6 +24,8 @@ from jaxtyping import Float, Int
 
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.fast import dense
+from llucid.rope import attention_factor, slowdowns
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights, tree_map
 
 try:
@@ -37,10 +39,12 @@ except ImportError as error:
 def from_torch(weights: Weights) -> Weights:
     """The same weights as JAX arrays of the same dtype, copied: JAX's never change, and PyTorch's may.
 
+    Quantised matrices are dequantised.
     For float64, call it (and all else) inside of `jax.enable_x64()`.
     """
 
     def convert(leaf: torch.Tensor) -> Array:
+        leaf = dense(leaf)
         # NumPy has no bfloat16; float32 holds it exactly.
         exact = leaf.detach().cpu().to(torch.promote_types(leaf.dtype, torch.float32))
         return jnp.array(exact.numpy(), dtype=str(leaf.dtype).removeprefix("torch."))
@@ -71,21 +75,13 @@ def rms_norm(x: Float[Array, " dim"], gain: Float[Array, " dim"], eps: float) ->
     return (wide(x) / rms).astype(x.dtype) * gain
 
 
-def rope_frequencies(config: Config, dtype: Any) -> Float[Array, " half"]:
+def rope_frequencies(config: Config, dtype: Any, length: int = 0) -> Float[Array, " half"]:
     """θⱼ = base^(−2j/head_dim): radians per position by which the j-th pair turns. Su et al. 2021 (RoFormer), §3.2.2.
 
-    With Llama 3.1's scaling, a pair that makes few turns in the original context turns `factor` times slower, one that
-    makes many as before, and between the two the mixture s decides. `apply_scaling` in Meta's llama-models.
+    Scaled for long contexts, each pair is slowed (`rope.slowdowns`).
     """
     j = jnp.arange(config.head_dim // 2, dtype=dtype)
-    theta = config.rope_theta ** (-2 * j / config.head_dim)
-    if config.rope_scaling is None:
-        return theta
-    scaling = config.rope_scaling
-    turns = scaling.original_context * theta / (2 * math.pi)
-    s = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    s = jnp.clip(s, 0, 1)
-    return (1 - s) * theta / scaling.factor + s * theta
+    return config.rope_theta ** (-2 * j / config.head_dim) / slowdowns(config, length).astype(dtype)
 
 
 def rope(
@@ -147,7 +143,7 @@ def attention(
     Vaswani et al. 2017, §3.2.2; Ainslie et al. 2023 (GQA), §2.2. `vmap` computes a shared k and v once for its group,
     because nothing in them depends on the query head.
     """
-    query = weights.query.reshape(config.kv_heads, -1, config.head_dim, config.dim)
+    query = attention_factor(config) ** 2 * weights.query.reshape(config.kv_heads, -1, config.head_dim, config.dim)
     key = weights.key.reshape(config.kv_heads, config.head_dim, config.dim)
     value = weights.value.reshape(config.kv_heads, config.head_dim, config.dim)
     group = vmap(attention_head, (None, 0, None, None, None, None))  # query heads of a group
@@ -196,7 +192,7 @@ def llama(
     `positions` says where the tokens stand, if not in order from 0.
     """
     positions = jnp.arange(tokens.size) if positions is None else positions
-    theta = rope_frequencies(config, wide(weights.norm).dtype)
+    theta = rope_frequencies(config, wide(weights.norm).dtype, tokens.size)
     x = weights.embedding[tokens]
     for block_weights in weights.blocks:
         x = block(x, block_weights, config, positions, theta)

@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from llucid import llama as equations
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.fast import dense
 from llucid.llama import Cache, Placement
+from llucid.rope import attention_factor, length
 from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
 
 
@@ -51,7 +53,8 @@ class RotaryPositionalEmbedding(nn.Module):
         self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]
     ) -> Float[Tensor, "batch 1 seq half 2"]:
         """On the device of x; in float32, or float64 if x is that."""
-        return equations.rotations(positions, equations.rope_frequencies(self.config, x))
+        theta = equations.rope_frequencies(self.config, x, length(self.config, positions))
+        return equations.rotations(positions, theta, attention_factor(self.config))
 
 
 class GroupedQueryAttention(nn.Module):
@@ -131,7 +134,10 @@ class Llama(nn.Module):
 
     @classmethod
     def from_weights(cls, weights: Weights, config: Config) -> "Llama":
-        """A module whose parameters are these arrays, not copies. Raises LlucidError if the shapes do not fit."""
+        """A module whose parameters are these arrays, not copies. Quantised matrices are dequantised first.
+
+        Raises LlucidError if the shapes do not fit.
+        """
         module = cls(config, seed=None)
         module.adopt(weights)
         return module
@@ -144,7 +150,7 @@ class Llama(nn.Module):
             if expected.get(path) != found.get(path):
                 raise LlucidError(f"{path}: expected shape {expected.get(path)}, found {found.get(path)}")
         for path, leaf in named_leaves(weights):
-            self.get_submodule(path).weight = nn.Parameter(leaf.detach())
+            self.get_submodule(path).weight = nn.Parameter(dense(leaf).detach())
 
     def weights(self) -> Weights:
         """The parameters as `Weights`, not copies: both see the same values and gradients."""

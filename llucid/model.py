@@ -55,7 +55,7 @@ class Room(Protocol):
         ...
 
     def open_weights(self, path: Path, config: Config) -> Weights:
-        """The weights, each leaf Unread: mapped when it is read, where that can be; strict about every tensor."""
+        """The weights, each leaf Stored: mapped when it is read, where that is possible; strict about every tensor."""
         ...
 
     def read_tokenizer(self, path: Path) -> Tokenizer:
@@ -75,10 +75,16 @@ class Room(Protocol):
 
 
 def choose_dtype(name: str | None) -> "torch.dtype | None":
-    """float32, bfloat16 or float16 by name; None stays None. Raises LlucidError for any other name."""
+    """PyTorch's float32, bfloat16 or float16; None stays None. Raises LlucidError for any other name."""
+    checked = checked_dtype(name)
+    return None if checked is None else dtype_of(checked)
+
+
+def checked_dtype(name: str | None) -> str | None:
+    """float32, bfloat16 or float16, however it is spelled; None stays None. Raises LlucidError for any other name."""
     if name is not None and full_name(name) not in ("float32", "bfloat16", "float16"):
-        raise LlucidError(f"--dtype {name}: expected float32, bfloat16 or float16")
-    return None if name is None else dtype_of(full_name(name))
+        raise LlucidError(f"dtype={name}: expected float32, bfloat16 or float16")
+    return None if name is None else full_name(name)
 
 
 def dtype_of(name: str) -> "torch.dtype":
@@ -96,6 +102,6 @@ def full_name(dtype: str) -> str:
     return dtype.lower()
 
 
-def name_of_dtype(dtype: "torch.dtype") -> str:
+def name_of_dtype(dtype: "torch.dtype | str") -> str:
     """float32 and so on."""
     return str(dtype).removeprefix("torch.")

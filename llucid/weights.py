@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from jaxtyping import Float
 
+from llucid.arrays import Quantized
 from llucid.config import Config
 
-if TYPE_CHECKING:  # importing PyTorch takes a second, and a model's header is told without it
+if TYPE_CHECKING:  # importing PyTorch takes a second, and reading a model's header does not need it
     import torch
+
+    from llucid.arrays.quantize import Bits
 
 Tree = TypeVar("Tree")
 
@@ -44,6 +47,15 @@ class Weights(NamedTuple):
     norm: Float[Any, " dim"]
     output: Float[Any, "vocab dim"] | None
     """None when the embedding is the output matrix too, so that a tied matrix is one leaf and one parameter."""
+
+    @property
+    def dtype(self) -> Any:
+        """What the model computes in: the embedding's dtype, PyTorch's or the name that other arrays give it."""
+        return self.embedding.dtype
+
+    @property
+    def device(self) -> Any:
+        return self.embedding.device
 
 
 def tree_map(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
@@ -137,6 +149,21 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     assemble(config, found.__setitem__)
     return found
+
+
+def quantize(weights: Weights, bits: "Bits") -> Weights:
+    """The same weights with their matrices quantised.
+
+    What is quantised already stays as it is; so do norms, and matrices whose rows are not a multiple of 32 numbers.
+    """
+    from llucid.arrays.quantize import quantize_leaf
+
+    return tree_map(lambda leaf: quantize_leaf(leaf, bits), weights)
+
+
+def dequantize(weights: Weights) -> Weights:
+    """The same weights with quantised matrices as ordinary tensors."""
+    return tree_map(lambda leaf: leaf.dense() if isinstance(leaf, Quantized) else leaf, weights)
 
 
 def count(weights: object) -> int:

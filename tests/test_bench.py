@@ -14,10 +14,11 @@ import torch
 
 from llucid import bench
 from llucid.bench import Limits, Row, work
-from llucid.config import PRESETS, Config
+from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.decode import decode
 from llucid.llama import attention_written_out, empty_cache, llama
+from llucid.presets import PRESETS
 from llucid.weights import initialise, leaves, to
 from tests.configs import CONFIGS
 from tests.training.test_run import do

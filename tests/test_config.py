@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llucid.config import PRESETS, RopeScaling
+from llucid.config import RopeScaling
 from llucid.errors import LlucidError
+from llucid.presets import PRESETS
 from llucid.weights import count, initialise, leaves, named_leaves, shapes, to, tree_map
 
 PUBLISHED = {

@@ -6,9 +6,9 @@ it makes ids of the whole conversation, always by `encode_dialog`, and only what
 
 import json
 import secrets
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llucid.checkpoints import Model
 from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
@@ -79,8 +79,9 @@ class Conversation(NamedTuple):
 class Session:
     """A conversation with a model.
 
-    `format` is that of `encode_dialog`; None takes the model's own. Raises NotAChatModel if it has none, and
-    LlucidError for a format that is not known.
+    `format` is that of `encode_dialog`; None takes the model's own. `template_values` are more of its arguments: tools,
+    documents, enable_thinking. Raises NotAChatModel if the model has no format, and LlucidError for an unknown format
+    or for values that it has no place for.
     """
 
     def __init__(
@@ -92,9 +93,13 @@ class Session:
         sampling: Sampling | None = None,
         max_tokens: int = 1024,
         seed: int | None = None,
+        template_values: Mapping[str, Any] | None = None,
     ) -> None:
         self.format = known_format(format or model.chat_format, model.tokenizer)
         self.model = model._replace(tokenizer=ending_turns(model.tokenizer, self.format))
+        self.template_values = dict(template_values or {})
+        if self.template_values:  # refused now rather than after the first question
+            encode_dialog([{"role": "user", "content": ""}], model.tokenizer, self.format, **self.template_values)
         self.conversation = Conversation(system)
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
@@ -168,7 +173,8 @@ class Session:
         """
         most = self.model.config.context - 1
         while True:
-            ids = [*encode_dialog(conversation.dialog(), self.model.tokenizer, self.format), *written]
+            dialog, tokenizer = conversation.dialog(), self.model.tokenizer
+            ids = [*encode_dialog(dialog, tokenizer, self.format, **self.template_values), *written]
             shorter = conversation.forget()
             if len(ids) <= most or shorter is None:
                 return conversation, ids

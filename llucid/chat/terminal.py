@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
@@ -35,6 +36,7 @@ def talk(
     sampling: Sampling | None = None,
     max_tokens: int = 1024,
     seed: int | None = None,
+    template_values: Mapping[str, Any] | None = None,
     hint: str = "",
 ) -> None:
     """Runs a conversation with the model called `name`, until the user leaves or the input ends.
@@ -46,7 +48,15 @@ def talk(
     console = Console(highlight=False, markup=False, emoji=False)
 
     def begin(format: str | None) -> Session:
-        return Session(model, system=system, format=format, sampling=sampling, max_tokens=max_tokens, seed=seed)
+        return Session(
+            model,
+            system=system,
+            format=format,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            seed=seed,
+            template_values=template_values,
+        )
 
     try:
         session = begin(format)

@@ -21,11 +21,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from llucid.arrays import Quantized
 from llucid.arrays.mapped import KINDS
+from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
 from llucid.errors import LlucidError, one_line
 from llucid.files import atomic_folder, is_occupied
-from llucid.model import Model, Progress, Room, choose_dtype, no_progress
+from llucid.model import Model, Progress, Room, choose_dtype, dtype_of, no_progress
 from llucid.native.step import threads
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.folder import folder_config
@@ -34,6 +36,7 @@ from llucid.weights import leaves, tree_map
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 __all__ = ["FORMATS", "Model", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
 
@@ -123,7 +126,7 @@ def load(
     what is mapped from the file stays mapped. `device` is chosen when None; `tokenizer` is the path of another
     tokenizer than the model's own. `quantize` has matrices in 8 or 4 bits ("int8", "int4"), but those that GGUF has in
     Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. `mapped` leaves weights as their file has them, each
-    `Mapped` or `Packed` (llucid/mapped.py), if nothing else is asked for and llama.c can read them so: this is for
+    `Mapped` or `Quantized` (llucid/arrays), if nothing else is asked for and llama.c can read them so: this is for
     `llucid.generation` alone, which then imports PyTorch only if that pays.
     Raises LlucidError for what is not there, not whole, or not a Llama.
     """
@@ -131,30 +134,35 @@ def load(
         raise LlucidError(f"--quantize {quantize}: expected int8 or int4")
     if mapped and dtype is None and quantize in (None, "file") and (device == "cpu" or (device is None and only_cpu())):
         model = _opened(find(path), tokenizer, quantize is not None)
-        if all(leaf.held and leaf.kind in KINDS for leaf in leaves(model.weights)):
-            with ThreadPoolExecutor(threads()) as pool:  # NumPy copies without holding the others up
-                held = pool.map(lambda leaf: leaf.held(), leaves(model.weights))
-                return model._replace(weights=tree_map(lambda leaf: next(held), model.weights))
+        if all(leaf.dtype in KINDS for leaf in leaves(model.weights)):
+            with ThreadPoolExecutor(threads()) as pool:  # NumPy releases the GIL while it copies
+                arrays = pool.map(lambda leaf: leaf.read(), leaves(model.weights))
+                return model._replace(weights=tree_map(lambda leaf: next(arrays), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     if dtype and not dtype.is_floating_point:
         raise LlucidError(f'dtype={dtype}: expected floating-point numbers; for others: quantize="int8" or "int4"')
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     kept = quantize is not None and (quantize != "file" or device.type == "cpu")
     model = _opened(find(path), tokenizer, kept)
-    dtype = dtype or model.weights.embedding.dtype
+    dtype = dtype or dtype_of(model.weights.dtype)
     if not kept:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
-    from llucid.arrays.quantized import BITS, Quantized, quantize_leaf
+    from llucid.arrays.quantize import BITS, quantize_leaf
 
     bits = BITS.get(quantize or "")
-    weights = tree_map(lambda leaf: quantize_leaf(leaf.read(), bits), model.weights)
+
+    def read(leaf: Stored) -> "Tensor | Quantized":
+        array = leaf.read().tensor()
+        return quantize_leaf(array, bits) if bits else array
+
+    weights = tree_map(read, model.weights)
     if bits and not any(isinstance(leaf, Quantized) for leaf in leaves(weights)):
         raise LlucidError(f"--quantize {quantize}: no matrix of this model has rows of a multiple of 32 numbers")
     return model._replace(weights=tree_map(lambda leaf: leaf.to(device, dtype), weights))
 
 
 def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Model:
-    """The model at `path`, its weights Unread; `kept`, what the file has quantised stays so when it is read."""
+    """The model at `path`, its weights Stored; `kept`, what the file has quantised stays so when it is read."""
     _, room = room_of(path)
     config = room.read_config(path)
     opened = load_tokenizer(tokenizer) if tokenizer else room.read_tokenizer(path)
@@ -176,7 +184,7 @@ def describe(path: str | Path) -> dict[str, str]:
 
     Raises LlucidError as `load` does, but for a tokenizer that is missing.
     """
-    from llucid.config import PRESETS
+    from llucid.presets import PRESETS
 
     path = find(path)
     name, room = room_of(path)
@@ -254,8 +262,8 @@ def convert(
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
     model = _opened(find(path), tokenizer)
-    kind = model.weights.embedding.dtype  # as in `load`
-    model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
+    weights = tree_map(lambda leaf: leaf.to(model.weights.dtype), model.weights)  # as in `load`
+    model = model._replace(weights=weights)
     save(model, out, format, version=version, dtype=dtype, progress=progress)
     before, after = model.config, room_of(out)[1].read_config(out)
     pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}

@@ -19,10 +19,11 @@ from llucid.checkpoints.gguf_file import ALIGNMENT, Head, Part, encoded, entry_o
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import first_bytes
 from llucid.checkpoints.tensors import Leaf, gather, renamed
-from llucid.config import Config, RopeScaling
+from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file
 from llucid.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
+from llucid.rope import slowdowns
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights, named_leaves
@@ -69,10 +70,9 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "general.type": ("model", None),
     "llama.expert_count": (0, None),
     "llama.expert_used_count": (0, None),
-    "llama.rope.scaling.type": ("none", "linear", None),
-    "llama.rope.scaling.factor": (1.0, 0.0, None),
+    "llama.rope.scaling.type": ("none", "linear", "yarn", None),
     "llama.rope.scaling.attn_factor": (1.0, None),
-    "llama.rope.scale_linear": (1.0, None),
+    "llama.rope.scaling.yarn_ext_factor": (1.0, None),
     "llama.attention.sliding_window": (0, None),
     "llama.attention.causal": (True, None),
     "llama.attention.scale": (0.0, None),
@@ -81,12 +81,22 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.embedding_scale": (1.0, 0.0, None),
     "llama.use_parallel_residual": (False, None),
 }
-IDLE = {
-    "llama.tensor_data_layout",
-    "llama.rope.scaling.finetuned",
-    "llama.rope.scaling.original_context_length",
-}
+IDLE = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned"}
 """Keys that change nothing here. Any other key of "llama" would be of another model."""
+OLD_FACTOR = "llama.rope.scale_linear"
+ROPE = {
+    name: f"llama.rope.scaling.{key}"
+    for name, key in {
+        "type": "type",
+        "factor": "factor",
+        "original_context": "original_context_length",
+        "beta_fast": "yarn_beta_fast",
+        "beta_slow": "yarn_beta_slow",
+        "attention_factor": "yarn_attn_factor",
+    }.items()
+}
+"""Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor): in
+llama.cpp, ggml_rope_yarn."""
 
 
 FILE_TYPES = {"float32": 0, "float16": 1, "Q4_0": 2, "Q8_0": 7, "bfloat16": 32}
@@ -128,7 +138,7 @@ def config_of(head: Head) -> Config:
         found = ", ".join(f"{key} {json.dumps(told.get(key))[:40]}" for key in odd)
         wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
         raise LlucidError(f"{path}: not a model that llucid opens: it has {found}; a Llama has {wanted}")
-    if unknown := told.keys() - EXPECTED.keys() - IDLE - set(KEYS.values()) - set(WIDTHS):
+    if unknown := told.keys() - EXPECTED.keys() - IDLE - {*KEYS.values(), *ROPE.values(), *WIDTHS, OLD_FACTOR}:
         raise LlucidError(f"{path}: {min(unknown)} is no number of a Llama that llucid opens")
 
     embedding = head.places.get(NAMES["embedding"])
@@ -156,23 +166,11 @@ def config_of(head: Head) -> Config:
             rope_theta=real(told, KEYS["rope_theta"], path, 10_000.0),
             tied_embeddings=NAMES["output"] not in head.places,
         )
-    return replace(config, rope_scaling=read_scaling(head, config))
+        return replace(config, rope_scaling=read_scaling(head, config, told))
 
 
-def slowdowns(config: Config, scaling: RopeScaling) -> NDArray[np.float32]:
-    """By how much Llama 3.1's scaling slows each pair, [head_dim/2]: 1 for what turns fast, `factor` for what turns
-    slowly, and between the two 1 / ((1 − s)/factor + s), where s goes from 0 to 1 with the turns in the original
-    context. `apply_scaling` in Meta's llama-models."""
-    pair = np.arange(0, config.head_dim, 2) / config.head_dim
-    with np.errstate(all="ignore"):  # a hostile base may overflow; then it does not match
-        turns = scaling.original_context * np.float64(config.rope_theta) ** -pair / (2 * np.pi)
-        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        smooth = np.clip(smooth, 0, 1)
-        return (1 / ((1 - smooth) / scaling.factor + smooth)).astype(np.float32)
-
-
-def scaling_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | None:
-    """The inverse of `slowdowns`, for the numbers of Llama 3.1 and any factor; None if nothing is slowed.
+def llama3_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | None:
+    """Llama 3.1's scaling with these slowdowns, whatever its factor; None if nothing is slowed.
 
     Raises LlucidError if these are the slowdowns of another scaling.
     """
@@ -181,23 +179,53 @@ def scaling_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | Non
         return None
     if 1 < largest < math.inf:
         scaling = RopeScaling(factor=largest)
-        if np.allclose(slowdowns(config, scaling), stored, rtol=1e-4, atol=0):
+        expected = slowdowns(replace(config, rope_scaling=scaling))
+        if np.allclose(expected, stored, rtol=1e-4, atol=0):
             return scaling
-    raise LlucidError(f"{SLOWDOWNS} is not of Llama 3.1's scaling of RoPE, the only one that llucid has for GGUF")
+    raise LlucidError(f"{SLOWDOWNS} is not of Llama 3.1's scaling of RoPE, the only one that llucid reads from it")
 
 
-def read_scaling(head: Head, config: Config) -> RopeScaling | None:
-    """The scaling of RoPE that the file has worked out, if any."""
+def read_scaling(head: Head, config: Config, told: dict[str, Any]) -> Scaling | None:
+    """The scaling of RoPE: in keys, or worked out in a tensor."""
+    path, kind = head.path, told.get(ROPE["type"])
+    factor = real(told, ROPE["factor"], path, real(told, OLD_FACTOR, path, 1.0)) or 1.0
+    scaling: Scaling | None = None
+    if kind == "yarn":
+        relative = real(told, ROPE["attention_factor"], path, 1.0)
+        scaling = YarnScaling(
+            factor=factor,
+            original_context=whole(told, ROPE["original_context"], path, config.context),
+            beta_fast=real(told, ROPE["beta_fast"], path, 32.0),
+            beta_slow=real(told, ROPE["beta_slow"], path, 1.0),
+            attention_factor=relative * (1 + math.log(max(factor, 1)) / 10),
+        )
+    elif kind != "none" and factor != 1:
+        scaling = LinearScaling(factor=factor)
     place = head.places.get(SLOWDOWNS)
     if place is None:
-        return None
+        return scaling
     if place.shape != (config.head_dim // 2,) or place.kind.name != "float32":
         raise LlucidError(
-            f"{head.path}: {SLOWDOWNS} has shape {list(place.shape)} and is {place.kind.name}; "
+            f"{SLOWDOWNS} has shape {list(place.shape)} and is {place.kind.name}; "
             f"expected [{config.head_dim // 2}] and float32"
         )
-    with prefix_errors(head.path):
-        return scaling_of(head.numbers[place.at : place.at + place.size].view("<f4"), config)
+    llama3 = llama3_of(head.numbers[place.at : place.at + place.size].view("<f4"), config)
+    if llama3 and scaling:
+        raise LlucidError(f"{SLOWDOWNS} and {ROPE['type']} both scale RoPE; llucid opens files with one of the two")
+    return llama3 or scaling
+
+
+def keys_of_scaling(scaling: Scaling | None) -> dict[str, Any]:
+    """The keys of `ROPE` for linear and YaRN scaling."""
+    match scaling:
+        case LinearScaling():
+            return {ROPE["type"]: "linear", ROPE["factor"]: scaling.factor}
+        case YarnScaling():
+            numbers = {ROPE[name]: number for name, number in vars(scaling).items()}
+            relative = scaling.attention_factor / (1 + math.log(scaling.factor) / 10)
+            return {ROPE["type"]: "yarn", **numbers, ROPE["attention_factor"]: relative}
+        case _:
+            return {}
 
 
 def read_header(path: Path) -> Header:
@@ -206,7 +234,7 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights, Unread, in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
+    """The weights in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
 
     Reading raises LlucidError if dequantising needs the gguf package and it is not there.
     """
@@ -268,8 +296,8 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     if out.is_dir():
         raise LlucidError(f"{out}: is a folder; GGUF is a file, as in {out / 'model.gguf'}")
     parts = [part_of(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
-    if config.rope_scaling:
-        parts.append(Part(SLOWDOWNS, KINDS[0], torch.from_numpy(slowdowns(config, config.rope_scaling))))
+    if isinstance(config.rope_scaling, RopeScaling):
+        parts.append(Part(SLOWDOWNS, KINDS[0], torch.from_numpy(slowdowns(config).astype(np.float32))))
     told = keys_of(config, parts[0].kind.name) | write_vocabulary(model.tokenizer, config.vocab_size)
     total = sum(part.size for part in parts)
     done = 0
@@ -290,17 +318,21 @@ def refuse(config: Config) -> None:
         held = float(str(np.float32(value)))
         if held != value:
             raise LlucidError(f"GGUF cannot hold {name}={value}; in 32 bits it is {held}")
-    if (scaling := config.rope_scaling) and found_again(config) != scaling:
-        raise LlucidError(f"GGUF has no rope_scaling but Llama 3.1's, {RopeScaling()}; this one is {scaling}")
+    match config.rope_scaling:
+        case RopeScaling() as scaling if not can_be_read_again(config):
+            raise LlucidError(f"GGUF has no rope_scaling but Llama 3.1's, {RopeScaling()}; this one is {scaling}")
+        case DynamicScaling() as scaling:
+            raise LlucidError(f"GGUF has linear and YaRN scaling of RoPE; this one is {scaling}")
+        case _:
+            pass
 
 
-def found_again(config: Config) -> RopeScaling | None:
-    """The scaling that would be read if that of `config` were written."""
-    assert config.rope_scaling is not None
+def can_be_read_again(config: Config) -> bool:
+    """Whether the slowdowns of `config` are enough to find its scaling again."""
     try:
-        return scaling_of(slowdowns(config, config.rope_scaling), config)
+        return llama3_of(slowdowns(config).astype(np.float32), config) == config.rope_scaling
     except LlucidError:
-        return None
+        return False
 
 
 def choose_kind(dtype: str | None) -> Kind | None:
@@ -318,7 +350,7 @@ def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
     bits = getattr(leaf, "bits", None)  # of a Quantized matrix
     own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
     kind = chosen or KINDS[WRITTEN.get(own, 0)]
-    if leaf.dim() == 1:
+    if leaf.ndim == 1:
         kind = KINDS[0]
     elif leaf.shape[-1] % kind.block:
         kind = KINDS[1]
@@ -335,4 +367,4 @@ def keys_of(config: Config, kind: str) -> dict[str, Any]:
     }
     told |= {key: getattr(config, name) for name, key in KEYS.items()}
     told |= {KEYS[name]: float(getattr(config, name)) for name in FLOATS}
-    return told | dict.fromkeys(WIDTHS, config.head_dim)
+    return told | dict.fromkeys(WIDTHS, config.head_dim) | keys_of_scaling(config.rope_scaling)

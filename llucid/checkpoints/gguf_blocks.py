@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays import Mapped
 from llucid.errors import LlucidError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from llucid.arrays.quantized import Bits
+    from llucid.arrays.quantize import Bits
 
 
 class Kind(NamedTuple):
@@ -54,40 +53,34 @@ AT_ONCE = 2**21
 """Numbers that are quantised or dequantised in one go."""
 
 
-def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> "Tensor":
+def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> Mapped:
     """The float32 numbers of blocks, some rows at a time."""
-    import torch
-
-    numbers = torch.empty(shape)
+    numbers = np.empty(shape, np.float32)
     rows = raw.reshape(-1, shape[-1] // kind.block * kind.size)
-    flat = numbers.view(-1, shape[-1])
+    flat = numbers.reshape(-1, shape[-1])
     step = max(1, AT_ONCE // shape[-1])
     for row in range(0, len(rows), step):
         part = rows[row : row + step]
         flat[row : row + step] = from_q8_0(part) if kind.name == "Q8_0" else by_package(part, kind)
-    return numbers
+    return Mapped("float32", numbers.view(np.int32))
 
 
-def from_q8_0(rows: NDArray[np.uint8]) -> "Tensor":
+def from_q8_0(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     """w = scale · int8, of blocks of a float16 scale and 32 int8, [rows, blocks·34] → [rows, blocks·32].
 
     ggml's ggml-quants.c, dequantize_row_q8_0.
     """
-    import torch
+    blocks = rows.reshape(-1, 34)
+    with np.errstate(all="ignore"):  # damaged scales may be infinite
+        scaled = blocks[:, 2:].view(np.int8) * blocks[:, :2].view(np.float16).astype(np.float32)
+    return scaled.reshape(len(rows), -1)
 
-    blocks = torch.from_numpy(rows.reshape(-1, 34))
-    scale = blocks[:, :2].contiguous().view(torch.float16).float()
-    return (blocks[:, 2:].view(torch.int8).float() * scale).reshape(len(rows), -1)
 
-
-def by_package(rows: NDArray[np.uint8], kind: Kind) -> "Tensor":
+def by_package(rows: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
     """What ggml's own Python package makes of blocks that we have cut. Raises LlucidError if it is not installed."""
-    import torch
-
     try:
         package = importlib.import_module("gguf")
     except ImportError as error:
         raise LlucidError(f'tensors of type {kind.name} need the gguf package: pip install "llucid[gguf]"') from error
     with np.errstate(all="ignore"):  # damaged scales may be infinite
-        numbers = package.quants.dequantize(np.ascontiguousarray(rows), package.GGMLQuantizationType[kind.name])
-    return torch.from_numpy(numbers)
+        return package.quants.dequantize(np.ascontiguousarray(rows), package.GGMLQuantizationType[kind.name])

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.arrays.mapped import packed
+from llucid.arrays.quantized import from_blocks
 from llucid.checkpoints.gguf_blocks import AT_ONCE, KEPT, KINDS, OTHERS, WRITTEN, Kind, dequantised
 from llucid.checkpoints.pickles import bytes_of
-from llucid.checkpoints.tensors import Entry, Leaf, mapped
+from llucid.checkpoints.tensors import Leaf, Stored, mapped, tensor_of
 from llucid.errors import LlucidError
-from llucid.model import dtype_of
 
 NUMBERS = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -247,7 +246,7 @@ def read_place(cursor: Cursor, name: str) -> Place:
     return Place(shape, kind, at, math.prod(shape) // kind.block * kind.size)
 
 
-def entry_of(head: Head, name: str, keep: bool) -> Entry:
+def entry_of(head: Head, name: str, keep: bool) -> Stored:
     """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
     shape, kind, at, size = head.places[name]
     if kind.block == 1:
@@ -256,9 +255,8 @@ def entry_of(head: Head, name: str, keep: bool) -> Entry:
 
     raw = head.numbers[at : at + size]
     if keep and kind.name in KEPT and len(shape) == 2:
-        held = lambda: packed(raw.reshape(shape[0], -1, kind.size))  # noqa: E731
-        return Entry(shape, "float32", lambda: held().tensor(), held)
-    return Entry(shape, "float32", lambda: dequantised(raw, kind, shape))
+        return Stored(shape, "float32", lambda: from_blocks(raw.reshape(shape[0], -1, kind.size)))
+    return Stored(shape, "float32", lambda: dequantised(raw, kind, shape))
 
 
 # --------------------------------------------------------------------------------------------- writing
@@ -318,14 +316,15 @@ def encoded_value(value: Any) -> bytes:
 def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
     """The bytes of a tensor in the file, quantised some rows at a time."""
     if part.kind.block == 1:
-        yield bytes_of(part.numbers, dtype_of(part.kind.name))
+        yield bytes_of(part.numbers, part.kind.name)
         return
-    from llucid.arrays.quantized import Quantized, quantize_matrix, to_blocks
+    from llucid.arrays.quantize import quantize_matrix
+    from llucid.arrays.quantized import Quantized, to_blocks
 
     bits, numbers = KEPT[part.kind.name], part.numbers
     if isinstance(numbers, Quantized) and numbers.bits == bits:
         yield to_blocks(numbers).numpy().tobytes()
         return
     step = max(1, AT_ONCE // numbers.shape[-1])
-    for rows in numbers.detach().split(step):
-        yield to_blocks(quantize_matrix(rows.cpu(), bits)).numpy().tobytes()
+    for rows in tensor_of(numbers).split(step):
+        yield to_blocks(quantize_matrix(rows, bits)).numpy().tobytes()

@@ -4,29 +4,31 @@ The weights may also be in several files with an index, or in PyTorch's own file
 """
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from llucid.arrays.mapped import Mapped
-from llucid.arrays.memory import blank, release
+from llucid.arrays import Mapped
+from llucid.arrays.memory import release
 from llucid.checkpoints.metadata import real, whole
-from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import NUMBERS, Entry, Leaf, alike, bare, gather, mapped, renamed
-from llucid.config import Config, RopeScaling
+from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
+from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, alike, bare, gather, mapped, renamed, tensor_of
+from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, read_json, write_text_atomically
-from llucid.model import Header, Model, Progress, choose_dtype, name_of_dtype, no_progress
+from llucid.model import Header, Model, Progress, checked_dtype, name_of_dtype, no_progress
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+Array = TypeVar("Array", bound=Any)
 
 NAMES = {
     "embedding": "model.embed_tokens.weight",
@@ -49,17 +51,15 @@ def name_of(path: str) -> str:
     return renamed(path, NAMES)
 
 
-def halves_from_pairs(matrix: "Tensor", heads: int) -> "Tensor":
-    """The rows of a query or key matrix [heads·head_dim, dim] from Meta's order (x₀ turns with x₁) to Hugging Face's
-    (x₀ turns with the one half a head later)."""
-    return matrix.unflatten(0, (heads, -1, 2)).transpose(1, 2).reshape(matrix.shape)
+def halves_from_pairs(matrix: Array, heads: int) -> Array:
+    """The rows of a query or key matrix [heads·head_dim, dim] from Meta's order (RoPE turns x₀ with x₁) to Hugging
+    Face's (x₀ with the row half a head later). For tensors and for NumPy's arrays."""
+    return matrix.reshape(heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
-def pairs_from_halves(matrix: "Tensor", heads: int) -> "Tensor":
-    """The inverse of `halves_from_pairs`, on the CPU."""
-    pairs = blank(matrix.shape, matrix.dtype)
-    pairs.unflatten(0, (heads, -1, 2)).copy_(matrix.unflatten(0, (heads, 2, -1)).transpose(1, 2))
-    return pairs
+def pairs_from_halves(matrix: Array, heads: int) -> Array:
+    """The inverse of `halves_from_pairs`."""
+    return matrix.reshape(heads, 2, -1, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def heads_of(path: str, config: Config) -> int | None:
@@ -119,9 +119,9 @@ def read_config(path: Path) -> Config:
         )
 
 
-def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | None]:
+def read_rope(told: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
     """Base and scaling of RoPE. `rope_scaling` is the word of transformers 4 and may be null, `rope_parameters` that
-    of 5, which has the base inside. Raises LlucidError for another scaling than Llama 3's, and if the two differ."""
+    of 5, which has the base inside. Raises LlucidError for a scaling that llucid lacks, and if the two differ."""
     ropes = [told[key] for key in ("rope_parameters", "rope_scaling") if told.get(key)] or [{}]
     for rope in ropes:
         if not isinstance(rope, dict):
@@ -133,34 +133,66 @@ def read_rope(told: dict[str, Any], file: Path) -> tuple[float, RopeScaling | No
                 f"{file}: {key} is {json.dumps(rope[key])} in rope_parameters and {json.dumps(other[0][key])} in "
                 "rope_scaling; take one of the two away"
             )
-    kind = rope["rope_type"]
-    if kind not in ("default", "llama3"):
-        raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; default and llama3 are")
+    theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
     if real(rope, "partial_rotary_factor", file, 1.0) != 1:
         raise LlucidError(f"{file}: partial_rotary_factor {rope['partial_rotary_factor']} is not supported; 1 is")
-    theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
-    if kind == "default":
-        return theta, None
     with prefix_errors(file):
-        return theta, RopeScaling(
-            factor=real(rope, "factor", file),
-            low_freq_factor=real(rope, "low_freq_factor", file),
-            high_freq_factor=real(rope, "high_freq_factor", file),
-            original_context=whole(rope, "original_max_position_embeddings", file),
+        return theta, read_scaling(rope, told, file)
+
+
+def read_scaling(rope: dict[str, Any], told: dict[str, Any], file: Path) -> Scaling | None:
+    """The scaling that `rope` describes; what it leaves out is as in transformers' modeling_rope_utils.py."""
+    kind = rope["rope_type"]
+    if kind == "default":
+        return None
+    if kind not in ("llama3", "linear", "dynamic", "yarn"):
+        known = "default, llama3, linear, dynamic and yarn"
+        raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
+    factor = real(rope, "factor", file)
+    if kind == "linear":
+        return LinearScaling(factor=factor)
+    if kind == "dynamic":
+        return DynamicScaling(factor=factor)
+    context = whole(told, "max_position_embeddings", file, 2048)
+    original = whole(rope, "original_max_position_embeddings", file, context if kind == "yarn" else None)
+    if kind == "yarn":
+        if rope.get("truncate") is False:
+            raise LlucidError(f"{file}: truncate false is not supported in YaRN's scaling of RoPE")
+        one, all_dim = (real(rope, key, file, 0.0) for key in ("mscale", "mscale_all_dim"))
+        growth = math.log(max(factor, 1)) / 10
+        default = (1 + one * growth) / (1 + all_dim * growth) if one and all_dim else 1 + growth
+        return YarnScaling(
+            factor=factor,
+            original_context=original,
+            beta_fast=real(rope, "beta_fast", file, 32.0),
+            beta_slow=real(rope, "beta_slow", file, 1.0),
+            attention_factor=real(rope, "attention_factor", file, default),
         )
+    return RopeScaling(
+        factor=factor,
+        low_freq_factor=real(rope, "low_freq_factor", file),
+        high_freq_factor=real(rope, "high_freq_factor", file),
+        original_context=original,
+    )
+
+
+def write_rope(scaling: Scaling | None) -> dict[str, Any]:
+    """The inverse of `read_scaling`."""
+    match scaling:
+        case None:
+            return {"rope_type": "default"}
+        case LinearScaling():
+            return {"rope_type": "linear", "factor": scaling.factor}
+        case DynamicScaling():
+            return {"rope_type": "dynamic", "factor": scaling.factor}
+        case _:
+            told = {"rope_type": "yarn" if isinstance(scaling, YarnScaling) else "llama3", **vars(scaling)}
+            return told | {"original_max_position_embeddings": told.pop("original_context")}
 
 
 def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str) -> None:
     """Writes the `config.json` of `config`, with the RoPE numbers under the keys of transformers 4 and of 5."""
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling:
-        rope = {
-            "rope_type": "llama3",
-            "factor": config.rope_scaling.factor,
-            "low_freq_factor": config.rope_scaling.low_freq_factor,
-            "high_freq_factor": config.rope_scaling.high_freq_factor,
-            "original_max_position_embeddings": config.rope_scaling.original_context,
-        }
+    rope = write_rope(config.rope_scaling)
     bos = tokenizer.bos
     if bos is None and isinstance(tokenizer, JsonTokenizer):  # of no text, but what `generate` begins with on nothing
         bos = tokenizer.named("bos_token")
@@ -215,9 +247,9 @@ def weight_files(path: Path) -> list[Path]:
     return [path / name for name in sorted(set(places.values()))]
 
 
-def read_entries(path: Path) -> dict[str, Entry]:
+def read_entries(path: Path) -> dict[str, Stored]:
     """Every tensor in the folder, unread. Raises LlucidError if one is in two files."""
-    entries: dict[str, Entry] = {}
+    entries: dict[str, Stored] = {}
     for file in weight_files(path):
         found = safetensors_entries(file) if file.suffix == ".safetensors" else entries_of(read_pickle(file), file)
         if twice := entries.keys() & found.keys():
@@ -226,7 +258,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def safetensors_entries(file: Path) -> dict[str, Entry]:
+def safetensors_entries(file: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file."""
     names = {short: name for name, short in SAFETENSORS.items()}
     try:
@@ -235,7 +267,7 @@ def safetensors_entries(file: Path) -> dict[str, Entry]:
             header = json.loads(opened.read(start - 8))
         numbers = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch wants it; the file does not change
 
-        def entry(told: dict[str, Any]) -> Entry:
+        def entry(told: dict[str, Any]) -> Stored:
             shape, kind, (begin, end) = tuple(told["shape"]), names.get(told["dtype"]), told["data_offsets"]
             width = f"<i{int(kind[-2:]) // 8}" if kind else "u1"
             bits = lambda: numbers[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
@@ -266,15 +298,12 @@ def open_weights(path: Path, config: Config) -> Weights:
             f"{path}: {NAMES['output']} differs from {NAMES['embedding']}, though config.json says tie_word_embeddings"
         )
 
-    def in_pairs(path: str, tensor: Any) -> Any:
+    def in_pairs(path: str, array: Mapped) -> Mapped:
         heads = heads_of(path, config)
         if not heads:
-            return tensor
-        if isinstance(tensor, Mapped):
-            pairs = tensor.numbers.reshape(heads, 2, -1, config.dim).swapaxes(1, 2)
-            return Mapped(tensor.dtype, pairs.reshape(tensor.shape))
-        paired = pairs_from_halves(tensor, heads)
-        release(tensor)  # so that no page of memory holds the old order, too
+            return array
+        paired = Mapped(array.dtype, pairs_from_halves(array.numbers, heads))
+        release(array.numbers)  # so that the old order does not stay in memory, too
         return paired
 
     idle = {NAMES["output"]} if config.tied_embeddings else set[str]()
@@ -293,26 +322,21 @@ def read_tokenizer_info(path: Path) -> TokenizerInfo:
 
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":
     """The array at our path in Hugging Face's order of rows, on the CPU."""
-    tensor, heads = leaf.detach().to("cpu"), heads_of(path, config)
+    tensor, heads = tensor_of(leaf), heads_of(path, config)
     return (halves_from_pairs(tensor, heads) if heads else tensor).contiguous()
 
 
 def write_weights(
-    folder: Path,
-    weights: Weights,
-    config: Config,
-    dtype: "torch.dtype | None" = None,
-    progress: Progress = no_progress,
+    folder: Path, weights: Weights, config: Config, dtype: str | None = None, progress: Progress = no_progress
 ) -> None:
     """Writes `model.safetensors`, one tensor in memory at a time, whole or not at all."""
-    leaves = list(named_leaves(weights))
+    kinds = {path: dtype or name_of_dtype(leaf.dtype) for path, leaf in named_leaves(weights)}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = done = 0
-    for path, leaf in leaves:
-        kind = dtype or leaf.dtype
-        begin, total = total, total + leaf.numel() * kind.itemsize
+    for path, leaf in named_leaves(weights):
+        begin, total = total, total + leaf.numel() * width_of(kinds[path])
         header[name_of(path)] = {
-            "dtype": SAFETENSORS[name_of_dtype(kind)],
+            "dtype": SAFETENSORS[kinds[path]],
             "shape": list(leaf.shape),
             "data_offsets": [begin, total],
         }
@@ -320,15 +344,15 @@ def write_weights(
     encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
     with atomic_file(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
-        for path, leaf in leaves:
-            done += out.write(bytes_of(in_halves(path, leaf, config), dtype or leaf.dtype))
+        for path, leaf in named_leaves(weights):
+            done += out.write(bytes_of(in_halves(path, leaf, config), kinds[path]))
             progress(done, total)
         out.flush()
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes a folder that transformers opens: `config.json`, `model.safetensors` and the tokenizer's files."""
-    kind = choose_dtype(dtype)
+    kind = checked_dtype(dtype)
     model.tokenizer.save(out)
-    write_config(out, model.config, model.tokenizer, name_of_dtype(kind or model.weights.norm.dtype))
+    write_config(out, model.config, model.tokenizer, kind or name_of_dtype(model.weights.dtype))
     write_weights(out, model.weights, model.config, kind, progress)

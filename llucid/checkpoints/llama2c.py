@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from llucid.arrays import Mapped
 from llucid.checkpoints import meta
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, first_bytes, is_archive, read_pickle
-from llucid.checkpoints.tensors import Entry, gather, mapped
+from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, naming
@@ -152,26 +153,24 @@ def layout(head: Head) -> Iterator[tuple[str, tuple[int, ...], int]]:
     assert offset == head.size, f"{offset=} {head.size=}"
 
 
-def read_entries(path: Path) -> dict[str, Entry]:
+def read_entries(path: Path) -> dict[str, Stored]:
     """Every array of a `.bin`, by Meta's names."""
     head = checked_head(path)
     numbers = np.memmap(path, np.uint8, mode="c")  # writable, as PyTorch wants it; the file does not change
 
-    def entry(shape: tuple[int, ...], offset: int) -> Entry:
+    def entry(shape: tuple[int, ...], offset: int) -> Stored:
         count = math.prod(shape)
 
         if head.version < 2 or len(shape) != 2:
             return mapped(shape, "float32", lambda: numbers[offset : offset + 4 * count].view("<i4").reshape(shape))
 
-        def grouped() -> "Tensor":
-            import torch
+        def grouped() -> Mapped:
+            small = numbers[offset : offset + count].view(np.int8).reshape(-1, head.group)
+            scales = numbers[offset + count : offset + count + 4 * (count // head.group)].view("<f4")
+            with np.errstate(all="ignore"):  # damaged scales may be infinite
+                return Mapped("float32", (small * scales[:, None]).view(np.int32).reshape(shape))
 
-            small = torch.from_numpy(numbers[offset : offset + count].view(np.int8).reshape(-1, head.group))
-            scales = numbers[offset + count : offset + count + 4 * (count // head.group)].tobytes()  # maybe unaligned
-            scale = torch.frombuffer(bytearray(scales), dtype=torch.float32)
-            return small.float().mul_(scale[:, None]).reshape(shape)
-
-        return Entry(shape, "float32", grouped)
+        return Stored(shape, "float32", grouped)
 
     return {meta.name_of(at): entry(shape, offset) for at, shape, offset in layout(head)}
 
@@ -179,7 +178,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
 # --------------------------------------------------------------------------------------------- train.py's .pt
 
 
-def read_checkpoint(path: Path) -> tuple[Config, dict[str, Entry]]:
+def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
     """What llama2.c's train.py saves: `model_args`, and under `model` the tensors by Meta's names."""
     told = read_pickle(path)
     arguments = told.get("model_args") if isinstance(told, dict) else None
@@ -233,7 +232,7 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights, Unread: float32, mapped; those of version 2 are dequantised, one by one as they are read."""
+    """The weights: float32, mapped; those of version 2 are dequantised, one by one as they are read."""
     entries = read_checkpoint(path)[1] if is_archive(path) else read_entries(path)
     return gather(config, entries, meta.name_of, str(path))
 
@@ -282,7 +281,6 @@ def write(
     The group of version 2 is 64, halved until it divides dim, as llama2.c's export does, and ffn_dim: its runq.c counts
     whole groups in a row of either, and would pass over the rest of a row.
     """
-    import torch
 
     config = model.config
     version = version or 0
@@ -304,11 +302,11 @@ def write(
                 file.write(angles(config) if version == 0 else b"")
             assert file.tell() == offset, f"{path=} {offset=}"
             if version == 2 and len(shape) == 2:
-                small, scale = quantise(leaves[path].detach().cpu(), group)
-                file.write(bytes_of(small, torch.int8))
-                file.write(bytes_of(scale, torch.float32))
+                small, scale = quantise(tensor_of(leaves[path]), group)
+                file.write(bytes_of(small, "int8"))
+                file.write(bytes_of(scale, "float32"))
             else:
-                file.write(bytes_of(leaves[path], torch.float32))
+                file.write(bytes_of(leaves[path], "float32"))
             progress(file.tell(), head.size)
         if version == 0 and config.tied_embeddings:
             file.write(angles(config))
@@ -332,7 +330,7 @@ def angles(config: Config) -> bytes:
 
     pair = torch.arange(0, config.head_dim, 2)
     turns = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
-    return bytes(bytes_of(turns.cos(), torch.float32)) + bytes(bytes_of(turns.sin(), torch.float32))
+    return bytes(bytes_of(turns.cos(), "float32")) + bytes(bytes_of(turns.sin(), "float32"))
 
 
 @contextmanager

@@ -3,23 +3,23 @@
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llucid.arrays.memory import blank, release
+import numpy as np
+
+from llucid.arrays import Mapped
+from llucid.arrays.memory import release
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
-from llucid.checkpoints.tensors import Entry, Leaf, alike, gather, renamed
+from llucid.checkpoints.tensors import Leaf, Stored, alike, gather, renamed
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
-from llucid.model import Header, Model, Progress, choose_dtype, dtype_of, no_progress
+from llucid.model import Header, Model, Progress, checked_dtype, no_progress
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import write_beside
 from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 NAMES = {
     "embedding": "tok_embeddings.weight",
@@ -67,7 +67,7 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
-def read_entries(path: Path, dim: int) -> dict[str, Entry]:
+def read_entries(path: Path, dim: int) -> dict[str, Stored]:
     """Every tensor of the folder, its shards put together."""
     parts = [entries_of(read_pickle(file), file) for file in weight_files(path)]
     for number, part in enumerate(parts):
@@ -79,7 +79,7 @@ def read_entries(path: Path, dim: int) -> dict[str, Entry]:
     return {name: join(path, name, [part[name] for part in parts], dim) for name in parts[0] if name in names}
 
 
-def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
+def join(path: Path, name: str, parts: list[Stored], dim: int) -> Stored:
     """One tensor of its shards. Norms are copies. Of a matrix, attention's wo and the feed-forward's w2, which end in
     the residual stream, are cut along their input (axis 1), the others along their output (axis 0). The embedding is
     cut along its width in Llama 1 and 2 and along its vocabulary in Llama 3: its shape decides."""
@@ -93,14 +93,15 @@ def join(path: Path, name: str, parts: list[Entry], dim: int) -> Entry:
     shape = list(first.shape)
     shape[axis] *= len(parts)
 
-    def read() -> "Tensor":
-        whole = blank(shape, dtype_of(first.dtype))
-        for piece, part in zip(whole.chunk(len(parts), axis), parts, strict=True):
-            piece.copy_(mapped := part.read())
-            release(mapped)
-        return whole
+    def read() -> Mapped:
+        mapped = [part.read().numbers for part in parts]
+        whole = np.empty(shape, mapped[0].dtype)
+        for piece, numbers in zip(np.split(whole, len(parts), axis), mapped, strict=True):
+            piece[...] = numbers
+            release(numbers)
+        return Mapped(first.dtype, whole)
 
-    return Entry(tuple(shape), first.dtype, read)
+    return Stored(tuple(shape), first.dtype, read)
 
 
 def read_config(path: Path) -> Config:
@@ -143,14 +144,14 @@ def read_config(path: Path) -> Config:
         )
 
 
-def rows(entries: dict[str, Entry], name: str, path: Path) -> int:
+def rows(entries: dict[str, Stored], name: str, path: Path) -> int:
     """How many rows a matrix has."""
     if name not in entries or len(entries[name].shape) != 2:
         raise LlucidError(f"{path}: {name} is missing; expected a matrix")
     return entries[name].shape[0]
 
 
-def twinned(entries: dict[str, Entry]) -> bool:
+def twinned(entries: dict[str, Stored]) -> bool:
     """Whether the output matrix is the embedding once more, bit for bit. Reads them only as far as they are alike."""
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
     return bool(embedding and output and len(embedding.shape) == 2 and alike(embedding, output))
@@ -165,7 +166,7 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, Unread, in the file's own dtype. Strict, as every room is."""
+    """The weights in a folder, in the file's own dtype. Strict, as every room is."""
     return gather(config, read_entries(path, config.dim), name_of, str(path))
 
 
@@ -192,7 +193,7 @@ def refuse(config: Config) -> None:
             f"Meta's format has no head_dim: {config.head_dim} must be dim / heads = {config.dim}/{config.heads}"
         )
     scaling = config.rope_scaling
-    if scaling and scaling != RopeScaling(factor=scaling.factor):
+    if scaling and (not isinstance(scaling, RopeScaling) or scaling != RopeScaling(factor=scaling.factor)):
         raise LlucidError(f"Meta's format has no rope_scaling but Llama 3.1's, {SCALING}; this one is {scaling}")
 
 
@@ -240,7 +241,7 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes a folder of one shard, with the tokenizer's files beside. Refuses what `params.json` cannot say."""
     refuse(model.config)
-    kind = choose_dtype(dtype)
+    kind = checked_dtype(dtype)
     tensors: dict[str, Leaf] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
     tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code knows no tying: it reads both
     write_tokenizer(out, model.tokenizer)

@@ -8,19 +8,16 @@ import tempfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.checkpoints.tensors import Entry, Leaf, bare, mapped
+from llucid.checkpoints.tensors import Leaf, Stored, bare, mapped, tensor_of
 from llucid.errors import LlucidError
 from llucid.files import atomic_file
-from llucid.model import Progress
-
-if TYPE_CHECKING:
-    import torch
+from llucid.model import Progress, dtype_of, name_of_dtype
 
 STORAGES = {
     "torch.DoubleStorage": "float64",
@@ -103,7 +100,7 @@ class Archive:
         assert kind == "storage"
         return Storage(STORAGES[storage.name], self.members[f"data/{key}"])
 
-    def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Entry:
+    def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
         """A view of numbers; offset and stride are counted in numbers. Raises LlucidError if it is of more than those
         in its storage."""
         (dtype, member), lengths = storage, (offset, *shape, *stride)
@@ -126,7 +123,7 @@ class Archive:
 
 
 def read_pickle(file: Path) -> Any:
-    """What `torch.save` saved in `file`, each tensor an Entry, nothing in it run.
+    """What `torch.save` saved in `file`, each tensor an Stored, nothing in it run.
 
     Raises LlucidError for a file that is damaged, calls anything that building tensors does not need, or has tensors
     of more numbers than are in it.
@@ -220,12 +217,12 @@ def unpickled(archive: Archive) -> Any:
     return stack.pop()
 
 
-def entries_of(state: Any, file: Path) -> dict[str, Entry]:
+def entries_of(state: Any, file: Path) -> dict[str, Stored]:
     """The tensors of a state dict, without the prefix that `torch.compile` adds to their names.
 
     Raises LlucidError for anything else, and for tensors that claim more numbers than the file can have.
     """
-    if not isinstance(state, dict) or not all(isinstance(item, Entry) for item in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(item, Stored) for item in state.values()):
         raise LlucidError(f"{file}: expected a dictionary of tensors, found something else")
     # Twice, because a tied matrix is named twice and stored once. Numbers repeated by a stride of 0 are more.
     if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
@@ -233,7 +230,7 @@ def entries_of(state: Any, file: Path) -> dict[str, Entry]:
     return {bare(str(name)): entry for name, entry in state.items()}
 
 
-def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | None", progress: Progress) -> None:
+def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, progress: Progress) -> None:
     """Writes a state dict as `torch.save` does, one tensor in memory at a time, whole or not at all.
 
     A tensor with two names is stored once. `torch.save` itself would write the whole storage that each is a part of,
@@ -243,8 +240,9 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | 
     from torch.serialization import skip_data
 
     distinct = {id(tensor): tensor for tensor in tensors.values()}
-    blanks = {key: torch.empty(tensor.shape, dtype=dtype or tensor.dtype) for key, tensor in distinct.items()}
-    total, done = sum(blank.numel() * blank.element_size() for blank in blanks.values()), 0
+    kinds = {key: dtype or name_of_dtype(tensor.dtype) for key, tensor in distinct.items()}
+    blanks = {key: torch.empty(tensor.shape, dtype=dtype_of(kinds[key])) for key, tensor in distinct.items()}
+    total, done = sum(blank.nbytes for blank in blanks.values()), 0
     with atomic_file(file) as temporary:
         with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder, skip_data():
             skeleton = Path(folder) / "skeleton"
@@ -258,7 +256,7 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: "torch.dtype | 
             for name, content in parts.items():
                 archive.writestr(ZipInfo(f"consolidated/{name}"), content)
             for number, (key, tensor) in enumerate(distinct.items()):
-                numbers = bytes_of(tensor, blanks[key].dtype)
+                numbers = bytes_of(tensor, kinds[key])
                 record = ZipInfo(f"consolidated/data/{number}")
                 record.extra = padding(temporary_position(archive) + 30 + 20 + len(record.filename))
                 with archive.open(record, "w", force_zip64=True) as opened:
@@ -278,8 +276,9 @@ def padding(position: int) -> bytes:
     return b"FB" + (count := -(position + 4) % 64).to_bytes(2, "little") + bytes(count)
 
 
-def bytes_of(tensor: Leaf, dtype: "torch.dtype") -> memoryview:
-    """A tensor's numbers, little-endian and row by row, as they are in files."""
+def bytes_of(leaf: Leaf, dtype: str) -> memoryview:
+    """A tensor's numbers in this dtype, little-endian and row by row, as they are in files."""
     import torch
 
-    return memoryview(tensor.detach().to("cpu", dtype).contiguous().view(torch.uint8).numpy().reshape(-1))  # pyright: ignore
+    tensor = tensor_of(leaf).to(dtype_of(dtype)).contiguous()
+    return memoryview(tensor.view(torch.uint8).numpy().reshape(-1))  # pyright: ignore

@@ -12,11 +12,10 @@ import re
 import sys
 from typing import Any
 
-from llucid.arrays.memory import keep_freed
 from llucid.cli.arguments import parse, spell_options
 from llucid.errors import LlucidError, one_line
 
-COMMANDS = ("train", "generate", "chat", "predict", "ladder", "info", "convert", "bench")
+COMMANDS = ("train", "generate", "chat", "predict", "look", "ladder", "info", "convert", "bench")
 
 
 def command_class(name: str) -> type[Any]:
@@ -69,6 +68,8 @@ def main() -> None:
         if not words or words[0] in ("-h", "--help", "help"):
             return print(overview())
         command = read_command(words)
+        from llucid.arrays.memory import keep_freed
+
         keep_freed()
         command.run()
     except BrokenPipeError:

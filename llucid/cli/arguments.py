@@ -130,11 +130,12 @@ def options_of(kind: type[Any]) -> Iterator[Option]:
         if (field := fields.pop(name, None)) is None:
             continue
         if is_dataclass(hints[name]):
-            yield from (each._replace(name=f"{name}.{each.name}", section=name) for each in options_of(hints[name]))
+            title = str(inspect.getdoc(hints[name])).rstrip(".")
+            yield from (each._replace(name=f"{name}.{each.name}", section=title) for each in options_of(hints[name]))
             continue
         default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
         says = "(default" in helps[name] or default in (MISSING, "") or isinstance(default, bool | NoneType)
-        text = helps[name] if says else f"{helps[name]} (default: {default})"
+        text = helps[name] if says else f"{helps[name].removesuffix('.')} (default: {default})."
         yield Option(name, field, hints[name], section, text)
 
 

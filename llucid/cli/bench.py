@@ -12,13 +12,13 @@ class Bench:
     """Measure loading, prefill, decoding and training. Each is compared with what this machine could do at most."""
 
     model: str | None = positional("[MODEL]", None)
-    """Path of a model. (default: random weights of --preset)"""
+    """Path of a model (default: random weights of --preset)."""
     preset: str = "stories42M"  # large enough for the memory to matter, and done in half a minute
     """Size of the random model."""
     json: bool = False
     """Print JSON instead of a table."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Compute in this precision. (default: the file's own, or float32 for a random model)"""
+    """Compute in this precision (default: the file's own, or float32 for a random model)."""
     device: str | None = None
     """cpu, cuda, mps, ... (default: the fastest one here)"""
 

@@ -22,11 +22,11 @@ class Convert:
     to: Literal["huggingface", "meta", "llama2c", "gguf"]
     """Format to write."""
     version: Literal[0, 1, 2] | None = None
-    """Of llama2c's format: 0 is what its run.c reads, 1 has a better header, 2 is runq.c's int8. (default: 0)"""
+    """Of llama2c's format: 0 is what its run.c reads, 1 has a better header, 2 is runq.c's int8 (default: 0)."""
     tokenizer: str | None = option("PATH")
     """Use this tokenizer instead of the model's own."""
     dtype: str | None = option("{float32,bfloat16,float16,q8_0,q4_0}")
-    """Write in this precision; q8_0 and q4_0 are for gguf. (default: the file's own)"""
+    """Write in this precision; q8_0 and q4_0 are for gguf (default: the file's own)."""
 
     def run(self) -> None:
         """Writes, then prints what opening the new file will have to guess."""

@@ -1,13 +1,18 @@
 """llucid generate."""
 
 import contextlib
+import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from llucid.cli.arguments import option, positional
 from llucid.cli.options import ModelOptions, SamplingOptions, read_text
 from llucid.errors import LlucidError
+
+LARGEST = 1 << 26
+"""Most bytes of a file of prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +27,24 @@ class Generate(SamplingOptions, ModelOptions):
     """End before this text; may be given several times."""
     num: int = 1
     """How many texts to write, all at once."""
+    prompts: str | None = option("FILE")
+    """Continue each line of this file instead, or the "prompt" of each if its lines are JSON objects."""
+    json: bool = False
+    """Print one JSON object per text, on a line, with its tokens and the reason why it ended."""
     speculate: bool = False
     """Guess repetitions of earlier text, such as code or quotations: the same text, faster where guesses are right."""
 
     def run(self) -> None:
         """Streams one text, or prints several with a line between them."""
-        from llucid.generation import Statistics, generate, generate_batch
-        from llucid.generation.screen import screen
+        from llucid.generation import Statistics
 
-        if self.speculate and self.num != 1:
-            raise LlucidError("speculate=True: one text at a time; leave out num= or speculate=")
-        statistics, prompt = Statistics(), read_text(self.prompt)
-        model, sampling = self.load(), self.sampling()
+        several = self.num != 1 or self.prompts is not None
+        if self.speculate and several:
+            raise LlucidError("speculate=True: one text at a time; leave out speculate=, or num= and prompts=")
+        if self.prompt and self.prompts is not None:
+            raise LlucidError("prompts=: leave out the PROMPT, or prompts=")
+        prompts = [read_text(self.prompt)] if self.prompts is None else read_prompts(self.prompts)
+        model, sampling, statistics = self.load(), self.sampling(), Statistics()
         options: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": sampling.temperature,
@@ -44,20 +55,10 @@ class Generate(SamplingOptions, ModelOptions):
             "stop": self.stop,
             "statistics": statistics,
         }
-        if self.num == 1:
-            pieces = generate(model, prompt, speculate=self.speculate, **options)
-            shown = screen()
-            print(shown.push(prompt), end="", flush=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                for piece in pieces:
-                    print(shown.push(piece), end="", flush=True)
-            print(shown.finish(), flush=True)
+        if several or self.json:
+            self.print_all(model, prompts, options)
         else:
-            texts, shown = list[str](), screen()
-            with contextlib.suppress(KeyboardInterrupt):
-                generate_batch(model, [prompt], samples=self.num, texts=texts, **options)
-            text = f"\n{'-' * 40}\n".join(prompt + text for text in texts)
-            print(shown.push(text) + shown.finish(), flush=True)
+            self.stream(model, prompts[0], options)
         if sys.stdout.isatty():
             print(file=sys.stderr)
         print(statistics, file=sys.stderr)
@@ -66,3 +67,59 @@ class Generate(SamplingOptions, ModelOptions):
                 f"the context of {model.config.context} tokens was full; each time, its oldest half was forgotten",
                 file=sys.stderr,
             )
+
+    def stream(self, model: Any, prompt: str, options: dict[str, Any]) -> None:
+        """Prints the prompt and its continuation as it is written, until Ctrl-C."""
+        from llucid.generation import generate
+        from llucid.generation.screen import screen
+
+        pieces, shown = generate(model, prompt, speculate=self.speculate, **options), screen()
+        print(shown.push(prompt), end="", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            for piece in pieces:
+                print(shown.push(piece), end="", flush=True)
+        print(shown.finish(), flush=True)
+
+    def print_all(self, model: Any, prompts: list[str], options: dict[str, Any]) -> None:
+        """Writes all continuations at once, then prints them; after Ctrl-C, what was written so far."""
+        from llucid.generation import generate_batch
+        from llucid.generation.screen import screen
+
+        if self.json:
+            for completion in generate_batch(model, prompts, samples=self.num, **options):
+                print(json.dumps(completion._asdict(), ensure_ascii=False))
+            sys.stdout.flush()
+            return
+        texts, shown = list[str](), screen()
+        with contextlib.suppress(KeyboardInterrupt):
+            generate_batch(model, prompts, samples=self.num, texts=texts, **options)
+        whole = [prompts[number // self.num] + text for number, text in enumerate(texts)]
+        print(shown.push(f"\n{'-' * 40}\n".join(whole)) + shown.finish(), flush=True)
+
+
+def read_prompts(file: str) -> list[str]:
+    """The lines of a text file that are not empty, or the texts under "prompt" in a file of JSON lines."""
+    from llucid.files import read_file
+
+    try:
+        text = read_file(Path(file), LARGEST).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise LlucidError(f"prompts={file}: not a UTF-8 text file") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise LlucidError(f"prompts={file}: there is no prompt in it")
+    if not lines[0].startswith("{"):
+        return lines
+    prompts: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            prompt: Any = json.loads(line)["prompt"]
+            if not isinstance(prompt, str):
+                raise ValueError
+            prompts.append(prompt)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            expected = '{"prompt": "Once upon a time"}'
+            raise LlucidError(
+                f"prompts={file}: line {number}: expected {expected}, or plain text in all lines"
+            ) from error
+    return prompts

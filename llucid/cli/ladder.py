@@ -11,11 +11,11 @@ class Ladder:
     steps: int = 800
     """Optimizer steps of each rung."""
     corpus: tuple[str, ...] = ()
-    """shakespeare, fables, or paths of text files. (default: shakespeare, or fables if it cannot be downloaded)"""
+    """shakespeare, fables, or paths of text files (default: shakespeare, or fables if it cannot be downloaded)."""
     rungs: tuple[str, ...] = ()
-    """Numbers, ranges like 4-6, or names like rope. (default: all ten)"""
+    """Numbers, ranges like 4-6, or names like rope (default: all ten)."""
     out: str | None = None
-    """Folder for ladder.png, metrics.json and samples.txt. (default: runs/ladder, or the first free name like it)"""
+    """Folder for ladder.png, metrics.json and samples.txt (default: runs/ladder, or the first free name like it)."""
     seed: int = 0
     """The first seed."""
     seeds: int = 2

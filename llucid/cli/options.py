@@ -22,7 +22,7 @@ class ModelOptions:
     dtype: str | None = option("{float32,bfloat16,float16}")
     """Compute in this precision instead of the file's own."""
     quantize: Literal["int8", "int4"] | None = None
-    """Hold matrices in 8 or 4 bits: less memory, and faster on a CPU. GGUF's Q8_0 and Q4_0 stay as they are."""
+    """Hold matrices in 8 or 4 bits: less memory, faster on a CPU (default: only those that a GGUF file holds so)."""
     device: str | None = None
     """cpu, cuda, mps, ... (default: the fastest one here)"""
 
@@ -47,13 +47,13 @@ class SamplingOptions:
     temperature: float = 0.8
     """Below 1, likely tokens become likelier; 0 always takes the likeliest."""
     top_k: int | None = None
-    """Choose from the N likeliest tokens. (default: all)"""
+    """Choose from the N likeliest tokens (default: all)."""
     top_p: float = 0.95
     """Choose from the likeliest tokens that together have this probability; 1 is all of them."""
     min_p: float | None = option("X")
-    """Choose from the tokens at least this share as likely as the likeliest. (default: all)"""
+    """Choose from the tokens at least this share as likely as the likeliest (default: all)."""
     seed: int | None = None
-    """The same seed gives the same text. (default: a new one each time)"""
+    """The same seed gives the same text (default: a new one each time)."""
 
     def sampling(self) -> "Sampling":
         """How a token is chosen."""

@@ -15,12 +15,12 @@ class Train(Settings):
 
     TITLE: ClassVar = "other options"
     SECTIONS: ClassVar = {
-        "data": ("corpus", "column", "chat", "base", "tokenizer"),
+        "data": ("corpus", "chat", "base", "tokenizer", "column"),
         "size and length": ("preset", "minutes", "steps"),
-        "output": ("out", "resume", "evaluations", "patience", "snapshots", "tensorboard", "wandb", "stop_after"),
+        "output": ("out", "resume", "evaluations", "snapshots", "tensorboard", "wandb", "stop_after"),
         "optimisation": (
             *("batch", "learning_rate", "muon_learning_rate", "optimizer", "weight_decay", "warmup", "length_warmup"),
-            *("final", "clip", "seed"),
+            *("final", "clip", "patience", "seed"),
         ),
         "computing": ("device", "dtype", "backend", "compile", "accumulate"),
     }

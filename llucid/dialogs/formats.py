@@ -1,9 +1,10 @@
-"""From messages to ids: the published formats of Llama 2 and Llama 3, and what a folder's own template says.
+"""From messages to ids: the published formats of Llama 2 and Llama 3, and a folder's own template.
 
-In each, what was said is ordinary text: `<|eot_id|>` in a message is ten characters and not the end of a turn.
+In all of them the content of a message is ordinary text: `<|eot_id|>` in a message does not end a turn.
 """
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,33 +22,55 @@ LLAMA2_INST = [518, 25580, 29962]
 
 
 class NotAChatModel(LlucidError):
-    """Nothing tells in what format the model was taught dialogues, so it probably was not taught any."""
+    """The model has no known format of dialogues, so it was probably not trained on any."""
 
     def __init__(self) -> None:
         super().__init__(
-            "this is not a chat model, as far as can be told: it has neither a chat template nor Meta's own tokenizer "
-            "of Llama 2 or 3; it can write on from a text (llucid generate), or say in which format it was taught: "
-            "--format llama2"
+            "this is not a chat model, it seems: it has neither a chat template nor Meta's own tokenizer of Llama 2 or "
+            "3; let it continue a text (llucid generate), or name the format that it was trained on: format=llama2"
         )
 
 
-def encode_dialog(messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, format: str | None = None) -> list[int]:
-    """The ids of a dialogue, ready for the assistant's turn.
+def encode_dialog(
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    format: str | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    enable_thinking: bool | None = None,
+) -> list[int]:
+    """The ids of a dialogue, ending with the header of the assistant's turn.
 
-    A message is `{"role": …, "content": …}`, the role one of system (only the first), user, assistant and tool; white
-    space around the content is dropped. `format` is "llama2", "llama3", "plain" (none at all: the texts as they are),
-    the name of one of the model's own templates, or a template; when None, what `format_of` says. Raises
-    NotAChatModel if that is nothing, and LlucidError, naming the message, for messages that are no dialogue.
+    A message is `{"role": …, "content": …}`, its role system (only the first), user, assistant or tool; white space
+    around the content is dropped. `format` is "llama2", "llama3", "plain" (none: the texts as they are), the name of
+    one of the model's own templates, or a template; None for that of `format_of`. `tools`, `documents` and
+    `enable_thinking` are values for a template, as in transformers; their texts are ordinary text, too. Raises
+    NotAChatModel if there is no format, and LlucidError, naming the message, for messages that are not a dialogue.
     """
     dialog = check_dialog(messages, strip=format != "plain")
     format = known_format(format, tokenizer)
-    return NATIVE[format](dialog, tokenizer) if format in NATIVE else encode_template(format, dialog, tokenizer)
+    values = {"tools": tools, "documents": documents, "enable_thinking": enable_thinking}
+    extra = {name: json_value(name, value) for name, value in values.items() if value is not None}
+    if format not in NATIVE:
+        return encode_template(format, dialog, tokenizer, extra=extra)
+    if extra:
+        raise LlucidError(f"{min(extra)}: the format {format} has no place for it; only a chat template may")
+    return NATIVE[format](dialog, tokenizer)
+
+
+def json_value(name: str, value: object) -> Any:
+    """A copy of a value. Raises LlucidError if it is not JSON."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LlucidError(f"{name}: expected what JSON can express ({error})") from error
 
 
 def known_format(format: str | None, tokenizer: Tokenizer) -> str:
-    """The name of a native format, or a template, from what `encode_dialog` may be given.
+    """The name of a native format, or a template, for the `format` of `encode_dialog`.
 
-    Raises NotAChatModel for None if the model has no format, and LlucidError for a name that is none.
+    Raises NotAChatModel for None if the model has no format, and LlucidError for an unknown name.
     """
     if format is None:
         format = format_of(tokenizer)
@@ -57,16 +80,16 @@ def known_format(format: str | None, tokenizer: Tokenizer) -> str:
         return format
     template = template_of(tokenizer, format)
     if template is None:
-        raise LlucidError(f"--format {format}: not a format of dialogues; expected one of: {', '.join(NATIVE)}")
+        raise LlucidError(f"format={format}: not a format of dialogues; expected one of: {', '.join(NATIVE)}")
     return template
 
 
 def format_of(tokenizer: Tokenizer) -> str | None:
     """The format of a tokenizer's dialogues: its own template, else "llama3" or "llama2", or None for a base model.
 
-    Llama 3's is told by its special tokens, if `<|eot_id|>` is one that ends a text: a model that does not stop at the
-    end of its turn was taught none. Llama 2's has none of its own; it is told by its vocabulary, which the base models
-    have, too. But a Hugging Face folder of a chat model has a template, so that one without is a base model's.
+    Llama 3's is recognised by its special tokens, if `<|eot_id|>` ends a text: a model that does not stop at the end
+    of its turn was not trained on turns. Llama 2's has none; it is recognised by its vocabulary, which base models have
+    as well. But a Hugging Face folder of a chat model has a template, so one without a template is a base model.
     """
     template = template_of(tokenizer)
     if template is not None:
@@ -80,17 +103,19 @@ def format_of(tokenizer: Tokenizer) -> str | None:
 
 
 def check_dialog(messages: object, strip: bool = True) -> list[dict[str, str]]:
-    """The messages, their contents stripped. Raises LlucidError, naming the message, if they are not a dialogue that
+    """The messages, with stripped contents. Raises LlucidError, naming the message, if they are not a dialogue that
     waits for an answer."""
     dialog = check_messages(messages, strip)
     last = dialog[-1]["role"]
     if last not in ("user", "tool"):
-        raise LlucidError(f"messages[{len(dialog) - 1}]: the last message is to be answered and is of the {last}")
+        raise LlucidError(
+            f"messages[{len(dialog) - 1}]: the last message should be of the user or a tool, and is of the {last}"
+        )
     return dialog
 
 
 def check_messages(messages: object, strip: bool = True) -> list[dict[str, str]]:
-    """The messages, their contents stripped. Raises LlucidError, naming the message, if they are none."""
+    """The messages, with stripped contents. Raises LlucidError, naming the message, if they are not messages."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise LlucidError('messages: expected a list of at least one {"role": …, "content": …}')
     dialog: list[dict[str, str]] = []
@@ -106,7 +131,7 @@ def check_messages(messages: object, strip: bool = True) -> list[dict[str, str]]
         if role not in ROLES:
             raise LlucidError(f"{where}: role {role!r} is not known; expected one of: {', '.join(ROLES)}")
         if not isinstance(content, str):
-            raise LlucidError(f"{where}: the content should be a text and is {type(content).__name__}")
+            raise LlucidError(f"{where}: the content should be a text and is of type {type(content).__name__}")
         if role == "system" and number:
             raise LlucidError(f"{where}: a system message can only be the first")
         dialog.append({"role": role, "content": replace_surrogates(content.strip() if strip else content)})
@@ -123,10 +148,10 @@ def encode_llama3(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> 
 
 
 def turns_of_llama3(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """(the ids of BOS and the messages, whether each was written by the assistant: its words and its `<|eot_id|>`)."""
+    """(the ids of BOS and the messages, whether each belongs to an answer: its words and its `<|eot_id|>`)."""
     missing = [name for name in LLAMA3 if name not in tokenizer.special]
     if missing:
-        raise LlucidError(f"--format llama3: the model's tokenizer has no {missing[0]}")
+        raise LlucidError(f"format=llama3: the model's tokenizer has no {missing[0]}")
     ids, own = [tokenizer.special["<|begin_of_text|>"]], [False]
     for message in dialog:
         header = header_of_llama3(message["role"], tokenizer)
@@ -143,21 +168,21 @@ def header_of_llama3(role: str, tokenizer: Tokenizer) -> list[int]:
 
 
 def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """Each turn is BOS, `[INST] question [/INST] answer ` and EOS; the system's text is inside of the first question.
+    """Each turn is BOS, `[INST] question [/INST] answer ` and EOS; the system message is inside the first question.
 
-    meta-llama/llama, llama/generation.py (chat_completion). `[INST]` is ordinary text there, also in a question, where
-    Meta's code refuses it.
+    meta-llama/llama, llama/generation.py (chat_completion). `[INST]` is ordinary text, also in a question, where Meta's
+    code refuses it.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
     if bos is None or eos is None:
-        raise LlucidError("--format llama2: the model's tokenizer has no BOS and EOS")
+        raise LlucidError("format=llama2: the model's tokenizer has no BOS and EOS")
     system = f"<<SYS>>\n{dialog[0]['content']}\n<</SYS>>\n\n" if dialog[0]["role"] == "system" else ""
     begun = 1 if system else 0
     for number, message in enumerate(dialog[begun:]):
         wanted = "assistant" if number % 2 else "user"
         if message["role"] != wanted:
             where = f"messages[{number + begun}]"
-            raise LlucidError(f"{where}: in Llama 2's format it is the {wanted}'s turn, not the {message['role']}'s")
+            raise LlucidError(f"{where}: Llama 2's format expects the {wanted} here, not the {message['role']}")
     contents = [message["content"] for message in dialog[begun:]]
     questions = [f"[INST] {text} [/INST]" for text in [(system + contents[0]).strip(), *contents[2::2]]]
     answered = zip(questions, contents[1::2], strict=False)
@@ -167,8 +192,8 @@ def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> 
 
 
 def encode_plain(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """No format at all, for a model that only goes on with what it is given: each text in a new line, but an answer
-    right after what it goes on from."""
+    """No format, for a model that only continues texts: each message on a new line, an answer right after the text that
+    it continues."""
     texts = [message["content"] if message["role"] == "assistant" else "\n" + message["content"] for message in dialog]
     return prompt_ids(tokenizer, "".join(texts).removeprefix("\n"))
 

@@ -1,9 +1,13 @@
-"""Runs chat templates, which come with a model and are somebody else's programs, where they can do no harm.
+"""Runs chat templates, which are programs that come with a model, in a process of limited time and memory.
 
-jinja2's immutable sandbox keeps them from the interpreter's insides, but not from looping for ever or from filling the
-memory. So this file is also a program: a process that renders, may take so much memory, and is ended when it takes too
-long. It imports jinja2 and nothing of ours, answers a line of JSON with a line of JSON, and is started once.
+jinja2's immutable sandbox keeps a template from the interpreter's internals, but not from looping for ever or from
+filling the memory. So this file is also a program: a process that renders. It imports jinja2 and nothing of ours, and
+answers each line of JSON with a line of JSON.
 """
+
+# Why so: a thread cannot be stopped, so it has to be a process; it keeps running, since starting one takes 0.1 s and
+# training on dialogues renders thousands. It ends with ours, has its own limits in case ours is killed, and survives
+# Ctrl-C, which stops an answer. A process that was forked starts its own: two must not share the pipes.
 
 import atexit
 import contextlib
@@ -25,15 +29,15 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 SECONDS = 10.0
-"""What a rendering may take; one takes a thousandth of it."""
+"""Limit of one rendering, which takes about a thousandth of it."""
 MEMORY = 512 * 2**20
-"""Bytes of address space, where the system can limit it (not on Windows)."""
+"""Limit of the address space in bytes; Windows has none."""
 LONGEST = 2_000_000
-"""Characters that a template may write beside what was said."""
+"""Characters that a template may write in addition to the messages."""
 SAID, QUOTED = "\U00100000", "\U00100001"
-"""What follows a mark that stands for a message, and for one in JSON."""
+"""What follows a mark that stands for a text, and for a text inside JSON."""
 MARK = "the mark"
-"""Its name among a template's values; with a space in it, so that no template can ask for it."""
+"""Name of the mark among a template's values; no template can use it, because of the space."""
 
 
 class TemplateFailure(Exception):
@@ -41,7 +45,7 @@ class TemplateFailure(Exception):
 
 
 class Renderer:
-    """The process: started when first needed, and again after a template had to be ended with it."""
+    """The process: started when first needed, and again after it had to be killed."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -49,10 +53,10 @@ class Renderer:
         self.owner = os.getpid()
 
     def render(self, template: str, values: dict[str, Any], mark: str) -> str:
-        """The text that `template` makes of `values`; after `tojson`, `mark` and SAID are `mark` and QUOTED.
+        """The text that `template` makes of `values`; `tojson` turns `mark` and SAID into `mark` and QUOTED.
 
-        Raises TemplateFailure if the template is wrong, refuses the values, reaches for what it must not, or takes
-        more than SECONDS, MEMORY or LONGEST.
+        Raises TemplateFailure if the template is invalid, refuses the values, uses what is forbidden, or exceeds
+        SECONDS, MEMORY or LONGEST.
         """
         request = json.dumps({"template": template, "values": {**values, MARK: mark}}) + "\n"
         line = ""
@@ -70,7 +74,7 @@ class Renderer:
                 pass
             finally:
                 timer.cancel()
-                if not line.endswith("\n"):  # also when we are interrupted: its answer would be taken for the next one
+                if not line.endswith("\n"):  # after an interrupt, too: a late answer must not be read as the next one
                     self.close()
         if not line.endswith("\n"):
             raise TemplateFailure(f"it did not end within {SECONDS:g} seconds, or took too much memory")
@@ -84,12 +88,12 @@ class Renderer:
         if self.process is None or self.process.poll() is not None or self.owner != os.getpid():
             self.close()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", __file__],  # which keeps this folder from standing in for the library
+                [sys.executable, "-P", __file__],  # -P: imports nothing from this folder
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 encoding="ascii",
-                start_new_session=True,  # Ctrl-C in a terminal is not meant for it
+                start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
             )
             self.owner = os.getpid()
         return self.process
@@ -107,11 +111,11 @@ RENDERER = Renderer()
 atexit.register(RENDERER.close)
 
 
-# ------------------------------------------------------------------------------- inside of the process
+# ------------------------------------------------------------------------------- inside the process
 
 
 class Generation(Extension):
-    """`{% generation %}`, which marks what training is to learn, and prints what is inside of it."""
+    """`{% generation %}`, which marks what training should learn: prints what is inside."""
 
     tags = {"generation"}
 
@@ -129,7 +133,7 @@ def tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers' templates have it, that is without HTML's escapes."""
+    """JSON as in transformers' templates, without HTML escapes."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     mark = str(context.get(MARK))
     return text.replace(json.dumps(mark + SAID, ensure_ascii=ensure_ascii)[1:-1], mark + QUOTED)
@@ -145,7 +149,7 @@ def strftime_now(format: str) -> str:
 
 @functools.cache
 def environment() -> ImmutableSandboxedEnvironment:
-    """What transformers gives to chat templates, and no more."""
+    """What transformers offers to chat templates, and no more."""
     made = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -160,7 +164,7 @@ compiled = functools.lru_cache(maxsize=16)(lambda template: environment().from_s
 
 
 def rendered(template: str, values: dict[str, Any]) -> str:
-    """The text of a template. Raises whatever the template does, and ValueError if it writes too much."""
+    """The text of a template. Raises what the template raises, and ValueError if it writes too much."""
     pieces: list[str] = []
     room = LONGEST + 8 * len(json.dumps(values))
     for piece in compiled(template).generate(values):
@@ -172,7 +176,7 @@ def rendered(template: str, values: dict[str, Any]) -> str:
 
 
 def answer(request: dict[str, Any]) -> dict[str, str]:
-    """The text of what was asked for, or the error."""
+    """The text, or the error."""
     try:
         return {"text": rendered(request["template"], request["values"])}
     except MemoryError:
@@ -188,12 +192,12 @@ def serve() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
-        if hasattr(signal, "alarm"):  # ends it also when there is nobody left who would
+        if hasattr(signal, "alarm"):  # ends this process if the parent, which has the timer, was killed
             signal.alarm(2 * round(SECONDS))
-        told = answer(json.loads(line))
+        response = answer(json.loads(line))
         if hasattr(signal, "alarm"):
             signal.alarm(0)
-        print(json.dumps(told), flush=True)
+        print(json.dumps(response), flush=True)
 
 
 if __name__ == "__main__":

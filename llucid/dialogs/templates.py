@@ -1,9 +1,12 @@
-"""Chat templates to ids: the template's special tokens become ids, and nothing that was said ever does.
+"""Chat templates to ids: the template's special tokens become ids, and no text of a message ever does.
 
-A message in which a special token is spelled out goes through the template as a mark that nobody can guess, and stands
-in the mark's place as ordinary text. All others go through as they are, since templates look into messages and change
-them (to leave out old thoughts, say). Lest a template make a special token of harmless pieces, everything is rendered
-a second time with every message as a mark: both must show the same special tokens, or it is the second that counts.
+A message that spells a special token goes through the template as a mark that nobody can guess, and is put in the
+mark's place as ordinary text. Other messages go through as they are, since templates read and change them (to leave out
+old reasoning, for example). A template could also join harmless parts to a special token. So everything is rendered a
+second time with each message as a mark, and the first rendering counts only if it has the same special tokens.
+
+Texts in tools and documents are marks if they have a character that begins a special token. They need no second
+rendering: two of them cannot be joined to a special token.
 """
 
 import json
@@ -14,38 +17,40 @@ from functools import lru_cache
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken, models
 
 from llucid.dialogs.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.text import replace_surrogates
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, name_of
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
 PRIVATE = 0xF0000
-"""The first of 65,534 characters that Unicode leaves without a meaning."""
+"""The first of 65,534 private-use characters."""
 Part = int | str
-"""A special token, or ordinary text."""
+"""The id of a special token, or ordinary text."""
 
 
-def named_templates(told: object, where: str) -> str | dict[str, str] | None:
-    """What `chat_template` says: a template, or several with names. Raises LlucidError if it is neither."""
-    if told is None or isinstance(told, str):
-        return told
-    if isinstance(told, list) and all(isinstance(one, dict) for one in told):
-        found = {one.get("name"): one.get("template") for one in told}
+def named_templates(template: object, where: str) -> str | dict[str, str] | None:
+    """A `chat_template`: one template, or several with names. Raises LlucidError if it is neither."""
+    if template is None or isinstance(template, str):
+        return template
+    if isinstance(template, list) and all(isinstance(one, dict) for one in template):
+        found = {one.get("name"): one.get("template") for one in template}
         if found and all(isinstance(word, str) for pair in found.items() for word in pair):
             return found
     raise LlucidError(f"{where}: chat_template should be a text or a list of names and templates")
 
 
 def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
-    """The template that came with a tokenizer; of several with names, the one called `name`. None if it has none.
+    """The template of a tokenizer's folder; of several, the one called `name`. None if it has none.
 
     Raises LlucidError if there are several and none has the name.
     """
     config = getattr(tokenizer, "config", None)
-    told = config.get("chat_template") if isinstance(config, dict) else None
-    found = named_templates(told, "tokenizer_config.json")
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    found = named_templates(template, "tokenizer_config.json")
     if not isinstance(found, dict):
         return found if name == "default" else None
     if name in found:
@@ -55,29 +60,129 @@ def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
     raise LlucidError(f"the model has several chat templates and none is called {name}; name one: {', '.join(found)}")
 
 
-def encode_template(
-    template: str, messages: Sequence[Mapping[str, str]], tokenizer: Tokenizer, ready: bool = True
-) -> list[int]:
-    """The ids of `messages` by `template`, ready for the assistant's turn unless `ready` is False.
+class Controls:
+    """The tokens that structure a dialogue, and the search for them in a text.
 
-    As transformers' `apply_chat_template`, where no message spells out a special token. BOS is as the template has it,
-    but never twice at the beginning. Raises LlucidError if the template fails, refuses the messages, or rewrites a
-    message that spells out a special token.
+    The search is that of the tokenizers library: as in transformers, a token with `lstrip` or `rstrip` includes the
+    white space beside it. Its time is linear in the text and in the number of tokens, which a regular expression's is
+    not.
+    """
+
+    def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
+        self.ids = [*tokens.values()]
+        self.firsts = {name[0] for name in tokens}
+        self.library = tokenizers.Tokenizer(models.BPE())  # with an empty vocabulary: it only finds added tokens
+        none = AddedToken("")
+        strips = {name: flags.get(number, none) for name, number in tokens.items()}
+        self.library.add_tokens(
+            [AddedToken(name, normalized=False, lstrip=f.lstrip, rstrip=f.rstrip) for name, f in strips.items()]
+        )
+
+    def find(self, text: str) -> list[tuple[int, int, int]]:
+        """The id, start and end of each token in a text that UTF-8 can spell."""
+        found = self.library.encode(text, add_special_tokens=False)
+        return [(self.ids[n], start, end) for n, (start, end) in zip(found.ids, found.offsets, strict=True)]
+
+    def split(self, text: str) -> list[Part]:
+        """A text as ids and the texts between them."""
+        parts: list[Part] = []
+        at = 0
+        for number, start, end in self.find(text):
+            parts += [text[at:start], number]
+            at = end
+        return [*parts, text[at:]]
+
+
+@lru_cache(maxsize=4)
+def controls_of(template: str, tokenizer: Tokenizer) -> Controls:
+    """The tokens that structure a dialogue: the special ones, and added tokens that the template contains.
+
+    Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas.
+    """
+    added = tokenizer.added if isinstance(tokenizer, JsonTokenizer) else {}
+    found = dict(tokenizer.special) | {
+        token.content: number
+        for number, token in added.items()
+        if not token.special and token.content.strip() and token.content in template
+    }
+    return Controls({name: number for name, number in found.items() if name}, added)
+
+
+class Marks:
+    """Texts that are hidden from a template, each behind a mark."""
+
+    def __init__(self) -> None:
+        # Private characters have no case and no use, so any rest of a mark that a template changed can be found.
+        secret = [chr(PRIVATE + number) for number in secrets.SystemRandom().sample(range(0xFFFE), 19)]
+        self.mark, self.digits, self.end = "".join(secret[:8]), "".join(secret[8:18]), secret[18]
+        self.characters = {*secret, SAID, QUOTED}
+        self.texts: list[str] = []
+
+    def hide(self, text: str) -> str:
+        """The mark for a text: `mark`, SAID, its number and `end`."""
+        number = str(len(self.texts)).translate(str.maketrans("0123456789", self.digits))
+        self.texts.append(text)
+        return f"{self.mark}{SAID}{number}{self.end}"
+
+    def hide_in(self, value: Any, hidden: Callable[[str], bool]) -> Any:
+        """A JSON value in which the texts for which `hidden` is true are replaced by their marks."""
+        match value:
+            case str():
+                return self.hide(value) if hidden(value) else value
+            case dict():
+                pairs = dict[str, Any](value).items()
+                return {self.hide_in(key, hidden): self.hide_in(inner, hidden) for key, inner in pairs}
+            case list():
+                return [self.hide_in(inner, hidden) for inner in list[Any](value)]
+            case _:
+                return value
+
+    def show(self, text: str, controls: Controls) -> tuple[list[Part], bool]:
+        """(the parts of what a template wrote, with the hidden texts in place of their marks; whether each mark was
+        left as it was)."""
+        pieces = re.split(f"{self.mark}([{SAID}{QUOTED}])([{self.digits}]+){self.end}", text)
+        parts: list[Part] = []
+        whole = True
+        for number in range(0, len(pieces), 3):
+            parts += controls.split(pieces[number])
+            whole = whole and self.characters.isdisjoint(pieces[number])
+            if number + 2 < len(pieces):
+                index = int(pieces[number + 2].translate(str.maketrans(self.digits, "0123456789")))
+                hidden = self.texts[index]
+                parts.append(hidden if pieces[number + 1] == SAID else json.dumps(hidden, ensure_ascii=False)[1:-1])
+        return parts, whole
+
+
+def encode_template(
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    ready: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The ids of `messages` by `template`, ending with the header of the assistant's turn if `ready`.
+
+    They are those of transformers' `apply_chat_template`, if no message spells a special token. BOS is where the
+    template puts it, but only once at the beginning. `extra` are more values for the template, such as tools. Raises
+    LlucidError if the template fails, refuses the messages, or changes a message that spells a special token.
     """
     controls = controls_of(template, tokenizer)
-    values = values_of(tokenizer) | {"add_generation_prompt": ready}
-    spelled = spelling(controls)
-    only_special = spelling({name: number for name, number in controls.items() if name in tokenizer.special})
-    # An answer was written by the model: of its words, those that are no special tokens ("</think>") remain its own.
-    risky = [bool((only_special if m["role"] == "assistant" else spelled).search(m["content"])) for m in messages]
-    parts, intact = _parts(template, messages, values, controls, risky)
-    strict, safe = _parts(template, messages, values, controls, [True] * len(messages))
-    if not intact or special_in(parts) != special_in(strict):
-        parts, intact = strict, safe
-    if not intact:
+    values = values_of(tokenizer) | dict(extra or {}) | {"add_generation_prompt": ready}
+    special = {*tokenizer.special.values()}
+
+    def spells(message: Mapping[str, str]) -> bool:
+        # The model wrote the answers: the tokens in them that are not special ("</think>") remain its own.
+        found = controls.find(message["content"])
+        return any(number in special or message["role"] != "assistant" for number, _, _ in found)
+
+    parts, whole = _rendered(template, messages, values, controls, [spells(message) for message in messages])
+    strict, strict_whole = _rendered(template, messages, values, controls, [True] * len(messages))
+    if not whole or ids_in(parts) != ids_in(strict):
+        parts, whole = strict, strict_whole
+    if not whole:
         raise LlucidError(
-            "the model's chat template rewrites messages, and one of these spells out a special token, which is "
-            "not supported; leave that token out"
+            "the model's chat template changes a text that spells a special token, which is not supported; leave that "
+            "token out"
         )
     ids = ids_of(parts, tokenizer, controls)
     while tokenizer.bos is not None and ids[:2] == [tokenizer.bos] * 2:
@@ -88,97 +193,60 @@ def encode_template(
 
 
 def turn_end(template: str, tokenizer: Tokenizer) -> int | None:
-    """The special token that a template puts after an answer; None if it puts none there, or cannot be asked."""
+    """The special token that a template puts after an answer; None if it puts none there or fails."""
     answer = secrets.token_hex(16)
     turns = [("user", "x"), ("assistant", answer), ("user", "x")]
-    asked = [{"role": role, "content": content} for role, content in turns]
-    controls = controls_of(template, tokenizer)
+    messages = [{"role": role, "content": content} for role, content in turns]
+    values = values_of(tokenizer) | {"add_generation_prompt": True}
     try:
-        parts, _ = _parts(template, asked, values_of(tokenizer), controls, [True] * 3)
+        parts, _ = _rendered(template, messages, values, controls_of(template, tokenizer), [True] * 3)
     except LlucidError:
         return None
-    behind = parts[parts.index(answer) + 1 :] if answer in parts else []
-    end = next((part for part in behind if isinstance(part, int)), None)
+    after = parts[parts.index(answer) + 1 :] if answer in parts else []
+    end = next((part for part in after if isinstance(part, int)), None)
     return None if end == tokenizer.bos else end
 
 
-def controls_of(template: str, tokenizer: Tokenizer) -> dict[str, int]:
-    """The tokens by which a dialogue is structured: the special ones, and those that the template spells out.
-
-    Not all are marked as special: `<｜User｜>` of DeepSeek's distilled Llamas is not.
-    """
-    found = dict(tokenizer.special)
-    if isinstance(tokenizer, JsonTokenizer):
-        added = tokenizer.tokenizer.get_added_tokens_decoder()
-        found |= {
-            token.content: number
-            for number, token in added.items()
-            if not token.special and token.content.strip() and token.content in template
-        }
-    return {name: number for name, number in found.items() if name}
-
-
 def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a template is told beside the messages: bos_token, eos_token and so on; that the next turn is to begin."""
+    """The values of a template beside the messages: bos_token, eos_token and so on."""
     config = getattr(tokenizer, "config", None) or {}
-    told = {role: name_of(role, config) for role in config if role.endswith("_token")}
+    roles = {role: name for role in config if role.endswith("_token") and (name := name_of(role, config)) is not None}
     names: dict[int | None, str] = {number: name for name, number in tokenizer.special.items()}
     known = {"bos_token": names.get(tokenizer.bos, ""), "eos_token": names.get(tokenizer.eos, "")}
-    known |= {role: name for role, name in told.items() if name is not None}
-    return {"add_generation_prompt": True, "tools": None, "documents": None, **known}
+    return {"tools": None, "documents": None, **known, **roles}
 
 
-def spelling(tokens: Mapping[str, int]) -> re.Pattern[str]:
-    """Finds the text of any of these tokens, the longest where several begin."""
-    longest_first = sorted(tokens, key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _parts(
+def _rendered(
     template: str,
     messages: Sequence[Mapping[str, str]],
-    values: dict[str, Any],
-    controls: dict[str, int],
-    marked: Sequence[bool],
+    values: Mapping[str, Any],
+    controls: Controls,
+    hidden: Sequence[bool],
 ) -> tuple[list[Part], bool]:
-    """(what the template makes of the messages, of which some are marks until it is done; whether it left the marks as
-    they were)."""
-    # Of characters that have no meaning, no case and no use: what is left of a mark that was rewritten is found.
-    mark = "".join(chr(PRIVATE + secrets.randbelow(0xFFFE)) for _ in range(8))
+    """(what the template makes of the messages, some of them `hidden` behind marks; whether it left the marks as they
+    were)."""
+    marks = Marks()
     given = [
-        {
-            **message,
-            "content": mark + SAID + chr(PRIVATE + number) if hide and message["content"] else message["content"],
-        }
-        for number, (message, hide) in enumerate(zip(messages, marked, strict=True))
+        {**message, "content": marks.hide(message["content"]) if hide and message["content"] else message["content"]}
+        for message, hide in zip(messages, hidden, strict=True)
     ]
+    for name in ("tools", "documents"):
+        values = {**values, name: marks.hide_in(values[name], lambda text: not controls.firsts.isdisjoint(text))}
     try:
-        text = RENDERER.render(template, {"messages": given, **values}, mark)
+        text = RENDERER.render(template, {**values, "messages": given}, marks.mark)
     except TemplateFailure as error:
         raise LlucidError(f"the model's chat template: {error}") from error
-    pieces = re.split(f"{mark}([{SAID}{QUOTED}])(.)", text)
-    spelled = spelling(controls)
-    parts: list[Part] = []
-    for number in range(0, len(pieces), 3):
-        at = 0
-        for found in spelled.finditer(pieces[number]):
-            parts += [pieces[number][at : found.start()], controls[found[0]]]
-            at = found.end()
-        parts.append(pieces[number][at:])
-        if number + 2 < len(pieces):
-            content = messages[ord(pieces[number + 2]) - PRIVATE]["content"]
-            parts.append(content if pieces[number + 1] == SAID else json.dumps(content, ensure_ascii=False)[1:-1])
-    return parts, set(mark).isdisjoint("".join(pieces[::3]))
+    return marks.show(replace_surrogates(text), controls)
 
 
-def special_in(parts: Sequence[Part]) -> list[int]:
-    """The special tokens among the parts."""
+def ids_in(parts: Sequence[Part]) -> list[int]:
+    """The ids among the parts."""
     return [part for part in parts if isinstance(part, int)]
 
 
-def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: Mapping[str, int]) -> list[int]:
-    """The ids of special tokens and of the texts between them, each text encoded as one."""
-    first, later = encoders(tokenizer, frozenset(controls.values()))
+def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: Controls) -> list[int]:
+    """The ids of all parts; adjacent texts are encoded as one."""
+    first, later = encoders(tokenizer, frozenset(controls.ids))
     ids: list[int] = []
     text = ""
     for part in [*parts, -1]:
@@ -199,29 +267,23 @@ Encoder = Callable[[str], list[int]]
 def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, Encoder]:
     """How text is encoded at the beginning of a dialogue, and after a special token.
 
-    The two differ for a `tokenizer.json` that puts a space before the first word only. In neither is a control token
-    that is not marked as special found in text.
+    The two differ for a `tokenizer.json` that puts a space before the first word only. Neither finds a control token
+    in text that is not marked as special.
     """
     if not isinstance(tokenizer, JsonTokenizer):
         return tokenizer.encode, tokenizer.encode
-    library = tokenizer.tokenizer
-    added = library.get_added_tokens_decoder()
-    unmarked = {number for number in controls if number in added and not added[number].special}
-    stages: Any = library.pre_tokenizer
-    first_only = stages is not None and b'"prepend_scheme":"first"' in stages.__getstate__()
+    unmarked = {number for number in controls if number in tokenizer.added and not tokenizer.added[number].special}
+    steps: Any = tokenizer.tokenizer.pre_tokenizer
+    first_only = steps is not None and b'"prepend_scheme":"first"' in steps.__getstate__()
     if not unmarked and not first_only:
         return tokenizer.encode, tokenizer.encode
     content = json.loads(tokenizer.json())
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["id"] in unmarked
-    first = _copy(content)
-    for stage in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]) if first_only else ():
-        if stage.get("prepend_scheme") == "first":
-            stage["prepend_scheme"] = "never"
-    return first, _copy(content) if first_only else first
-
-
-def _copy(content: dict[str, Any]) -> Encoder:
-    made = tokenizers.Tokenizer.from_str(json.dumps(content))
-    made.encode_special_tokens = True
-    return lambda text: made.encode(replace_surrogates(text), add_special_tokens=False).ids
+    first = JsonTokenizer(content).encode
+    if not first_only:
+        return first, first
+    for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
+        if step.get("prepend_scheme") == "first":
+            step["prepend_scheme"] = "never"
+    return first, JsonTokenizer(content).encode

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from llucid.arrays.mapped import Mapped, Packed
+from llucid.arrays import Mapped, Quantized
 from llucid.config import NOWHERE, Config
 from llucid.native.step import DecodeStep, Slots, decode_step, empty_slots
 from llucid.weights import Weights, leaves
@@ -91,7 +91,7 @@ def uninterrupted() -> Generator[None]:
 
 def few(weights: Weights) -> int:
     """How many tokens C reads in less time than PyTorch."""
-    return FEW_QUANTISED if any(hasattr(leaf, "scales") for leaf in leaves(weights)) else FEW
+    return FEW_QUANTISED if any(isinstance(leaf, Quantized) for leaf in leaves(weights)) else FEW
 
 
 def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
@@ -100,7 +100,7 @@ def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Co
     Beside quantised weights, full keys and values would take a good part of the time; float16 is closer than they are.
     """
     if isinstance(weights.norm, Mapped):
-        quantised = any(isinstance(leaf, Packed) for leaf in leaves(weights))
+        quantised = any(isinstance(leaf, Quantized) for leaf in leaves(weights))
         dtype = "float16" if quantised else weights.embedding.dtype
         return Context(((),) * rows, empty_slots(config, rows, slots, dtype))
     from llucid.generation import reading_torch

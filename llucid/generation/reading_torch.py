@@ -7,21 +7,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from llucid.arrays.mapped import Mapped, Packed
-from llucid.arrays.quantized import Quantized, dequantize
+from llucid.arrays import Mapped, Quantized
 from llucid.config import NOWHERE, Config
 from llucid.generation.reading import CHUNK, Context, side_by_side, with_room
 from llucid.llama import Cache, empty_cache, hidden, llama, unembed
 from llucid.native.step import DecodeStep
-from llucid.weights import Weights, leaves, tree_map
+from llucid.weights import Weights, dequantize, leaves, to
 
 
 def tensors(weights: Weights, dense: bool = False) -> Weights:
     """Mapped weights as tensors, on the same memory where their dtype is the embedding's, else in that dtype, as `load`
     has it; `dense`, quantised ones as what they stand for."""
-    if isinstance(weights.embedding, Mapped | Packed):
-        dtype = getattr(torch, weights.embedding.dtype)
-        weights = tree_map(lambda leaf: leaf.tensor().to(dtype), weights)
+    if isinstance(weights.norm, Mapped):
+        weights = to(weights, getattr(torch, weights.dtype))
     return dequantize(weights) if dense else weights
 
 
@@ -47,7 +45,7 @@ def absorb(
     tokens, positions = side_by_side(context, new)
     cache = with_room(context.cache, context.cache.length + tokens.shape[1])
     ends = torch.tensor([len(row) - 1 for row in new], device=tokens.device)
-    last = weights.norm.new_zeros(len(new), config.dim)
+    last = torch.zeros(len(new), config.dim, dtype=weights.dtype, device=weights.device)
     for start in range(0, tokens.shape[1], chunk):
         part = slice(start, start + chunk)
         x, grown = hidden(tokens[:, part], weights, config, cache, positions[:, part])

@@ -5,13 +5,17 @@ watch.py        a pass under watch: names, changes, what is kept
 trace.py        the values of a pass, and what is worked out from them
 changes.py      ablating, scaling, patching
 heads.py        scores that find heads
+answers.py      what the page asks, answered
+export.py       the page as one file
 server.py       the page's server, and its protocol
 page/           what the browser gets
 """
 
-from llucid.look.changes import Change, ablate, patch, scale, zero_frequency
+from llucid.look.changes import ablate, patch, scale, zero_frequency
+from llucid.look.export import export
 from llucid.look.heads import HeadScores, head_scores
 from llucid.look.trace import Lens, Trace, Value, trace
+from llucid.look.watch import Change
 
 __all__ = [
     "Change",
@@ -20,6 +24,7 @@ __all__ = [
     "Trace",
     "Value",
     "ablate",
+    "export",
     "head_scores",
     "patch",
     "scale",

@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llucid.errors import LlucidError, shown
-from llucid.look.changes import Change, ablate, patch, scale, zero_frequency
+from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
 from llucid.look.trace import MODULE, Trace, encode, has_tokenizer, trace
+from llucid.look.watch import Change
 from llucid.model import Model
 from llucid.weights import named_leaves
 
@@ -38,6 +40,12 @@ class Subject(NamedTuple):
     """Opens it, when it is first needed."""
     snapshot: int | None = None
     """The step of a training run after which it was kept."""
+
+
+def snapshots(run: Path) -> list[tuple[int, Path]]:
+    """The folders of a run's snapshots (`train --snapshots`), each with its step, by step."""
+    found = [(folder.name.removeprefix("step-"), folder) for folder in run.glob("snapshots/step-*")]
+    return sorted((int(step), folder) for step, folder in found if step.isdecimal())
 
 
 class Reading(NamedTuple):
@@ -236,6 +244,8 @@ class Answers:
         held, found = self._reading(reading), self.trace(reading)
         told = held._asdict() | {"id": reading}
         del told["ids"]
+        if held.text is None and has_tokenizer(found.model):
+            told["text"] = found.model.tokenizer.decode(held.ids)
         log_p = found.logits.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).nan_to_num(0).sum(-1)
         ids = torch.tensor(held.ids[1:], device=log_p.device)
@@ -320,8 +330,7 @@ class Answers:
         _within("key", key, len(found.ids))
         q, k = found[f"{at}.attend.q.2"][0, head, position], found[f"{at}.attend.k.2"][0, kv, key]
         pairs = ((q * k).unflatten(-1, (-1, 2)).sum(-1) / math.sqrt(config.head_dim)).tolist()
-        names = {value.name for value in found.names()}
-        frequencies = found["rope_frequencies" if "rope_frequencies" in names else "theta"].tolist()
+        frequencies = found["rope_frequencies" if "rope_frequencies" in found.described else "theta"].tolist()
         told = [{"frequency": each, "value": value} for each, value in zip(frequencies, pairs, strict=True)]
         return {"score": math.fsum(pairs), "pairs": told}
 
@@ -343,7 +352,7 @@ class Answers:
         """A value by its name."""
         found = self.trace(reading)
         value = found[name]
-        axes = next(list(each.axes) for each in found.names(expressions=True) if each.name == name)
+        axes = list(found.described[name].axes)
         if value.is_complex():
             value, axes = torch.view_as_real(value), [*axes, None]
         index: list[Any] = []

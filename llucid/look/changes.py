@@ -4,20 +4,16 @@ A change is a dict, so that `{"blocks.2.attention.p": torch.zeros_like}` is one;
 Several are given as a list and are made one after another.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llucid.errors import LlucidError
-
-if TYPE_CHECKING:
-    from llucid.look.trace import Trace
-
-Change = Mapping[str, Callable[[Tensor], Tensor]]
-"""From names of values to functions of them, which return a new value of the same shape."""
+from llucid.look.trace import Trace
+from llucid.look.watch import Change
 
 
 def ablate(
@@ -49,7 +45,7 @@ def scale(name: str, factor: float) -> Change:
     return {name: lambda value: value * factor}
 
 
-def patch(name: str, other: "Trace", position: int | None = None) -> Change:
+def patch(name: str, other: Trace, position: int | None = None) -> Change:
     """The other trace's value of this name: all of it, or of one position (`seq` in its axes).
 
     `name` may be a pattern: `*` is every value, `blocks.2.attention*` all of an attention. Raises LlucidError if the
@@ -92,12 +88,3 @@ def zero_frequency(pair: int) -> Change:
         return changed
 
     return {"theta": stopped}
-
-
-def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callable[[Tensor], Tensor]]]:
-    """The functions for each name, in the order in which they are applied."""
-    functions: dict[str, list[Callable[[Tensor], Tensor]]] = {}
-    for each in [change] if isinstance(change, Mapping) else change or []:
-        for name, function in each.items():
-            functions.setdefault(name, []).append(function)
-    return functions

@@ -1,6 +1,7 @@
 """The page as one file: it opens from disk, with the answers that fit into a size."""
 
 import gzip
+import html
 import json
 import math
 import re
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from llucid.errors import LlucidError
-from llucid.look.answers import Answer, Answers, address, as_json
-from llucid.look.trace import Value
+from llucid.files import atomic_file
+from llucid.look.answers import Answer, Answers, Subject, address, as_json
+from llucid.look.trace import Trace, Value
 
 PAGE = Path(__file__).parent / "page"
 SUFFIXES = (".html", ".js", ".css", ".svg")
@@ -20,6 +22,33 @@ LIMIT = 5_000_000
 """Bytes of a file, unless another limit is given."""
 WIDEST = (512, 256, 128, 64, 32)
 """Numbers along an axis of a value: the first of these with which the values fit is taken."""
+
+
+def export(trace: Trace, path: str | Path, limit: int = LIMIT) -> list[str]:
+    """Writes the page about a trace as one file of at most `limit` bytes, which opens without a server.
+
+    Returns a sentence for each kind of thing that was left out. Raises LlucidError if not even the page fits, or if
+    the trace kept only some values, and OSError if the file cannot be written.
+    """
+    made = page_of(trace, limit)
+    with atomic_file(Path(path)) as file:
+        file.write_bytes(made.html)
+    return made.left_out
+
+
+def page_of(trace: Trace, limit: int = LIMIT) -> "Page":
+    """The page about one trace."""
+    answers = Answers([Subject("this model", lambda: trace.model)], trace)
+    return page(answers, [answers.first], limit=limit)
+
+
+def frame(trace: Trace) -> str:
+    """The page in a frame, as HTML: how a notebook shows a trace."""
+    source = html.escape(page_of(trace).html.decode())
+    return f'<iframe srcdoc="{source}" title="llucid look" style="width: 100%; height: 720px; border: 0"></iframe>'
+
+
+Trace._repr_html_ = frame  # pyright: ignore[reportPrivateUsage]
 
 
 class Page(NamedTuple):
@@ -52,12 +81,13 @@ def page(
     """
     known = [url for url in urls if any(url.startswith(f"/look/{reading}") for reading in readings)]
     groups = [Group("answers", known), *groups_of(answers, readings)]
-    widest = widest_of([value for reading in readings for value in answers.trace(reading).names()], limit)
     head = {"export": True, "readings": list(readings), "first": readings[-1]}
     packed = {"/look": _packed(as_json(answers.look() | head)), "/look/source": _packed(answers.get("/look/source"))}
     left_out: list[str] = []
     left = limit - len(_html({"answers": {}, "left_out": ["x" * 100] * 20, "state": state or {}}))
     left -= sum(len(json.dumps(each)) + 50 for each in packed.values())
+    bodies: dict[str, str] = {}
+    widest = widest_of([value for reading in readings for value in answers.trace(reading).names()], left)
     if widest < WIDEST[0]:
         left_out.append(f"Values wider than {widest} numbers are shown smaller, each number the largest of a block.")
     for about, wanted in groups:
@@ -67,14 +97,18 @@ def page(
                 missing += url not in packed
                 continue
             answer = _packed(_smaller(answers, url, widest))
+            if same := bodies.get(answer["body"]):
+                answer = {key: answer[key] for key in ("type", "headers")} | {"same": same}
             size = len(json.dumps({url: answer})) + 2
             if size > left:
                 missing += 1
                 continue
             left -= size
             packed[url] = answer
+            if "body" in answer:
+                bodies[answer["body"]] = url
         if missing and about == "the readings":
-            raise LlucidError(f"limit={limit}: the page alone needs more; give more bytes, or a shorter text")
+            raise LlucidError(f"{limit} bytes do not hold the page itself; allow more, or take a shorter text")
         if missing:
             left_out.append(f"{missing} of {len(wanted)} {about} are left out of this file for its size.")
     return Page(_html({"answers": packed, "left_out": left_out, "state": state or {}}), left_out)
@@ -101,14 +135,6 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
     )
     yield Group("attributions", [url for at in places for url in of("/parts", position=at)])
     yield Group("statistics", [url for layer in (None, *layers) for url in of("/summaries", layer=layer)])
-    values = [(reading, value) for reading in readings for value in traces[reading].names(expressions=True)]
-    for about, expressions in (("values", False), ("values of expressions", True)):
-        if expressions:
-            yield Group("exact next-token scores", [
-                url for at in places for url in of("/value", as_="f32", name="logits", slice_=f"0,{at}")
-            ])  # fmt: skip
-        chosen = [(reading, value) for reading, value in values if (value.kind == "expression") == expressions]
-        yield Group(about, [url for reading, value in chosen for url in value_urls(reading, value, config.heads)])
     last = places[-1]
     strongest = [(layer, head, traces[readings[-1]].attention_of(layer)[head, last]) for layer, head in each_head]
     clocks = [
@@ -117,8 +143,15 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
         for url in of("/clocks", head=head, key=int(p.argmax()), layer=layer, position=last)
     ]
     yield Group("scores split by RoPE's pairs", clocks)
-    paths = {seen.name: None for seen in traces[readings[-1]].seen if seen.is_weight}
-    yield Group("pictures of weights", [url for path in paths for url in of("/weight", as_="f32", name=path)])
+    values = [(reading, value) for reading in readings for value in traces[reading].names(expressions=True)]
+    for about, expressions in (("values", False), ("values of expressions", True)):
+        if expressions:
+            paths = {seen.name: None for seen in traces[readings[-1]].seen if seen.is_weight}
+            yield Group("pictures of weights", [url for path in paths for url in of("/weight", as_="f32", name=path)])
+            rows = ({"as_": "f32", "max_": config.vocab_size, "name": "logits", "slice_": f"0,{at}"} for at in places)
+            yield Group("exact next-token scores", [url for row in rows for url in of("/value", **row)])
+        chosen = [(reading, value) for reading, value in values if (value.kind == "expression") == expressions]
+        yield Group(about, [url for reading, value in chosen for url in value_urls(reading, value, config.heads)])
 
 
 def value_urls(reading: str, value: Value, heads: int) -> list[str]:
@@ -138,10 +171,10 @@ def value_urls(reading: str, value: Value, heads: int) -> list[str]:
 
 
 def widest_of(values: Sequence[Value], limit: int) -> int:
-    """How many numbers along an axis the values may have to fit into half the limit; as in `max`."""
+    """How many numbers along an axis values may have, so that they fill two thirds of the limit; as in `max`."""
     for widest in WIDEST:
         size = sum(math.prod(min(length, widest) for length in value.shape) for value in values)
-        if size * 2 * 4 / 3 < limit / 2:
+        if size * 2 * 4 / 3 < limit * 2 / 3:
             return widest
     return WIDEST[-1]
 
@@ -153,7 +186,9 @@ def _smaller(answers: Answers, url: str, widest: int) -> Answer:
     fewer |= {"weight": {"as": "u8", "max": "64"}}
     if path not in fewer:
         return answers.get(url)
-    return answers.get(address(url.split("?")[0].removeprefix("/look/"), **query | fewer[path]))
+    return answers.get(
+        address(url.split("?")[0].removeprefix("/look/"), **fewer[path] | query | {"as": fewer[path]["as"]})
+    )
 
 
 def _packed(answer: Answer) -> dict[str, Any]:
@@ -173,7 +208,7 @@ def page_files() -> dict[str, bytes]:
 def _html(told: dict[str, Any]) -> bytes:
     """index.html with the modules as data: URLs, the style and the answers in it."""
     files = page_files()
-    html = files["index.html"].decode()
+    whole = files["index.html"].decode()
     modules = {
         f"look/{name}": f"data:text/javascript;base64,{b64encode(body).decode()}"
         for name, body in files.items()
@@ -186,6 +221,6 @@ def _html(told: dict[str, Any]) -> bytes:
         (r'<link rel="stylesheet"[^>]*>', f"<style>{files['style.css'].decode()}</style>"),
         (r'(?=<script type="module">)', f'<script type="application/json" id="answers">{answers}</script>\n'),
     ):
-        html, found = re.subn(pattern, lambda match, text=text: text, html, count=1, flags=re.DOTALL)
+        whole, found = re.subn(pattern, lambda match, text=text: text, whole, count=1, flags=re.DOTALL)
         assert found, pattern
-    return html.encode()
+    return whole.encode()

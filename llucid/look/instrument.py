@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from llucid import fast
-from llucid.arrays.quantized import Quantized, dense, rows_of
+from llucid.arrays import Quantized
 
 AT_ONCE = 2**25
 """Numbers of a matrix that are widened in one go, which bounds the memory that this takes."""
@@ -189,28 +189,28 @@ class _Watching(ast.NodeTransformer):
 # --------------------------------------------------------------------------------------------- what is slow and exact
 
 
-def widened(leaf: Tensor) -> Tensor:
+def widened(leaf: Tensor | Quantized) -> Tensor:
     """An array in float32 (or float64, if it is that)."""
-    leaf = dense(leaf) if isinstance(leaf, Quantized) else leaf
+    leaf = leaf.dense() if isinstance(leaf, Quantized) else leaf
     return leaf.to(torch.promote_types(leaf.dtype, torch.float32))
 
 
-def rows(w: Tensor, start: int, end: int) -> Tensor:
+def rows(w: Tensor | Quantized, start: int, end: int) -> Tensor:
     """Some rows of a matrix, widened."""
     if isinstance(w, Quantized):
-        return widened(rows_of(w, torch.arange(start, min(end, len(w)), device=w.device)))
+        return widened(w.rows_of(torch.arange(start, min(end, w.rows), device=w.device)))
     return widened(w[start:end])
 
 
-def linear(x: Tensor, w: Tensor) -> Tensor:
+def linear(x: Tensor, w: Tensor | Quantized) -> Tensor:
     """x Wᵀ; W is widened some rows at a time if it is narrower than x."""
     if w.dtype == x.dtype and not isinstance(w, Quantized):
         return fast.linear(x, w)
     step = max(1, AT_ONCE // w.shape[1])
-    return torch.cat([fast.linear(x, rows(w, start, start + step)) for start in range(0, len(w), step)], -1)
+    return torch.cat([fast.linear(x, rows(w, start, start + step)) for start in range(0, w.shape[0], step)], -1)
 
 
-def linear_each(x: Tensor, *matrices: Tensor) -> tuple[Tensor, ...]:
+def linear_each(x: Tensor, *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
     """x Wᵀ for each W."""
     return tuple(linear(x, w) for w in matrices)
 

@@ -8,7 +8,8 @@ has the same answers in a map from URL to answer, so the page asks for both in t
   its default: `/look/0f3a/attention?head=3&layer=2`. That string is the key of the export's map.
 - The export is one element `<script type="application/json" id="answers">` with `{"answers": {URL: {"type": content
   type, "headers": {name: text}, "body": base64, "gzip": true if the body is compressed}}, "left_out": [sentence, …],
-  "state": {…}}`. A URL that is not there was left out for its size, and the page says so. There is no POST there.
+  "state": {…}}`. Instead of a body there may be `"same": URL`, whose body it is. A URL that is not there was left out
+  for its size, and the page says so. There is no POST there.
 
 Positions count tokens from 0 and may be negative, from the end. Layers count from 0. Numbers that are not finite are
 null in JSON. Every error is JSON, `{"error": one line}`, with status 400 (bad request), 403 (foreign Host or Origin),
@@ -32,7 +33,8 @@ POST /look/export  {"id", "urls": [URL, …], "state": {…}}
 GET /look/{id}                          the reading
     {"id", "model": 0, "parent": id without changes, or null, "changes": […], "text": or null,
      "tokens": [{"id", "piece", "surprise", "rank", "entropy"}, …]}
-    surprise is -ln p of the token given those before it, in nats, rank 0 the likeliest; null for the first token.
+    text is what was given, or else that of the ids. surprise is -ln p of the token given those before it, in nats, rank
+    0 the likeliest; null for the first token.
     entropy is that of the distribution of what follows the token, in nats.
 GET /look/{id}/next?position=-1&top=200     what may follow this position, the likeliest first
     {"tokens": [{"id", "piece", "logit", "p"}, …], "log_sum": ln Σ exp(logit) over all, "vocab": n}

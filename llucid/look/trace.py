@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.look.changes import Change, combined
 from llucid.look.instrument import AT_ONCE, Kind, Site, Span, instrument, rows
-from llucid.look.watch import Seen, Watch, layer_of
+from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.weights import initialise
@@ -81,6 +80,9 @@ def trace(
 class Trace:
     """What one forward pass computed. Values have a batch axis of 1; what is worked out from them has none."""
 
+    _repr_html_: "ClassVar[Callable[[Trace], str]]"
+    """The page in a frame, for notebooks: `export.frame`."""
+
     def __init__(
         self, model: Model, ids: list[int], change: Mapping[str, list[Any]], only: Sequence[str] | None
     ) -> None:
@@ -134,14 +136,18 @@ class Trace:
 
     def names(self, expressions: bool = False) -> list[Value]:
         """What there is, in the order in which it was computed; `expressions` too, not only what has a name."""
+        return [value for value in self.described.values() if expressions or value.kind != "expression"]
+
+    @cached_property
+    def described(self) -> dict[str, Value]:
+        """What is known of every value, by its name."""
         axes = _axes(self.model.config.rope_scaling is not None)
-        found: list[Value] = []
+        found: dict[str, Value] = {}
         for name, site, shape, _ in self._found:
             layer, (function, kind, text, spans) = layer_of(name), self.sites[site]
-            if kind != "expression" or expressions:
-                alike = name if layer is None else f"blocks.0{name.removeprefix(f'blocks.{layer}')}"
-                named = axes.get(alike, (None,) * len(shape))
-                found.append(Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site))
+            alike = name if layer is None else f"blocks.0{name.removeprefix(f'blocks.{layer}')}"
+            named = axes.get(alike, (None,) * len(shape))
+            found[name] = Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site)
         return found
 
     @property

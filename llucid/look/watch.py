@@ -8,22 +8,34 @@ before, that of the function comes in front (`blocks.3.attention.attend.q`), or 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from llucid.arrays import Quantized
 from llucid.look.instrument import Instrumented, widened
 from llucid.weights import Weights, tree_map
 
+Change = Mapping[str, Callable[[Tensor], Tensor]]
+"""From names of values to functions of them, which return a new value of the same shape."""
 BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
 
 
 def layer_of(name: str) -> int | None:
     """The block that a value belongs to."""
     return int(found[1]) if (found := BLOCK.match(name)) else None
+
+
+def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callable[[Tensor], Tensor]]]:
+    """The functions for each name, in the order in which they are applied."""
+    functions: dict[str, list[Callable[[Tensor], Tensor]]] = {}
+    for each in [change] if isinstance(change, Mapping) else change or []:
+        for name, function in each.items():
+            functions.setdefault(name, []).append(function)
+    return functions
 
 
 class Seen(NamedTuple):
@@ -102,13 +114,14 @@ class Watch:
 
     def see(self, site: int, value: Any) -> Any:
         """The value that goes on."""
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor | Quantized):
             return value
         _, kind, text, _ = self.sites[site]
         scope, function, opened = self._frames[-1]
         if id(value) in self._paths:
             self.seen.append(Seen(site, layer_of(scope), self._paths[id(value)][0], True))
             return value
+        assert isinstance(value, Tensor), f"{site=}"
         known = self._names.get(id(value))
         named = kind == "variable" or (kind == "result" and opened and scope)
         if known and not named:
@@ -171,7 +184,7 @@ class Watch:
         if isinstance(tree, tuple):
             for name in getattr(tree, "_fields", ()):
                 branch = getattr(tree, name)
-                if isinstance(branch, tuple | Tensor):
+                if isinstance(branch, tuple | Tensor | Quantized):
                     self._register(branch, _join(path, name))
 
     def _forget(self, prefix: str) -> None:

@@ -45,3 +45,5 @@ static int lay_out(Step *s) {
 }
 
 
+
+

@@ -46,3 +46,5 @@ static float exponential(float x) {  /* eˣ = 2ⁿ eᶠ, |f| ≤ ln 2 / 2, to 3�
 }
 
 
+
+

@@ -95,3 +95,5 @@ static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vect
 }
 
 
+
+

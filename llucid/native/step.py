@@ -7,7 +7,6 @@ no compiler, a build that fails) is left to PyTorch: `decode_step` is None.
 
 import ctypes
 import hashlib
-import math
 import os
 import platform
 import re
@@ -24,10 +23,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from llucid.arrays.mapped import KINDS, Mapped
+from llucid.arrays import Mapped, Quantized
+from llucid.arrays.mapped import KINDS
 from llucid.config import NOWHERE, Config
 from llucid.errors import one_line
 from llucid.files import atomic_file, cache_folder
+from llucid.rope import attention_factor, frequencies
 from llucid.weights import Weights, named_leaves, shapes
 
 if TYPE_CHECKING:
@@ -211,9 +212,12 @@ def decode_step(weights: Weights, config: Config) -> DecodeStep | None:
     """`llama` for a few tokens at a time, in C; None where PyTorch is to serve.
 
     That is so for other dtypes than float32, bfloat16, float16 and what `quantize` makes, for other devices than the
-    CPU, with LLUCID_C=0 in the environment, and, said in one line on standard error, where there is no compiler.
+    CPU, for YaRN's larger scores, with LLUCID_C=0 in the environment, and, said in one line on standard error, where
+    there is no compiler.
     """
-    if os.environ.get("LLUCID_C") == "0" or not all(suits(leaf) for _, leaf in named_leaves(weights)):
+    if os.environ.get("LLUCID_C") == "0" or attention_factor(config) != 1:
+        return None
+    if not all(suits(leaf) for _, leaf in named_leaves(weights)):
         return None
     try:
         return step_of(weights, config, library())
@@ -230,7 +234,7 @@ def tell(line: str) -> None:
 
 def suits(leaf: Any) -> bool:
     """Whether llama.c can read it."""
-    return str(leaf.device) == "cpu" and (hasattr(leaf, "scales") or kind_of(leaf) >= 0)
+    return str(leaf.device) == "cpu" and (isinstance(leaf, Quantized) or kind_of(leaf) >= 0)
 
 
 def kind_of(array: Any) -> int:
@@ -246,18 +250,6 @@ def address(array: Any) -> int:
 def in_a_row(array: Any) -> bool:
     """Whether its numbers follow one another, the last axis first."""
     return array.flags.c_contiguous if isinstance(array, np.ndarray) else array.is_contiguous()
-
-
-@np.errstate(all="ignore")  # a base beyond float32 is infinite or nothing, as it is to PyTorch
-def frequencies(config: Config) -> Float[NDArray[np.float32], " half"]:
-    """`llama.rope_frequencies`, in NumPy: radians per position. Su et al. 2021 (RoFormer), §3.2.2."""
-    j = np.arange(config.head_dim // 2, dtype=np.float32)
-    theta = (1 / np.float32(config.rope_theta) ** (2 * j / config.head_dim)).astype(np.float32)
-    if (scaling := config.rope_scaling) is None:
-        return theta
-    turns = scaling.original_context * theta / (2 * math.pi)
-    s = np.clip((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor), 0, 1)
-    return ((1 - s) * theta / scaling.factor + s * theta).astype(np.float32)
 
 
 def threads() -> int:
@@ -292,7 +284,7 @@ def step_of(weights: Weights, config: Config, loaded: ctypes.CDLL) -> DecodeStep
         return keep(leaf.floats() if isinstance(leaf, Mapped) else leaf.detach().float().contiguous())
 
     def matrix(leaf: Any) -> CMatrix:
-        if hasattr(leaf, "scales"):
+        if isinstance(leaf, Quantized):
             return CMatrix(KINDS[leaf.bits], *leaf.shape, keep(leaf.numbers), keep(leaf.scales))
         numbers = np.require(leaf.numbers, None, ["C", "A"]) if isinstance(leaf, Mapped) else leaf.detach().contiguous()
         return CMatrix(kind_of(leaf), *leaf.shape, keep(numbers), None)

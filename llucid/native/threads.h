@@ -88,3 +88,5 @@ static void together(Work *work, void *given, int threads) {
 }
 
 
+
+

@@ -77,15 +77,17 @@ def added_in(folder: Path, config: Mapping[str, Any]) -> dict[int, dict[str, Any
     with a role are special. Raises LlucidError if there is something else.
     """
     file, added = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
-    if added is None:
-        file, names = folder / "added_tokens.json", role_names(config)
-        ids = optional_json(file)
-        added = {number: {"content": name, "special": name in names} for name, number in ids.items()}
     try:
+        if added is None:
+            file, names = folder / "added_tokens.json", role_names(config)
+            ids = optional_json(file).items()
+            added = {int(number): {"content": name, "special": name in names} for name, number in ids}
         found = {
             int(number): {"content": text_of(token), **{flag: bool(token.get(flag)) for flag in FLAGS}}
             for number, token in dict[Any, dict[str, Any]](added).items()
         }
+    except LlucidError:
+        raise
     except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise LlucidError(f"{file}: its added tokens are not texts and ids ({error})") from error
     if None in (token["content"] for token in found.values()):

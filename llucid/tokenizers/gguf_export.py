@@ -127,7 +127,8 @@ def _llama2c_keys(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any
     if isinstance(tokenizer, JsonTokenizer):
         added = tokenizer.added
         types = [USER_DEFINED if n in added and kind == NORMAL else kind for n, kind in enumerate(types)]
-        prefix = tokenizer.tokenizer.encode("a", add_special_tokens=False).tokens[0].startswith(("▁", " "))
+        first = [tokenizer.tokenizer.id_to_token(token) for token in tokenizer.encode("a")[:1]]
+        prefix = any(text is not None and text.startswith(("▁", " ")) for text in first)
     for token, piece in enumerate(made.pieces):
         text = piece.decode(errors="replace")
         if types[token] == NORMAL and made.scores[token] <= WORST_SCORE and len(text) > 1:

@@ -26,7 +26,7 @@ def read_info(path: Path) -> TokenizerInfo:
         head = opened.read(1024)
         if is_tiktoken(head):
             opened.seek(0)
-            ranks = sum(1 for line in opened if line.strip())
+            ranks = sum(1 for line in opened.read().splitlines() if line.strip())
             return TokenizerInfo("TiktokenRanks", ranks + SPECIALS, ranks, ranks + 1)
     if is_json(head) and (info := _of_json(file)):
         return info
@@ -45,12 +45,14 @@ def _of_json(file: Path) -> TokenizerInfo | None:
     from llucid.tokenizers.tokenizer_json import LARGEST_TOKENIZER, begins_with, vocabulary_of
 
     content, config = read_json(file, LARGEST_TOKENIZER), folder_config(file.parent)
+    added = [(token["content"], number) for number, token in sorted(added_in(file.parent, config).items())]
     try:
-        ids = vocabulary_of(content["model"]) | {added["content"]: added["id"] for added in content["added_tokens"]}
-        ids |= {token["content"]: number for number, token in added_in(file.parent, config).items()}
-        size, bos = len(ids), begins_with(content.get("post_processor"))
-        eos = ids.get(name_of("eos_token", config) or "")
+        ids = vocabulary_of(content["model"])
+        plain = len(ids) == len(content["model"]["vocab"]) and {*ids.values()} == {*range(len(ids))}
+        for name, number in [*((token["content"], token["id"]) for token in content["added_tokens"]), *added]:
+            plain = plain and bool(name) and ids.setdefault(name, len(ids)) == number
+        bos, end = begins_with(content.get("post_processor")), name_of("eos_token", config)
+        plain = plain and (bos or 0) < len(ids) and not is_characters(content)
     except (KeyError, TypeError, ValueError):
         return None
-    plain = bool(ids) and {*ids.values()} == {*range(size)} and (bos or 0) < size and not is_characters(content)
-    return TokenizerInfo("JsonTokenizer", size, bos, eos) if plain else None
+    return TokenizerInfo("JsonTokenizer", len(ids), bos, None if end is None else ids.get(end)) if plain else None

@@ -1,10 +1,12 @@
 """Tokenizers in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
 
 import json
+import os
+import re
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
@@ -35,14 +37,39 @@ LETTERS: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim
 
 
 @contextmanager
-def library_errors(what: str) -> Generator[None]:
-    """Turns what the library raises into LlucidError: bare Exceptions, and BaseExceptions for a panic of its Rust."""
+def library_errors(what: str, quiet: bool = False) -> Generator[None]:
+    """Turns what the library raises into LlucidError: bare Exceptions, and BaseExceptions for a panic of its Rust.
+
+    `quiet` keeps a panic from printing a page on stderr.
+    """
     try:
-        yield
+        with quiet_stderr() if quiet else nullcontext():
+            yield
     except (KeyboardInterrupt, SystemExit, LlucidError):
         raise
     except BaseException as error:
         raise LlucidError(f"{what}: {error}") from error
+
+
+STDERR = threading.RLock()
+
+
+@contextmanager
+def quiet_stderr() -> Generator[None]:
+    """Discards what is written to the file descriptor of stderr, by other threads, too."""
+    with STDERR:
+        try:
+            saved = os.dup(2)
+        except OSError:  # closed
+            yield
+            return
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
 
 
 class JsonTokenizer:
@@ -68,8 +95,11 @@ class JsonTokenizer:
         added = added_in(folder, self.config) if folder else {}
         self.bos = begins_with(content.get("post_processor"))
         content = with_special(content, self.config, self.bos, added)
-        with library_errors("tokenizer.json cannot be read"):
+        with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+        steps = json.dumps([content.get(step) for step in ("normalizer", "pre_tokenizer", "decoder")])
+        risky = '"Precompiled"|"FixedLength"|"stop": [1-9]|"Regex": "'  # steps in which the library may panic
+        self.panics = re.search(risky, steps.replace(json.dumps(WORDS), "")) is not None
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # some files ask for it, for every text
         self.tokenizer.no_padding()
@@ -108,7 +138,7 @@ class JsonTokenizer:
 
     def encode(self, text: str) -> list[int]:
         text = replace_surrogates(text)
-        with library_errors("the text cannot be encoded"):
+        with library_errors("the text cannot be encoded", self.panics):
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             if self.reachable.isdisjoint(ids):
                 return ids
@@ -152,7 +182,7 @@ class JsonTokenizer:
         return made, unknown
 
     def decode(self, ids: Sequence[int]) -> str:
-        with library_errors("the tokens cannot be decoded"):
+        with library_errors("the tokens cannot be decoded", self.panics):
             return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def piece(self, id: int) -> bytes:
@@ -182,7 +212,8 @@ def vocabulary_of(model: object) -> dict[str, int]:
         case {"vocab": dict(vocabulary)}:
             return dict[str, int](vocabulary)
         case {"vocab": list(rows)}:
-            return {row[0]: n for n, row in enumerate(list[Any](rows)) if isinstance(row, list) and row}
+            named = [(n, row[0]) for n, row in enumerate(list[Any](rows)) if isinstance(row, list) and row]
+            return {name: n for n, name in named if isinstance(name, str)}
         case _:
             return {}
 
@@ -223,7 +254,7 @@ def begins_with(post_processor: dict[str, Any] | None) -> int | None:
     """The id that a post-processor puts before a text, if any, tried on a text of one ordinary word."""
     one_word = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "post_processor": post_processor}
     none = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder"))
-    with library_errors("tokenizer.json cannot be read"):
+    with library_errors("tokenizer.json cannot be read", quiet=True):
         begun = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": []} | none | one_word))
         found = begun.encode("a")
     return found.ids[0] if found.special_tokens_mask[:1] == [1] else None

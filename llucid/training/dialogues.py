@@ -12,7 +12,7 @@ from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_di
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_characters
 from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
-from llucid.dialogs.targets import TAUGHT
+from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.errors import LlucidError
 from llucid.files import cache_file
 from llucid.generation import Sampling, generator, stream
@@ -30,7 +30,7 @@ def make_chat_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
             for _, conversation in read_conversations(corpus, "train")
             for message in conversation.messages
         )
-        return train_bpe(first_characters(texts, BPE_SAMPLE), int(kind[4:]), LLAMA3, TAUGHT)
+        return train_bpe(first_characters(texts, BPE_SAMPLE), int(kind[4:]), LLAMA3, CHAT_CONFIG)
     if not Path(kind).exists():
         raise LlucidError(
             f"tokenizer={kind}: with chat=, expected bpe:N, as in bpe:1024, or the path of a chat model's tokenizer"
@@ -50,7 +50,7 @@ def with_llama3_template(tokenizer: Tokenizer, where: str) -> Tokenizer:
             f"{where}: this tokenizer has no chat template, nor the special tokens of Llama 3's format; take that of a "
             "chat model, or tokenizer=bpe:1024"
         )
-    return JsonTokenizer(json.loads(tokenizer.json()), config=tokenizer.config | TAUGHT)
+    return JsonTokenizer(json.loads(tokenizer.json()), config=tokenizer.config | CHAT_CONFIG)
 
 
 def tokenise_chat(

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from llucid.config import PRESETS, Config, head_width
+from llucid.config import Config, head_width
 from llucid.errors import LlucidError
+from llucid.presets import PRESETS
 from llucid.tokenizers.text import replace_surrogates
 
 

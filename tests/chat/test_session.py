@@ -283,7 +283,7 @@ def test_a_template_that_ends_turns_in_its_own_way_is_heard() -> None:
     assert told(session, "Who?") == LETTERS
     assert session.reason == "stop"
     assert model.tokenizer.stop_ids == {999}
-    with pytest.raises(LlucidError, match="--format chatml: not a format of dialogues"):
+    with pytest.raises(LlucidError, match="format=chatml: not a format of dialogues"):
         Session(model, format="chatml")
     assert told(Session(model, format=CHATML, sampling=GREEDY, max_tokens=3), "Who?") == "abc"
 

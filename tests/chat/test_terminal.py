@@ -189,6 +189,25 @@ def test_through_a_pipe(endless: Path, tmp_path: Path) -> None:
     assert done.stdout == "yzabc\ncdefg\n"
 
 
+def test_values_for_a_chat_template(endless: Path, tmp_path: Path) -> None:
+    (tmp_path / "tools.json").write_text('[{"name": "a"}]')
+    template = "{{ tools[0].name }}{{ documents[0].text }}{{ 'y' if enable_thinking else 'n' }}"
+    (endless / "chat_template.jinja").write_text(template)
+    files = ("--tools", tmp_path / "tools.json", "--documents", tmp_path / "texts.json")
+    (tmp_path / "texts.json").write_text('[{"text": "b"}]')
+    try:
+        for thinking, answer in (("True", "zab\n"), ("False", "opq\n")):
+            words = command(
+                "chat", endless, "--temperature", 0, "--max-tokens", 3, *files, "--enable-thinking", thinking
+            )
+            assert subprocess.run(words, input="x\n", capture_output=True, text=True).stdout == answer
+    finally:
+        (endless / "chat_template.jinja").unlink()
+    refused = subprocess.run(command("chat", endless, *files), input="", capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "the format llama3 has no place for it" in refused.stderr
+
+
 @pytest.fixture
 def session() -> Session:
     return Session(reciter(), sampling=GREEDY, max_tokens=5)
@@ -250,6 +269,9 @@ def test_settings_are_set_or_refused(session: Session) -> None:
 
 def test_a_folder_is_no_place_to_save_in(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for line in ("/load .", "/load /dev/zero"):
+        with pytest.raises(LlucidError, match=r"not a regular file|directory"):
+            respond(session, line)
     with pytest.raises(OSError, match="directory"):
         respond(session, "/save .")
     assert not list(tmp_path.iterdir())

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from llucid.arrays.quantized import Quantized, dequantize
+from llucid.arrays import Quantized
 from llucid.chat import encode_dialog
 from llucid.checkpoints import Model, convert, describe, load, save
 from llucid.checkpoints import gguf as room
 from llucid.checkpoints.gguf_file import read_head
-from llucid.config import Config, RopeScaling
+from llucid.config import Config, LinearScaling, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
-from llucid.weights import leaves, named_leaves, tree_map
+from llucid.weights import dequantize, leaves, named_leaves, tree_map
 from tests.checkpoints.gguf_files import file_of
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_hostile import TINY
@@ -240,9 +240,9 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], said
         ),
         ({"split.count": 2, "general.architecture": None}, "is one of 2 files"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 2}, "it has llama.expert_count 8"),
-        ({"llama.rope.scaling.type": "yarn"}, 'it has llama.rope.scaling.type "yarn"'),
-        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, "llama.rope.scaling.factor 4.0"),
-        ({"llama.rope.scale_linear": 2.0}, "llama.rope.scale_linear 2.0"),
+        ({"llama.rope.scaling.type": "longrope"}, 'it has llama.rope.scaling.type "longrope"'),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.5}, "rope_scaling.factor=0.5"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
         ({"llama.attention.sliding_window": 4096}, "llama.attention.sliding_window 4096"),
         ({"llama.logit_scale": 0.5}, "llama.logit_scale 0.5"),
         ({"llama.attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv is no number of a Llama that llucid opens"),
@@ -319,3 +319,16 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path) -> None:
         save(model, tmp_path, "gguf")
     with pytest.raises(LlucidError, match="the tokenizer has 12 ids, but the model only 11"):
         save(Model(replace(TINY, vocab_size=11), model.weights, model.tokenizer), tmp_path / "a.gguf", "gguf")
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"llama.rope.scale_linear": 2.0},
+        {"llama.rope.scaling.factor": 2.0},
+        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0},
+    ],
+)
+def test_linear_scaling_is_spelled_in_three_ways(keys: dict[str, Any], tmp_path: Path) -> None:
+    file = file_of(tmp_path / "a.gguf", model_of(CONFIGS["one for two"]), keys)
+    assert load(file, device="cpu").config.rope_scaling == LinearScaling(factor=2.0)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from llucid.arrays.mapped import packed
-from llucid.arrays.quantized import dense, quantize_matrix, to_blocks
+from llucid.arrays.quantize import quantize_matrix
+from llucid.arrays.quantized import from_blocks, to_blocks
 from llucid.checkpoints import convert, describe, gguf_blocks, load, save
 from llucid.checkpoints import gguf as room
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
+from llucid.rope import slowdowns
 from llucid.weights import named_leaves
 from tests.checkpoints.gguf_files import HALVES, WIDE, by_their_writer, gguf, plain, random_blocks, their_name
 from tests.checkpoints.models import model_of, same
@@ -108,7 +109,7 @@ def test_rope_factors(factor: float, head_dim: int, tmp_path: Path) -> None:
     scaling = RopeScaling(factor=factor)
     config = replace(TINY, head_dim=head_dim, rope_theta=500_000.0, vocab_size=300)
     theirs = their_rope_factors(config, scaling)
-    np.testing.assert_allclose(room.slowdowns(config, scaling), theirs, rtol=1e-4)
+    np.testing.assert_allclose(slowdowns(replace(config, rope_scaling=scaling)), theirs, rtol=1e-4)
     model = model_of(config)
     by_their_writer(tmp_path / "a.gguf", model, plain(model) | {"rope_freqs.weight": (theirs, None)})
     assert room.read_config(tmp_path / "a.gguf") == replace(config, rope_scaling=scaling)
@@ -161,7 +162,7 @@ def test_blocks_by_the_letter(name: str, literally: Any) -> None:
     expected = [
         number for at in range(0, raw.size, kind.size) for number in literally(raw.tobytes()[at : at + kind.size])
     ]
-    np.testing.assert_array_equal(found.numpy().reshape(-1), np.array(expected, np.float32))
+    np.testing.assert_array_equal(found.floats().reshape(-1), np.array(expected, np.float32))
 
 
 @pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
@@ -176,10 +177,10 @@ def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> N
     blocks = torch.from_numpy(expected).view(300, 2, -1)
     assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
     for rows in (300, 16, 5):
-        held = packed(blocks[:rows].numpy())
+        held = from_blocks(blocks[:rows].numpy())
         assert (held.shape, held.bits) == ((rows, 64), bits)
         assert torch.equal(to_blocks(held.tensor()), blocks[:rows])
-        assert dense(held.tensor()).tolist() == gguf.dequantize(expected[:rows], kind).tolist()
+        assert held.dense().tolist() == gguf.dequantize(expected[:rows], kind).tolist()
 
 
 def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,8 +277,8 @@ def test_defaults_of_transformers(folder: Path) -> None:
         (dict(mlp_bias=True), "mlp_bias true"),
         (dict(hidden_act="gelu"), 'hidden_act "gelu"'),
         (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
-        (dict(rope_scaling={"type": "linear", "factor": 2.0}, rope_parameters=...), 'type "linear"'),
-        (dict(rope_scaling={"rope_type": "yarn", "factor": 2.0}, rope_parameters=...), 'type "yarn"'),
+        (dict(rope_scaling={"type": "longrope", "factor": 2.0}, rope_parameters=...), 'type "longrope"'),
+        (dict(rope_scaling={"type": "linear"}, rope_parameters=...), "factor should be a number"),
         (dict(rope_parameters={"rope_type": "llama3"}), "factor should be a number"),
         (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
         (

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llucid.arrays import Mapped
 from llucid.checkpoints import (
     Model,
     convert,
@@ -27,11 +28,13 @@ from llucid.checkpoints import (
     save,
 )
 from llucid.checkpoints.huggingface import pairs_from_halves
-from llucid.checkpoints.tensors import Entry, alike, mapped
-from llucid.config import PRESETS, Config, RopeScaling
+from llucid.checkpoints.tensors import Stored, alike, mapped
+from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
+from llucid.fast import dense
 from llucid.model import Progress
-from llucid.weights import tree_map
+from llucid.presets import PRESETS
+from llucid.weights import count, leaves, tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint
 from tests.configs import CONFIGS
@@ -157,7 +160,7 @@ def test_what_a_format_cannot_hold_is_refused_by_name(
         ("llama2c", dict(version=3), "--version 3"),
         ("llama2c", dict(dtype="float16"), "--dtype float16"),
         ("huggingface", dict(version=1), "only llama2c"),
-        ("meta", dict(dtype="int8"), "--dtype int8"),
+        ("meta", dict(dtype="int8"), "dtype=int8"),
     ],
 )
 def test_options_that_cannot_be_are_refused(format: str, options: dict[str, object], said: str, tmp_path: Path) -> None:
@@ -187,10 +190,27 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert set(left) <= {"tokenizer.json", "tokenizer_config.json", "tokenizer.bin"}
 
 
+@pytest.mark.parametrize(("format", "version"), TARGETS)
+def test_mapped_and_quantised_weights_can_be_saved(format: str, version: int | None, tmp_path: Path) -> None:
+    model = model_of(replace(TINY, dim=64, head_dim=16, ffn_dim=96))
+    save(model, tmp_path / "hf")
+    save(model, tmp_path / "a.gguf", "gguf", dtype="Q8_0")
+    for number, (path, how) in enumerate([("hf", None), ("a.gguf", "file")]):
+        mapped = load(tmp_path / path, quantize=how, mapped=True, device="cpu")
+        assert count(mapped.weights) == model.config.parameters
+        out = tmp_path / f"out{number}" / "model"
+        save(mapped, out, format, version=version)
+        found, expected = load(out, device="cpu").weights, tree_map(dense, mapped.weights)
+        if version == 2:
+            assert [leaf.shape for leaf in leaves(found)] == [leaf.shape for leaf in leaves(expected)]
+        else:
+            assert same(found, expected)
+
+
 def test_large_twins_are_compared_to_their_last_row() -> None:
     numbers = np.arange(600 * 3, dtype=np.float32).reshape(600, 3)
 
-    def entry(array: np.ndarray) -> Entry:
+    def entry(array: np.ndarray) -> Stored:
         return mapped(array.shape, "float32", lambda: array.view(np.int32))
 
     assert alike(entry(numbers), entry(numbers.copy()))
@@ -286,13 +306,14 @@ def test_what_is_dequantised_is_let_go_before_the_next(
     """In a conversion, and in loading in another dtype than float32: no more than two are in memory at once."""
     config = replace(TINY, layers=4, ffn_dim=64, vocab_size=50)
     save(model_of(config), tmp_path / "a.gguf", "gguf", dtype="Q8_0")
-    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
-    most = []
+    made: list[weakref.ref[Mapped]] = []
+    most: list[int] = []
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        alive.add(made := gguf_blocks.dequantised(*arguments))
-        most.append(len(alive))
-        return made
+    def watched(*arguments: Any) -> Mapped:
+        array = gguf_blocks.dequantised(*arguments)
+        made.append(weakref.ref(array.numbers))
+        most.append(sum(one() is not None for one in made))
+        return array
 
     monkeypatch.setattr(gguf_file, "dequantised", watched)
     convert(tmp_path / "a.gguf", tmp_path / "out" / "b", format, version=version)
@@ -312,13 +333,14 @@ def test_what_is_put_in_order_is_let_go_before_the_next(
 ) -> None:
     """Query and key out of a Hugging Face folder, in loading them in another dtype or in fewer bits."""
     save(model_of(replace(TINY, layers=4)), tmp_path / "hf")
-    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
-    most = []
+    made: list[weakref.ref[Any]] = []
+    most: list[int] = []
 
-    def watched(*arguments: Any) -> torch.Tensor:
-        alive.add(made := pairs_from_halves(*arguments))
-        most.append(len(alive))
-        return made
+    def watched(*arguments: Any) -> Any:
+        array = pairs_from_halves(*arguments)
+        made.append(weakref.ref(array))
+        most.append(sum(one() is not None for one in made))
+        return array
 
     monkeypatch.setattr(huggingface, "pairs_from_halves", watched)
     load(tmp_path / "hf", device="cpu", **options)

@@ -59,6 +59,33 @@ def test_generate_several_at_once_with_a_seed(made: Path) -> None:
     assert do(*many[:-4], "--seed", 5).stdout.rstrip("\n") == texts[0].rstrip("\n")
 
 
+def test_prompts_come_from_a_file_and_texts_go_out_as_json(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_bytes(b"the goose \r\n\nthe fox\n")
+    (tmp_path / "lines.jsonl").write_text('{"prompt": "the goose "}\n\n{"id": 7, "prompt": "the fox"}\n')
+    same = ("--max-tokens", 5, "--seed", 3)
+    rows = [
+        [
+            json.loads(line)
+            for line in do("generate", made / "run", "--prompts", file, "--json", *same).stdout.splitlines()
+        ]
+        for file in (tmp_path / "lines.txt", tmp_path / "lines.jsonl")
+    ]
+    assert rows[0] == rows[1]
+    assert [row["prompt"] for row in rows[0]] == ["the goose ", "the fox"]
+    assert [(len(row["tokens"]), row["reason"], row["slid"]) for row in rows[0]] == [(5, "length", False)] * 2
+    texts = do("generate", made / "run", "--prompts", tmp_path / "lines.txt", "--num", 2, *same).stdout
+    whole = texts.removesuffix("\n").split(f"\n{'-' * 40}\n")
+    assert [text[: len(prompt)] for prompt, text in zip(["the goose "] * 2 + ["the fox"] * 2, whole, strict=True)] == [
+        "the goose ",
+        "the goose ",
+        "the fox",
+        "the fox",
+    ]
+    assert [whole[0], whole[2]] == [row["prompt"] + row["text"] for row in rows[0]]
+    [one] = do("generate", made / "run", "the fox", "--json", *same).stdout.splitlines()
+    assert json.loads(one)["text"] == rows[0][1]["text"]
+
+
 def test_generate_stops_before_a_stop_text(made: Path) -> None:
     text = do("generate", made / "run", PROMPT, "--max-tokens", 200, "--seed", 1, "--stop", "e", "--stop", "zz").stdout
     assert "e" not in text.removeprefix(PROMPT)
@@ -179,6 +206,26 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "predict without a model": (("predict",), "missing: MODEL; see: llucid predict --help"),
     "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
     "toy and json": (("predict", "--toy", "a", "--json"), "--toy a: takes no --json; leave that out"),
+    "no file of prompts": (
+        ("generate", "{made}/run", "--prompts", "{tmp}/none"),
+        "{tmp}/none: cannot be read (No such",
+    ),
+    "no prompts": (
+        ("generate", "{made}/run", "--prompts", "{tmp}/empty.txt"),
+        "--prompts {tmp}/empty.txt: there is no",
+    ),
+    "no text of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/binary"), "{tmp}/binary: not a UTF-8 text"),
+    "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 2: expected {{"),
+    "too many prompts": (
+        ("generate", "{made}/run", "--prompts", "/dev/zero"),
+        "/dev/zero: not a regular file",
+    ),
+    "no tools": (
+        ("chat", "{made}/run", "--tools", "{tmp}/wrong.jsonl"),
+        "wrong.jsonl: expected a JSON list of objects",
+    ),
+    "no documents": (("chat", "{made}/run", "--documents", "{tmp}/none"), "{tmp}/none: cannot be read"),
+    "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
     "more than can be": (
@@ -203,10 +250,20 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
+WRONG_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
+
+
 @pytest.mark.parametrize("case", WRONG)
-def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: Path) -> None:
+def test_bad_input_gets_one_line_and_status_2(
+    case: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments, says = WRONG[case]
-    for name, content in {"empty.txt": b"", "short.txt": b"x" * 99, "binary": b"\xff\xfe" * 500}.items():
+    for name, content in {
+        "empty.txt": b"",
+        "short.txt": b"x" * 99,
+        "binary": b"\xff\xfe" * 500,
+        "wrong.jsonl": WRONG_LINES,
+    }.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "train.toml").write_text("wings = 2\n")
     places = {"made": made, "tmp": tmp_path}
@@ -220,12 +277,17 @@ def test_bad_input_gets_one_line_and_status_2(case: str, made: Path, tmp_path: P
         Characters(map(chr, range(32, 127))).save(tmp_path / "big")
         places["big"] = tmp_path / "big"
     before = sorted(tmp_path.rglob("*"))
-    done = do(*(argument.format(**places) for argument in arguments), status=2, cwd=tmp_path)
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "[Errno" not in done.stderr
-    assert says.format(**places) in done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["llucid", *(argument.format(**places) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "[Errno" not in err
+    assert says.format(**places) in err
+    assert out == ""
     assert sorted(tmp_path.rglob("*")) == before  # nothing half-written
 
 
@@ -305,7 +367,7 @@ def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     """`import llucid` and `llucid --help` are quick because they leave these alone."""
     heavy = "{'torch', 'numpy', 'matplotlib', 'tokenizers', 'safetensors', 'jinja2', 'huggingface_hub'}"
-    for code in ("import llucid", "import llucid.cli"):
+    for code in ("import llucid", "from llucid.cli import overview; overview()"):
         probe = f"{code}; import sys; print(sorted({heavy} & sys.modules.keys()))"
         assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "[]\n"
 
@@ -359,13 +421,21 @@ def test_help_says_what_may_be_left_out() -> None:
     assert "(default: 0)" in shown
     assert "None" not in shown
     sections = re.findall(r"^(\S.*):$", shown, re.MULTILINE)
-    assert sections == ["data", "size and length", "output", "optimisation", "computing", "model"]
+    assert sections[:-1] == ["data", "size and length", "output", "optimisation", "computing"]
+    assert sections[-1].startswith("Numbers of the model")
+    assert re.findall(r"^  --(\S+)", shown, re.MULTILINE)[:4] == ["corpus", "chat", "base", "tokenizer"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_has_a_help_text(name: str) -> None:
+def test_the_help_says_what_happens_without_an_option(name: str) -> None:
+    """But for the sizes of a model, which are the preset's, and for options that only add something."""
     for option in options_of(command_class(name)):
         assert len(option.help) > 5, option.name
+        if option.field.default is None and not option.name.startswith("model."):
+            assert re.search("default: |[Ii]nstead|unless given|preset.s", option.help) or option.name in (
+                "steps",
+                "stop_after",
+            ), option.name
 
 
 def test_version() -> None:

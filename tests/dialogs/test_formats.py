@@ -177,11 +177,11 @@ def test_formats_are_told_by_the_tokenizer(
 def test_a_base_model_is_no_chat_model() -> None:
     with pytest.raises(NotAChatModel, match="this is not a chat model"):
         encode_dialog(said("a"), Characters("abc"))
-    with pytest.raises(LlucidError, match=r"--format llama3: the model's tokenizer has no <\|begin_of_text\|>"):
+    with pytest.raises(LlucidError, match=r"format=llama3: the model's tokenizer has no <\|begin_of_text\|>"):
         encode_dialog(said("a"), Characters("abc"), "llama3")
-    with pytest.raises(LlucidError, match="--format llama2: the model's tokenizer has no BOS"):
+    with pytest.raises(LlucidError, match="format=llama2: the model's tokenizer has no BOS"):
         encode_dialog(said("a"), Characters("abc"), "llama2")
-    with pytest.raises(LlucidError, match="--format lama3: not a format of dialogues; expected one of: llama2, llama3"):
+    with pytest.raises(LlucidError, match="format=lama3: not a format of dialogues; expected one of: llama2, llama3"):
         encode_dialog(said("a"), Characters("abc"), "lama3")
 
 
@@ -201,9 +201,15 @@ WRONG: dict[str, tuple[object, str]] = {
     ),
     "more than that": ([{"role": "user", "content": "x", "wings": 2}], r"messages\[0\]: .*'wings'"),
     "another role": ([{"role": "wizard", "content": "x"}], r"messages\[0\]: role 'wizard' is not known; .*assistant"),
-    "no text": ([{"role": "user", "content": ["x"]}], r"messages\[0\]: the content should be a text and is list"),
+    "no text": (
+        [{"role": "user", "content": ["x"]}],
+        r"messages\[0\]: the content should be a text and is of type list",
+    ),
     "a late system": (said("x", "y") + said("z", system="s"), r"messages\[2\]: a system message can only be the first"),
-    "an answer last": (said("x", "y"), r"messages\[1\]: the last message is to be answered and is of the assistant"),
+    "an answer last": (
+        said("x", "y"),
+        r"messages\[1\]: the last message should be of the user or a tool, and is of the assistant",
+    ),
     "a system alone": (said(system="s"), r"messages\[0\]: the last message .* is of the system"),
 }
 
@@ -217,11 +223,9 @@ def test_what_is_no_dialogue_is_refused_by_name(case: str) -> None:
 
 def test_llama2_wants_questions_and_answers_in_turns(llama2: Tokenizer) -> None:
     twice = [*said("x", system="s"), *said("y")]
-    with pytest.raises(
-        LlucidError, match=r"messages\[2\]: in Llama 2's format it is the assistant's turn, not the user"
-    ):
+    with pytest.raises(LlucidError, match=r"messages\[2\]: Llama 2's format expects the assistant here, not the user"):
         encode_dialog(twice, llama2)
-    with pytest.raises(LlucidError, match=r"messages\[1\]: in Llama 2's format .* not the tool's"):
+    with pytest.raises(LlucidError, match=r"messages\[1\]: Llama 2's format expects .* not the tool"):
         encode_dialog([*said("x"), {"role": "tool", "content": "x"}], llama2)
     with pytest.raises(LlucidError, match="the model's chat template: Conversation roles must alternate"):
         encode_dialog(twice, llama2, LLAMA2)

@@ -81,7 +81,7 @@ def test_both_places_of_a_template(tmp_path: Path) -> None:
 
     config.write_text(json.dumps(told | {"chat_template": LLAMA3}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
-    with pytest.raises(LlucidError, match=r"--format tool_use: not a format"):
+    with pytest.raises(LlucidError, match=r"format=tool_use: not a format"):
         known_format("tool_use", load_tokenizer(tmp_path))
 
     several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": LLAMA3}]
@@ -162,9 +162,9 @@ def test_templates_that_make_special_tokens_of_harmless_words(tokenizer: JsonTok
     assert controls("{{ '<|im_' + m.content }}", "start|>") == [IM_END]
     assert controls("{{ m.content | upper }}", "<|im_start|> hello") == [IM_END]
     for rewriting in ("{{ m.content[:3] }}", "{{ m.content | reverse }}", "{{ m.content | list | join(' ') }}"):
-        with pytest.raises(LlucidError, match="rewrites messages, and one of these spells out a special token"):
+        with pytest.raises(LlucidError, match="changes a text that spells a special token"):
             controls(rewriting, "<|im_start|>")
-    with pytest.raises(LlucidError, match="rewrites messages"):
+    with pytest.raises(LlucidError, match="changes a text"):
         controls("{{ m.content[::-1] }}", ">|trats_mi|<")
 
 
@@ -182,6 +182,150 @@ def test_a_template_may_ask_for_the_tokens_that_the_config_names(tokenizer: Json
     named = JsonTokenizer(json.loads(tokenizer.json()), config=config)
     template = "{{ pad_token }}{{ unk_token }}{% if sep_token is defined %}x{% endif %}"
     assert encode_dialog(said("x"), named, template) == [tokenizer.special[f"<|im_{way}|>"] for way in ("start", "end")]
+
+
+PHI3 = (
+    "{{ bos_token }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + '\\n' + message['content'] "
+    "+ '<|end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("strips", [{}, {"rstrip": True}, {"lstrip": True}, {"lstrip": True, "rstrip": True}], ids=str)
+def test_tokens_that_take_the_white_space_beside_them(strips: dict[str, bool], tmp_path: Path) -> None:
+    """As those of Phi-3, which is also published as a Llama."""
+    letters().save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for number, name in enumerate(("<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), IM_START):
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True} | strips
+        content["added_tokens"].append({"id": number, "content": name, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    spaced = PHI3.replace("'<|end|>", "' \u3000\\t<|end|>").replace("|>' + '", "|>' + '\\n \\x85\\x1c")
+    for template in (PHI3, spaced):
+        for dialog in (said("Hi", "Hello", "2+2?", system="Be brief."), said(""), said("a  b\n\nc")):
+            expected = theirs.apply_chat_template(
+                dialog, chat_template=template, add_generation_prompt=True, return_dict=False
+            )
+            assert encode_dialog(dialog, ours, template) == expected
+    ids = encode_dialog(said("<|user|> x <|end|>"), ours, PHI3)
+    assert [token for token in ids if token >= IM_START] == [IM_START, IM_START + 3, IM_START + 1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "[:-1] ~ 'A'",
+        "[:-1]",
+        "[1:]",
+        "[:9]",
+        "[9:]",
+        "[8:]",
+        "[-1:]",
+        " | tojson(ensure_ascii=True)",
+    ],
+)
+def test_templates_that_change_a_letter_of_a_message(change: str, tokenizer: JsonTokenizer) -> None:
+    template = f"{{% for m in messages %}}{{{{ m.content{change} }}}}{{% endfor %}}<|im_end|>"
+    python = {" | tojson(ensure_ascii=True)": json.dumps("hello world")}
+    expected = python[change] if change in python else eval("'hello world'" + change.replace("~", "+"))
+    assert encode_dialog(said("hello world"), tokenizer, template) == [*expected.encode(), IM_END]
+    with pytest.raises(LlucidError, match="changes a text that spells a special token"):
+        encode_dialog(said("<|im_start|>"), tokenizer, template)
+
+
+def test_very_many_special_tokens_in_a_very_long_text(tokenizer: JsonTokenizer) -> None:
+    """The search is linear; by a regular expression it takes half an hour."""
+    content = json.loads(tokenizer.json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    more = [{"id": 600 + n, "content": f"<|aaaa{n}|>", **flags} for n in range(20_000)]
+    content["added_tokens"] += more
+    first = len(tokenizer.tokenizer.get_vocab(with_added_tokens=True))
+    many = JsonTokenizer(content)
+    ids = encode_dialog(said("x"), many, "{{ '<|aaaa' * 270000 }}<|aaaa7|>")
+    assert ids[-1] == many.special["<|aaaa7|>"]
+    assert len(ids) == 6 * 270_000 + 1
+    assert first <= ids[-1] < first + 20_000
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather in a place.",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+        },
+    }
+]
+ASKING = (
+    "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{{ tool.function.description }}"
+    "{{ tool | tojson(indent=2) }}{% endfor %}{% endif %}"
+    "{% for d in documents or [] %}{{ d.title }}{{ d.text }}{% endfor %}"
+    "{% if enable_thinking is defined and not enable_thinking %}quick{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"tools": TOOLS}, {"documents": [{"title": "Bells", "text": "ring"}]}, {"enable_thinking": False}],
+    ids=str,
+)
+def test_values_that_a_template_asks_for(values: dict[str, Any], tokenizer: JsonTokenizer, theirs: Any) -> None:
+    expected = theirs.apply_chat_template(
+        said("x"), chat_template=ASKING, add_generation_prompt=True, return_dict=False, **values
+    )
+    assert encode_dialog(said("x"), tokenizer, ASKING, **values) == expected
+
+
+def test_no_text_of_a_tool_or_a_document_becomes_a_special_token(tokenizer: JsonTokenizer) -> None:
+    def with_texts(name: str, description: str) -> list[int]:
+        tool = {"function": {"name": name, "description": description, "<|im_start|>": [name, {"x": description}]}}
+        document = {"title": name, "text": description}
+        ids = encode_dialog(said("x"), tokenizer, ASKING, tools=[tool], documents=[document])
+        assert [token for token in ids if token in (IM_START, IM_END)] == [IM_START, IM_END]
+        return ids
+
+    for pair in (
+        ("<|im_start|>", "x"),
+        ("<|im_", "end|>"),
+        ("<", "|im_end|>"),
+        ("<|im_end|", ">"),
+        ("<|im_start|><", ""),
+    ):
+        assert f"{pair[0]}{pair[1]}{{\n" in tokenizer.decode(with_texts(*pair))
+    with pytest.raises(LlucidError, match="changes a text that spells a special token"):
+        encode_dialog(said("x"), tokenizer, "{{ tools[0].name[2:] }}<|im_end|>", tools=[{"name": "<|im_start|>"}])
+
+
+def test_values_that_cannot_be_given(tokenizer: JsonTokenizer) -> None:
+    with pytest.raises(LlucidError, match="tools: the format plain has no place for it; only a chat template may"):
+        encode_dialog(said("x"), tokenizer, "plain", tools=TOOLS)
+    with pytest.raises(LlucidError, match="tools: expected what JSON can express"):
+        encode_dialog(said("x"), tokenizer, ASKING, tools=[{"x": {1, 2}}])
+
+
+NAMES = ["chat_template.jinja", "additional_chat_templates/x.jinja", "tokenizer_config.json", "special_tokens_map.json"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "added_tokens.json"])
+def test_only_regular_files_are_read(name: str, tmp_path: Path) -> None:
+    """A pipe would keep us waiting for ever, and a device would fill the memory."""
+    letters().save(tmp_path)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "tokenizer_config.json").unlink()
+    file = tmp_path / name
+    os.mkfifo(file)
+    with pytest.raises(LlucidError, match=f"{name}: not a regular file"):
+        load_tokenizer(tmp_path)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(LlucidError, match=f"{name}: not a regular file"):
+        load_tokenizer(tmp_path)
+    file.unlink()
+    file.write_bytes(b" " * (2**24 + 1))
+    with pytest.raises(LlucidError, match=rf"{name}: larger than [\d,]+ bytes"):
+        load_tokenizer(tmp_path)
 
 
 def test_bos_is_there_once(tokenizer: JsonTokenizer) -> None:

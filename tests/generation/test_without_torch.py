@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from llucid.arrays.mapped import Mapped, Packed
-from llucid.arrays.quantized import Quantized
+from llucid.arrays import Mapped, Quantized
 from llucid.chat import STORYTELLER
 from llucid.chat.session import Session
 from llucid.checkpoints import Model, load, save
@@ -67,7 +66,7 @@ def ids(count: int, seed: int = 0) -> list[int]:
 def mapped(path: Path) -> Model:
     """The model as its file has it."""
     model = load(path, quantize="file", mapped=True)
-    assert {type(leaf) for leaf in leaves(model.weights)} <= {Mapped, Packed}
+    assert {type(leaf) for leaf in leaves(model.weights)} <= {Mapped, Quantized}
     return model
 
 
@@ -307,9 +306,11 @@ def test_what_c_cannot_read_where_it_is_comes_as_tensors(tmp_path: Path, monkeyp
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(load(tmp_path / "wide", mapped=True).weights))
     save(model, tmp_path / "runq.bin", "gguf", dtype="q8_0")
     asked: dict[str, Any]
-    for asked in ({"dtype": "float16"}, {"quantize": "int8"}, {}):  # {}: dequantised, as the name of no form says
+    for asked in ({"dtype": "float16"}, {"quantize": "int8"}):
         found = load(tmp_path / "runq.bin", device="cpu", mapped=True, **asked)
-        assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(found.weights))
+        assert all(isinstance(leaf, torch.Tensor | Quantized) for leaf in leaves(found.weights))
+    found = load(tmp_path / "runq.bin", device="cpu", mapped=True)
+    assert {(type(leaf), leaf.dtype) for leaf in leaves(found.weights)} == {(Mapped, "float32")}  # dequantised
     monkeypatch.setattr("llucid.checkpoints.only_cpu", lambda: False)
     save(model, tmp_path / "plain")
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(load(tmp_path / "plain", mapped=True).weights))

@@ -1,4 +1,4 @@
-"""The lessons run, their answers pass their checks, and their pages need no network."""
+"""The lessons run, their checks reject wrong answers, and the published pages are fresh and need no network."""
 
 import importlib.util
 import os
@@ -9,69 +9,131 @@ from pathlib import Path
 from types import ModuleType
 
 import jupytext
+import nbformat
 import pytest
+from nbclient.exceptions import CellTimeoutError
 
-LESSONS = Path(__file__).resolve().parents[2] / "lessons"
-FILES = sorted(LESSONS.glob("0*.py"))
-NAMES = [file.stem for file in FILES]
+from tests.lessons.wrong_answers import WRONG
+
+ROOT = Path(__file__).resolve().parents[2]
+LESSONS = ROOT / "lessons"
+PUBLISHED = ROOT / "docs" / "lessons"
+NAMES = [file.stem for file in sorted(LESSONS.glob("[0-9][0-9]_*.py"))]
 
 
 @pytest.fixture(scope="module")
 def render() -> ModuleType:
-    """lessons/render.py, which is of no package."""
-    found = importlib.util.spec_from_file_location("render", LESSONS / "render.py")
-    assert found
-    assert found.loader
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    """lessons/render.py, which belongs to no package."""
+    spec = importlib.util.spec_from_file_location("render", LESSONS / "render.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
-def test_there_are_nine() -> None:
-    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(1, 10)]
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_lesson_runs(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = os.pathsep.join(filter(None, [str(LESSONS.parent), os.environ.get("PYTHONPATH")]))
-    kept = tmp_path_factory.getbasetemp() / "lessons"  # one trained model for all
-    told = {"PYTHONPATH": path, "MPLBACKEND": "agg", "LLUCID_CACHE": str(kept), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "error", f"{name}.py"]
-    ran = subprocess.run(command, cwd=LESSONS, env=os.environ | told, capture_output=True, text=True, timeout=300)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert ran.stdout.count("holds") >= 3
+def test_lesson_runs_and_its_checks_reject_wrong_answers(name: str) -> None:
+    environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(Path(__file__).with_name("exercises.py")), name]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert ran.returncode == 0, ran.stdout[-1000:] + ran.stderr[-3000:]
+    assert ran.stdout.count("wrong answers fail, the answer passes") == len(WRONG[name])
+
+
+def test_every_exercise_has_wrong_answers() -> None:
+    assert sorted(WRONG) == NAMES
+    for name in NAMES:
+        assert len(WRONG[name]) >= 2
+        assert all(len(wrong) >= 2 for wrong in WRONG[name]), name
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_lesson_has_the_parts_that_every_lesson_has(name: str, render: ModuleType) -> None:
     lesson = render.describe(LESSONS / f"{name}.py")
     cells = jupytext.read(LESSONS / f"{name}.py").cells
-    tags = [tag for cell in cells for tag in cell.metadata.get("tags", [])]
+    tags = [cell.metadata.get("tags", []) for cell in cells]
     assert lesson.title
     assert 100 < len(lesson.about) < 400
-    assert tags.count("answer") == tags.count("check") == 3
-    assert tags.count("picture") == 1
+    assert sum("picture" in each for each in tags) == 1
+    exercises = [number for number, each in enumerate(tags) if "exercise" in each]
+    assert [tags[number + 1] for number in exercises] == [["check"]] * len(WRONG[name])
+    assert [tags[number + 2] for number in exercises] == [["answer"]] * len(WRONG[name])
+    for cell, each in zip(cells, tags, strict=True):
+        if "plot" in each or "picture" in each:
+            assert cell.source.startswith("# "), "a figure has no text alternative"
+        if "exercise" in each:
+            assert "raise NotImplementedError" in cell.source
+        if cell.cell_type == "code" and re.match(r"(import|from) ", cell.source):
+            assert "setup" in each, f"imports belong in a folded cell:\n{cell.source}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_page_is_fresh_and_small(name: str, render: ModuleType) -> None:
+    """If this fails, run `./dev lessons --publish` and commit docs/lessons."""
+    lesson = render.describe(LESSONS / f"{name}.py")
+    text = (PUBLISHED / f"{name}.md").read_text(encoding="utf-8")
+    assert f"<!-- {render.digest(lesson)} -->" in text, f"docs/lessons/{name}.md is stale: ./dev lessons --publish"
+    pictures = re.findall(r"!\[.+\]\((.+?\.png)\)", text)
+    assert pictures
+    assert sorted(pictures) == sorted(file.name for file in PUBLISHED.glob(f"{name}_*.png"))
+    assert all((PUBLISHED / each).stat().st_size < 300_000 for each in pictures)
+    assert len(text) < 100_000
+    assert "Traceback" not in text
+
+
+def test_published_contents_name_every_lesson(render: ModuleType) -> None:
+    assert (PUBLISHED / "README.md").read_text(encoding="utf-8") == render.published_contents(render.lessons())
+    assert sorted(file.stem for file in PUBLISHED.glob("[0-9]*.md")) == NAMES
+
+
+def test_links_of_lessons_lead_somewhere() -> None:
+    for name in NAMES:
+        for link in re.findall(r"\]\(([^)#]+)\)", (PUBLISHED / f"{name}.md").read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (PUBLISHED / link).exists(), f"{name}: {link}"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_page_needs_no_network_and_its_equations_are_mathml(name: str, render: ModuleType) -> None:
     everything = render.lessons()
     lesson = next(lesson for lesson in everything if lesson.name == name)
-    html = render.page(render.notebook(lesson), lesson, everything)
+    html = render.page(render.read(lesson), lesson, everything)
     assert not re.search(r"<script|<link|@import|url\(|(src|href)=.?(https?:)?//", html)
     assert "$" not in re.sub(r"<pre.*?</pre>", "", html, flags=re.DOTALL), "an equation was not understood"
     assert "<merror" not in html
-    for match in re.findall(r'href="(.*?)"', html):
-        assert match == "index.html" or match.removesuffix(".html") in NAMES
+    assert html.count("<summary>An answer</summary>") == len(WRONG[name])
 
 
-def test_equation_becomes_mathml_and_answer_is_folded(render: ModuleType) -> None:
-    cells = ["# %% [markdown]\n# $x_1$ and $$\\sqrt{x}$$", '# %% tags=["answer"]\nx = 1']
-    html = render.page(jupytext.reads("\n\n".join(cells), "py:percent"), render.lessons()[0], render.lessons())
+def test_equation_becomes_mathml_and_code_is_folded(render: ModuleType) -> None:
+    cells = [
+        "# %% [markdown]\n# $x_1$ and $$\\sqrt{x}$$",
+        '# %% tags=["exercise"]\nx = 0',
+        '# %% tags=["check"]\nassert x == 1',
+        '# %% tags=["answer"]\nx = 1',
+        '# %% tags=["setup"]\nimport os',
+    ]
+    notebook = jupytext.reads("\n\n".join(cells), "py:percent")
+    html = render.page(notebook, render.lessons()[0], render.lessons())
     assert "<msub>" in html
     assert re.search(r'<math[^>]*display="block"[^>]*>.*?<msqrt>', html, re.DOTALL)
-    assert re.search(r"<details>.*class=\"cell\".*</details>", html, re.DOTALL)
+    assert [re.sub("<.*?>", "", each) for each in re.findall(r"<summary>.*?</summary>", html)] == [
+        "An answer",
+        "Imports",
+    ]
+
+
+def test_answers_run_before_their_checks_and_stand_after_them(render: ModuleType) -> None:
+    text = "\n\n".join(f'# %% tags=["{tag}"]\n{tag} = 1' for tag in ("exercise", "check", "answer", "plot"))
+    cells = jupytext.reads(text, "py:percent").cells
+    order = [cell.source.split()[0] for cell in render.swap_answers(cells)]
+    assert order == ["exercise", "answer", "check", "plot"]
+    assert render.swap_answers(render.swap_answers(cells)) == cells
+
+
+def test_math_for_code_hosts(render: ModuleType) -> None:
+    given = "A $x_1$, `a $b$ c` and\n\n$$ y \\\\ z $$\n\nend $\\{1\\}$"
+    assert render.github_math(given) == "A $`x_1`$, `a $b$ c` and\n\n```math\ny \\\\ z\n```\n\nend $`\\{1\\}`$"
 
 
 def test_table_of_contents_names_every_lesson(render: ModuleType) -> None:
@@ -79,18 +141,48 @@ def test_table_of_contents_names_every_lesson(render: ModuleType) -> None:
     assert all(f'href="{name}.html"' in html for name in NAMES)
 
 
+def test_notebook_to_edit_does_not_run_answers(render: ModuleType) -> None:
+    notebook = render.notebook_to_edit(render.lessons()[0])
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any("answer" in render.tags(cell) for cell in code)
+    assert sum("<summary>An answer</summary>" in cell.source for cell in notebook.cells) == len(WRONG[NAMES[0]])
+    assert all("raises-exception" in render.tags(cell) for cell in code if "check" in render.tags(cell))
+
+
 def test_unknown_lesson_is_one_line() -> None:
-    command = [sys.executable, str(LESSONS / "render.py"), "17"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, str(LESSONS / "render.py"), "77"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 2
-    assert ran.stderr.strip() == f"error: there is no lesson 17; there are {', '.join(name[:2] for name in NAMES)}"
+    assert ran.stderr.strip() == f"error: there is no lesson 77; there are {', '.join(name[:2] for name in NAMES)}"
+
+
+def test_a_cell_over_its_limit_is_an_error_in_one_line(
+    render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "01_slow.py").write_text(
+        "# %% [markdown]\n# # Slow\n#\n# It sleeps.\n\n# %%\nimport time\n\ntime.sleep(99)\n"
+    )
+    monkeypatch.setattr(render, "LESSONS", tmp_path)
+    monkeypatch.setattr(render, "SECONDS", 1)
+    lesson = render.lessons()[0]
+    with pytest.raises(CellTimeoutError):
+        render.run(lesson)
+    monkeypatch.setattr(sys, "argv", ["render.py", "01"])
+    with pytest.raises(SystemExit) as stopped:
+        render.main()
+    capsys.readouterr()
+    message = str(stopped.value)
+    assert message.strip() == (
+        "error: lessons/01_slow.py: a cell took more than 1 seconds; close other programs and run it again"
+    )
 
 
 @pytest.mark.slow
 def test_page_of_a_lesson_that_ran(render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "BUILD", tmp_path)
-    lesson = next(lesson for lesson in render.lessons() if lesson.name.startswith("02"))
-    html = render.render(lesson, render.lessons(), pictures=False).read_text(encoding="utf-8")
+    lesson = next(lesson for lesson in render.lessons() if lesson.number == "04")
+    html = render.render(lesson, render.lessons()).read_text(encoding="utf-8")
     assert html.count("data:image/svg+xml;base64,") >= 3
-    assert "holds: of 64 pairs" in html
+    assert "correct: of 64 pairs" in html
     assert (tmp_path / f"{lesson.name}.svg").read_text(encoding="utf-8").startswith("<?xml")

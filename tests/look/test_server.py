@@ -111,7 +111,7 @@ def test_source_and_names_lead_from_a_place_to_its_values(client: Client, first:
 
 def test_tokens(client: Client, first: str, found: Trace) -> None:
     told = client.get(first)
-    assert (told["id"], told["parent"], told["changes"], told["text"]) == (first, None, [], None)
+    assert (told["id"], told["parent"], told["changes"], told["text"]) == (first, None, [], MODEL.tokenizer.decode(IDS))
     assert [token["id"] for token in told["tokens"]] == IDS
     assert [token["piece"] for token in told["tokens"]] == found.tokens
     assert told["tokens"][0]["surprise"] is None

@@ -13,14 +13,13 @@ from torch import Tensor
 import llucid
 from llucid import LlucidError, Model
 from llucid import llama as equations
-from llucid.arrays.quantized import dequantize, quantize
 from llucid.chat import STORYTELLER
 from llucid.config import Config
 from llucid.corpora.fables import tale
 from llucid.llama import llama
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.heads import copying
-from llucid.weights import to
+from llucid.weights import dequantize, quantize, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, SIZES
 from tests.test_llama import as_transformers, lively

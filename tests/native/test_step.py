@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llucid.arrays.quantized import dequantize, quantize
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.generation.decode import Step, decode
 from llucid.llama import NOWHERE, Cache, empty_cache, llama
 from llucid.native import step as llama_c
 from llucid.native.step import FLAGS, decode_step, library, step_of
-from llucid.weights import Weights, initialise, to, tree_map
+from llucid.weights import Weights, dequantize, initialise, quantize, to, tree_map
 from tests.configs import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -498,7 +497,7 @@ void exponentials(const float *x, float *y, int count) {
 
 START = """
 import torch, sys
-from llucid.config import PRESETS
+from llucid.presets import PRESETS
 from llucid.llama import empty_cache
 from llucid.native.step import decode_step
 from llucid.weights import initialise
@@ -529,7 +528,7 @@ import sys, torch
 from tests.test_llama_c import CONFIGS, FLAGS, WIDE, Config, drawn, ids, by_step
 from llucid.llama import empty_cache
 from llucid.native.step import library, step_of
-from llucid.arrays.quantized import quantize
+from llucid.weights import quantize
 from llucid.weights import to
 loaded = library((*FLAGS, *sys.argv[1:]))
 narrow = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65})

@@ -155,6 +155,43 @@ def test_files_that_are_no_tokenizer_are_told_in_one_line(tmp_path: Path, conten
     assert "\n" not in str(told.value)
 
 
+@pytest.mark.parametrize("more", [b"[],", b"{},", b"[[[]]],"])
+def test_empty_lists_and_objects_are_bounded(more: bytes, tmp_path: Path) -> None:
+    """As Python objects they take 25 times the size of the file."""
+    (tmp_path / "tokenizer.json").write_bytes(b'{"x": [' + more * 100_000 + b"0]}")
+    with pytest.raises(LlucidError, match="mostly empty lists or objects"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_roles_of_a_lone_surrogate(tmp_path: Path) -> None:
+    train_bpe([TALE], 300).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"eos_token": "\\ud800", "additional_special_tokens": ["\\udfff"]}'
+    )
+    assert load_tokenizer(tmp_path).eos is None
+    assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 3}, "unk_token": "a"}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 0, "": 1}, "unk_token": "a"}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 0, "<s>": 9}, "unk_token": "a"}},
+        {"model": {"type": "Unigram", "vocab": [["a", 0.0], ["a", 0.0]], "unk_id": 0}},
+    ],
+)
+def test_the_info_of_odd_ids_is_that_of_the_one_that_is_built(change: dict[str, object], tmp_path: Path) -> None:
+    content = json.loads(train_bpe([TALE], 300).json()) | {"pre_tokenizer": None, "decoder": None} | change
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"] = [
+        {"id": 7 + n, "content": name, "special": True, **flags} for n, name in enumerate(["<s>", "b"])
+    ]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": ""}')
+    assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
+
+
 def test_where_there_is_nothing(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(LlucidError, match="no tokenizer here"):

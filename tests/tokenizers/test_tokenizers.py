@@ -16,6 +16,7 @@ from llucid.checkpoints import Model, save
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, train_bpe
@@ -176,7 +177,8 @@ def test_a_beginning_that_cannot_be_is_refused() -> None:
         JsonTokenizer(with_special("<s>") | {"post_processor": beyond})
 
 
-def test_what_the_library_cannot_stand_is_an_error_in_words() -> None:
+def test_an_error_of_the_library_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """A panic of its Rust prints nothing else."""
     panics = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
     tokenizer = JsonTokenizer(json.loads(BPE.json()) | {"normalizer": panics})
     with pytest.raises(LlucidError, match="the text cannot be encoded: index out of bounds"):
@@ -185,6 +187,16 @@ def test_what_the_library_cannot_stand_is_an_error_in_words() -> None:
     tokenizer = JsonTokenizer(json.loads(BPE.json()) | {"pre_tokenizer": odd})
     with pytest.raises(LlucidError, match=r"the text cannot be encoded: .*retry-limit"):
         tokenizer.encode("a" * 50 + "b")
+    strip = {"type": "Strip", "content": "a", "start": 1, "stop": 1}
+    with pytest.raises(LlucidError, match="the tokens cannot be decoded"):
+        JsonTokenizer(json.loads(BPE.json()) | {"decoder": strip}).decode(BPE.encode("a"))
+    length = {"type": "FixedLength", "length": 0}
+    with pytest.raises(LlucidError, match="the text cannot be encoded: chunk size"):
+        JsonTokenizer(json.loads(BPE.json()) | {"pre_tokenizer": length}).encode("a")
+    nothing = BEGINNING | {"special_tokens": {}}
+    with pytest.raises(LlucidError, match="cannot be read"):
+        JsonTokenizer(with_special("<s>") | {"post_processor": nothing})
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -229,6 +241,28 @@ def test_a_text_that_the_library_refuses() -> None:
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0}, "<unk>"))
     with pytest.raises(LlucidError, match="cannot be encoded"):
         JsonTokenizer(json.loads(words.to_str())).encode("b")
+
+
+@pytest.mark.parametrize("number", [2**29, 2**31 - 1, 2**64, -1, 1.5, True, None, "1"])
+def test_ids_are_bounded_by_the_size_of_the_file(number: Any) -> None:
+    """The library allocates memory for each id up to the largest: 2 GB for 2²⁹."""
+    words = {"type": "WordLevel", "vocab": {"a": 0, "b": number}, "unk_token": "a"}
+    for content in (with_special() | {"model": words}, with_special("<s>")):
+        content["added_tokens"] = [added | {"id": number} for added in content["added_tokens"]]
+        with pytest.raises(LlucidError, match=r"its \d+ ids should be whole numbers below"):
+            JsonTokenizer(content)
+
+
+def test_merges_are_bounded_by_the_size_of_the_vocabulary() -> None:
+    """Of pieces q, qq, qqq and so on, they grow with the third power of the number of pieces."""
+    many = {"q" * n: n for n in range(1, 1500)}
+    with pytest.raises(LlucidError, match="too many long pieces that contain one another"):
+        merges_of(many)
+    assert len(merges_of({"q" * n: n for n in range(1, 100)})) == 99 * 98 // 2
+    assert merges_of({"q" * 10**6: 0, "q": 1, "qq": 2}) == [("q", "q")]
+    tokenizer = Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", *(piece.encode() for piece in many)], [0.0] * 1502)
+    with pytest.raises(LlucidError, match="too many long pieces"):
+        tokenizer.json()
 
 
 def test_the_merges_of_a_vocabulary() -> None:

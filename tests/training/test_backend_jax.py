@@ -18,9 +18,9 @@ jax = pytest.importorskip("jax", reason="the extra 'jax' is not installed")
 pytest.importorskip("optax", reason="the extra 'jax' is not installed")
 
 import llucid  # noqa: E402
-from llucid.config import PRESETS  # noqa: E402
 from llucid.errors import LlucidError  # noqa: E402
 from llucid.llama_jax import from_torch  # noqa: E402
+from llucid.presets import PRESETS  # noqa: E402
 from llucid.training import backend_jax  # noqa: E402
 from llucid.training.loop import train  # noqa: E402
 from llucid.training.optimizer import (  # noqa: E402

@@ -2,7 +2,7 @@
 
 import torch
 
-from llucid.config import PRESETS
+from llucid.presets import PRESETS
 from llucid.training.recipes import FINE_TUNING, RECIPES, resolve, window
 from llucid.training.settings import Settings
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llucid.config import PRESETS
 from llucid.errors import LlucidError
+from llucid.presets import PRESETS
 from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
 
 

@@ -5,7 +5,7 @@ import { useEffect, useState } from "look/vendor/preact.js";
 /** @typedef {import("look/types.js").Reading} Reading */
 /** @typedef {import("look/types.js").Info} Info */
 /** @typedef {import("look/types.js").Numbers} Numbers */
-/** @typedef {{type: string, headers: Record<string, string>, body: string, gzip?: boolean}} Kept */
+/** @typedef {{type: string, headers: Record<string, string>, body: string, gzip?: boolean, same?: string}} Kept */
 /** @typedef {{promise: Promise<unknown>, value?: unknown, error?: string}} Answer */
 
 const element = document.getElementById("answers");
@@ -88,8 +88,9 @@ async function ask(url) {
   if (file) {
     const kept = file.answers[url];
     if (!kept) throw new Error("This file does not hold it; llucid look shows it live.");
-    const packed = Uint8Array.from(atob(kept.body), (c) => c.charCodeAt(0));
-    const raw = kept.gzip ? await unzipped(packed) : packed;
+    const { body, gzip } = kept.same ? file.answers[kept.same] : kept;
+    const packed = Uint8Array.from(atob(body), (c) => c.charCodeAt(0));
+    const raw = gzip ? await unzipped(packed) : packed;
     if (kept.type.includes("json")) return JSON.parse(new TextDecoder().decode(raw));
     return numbers((name) => kept.headers[name], raw);
   }

@@ -1,7 +1,7 @@
 // @ts-check
 // The bar above the panes: which model, what was changed, what it is compared with, and a training run's snapshots.
 import { html, useEffect, useState } from "look/vendor/preact.js";
-import { address, edit, exportPage, get, isFile, leftOut, read, useAnswer } from "look/api.js";
+import { address, exportPage, get, isFile, leftOut, read, useAnswer } from "look/api.js";
 import { Picture, ink } from "look/canvas.js";
 import { short } from "look/colour.js";
 
@@ -92,7 +92,7 @@ export function Bar({ state, act }) {
     <span class="space"></span>
     <span class="status" role="status">${error ? html`<span class="error">${error}</span>` : saving || (busy ? "reading …" : "")}</span>
     <button onClick=${() => act.choose({ tour: 0 })} title="a guided tour in eight steps (t)" id="tour">Tour</button>
-    ${info.export && !isFile && html`<button id="save" title="this view as one HTML file, which opens without llucid" onClick=${async () => {
+    ${!isFile && html`<button id="save" title="this view as one HTML file, which opens without llucid" onClick=${async () => {
       note("writing …");
       try {
         const { token, layer, head, key, spot, target, sampling, sort } = state, page = await exportPage(run.id, { token, layer, head, key, spot, target, sampling, sort, view, dark });
@@ -116,5 +116,3 @@ function size(n) {
   const [unit, divisor] = n >= 1e9 ? ["G", 1e9] : n >= 1e6 ? ["M", 1e6] : n >= 1e3 ? ["k", 1e3] : ["", 1];
   return `${(n / Number(divisor)).toPrecision(3).replace(/\.?0+$/, "")} ${unit}`;
 }
-
-export { edit };

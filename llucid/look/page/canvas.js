@@ -40,7 +40,7 @@ export function Picture({ draw, label, class: kind = "", height, width, onPoint,
     const box = /** @type {HTMLCanvasElement} */ (canvas.current).getBoundingClientRect();
     then?.(event.clientX - box.left, event.clientY - box.top, event);
   };
-  return html`<canvas ref=${canvas} class=${`picture ${kind} ${onPick ? "pickable" : ""}`} role="img" aria-label=${label}
+  return html`<canvas ref=${canvas} class=${`picture ${kind} ${onPick ? "pickable" : ""}`} role=${label ? "img" : "presentation"} aria-label=${label || null} aria-hidden=${label ? null : "true"}
     style=${{ ...(height ? { height: `${height}px` } : {}), ...(width ? { width: `${width}px` } : {}) }}
     onMouseMove=${onPoint && at(onPoint)} onMouseLeave=${() => { hideTip(); onLeave?.(); }} onClick=${onPick && at(onPick)} />`;
 }

@@ -84,7 +84,7 @@ function cut({ shape, axes }, { run, head }, config = /** @type {any} */ (null))
 
 /** @type {(state: State, reading: Reading, seen: Seen | null, small?: boolean) => string | null} */
 function numbersAt(state, reading, seen, small = false) {
-  const size = small && !isFile ? { as: "u8", max: 32 } : {};
+  const size = small && !isFile ? { as: "u8", max: 32 } : { as: "f32" };
   if (seen?.weight) return address(`${reading.id}/weight`, { ...size, name: seen.weight });
   if (!seen?.value) return null;
   return address(`${reading.id}/value`, { ...size, name: seen.value.name, slice: cut(seen.value, state, config(state)).slice });
@@ -252,7 +252,7 @@ function Inspector({ state, act, seen, text, summaries }) {
     <header><h3>What is in <code>${text.length > 60 ? `${text.slice(0, 58)}…` : text}</code>?</h3>
       <p class="how">${places ? "Rows are places in the text; the chosen one is outlined, and drawn below." : size.rows > 1 ? "Rows and columns of the array; the colour is the number." : "Each bar is a number."}</p></header>
     <p class="facts"><code class="path" title=${name}>${name}</code>
-      <span>${seen.value ? seen.value.shape.map((n, i) => html`<span class="axis">${seen.value?.axes[i] ?? ""} <b>${n}</b></span>`) : html`<span class="axis">a weight</span>`}</span>
+      <span>${seen.value ? seen.value.shape.map((n, i) => (n > 1 || seen.value?.shape.length === 1) && html`<span class="axis">${seen.value?.axes[i] ?? ""} <b>${n}</b></span>`) : html`<span class="axis">a weight</span>`}</span>
       ${summary && html`<span class="numbers" title="smallest, mean ± standard deviation, largest">${short(summary.min)} … <b>${short(summary.mean)}</b> ± ${short(summary.std)} … ${short(summary.max)}</span><${Histogram} summary=${summary} />`}
       ${numbers && size.columns > 1 && html`<${Legend} kind=${bounds.negative ? "diverging" : "sequential"} dark=${dark}
         from=${bounds.negative ? `${bounds.clipped ? "≤ " : ""}${short(-bounds.limit, 2)}` : "0"} to=${`${bounds.clipped ? "≥ " : ""}${short(bounds.limit, 2)}`} />`}</p>
@@ -308,7 +308,7 @@ export function CodePane({ state, act }) {
   const inside = useAnswer(address(`${run.id}/summaries`, { layer })).value, outside = useAnswer(address(`${run.id}/summaries`)).value;
   const summaries = useMemo(() => ({ ...outside, ...inside }), [inside, outside]);
   const [hover, point] = useState(/** @type {number | null} */ (null));
-  const listing = useRef(/** @type {HTMLElement | null} */ (null));
+  const listing = useRef(/** @type {HTMLElement | null} */ (null)), shownIn = useRef(state.full);
   const seen = useMemo(() => (names ? seenIn(names, layer) : new Map()), [names, layer]);
   const lines = useMemo(() => (source && seen.size ? typeset(source, seen) : []), [source, seen]);
   const steps = useMemo(() => (source && names ? stepsOf(source, names, layer) : []), [source, names, layer]);
@@ -339,8 +339,13 @@ export function CodePane({ state, act }) {
     const line = /** @type {HTMLElement | null} */ (spans[0]?.closest(".line"));
     if (!line) return;
     line.classList.add("current");
-    const { offsetTop: top } = line;
-    if (top < box.scrollTop + 30 || top + line.offsetHeight > box.scrollTop + box.clientHeight - 10) box.scrollTo({ top: top - box.clientHeight / 3 });
+    const { offsetTop: top } = line, room = box.clientHeight, moved = shownIn.current !== state.full;
+    shownIn.current = state.full;
+    if (!moved && top > box.scrollTop + 30 && top + line.offsetHeight < box.scrollTop + room - 10) return;
+    // From the function's first line on, if what runs then still is in view.
+    let first = line;
+    while (first.previousElementSibling && !/^(def|class) /.test(first.querySelector("code")?.textContent ?? "")) first = /** @type {HTMLElement} */ (first.previousElementSibling);
+    box.scrollTo({ top: top + line.offsetHeight - first.offsetTop < room - 20 ? first.offsetTop - 6 : top - room / 2 });
   }, [spot, lines, state.full]);
   useLayoutEffect(() => {
     const box = listing.current;

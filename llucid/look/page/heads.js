@@ -1,7 +1,7 @@
 // @ts-check
 // The heads: all of them on a wall, one opened large, and the clocks by which RoPE makes its scores.
-import { html, useMemo, useRef } from "look/vendor/preact.js";
-import { address, isFile, useAnswer } from "look/api.js";
+import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
+import { address, get, isFile, useAnswer } from "look/api.js";
 import { colours, css, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
@@ -9,6 +9,8 @@ import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSi
 /** @typedef {import("look/types.js").Change} Change */
 /** @typedef {import("look/types.js").Scores} Scores */
 /** @typedef {import("look/types.js").Numbers} Numbers */
+/** @typedef {import("look/types.js").Clocks} Clocks */
+/** @typedef {import("look/types.js").State} State */
 
 /** What each score means, in words. @type {[keyof Scores, string, string][]} */
 export const SCORES = [
@@ -46,9 +48,9 @@ function Wall({ state, act }) {
     if (chosen) for (const one of all) one.score = chosen[one.layer][one.head];
     return chosen ? all.sort((a, b) => b.score - a.score) : all;
   }, [layers, heads, chosen]);
-  const label = chosen || full ? 12 : 0, edge = chosen ? 0 : 16;
+  const roomy = width > 40 * heads, label = chosen || (full && roomy) ? 12 : 0, edge = chosen ? 0 : 16;
   const across = chosen ? Math.max(1, Math.round(Math.sqrt((layers * heads * width) / Math.max(1, height)))) : heads, down = Math.max(1, Math.ceil((layers * heads) / Math.max(1, across)));
-  const pitch = Math.max(8, Math.min((width - edge - 2) / Math.max(1, across), (height - edge - 2) / down - label)), gap = pitch > 24 ? 4 : 1;
+  const pitch = Math.max(4, Math.min((width - edge - 2) / Math.max(1, across), (height - edge - 2) / down - label)), gap = pitch > 24 ? 4 : pitch > 10 ? 1 : 0.5;
   const sheet = useMemo(() => {
     if (!value || !pitch) return null;
     const canvas = document.createElement("canvas"), map = colours(other ? "diverging" : "sequential", dark);
@@ -65,7 +67,7 @@ function Wall({ state, act }) {
     const column = Math.floor((x - edge) / pitch), row = Math.floor((y - edge) / (pitch + label));
     return column < 0 || row < 0 || column >= across ? undefined : order[row * across + column];
   };
-  return html`<div class="wall"><div class="frame" ref=${box}>${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
+  return html`<div class=${`wall ${heads > 8 ? "many" : ""}`}><div class="frame" ref=${box}>${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
     draw=${(/** @type {CanvasRenderingContext2D} */ pen) => {
       pen.imageSmoothingEnabled = columns > pitch * window.devicePixelRatio;
       pen.font = `10px ${ink("sans")}`;
@@ -144,7 +146,7 @@ function Opened({ state, act }) {
             const part = event.target.value;
             event.target.value = "";
             act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
-          }}><option value="">more</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
+          }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
     <div class="columns"><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
@@ -175,20 +177,45 @@ function Opened({ state, act }) {
           <span class="piece">${visible(run.tokens[n].piece)}<sub>${n}</sub></span><span class="number">${difference && p > 0 ? "+" : ""}${difference && p < 0 ? "−" : ""}${percent(Math.abs(p))}</span></button></li>`)}</ol>
         <dl class="scores">${SCORES.map(([name, said, means]) => {
           const score = scores?.[name]?.[layer][head];
-          return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 34}px` }}></span>${short(score, 2)}</dd></div>`;
+          return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 28}px` }}></span>${short(score, 2)}</dd></div>`;
         })}</dl>
       </div></div>
   </div>`;
 }
 
+/** The score of a query and a key, pair by pair, from what `attend` computed last. @type {(state: State, key: number) => Promise<Clocks>} */
+async function clocksFrom({ run, info, layer, head, token }, key) {
+  const { heads, kv_heads, head_dim } = info.models[run.model].config;
+  /** @type {import("look/types.js").Names} */
+  const names = await get(address(`${run.id}/names`));
+  const last = (/** @type {string} */ start) => names.values.filter((one) => one.name === start || one.name.startsWith(`${start}.`)).at(-1)?.name;
+  const ask = (/** @type {string} */ name, /** @type {string | null} */ slice) => get(address(`${run.id}/value`, { as: "f32", name: last(name), slice }));
+  /** @type {Numbers[]} */
+  const [q, k, theta] = await Promise.all([ask(`blocks.${layer}.attention.attend.q`, `0,${head}`), ask(`blocks.${layer}.attention.attend.k`, `0,${Math.floor((head * kv_heads) / heads)}`), ask("theta", null)]);
+  if ([q, k].some((one) => one.pool.some((n) => n > 1))) throw new Error("too coarse");
+  const pairs = [...theta.data].map((frequency, j) => {
+    const [m, n] = [token * head_dim + 2 * j, key * head_dim + 2 * j];
+    return { frequency, value: (q.data[m] * k.data[n] + q.data[m + 1] * k.data[n + 1]) / Math.sqrt(head_dim) };
+  });
+  return { pairs, score: pairs.reduce((sum, pair) => sum + pair.value, 0) };
+}
+
 /** @type {(props: Props) => unknown} */
-function Clocks({ state, act }) {
+function ClocksOf({ state, act }) {
   const { run, layer, head, token, dark } = state;
   const map = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const key = state.key ?? (map.value ? strongest(map.value, token) : null);
   const { value, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
-  /** @type {import("look/types.js").Clocks | undefined} */
-  const clocks = value;
+  const [counted, count] = useState(/** @type {Clocks | null} */ (null));
+  useEffect(() => {
+    let wanted = true;
+    count(null);
+    // A file holds the clocks of few scores, but the queries and keys of all.
+    if (error && key !== null) clocksFrom(state, key).then((clocks) => wanted && count(clocks), () => undefined);
+    return () => { wanted = false; };
+  }, [error, run, layer, head, token, key]);
+  /** @type {Clocks | undefined} */
+  const clocks = error ? (counted ?? undefined) : value;
   const far = token - (key ?? 0), most = Math.max(...(clocks?.pairs.map((pair) => Math.abs(pair.value)) ?? []), 1e-9);
   const silent = (/** @type {number} */ pair) => run.changes.some((one) => one.kind === "zero_frequency" && one.pair === pair);
   return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
@@ -212,6 +239,6 @@ export function HeadsPane({ state, act }) {
   return html`<${Pane} name="heads" number=${4} state=${state} act=${act} title=${difference ? "Which heads look elsewhere now?" : "What does each head look at?"}
     how="A picture a head: rows are layers. Click one to open it; a takes it out, and everything shows what changes."
     tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
-    <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${Clocks} state=${state} act=${act} />
+    <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${ClocksOf} state=${state} act=${act} />
   </${Pane}>`;
 }

@@ -74,6 +74,7 @@ function Arcs({ state, chips }) {
 function Chips({ state, act }) {
   const { run, beside, view, token, dark } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null));
+  const kl = useAnswer(beside && address(`${run.id}/compare`, { with: beside.id })).value?.kl;
   const difference = view === "difference" && beside, other = beside?.tokens;
   const map = colours(difference ? "diverging" : "sequential", dark);
   const shown = view === "beside" && beside ? beside : run;
@@ -90,6 +91,7 @@ function Chips({ state, act }) {
         one.rank !== null && `the model's guess number ${one.rank + 1}`,
         `what follows has ${short(one.entropy)} nats of entropy`,
         other?.[place] && one.surprise !== null && `${difference || view === "run" ? "beside it" : "this run"}: ${short((view === "beside" ? run : beside)?.tokens[place]?.surprise ?? 0)} nats`,
+        kl?.[place] !== undefined && `what follows differs by ${short(kl[place])} nats (KL divergence)`,
       ];
       return html`<button key=${place} class="chip" role="option" data-place=${place} aria-selected=${place === token} tabIndex=${place === token ? 0 : -1}
         style=${{ background: css(map, t), color: ink(map, t) }}
@@ -117,7 +119,7 @@ const SLIDERS = [
  */
 function useDistribution(id, place, sampling, vocabulary) {
   const next = useAnswer(id === undefined ? null : address(`${id}/next`, { position: place }));
-  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { max: vocabulary, name: "logits", slice: `0,${place}` }));
+  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { as: "f32", max: vocabulary, name: "logits", slice: `0,${place}` }));
   return useMemo(() => {
     if (!next.value) return null;
     /** @type {import("look/types.js").Next} */

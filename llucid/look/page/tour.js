@@ -1,7 +1,7 @@
 // @ts-check
 // A guided tour: eight steps, each of which chooses what it speaks about.
 import { html, useEffect, useRef } from "look/vendor/preact.js";
-import { address, get, useAnswer } from "look/api.js";
+import { address, edit, get, isFile, useAnswer } from "look/api.js";
 import { percent, short, visible } from "look/colour.js";
 
 /** @typedef {import("look/types.js").Props} Props */
@@ -87,8 +87,22 @@ const STEPS = [
   },
   {
     pane: "heads", title: "Take it out, and see",
-    text: ({ layer, head, info }) => html`Is it really that head? ${info.export === undefined ? "" : html`Press <b>a</b>: head ${layer}.${head} writes nothing any more.`} Hollow bars show the run without the change, and <b>d</b> goes round between the changed run, the unchanged one and their difference. This is how one finds out what a part is for. The rest is yours: type a text of your own.`,
-    show: (state, scores) => { const top = best(scores.induction); return { token: Math.max(0, repeated(state) - 1), ...(top && { layer: top.layer, head: top.head }) }; },
+    text: ({ run, beside, token, layer, head }) => {
+      const gone = run.changes.length > 0 && beside, next = run.tokens[token + 1];
+      const p = (/** @type {import("look/types.js").Reading} */ one) => percent(Math.exp(-(one.tokens[token + 1]?.surprise ?? 0)));
+      return html`Is it really that head? ${gone && next
+        ? html`Head ${run.changes[0].layer}.${run.changes[0].head} writes nothing now. After “${visible(run.tokens[token].piece)}” the model gave “${visible(next.piece)}” ${p(beside)}; without the head, <b>${p(run)}</b>. Hollow bars are the unchanged run; <b>d</b> goes round between the two and their difference, <b>u</b> undoes it.`
+        : html`With llucid look running, <b>a</b> takes head ${layer}.${head} out, and every pane shows what changes.`} This is how one finds out what a part is for. The rest is yours: type a text of your own.`;
+    },
+    show: async (state, scores) => {
+      const top = best(scores.induction) ?? best(scores.previous), { run } = state;
+      if (!top || isFile || run.changes.length) return top ? { layer: top.layer, head: top.head } : {};
+      const changed = await edit(run.id, [{ kind: "ablate", layer: top.layer, head: top.head }]);
+      // Where the head is missed most: the next token was expected, and is no longer.
+      const loss = (/** @type {number} */ place) => Math.exp(-(run.tokens[place + 1].surprise ?? 0)) - Math.exp(-(changed.tokens[place + 1].surprise ?? 0));
+      const places = [...Array(run.tokens.length - 1).keys()].sort((a, b) => loss(b) - loss(a));
+      return { run: changed, beside: run, view: "run", token: places[0] ?? 0, key: null, target: null, layer: top.layer, head: top.head };
+    },
   },
 ];
 export const TOUR_STEPS = STEPS.length;

@@ -1,0 +1,133 @@
+"""llucid look."""
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llucid.cli.arguments import option, positional
+from llucid.cli.options import ModelOptions, read_text
+from llucid.errors import LlucidError
+
+if TYPE_CHECKING:
+    from llucid.look.answers import Answers, Subject
+    from llucid.model import Model
+
+TEXTS = (
+    "Once upon a time a fox met a goat by the well. Once upon a time a fox met a goat by the well.",
+    "To be, or not to be: that is the question. To be, or not to be: that is the question.",
+)
+"""What is read unless something is given: each says everything twice, so that induction heads show."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look(ModelOptions):
+    """Open a page that shows what a model computes: llama.py with its numbers, the stream, and every head.
+
+    The page is served on this computer only, until Ctrl-C."""
+
+    model: str = positional("[MODEL]", "")
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf.
+    (default: llucid's own storyteller)"""
+    text: str = positional("[TEXT]", "")
+    """Text to read; - reads it from standard input. (default: a sentence, twice)"""
+    ids: str | None = option("N,N,…")
+    """Read these token ids instead of a text."""
+    compare: str | None = option("MODEL")
+    """Also open this model, to compare with; or int8 or int4, which quantises the same one."""
+    html: str | None = option("FILE")
+    """Write the page into this file, which opens without a server, and serve nothing."""
+    size: float = 5.0
+    """Megabytes that the file may have."""
+    tour: bool = False
+    """Begin with a guided tour."""
+    port: int = 0
+    """Port to serve on; 0 takes a free one."""
+    no_browser: bool = False
+    """Only print the page's address."""
+
+    def run(self) -> None:
+        """Serves the page, or writes it."""
+        if self.html is not None and self.compare is not None:
+            raise LlucidError(f"compare={self.compare}: a file shows one model; leave out html= or compare=")
+        if not 0 < self.size <= 1000:
+            raise LlucidError(f"size={self.size}: must be positive, and at most 1000 megabytes")
+        answers = self.answers()
+        if self.html is None:
+            return self.serve(answers)
+        from llucid.files import atomic_file
+        from llucid.look.export import page
+
+        made = page(answers, [answers.first], limit=int(self.size * 1e6))
+        print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
+        with atomic_file(Path(self.html)) as file:
+            file.write_bytes(made.html)
+        return None
+
+    def serve(self, answers: "Answers") -> None:
+        """Until Ctrl-C."""
+        import webbrowser
+
+        from llucid.look.server import Server
+
+        with Server(answers, self.port) as server:
+            print(server.url, flush=True)
+            if not self.no_browser:
+                webbrowser.open(server.url)
+            try:
+                server.serve_forever()
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+
+    def answers(self) -> "Answers":
+        """The text read by the model."""
+        from llucid.look.answers import Answers
+
+        if self.ids is not None and self.text:
+            raise LlucidError("ids=: give a text or ids, not both")
+        [first, *others] = self.subjects()
+        model = first.model()
+        given = self.first_ids() or self.first_text(model)
+        return Answers([first._replace(model=lambda: model), *others], given, self.tour)
+
+    def first_ids(self) -> list[int]:
+        """The ids that are named; none if a text is to be read."""
+        try:
+            return [int(word) for word in self.ids.split(",")] if self.ids is not None else []
+        except ValueError as error:
+            raise LlucidError(f"ids={self.ids}: expected whole numbers with commas between them") from error
+
+    def subjects(self) -> list["Subject"]:
+        """The model, the one to compare with, and the snapshots of its run."""
+        from llucid.chat import STORYTELLER
+        from llucid.look.answers import Subject, snapshots
+
+        path, name = self.model or str(STORYTELLER), self.model or "the storyteller"
+        found = [Subject(name, lambda: self.open(path))]
+        if self.compare in ("int8", "int4"):
+            found.append(Subject(f"{name}, {self.compare}", lambda: self.open(path, self.compare)))
+        elif other := self.compare:
+            found.append(Subject(other, lambda: self.open(other)))
+        for step, folder in snapshots(Path(path)):
+            found.append(Subject(f"step {step}", lambda folder=folder: self.open(str(folder)), step))
+        return found
+
+    def open(self, path: str, quantize: str | None = None) -> "Model":
+        """The model at `path`, as tensors."""
+        from llucid.checkpoints import load
+
+        kept: Any = quantize or self.quantize or (None if self.dtype else "file")
+        return load(path, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer, quantize=kept)
+
+    def first_text(self, model: "Model") -> str | list[int]:
+        """The text that is given, or else one that the tokenizer can encode."""
+        from llucid.look.trace import has_tokenizer
+
+        if self.text:
+            return read_text(self.text)
+        for text in TEXTS if has_tokenizer(model) else ():
+            with contextlib.suppress(LlucidError):
+                model.tokenizer.encode(text)
+                return text
+        return [0, 1, 0, 1]

@@ -1,0 +1,62 @@
+"""Dialogues for training: messages to ids and a loss mask, since only the assistant's words are learned.
+
+In each format the ids are those that `encode_dialog` gives when the model answers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llucid.dialogs.formats import LLAMA3, check_messages, encode_llama2, ending_turns, known_format, turns_of_llama3
+from llucid.dialogs.templates import encode_template
+from llucid.errors import LlucidError
+from llucid.tokenizers import Tokenizer
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + ('ipython' if message['role'] == 'tool' else message['role']) + '<|end_header_id|>' }}"
+    "{{ '\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+"""Llama 3's format as a chat template, which transformers and what builds on it can read."""
+CHAT_CONFIG = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATE}
+"""The `tokenizer_config.json` of a model trained on dialogues in Llama 3's format."""
+
+
+def encode_learned(
+    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, format: str | None = None
+) -> tuple[list[int], list[bool]]:
+    """(the ids of a whole dialogue, whether each is learned): the assistant's words and the end of its turns.
+
+    `messages` and `format` are those of `encode_dialog`, but the last message should be the assistant's: what comes
+    after it is left out. Raises LlucidError if there is none, or if the ids of a turn depend on later ones.
+    """
+    dialog = check_messages(messages)
+    answers = [number for number, message in enumerate(dialog) if message["role"] == "assistant"]
+    if not answers:
+        raise LlucidError("there is no message of the assistant, so there is nothing to learn")
+    dialog = dialog[: answers[-1] + 1]
+    format = known_format(format, tokenizer)
+    if format in ("llama3", TEMPLATE):
+        return turns_of_llama3(dialog, tokenizer)
+    if format == "plain":
+        raise LlucidError("format=plain: it marks no turns, so none can be learned")
+
+    ends = ending_turns(tokenizer, format).stop_ids
+    ids, learned = list[int](), list[bool]()
+    for number in answers:
+        asked = _encoded(dialog[:number], tokenizer, format, ready=True)
+        whole = _encoded(dialog[: number + 1], tokenizer, format, ready=False)
+        if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
+            raise LlucidError(
+                f"messages[{number}]: the chat template changes what comes before an answer when more follows, so "
+                "it is unknown what the model should learn"
+            )
+        answer = whole[len(asked) :]
+        end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
+        learned += [False] * (len(asked) - len(ids)) + [True] * end + [False] * (len(answer) - end)
+        ids = whole
+    return ids, learned
+
+
+def _encoded(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer, format: str, ready: bool) -> list[int]:
+    return encode_llama2(dialog, tokenizer) if format == "llama2" else encode_template(format, dialog, tokenizer, ready)

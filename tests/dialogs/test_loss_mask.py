@@ -1,0 +1,111 @@
+"""What is learned of a dialogue: the ids are those that answering will see, and only the assistant's are learned."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from llucid.chat import encode_dialog, encode_learned
+from llucid.dialogs.formats import LLAMA3, format_of
+from llucid.dialogs.loss_mask import CHAT_CONFIG, TEMPLATE
+from llucid.errors import LlucidError
+from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from tests.dialogs.templates import CHATML
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who found it?\n"},
+    {"role": "assistant", "content": " Wick."},
+    {"role": "tool", "content": "{}"},
+    {"role": "assistant", "content": "It was\n\nWick, 12345 times."},
+    {"role": "user", "content": "  "},
+    {"role": "assistant", "content": "Yes?"},
+]
+MARKED = [*LLAMA3, "<|im_start|>", "<|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def taught() -> JsonTokenizer:
+    """As `llucid train --chat` makes it."""
+    return train_bpe([message["content"] * 9 for message in TALK], 320, MARKED, CHAT_CONFIG)
+
+
+def spoken(ids: list[int], learned: list[bool], tokenizer: JsonTokenizer) -> list[str]:
+    """The texts that are learned, special tokens spelled out."""
+    names = {number: name for name, number in tokenizer.special.items()}
+    texts, before = list[str](), False
+    for token, own in zip(ids, learned, strict=True):
+        text = names.get(token) or tokenizer.decode([token])
+        if own and before:
+            texts[-1] += text
+        elif own:
+            texts.append(text)
+        before = own
+    return texts
+
+
+def test_ids_are_those_of_transformers_and_only_answers_are_learned(taught: JsonTokenizer, tmp_path: Path) -> None:
+    ids, learned = encode_learned(TALK, taught)
+    taught.save(tmp_path)
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.apply_chat_template(TALK, tokenize=True, return_dict=False) == ids
+    assert spoken(ids, learned, taught) == [f"{text}<|eot_id|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
+
+    for number in (2, 4, 6):
+        asked = encode_dialog(TALK[:number], load_tokenizer(tmp_path))
+        theirs_asked = theirs.apply_chat_template(
+            TALK[:number], tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        assert asked == theirs_asked == ids[: len(asked)]
+        assert learned[len(asked)]
+        assert not learned[len(asked) - 1]
+
+
+def test_the_native_format_and_the_template_are_one(taught: JsonTokenizer) -> None:
+    """The template is rendered only if it is not known to be that of Llama 3's format; a comment makes it unknown."""
+    assert format_of(taught) == TEMPLATE
+    native = encode_learned(TALK, taught)
+    assert native == encode_learned(TALK, taught, "llama3")
+    assert native == encode_learned(TALK, taught, "{# as a stranger's #}" + TEMPLATE)
+
+
+def test_line_breaks_after_the_end_of_a_turn_are_not_learned(taught: JsonTokenizer) -> None:
+    """As ChatML has them."""
+    plain = [message for message in TALK if message["role"] != "tool"]
+    ids, learned = encode_learned(plain, taught, CHATML)
+    assert spoken(ids, learned, taught) == [f"{text}<|im_end|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
+    asked = encode_dialog(plain[:2], taught, CHATML)
+    assert ids[: len(asked)] == asked
+
+
+def test_llama_2_learns_its_answers(data: Path) -> None:
+    tokenizer = load_tokenizer(data / "llama2-tokenizer.model")
+    talk = [TALK[0], TALK[1], TALK[2], {"role": "user", "content": "Sure?"}, TALK[4]]
+    ids, learned = encode_learned(talk, tokenizer)
+    asked = encode_dialog(talk[:4], tokenizer)
+    assert ids[: len(asked)] == asked
+    answers = [[ids[at] for at in range(len(ids)) if learned[at] and (at < len(asked)) == first] for first in (1, 0)]
+    assert [tokenizer.decode(answer).strip() for answer in answers] == ["Wick.", TALK[4]["content"]]
+    assert all(answer[-1] == tokenizer.eos for answer in answers)
+
+
+def test_special_tokens_that_are_spelled_out_stay_text(taught: JsonTokenizer) -> None:
+    said = "".join(MARKED)
+    talk = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    ids, learned = encode_learned(talk, taught)
+    assert [ids.count(taught.special[name]) for name in MARKED] == [1, 2, 2, 2, 0, 0]
+    assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == said
+
+
+def test_what_cannot_be_learned(taught: JsonTokenizer) -> None:
+    with pytest.raises(LlucidError, match="no message of the assistant"):
+        encode_learned(TALK[:2], taught)
+    with pytest.raises(LlucidError, match="marks no turns"):
+        encode_learned(TALK, taught, "plain")
+    forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
+    with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template changes what comes before an answer"):
+        encode_learned(TALK[:3], taught, forgetful)
+    # What stands after the last answer is left out.
+    assert encode_learned(TALK[:6], taught) == encode_learned(TALK[:5], taught)

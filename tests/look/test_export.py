@@ -1,0 +1,192 @@
+"""The page as one file, as a browser reads it: what is in it, what is not, and that nothing in it is code."""
+
+import gzip
+import html
+import json
+import re
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+import pytest
+import torch
+
+import llucid
+from llucid import LlucidError
+from llucid.chat import STORYTELLER
+from llucid.corpora.fables import write
+from llucid.look import Trace, ablate, export, trace
+from llucid.look.answers import Answers, Subject, address, pooled
+from llucid.look.export import page, page_files, widest_of
+from llucid.model import Model
+from tests.look.test_trace import GROUPED, lively_model, some_ids
+
+MODEL, IDS = lively_model(GROUPED), some_ids(GROUPED)
+
+
+class File:
+    """What a browser finds in an exported file."""
+
+    def __init__(self, text: str) -> None:
+        found = re.search(r'<script type="application/json" id="answers">(.*?)</script>', text, re.DOTALL)
+        told = json.loads(found[1])
+        self.text, self.answers, self.left_out, self.state = text, told["answers"], told["left_out"], told["state"]
+
+    def body(self, url: str) -> bytes:
+        kept = self.answers[self.answers[url].get("same", url)]
+        body = b64decode(kept["body"])
+        return gzip.decompress(body) if kept.get("gzip") else body
+
+    def json(self, url: str) -> Any:
+        return json.loads(self.body(url))
+
+    def numbers(self, url: str) -> torch.Tensor:
+        headers = self.answers[url]["headers"]
+        dtype = {"u8": np.uint8, "f16": "<f2", "f32": "<f4"}[headers["x-dtype"]]
+        x = np.frombuffer(self.body(url), dtype).reshape(json.loads(headers["x-shape"])).astype(np.float32)
+        return torch.tensor(x * float(headers.get("x-scale", 1)) + float(headers.get("x-offset", 0)))
+
+
+@pytest.fixture(scope="module")
+def found() -> Trace:
+    return trace(MODEL, IDS)
+
+
+@pytest.fixture(scope="module")
+def file(found: Trace, tmp_path_factory: pytest.TempPathFactory) -> File:
+    path = tmp_path_factory.mktemp("export") / "look.html"
+    assert export(found, path) == []
+    return File(path.read_text(encoding="utf-8"))
+
+
+def test_the_file_has_the_answers_of_the_trace(file: File, found: Trace) -> None:
+    told = file.json("/look")
+    assert told["export"] is True
+    assert told["readings"] == [told["first"]]
+    reading = told["first"]
+    assert [token["id"] for token in file.json(address(reading))["tokens"]] == IDS
+    assert file.json("/look/source")["text"].startswith('"""The Llama as its equations')
+    for position in range(len(IDS)):
+        best = file.json(address(f"{reading}/next", position=position))["tokens"][0]
+        assert best["id"] == int(found.logits[position].argmax())
+    one = file.numbers(address(f"{reading}/attention", as_="f32", head=3, layer=1))
+    torch.testing.assert_close(one, found.attention[1, 3], rtol=1e-3, atol=1e-6)
+    exact = file.numbers(
+        address(f"{reading}/value", as_="f32", max_=50, name="logits", slice_="0,-1".replace("-1", "11"))
+    )
+    torch.testing.assert_close(exact, found.logits[11], rtol=1e-3, atol=1e-4)
+
+
+def test_every_value_is_in_the_file_head_by_head(file: File, found: Trace) -> None:
+    """As the page cuts it: of the batch the first, of heads one."""
+    heads: dict[str, int] = {}
+    for url in file.answers:
+        if "/value?" in url and "max=" not in url:
+            query = dict(parse_qsl(urlsplit(url).query))
+            index = [slice(None) if each == ":" else int(each) for each in query.get("slice", "").split(",") if each]
+            value = found[query["name"]]
+            value = torch.view_as_real(value) if value.is_complex() else value
+            torch.testing.assert_close(file.numbers(url), value[tuple(index)].float(), rtol=1e-3, atol=1e-6)
+            heads[query["name"]] = heads.get(query["name"], 0) + 1
+    assert set(heads) == {value.name for value in found.names(expressions=True)}
+    assert heads["blocks.0.attention.p"] == heads["blocks.1.attention.attend.q.2"] == 4
+    assert heads["blocks.0.attention.attend.k.2"] == 2
+    assert heads["blocks.0.attention"] == 1
+
+
+def test_it_needs_nothing_but_itself(file: File) -> None:
+    """Every module is in the import map, nothing is fetched, and nothing that is shown can end the script."""
+    imports = json.loads(re.search(r'<script type="importmap">(.*?)</script>', file.text)[1])["imports"]
+    assert set(imports) == {f"look/{name}" for name in page_files() if name.endswith(".js")}
+    assert all(url.startswith("data:text/javascript;base64,") for url in imports.values())
+    assert not re.search(r'(src|href)="(?!data:)', file.text)
+    assert len(re.findall("</script>", file.text)) == 3
+
+
+def test_text_that_looks_like_code_stays_text() -> None:
+    tokenizer = llucid.load(STORYTELLER, device="cpu").tokenizer
+    config = llucid.Config(**vars(GROUPED) | {"vocab_size": tokenizer.vocab_size})
+    model = lively_model(config)._replace(tokenizer=tokenizer)
+    text = '</script><script>alert("\x1b[31m\x00")</script><!--'
+    answers = Answers([Subject("</script>", lambda: model)], text)
+    made = File(page(answers, [answers.first]).html.decode())
+    assert made.json(address(answers.first))["text"] == text
+    assert len(re.findall("<script", made.text)) == len(re.findall("</script>", made.text)) == 3
+
+
+def test_changes_and_their_origin_are_kept_with_what_was_asked_for() -> None:
+    answers = Answers([Subject("a", lambda: MODEL)], IDS)
+    edited = answers.edit(answers.first, [{"kind": "ablate", "layer": 0, "head": 1}])
+    asked = [address(f"{answers.first}/compare", with_=edited), "/look/elsewhere"]
+    made = page(answers, [answers.first, edited], urls=asked, state={"layer": 1})
+    file = File(made.html.decode())
+    assert file.state == {"layer": 1}
+    assert file.json("/look")["readings"] == [answers.first, edited]
+    assert max(file.json(asked[0])["kl"]) > 1e-3
+    assert asked[1] not in file.answers
+    assert address(f"{edited}/heads") in file.answers
+
+
+def test_a_trace_with_changes_in_code_says_what_was_changed(tmp_path: Path) -> None:
+    found = trace(MODEL, IDS, change=ablate(0, part="attention"))
+    assert export(found, tmp_path / "a.html") == []
+    file = File((tmp_path / "a.html").read_text(encoding="utf-8"))
+    told = file.json(address(file.json("/look")["first"]))
+    assert told["changes"] == [{"kind": "code", "name": "blocks.0.attention"}]
+
+
+def test_what_does_not_fit_is_left_out_and_said() -> None:
+    answers = Answers([Subject("a", lambda: MODEL)], IDS)
+    whole = page(answers, [answers.first])
+    limit = len(whole.html) * 2 // 3
+    cut = page(answers, [answers.first], limit=limit)
+    assert len(cut.html) <= limit
+    assert len(cut.html) > 0.9 * limit
+    assert any(re.fullmatch(r"\d+ of \d+ values of expressions are left out.*", line) for line in cut.left_out)
+    assert File(cut.html.decode()).left_out == cut.left_out
+    assert whole.left_out == []
+    with pytest.raises(LlucidError, match="20000 bytes do not hold the page itself"):
+        page(answers, [answers.first], limit=20_000)
+
+
+def test_values_of_wide_models_are_smaller(found: Trace) -> None:
+    values = found.names()
+    assert [widest_of(values, limit) for limit in (5_000_000, 150_000, 60_000, 1)] == [512, 512, 32, 32]
+    answers = Answers([Subject("a", lambda: MODEL)], IDS)
+    cut = page(answers, [answers.first], limit=300_000)
+    assert cut.left_out[0] == "Values wider than 32 numbers are shown smaller, each number the largest of a block."
+    file = File(cut.html.decode())
+    name = "blocks.0.feed_forward.gate"
+    gate = file.numbers(address(f"{answers.first}/value", as_="f32", name=name, slice_="0"))
+    torch.testing.assert_close(gate, pooled(found[name][0], [1, 2]), rtol=1e-3, atol=1e-6)
+
+
+def test_a_text_of_64_tokens_fits_into_the_size(storyteller_trace: Trace) -> None:
+    answers = Answers([Subject("a", lambda: storyteller_trace.model)], storyteller_trace)
+    made = page(answers, [answers.first])
+    assert len(made.html) <= 5_000_000
+    assert made.left_out == []
+
+
+@pytest.fixture(scope="module")
+def storyteller_trace() -> Trace:
+    model: Model = llucid.load(STORYTELLER, device="cpu")
+    return trace(model, model.tokenizer.encode(write(2000))[:64])
+
+
+def test_a_notebook_shows_the_page_in_a_frame(found: Trace) -> None:
+    [source] = re.findall(r'^<iframe srcdoc="([^"]*)"', found._repr_html_())
+    assert File(html.unescape(source)).json("/look")["export"] is True
+
+
+def test_nothing_half_written_stays(found: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.html").write_text("old")
+    with pytest.raises(LlucidError, match="bytes do not hold"):
+        export(found, tmp_path / "a.html", limit=1)
+    with pytest.raises(LlucidError, match="not kept"):
+        export(trace(MODEL, IDS, only=["logits"]), tmp_path / "a.html")
+    with pytest.raises(OSError, match="missing"):
+        export(found, tmp_path / "missing" / "a.html")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]

@@ -1,0 +1,79 @@
+"""`llucid look` as a user meets it."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from llucid.chat import STORYTELLER
+from llucid.cli import main
+from llucid.look.answers import snapshots
+from tests.look.test_export import File
+from tests.training.test_run import command, do
+
+
+def test_it_serves_until_ctrl_c() -> None:
+    words = command("look", "", "Once upon a time", "--no-browser", "--compare", "int8", "--tour")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        url = running.stdout.readline().strip()
+        try:
+            told = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=60))
+            assert [model["name"] for model in told["models"]] == ["the storyteller", "the storyteller, int8"]
+            assert told["tour"] is True
+            reading = json.load(urllib.request.urlopen(url + told["first"], timeout=60))
+            assert reading["text"] == "Once upon a time"
+            with urllib.request.urlopen(url, timeout=60) as page:
+                assert page.headers["Content-Type"].startswith("text/html")
+        finally:
+            running.send_signal(signal.SIGINT)
+        out, errors = running.communicate(timeout=60)
+    assert (running.returncode, out, errors.strip()) == (0, "", "")
+
+
+def test_it_writes_one_file(tmp_path: Path) -> None:
+    done = do("look", "--html", tmp_path / "look.html", "--size", 2)
+    size, *left_out = done.stderr.splitlines()
+    file = File((tmp_path / "look.html").read_text(encoding="utf-8"))
+    assert size == f"{tmp_path / 'look.html'}: {len(file.text.encode()) / 1e6:.1f} MB"
+    assert left_out == file.left_out != []
+    assert len(file.text.encode()) <= 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ids", "1,x"], "--ids 1,x: expected whole numbers"),
+        (["--ids", "1,99999"], "id 99999: this model has ids 0 to 1535"),
+        (["", "a", "--ids", "1"], "--ids: give a text or ids, not both"),
+        (["--port", "99999", "--no-browser"], "--port 99999: cannot be listened on"),
+        (["--html", "x.html", "--compare", "int8"], "--compare int8: a file shows one model"),
+        (["--html", "x.html", "--size", "0"], "--size 0.0: must be positive"),
+        (["--html", "x.html", "--size", "0.01"], "10000 bytes do not hold the page itself"),
+        (["--html", "missing/x.html"], "missing/x.html: No such file or directory"),
+        (["", "a " * 600, "--html", "x.html"], "tokens, but the model's context is 512"),
+        (["nowhere"], "nowhere: there is no such file or folder"),
+    ],
+)
+def test_bad_input(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["llucid", "look", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
+    for name in ("step-144", "step-1", "step-12", "step-x", "other"):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+    assert [step for step, _ in snapshots(tmp_path)] == [1, 12, 144]
+    assert snapshots(STORYTELLER) == []

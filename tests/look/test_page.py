@@ -1,0 +1,521 @@
+"""The page of llucid look in a real browser: Chromium, driven by Playwright."""
+
+import math
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llucid
+from llucid.chat import STORYTELLER
+from llucid.generation import sampling
+from llucid.look import Trace, ablate, head_scores, trace
+from llucid.look.answers import Answers, Subject
+from llucid.look.export import page as exported
+from llucid.look.server import Server
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set CHROMIUM")
+sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright here: pip install playwright")
+
+TEXT = "Once upon a time a fox met a goat by the well. Once upon a time a fox met a goat by the well."
+PICTURES = Path(__file__).parents[2] / "build" / "look"
+"""Where the tests leave a picture of each pane."""
+
+
+@pytest.fixture(scope="module")
+def model() -> llucid.Model:
+    return llucid.load(STORYTELLER)
+
+
+@pytest.fixture(scope="module")
+def seen(model: llucid.Model) -> Trace:
+    return trace(model, TEXT)
+
+
+@contextmanager
+def serving(answers: Answers) -> Iterator[str]:
+    server = Server(answers)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def answers(model: llucid.Model) -> Answers:
+    return Answers([Subject("the storyteller", lambda: model)], TEXT)
+
+
+@pytest.fixture(scope="module")
+def url(answers: Answers) -> Iterator[str]:
+    with serving(answers) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser: Any, url: str, expected: str = "nothing", **options: Any) -> Iterator[Any]:
+    """The page; when it is done, it must have had no error but the expected one, and asked no other host."""
+    context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, "color_scheme": "light"} | options)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+    page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("dialog", lambda dialog: (problems.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    host = url.split("/look/")[0]
+    own = (host, "data:", "blob:") if url.startswith("http") else (url, "data:", "blob:")
+    page.on("request", lambda request: None if request.url.startswith(own) else problems.append(f"asks {request.url}"))
+    try:
+        page.goto(url)
+        page.wait_for_selector("html[data-ready]", state="attached")
+        yield page
+        assert [problem for problem in problems if expected not in problem] == []
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    with opened(browser, url) as page:
+        yield page
+
+
+def until(page: Any, condition: str) -> None:
+    """Waits until this JavaScript is true; `wait_for_function` would need eval, which the page does not allow."""
+    for _ in range(600):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"never true: {condition}")
+
+
+def settled(page: Any) -> None:
+    """Waits until nothing is under way any more."""
+    until(page, "!document.querySelector('.status').textContent.startsWith('reading')")
+    page.wait_for_load_state("networkidle")
+
+
+def choose_token(page: Any, place: int) -> None:
+    page.click(f'[data-place="{place}"]')
+    page.wait_for_selector(f'[data-place="{place}"][aria-selected="true"]')
+    settled(page)
+
+
+def bars(page: Any) -> dict[int, float]:
+    """Probability by token, as the distribution shows it."""
+    rows = page.eval_on_selector_all(".bars .bar", "rows => rows.map(row => [+row.dataset.id, +row.dataset.p])")
+    return {int(token): p for token, p in rows}
+
+
+def tip(page: Any, selector: str, x: float, y: float) -> str:
+    """What is told of a point of a picture, given as shares of its width and height."""
+    box = page.locator(selector).bounding_box()
+    page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+    page.wait_for_selector(".tip:not([hidden])")
+    return page.inner_text(".tip")
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").replace("%", "").replace(" ", ""))
+
+
+def test_every_picture_has_a_question_a_sentence_and_words_for_who_cannot_see_it(page: Any) -> None:
+    settled(page)
+    page.wait_for_selector(".inspector .map")
+    titles = page.locator(".pane h2, .pane h3").all_inner_texts()
+    assert len(titles) >= 8
+    assert [title for title in titles if not title.endswith("?")] == []
+    assert all(text.strip() for text in page.locator(".pane .how").all_inner_texts())
+    labels = page.eval_on_selector_all(
+        ".body > * > canvas, .frame canvas, .window canvas, .inspector canvas",
+        "all => all.map(one => one.getAttribute('aria-label'))",
+    )
+    assert len(labels) >= 4
+    assert all(labels)
+
+
+def test_nothing_overflows_a_small_screen(page: Any) -> None:
+    settled(page)
+    assert page.evaluate("[document.documentElement.scrollWidth, document.documentElement.scrollHeight]") == [1280, 720]
+    for name in ("text", "code", "stream", "heads"):
+        box = page.locator(f"#pane-{name}").bounding_box()
+        assert box["width"] > 400
+        assert box["height"] > 150
+        assert box["x"] + box["width"] <= 1280
+        assert box["y"] + box["height"] <= 720
+
+
+def test_chips_show_the_tokens_and_their_surprise(page: Any, seen: Trace) -> None:
+    assert page.locator(".chip").count() == len(seen.ids)
+    for place in (1, 8, len(seen.ids) - 1):
+        page.hover(f'[data-place="{place}"]')
+        told = page.inner_text(".tip")
+        assert f"id {seen.ids[place]}," in told
+        surprise = number(told.split("surprise ")[1].split(" nats")[0])
+        assert surprise == pytest.approx(float(seen.surprise[place]), rel=6e-3)
+
+
+def test_probabilities_are_those_of_the_model(page: Any, seen: Trace) -> None:
+    choose_token(page, 12)
+    shown, p = bars(page), seen.logits[12].softmax(-1)
+    assert list(shown) == p.topk(10).indices.tolist()
+    assert list(shown.values()) == pytest.approx(p.topk(10).values.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.5},
+        {"temperature": 1.6, "top_k": 4},
+        {"top_p": 0.7},
+        {"temperature": 1.5, "min_p": 0.1},
+        {"temperature": 2, "top_k": 20, "top_p": 0.8, "min_p": 0.02},
+    ],
+)
+def test_sliders_filter_as_the_sampler_does(page: Any, seen: Trace, settings: dict[str, float]) -> None:
+    choose_token(page, 3)
+    logits = seen.logits[3:4].numpy()
+    for name in ("temperature", "top_k", "top_p", "min_p"):
+        if name in settings:
+            value = settings[name]
+            page.fill(f'input[name="{name}"]', str(value))
+            logits = getattr(sampling, name)(logits, int(value) if name == "top_k" else float(value))
+    expected = sampling.softmax(logits)[0]
+    until(page, f"Math.abs(document.querySelector('.bars .bar').dataset.p - {expected.max()}) < 1e-5")
+    for token, p in bars(page).items():
+        assert p == pytest.approx(expected[token], abs=1e-5)
+    assert f"{int((expected > 0).sum()):,} left" in page.inner_text(".sliders .facts")
+
+
+def test_what_is_typed_is_read_at_once(page: Any, model: llucid.Model) -> None:
+    text = "A fox found a bell."
+    page.fill("#prompt", text)
+    expected = trace(model, text)
+    until(page, f"document.querySelectorAll('.chip').length === {len(expected.ids)}")
+    settled(page)
+    p = expected.logits[-1].softmax(-1)
+    until(page, f"document.querySelector('.bars .bar')?.dataset.id === '{int(p.argmax())}'")
+    assert list(bars(page).values()) == pytest.approx(p.topk(10).values.tolist(), abs=1e-5)
+
+
+def test_clicking_an_alternative_goes_on_from_there(page: Any, seen: Trace) -> None:
+    choose_token(page, 5)
+    other = list(bars(page))[2]
+    page.click(f'.bar[data-id="{other}"]')
+    until(page, "document.querySelectorAll('.chip').length === 7")
+    page.hover('[data-place="6"]')
+    assert f"id {other}, place 6" in page.inner_text(".tip")
+    assert page.input_value("#prompt").startswith(TEXT[:9])
+
+
+def test_text_is_never_markup(page: Any) -> None:
+    page.fill("#prompt", "<script>alert(1)</script><img src=x onerror=alert(2)>\x07")
+    until(page, "document.querySelector('.chips').textContent.includes('script')")
+    settled(page)
+    chips = page.inner_text(".chips")
+    assert "␇" in chips
+    assert page.locator("#app img, .chips script").count() == 0
+
+
+def test_a_text_that_does_not_fit_is_refused_in_a_line_and_the_last_one_stays(
+    browser: Any, url: str, seen: Trace
+) -> None:
+    with opened(browser, url, expected="400 (Bad Request)") as page:
+        page.fill("#prompt", "goat " * 2000)
+        page.wait_for_selector(".status .error")
+        assert "512" in page.inner_text(".status .error")
+        assert page.locator(".chip").count() == len(seen.ids)
+
+
+def test_a_choice_in_one_pane_is_a_choice_in_all(page: Any, seen: Trace) -> None:
+    choose_token(page, 6)
+    piece = seen.tokens[6].strip()
+    assert piece in page.inner_text(".next h3")
+    until(
+        page,
+        f"document.querySelector('.window canvas').getAttribute('aria-label').includes('after')"
+        f" && document.querySelector('.head').getAttribute('aria-label').includes({piece!r})",
+    )
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector('[data-place="7"][aria-selected="true"]')
+    page.evaluate("document.activeElement.blur()")
+    start = page.inner_text(".opened h3")
+    page.keyboard.press("]")
+    until(page, f"document.querySelector('.opened h3').textContent !== {start!r}")
+    for _ in range(3):
+        page.keyboard.press("ArrowUp")
+    until(page, "document.querySelector('.opened h3').textContent.includes('head 0.')")
+    assert "in block 0" in page.inner_text("#pane-code .how >> nth=0")
+    page.wait_for_selector('.inspector[data-name="blocks.0.attention.p"]')
+
+
+def test_a_click_on_the_wall_opens_a_head_that_looks_where_the_trace_says(page: Any, seen: Trace) -> None:
+    settled(page)
+    box = page.locator(".wall canvas").bounding_box()
+    place = len(seen.ids) - 1
+    for _ in range(30):  # rows of the wall are layers: any head but the chosen one
+        page.mouse.click(box["x"] + 16 + 60, box["y"] + 16 + 60)
+        if "head 1.1" in page.inner_text(".opened h3"):
+            break
+    layer, head = map(int, page.inner_text(".opened h3").split("head ")[1].split(" ")[0].rstrip("?").split("."))
+    until(page, "document.querySelector('.looked button') !== null")
+    settled(page)
+    p = seen.attention_of(layer)[head, place]
+    shown = page.eval_on_selector_all(".looked button", "all => all.map(one => +one.dataset.p)")
+    assert shown == pytest.approx(p.topk(4).values.tolist(), abs=1e-4)
+    told = tip(page, ".head", 0.03, 0.03)
+    assert "(0) looks at" in told
+    assert "p = 1.0000" in told
+
+
+def test_scores_and_sorting(page: Any, seen: Trace) -> None:
+    settled(page)
+    scores = head_scores(seen)
+    best = int(scores.induction.argmax())
+    layer, head = divmod(best, seen.model.config.heads)
+    assert f"head {layer}.{head} look" in page.inner_text(".opened h3")
+    shown = page.inner_text('[data-score="induction"]')
+    assert number(shown) == pytest.approx(float(scores.induction.max()), abs=6e-3)
+    page.select_option('select[name="sort"]', "previous")
+    box = page.locator(".wall canvas").bounding_box()
+    page.mouse.click(box["x"] + 8, box["y"] + 8)
+    layer, head = divmod(int(scores.previous.argmax()), seen.model.config.heads)
+    until(page, f"document.querySelector('.opened h3').textContent.includes('head {layer}.{head} look')")
+
+
+def test_clocks_add_up_to_the_score(page: Any, seen: Trace) -> None:
+    settled(page)
+    page.wait_for_selector(".face")
+    parts = page.eval_on_selector_all(".face", "all => all.map(one => +one.dataset.value)")
+    assert len(parts) == seen.model.config.head_dim // 2
+    assert sum(parts) == pytest.approx(number(page.inner_text("#score")), abs=1e-3)
+
+
+def test_an_expression_shows_its_numbers(page: Any, seen: Trace) -> None:
+    choose_token(page, 9)
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.p"] .map')
+    head = int(page.inner_text(".opened h3").split("3.")[1][0])
+    expected = seen["blocks.3.attention.p"][0].flatten(0, 1)[head]
+    settled(page)
+    told = tip(page, ".inspector .map", 0.5 / len(seen.ids), 9.5 / len(seen.ids))
+    assert number(told.split("= ")[1].split("\n")[0]) == pytest.approx(float(expected[9, 0]), rel=1e-4)
+    assert "slots 0" in told
+    values = seen["blocks.3.attention.p"]
+    numbers = page.inner_text(".inspector .numbers")
+    assert number(numbers.split("…")[1].split("±")[0]) == pytest.approx(float(values.mean()), rel=6e-3)
+
+
+def test_a_part_of_an_expression_is_one_too(page: Any, seen: Trace) -> None:
+    settled(page)
+    page.locator(".x").filter(has_text=re.compile(r"^q @ k.*mT$")).dispatch_event("click")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.q @ k[:, :, None].mT"]')
+    page.locator(".line.current .x").filter(has_text=re.compile(r"^m\[.*\]$")).dispatch_event("mouseover")
+    until(page, "document.querySelector('.inspector h3').textContent.includes('m[:, :, None]')")
+
+
+def test_stepping_goes_through_the_forward_pass(page: Any) -> None:
+    settled(page)
+    page.evaluate("document.activeElement.blur()")
+    names = []
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.p"]')
+    for key in ("p", "n", "n", "n", "n"):
+        before = page.get_attribute(".inspector", "data-name")
+        page.keyboard.press(key)
+        until(page, f"document.querySelector('.inspector').dataset.name !== {before!r}")
+        names.append(page.get_attribute(".inspector", "data-name"))
+        assert page.locator(".line.current").count() == 1
+    assert names == [
+        "blocks.3.attention.scores",
+        "blocks.3.attention.p",
+        "blocks.3.attention.attention_written_out",
+        "blocks.3.attention.attend",
+        "blocks.3.attention",
+    ]
+
+
+def test_the_lens_shows_each_layers_guess(page: Any, seen: Trace) -> None:
+    settled(page)
+    lens = seen.logit_lens(5)
+    choose_token(page, 4)
+    label = page.get_attribute(".window canvas", "aria-label")
+    guesses = [row[4][0].strip() for row in lens.tokens]
+    assert [part.split(" ")[-1].lstrip("·") for part in label.split(": ")[1].split(", ")] == guesses
+
+
+def test_parts_add_up_to_the_logit(page: Any, seen: Trace) -> None:
+    choose_token(page, 10)
+    token = int(seen.logits[10].argmax())
+    until(page, f"Math.abs(document.querySelector('#logit').textContent - {seen.logits[10, token]}) < 1e-2")
+    parts = page.eval_on_selector_all(".part", "all => all.map(one => +one.dataset.value)")
+    assert sum(parts) == pytest.approx(float(seen.logits[10, token]), abs=1e-3)
+    other = list(bars(page))[1]
+    page.click(f"li:has([data-id='{other}']) .why")
+    until(page, f"Math.abs(document.querySelector('#logit').textContent - {seen.logits[10, other]}) < 1e-2")
+
+
+def test_ablating_a_head_shows_what_changes(page: Any, model: llucid.Model, seen: Trace) -> None:
+    choose_token(page, len(seen.ids) - 2)
+    layer, head = map(int, page.inner_text(".opened h3").split("head ")[1].split(" ")[0].split("."))
+    unchanged = bars(page)
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("a")
+    page.wait_for_selector(".change")
+    settled(page)
+    assert f"without head {layer}.{head}" in page.inner_text(".change")
+    expected = trace(model, TEXT, change=ablate(layer, head=head)).logits[-2].softmax(-1)
+    until(page, f"Math.abs(document.querySelector('.bars .bar').dataset.p - {expected.max()}) < 1e-5")
+    changed = bars(page)
+    assert changed != unchanged
+    for token, p in changed.items():
+        assert p == pytest.approx(float(expected[token]), abs=1e-5)
+    page.wait_for_selector(".bars .ghost")
+    page.click('[data-view="beside"]')
+    until(page, f"Math.abs(document.querySelector('.bars .bar').dataset.p - {max(unchanged.values())}) < 1e-5")
+    page.click('[data-view="difference"]')
+    until(page, "document.querySelector('#title-text').textContent.includes('more surprising')")
+    assert number(page.inner_text("#kl").removeprefix("KL").removesuffix("nats")) > 0
+    page.evaluate("document.activeElement.blur()")
+    page.keyboard.press("u")
+    page.wait_for_selector(".change", state="detached")
+    settled(page)
+    assert bars(page) == unchanged
+
+
+def test_layers_parts_and_clocks_can_be_taken_out_as_well(page: Any) -> None:
+    settled(page)
+    page.select_option(".ablate select", "feed_forward")
+    page.wait_for_selector('.change:has-text("without feed-forward 3")')
+    settled(page)
+    page.click(".face >> nth=2")
+    page.wait_for_selector('.change:has-text("clock 2 stopped")')
+    settled(page)
+    assert page.locator(".change").count() == 2
+
+
+def test_the_tour_has_eight_steps_that_choose_what_they_speak_of(page: Any, seen: Trace) -> None:
+    page.click("#tour")
+    told = set()
+    for step in range(8):
+        page.wait_for_selector(f'.tour:has-text("{step + 1} of 8")')
+        page.wait_for_selector(".pane.told")
+        settled(page)
+        told.add(page.inner_text(".tour h2"))
+        if step == 6:
+            layer, head = divmod(int(head_scores(seen).induction.argmax()), seen.model.config.heads)
+            page.wait_for_selector(f'.opened h3:has-text("head {layer}.{head}")')
+            assert f"Head {layer}.{head}" in page.inner_text(".tour")
+        page.click("#tour-next")
+    assert len(told) == 8
+    page.wait_for_selector(".tour", state="detached")
+
+
+def faded(model: llucid.Model, share: float) -> llucid.Model:
+    """The model with a part of its embedding, as if it had just begun to learn."""
+    return model._replace(weights=model.weights._replace(embedding=model.weights.embedding * share))
+
+
+def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Model) -> None:
+    subjects = [
+        Subject("float32", lambda: model),
+        Subject("int4", lambda: llucid.load(STORYTELLER, quantize="int4")),
+        *(Subject("", lambda share=step / 400: faded(model, share), step) for step in (100, 200)),
+    ]
+    ours, theirs = trace(model, TEXT), trace(subjects[1].model(), TEXT)
+    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+        page.select_option('select[name="compare"]', "1")
+        page.wait_for_selector("#kl")
+        kl = (ours.logits.softmax(-1) * (ours.logits.log_softmax(-1) - theirs.logits.log_softmax(-1))).sum(-1)
+        shown = number(page.inner_text("#kl").removeprefix("KL").removesuffix("nats"))
+        backward = (theirs.logits.softmax(-1) * (theirs.logits.log_softmax(-1) - ours.logits.log_softmax(-1))).sum(-1)
+        assert any(shown == pytest.approx(float(each.mean()), rel=0.06) for each in (kl, backward))
+        page.fill('input[name="snapshot"]', "0")
+        until(page, "document.querySelector('.training .facts').textContent.includes('step 100')")
+        settled(page)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model, tmp_path: Path, changed: bool) -> None:
+    text = "A fox found a bell. A fox found"
+    answers, seen = Answers([Subject("the storyteller", lambda: model)], text), trace(model, text)
+    readings = [answers.first]
+    if changed:
+        readings.append(answers.edit(answers.first, [{"kind": "ablate", "layer": 3, "head": 2}]))
+    file = tmp_path / "look.html"
+    file.write_bytes(exported(answers, readings).html)
+    with opened(browser, file.as_uri(), offline=True) as page:
+        choose_token(page, 5)
+        if not changed:
+            expected = seen.logits[5].softmax(-1)
+            assert list(bars(page).values()) == pytest.approx(expected.topk(10).values.tolist(), abs=5e-3)  # in float16
+        page.wait_for_selector(".inspector .map")
+        for key in ("ArrowUp", "]", "n", "2", "3", "4", "0", "d", "d"):
+            page.keyboard.press(key)
+            page.wait_for_timeout(100)
+        page.click("#tour")
+        for _ in range(8):
+            page.click("#tour-next")
+        assert page.locator(".empty").count() == 0
+        assert page.locator("#ablate-head, #save").count() == 0
+
+
+def test_the_button_saves_what_is_on_the_screen(browser: Any, page: Any, tmp_path: Path) -> None:
+    choose_token(page, 7)
+    with page.expect_download() as download:
+        page.click("#save")
+    file = tmp_path / "look.html"
+    download.value.save_as(file)
+    with opened(browser, file.as_uri(), offline=True) as copy:
+        copy.wait_for_selector('[data-place="7"][aria-selected="true"]')
+
+
+def test_two_hundred_tokens_of_sixteen_layers_stay_smooth(browser: Any) -> None:
+    """No frame is measured, since machines differ: the page must answer keys with all its pictures drawn."""
+    config = llucid.Config(
+        dim=32, layers=16, heads=16, kv_heads=4, head_dim=8, ffn_dim=64, vocab_size=300, context=256, norm_eps=1e-5,
+        rope_theta=10000.0, rope_scaling=None, tied_embeddings=True, dropout=0.0,
+    )  # fmt: skip
+    from llucid.weights import initialise
+
+    weights = initialise(config)
+    large = llucid.Model(config, weights, None, None)  # pyright: ignore
+    ids = np.random.default_rng(0).integers(0, 300, 200).tolist()
+    with serving(Answers([Subject("random", lambda: large)], ids)) as url, opened(browser, url) as page:
+        assert page.locator(".chip").count() == 200
+        page.evaluate("document.activeElement.blur()")
+        for _ in range(20):
+            page.keyboard.press("ArrowLeft")
+        page.wait_for_selector('[data-place="179"][aria-selected="true"]')
+        settled(page)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080)])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_pictures_of_all_panes_are_kept(browser: Any, url: str, width: int, height: int, theme: str) -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    options = {"viewport": {"width": width, "height": height}, "color_scheme": theme}
+    with opened(browser, url, **options) as page:
+        for key, name in (("0", "all"), ("2", "code"), ("3", "stream"), ("4", "heads")):
+            page.keyboard.press(key)
+            settled(page)
+            page.screenshot(path=PICTURES / f"{name}-{theme}-{width}.png")
+    assert math.prod((width, height)) > 0

@@ -1,0 +1,127 @@
+"""RoPE's scalings against transformers beyond the original context, in every spelling and through files."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llucid import llama_jax
+from llucid.checkpoints import load, save
+from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, YarnScaling
+from llucid.errors import LlucidError
+from llucid.llama import empty_cache, llama, rope_frequencies
+from llucid.llama_module import Llama
+from llucid.native.step import decode_step
+from llucid.rope import attention_factor, frequencies, length, slowdowns
+from tests.checkpoints.models import model_of
+from tests.test_llama import lively, some_tokens
+
+CONFIG = Config(
+    dim=32, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=56, vocab_size=50, context=128, rope_theta=500.0
+)
+LN16 = math.log(16)
+SCALINGS = {
+    "llama3": RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32),
+    "linear": LinearScaling(factor=4.0),
+    "dynamic": DynamicScaling(factor=3.0),
+    "yarn": YarnScaling(factor=4.0, original_context=32, attention_factor=0.1 * np.log(4.0) + 1),
+    "yarn, its own": YarnScaling(factor=8.0, original_context=64, beta_fast=16.0, beta_slow=2.0, attention_factor=1.5),
+}
+
+
+@pytest.fixture(params=SCALINGS.values(), ids=SCALINGS)
+def config(request: pytest.FixtureRequest) -> Config:
+    return replace(CONFIG, rope_scaling=request.param)
+
+
+def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) -> None:
+    """Through our folder, which they open, and through theirs, which we open; each spelling."""
+    weights, tokens = lively(config), some_tokens(config, 1, 300)
+    save(model_of(config)._replace(weights=weights), tmp_path / "ours")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    expected = theirs(tokens).logits.detach()
+    close: dict[str, Any] = dict(rtol=2e-4, atol=2e-4)
+    torch.testing.assert_close(llama(tokens, weights, config), expected, **close)
+    torch.testing.assert_close(Llama.from_weights(weights, config)(tokens).detach(), expected, **close)
+    found = llama_jax.llama(jnp.array(tokens[0].numpy()), llama_jax.from_torch(weights), config)
+    np.testing.assert_allclose(found, expected[0], **close)
+    without = llama(tokens, weights, replace(config, rope_scaling=None))
+    assert (without - expected).abs().max() > 0.1  # else this could not fail
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    for file in (tmp_path / "ours").glob("tokenizer*"):
+        file.rename(tmp_path / "theirs" / file.name)
+    assert load(tmp_path / "theirs", device="cpu").config == config
+
+
+def test_c_computes_the_same_or_leaves_it_to_pytorch(config: Config) -> None:
+    weights, tokens = lively(config), some_tokens(config, 1, 120)
+    step = decode_step(weights, config)
+    assert (step is None) == (attention_factor(config) != 1)
+    if step:
+        scores, _ = step(tokens, torch.arange(120)[None], empty_cache(config, 1, 120, weights))
+        torch.testing.assert_close(scores, llama(tokens, weights, config), rtol=1e-4, atol=1e-4)
+
+
+def test_numpy_has_the_same_frequencies(config: Config) -> None:
+    expected = rope_frequencies(config, torch.empty(1, dtype=torch.float64))
+    np.testing.assert_allclose(frequencies(config), expected, rtol=4 * 2**-24)
+
+
+def test_dynamic_scaling_begins_beyond_the_context() -> None:
+    config = replace(CONFIG, rope_scaling=DynamicScaling(factor=3.0))
+    assert (slowdowns(config, 128) == 1).all()
+    assert (slowdowns(config, 129)[1:] > 1).all()
+    assert slowdowns(config, 256).max() == pytest.approx(3 * 2 - 2)
+    padding = torch.tensor([2**31 - 1])
+    assert length(config, padding) == 0
+    assert length(config, torch.cat([torch.arange(256), padding])) == 256
+
+
+def test_gguf_keeps_them(config: Config, tmp_path: Path) -> None:
+    if isinstance(config.rope_scaling, RopeScaling):
+        config = replace(config, rope_scaling=RopeScaling(factor=4.0), rope_theta=500_000.0)
+    model = model_of(config)
+    if isinstance(config.rope_scaling, DynamicScaling):
+        with pytest.raises(LlucidError, match="linear and YaRN scaling of RoPE; this one is DynamicScaling"):
+            save(model, tmp_path / "model.gguf", "gguf")
+        return
+    save(model, tmp_path / "model.gguf", "gguf")
+    found = load(tmp_path / "model.gguf", device="cpu").config
+    assert vars(found.rope_scaling) == pytest.approx(vars(config.rope_scaling), rel=1e-6)
+    assert replace(found, rope_scaling=config.rope_scaling) == config
+
+
+@pytest.mark.parametrize("format", ["meta", "llama2c"])
+@pytest.mark.parametrize("name", ["linear", "dynamic", "yarn"])
+def test_other_formats_refuse_them(format: str, name: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, rope_scaling=SCALINGS[name], rope_theta=10_000.0, head_dim=8)
+    with pytest.raises(LlucidError, match="rope_scaling"):
+        save(model_of(config), tmp_path / "model", format)
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"type": "linear", "factor": 4.0}, LinearScaling(factor=4.0)),
+        ({"type": "dynamic", "factor": 2}, DynamicScaling(factor=2.0)),
+        (
+            {"rope_type": "yarn", "factor": 16.0, "mscale": 1.0, "mscale_all_dim": 0.5},
+            YarnScaling(factor=16.0, original_context=128, attention_factor=(1 + LN16 / 10) / (1 + LN16 / 20)),
+        ),
+    ],
+)
+def test_spellings_of_config_json(told: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    del config["rope_parameters"]
+    file.write_text(json.dumps(config | {"rope_scaling": told}))
+    assert load(tmp_path / "model", device="cpu").config.rope_scaling == expected
