@@ -247,7 +247,7 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     for row in rows:
         row["messages"][1]["weight"] = 0
     rows[3]["messages"][3]["weight"] = 0
-    rows[5]["messages"][3]["content"] = "x" * 500
+    rows[5]["messages"][3]["content"] = "0123456789" * 60
     talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = open_conversations(str(talk))
     tokenizer = make_chat_tokenizer("bpe:320", corpus)
