@@ -27,7 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from load import load
 from spellings import spellings
@@ -114,7 +116,8 @@ def decode(options: argparse.Namespace, folder: Path) -> None:
     """Median time per token near position 10 and near position 1,000, `mini` preset, alternating."""
     import torch
 
-    from llucid.llama import empty_cache, llama
+    from llucid.cache import empty_cache
+    from llucid.llama import llama
     from llucid.presets import PRESETS
     from llucid.weights import initialise
 
@@ -143,9 +146,8 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
     """
     import torch
 
-    from llucid.generation.decode import Statistics, decode
-    from llucid.generation.reading import read
-    from llucid.generation.speculation import ReadAhead
+    from llucid.generation import Batch, Draft, Request, Sampling, generator
+    from llucid.model import Model
     from llucid.presets import PRESETS
     from llucid.tokenizers import load_tokenizer
     from llucid.weights import initialise, to
@@ -163,20 +165,22 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
         "random tokens, where nothing repeats": (random[:500], random[500:]),
     }
 
+    class Dictated(Sampling):
+        """Writes a given text."""
+
+        text: Iterator[int]
+
+        def choose(self, logits: Any, generators: Any) -> Any:
+            return torch.tensor([next(self.text)])
+
     def rate(prompt: list[int], text: list[int], dtype: str, speculate: bool) -> float:
-        statistics, at = Statistics(), iter(text)
-        steps = decode(
-            weights[dtype],
-            config,
-            [prompt],
-            choose=lambda logits: torch.tensor([next(at)]),
-            stops=lambda row, token: False,
-            max_tokens=len(text),
-            statistics=statistics,
-            reader=ReadAhead(statistics) if speculate else read,
-        )
-        list(steps)
-        return statistics.tokens_per_second
+        sampling, batch = Dictated(), Batch(Model(config, weights[dtype], None))
+        object.__setattr__(sampling, "text", iter(text))
+        draft = Draft() if speculate else None
+        batch.add(Request(prompt, sampling, generator(0), lambda token: False, len(text), draft=draft))
+        while batch.step():
+            pass
+        return batch.statistics.tokens_per_second
 
     weights = {"bfloat16": to(initialise(config), torch.bfloat16), "float32": initialise(config)}
     print("| text (stories110M) | bfloat16: tokens/s, ratio | float32 |\n|---|---|---|")
@@ -211,14 +215,15 @@ def memory(options: argparse.Namespace, folder: Path) -> None:
 
 
 def quantised(options: argparse.Namespace, folder: Path) -> None:
-    """Nats per character on the whole validation split, with llama.c computing on weights of 32, 8 and 4 bits."""
+    """Nats a character on the whole validation split, every product by llama.c on weights of 32, 8 and 4 bits."""
+    import numpy as np
     import torch
 
-    from llucid.checkpoints import load
+    from llucid import load
+    from llucid.cache import PAGE, Memory
     from llucid.corpora import open_corpus
     from llucid.corpora.tokens import tokenise, validation_batches
-    from llucid.llama import empty_cache
-    from llucid.native import step as llama_c
+    from llucid.native.step import decode_step
     from llucid.training.step import cross_entropy_sum
     from llucid.weights import quantize
 
@@ -232,12 +237,14 @@ def quantised(options: argparse.Namespace, folder: Path) -> None:
         ("int8", quantize(model.weights, 8)),
         ("int4", quantize(model.weights, 4)),
     ):
-        step, total, counted = llama_c.decode_step(weights, model.config), 0.0, 0
+        step, total, counted = decode_step(weights, model.config), 0.0, 0
         assert step is not None, "llama.c could not be built"
         for inputs, targets in validation_batches(tokens, model.config.context):
-            cache = empty_cache(model.config, *inputs.shape, model.weights)
-            logits, _ = step(inputs, torch.arange(inputs.shape[1]).expand(inputs.shape), cache)
-            total += float(cross_entropy_sum(logits, targets))
+            rows, length = inputs.shape
+            pages = np.arange(rows * -(-length // PAGE), dtype=np.int32).reshape(rows, -1)
+            parts = [(row, 0, own) for row, own in zip(inputs.tolist(), pages, strict=True)]
+            logits = step(parts, Memory(model.config, pages.size * PAGE, "float32"), range(rows * length))
+            total += float(cross_entropy_sum(torch.from_numpy(logits).view(rows, length, -1), targets))
             counted += int((targets != -100).sum())
         losses.append(total / counted)
         print(f"| {name} | {losses[-1]:.4f} | {losses[-1] - losses[0]:+.4f} |", flush=True)
@@ -251,7 +258,8 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from llucid.arrays.memory import keep_freed
-    from llucid.generation.reading import empty_context, read
+    from llucid.generation import Batch
+    from llucid.model import Model
     from llucid.presets import PRESETS
     from llucid.weights import assemble, leaves
 
@@ -261,20 +269,21 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     keep_freed()  # as the command line does
     config, count = PRESETS["llama-3.2-1b"].config, 4096
     weights = assemble(config, lambda path, shape: torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02))
-    context = empty_context(weights, config, 1, count)
-    read(weights, config, context, [[1, 2, 3]])  # PyTorch's one-time preparations
-    with torch.inference_mode():
-        for layer in (*context.cache.keys, *context.cache.values):
-            layer.zero_()  # so that every page is resident
+    batch = Batch(Model(config, weights, None))
+    batch.read([*range(1, 101)])  # what PyTorch prepares once
+    memory = batch.pages.memory
+    batch.pages.close(sequence := batch.pages.open([]))
+    batch.pages.extend(sequence, count)
+    for layer in (*memory.keys, *memory.values):
+        layer[:] = 0  # so that every page of it is there
+    batch.pages.close(sequence)
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     begun = time.perf_counter()
-    read(weights, config, context, [[*range(1, count + 1)]])
+    batch.read([*range(1, count + 1)])
     seconds, more = time.perf_counter() - begun, resident("VmHWM") - before
-    kept = [
-        sum(leaf.nbytes for leaf in part) for part in (leaves(weights), (*context.cache.keys, *context.cache.values))
-    ]
-    print("| weights, MB | cache, MB | peak besides them, MB | seconds |\n|---|---|---|---|")
+    kept = [sum(leaf.nbytes for leaf in part) for part in (leaves(weights), (*memory.keys, *memory.values))]
+    print("| weights, MB | cache, MB | beside them at most, MB | seconds |\n|---|---|---|---|")
     print(f"| {kept[0] / 1e6:.0f} | {kept[1] / 1e6:.0f} | {more / 1e6:.0f} | {seconds:.1f} |")
 
 

@@ -24,13 +24,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import llucid
 from llucid.arrays import Quantized
+from llucid.cache import PAGE, Memory
 from llucid.checkpoints import Model, load, save
-from llucid.generation.reading import empty_context, read
-from llucid.native.step import compiler, decode_step
+from llucid.generation import Batch
+from llucid.generation.reading import Reader
+from llucid.native.build import compiler
+from llucid.native.step import decode_step
 from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import assemble, leaves
@@ -130,8 +134,7 @@ def bytes_of(model: Model, slots: float) -> float:
     for leaf in leaves(weights if config.tied_embeddings else weights._replace(embedding=weights.norm)):
         parts = (leaf.numbers, leaf.scales) if isinstance(leaf, Quantized) else (leaf,)
         total += sum(part.numel() * part.element_size() for part in parts)
-    cache = empty_context(weights, config, 1, 1).cache
-    return total + slots * 2 * config.layers * config.kv_heads * config.head_dim * cache.keys[0].element_size()
+    return total + slots * Memory.bytes_per_slot(config, Reader(weights, config).pages.memory.dtype)
 
 
 def ours(model: Model, tokens: int) -> Callable[[], float]:
@@ -139,12 +142,12 @@ def ours(model: Model, tokens: int) -> Callable[[], float]:
     step = decode_step(model.weights, model.config)
     assert step is not None, "llama.c could not be built"
 
-    @torch.inference_mode()
     def once() -> float:
-        cache, seconds = empty_context(model.weights, model.config, 1, tokens).cache, []
+        dtype, count = Reader(model.weights, model.config).pages.memory.dtype, -(-tokens // PAGE)
+        memory, pages, seconds = Memory(model.config, count * PAGE, dtype), np.arange(count, dtype=np.int32), []
         for token in range(tokens):
             begun = time.perf_counter()
-            _, cache = step(torch.tensor([[token + 10]]), torch.tensor([[token]]), cache)
+            step([([token + 10], token, pages)], memory, [0])
             seconds.append(time.perf_counter() - begun)
         return statistics.median(seconds)
 
@@ -187,12 +190,11 @@ def prompts(options: argparse.Namespace, scratch: Path) -> None:
         for kind in options.kind:
             path = made(options.folder, shape, kind)
             model, other = load(path, device="cpu", quantize="file"), opened(path, torch.get_num_threads())
-            step = decode_step(model.weights, model.config)
             for count in options.prompts:
                 ids, rows = list(range(10, 10 + count)), list[tuple[float, float]]()
                 for _ in range(options.rounds + 1):
                     begun = time.perf_counter()
-                    read(model.weights, model.config, empty_context(model.weights, model.config, 1, count), [ids], step)
+                    Batch(model).read(ids)
                     rows.append((time.perf_counter() - begun, other(ids, True)))
                 mine, their = (statistics.median(column) for column in zip(*rows[1:], strict=True))
                 ratio = statistics.median(b / a for a, b in rows[1:])

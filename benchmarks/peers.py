@@ -35,8 +35,7 @@ from llucid.arrays.memory import keep_freed
 from llucid.bench import machine, measure_limits, work
 from llucid.checkpoints import Model, save
 from llucid.config import Config
-from llucid.generation.decode import decode
-from llucid.generation.reading import empty_context, read
+from llucid.generation import Batch, Request, Sampling, generator
 from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.training.optimizer import make_optimizers
@@ -84,16 +83,18 @@ def per_token(moments: Iterator[Any], rows: int = 1) -> float:
 def llucid(weights: Weights, config: Config, what: str) -> Job:
     """llucid, as in `llucid generate`."""
     rows = 8 if what == "batch" else 1
-    prompts = ids_of(config, rows, PROMPT if what == "prefill" else 16)
+    prompts, model = ids_of(config, rows, PROMPT if what == "prefill" else 16), Model(config, weights, None)
 
     def prefill() -> float:
         begun = time.perf_counter()
-        read(weights, config, empty_context(weights, config, 1, PROMPT), prompts)
+        Batch(model).read(prompts[0])
         return PROMPT / (time.perf_counter() - begun)
 
     def write() -> float:
-        greedy = {"choose": lambda logits: logits.argmax(-1), "stops": lambda row, token: False}
-        return per_token(decode(weights, config, prompts, max_tokens=WRITTEN, **greedy), rows)
+        batch = Batch(model)
+        for prompt in prompts:
+            batch.add(Request(prompt, Sampling(temperature=0.0), generator(0), lambda token: False, WRITTEN))
+        return per_token(iter(batch.step, []), rows)
 
     return prefill if what == "prefill" else write
 

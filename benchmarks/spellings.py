@@ -32,7 +32,8 @@ def spellings(options: argparse.Namespace, folder: Path) -> None:
     import torch.nn.functional as F
 
     from llucid import llama_jax
-    from llucid.llama import empty_cache, llama
+    from llucid.cache import empty_cache
+    from llucid.llama import llama
     from llucid.llama_module import Llama
     from llucid.presets import PRESETS
     from llucid.weights import initialise, leaves

@@ -26,8 +26,7 @@ from llucid.checkpoints import Model, find, load, save, size_of
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import linear
-from llucid.generation.decode import decode
-from llucid.generation.reading import empty_context, read
+from llucid.generation import Batch, Request, Sampling, generator
 from llucid.presets import PRESETS
 from llucid.tokenizers.characters import Characters
 from llucid.training.optimizer import make_optimizers
@@ -172,7 +171,7 @@ def prefill(model: Model, device: torch.device) -> Row:
     count = min(PROMPT, config.context)
     ids = torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
     limits = measure_limits(device, weights.dtype)
-    seconds = seconds_of(lambda: read(weights, config, empty_context(weights, config, 1, count), [ids]), device)
+    seconds = seconds_of(lambda: Batch(model).read(ids), device)
     return Row(f"prefill, {count}", count, seconds, *work(weights, config, 1, count, 0, 1), limits)
 
 
@@ -183,15 +182,11 @@ def decoding(model: Model, device: torch.device, rows: int) -> Row:
     limits = measure_limits(device, weights.dtype)
     prompts = torch.randint(config.vocab_size, (rows, short), generator=torch.Generator().manual_seed(0)).tolist()
     written = min(WRITTEN, config.context - short)
-    steps = decode(
-        weights,
-        config,
-        prompts,
-        choose=lambda logits: logits.argmax(-1),
-        stops=lambda row, token: False,
-        max_tokens=written,
-    )
-    times = [time.perf_counter() for _ in steps]
+    batch, times = Batch(model), list[float]()
+    for prompt in prompts:
+        batch.add(Request(prompt, Sampling(temperature=0.0), generator(0), lambda token: False, written))
+    while batch.step():
+        times.append(time.perf_counter())
     taken = [after - before for before, after in pairwise(times)][WARM:]
     moved = work(weights, config, rows, 1, short + written // 2, 1)
     return Row(f"decode, {rows}", rows, statistics.median(taken), *moved, limits)

@@ -1,4 +1,4 @@
-/* The decode step of llama.py once more, in C: a few tokens in, the scores of what follows each of them out.
+/* The decode step of llama.py once more, in C: a few tokens in, the scores of what follows some of them out.
 
    The same names in the same order. What PyTorch does to tensors is here done by threads that all run the same
    function: each computes its part of the rows of a product, then waits for the others:
@@ -9,16 +9,18 @@
 
    In a block they wait after q, k, v and the cache, after the heads, after O, after the gate, and after D.
 
-   Activations are float32; what whole numbers are multiplied with is first rounded to 8 bits. Matrices are read as they
-   are stored (float32, bfloat16, float16, or groups of 32 whole numbers with a scale, see quantize.py), once for all
-   tokens, since with few of them reading takes the time; and each token comes out as if it were alone, to the bit.
-   Sources as in llama.py. llama_c.py builds this file, checks every size, and calls `llama_step`.
+   The tokens are a flat list, each with its sequence and its position there; a sequence is a list of pages of the
+   cache, and a token attends to the slots of its own sequence up to its own position. Activations are float32; what
+   multiplies whole numbers is first rounded to 8 bits. Matrices are read as they are stored (float32, bfloat16,
+   float16, or groups of 32 whole numbers with a scale, see arrays/quantized.py), once for all tokens, since with few
+   tokens reading takes the time. Each token's scores are, to the bit, those that it has when it is read alone.
+   Sources as in llama.py. native/step.py checks every size and calls `llama_step`.
 
-   native/numbers.h    numbers as they are stored
-   native/memory.h     where the arrays of a step lie
-   native/threads.h    threads that start together, wait for one another, and sleep between tokens
-   native/plain.h      sums of products in plain C, for any processor
-   native/avx512.h     the same for processors with AVX-512 and VNNI */
+   native/numbers.h   numbers as they are stored
+   native/memory.h    where the arrays of a step lie
+   native/threads.h   threads that start together, wait for one another, and sleep between tokens
+   native/plain.h     sums of products in plain C, for any processor
+   native/avx512.h    the same for processors with AVX-512 and VNNI */
 
 #include <math.h>
 #include <stddef.h>
@@ -46,7 +48,7 @@ typedef struct {
 
 typedef struct {
     int32_t dim, layers, heads, kv_heads, head_dim, ffn;
-    float norm_eps;
+    float norm_eps, rope_factor;  /* the latter multiplies turned queries and keys: 1, but for YaRN */
     const float *theta;  /* [head_dim/2]: radians per position */
     Matrix embedding;
     const Block *blocks;
@@ -54,11 +56,19 @@ typedef struct {
     Matrix output;
 } Llama;
 
-typedef struct {  /* each layer [batch, kv_heads, capacity, head_dim] */
-    int32_t kind, batch, capacity, length;  /* length: slots that are filled before this step */
-    const int64_t *positions;               /* [batch, capacity]: of the tokens in the slots, those of this step too */
+typedef struct {  /* keys and values, each layer [kv_heads, slots, head_dim]; page n is slots n · page … */
+    int32_t kind, page;
+    int64_t slots;
     void *const *keys, *const *values;
 } Cache;
+
+typedef struct {  /* what a step reads */
+    int32_t count, scored;             /* tokens; how many of them are scored */
+    const int32_t *ids, *positions;    /* [count]: in the vocabulary; in the token's sequence */
+    const int32_t *pages;              /* the pages of every sequence, one after another */
+    const int32_t *first;              /* [count]: where in `pages` those of the token's sequence begin */
+    const int32_t *wanted;             /* [scored]: which tokens are scored */
+} Tokens;
 
 typedef struct {  /* what a matrix is applied to, [tokens, columns]; for INT8 and INT4 rounded, group by group */
     const float *x;
@@ -80,11 +90,11 @@ typedef struct { int from, to; } Part;
 typedef struct {  /* one step: what it is given, and what its threads share */
     const Llama *model;
     const Cache *cache;
-    const int64_t *tokens;
-    int count, seq, threads;                   /* tokens, batch · seq of them: those of one sequence in a row */
-    float *logits;
+    const Tokens *tokens;
+    int count, threads;                        /* tokens */
+    float *logits;                             /* [scored, vocab] */
     float *cos, *sin;                          /* [count, head_dim/2] */
-    float *x, *query, *key, *value, *mixed;    /* [count, …]: the stream; queries, keys, values; what was gathered */
+    float *x, *query, *key, *value, *mixed;    /* [count, …]: the stream; queries, keys, values; p v */
     float *gate, *up, *written;                /* of the feed-forward network; what a block adds to the stream */
     struct Own { float *normed, *scores; Vectors vectors; } *own;  /* what each thread has for itself */
 } Step;
@@ -117,33 +127,35 @@ static void multiply(const Matrix *w, const Vectors *v, int count, Part part, fl
 /* x as what `w` is applied to: rounded to whole numbers if those of the matrix are. */
 static const Vectors *for_matrix(const Matrix *w, const float *x, int count, Vectors *v) {
     v->x = x;
-    if (w->kind >= INT8) round_groups(x, count * (w->columns / GROUP), v);
+    if (w->kind >= INT8) round_groups(x, (size_t)count * (size_t)(w->columns / GROUP), v);
     return v;
 }
 
 /* x = E[token]: the row of a token. */
-static void embed(const Matrix *e, int64_t token, Part part, float *x) {
+static void embed(const Matrix *e, int32_t token, Part part, float *x) {
     for (int at = part.from; at < part.to; at++) x[at] = number_at(e, (size_t)token, (size_t)at);
 }
 
 /* x / √(mean(x²) + ε) ⊙ gain. Zhang & Sennrich 2019, eq. 4. Each thread does all of it for itself, which takes less
    than another wait. */
-static const float *rms_norm(const Step *s, const float *x, const float *gain, float *normed) {
-    int dim = s->model->dim;
-    for (int token = 0; token < s->count; token++, x += dim) {
+static const float *rms_norm(const Step *s, const float *x, int count, const float *gain, float *normed) {
+    size_t dim = (size_t)s->model->dim;
+    for (float *y = normed; count > 0; count--, x += dim, y += dim) {
         float squares;
-        dots(FLOAT32, x, 1, x, dim, 1, &squares, 1);
+        dots(FLOAT32, x, 1, x, s->model->dim, 1, &squares, 1);
         float scale = 1 / sqrtf(squares / (float)dim + s->model->norm_eps);
-        for (int at = 0; at < dim; at++) normed[token * dim + at] = x[at] * scale * gain[at];
+        for (size_t at = 0; at < dim; at++) y[at] = x[at] * scale * gain[at];
     }
     return normed;
 }
 
 /* (a + ib) · exp(i·m·θⱼ) for each pair of neighbours. Su et al. 2021 (RoFormer), eq. 34; angles are worked out once. */
-static void rotate(const Step *s, Part part, int columns, float *x) {
-    for (int token = 0, half = s->model->head_dim / 2; token < s->count; token++, x += columns) {
+static void rotate(const Step *s, Part part, size_t columns, float *x) {
+    const float *all_cos = s->cos, *all_sin = s->sin;
+    const int half = s->model->head_dim / 2;
+    for (int token = 0; token < s->count; token++, x += columns, all_cos += half, all_sin += half) {
         for (int at = part.from; at < part.to; at += 2) {
-            float cos = s->cos[token * half + at / 2 % half], sin = s->sin[token * half + at / 2 % half];
+            float cos = all_cos[at / 2 % half], sin = all_sin[at / 2 % half];
             float a = x[at], b = x[at + 1];
             x[at] = a * cos - b * sin;
             x[at + 1] = a * sin + b * cos;
@@ -151,59 +163,72 @@ static void rotate(const Step *s, Part part, int columns, float *x) {
     }
 }
 
-static char *slot_of(const Step *s, void *layer, int sequence, int kv_head, int slot) {
-    size_t head = (size_t)sequence * (size_t)s->model->kv_heads + (size_t)kv_head;
-    size_t at = head * (size_t)s->cache->capacity + (size_t)slot;
-    return (char *)layer + at * (size_t)s->model->head_dim * size_of(s->cache->kind);
+/* Where a slot's key or value of a head lies: of the token at `position` of a sequence that has these pages. */
+static char *slot_of(const Step *s, void *layer, const int32_t *pages, int kv_head, int position) {
+    const Cache *c = s->cache;
+    size_t slot = (size_t)pages[position / c->page] * (size_t)c->page + (size_t)(position % c->page);
+    return (char *)layer + ((size_t)kv_head * (size_t)c->slots + slot) * (size_t)s->model->head_dim * size_of(c->kind);
 }
 
-/* The cache, longer by a part of these tokens' keys or values. */
-static void write_slots(const Step *s, Part part, int columns, const float *x, void *layer) {
+/* How many tokens from `position` to `end` lie one after another in memory: their pages do. */
+static int run_length(const Step *s, const int32_t *pages, int position, int end) {
+    int page = s->cache->page, at = position / page, last = at;
+    while ((last + 1) * page < end && pages[last + 1] == pages[last] + 1) last++;
+    return (last + 1) * page < end ? (last + 1) * page - position : end - position;
+}
+
+/* Writes a part of these tokens' keys or values into their slots. */
+static void write_slots(const Step *s, Part part, size_t columns, const float *x, void *layer) {
     for (int token = 0, width = s->model->head_dim; token < s->count; token++, x += columns) {
+        const int32_t *pages = s->tokens->pages + s->tokens->first[token];
         for (int at = part.from; at < part.to; at++) {
-            void *slot = slot_of(s, layer, token / s->seq, at / width, s->cache->length + token % s->seq);
+            void *slot = slot_of(s, layer, pages, at / width, s->tokens->positions[token]);
             if (s->cache->kind == FLOAT32) ((float *)slot)[at % width] = x[at];
             else ((uint16_t *)slot)[at % width] = s->cache->kind == BFLOAT16 ? to_bfloat16(x[at]) : to_float16(x[at]);
         }
     }
 }
 
-/* softmax(q kᵀ / √head_dim + M) v of one head of one token; each k and v serves heads / kv_heads heads in a row. M is
-   −∞ where a slot holds a later position than the token's own, else 0. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023
-   (GQA), §2.2. */
+/* softmax(q kᵀ / √head_dim) v of one head of one token, over the slots of its sequence up to its own position; each k
+   and v serves heads / kv_heads heads in a row. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (GQA), §2.2. */
 static void attend(const Step *s, int layer, int token, int head, float *scores) {
     const Llama *m = s->model;
     const Cache *c = s->cache;
-    int slots = c->length + s->seq, kv_head = head / (m->heads / m->kv_heads), sequence = token / s->seq;
-    const int64_t *positions = c->positions + (size_t)sequence * (size_t)c->capacity;
-    int64_t own = positions[c->length + token % s->seq];
+    const int32_t *pages = s->tokens->pages + s->tokens->first[token];
+    int slots = s->tokens->positions[token] + 1, kv_head = head / (m->heads / m->kv_heads);
     size_t width = (size_t)m->head_dim, stride = width * size_of(c->kind);
-    size_t at = (size_t)(token * m->heads + head) * width;
-    const char *k = slot_of(s, c->keys[layer], sequence, kv_head, 0);
-    const char *v = slot_of(s, c->values[layer], sequence, kv_head, 0);
-    float scale = 1 / sqrtf((float)m->head_dim), largest = -INFINITY, sum = 0;
-    while (positions[slots - 1] > own) slots--;  /* tokens read together: each sums over what it would see alone */
-    for (int slot = 0; slot < slots; slot += ROWS) {
-        int some = slots - slot < ROWS ? slots - slot : ROWS;
-        dots(c->kind, k + (size_t)slot * stride, some, s->query + at, m->head_dim, 1, scores + slot, 1);
+    const float *q = s->query + ((size_t)token * (size_t)m->heads + (size_t)head) * width;
+    float *y = s->mixed + (q - s->query), scale = 1 / sqrtf((float)m->head_dim), largest = -INFINITY, sum = 0;
+    for (int start = 0, run; start < slots; start += run) {
+        const char *k = slot_of(s, c->keys[layer], pages, kv_head, start);
+        run = run_length(s, pages, start, slots);
+        for (int slot = 0; slot < run; slot += ROWS) {
+            int some = run - slot < ROWS ? run - slot : ROWS;
+            dots(c->kind, k + (size_t)slot * stride, some, q, m->head_dim, 1, scores + start + slot, 1);
+        }
     }
     for (int slot = 0; slot < slots; slot++) {
-        scores[slot] = positions[slot] <= own ? scores[slot] * scale : -INFINITY;
+        scores[slot] *= scale;
         if (scores[slot] > largest) largest = scores[slot];
     }
-    for (int slot = 0; slot < slots; slot++)
-        scores[slot] = scores[slot] == -INFINITY ? 0 : exponential(scores[slot] - largest);
+    for (int slot = 0; slot < slots; slot++) scores[slot] = exponential(scores[slot] - largest);
     ANY_ORDER for (int slot = 0; slot < slots; slot++) sum += scores[slot];
     for (int slot = 0; slot < slots; slot++) scores[slot] /= sum;
-    mix(c->kind, v, scores, slots, m->head_dim, s->mixed + at);
+    for (size_t at = 0; at < width; at++) y[at] = 0;
+    for (int start = 0, run; start < slots; start += run) {
+        run = run_length(s, pages, start, slots);
+        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), scores + start, run, m->head_dim, y);
+    }
 }
 
 /* A thread's part of the rows of a product, added to the stream. */
 static void add(const Step *s, const Matrix *w, const float *x, int thread) {
     Part rows = part(w->rows, thread, s->threads, TILE);
     multiply(w, for_matrix(w, x, s->count, &s->own[thread].vectors), s->count, rows, s->written);
-    for (int token = 0; token < s->count; token++)
-        for (int at = token * w->rows + rows.from; at < token * w->rows + rows.to; at++) s->x[at] += s->written[at];
+    float *to = s->x;
+    const float *from = s->written;
+    for (int token = 0; token < s->count; token++, to += w->rows, from += w->rows)
+        for (int at = rows.from; at < rows.to; at++) to[at] += from[at];
     wait_for_all(s->threads);
 }
 
@@ -216,11 +241,11 @@ static void attention(const Step *s, const float *x, const Block *w, int layer, 
     multiply(&w->key, w->key.kind == w->query.kind ? v : for_matrix(&w->key, x, s->count, v), s->count, of_kv, s->key);
     multiply(&w->value, w->value.kind == w->key.kind ? v : for_matrix(&w->value, x, s->count, v), s->count, of_kv,
              s->value);
-    rotate(s, of_q, q, s->query), rotate(s, of_kv, kv, s->key);
-    write_slots(s, of_kv, kv, s->key, s->cache->keys[layer]);
-    write_slots(s, of_kv, kv, s->value, s->cache->values[layer]);
+    rotate(s, of_q, (size_t)q, s->query), rotate(s, of_kv, (size_t)kv, s->key);
+    write_slots(s, of_kv, (size_t)kv, s->key, s->cache->keys[layer]);
+    write_slots(s, of_kv, (size_t)kv, s->value, s->cache->values[layer]);
     wait_for_all(s->threads);
-    Part pairs = part(s->count * heads, thread, s->threads, 1);
+    Part pairs = part(s->count * heads, thread, s->threads, 1);  /* of a token and a head */
     for (int at = pairs.from; at < pairs.to; at++) attend(s, layer, at / heads, at % heads, s->own[thread].scores);
     wait_for_all(s->threads);
     add(s, &w->output, s->mixed, thread);
@@ -233,9 +258,10 @@ static void swiglu(const Step *s, const float *x, const Block *w, int thread) {
     Part rows = part(ffn, thread, s->threads, TILE);
     multiply(&w->gate, for_matrix(&w->gate, x, s->count, v), s->count, rows, s->gate);
     multiply(&w->up, w->up.kind == w->gate.kind ? v : for_matrix(&w->up, x, s->count, v), s->count, rows, s->up);
-    for (int token = 0; token < s->count; token++)
-        for (int at = token * ffn + rows.from; at < token * ffn + rows.to; at++)
-            s->gate[at] *= s->up[at] / (1 + exponential(-s->gate[at]));
+    float *gate = s->gate;
+    const float *up = s->up;
+    for (int token = 0; token < s->count; token++, gate += ffn, up += ffn)
+        for (int at = rows.from; at < rows.to; at++) gate[at] *= up[at] / (1 + exponential(-gate[at]));
     wait_for_all(s->threads);
     add(s, &w->down, s->gate, thread);
 }
@@ -243,38 +269,43 @@ static void swiglu(const Step *s, const float *x, const Block *w, int thread) {
 /* x + Attention(RMSNorm(x)), then the same with SwiGLU. Touvron et al. 2023a, §2.2 (pre-normalisation). */
 static void block(const Step *s, const Block *w, int layer, int thread) {
     float *normed = s->own[thread].normed;
-    attention(s, rms_norm(s, s->x, w->attention_norm, normed), w, layer, thread);
-    swiglu(s, rms_norm(s, s->x, w->feed_forward_norm, normed), w, thread);
+    attention(s, rms_norm(s, s->x, s->count, w->attention_norm, normed), w, layer, thread);
+    swiglu(s, rms_norm(s, s->x, s->count, w->feed_forward_norm, normed), w, thread);
 }
 
-/* What each thread does of a step; the last product scores every token, if that is asked for. A tied embedding is the
-   output matrix too. */
+/* What each thread does of a step; the last product scores the tokens that are wanted. A tied embedding is the output
+   matrix too. */
 static void llama(void *given, int thread) {
     const Step *s = given;
     const Llama *m = s->model;
+    const Tokens *t = s->tokens;
     struct Own *own = &s->own[thread];
+    size_t dim = (size_t)m->dim;
     for (int token = 0; token < s->count; token++)
-        embed(&m->embedding, s->tokens[token], part(m->dim, thread, s->threads, TILE), s->x + token * m->dim);
+        embed(&m->embedding, t->ids[token], part(m->dim, thread, s->threads, TILE), s->x + (size_t)token * dim);
     wait_for_all(s->threads);
     for (int layer = 0; layer < m->layers; layer++) block(s, &m->blocks[layer], layer, thread);
-    if (!s->logits) return;
-    const Vectors *v = for_matrix(&m->output, rms_norm(s, s->x, m->norm, own->normed), s->count, &own->vectors);
-    multiply(&m->output, v, s->count, part(m->output.rows, thread, s->threads, TILE), s->logits);
+    for (int at = 0; at < t->scored; at++)
+        rms_norm(s, s->x + (size_t)t->wanted[at] * dim, 1, m->norm, own->normed + (size_t)at * dim);
+    const Vectors *v = for_matrix(&m->output, own->normed, t->scored, &own->vectors);
+    multiply(&m->output, v, t->scored, part(m->output.rows, thread, s->threads, TILE), s->logits);
 }
 
-/* The scores of what follows each of the tokens [batch, seq], as [batch, seq, output.rows] unless NULL, and the cache
-   longer by them; 0 if memory ran out. Their positions are in the cache already. */
-int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, int seq, int threads, float *logits) {
+/* Writes the keys and values of the tokens into their slots and the scores of what follows those that are wanted into
+   logits [scored, output.rows]; 0 if memory ran out. */
+int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int threads, float *logits) {
+    pthread_once(&at_fork, watch_forks);
     pthread_mutex_lock(&one_at_a_time);
-    Step s = {.model = model, .cache = cache, .tokens = tokens, .seq = seq, .logits = logits};
-    s.count = cache->batch * seq, s.threads = at_most(threads);
+    Step s = {.model = model, .cache = cache, .tokens = tokens, .count = tokens->count, .logits = logits};
+    s.threads = at_most(threads);
     int ready = lay_out(&s);
     if (ready) {
         for (int token = 0, half = model->head_dim / 2; token < s.count; token++) {
-            float position = (float)cache->positions[token / seq * cache->capacity + cache->length + token % seq];
+            float position = (float)tokens->positions[token];
             for (int pair = 0; pair < half; pair++) {
-                s.cos[token * half + pair] = cosf(position * model->theta[pair]);
-                s.sin[token * half + pair] = sinf(position * model->theta[pair]);
+                size_t at = (size_t)token * (size_t)half + (size_t)pair;
+                s.cos[at] = model->rope_factor * cosf(position * model->theta[pair]);
+                s.sin[at] = model->rope_factor * sinf(position * model->theta[pair]);
             }
         }
         together(llama, &s, s.threads);
@@ -283,6 +314,18 @@ int llama_step(const Llama *model, const Cache *cache, const int64_t *tokens, in
     return ready;
 }
 
+#define AT(type, field) (int32_t)offsetof(type, field)
 
-
-
+/* Sizes and offsets of the types above, in the order of native/types.py, which compares them with its own. */
+const int32_t llama_layout[] = {
+    sizeof(Matrix), AT(Matrix, kind), AT(Matrix, rows), AT(Matrix, columns), AT(Matrix, numbers), AT(Matrix, scales),
+    sizeof(Block), AT(Block, attention_norm), AT(Block, query), AT(Block, key), AT(Block, value), AT(Block, output),
+    AT(Block, feed_forward_norm), AT(Block, gate), AT(Block, up), AT(Block, down),
+    sizeof(Llama), AT(Llama, dim), AT(Llama, layers), AT(Llama, heads), AT(Llama, kv_heads), AT(Llama, head_dim),
+    AT(Llama, ffn), AT(Llama, norm_eps), AT(Llama, rope_factor), AT(Llama, theta), AT(Llama, embedding),
+    AT(Llama, blocks), AT(Llama, norm),
+    AT(Llama, output),
+    sizeof(Cache), AT(Cache, kind), AT(Cache, page), AT(Cache, slots), AT(Cache, keys), AT(Cache, values),
+    sizeof(Tokens), AT(Tokens, count), AT(Tokens, scored), AT(Tokens, ids), AT(Tokens, positions), AT(Tokens, pages),
+    AT(Tokens, first), AT(Tokens, wanted),
+};

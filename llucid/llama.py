@@ -14,7 +14,6 @@ Sources: LLaMA (Touvron et al. 2023a), §2.2; Llama 2 (2023b), §2.2; The Llama 
 """
 
 import math
-from functools import partial
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -22,7 +21,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from llucid.config import NOWHERE, Config
+from llucid.cache import Cache
+from llucid.config import Config
 from llucid.fast import attention_fast, embed, linear, linear_each
 from llucid.rope import attention_factor, length, slowdowns
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
@@ -109,50 +109,6 @@ def attention_written_out(
     return (p @ v[:, :, None]).flatten(1, 2)
 
 
-class Cache(NamedTuple):
-    """The keys and values of the tokens so far: a value that knows its length, returned longer than it came.
-
-    Slots are allocated once and filled from the left. A longer cache shares them with the one it grew from, which
-    stays true up to its own length: to go back, keep the old value (and grow only one of the two).
-    """
-
-    keys: tuple[Float[Tensor, "batch kv_heads capacity head_dim"], ...]
-    values: tuple[Float[Tensor, "batch kv_heads capacity head_dim"], ...]
-    positions: Int[Tensor, "batch capacity"]
-    length: int
-
-    def next_positions(self, seq: int) -> Int[Tensor, "batch seq"]:
-        """Where the next `seq` tokens of each row stand: after its last one, padding not counted."""
-        if self.length == 0:
-            return torch.arange(seq, device=self.positions.device).expand(len(self.positions), seq)
-        filled = self.positions[:, : self.length]
-        last = filled.masked_fill(filled == NOWHERE, -1).amax(1, keepdim=True)
-        return last + torch.arange(1, seq + 1, device=filled.device)
-
-    def append(self, positions: Int[Tensor, "batch seq"]) -> "Cache":
-        """The cache with slots taken for tokens at these positions; `write` fills them, layer by layer."""
-        start, end = self.length, self.length + positions.shape[1]
-        if end > self.positions.shape[1]:
-            raise ValueError(f"the cache has {self.positions.shape[1]} slots and {end} tokens do not fit into it")
-        self.positions[:, start:end] = positions
-        return self._replace(length=end)
-
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts k and v (batch kv_heads seq head_dim) into a layer's newest slots; returns all it has, of k's dtype."""
-        last = slice(self.length - k.shape[2], self.length)
-        self.keys[layer][:, :, last], self.values[layer][:, :, last] = k, v
-        return self.keys[layer][:, :, : self.length].type_as(k), self.values[layer][:, :, : self.length].type_as(k)
-
-
-def empty_cache(config: Config, batch: int, capacity: int, weights: Weights, dtype: torch.dtype | None = None) -> Cache:
-    """A cache for `batch` sequences of at most `capacity` tokens, on the weights' device, in `dtype` or else theirs."""
-    shape = (batch, config.kv_heads, capacity, config.head_dim)
-    new = partial(torch.empty, shape, dtype=dtype or weights.dtype, device=weights.device)
-    keys, values = (tuple(new() for _ in range(config.layers)) for _ in "kv")
-    positions = torch.full((batch, capacity), NOWHERE, device=weights.device)
-    return Cache(keys, values, positions, length=0)
-
-
 class Placement(NamedTuple):
     """Where the tokens of a pass stand: what every layer needs beside its input and its weights."""
 
@@ -221,9 +177,9 @@ def place(
     """Where tokens stand, whom each sees (None: itself and all before it), and the cache with slots for them."""
     batch, seq = tokens.shape
     if cache is not None:
-        positions = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
-        cache = cache.append(positions)
-        return positions, visible(positions, cache.positions[:, : cache.length]), cache
+        placed = cache.next_positions(seq) if positions is None else positions.expand(batch, seq)
+        cache = cache.append(placed)
+        return placed, visible(placed, cache.positions[:, : cache.length]), cache
     if positions is None:
         return torch.arange(seq, device=tokens.device).expand(batch, seq), None, None
     positions = positions.expand(batch, seq)

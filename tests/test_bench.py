@@ -14,13 +14,14 @@ import torch
 
 from llucid import bench
 from llucid.bench import Limits, Row, work
+from llucid.cache import empty_cache
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation.decode import decode
-from llucid.llama import attention_written_out, empty_cache, llama
+from llucid.llama import attention_written_out, llama
 from llucid.presets import PRESETS
 from llucid.weights import initialise, leaves, to
 from tests.configs import CONFIGS
+from tests.engine import greedy
 from tests.training.test_run import do
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,8 +152,7 @@ def test_the_step_for_gpus_writes_what_the_engine_writes(tied: bool):
     config = replace(PRESETS["nano"].config, kv_heads=1, tied_embeddings=tied)
     weights = gpu.random_weights(config, torch.float64, torch.device("cpu"))
     prompts = torch.randint(config.vocab_size, (3, 6), generator=torch.Generator().manual_seed(1))
-    greedy = partial(decode, weights, config, choose=lambda logits: logits.argmax(-1), max_tokens=9)
-    expected = [[step.tokens[row] for step in greedy(prompts.tolist(), stops=lambda *_: False)] for row in range(3)]
+    expected = greedy(weights, config, prompts.tolist(), 9)
     for attend in (gpu.attention_fused, gpu.attention_written_out):
         found, seconds = gpu.write(weights, config, prompts, 9, attend, compiled=False)
         assert found.tolist() == expected

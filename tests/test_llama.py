@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from llucid import llama as equations
+from llucid.cache import empty_cache
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
-from llucid.config import Config
+from llucid.config import NOWHERE, Config
 from llucid.fast import Attention, attention_fused, attention_in_pieces
-from llucid.llama import NOWHERE, empty_cache, llama
+from llucid.llama import llama
 from llucid.llama_module import Llama, SwiGLU
 from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map
 from tests.configs import CONFIGS, RESCALED
@@ -307,8 +308,8 @@ def orders(seq: int, slots: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Positions of the queries and of the keys of two texts: the queries are the newest of the keys."""
     in_order = torch.arange(slots).expand(2, -1)
     shuffled = torch.stack([torch.randperm(slots, generator=torch.Generator().manual_seed(n)) for n in range(2)])
-    padded = torch.where(torch.arange(slots) < torch.tensor([[slots], [slots - 9]]), in_order, equations.NOWHERE)
-    unfilled = torch.where(torch.arange(slots) < slots - 5, in_order, equations.NOWHERE)
+    padded = torch.where(torch.arange(slots) < torch.tensor([[slots], [slots - 9]]), in_order, NOWHERE)
+    unfilled = torch.where(torch.arange(slots) < slots - 5, in_order, NOWHERE)
     found = {"in order": in_order, "shuffled": shuffled, "padded": padded, "unfilled": unfilled}
     return {name: (keys[:, slots - seq :], keys) for name, keys in found.items()}
 

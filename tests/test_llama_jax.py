@@ -21,12 +21,12 @@ from llucid import llama_jax  # noqa: E402
 from llucid.checkpoints import load  # noqa: E402
 from llucid.config import Config  # noqa: E402
 from llucid.errors import LlucidError  # noqa: E402
-from llucid.generation.decode import decode  # noqa: E402
 from llucid.llama import llama  # noqa: E402
 from llucid.llama_jax import from_torch, to_torch  # noqa: E402
 from llucid.training.step import loss_sum  # noqa: E402
 from llucid.weights import Weights, leaves, named_leaves, tree_map  # noqa: E402
 from tests.configs import CONFIGS, RESCALED  # noqa: E402
+from tests.engine import greedy  # noqa: E402
 from tests.oracles import numpy_llama  # noqa: E402
 from tests.test_llama import FAR, lively, some_tokens  # noqa: E402
 
@@ -225,24 +225,11 @@ def test_no_logit_depends_on_a_later_token() -> None:
 # --------------------------------------------------------------------------------------------- writing
 
 
-def greedy(weights: Weights, config: Config, prompt: list[int], max_tokens: int) -> list[int]:
-    """What PyTorch's engine writes."""
-    steps = decode(
-        weights,
-        config,
-        [prompt],
-        choose=lambda logits: logits.argmax(-1),
-        stops=lambda row, token: False,
-        max_tokens=max_tokens,
-    )
-    return [int(step.tokens[0] or 0) for step in steps]
-
-
 @pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
 def test_greedy_text_is_pytorchs(name: str) -> None:
     config = CONFIGS[name]
     weights, prompts = lively(config), some_tokens(config, 4, 7)
-    expected = [greedy(weights, config, prompt.tolist(), 40) for prompt in prompts]
+    expected = greedy(weights, config, prompts.tolist(), 40)
     theirs = from_torch(weights)
     assert [llama_jax.generate(jnp.array(prompt), theirs, config, 40).tolist() for prompt in prompts] == expected
     assert len({tuple(text) for text in expected}) == 4  # one text whatever is asked would be equal by accident
@@ -273,7 +260,7 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
 def test_stories260k_is_told_as_by_pytorch(data: Path) -> None:
     """200 greedy tokens; and loss and gradients of that text, which a trained model finds likely, as the oracle's."""
     config, weights = load(data / "stories260K.bin", device="cpu", tokenizer=data / "tok512.bin")[:2]
-    expected = greedy(weights, config, [1], 200)
+    (expected,) = greedy(weights, config, [[1]], 200)
     found = llama_jax.generate(jnp.array([1]), from_torch(weights), config, 200).tolist()
     assert found == expected
     text = np.array([1, *expected])

@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llucid.config import Config
+from llucid.cache import empty_cache
+from llucid.config import NOWHERE, Config
 from llucid.errors import LlucidError
-from llucid.generation.decode import decode
-from llucid.llama import NOWHERE, empty_cache, llama
+from llucid.llama import llama
 from llucid.llama_module import Llama
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.training.step import train_step
 from llucid.weights import Weights, initialise, leaves, named_leaves, to, tree_map
 from tests.configs import CONFIGS
+from tests.engine import greedy
 from tests.test_llama import EXACT, FAR, lively, some_tokens
 
 
@@ -100,15 +101,7 @@ def test_the_engine_writes_with_its_weights() -> None:
     config = CONFIGS["one for two"]
     module = Llama.from_weights(lively(config), config)
     texts = some_tokens(config, 4, 5)
-    steps = decode(
-        module.weights(),
-        config,
-        texts.tolist(),
-        choose=lambda logits: logits.argmax(-1),
-        stops=lambda row, token: False,
-        max_tokens=20,
-    )
-    written = torch.tensor([step.tokens for step in steps]).mT
+    written = torch.tensor(greedy(module.weights(), config, texts.tolist(), 20))
     for _ in range(20):
         texts = torch.cat((texts, module(texts)[:, -1:].argmax(-1)), 1)
     assert torch.equal(texts[:, 5:], written)

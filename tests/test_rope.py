@@ -13,10 +13,11 @@ import torch
 import transformers
 
 from llucid import llama_jax
+from llucid.cache import empty_cache
 from llucid.checkpoints import load, save
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, YarnScaling
 from llucid.errors import LlucidError
-from llucid.llama import empty_cache, llama, rope_frequencies
+from llucid.llama import llama, rope_frequencies
 from llucid.llama_module import Llama
 from llucid.native.step import decode_step
 from llucid.rope import attention_factor, frequencies, length, slowdowns

@@ -1,7 +1,7 @@
 """A conversation, and the model that takes part in it and remembers what it has read.
 
-A Conversation is a value: what was said. A Session has one, and the model's context (its KV cache): before each answer
-it makes ids of the whole conversation, always by `encode_dialog`, and only what differs from the context is read.
+A Conversation is a value: what was said. A Session has one, and an engine (a `Batch`): before each answer it makes ids
+of the whole conversation, always by `encode_dialog`, and the engine reads only what it has not read before.
 """
 
 import json
@@ -10,11 +10,11 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llucid.checkpoints import Model
 from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import write_text_atomically
-from llucid.generation import Context, Piece, Reason, Sampling, Statistics, generator, stream
+from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, stream
+from llucid.model import Model
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import read_json
 
@@ -104,20 +104,17 @@ class Session:
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
         self.reseed(seed)
-        self.context: Context | None = None
+        self.used = 0
+        """Tokens of the context that are taken."""
         self.statistics = Statistics()
         self.reason: Reason | None = None
+        self.batch = Batch(self.model)
 
     def reseed(self, seed: int | None) -> None:
         """Where the random numbers of the next answers come from; None for somewhere new."""
         if seed is not None and seed < 0:
-            raise LlucidError(f"--seed {seed}: must be at least 0")
+            raise LlucidError(f"seed={seed}: must be at least 0")
         self.generator = generator(secrets.randbits(63) if seed is None else seed)
-
-    @property
-    def used(self) -> int:
-        """Tokens of the context that are taken."""
-        return len(self.context.rows[0]) if self.context else 0
 
     def reply(self, question: str) -> Generator[str]:
         """The answer to `question`, piece by piece; when it ends, question and answer are in the conversation.
@@ -152,9 +149,11 @@ class Session:
         answer, written = "", list[int]()
         try:
             while len(prompt) <= size:
+                before_this = len(written)
                 for piece in self._stream(prompt, self.max_tokens - len(written)):
-                    self.context, self.reason = piece.context, piece.reason
+                    self.reason = piece.reason
                     written.append(piece.token)
+                    self.used = len(prompt) + len(written) - before_this - 1  # the newest is not read yet
                     # White space before the first word is no part of a message: Llama 2 always begins with a space.
                     text = piece.text if answer or self.format == "plain" else piece.text.lstrip()
                     if text:
@@ -181,13 +180,6 @@ class Session:
             conversation, most = shorter, self.model.config.context * 3 // 4
 
     def _stream(self, prompt: list[int], max_tokens: int) -> Iterator[Piece]:
-        return stream(
-            self.model,
-            [prompt],
-            sampling=self.sampling,
-            generators=[self.generator],
-            max_tokens=max_tokens,
-            past_context="stop",
-            context=self.context,
-            statistics=self.statistics,
-        )
+        self.batch.statistics = self.statistics
+        request = Request(prompt, self.sampling, self.generator, lambda token: False, max_tokens, "stop")
+        return stream(self.batch, [request], self.model.tokenizer)

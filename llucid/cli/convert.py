@@ -48,11 +48,12 @@ class Convert:
         before, after = (describe(path)["dtype"] for path in (self.model, self.out))
         packed = [dtype for dtype in before.split(", ") if dtype.startswith(("Q", "int"))]
         if packed and self.dtype is None and "int" not in after:
-            print(f"what was {' and '.join(packed)} is {after} now; --dtype names another", file=sys.stderr)
+            message = f"{' and '.join(packed)} weights were written as {after}; --dtype chooses another type"
+            print(message, file=sys.stderr)
         if self.to == "gguf" and WHOLE_JSON in read_head(Path(self.out)).fields:
             print(
-                "llama.cpp puts a space before some texts where this tokenizer puts none, as before one that begins "
-                "with a space, and makes other ids of these; llucid does not, since the tokenizer.json is inside, too",
+                "llama.cpp encodes some texts differently: it adds a space before them where this tokenizer adds none, "
+                "as before a text that begins with a space. llucid does not: it reads the tokenizer.json in the file",
                 file=sys.stderr,
             )
         for name, (before, after) in guessed.items():

@@ -1,18 +1,48 @@
 """Text from text: one continuation as it is written, or many at once."""
 
-import os
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import fields
+from typing import Any, NamedTuple, TypedDict, Unpack
 
-from llucid.checkpoints import Model
-from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation.decode import NEW_SLOTS, PastContext, Reason, Statistics
+from llucid.generation.batch import Batch, PastContext, Reason, Request, Statistics
 from llucid.generation.sampling import Sampling, generator
+from llucid.generation.speculation import Draft
 from llucid.generation.stream import Piece, stream
+from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
+
+
+class Options(TypedDict, total=False):
+    """How `generate` and `generate_batch` write; all have defaults."""
+
+    max_tokens: int
+    """New tokens at most: 256."""
+    temperature: float
+    """0.8; 0 always takes the likeliest token. This and the next seven are `Sampling`'s."""
+    top_k: int | None
+    top_p: float | None
+    """0.95."""
+    min_p: float | None
+    repetition_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    logit_bias: dict[int, float]
+    seed: int | None
+    """The same seed gives the same text on the same machine, called in the same way; None takes a new one."""
+    stop: Sequence[str]
+    """Strings that end the text; nothing of them is shown."""
+    past_context: PastContext
+    """When the context is full, "slide" (the default) forgets the oldest half and goes on; "stop" ends the text."""
+    speculate: bool
+    """Guesses what repeats earlier text, which is faster where it is right. The text is the same (where PyTorch alone
+    reads, in float32; in bfloat16 it rounds several tokens at once differently)."""
+    memory: int | None
+    """Bytes for keys and values at most: half of the machine's. What does not fit waits."""
+    statistics: Statistics
+    """Filled in as the text is written."""
 
 
 class Completion(NamedTuple):
@@ -26,36 +56,17 @@ class Completion(NamedTuple):
     reason: Reason
     slid: bool
     """Whether it outgrew the context, so that its beginning was forgotten."""
+    logprobs: tuple[float, ...] = ()
+    """ln of the probability that the model gave each token, before temperature and filters."""
 
 
-def generate(
-    model: Model,
-    prompt: str = "",
-    *,
-    max_tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = 0.95,
-    min_p: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    past_context: PastContext = "slide",
-    statistics: Statistics | None = None,
-    speculate: bool = False,
-) -> Iterator[str]:
+def generate(model: Model, prompt: str = "", **options: Unpack[Options]) -> Iterator[str]:
     """The continuation of `prompt`, piece by piece: whole characters, and nothing of a `stop` string.
 
-    An empty prompt begins at BOS, or at a line break where the model has no BOS. The same seed gives the same text on
-    the same machine, called in the same way; None takes a new one. When the context is full, the oldest half of the
-    tokens is forgotten and the text goes on (`past_context="slide"`), or it ends (`"stop"`). `statistics` is filled in
-    as the text is written. `speculate` guesses what repeats earlier text and is quicker where it is right; the text is
-    the same (where PyTorch alone serves, in float32; in bfloat16 it rounds several tokens at once otherwise than one).
-    Raises LlucidError, at the call, for options that cannot be, a prompt that cannot be encoded, or one longer than
-    the context.
+    An empty prompt begins at BOS, or at a line break where the model has no BOS. Raises LlucidError, at the call, for
+    options that cannot be, a prompt that cannot be encoded, or one longer than the context.
     """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    pieces = _begin(model, [prompt], max_tokens, sampling, seed, stop, past_context, statistics, speculate)
-    return (piece.text for piece in pieces if piece.text)
+    return (piece.text for piece in pieces(model, [prompt], **options) if piece.text)
 
 
 def generate_batch(
@@ -63,83 +74,70 @@ def generate_batch(
     prompts: Sequence[str],
     *,
     samples: int = 1,
-    max_tokens: int = 256,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = 0.95,
-    min_p: float | None = None,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    past_context: PastContext = "slide",
-    statistics: Statistics | None = None,
     texts: list[str] | None = None,
+    **options: Unpack[Options],
 ) -> list[Completion]:
     """`samples` continuations of each prompt, all in one batch: prompt by prompt, in the order given.
 
     The first of a prompt is what `generate` writes with the same seed, whatever else is in the batch, in float32 (what
-    is narrower is rounded otherwise in a batch); its others, and repeated prompts, have random numbers of their own.
-    `statistics` and `texts` are filled in as they are written, for whoever is interrupted. Raises LlucidError as
-    `generate` does.
+    is narrower is rounded differently in a batch); its others, and repeated prompts, have random numbers of their own.
+    `texts` is filled in as they are written, for a caller who is interrupted. Raises LlucidError as `generate` does.
     """
     if samples < 1:
-        raise LlucidError(f"--num {samples}: must be at least 1")
-    check_room(model.config, samples * len(prompts), min(max_tokens, NEW_SLOTS))
+        raise LlucidError(f"num={samples}: must be at least 1")
+    if isinstance(prompts, str):
+        raise LlucidError("prompts: expected a list of texts, found one text")
     prompts = [prompt for prompt in prompts for _ in range(samples)]
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    pieces = _begin(model, prompts, max_tokens, sampling, seed, stop, past_context, statistics)
-    texts, tokens = [] if texts is None else texts, [[] for _ in prompts]
+    texts = [] if texts is None else texts
     texts[:] = [""] * len(prompts)
-    reasons: list[Reason] = ["length"] * len(prompts)
-    slid = [False] * len(prompts)
-    for piece in pieces:
+    written: list[list[Piece]] = [[] for _ in prompts]
+    for piece in pieces(model, prompts, **options):
         texts[piece.row] += piece.text
-        tokens[piece.row].append(piece.token)
-        slid[piece.row] |= piece.slid
-        reasons[piece.row] = piece.reason or "length"
-    columns = zip(prompts, texts, map(tuple, tokens), reasons, slid, strict=True)
-    return [Completion(*column) for column in columns]
+        written[piece.row].append(piece)
+    return [
+        Completion(
+            prompt,
+            text,
+            tuple(piece.token for piece in row),
+            row[-1].reason or "length",
+            any(piece.slid for piece in row),
+            tuple(piece.logprob for piece in row),
+        )
+        for prompt, text, row in zip(prompts, texts, written, strict=True)
+    ]
 
 
-def check_room(config: Config, rows: int, slots: int) -> None:
-    """Raises LlucidError if this machine has less memory than the keys and values of so many texts take, in 16 bits."""
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        taken = 2 * 2 * config.layers * config.kv_heads * config.head_dim * rows * slots
-        if taken > there:
-            raise LlucidError(
-                f"--num: the keys and values of {rows:,} texts take {taken / 1e9:,.0f} GB at least, and this machine "
-                f"has {there / 1e9:.0f}; write fewer at once"
-            )
+def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> Iterator[Piece]:
+    """What each token adds to the continuations of the prompts, as it is written, all of them at once.
 
-
-def _begin(
-    model: Model,
-    prompts: Sequence[str],
-    max_tokens: int,
-    sampling: Sampling,
-    seed: int | None,
-    stop: Sequence[str],
-    past_context: PastContext,
-    statistics: Statistics | None,
-    speculate: bool = False,
-) -> Iterator[Piece]:
+    Raises LlucidError as `generate` does, and TypeError for an option that there is not.
+    """
+    for name in options:
+        if name not in Options.__annotations__:
+            raise TypeError(f"there is no option {name!r}; expected one of {', '.join(Options.__annotations__)}")
+    given: dict[str, Any] = {key.name: options[key.name] for key in fields(Sampling) if key.name in options}
+    if "logit_bias" in options:
+        given["logit_bias"] = tuple(options["logit_bias"].items())
+    sampling = Sampling(**given)
+    seed = options.get("seed")
     if seed is None:
         seed = secrets.randbits(63)
     elif seed < 0:
-        raise LlucidError(f"--seed {seed}: must be at least 0")
+        raise LlucidError(f"seed={seed}: must be at least 0")
+    requests: list[Request] = []
     before: Counter[str] = Counter()
-    generators = []
     for prompt in prompts:
-        generators.append(generator(seed, stream=before[prompt]))
+        requests.append(
+            Request(
+                prompt_ids(model.tokenizer, prompt),
+                sampling,
+                generator(seed, stream=before[prompt]),
+                stops=lambda token: False,
+                max_tokens=options.get("max_tokens", 256),
+                past_context=options.get("past_context", "slide"),
+                draft=Draft() if options.get("speculate") else None,
+            )
+        )
         before[prompt] += 1
-    return stream(
-        model,
-        [prompt_ids(model.tokenizer, prompt) for prompt in prompts],
-        sampling=sampling,
-        generators=generators,
-        max_tokens=max_tokens,
-        stop=stop,
-        past_context=past_context,
-        statistics=statistics,
-        speculate=speculate,
-    )
+    batch = Batch(model, options.get("memory"), options.get("statistics"))
+    return stream(batch, requests, model.tokenizer, options.get("stop", ()))

@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llucid.checkpoints import Model
 from llucid.errors import PRINTABLE, LlucidError
-from llucid.generation.decode import check_prompt, scores
-from llucid.generation.reading import empty_context, read, ready
+from llucid.generation.batch import Batch
 from llucid.generation.sampling import softmax
+from llucid.model import Model
 from llucid.tokenizers import StreamingDecoder, Tokenizer
 from llucid.tokenizers.prompts import prompt_ids
 
@@ -34,13 +33,9 @@ def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
     `scores` of a damaged model.
     """
     if top_k < 1:
-        raise LlucidError(f"--top-k {top_k}: must be at least 1")
+        raise LlucidError(f"top_k={top_k}: must be at least 1")
     ids = prompt_ids(model.tokenizer, text)
-    check_prompt(ids, model.config)
-    config = model.config
-    weights, step = ready(model.weights, config, 1, len(ids))
-    logits, _ = read(weights, config, empty_context(weights, config, 1, len(ids)), [ids], step)
-    probabilities = np.asarray(softmax(scores(logits))[0].tolist())
+    probabilities = np.asarray(softmax(Batch(model).read(ids)).tolist())
     best: list[int] = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
     texts = {token: token_text(model.tokenizer, ids, token) for token in best}
     return [Prediction(text, token, float(probabilities[token])) for token, text in texts.items()]

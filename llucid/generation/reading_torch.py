@@ -1,82 +1,67 @@
-"""Reading by PyTorch: many tokens at a time, on any device; and what C reads of its weights."""
+"""Reading by PyTorch: many tokens at a time, on any device, on the same cache as C."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Ids
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
 
-from llucid.arrays import Mapped, Quantized
+from llucid.arrays import Mapped
+from llucid.cache import PAGE, Cache, Memory
 from llucid.config import NOWHERE, Config
-from llucid.generation.reading import CHUNK, Context, side_by_side, with_room
-from llucid.llama import Cache, empty_cache, hidden, llama, unembed
-from llucid.native.step import DecodeStep
-from llucid.weights import Weights, dequantize, leaves, to
+from llucid.llama import hidden, unembed
+from llucid.weights import Weights, dequantize, to
+
+if TYPE_CHECKING:
+    from llucid.generation.reading import Part
 
 
 def tensors(weights: Weights, dense: bool = False) -> Weights:
-    """Mapped weights as tensors, on the same memory where their dtype is the embedding's, else in that dtype, as `load`
-    has it; `dense`, quantised ones as what they stand for."""
+    """Mapped weights as tensors of the embedding's dtype, on the same memory where it is theirs already; `dense`:
+    quantised ones dequantised."""
     if isinstance(weights.norm, Mapped):
         weights = to(weights, getattr(torch, weights.dtype))
     return dequantize(weights) if dense else weights
 
 
-@torch.inference_mode()
-def empty_context(weights: Weights, config: Config, rows: int, slots: int) -> Context:
-    """`reading.empty_context`."""
-    dtype = torch.float16 if any(isinstance(leaf, Quantized) for leaf in leaves(weights)) else None
-    return Context(((),) * rows, empty_cache(config, rows, slots, weights, dtype))
+class TorchReader:
+    """The equations on the engine's cache: each part a row of a batch, padded on the right."""
 
+    def __init__(self, weights: Weights, config: Config, memory: Memory) -> None:
+        self.weights, self.config, self.memory = weights, config, memory
 
-@torch.inference_mode()
-def longer(cache: Cache, more: int) -> Cache:
-    """A copy with so many slots more."""
-    keys, values = (tuple(F.pad(layer, (0, 0, 0, more)) for layer in side) for side in (cache.keys, cache.values))
-    return Cache(keys, values, F.pad(cache.positions, (0, more), value=NOWHERE), cache.length)
+    @torch.inference_mode()
+    def read(self, parts: "Ids[Part]") -> Float[Any, "scored vocab"]:
+        """`Reader.read`. Only what is scored is unembedded."""
+        tokens, positions, cache = self.side_by_side(parts)
+        x, _ = hidden(tokens, self.weights, self.config, cache, positions)
+        wanted = [
+            (row, at)
+            for row, part in enumerate(parts)
+            for at in range(max(0, len(part.ids) - part.scored), len(part.ids))
+        ]
+        rows, columns = torch.tensor(wanted, dtype=torch.long, device=tokens.device).reshape(-1, 2).unbind(1)
+        return unembed(x[rows, columns], self.weights)
 
-
-@torch.inference_mode()
-def absorb(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int = CHUNK
-) -> tuple[Float[Tensor, "batch dim"], Context]:
-    """(the stream at each row's last new id, the context with the new ids), `chunk` ids at a time."""
-    tokens, positions = side_by_side(context, new)
-    cache = with_room(context.cache, context.cache.length + tokens.shape[1])
-    ends = torch.tensor([len(row) - 1 for row in new], device=tokens.device)
-    last = torch.zeros(len(new), config.dim, dtype=weights.dtype, device=weights.device)
-    for start in range(0, tokens.shape[1], chunk):
-        part = slice(start, start + chunk)
-        x, grown = hidden(tokens[:, part], weights, config, cache, positions[:, part])
-        assert grown is not None
-        cache = grown
-        here = (ends - start).clamp(0, x.shape[1] - 1)
-        ends_here = (start <= ends) & (ends < start + chunk)
-        last = torch.where(ends_here[:, None], x[torch.arange(len(new), device=tokens.device), here], last)
-    return last, context.grown(new, cache)
-
-
-@torch.inference_mode()
-def read_each(
-    weights: Weights,
-    config: Config,
-    context: Context,
-    new: Sequence[Sequence[int]],
-    step: DecodeStep | None,
-    scored: bool,
-) -> tuple[Float[Tensor, "batch seq vocab"] | None, Context]:
-    """`reading.read_each`."""
-    tokens, positions = side_by_side(context, new)
-    cache = with_room(context.cache, context.cache.length + tokens.shape[1])
-    grown = step(tokens, positions, cache, scored) if step else llama(tokens, weights, config, cache, positions)
-    return grown[0], context.grown(new, grown[1])
-
-
-@torch.inference_mode()
-def read(
-    weights: Weights, config: Config, context: Context, new: Sequence[Sequence[int]], chunk: int
-) -> tuple[Float[Tensor, "batch vocab"], Context]:
-    """`reading.read`. The last position alone is unembedded."""
-    last, context = absorb(weights, config, context, new, chunk)
-    return unembed(last, weights), context
+    def side_by_side(self, parts: "Ids[Part]") -> tuple[torch.Tensor, torch.Tensor, Cache]:
+        """(the new ids, their positions, the cache of what came before), a row for each part."""
+        old, new = max(part.sequence.length for part in parts), max(len(part.ids) for part in parts)
+        tokens = np.zeros((len(parts), new), np.int64)
+        places = np.full((len(parts), old + new), NOWHERE, np.int64)
+        slots = np.zeros((len(parts), old + new), np.int64)  # page 0 is for padding
+        for row, (sequence, ids, _, _) in enumerate(parts):
+            length, count = sequence.length, len(ids)
+            tokens[row, :count] = ids
+            at = np.arange(length + count)
+            own = sequence.numbers[at // PAGE].astype(np.int64) * PAGE + at % PAGE
+            places[row, :length], places[row, old : old + count] = at[:length], at[length:]
+            slots[row, :length], slots[row, old : old + count] = own[:length], own[length:]
+        device = self.memory.device
+        keys, values = self.memory.tensors
+        placed = torch.from_numpy(places).to(device)
+        if len(parts) == 1 and (np.diff(slots[0]) == 1).all():  # one after another in memory: a view
+            cache = Cache(keys, values, placed, old, start=int(slots[0, 0]), stride=old + new)
+        else:
+            cache = Cache(keys, values, placed, old, slots=torch.from_numpy(slots).to(device))
+        return torch.from_numpy(tokens).to(device), placed[:, old:].clone(), cache

@@ -7,7 +7,8 @@ PyTorch's tensors elsewhere: what is used here is called alike in both, but for 
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,30 @@ def min_p(logits: Float[Any, "batch vocab"], share: float) -> Float[Any, "batch 
     return library.where(logits < least, -math.inf, logits)
 
 
+def penalised(logits: Float[Any, " vocab"], seen: Iterable[int], repetition: float) -> Float[Any, " vocab"]:
+    """The logits of tokens that were seen, divided by `repetition` where they are positive, else multiplied by it.
+
+    Keskar et al. 2019 (CTRL), §4.1, as transformers has it.
+    """
+    ids = sorted({token for token in seen if token < logits.shape[-1]})
+    logits = copy_of(logits)
+    some = logits[ids]
+    logits[ids] = library_of(logits).where(some > 0, some / repetition, some * repetition)
+    return logits
+
+
+def log_probability(logits: Float[Any, " vocab"], token: int) -> float:
+    """ln softmax(logits)[token]."""
+    library = library_of(logits)
+    most = logits.max()
+    return float(logits[token] - most - library.log(library.exp(logits - most).sum()))
+
+
+def copy_of(array: Any) -> Any:
+    """A copy of NumPy's array or of a tensor."""
+    return array.copy() if isinstance(array, np.ndarray) else array.clone()
+
+
 def draw(logits: Float[Any, "batch vocab"], generators: Sequence[Generator]) -> Int[Any, " batch"]:
     """One token per row from softmax(logits): the first whose cumulative probability exceeds a uniform number.
 
@@ -142,17 +167,50 @@ class Sampling:
     """Only the likeliest tokens that together have this probability; None for all."""
     min_p: float | None = None
     """Only tokens at least this share as likely as the likeliest; None for all."""
+    repetition_penalty: float = 1.0
+    """More than 1 makes tokens that the model has before it less likely; 1 changes nothing."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that it was written in this text."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of a token that was written in this text."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(id, number that is added to its logit)."""
 
     def __post_init__(self) -> None:
         t, k, p, share = self.temperature, self.top_k, self.top_p, self.min_p
         if not (t == 0 or 1e-6 <= t < math.inf):
-            raise LlucidError(f"--temperature {t}: must be 0 (always the likeliest token) or a number of at least 1e-6")
+            raise LlucidError(f"temperature={t}: must be 0 (always the likeliest token) or a number of at least 1e-6")
         if k is not None and k < 1:
-            raise LlucidError(f"--top-k {k}: must be at least 1; leave it out for all tokens")
+            raise LlucidError(f"top_k={k}: must be at least 1; leave it out for all tokens")
         if p is not None and not 0 < p <= 1:
-            raise LlucidError(f"--top-p {p}: must be more than 0 and at most 1; 1 is for all tokens")
+            raise LlucidError(f"top_p={p}: must be more than 0 and at most 1; 1 is for all tokens")
         if share is not None and not 0 <= share <= 1:
-            raise LlucidError(f"--min-p {share}: must be at least 0 and at most 1; 0 is for all tokens")
+            raise LlucidError(f"min_p={share}: must be at least 0 and at most 1; 0 is for all tokens")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise LlucidError(f"repetition_penalty={self.repetition_penalty}: must be more than 0; 1 changes nothing")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not math.isfinite(number := getattr(self, name)):
+                raise LlucidError(f"{name}={number}: must be finite; 0 changes nothing")
+        if not all(token >= 0 and abs(bias) <= 100 for token, bias in self.logit_bias):
+            raise LlucidError("logit_bias: each must be an id and a number from -100 to 100")
+
+    def penalise(
+        self, logits: Float[Any, "batch vocab"], histories: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> Float[Any, "batch vocab"]:
+        """The logits after penalties and biases; a history is (the ids that the model has before it, those written)."""
+        counted = self.frequency_penalty != 0 or self.presence_penalty != 0
+        if self.repetition_penalty == 1 and not counted and not self.logit_bias:
+            return logits
+        rows: list[Any] = []
+        for row, (seen, written) in zip(wide(logits), histories, strict=True):
+            row = penalised(row, seen, self.repetition_penalty)
+            for token, count in Counter(written).items() if counted else ():
+                row[token] -= count * self.frequency_penalty + self.presence_penalty
+            for token, bias in self.logit_bias:
+                if token < row.shape[-1]:
+                    row[token] += bias
+            rows.append(row)
+        return library_of(logits).stack(rows)
 
     def __call__(self, logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
         """The logits whose softmax is drawn from: temperature, then top-k, top-p and min-p, in the wide dtype."""

@@ -9,27 +9,17 @@ token and the guesses after it, and so scores what follows each of them: the log
 
 Nothing else changes: each id is chosen from the model's own logits by the same function and the same random numbers.
 For a guess that is certain, rejection sampling (Leviathan et al. 2023, algorithm 1) is just that: it is accepted with
-its own probability p(guess), and a refusal draws from p without it. The slots of guesses that were wrong are written
-over, since the cache that goes on is no longer than what was chosen. Guessing by looking up: Saxena 2023.
+its own probability p(guess), and a refusal draws from p without it. Slots of wrong guesses are overwritten, since a
+sequence is no longer than what was chosen. Guessing by looking up: Saxena 2023.
 """
 
 import sys
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
-
-from jaxtyping import Float
-
-from llucid.config import Config
-from llucid.generation.decode import Statistics
-from llucid.generation.reading import Context, read, read_each
-from llucid.native.step import DecodeStep
-from llucid.weights import Weights
 
 LONGEST, SHORTEST = 8, 2
-"""Ids at the end that must have stood together before: as many as LONGEST are looked for, and SHORTEST needed."""
+"""Ids at the end that must have stood together before: up to LONGEST are looked for, and SHORTEST needed."""
 MOST = 7
-"""Guesses in a pass at most: with the newest id as many as llama.c takes at once, while it waits for the weights."""
+"""Guesses in a pass at most: with the newest id as many vectors as llama.c multiplies at once."""
 COST = 0.5
 """By how much a pass with guesses takes longer, in passes: fewer right guesses than this on average are a loss."""
 PATIENCE = 64
@@ -52,57 +42,32 @@ def guess(ids: Sequence[int], most: int) -> tuple[int, ...]:
     return ()
 
 
-class ReadAhead:
-    """`reading.read` for one row, that reads guesses along with the newest id and remembers what it found out.
+class Draft:
+    """The guesses of one text, and how many it is worth making.
 
-    How many are guessed follows from how that went: twice as many after a pass in which all were right, half as many
-    after one in which some were wrong; and while fewer are right than a pass with guesses costs more, none for a while,
-    each time longer. `statistics` counts the tokens that cost no pass. A text has a reader of its own.
+    Twice as many after a pass in which all were right, half as many after one in which some were wrong; and while fewer
+    are right than a pass with guesses costs more, none for a while, each time longer.
     """
 
-    def __init__(self, statistics: Statistics) -> None:
-        self.statistics = statistics
-        self.context: Context | None = None
-        self.ahead: deque[tuple[int, Any]] = deque()
+    def __init__(self) -> None:
         self.guessed = 0
         self.most, self.right, self.pause, self.wait = 4, COST, 0, 0
 
-    def __call__(
-        self,
-        weights: Weights,
-        config: Config,
-        context: Context,
-        new: Sequence[Sequence[int]],
-        step: DecodeStep | None = None,
-    ) -> tuple[Float[Any, "batch vocab"], Context]:
-        """What `reading.read` returns; without a pass of the model, if the new id had been guessed."""
-        row = (*context.rows[0], *new[0])
-        if self.ahead and context is self.context and list(new[0]) == [self.ahead[0][0]]:
-            logits = self.ahead.popleft()[1]
-            self.statistics.guessed += 1
-            self.context = Context((row,), context.cache._replace(length=len(row)))
-            return logits, self.context
-        self._learn()
-        room = min(config.context, context.cache.positions.shape[1]) - len(row)
-        may = len(new[0]) == 1 and room > 0 and self.wait == 0
-        self.wait = max(0, self.wait - 1)
-        if may and (guesses := guess(row, min(self.most, room))):
-            (logits,), read_on = read_each(weights, config, context, [[*new[0], *guesses]], step)
-            self.ahead = deque(zip(guesses, logits[1:, None], strict=True))
-            self.context = Context((row,), read_on.cache._replace(length=len(row)))
-            self.guessed = len(guesses)
-            return logits[:1], self.context
-        logits, self.context = read(weights, config, context, new, step)
-        return logits, self.context
+    def guess(self, ids: Sequence[int], room: int) -> tuple[int, ...]:
+        """What may follow `ids`, at most `room` tokens; none while guessing does not pay."""
+        if self.wait:
+            self.wait -= 1
+            return ()
+        guesses = guess(ids, min(self.most, room)) if room > 0 else ()
+        self.guessed = len(guesses)
+        return guesses
 
-    def _learn(self) -> None:
-        """Draws the conclusion from the guesses of the last pass, if there were any."""
+    def learn(self, wrong: int) -> None:
+        """Takes note of how many of the last guesses were wrong, or behind a wrong one."""
         if not self.guessed:
             return
-        right = self.guessed - len(self.ahead)
-        self.most = min(2 * self.most, MOST) if not self.ahead else max(2, self.most // 2, right)
+        right = self.guessed - wrong
+        self.most = min(2 * self.most, MOST) if not wrong else max(2, self.most // 2, right)
         self.right = 0.75 * self.right + 0.25 * right
         self.pause = 0 if self.right >= COST else min(4 * max(1, self.pause), PATIENCE)
-        self.wait = self.pause
-        self.ahead.clear()
-        self.guessed = 0
+        self.wait, self.guessed = self.pause, 0

@@ -16,7 +16,7 @@ class StopMatcher:
         """Raises LlucidError for an empty stop string, which every text would end before."""
         self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if "" in self.stops:
-            raise LlucidError("--stop '': a stop string must have at least one character")
+            raise LlucidError("stop='': a stop string must have at least one character")
         self.waiting = ""
         self.stopped = False
 

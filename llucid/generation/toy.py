@@ -23,9 +23,9 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     """
     words = text.lower().split()
     if not words:
-        raise LlucidError('--toy needs some words, as in: llucid predict --toy "the brown fox"')
+        raise LlucidError('toy= needs some words, as in: llucid predict --toy "the brown fox"')
     if top_k < 1:
-        raise LlucidError(f"--top-k {top_k}: must be at least 1")
+        raise LlucidError(f"top_k={top_k}: must be at least 1")
     vocabulary = sorted({*WORDS, *words})
     ids = torch.tensor([[vocabulary.index(word) for word in words]])
     config = Config(

@@ -92,9 +92,12 @@ static void dots(int kind, const void *w, int rows, const float *x, int n, int c
 static inline void mix_of(int kind, const void *v, const float *p, int rows, int n, float *y) {
     size_t size = kind == FLOAT32 ? 4 : 2, stride = (size_t)n * size;
     for (int at = 0; at < n; at += 64) {
-        __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+        __m512 sum[4];
         __mmask16 mask[4];
-        for (int i = 0; i < 4; i++) mask[i] = rest(n - at - 16 * i);
+        for (int i = 0; i < 4; i++) {
+            mask[i] = rest(n - at - 16 * i);
+            sum[i] = _mm512_maskz_loadu_ps(mask[i], y + at + 16 * i);
+        }
         for (int row = 0; row < rows; row++) {
             const char *numbers = (const char *)v + (size_t)row * stride;
             for (int i = 0; i < 4; i++) {
@@ -113,16 +116,18 @@ static void mix(int kind, const void *v, const float *p, int rows, int n, float 
     else mix_of(FLOAT16, v, p, rows, n, y);
 }
 
-static void round_groups(const float *x, int groups, Vectors *v) {
-    for (int group = 0; group < groups; group++, x += GROUP) {
+static void round_groups(const float *x, size_t groups, Vectors *v) {
+    for (size_t group = 0; group < groups; group++, x += GROUP) {
         __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + 16);
+        __mmask16 nan = _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q);
         float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
-        __m512 inverse = _mm512_set1_ps(largest > 0 ? 127 / largest : 0);
-        __m512i a = _mm512_cvtps_epi32(_mm512_mul_ps(low, inverse));
-        __m512i b = _mm512_cvtps_epi32(_mm512_mul_ps(high, inverse));
+        float inverse = largest > TINY && largest < INFINITY && !nan ? 127 / largest : 0;
+        __mmask16 kept = inverse > 0 ? 0xffff : 0;
+        __m512i a = _mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(low, _mm512_set1_ps(inverse)));
+        __m512i b = _mm512_maskz_cvtps_epi32(kept, _mm512_mul_ps(high, _mm512_set1_ps(inverse)));
         _mm_storeu_si128((__m128i *)(v->whole + group * GROUP), _mm512_cvtepi32_epi8(a));
         _mm_storeu_si128((__m128i *)(v->whole + group * GROUP + 16), _mm512_cvtepi32_epi8(b));
-        v->scale[group] = _mm512_cmp_ps_mask(low, high, _CMP_UNORD_Q) ? NAN : largest / 127;
+        v->scale[group] = nan ? NAN : largest > TINY ? largest / 127 : 0;
         v->sum[group] = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
     }
 }

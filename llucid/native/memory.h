@@ -12,8 +12,12 @@ static size_t cut_all(Step *s, uintptr_t memory) {
     uintptr_t start = memory;
     size_t count = (size_t)s->count, dim = (size_t)m->dim, ffn = (size_t)m->ffn;
     size_t q = (size_t)(m->heads * m->head_dim), kv = (size_t)(m->kv_heads * m->head_dim);
-    size_t half = (size_t)m->head_dim / 2, slots = (size_t)(s->cache->length + s->seq), longest = dim > q ? dim : q;
+    size_t half = (size_t)m->head_dim / 2, slots = 0, longest = dim > q ? dim : q;
     longest = longest > ffn ? longest : ffn;
+    for (size_t token = 0; token < count; token++) {
+        size_t seen = (size_t)s->tokens->positions[token] + 1;
+        slots = slots > seen ? slots : seen;
+    }
     struct { float **array; size_t length; } shared[] = {
         {&s->cos, half}, {&s->sin, half}, {&s->x, dim}, {&s->query, q}, {&s->key, kv}, {&s->value, kv}, {&s->mixed, q},
         {&s->gate, ffn}, {&s->up, ffn}, {&s->written, dim},

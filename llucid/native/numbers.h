@@ -1,5 +1,7 @@
 /* Numbers as they are stored, and what becomes of them as float32. */
 
+#define TINY 0x1p-100f  /* activations no larger than this count as 0, since 127 divided by them may be infinite */
+
 static size_t size_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
 
 static float wide(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }

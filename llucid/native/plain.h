@@ -19,9 +19,8 @@ static void dots(int kind, const void *w, int rows, const float *x, int n, int c
     }
 }
 
-/* Σ p v: rows [rows, n] in the proportions of p. */
+/* y += Σ p v: rows [rows, n] in the proportions of p. */
 static void mix(int kind, const void *v, const float *p, int rows, int n, float *y) {
-    for (int at = 0; at < n; at++) y[at] = 0;
     for (int row = 0; row < rows; row++) {
         const float *v32 = (const float *)v + (size_t)row * (size_t)n;
         const uint16_t *v16 = (const uint16_t *)v + (size_t)row * (size_t)n;
@@ -32,20 +31,20 @@ static void mix(int kind, const void *v, const float *p, int rows, int n, float 
 }
 
 /* x ≈ scale · whole: each group of 32 has scale = max|x| / 127. */
-static void round_groups(const float *x, int groups, Vectors *v) {
-    for (int group = 0; group < groups; group++, x += GROUP) {
+static void round_groups(const float *x, size_t groups, Vectors *v) {
+    for (size_t group = 0; group < groups; group++, x += GROUP) {
         float largest = 0;
         int32_t sum = 0, nan = 0;
         for (int at = 0; at < GROUP; at++) nan |= x[at] != x[at];
         for (int at = 0; at < GROUP; at++) largest = fabsf(x[at]) > largest ? fabsf(x[at]) : largest;
-        float inverse = largest > 0 ? 127 / largest : 0;
+        float inverse = largest > TINY ? 127 / largest : 0;
         for (int at = 0; at < GROUP; at++) {
             float scaled = rintf(x[at] * inverse);
             int32_t whole = scaled == scaled ? (int32_t)scaled : 0;
             v->whole[group * GROUP + at] = (int8_t)whole;
             sum += whole;
         }
-        v->scale[group] = nan ? NAN : largest / 127;  /* NaN stays NaN */
+        v->scale[group] = nan ? NAN : largest > TINY ? largest / 127 : 0;  /* NaN stays NaN */
         v->sum[group] = sum;
     }
 }
@@ -81,7 +80,7 @@ static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vect
     for (int i = 0; i < count; i++) {
         float sum[TILE] = {0};
         for (int group = 0; group < groups; group++) {
-            const int at = i * groups + group;
+            const size_t at = (size_t)i * (size_t)groups + (size_t)group;
             Lanes lanes[TILE / LANES] = {0};
             int32_t sums[TILE], less = more * v->sum[at];
             for (int quad = 0; quad < quads; quad++)

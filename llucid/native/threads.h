@@ -23,6 +23,10 @@ static struct {
     unsigned joined[MOST_THREADS];  /* how many calls there had been when a thread was started: those are not for it */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER};
 
+static pthread_once_t at_fork = PTHREAD_ONCE_INIT;
+static void forget_turn(void) { pthread_mutex_init(&one_at_a_time, NULL); }  /* its holder is not in the child */
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_turn); }
+
 static void pause_briefly(int spins) {
     if (spins >= SPINS) sched_yield();  /* more threads than processors: let another one come to the point */
 #if defined __x86_64__ || defined __i386__

@@ -24,6 +24,7 @@ from llucid.tokenizers.gguf_vocabulary import (
 )
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import rows_of
+from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import fields
 from llucid.tokenizers.sentencepiece_model import DUMMY_PREFIX, PIECES, REMOVE_SPACES, SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
@@ -129,12 +130,11 @@ def _llama2c_keys(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any
         types = [USER_DEFINED if n in added and kind == NORMAL else kind for n, kind in enumerate(types)]
         first = [tokenizer.tokenizer.id_to_token(token) for token in tokenizer.encode("a")[:1]]
         prefix = any(text is not None and text.startswith(("▁", " ")) for text in first)
-    for token, piece in enumerate(made.pieces):
-        text = piece.decode(errors="replace")
-        if types[token] == NORMAL and made.scores[token] <= WORST_SCORE and len(text) > 1:
-            halves = ((text[:cut].encode(), text[cut:].encode()) for cut in range(1, len(text)))
-            if any(left in made.ids and right in made.ids for left, right in halves):
-                raise LlucidError(f"GGUF cannot express that the piece {text!r} is never merged")
+    for left, right in merges_of(dict.fromkeys(made.ids, 0)):
+        token = made.ids[left + right]
+        if types[token] == NORMAL and made.scores[token] <= WORST_SCORE:
+            text = made.pieces[token].decode(errors="replace")
+            raise LlucidError(f"GGUF cannot express that the piece {text!r} is never merged")
     try:
         texts = [names.get(token) or piece.decode().replace(" ", "▁") for token, piece in enumerate(made.pieces)]
     except UnicodeDecodeError as error:

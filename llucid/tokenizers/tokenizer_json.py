@@ -237,6 +237,13 @@ def with_special(
                 added[name]["special"] = True
             elif name in vocabulary and len(name) > 1:  # a single character is needed to spell other text
                 added[name] = special_token(name, vocabulary[name])
+        model = dict[str, Any](content.get("model") or {})
+        if prefix := model.get("continuing_subword_prefix"):  # which the library cuts off without looking, and aborts
+            rights = [
+                merge.split(" ")[-1] if isinstance(merge, str) else merge[-1] for merge in model.get("merges") or []
+            ]
+            if not prefix.isascii() or not all(right.startswith(prefix) for right in rights):
+                raise LlucidError(f"tokenizer.json cannot be read: a merge is without the prefix {prefix!r}")
         ids = [*vocabulary.values(), *(token["id"] for token in added.values())]
         most = max(MOST_IDS, 2 * len(ids))
         if any(type(number) is not int or not 0 <= number < most for number in ids):

@@ -1,4 +1,4 @@
-"""Small models to talk with: one that says the alphabet, and one that says what nobody can foresee."""
+"""Small chat models: one recites the alphabet, one has random weights."""
 
 import string
 from itertools import pairwise
@@ -14,13 +14,13 @@ LETTERS = string.ascii_lowercase
 
 
 def letters() -> TiktokenRanks:
-    """Llama 3's special tokens, and one id a byte, so that every text has only one spelling in ids."""
+    """Llama 3's special tokens and one id per byte, so that every text has one encoding."""
     return TiktokenRanks([bytes([byte]) for byte in range(256)])
 
 
 def reciter(context: int = 400, endless: bool = False, begins: str = "a") -> Model:
-    """Its likeliest token depends on the last one alone: after a header comes `a`, and so on to `z`, then `<|eot_id|>`
-    or, if it is endless, `a` again. It may begin with a space before the `a`."""
+    """Its likeliest token depends only on the last one: `begins` after a header, then `a` to `z`, then `<|eot_id|>`,
+    or `a` again if `endless`."""
     tokenizer = letters()
     size = tokenizer.vocab_size
     config = Config(dim=size, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_dim=8, vocab_size=size, context=context)
@@ -36,7 +36,7 @@ def reciter(context: int = 400, endless: bool = False, begins: str = "a") -> Mod
 
 
 def rambler(context: int = 400) -> Model:
-    """Random weights, so large that every token before matters; of the most likely ones, all are letters."""
+    """Random weights, so large that every earlier token matters; the likeliest tokens are letters."""
     tokenizer = letters()
     config = Config(
         dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=56, vocab_size=tokenizer.vocab_size, context=context

@@ -9,7 +9,7 @@ import pytest
 from llucid.chat import Conversation, NotAChatModel, Session, encode_dialog
 from llucid.checkpoints import Model
 from llucid.errors import LlucidError
-from llucid.generation import Sampling, generator, stream
+from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.tokenizers.characters import Characters
 from tests.chat.models import LETTERS, letters, rambler, reciter
 from tests.dialogs.templates import CHATML, LLAMA3
@@ -24,11 +24,12 @@ def told(session: Session, question: str) -> str:
 
 def alone(model: Model, messages: Sequence[dict[str, str]], max_tokens: int, format: str = "llama3") -> str:
     """The answer of a model that reads everything anew."""
-    ids = encode_dialog(messages, model.tokenizer, format)
-    pieces = stream(
-        model, [ids], sampling=GREEDY, generators=[generator(0)], max_tokens=max_tokens, past_context="stop"
-    )
-    return "".join(piece.text for piece in pieces).lstrip()
+    return goes_on(model, encode_dialog(messages, model.tokenizer, format), max_tokens).lstrip()
+
+
+def goes_on(model: Model, ids: Sequence[int], max_tokens: int) -> str:
+    request = Request(ids, GREEDY, generator(0), lambda token: False, max_tokens, "stop")
+    return "".join(piece.text for piece in stream(Batch(model), [request], model.tokenizer))
 
 
 def test_only_what_is_new_is_read() -> None:
@@ -68,7 +69,7 @@ def test_a_seed_gives_the_same_conversation_and_retry_another_answer() -> None:
     assert answers(0) == answers(0)
     assert answers(1) != answers(2)
     assert answers(1)[1] != answers(1)[2]
-    with pytest.raises(LlucidError, match="--seed -1: must be at least 0"):
+    with pytest.raises(LlucidError, match="seed=-1: must be at least 0"):
         Session(rambler(), seed=-1)
 
 
@@ -143,8 +144,7 @@ def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> Non
         assert known[-1] == {"role": "assistant", "content": LETTERS}
         assert session.used <= context
         ids = encode_dialog([*known, *said("x")], model.tokenizer)[: session.used]
-        assert session.context is not None
-        assert list(session.context.rows[0]) == ids
+        assert session.batch.pages.shared(ids) == len(ids) == session.used
     assert seen[:2] == [0, 0]
     assert seen[-1] >= 12
     assert all(n % 2 == 0 for n in seen)
@@ -199,8 +199,7 @@ def test_an_answer_that_goes_on_is_read_right() -> None:
     assert session.conversation.forgotten == 2
     room = 200 - len(begun) + 1
     ids = [*encode_dialog(said("second"), model.tokenizer), *model.tokenizer.encode(answer[:room])]
-    pieces = stream(model, [ids], sampling=GREEDY, generators=[generator(0)], max_tokens=140 - room)
-    assert "".join(piece.text for piece in pieces) == answer[room:]
+    assert goes_on(model, ids, 140 - room) == answer[room:]
     assert len(answer) == 140
 
 
@@ -302,8 +301,8 @@ def test_plain_text_goes_on() -> None:
     session = Session(base, format="plain", sampling=GREEDY, max_tokens=4)
     assert told(session, "once a") == "bcde"
     assert told(session, " x") == "yzab"
-    assert session.context is not None
-    assert base.tokenizer.decode(session.context.rows[0]) == "once abcde\n xyza"
+    read = base.tokenizer.encode("once abcde\n xyza")
+    assert session.batch.pages.shared(read) == len(read) == session.used
 
 
 def test_the_tokenizer_of_letters_has_one_spelling() -> None:

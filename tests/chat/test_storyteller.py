@@ -1,4 +1,4 @@
-"""The model that comes with the package: it is there, it is what it says, and it knows its own tales."""
+"""The model that comes with the package: its files, its size, and its answers about its own tales."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from llucid.generation import Sampling
 from tests.training.test_run import command, do
 
 
-def test_it_is_in_the_package_small_and_whole() -> None:
+def test_the_package_contains_all_files_in_5_megabytes() -> None:
     files = {file.name: file.stat().st_size for file in STORYTELLER.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.toml"} <= set(files)
     assert sum(files.values()) < 5_000_000
@@ -26,14 +26,14 @@ def test_it_is_in_the_package_small_and_whole() -> None:
     assert {file.name for pattern in packed for file in (root / "llucid").glob(pattern)} >= set(files)
 
 
-def test_it_has_as_many_parameters_as_it_says() -> None:
+def test_it_has_the_stated_number_of_parameters() -> None:
     model = llucid.load(STORYTELLER, device="cpu")
     assert f"{model.config.parameters / 1e6:.1f} million" == PARAMETERS
     assert str(model.weights.norm.dtype) == "torch.bfloat16"
 
 
 def test_chat_without_a_model_answers_about_its_own_tale() -> None:
-    """Through a pipe: it tells a tale of what it was asked for, and knows who did what in it."""
+    """Through a pipe: the tale has what the question asked for, and the next answer names who is in it."""
     lines = "Tell me a tale about a goat in winter.\nWho is in it?\nAre you a real person?\n"
     done = subprocess.run(
         command("chat", "--temperature", 0, "--seed", 0), input=lines, capture_output=True, text=True, timeout=120
@@ -49,7 +49,7 @@ def test_chat_without_a_model_answers_about_its_own_tale() -> None:
 
 
 @pytest.mark.parametrize("question", ["Who are you?", "What is the capital of France?", "Thank you."])
-def test_it_answers_what_is_no_tale(question: str) -> None:
+def test_it_answers_questions_that_are_not_about_a_tale(question: str) -> None:
     session = Session(llucid.load(STORYTELLER, device="cpu"), sampling=Sampling(temperature=0.0), max_tokens=80)
     answer = "".join(session.reply(question))
     assert session.reason == "stop"
@@ -57,14 +57,14 @@ def test_it_answers_what_is_no_tale(question: str) -> None:
     assert wanted in answer
 
 
-def test_it_says_what_it_is_told_to() -> None:
-    """Words that stand in no tale in this order: they are copied from the message."""
+def test_it_repeats_words_from_the_message() -> None:
+    """In an order that no tale has, so they must be copied."""
     session = Session(llucid.load(STORYTELLER, device="cpu"), sampling=Sampling(temperature=0.0), max_tokens=20)
     assert "".join(session.reply("Say after me: lantern goat under winter Hazel")) == "lantern goat under winter Hazel"
 
 
-def test_most_of_its_tales_are_fables_and_it_can_tell_them_again() -> None:
-    """As the chat draws them; a small model may err now and then."""
+def test_most_tales_are_fables_that_it_can_repeat() -> None:
+    """With the default sampling, which sometimes makes errors."""
     session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=200, seed=0)
     fables = again = 0
     for row in KINDS:
@@ -77,8 +77,8 @@ def test_most_of_its_tales_are_fables_and_it_can_tell_them_again() -> None:
     assert again >= 9
 
 
-def test_how_it_was_made_is_kept_beside_it() -> None:
-    told = tomllib.loads((STORYTELLER / "train.toml").read_text())
-    assert told["chat"] == "fables"
+def test_its_settings_are_kept() -> None:
+    settings = tomllib.loads((STORYTELLER / "train.toml").read_text())
+    assert settings["chat"] == "fables"
     assert json.loads((STORYTELLER / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert "--chat" in do("train", "--help").stdout

@@ -1,4 +1,4 @@
-"""The chat as people meet it: through a pseudo-terminal, and through a pipe."""
+"""The chat in a pseudo-terminal and through a pipe."""
 
 import fcntl
 import io
@@ -31,14 +31,14 @@ from tests.chat.models import LETTERS, reciter
 from tests.chat.test_session import GREEDY
 from tests.training.test_run import after, command
 
-READY = "tokens of context"  # in the bottom line, which is there when there is a prompt
+READY = "tokens of context"  # in the status line, which is shown with the prompt
 
 # So that Ctrl-C is a signal to it.
 OWN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
 
 
 class Terminal:
-    """A program in a pseudo-terminal: what it writes can be waited for, and what is typed goes to it."""
+    """A program in a pseudo-terminal."""
 
     def __init__(self, *arguments: object, cache: Path) -> None:
         self.keyboard, inside = pty.openpty()
@@ -56,16 +56,16 @@ class Terminal:
         self.screen = ""
 
     def see(self, text: str, seconds: float = 60) -> str:
-        """What was written up to the first `text`, and with it."""
+        """Waits until the program has written `text`; returns all output up to its end."""
         until = time.monotonic() + seconds
         while text not in self.screen:
             ready, _, _ = select.select([self.keyboard], [], [], max(0, until - time.monotonic()))
             try:
                 more = os.read(self.keyboard, 65536).decode(errors="replace") if ready else ""
-            except OSError:  # it has ended
+            except OSError:  # the program has ended
                 more = ""
             assert more, f"{text!r} did not come, but {self.screen!r}"
-            if "\x1b[6n" in more:  # it asks where the cursor is, to know how much room there is
+            if "\x1b[6n" in more:  # it asks for the position of the cursor
                 self.send("\x1b[1;1R")
             self.screen = re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>]|\][^\x07]*\x07)", "", self.screen + more)
         seen, _, self.screen = self.screen.partition(text)
@@ -82,7 +82,7 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that says the alphabet for ever."""
+    """A model that recites the alphabet for ever."""
     folder = tmp_path_factory.mktemp("endless")
     llucid.save(reciter(context=100_000, endless=True), folder)
     return folder
@@ -90,7 +90,7 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_terminal(tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
-    """Opens terminals that end with the test."""
+    """Opens terminals and closes them after the test."""
     opened: list[Terminal] = []
 
     def open_one(*arguments: object) -> Terminal:
@@ -124,7 +124,7 @@ def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_termin
     terminal.see("stopped")
 
     terminal.see(READY)
-    terminal.send("\x03")  # at the prompt it says how to leave
+    terminal.send("\x03")  # at the prompt it prints how to leave
     terminal.see("Ctrl-D leaves")
     terminal.ask("/stats")
     terminal.see("conversation: 4 messages, 0 of them forgotten")
@@ -149,7 +149,7 @@ def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_termin
     terminal.see("error: /retyr: unknown command")
 
     terminal.see(READY)
-    terminal.send("\x1b[A" * 3 + "\r")  # three back in the history, after /retyr and /retry
+    terminal.send("\x1b[A" * 3 + "\r")  # three lines back in the history, past /retyr and /retry
     terminal.see("max_tokens is 3")
     terminal.see(READY)
     terminal.send("\x04")
@@ -159,7 +159,7 @@ def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_termin
     assert history.stat().st_mode & 0o077 == 0
 
 
-def test_a_base_model_goes_on_with_what_is_written(tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
+def test_a_base_model_continues_the_text(tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
     model = reciter(endless=True)
     llucid.save(model._replace(tokenizer=Characters(map(chr, range(128)))), tmp_path / "base")
     terminal = open_terminal("chat", tmp_path / "base", "--temperature", 0, "--max-tokens", 5)
@@ -169,15 +169,15 @@ def test_a_base_model_goes_on_with_what_is_written(tmp_path: Path, open_terminal
     terminal.ask("/quit")
     assert terminal.process.wait(timeout=30) == 0
 
-    with pytest.raises(NotAChatModel):  # where there is nobody to offer it to
+    with pytest.raises(NotAChatModel):  # through a pipe
         talk(llucid.load(tmp_path / "base", device="cpu"), "base")
 
 
 def test_through_a_pipe(endless: Path, tmp_path: Path) -> None:
-    """Answers go to standard output alone; the template may be in a file of its own."""
-    said = "Who?\n\n/set max_tokens 3\n//\udcff\udcfe\n/quit\nnot read\n"  # two bytes that are no UTF-8
+    """Only answers go to standard output. A template in its own file is used."""
+    lines = "Who?\n\n/set max_tokens 3\n//\udcff\udcfe\n/quit\nnot read\n"  # two bytes that are not UTF-8
     arguments = command("chat", endless, "--temperature", 0, "--max-tokens", 5)
-    done = subprocess.run(arguments, input=said, capture_output=True, text=True, errors="surrogateescape")
+    done = subprocess.run(arguments, input=lines, capture_output=True, text=True, errors="surrogateescape")
     assert (done.stdout, done.returncode) == ("abcde\nabc\n", 0)
     assert "max_tokens is 3" in done.stderr
 
@@ -213,7 +213,7 @@ def session() -> Session:
     return Session(reciter(), sampling=GREEDY, max_tokens=5)
 
 
-def test_lines_are_answered_and_commands_obeyed(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_are_answered_and_commands_run(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     answer_lines(session, ["Who?\n", "\n", "/set temperature 0.5\n", "/set\n", "//quit\n"])
     out, err = capsys.readouterr()
     assert out == "abcde\nabcde\n"
@@ -224,12 +224,12 @@ def test_lines_are_answered_and_commands_obeyed(session: Session, capsys: pytest
         answer_lines(session, ["/quit\n", "never read"])
 
 
-def test_of_an_answer_that_ends_by_itself_nothing_is_said() -> None:
+def test_a_complete_answer_has_no_notes() -> None:
     session = Session(reciter(), sampling=GREEDY)
     assert print_answer(session, session.reply("Who?")) == []
 
 
-def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_context_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     session = Session(reciter(200, endless=True), sampling=GREEDY, max_tokens=50)
     answer_lines(session, ["1\n", "2\n", "3\n"])
     assert "the context of 200 tokens was full: the first 2 messages are forgotten" in capsys.readouterr().err
@@ -240,7 +240,7 @@ def test_a_full_context_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_settings_are_set_or_refused(session: Session) -> None:
+def test_options_are_set_or_refused(session: Session) -> None:
     for line in ("/set top_k 7", "/set top-p 0.5", "/set min_p=0.1", "/set seed 3", "/set max_tokens 1"):
         assert " is " in str(respond(session, line))
     assert session.sampling == Sampling(temperature=0.0, top_k=7, top_p=0.5, min_p=0.1)
@@ -267,7 +267,7 @@ def test_settings_are_set_or_refused(session: Session) -> None:
             respond(session, line)
 
 
-def test_a_folder_is_no_place_to_save_in(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_and_devices_are_refused(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for line in ("/load .", "/load /dev/zero"):
         with pytest.raises(LlucidError, match=r"not a regular file|directory"):
@@ -277,7 +277,7 @@ def test_a_folder_is_no_place_to_save_in(session: Session, tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_system_is_shown_set_and_taken_back(session: Session) -> None:
+def test_system_is_shown_set_and_removed(session: Session) -> None:
     assert respond(session, "/system") == "system: none"
     assert respond(session, "/system Be  brief. ") == "system: Be  brief."
     assert session.conversation.system == "Be  brief."
@@ -285,14 +285,14 @@ def test_system_is_shown_set_and_taken_back(session: Session) -> None:
     assert respond(session, '/system ""') == "system: none"
 
 
-def test_help_tells_of_every_command(session: Session) -> None:
-    told = str(respond(session, "/help"))
-    assert all(f"/{name}" in told for name in COMMANDS)
-    assert len({told.index(act.__doc__ or "-") - told.index(usage) for act, usage in COMMANDS.values()}) == 1
-    assert "None" not in told
+def test_help_lists_every_command(session: Session) -> None:
+    shown = str(respond(session, "/help"))
+    assert all(f"/{name}" in shown for name in COMMANDS)
+    assert len({shown.index(act.__doc__ or "-") - shown.index(usage) for act, usage in COMMANDS.values()}) == 1
+    assert "None" not in shown
 
 
-def test_the_bottom_line(session: Session) -> None:
+def test_the_status_line(session: Session) -> None:
     assert status_line(session) == " 0 of 400 tokens of context · temperature 0 · /help"
     list(session.reply("Who?"))
     assert re.fullmatch(r" \d+ tokens/s · \d\d of 400 tokens of context · temperature 0 · /help", status_line(session))
@@ -300,19 +300,19 @@ def test_the_bottom_line(session: Session) -> None:
 
 @pytest.mark.parametrize("reads", [True, False])
 @pytest.mark.parametrize("writes", [True, False])
-def test_a_terminal_is_one_at_both_ends(reads: bool, writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    met: list[str] = []
+def test_a_terminal_needs_both_input_and_output(reads: bool, writes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
     for name in ("in_terminal", "through_pipe"):
-        monkeypatch.setattr(f"llucid.chat.terminal.{name}", lambda *_, name=name: met.append(name))
+        monkeypatch.setattr(f"llucid.chat.terminal.{name}", lambda *_, name=name: used.append(name))
     for name, is_one in (("stdin", reads), ("stdout", writes)):
         stream = io.StringIO()
         monkeypatch.setattr(stream, "isatty", lambda is_one=is_one: is_one)
         monkeypatch.setattr(sys, name, stream)
     talk(reciter(), "a model")
-    assert met == ["in_terminal" if reads and writes else "through_pipe"]
+    assert used == ["in_terminal" if reads and writes else "through_pipe"]
 
 
-def test_a_history_that_cannot_be_kept_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_history_that_cannot_be_written_lasts_until_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLUCID_CACHE", "/proc/none")
     assert isinstance(history(), InMemoryHistory)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
@@ -327,12 +327,18 @@ def test_a_history_that_cannot_be_kept_is_forgotten(tmp_path: Path, monkeypatch:
 
 def test_commands_are_completed(session: Session) -> None:
     completer = line_editor(session).completer
-    for begun, ways in {"/st": {"/stats"}, "/se": {"/set "}, "/re": {"/reset", "/retry"}, "a /st": set()}.items():
-        assert {way.text for way in completer.get_completions(Document(begun), CompleteEvent())} == ways
+    for start, completions in {
+        "/st": {"/stats"},
+        "/se": {"/set "},
+        "/re": {"/reset", "/retry"},
+        "a /st": set(),
+    }.items():
+        found = completer.get_completions(Document(start), CompleteEvent())
+        assert {completion.text for completion in found} == completions
 
 
-def test_what_is_written_is_there_at_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For whoever reads along, and for a program that waits for an answer before it asks again."""
+def test_output_is_flushed_after_each_piece(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For users, and for programs that wait for an answer before they ask again."""
     seen, raw = list[bytes](), io.BytesIO()
 
     def answer(question: str) -> Generator[str]:
@@ -352,7 +358,7 @@ def test_what_is_written_is_there_at_once(session: Session, monkeypatch: pytest.
     assert seen == [b"a", b"ab", b"abc", b"abc\n", b"abc\na", b"abc\nab", b"abc\nabc"]
 
 
-def test_an_interrupt_stops_the_answer_only(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_stops_only_the_answer(session: Session, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> Generator[str]:
         for piece in session.reply("Who?"):
             yield piece
@@ -363,10 +369,10 @@ def test_an_interrupt_stops_the_answer_only(session: Session, capsys: pytest.Cap
     assert capsys.readouterr().out == "abc\n"
 
 
-def test_no_word_breaks_at_the_edge(tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
-    """In a terminal of 120 cells; what is saved is the text as the model wrote it, and so is what goes to a file."""
+def test_lines_wrap_between_words(tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
+    """In a terminal of 120 cells; a saved conversation has the text as the model wrote it."""
     model = reciter(context=1000)
-    model.weights.output[ord(" "), ord("z")] = 2  # and so on, word after word
+    model.weights.output[ord(" "), ord("z")] = 2  # a space after z, so it recites word after word
     llucid.save(model, tmp_path / "words")
     spoken, saved = ("--temperature", 0, "--max-tokens", 140), tmp_path / "talk.json"
     line = " ".join([LETTERS] * 4)
@@ -398,10 +404,10 @@ def test_control_characters_of_a_file_do_not_reach_the_terminal(
     assert done.stderr.endswith("system: Be ␛]0;title␇\ufffd31m red\n")
 
 
-def test_ctrl_z_is_no_letter(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
-    """It suspends; here it does nothing, since there is no shell that could let the program go on."""
+def test_ctrl_z_is_not_part_of_a_message(endless: Path, tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
+    """It suspends the program; here it does nothing, since there is no shell to resume it."""
     terminal = open_terminal("chat", endless, "--max-tokens", 3)
-    terminal.ask(" ")  # asks nothing
+    terminal.ask(" ")  # sends nothing
     terminal.ask("\x1aWho?")
     terminal.see("cut off")
     terminal.ask("/save /proc/none/talk.json")

@@ -45,8 +45,8 @@ def test_where_llama_cpp_puts_spaces_is_said(
     out, err = capsys.readouterr()
     assert out == f"the model is in {tmp_path / 'a.gguf'}\n"
     said = (
-        "llama.cpp puts a space before some texts where this tokenizer puts none, as before one that begins with a "
-        "space, and makes other ids of these; llucid does not, since the tokenizer.json is inside, too\n"
+        "llama.cpp encodes some texts differently: it adds a space before them where this tokenizer adds none, as "
+        "before a text that begins with a space. llucid does not: it reads the tokenizer.json in the file\n"
     )
     assert err == ("" if scheme == "never" else said)
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, and what it says when it is given something wrong."""
+"""The command line as users see it: output, and messages for bad input."""
 
 import importlib.metadata
 import json
@@ -92,23 +92,23 @@ def test_generate_stops_before_a_stop_text(made: Path) -> None:
 
 
 def test_predict_shows_probabilities(made: Path) -> None:
-    told = json.loads(do("predict", made / "run", PROMPT, "--top-k", 4, "--json").stdout)
-    assert len(told) == 4
-    probabilities = [row["probability"] for row in told]
+    shown = json.loads(do("predict", made / "run", PROMPT, "--top-k", 4, "--json").stdout)
+    assert len(shown) == 4
+    probabilities = [row["probability"] for row in shown]
     assert probabilities == sorted(probabilities, reverse=True)
     assert 0 < sum(probabilities) <= 1
     assert math.fsum(probabilities) < 1
     table = do("predict", made / "run", PROMPT, "--top-k", 4).stdout
-    for row in told:
+    for row in shown:
         assert f"{100 * row['probability']:.2f} %" in table
     assert "█" in table
 
 
 def test_predict_toy_shows_each_step() -> None:
-    said = do("predict", "--toy", "the brown fox", "--top-k", 3).stdout
+    shown = do("predict", "--toy", "the brown fox", "--top-k", 3).stdout
     for word in ("1 vocabulary", "2 ids", "3 logits", "4 softmax", "5 top-k", "the → ", "add up to 1.00"):
-        assert word in said
-    assert len(re.findall(r"\d+\.\d\d %", said)) == 3
+        assert word in shown
+    assert len(re.findall(r"\d+\.\d\d %", shown)) == 3
     bracketed = do("predict", "--toy", "[bold] \x1b fox", env={**os.environ, "COLUMNS": "40"}).stdout
     assert "[bold] → 1  ␛ → 0" in bracketed
     assert re.search(r"\[bold\] [+-]\d\.\d\d", bracketed)
@@ -116,17 +116,17 @@ def test_predict_toy_shows_each_step() -> None:
     assert "10 over" in bracketed  # on one line, however narrow
 
 
-def test_info_tells_every_number(made: Path) -> None:
-    told = dict(re.split(r" {2,}", line) for line in do("info", made / "run").stdout.splitlines())
+def test_info_prints_every_number(made: Path) -> None:
+    shown = dict(re.split(r" {2,}", line) for line in do("info", made / "run").stdout.splitlines())
     model = llucid.load(made / "run", device="cpu")
-    assert told["parameters"] == f"{model.config.parameters:,}"
-    assert told["bytes"] == f"{(made / 'run' / 'model.safetensors').stat().st_size:,}"
-    assert {name: told[name] for name in ("dim", "context", "rope_theta")} == {
+    assert shown["parameters"] == f"{model.config.parameters:,}"
+    assert shown["bytes"] == f"{(made / 'run' / 'model.safetensors').stat().st_size:,}"
+    assert {name: shown[name] for name in ("dim", "context", "rope_theta")} == {
         "dim": "64",
         "context": "32",
         "rope_theta": "10000.0",
     }
-    assert "22 ids" in told["tokenizer"] or f"{model.tokenizer.vocab_size} ids" in told["tokenizer"]
+    assert "22 ids" in shown["tokenizer"] or f"{model.tokenizer.vocab_size} ids" in shown["tokenizer"]
 
 
 def broken(made: Path, out: Path, change: str) -> Path:
@@ -146,7 +146,7 @@ def broken(made: Path, out: Path, change: str) -> Path:
 
 
 TRAIN = ("train", "--steps", "1", "--preset", "nano", "--corpus")
-WRONG: dict[str, tuple[tuple[str, ...], str]] = {
+BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "no such model": (("generate", "{tmp}/none", "x"), "{tmp}/none: there is no such file or folder"),
     "not a model": (("generate", "{made}", "x"), "{made}: not a"),
     "no such corpus": ((*TRAIN, "{tmp}/none.txt"), "--corpus {tmp}/none.txt: no such file or folder"),
@@ -250,19 +250,19 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-WRONG_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
+MIXED_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
 
 
-@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gets_one_line_and_status_2(
     case: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments, says = WRONG[case]
+    arguments, says = BAD_INPUT[case]
     for name, content in {
         "empty.txt": b"",
         "short.txt": b"x" * 99,
         "binary": b"\xff\xfe" * 500,
-        "wrong.jsonl": WRONG_LINES,
+        "wrong.jsonl": MIXED_LINES,
     }.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "train.toml").write_text("wings = 2\n")
@@ -309,35 +309,35 @@ def test_options_become_the_fields_of_a_command() -> None:
         ("a (seed=3) and top_seed=4", "a (--seed 3) and top_seed=4"),
     ],
 )
-def test_messages_of_the_library_name_options_as_they_are_typed(message: str, shown: str) -> None:
+def test_messages_of_the_library_spell_options_as_typed(message: str, shown: str) -> None:
     assert spell_options(message, command_class("generate")) == shown
 
 
-def test_a_home_that_cannot_be_written_is_told_of(made: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_made_is_reported(made: Path, tmp_path: Path) -> None:
     nowhere = os.environ | {"LLUCID_CACHE": "/proc/none"}
-    said = do(*TRAIN, made / "geese.txt", "--model.context", 32, status=2, cwd=tmp_path, env=nowhere).stderr
-    assert said == (
+    message = do(*TRAIN, made / "geese.txt", "--model.context", 32, status=2, cwd=tmp_path, env=nowhere).stderr
+    assert message == (
         "error: /proc/none/tokens: cannot be made (No such file or directory); "
         "LLUCID_CACHE can name another for what llucid keeps\n"
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_who_has_no_home_is_served_all_the_same(made: Path, tmp_path: Path) -> None:
-    """As in a container whose user is a mere number: what would be kept is not, and training says where it could be."""
+def test_a_user_without_a_home_folder_can_generate(made: Path, tmp_path: Path) -> None:
+    """As in a container whose user is only a number: nothing is cached, and training says what to do."""
     unknown = "import os, pathlib, pwd; pwd.getpwuid = lambda user: {}[user]"
     env = {name: os.environ[name] for name in os.environ.keys() - {"HOME", "XDG_CACHE_HOME", "LLUCID_CACHE"}}
-    told = "this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps"
+    message = "this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps"
     words = after(unknown, "generate", made / "run", PROMPT, "--seed", 1, "--max-tokens", 5)
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert (done.returncode, len(done.stdout)) == (0, len(PROMPT) + 6)
-    assert done.stderr.startswith(f"llucid: PyTorch serves, more slowly: llama.c could not be built ({told})\n")
+    assert done.stderr.startswith(f"llucid: PyTorch serves, more slowly: llama.c could not be built ({message})\n")
     words = after(unknown, "train", "--corpus", made / "geese.txt", "--out", tmp_path / "run")
     done = subprocess.run(words, capture_output=True, text=True, env=env)
-    assert (done.returncode, done.stderr) == (2, f"error: {told}\n")
+    assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
-def test_a_library_that_finds_no_memory_is_told_of_in_a_line(made: Path, tmp_path: Path) -> None:
+def test_a_library_without_memory_is_reported_in_one_line(made: Path, tmp_path: Path) -> None:
     words = ("convert", made / "run", tmp_path / "out.gguf", "--to", "gguf")
     limited = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 * 10**8, 3 * 10**8))"
     done = subprocess.run(
@@ -358,28 +358,28 @@ def test_names_that_are_not_utf_8_are_printed_as_they_are(made: Path, tmp_path: 
     assert b"\\udcfe: there is no such file or folder" in done.stderr
 
 
-def test_debug_shows_where_an_error_is_from(tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
     assert "LlucidError" in failed.stderr
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
-    """`import llucid` and `llucid --help` are quick because they leave these alone."""
+    """So that `import llucid` and `llucid --help` are fast."""
     heavy = "{'torch', 'numpy', 'matplotlib', 'tokenizers', 'safetensors', 'jinja2', 'huggingface_hub'}"
     for code in ("import llucid", "from llucid.cli import overview; overview()"):
         probe = f"{code}; import sys; print(sorted({heavy} & sys.modules.keys()))"
         assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_ctrl_c_during_the_import_is_heeded(tmp_path: Path) -> None:
-    """A first import that is interrupted, as by a Ctrl-C a moment after Enter."""
+def test_ctrl_c_during_the_import(tmp_path: Path) -> None:
+    """As just after Enter."""
     (tmp_path / "argparse.py").write_text("raise KeyboardInterrupt")
     done = subprocess.run(command("--help"), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": tmp_path})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
-def test_a_signal_while_the_command_line_is_read_is_no_wrong_word() -> None:
+def test_a_signal_while_the_command_line_is_read() -> None:
     kill = "argparse.ArgumentParser.parse_known_args = lambda *_: os.kill(os.getpid(), 15)"
     code = f"import argparse, os; {kill}; from llucid.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "info", "x"], capture_output=True, text=True)
@@ -387,14 +387,12 @@ def test_a_signal_while_the_command_line_is_read_is_no_wrong_word() -> None:
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("nohup", 0)])
-def test_a_process_that_is_told_to_end_leaves_nothing_half_written(
-    made: Path, tmp_path: Path, name: str, status: int
-) -> None:
-    """It comes twice, as from a session that ends, when the model is written but has not got its name."""
+def test_a_signal_leaves_nothing_half_written(made: Path, tmp_path: Path, name: str, status: int) -> None:
+    """It comes twice, as at the end of a session, when the files are written but not yet renamed."""
     number, out = getattr(signal, name, signal.SIGHUP), tmp_path / "out"
     handled = DEFAULT_HANGUP.replace("DFL", "IGN") if name == "nohup" else DEFAULT_HANGUP
-    told = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
-    code = f"{handled}; {told}; from llucid.__main__ import main; main()"
+    kill = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
+    code = f"{handled}; {kill}; from llucid.__main__ import main; main()"
     words = [sys.executable, "-c", code, *map(str, ("convert", made / "run", out, "--to", "huggingface"))]
     done = subprocess.run(words, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (status, "")
@@ -412,7 +410,7 @@ def test_help_of_every_command() -> None:
             assert option.spelling in shown
 
 
-def test_help_says_what_may_be_left_out() -> None:
+def test_help_marks_optional_arguments_and_has_sections() -> None:
     assert "chat [MODEL] [options]\n" in do("chat", "--help").stdout
     assert "generate MODEL [PROMPT] [options]\n" in do("generate", "--help").stdout
     shown = do("train", "--help").stdout
@@ -426,16 +424,16 @@ def test_help_says_what_may_be_left_out() -> None:
     assert re.findall(r"^  --(\S+)", shown, re.MULTILINE)[:4] == ["corpus", "chat", "base", "tokenizer"]
 
 
+ADDITIONS = ("steps", "stop_after", "html", "compare")
+"""Options that only add something."""
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_help_says_what_happens_without_an_option(name: str) -> None:
-    """But for the sizes of a model, which are the preset's, and for options that only add something."""
     for option in options_of(command_class(name)):
         assert len(option.help) > 5, option.name
-        if option.field.default is None and not option.name.startswith("model."):
-            assert re.search("default: |[Ii]nstead|unless given|preset.s", option.help) or option.name in (
-                "steps",
-                "stop_after",
-            ), option.name
+        if option.field.default is None and not option.name.startswith("model.") and option.name not in ADDITIONS:
+            assert re.search("default: |[Ii]nstead|unless given|preset.s", option.help), option.name
 
 
 def test_version() -> None:
@@ -443,14 +441,14 @@ def test_version() -> None:
 
 
 def test_a_text_can_come_from_standard_input(made: Path) -> None:
-    """All of it but for the line break at its end, which a file has and a sentence that goes on has not."""
+    """Without the line break at its end, which a file has but a prompt does not."""
     for words in (("generate", "--seed", 1, "--max-tokens", 9), ("predict",)):
         named = do(*words, made / "run", PROMPT).stdout
         assert do(*words, made / "run", "-", input=f"{PROMPT}\n").stdout == named
     assert do("generate", made / "run", "-", "--max-tokens", 1, input="a\n\n").stdout.startswith("a\n")
 
 
-def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
+def test_output_closed_early_is_no_error(made: Path) -> None:
     """As in `llucid generate … | head -1`."""
     shell = " ".join(command("generate", made / "run", "the", "--max-tokens", 3000)) + " | head -c 5"
     done = subprocess.run(shell, shell=True, capture_output=True, text=True, env=os.environ)
@@ -458,7 +456,7 @@ def test_an_output_that_closes_early_is_no_error(made: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_while_several_are_written_leaves_what_there_is(
+def test_ctrl_c_prints_what_was_written_of_several_texts(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: Any, **options: Any) -> Iterator[Piece]:
@@ -477,7 +475,7 @@ def test_ctrl_c_while_several_are_written_leaves_what_there_is(
         assert len(PROMPT) < len(some) < len(whole)
 
 
-def test_what_stands_beside_a_folder_is_not_fetched(
+def test_a_path_in_an_existing_folder_is_not_fetched(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(made.parent)
@@ -488,7 +486,7 @@ def test_what_stands_beside_a_folder_is_not_fetched(
     assert f"{made.name}/none: there is no such file or folder" in capsys.readouterr().err
 
 
-def test_streams_that_are_closed_or_have_few_letters(made: Path) -> None:
+def test_closed_streams_and_ascii_output(made: Path) -> None:
     talk = " ".join(command("chat", made / "run", "--format", "plain"))
     closed = subprocess.run(f"{talk} <&-", shell=True, capture_output=True, text=True)
     assert (closed.returncode, closed.stdout, closed.stderr) == (0, "", "")
@@ -499,21 +497,22 @@ def test_streams_that_are_closed_or_have_few_letters(made: Path) -> None:
     assert subprocess.run(f"{' '.join(words)} >&-", shell=True).returncode == 0
 
 
-def test_what_was_quantised_is_said_to_be_so_no_more(made: Path, tmp_path: Path) -> None:
+def test_convert_reports_dequantised_weights(made: Path, tmp_path: Path) -> None:
     do("convert", made / "run", tmp_path / "8.gguf", "--to", "gguf", "--dtype", "q8_0")
-    said = do("convert", tmp_path / "8.gguf", tmp_path / "32.gguf", "--to", "gguf").stderr
-    assert "what was Q8_0 is float32 now; --dtype names another\n" in said
-    said = do("convert", made / "run", tmp_path / "2.bin", "--to", "llama2c", "--version", 2).stderr
-    assert "what was" not in said
-    said = do("convert", tmp_path / "2.bin", tmp_path / "hf", "--to", "huggingface").stderr
-    assert re.search("what was int8 in groups of .* is float32 now; --dtype names another\n", said)
+    output = do("convert", tmp_path / "8.gguf", tmp_path / "32.gguf", "--to", "gguf").stderr
+    assert "Q8_0 weights were written as float32; --dtype chooses another type\n" in output
+    output = do("convert", made / "run", tmp_path / "2.bin", "--to", "llama2c", "--version", 2).stderr
+    assert "weights were written" not in output
+    output = do("convert", tmp_path / "2.bin", tmp_path / "hf", "--to", "huggingface").stderr
+    assert re.search("int8 in groups of .* weights were written as float32; --dtype chooses another type\n", output)
     assert (
-        "what was" not in do("convert", tmp_path / "8.gguf", tmp_path / "b", "--to", "gguf", "--dtype", "q8_0").stderr
+        "weights were written"
+        not in do("convert", tmp_path / "8.gguf", tmp_path / "b", "--to", "gguf", "--dtype", "q8_0").stderr
     )
 
 
-def test_figures_come_behind_the_text(made: Path) -> None:
-    """Where both go to one file; only who did not name the folder is told what to do with it."""
+def test_speed_is_printed_after_the_text(made: Path) -> None:
+    """Also where both go to one file."""
     words = command("generate", made / "run", PROMPT, "--max-tokens", 9, "--seed", 1)
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     text = "".join(llucid.generate(llucid.load(made / "run", device="cpu"), PROMPT, max_tokens=9, seed=1))
@@ -525,20 +524,20 @@ def test_figures_come_behind_the_text(made: Path) -> None:
 
 def test_train_says_where_the_model_is_and_what_to_try(made: Path, tmp_path: Path) -> None:
     short = (*TRAIN, made / "geese.txt", "--model.context", 32, "--batch", 2, "--evaluations", 1)
-    said = do(*short, cwd=tmp_path).stdout
-    assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in said
-    assert "    llucid generate runs/geese\n" in said
-    assert '    llucid predict runs/geese "the "\n' in said
+    output = do(*short, cwd=tmp_path).stdout
+    assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in output
+    assert "    llucid generate runs/geese\n" in output
+    assert '    llucid predict runs/geese "the "\n' in output
     named = do(*short, "--out", "mine", cwd=tmp_path).stdout
     assert named.endswith("the model is in mine, its learning curve in mine/curve.png\n")
 
 
 def test_what_to_try_can_be_typed(tmp_path: Path) -> None:
-    """Also where a folder's name needs quotation marks, and the model has no letters of "the "."""
+    """Also where the folder's name needs quotation marks and the vocabulary has no letters of "the "."""
     (tmp_path / "my genes.txt").write_text("GATTACA" * 99)
     short = ("train", "--corpus", "my genes.txt", "--preset", "nano", "--steps", 1)
-    said = do(*short, cwd=tmp_path).stdout
-    tries = re.findall(r"^    llucid (.*'runs/my genes'.*)$", said, re.MULTILINE)
+    output = do(*short, cwd=tmp_path).stdout
+    tries = re.findall(r"^    llucid (.*'runs/my genes'.*)$", output, re.MULTILINE)
     assert len(tries) == 3
     for tried in tries:
         do(*shlex.split(tried), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Chat templates as they are published, each with whose it is."""
+"""Published chat templates, each with its repository."""
 
 # meta-llama/Llama-2-7b-chat-hf
 LLAMA2 = (
@@ -81,7 +81,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# deepseek-ai/DeepSeek-R1-Distill-Llama-8B, without its tools: old thoughts are left out
+# deepseek-ai/DeepSeek-R1-Distill-Llama-8B, without its tools; it leaves out old reasoning
 DEEPSEEK = (
     "{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}"
     "{% set ns = namespace(is_first=false, system_prompt='') %}{%- for message in messages %}"

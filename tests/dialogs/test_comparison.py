@@ -1,4 +1,4 @@
-"""A conversion that changes ids is told by the first difference."""
+"""The first difference between two tokenizers."""
 
 import json
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def changed(change: Callable[[dict[str, Any]], object]) -> JsonTokenizer:
         (lambda: Characters("abc"), "BOS is 1"),
     ],
 )
-def test_each_difference_is_told(other: Callable[[], Tokenizer], difference: str) -> None:
+def test_first_differences(other: Callable[[], Tokenizer], difference: str) -> None:
     assert difference in (first_difference(small_sentencepiece(), other()) or "")
 
 
@@ -72,7 +72,7 @@ def test_an_id_that_no_longer_ends_a_text(tmp_path: Path) -> None:
     assert first_difference(small_sentencepiece(), small_llama2c()) is None
 
 
-def test_a_tokenizer_that_knows_less() -> None:
+def test_a_tokenizer_that_cannot_encode() -> None:
     assert "has ids in one, but the other" in (first_difference(Characters("abc \n"), Characters("ab \n")) or "")
 
 

@@ -1,4 +1,4 @@
-"""Dialogues in ids: Meta's two formats by hand, by llucid, and by the published templates in transformers."""
+"""Dialogues as ids: Meta's two formats by hand, by llucid, and by published templates in transformers."""
 
 import functools
 import json
@@ -102,7 +102,7 @@ def test_llama2_by_hand(llama2: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("name", DIALOGS)
-def test_both_formats_are_those_of_the_published_templates(
+def test_native_formats_equal_the_published_templates(
     name: str, llama2: Tokenizer, llama3: Tokenizer, theirs: dict[str, Any]
 ) -> None:
     dialog = DIALOGS[name]
@@ -111,9 +111,7 @@ def test_both_formats_are_those_of_the_published_templates(
 
 
 @pytest.mark.parametrize("name", DIALOGS)
-def test_templates_give_the_ids_that_transformers_gives(
-    name: str, folders: dict[str, Path], theirs: dict[str, Any]
-) -> None:
+def test_templates_give_the_ids_of_transformers(name: str, folders: dict[str, Path], theirs: dict[str, Any]) -> None:
     dialog = DIALOGS[name]
     for tokenizer, template in (("llama2", LLAMA2), ("llama3", LLAMA3), ("llama3", LLAMA32)):
         ours = encode_dialog(dialog, opened(folders[tokenizer]), template)
@@ -153,7 +151,7 @@ def test_no_text_becomes_a_special_token_of_llama2(llama2: Tokenizer) -> None:
         assert [token for token in ids if token in (0, 1, 2)] == [1, 2, 1]
 
 
-def test_formats_are_told_by_the_tokenizer(
+def test_formats_are_recognised_by_the_tokenizer(
     data: Path, llama2: Tokenizer, llama3: Tokenizer, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     assert format_of(llama3) == "llama3"
@@ -161,7 +159,7 @@ def test_formats_are_told_by_the_tokenizer(
     assert format_of(load_tokenizer(data / "llama2-tokenizer.bin")) == "llama2"
     assert format_of(load_tokenizer(data / "tok512.bin")) is None
     assert format_of(Characters("abc")) is None
-    assert format_of(opened(folders["llama3"])) == "llama3"  # its generation_config.json tells of <|eot_id|>
+    assert format_of(opened(folders["llama3"])) == "llama3"  # its generation_config.json has <|eot_id|>
     assert format_of(opened(folders["llama2"])) is None  # a chat model's folder would have a template
     letters().save(tmp_path)
     (tmp_path / "generation_config.json").unlink()
@@ -174,7 +172,7 @@ def test_formats_are_told_by_the_tokenizer(
         assert format_of(lacking) is None
 
 
-def test_a_base_model_is_no_chat_model() -> None:
+def test_base_models_are_refused() -> None:
     with pytest.raises(NotAChatModel, match="this is not a chat model"):
         encode_dialog(said("a"), Characters("abc"))
     with pytest.raises(LlucidError, match=r"format=llama3: the model's tokenizer has no <\|begin_of_text\|>"):
@@ -185,7 +183,7 @@ def test_a_base_model_is_no_chat_model() -> None:
         encode_dialog(said("a"), Characters("abc"), "lama3")
 
 
-def test_plain_text_is_what_was_written() -> None:
+def test_the_plain_format() -> None:
     tokenizer = letters()
     ids = encode_dialog(said("Once ", "upon a time\n", " there", system="A tale"), tokenizer, "plain")
     assert ids == [tokenizer.bos, *b"A tale\nOnce upon a time\n\n there"]
@@ -215,13 +213,13 @@ WRONG: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_dialogue_is_refused_by_name(case: str) -> None:
+def test_invalid_dialogues(case: str) -> None:
     messages, says = WRONG[case]
     with pytest.raises(LlucidError, match=says):
         check_dialog(messages)
 
 
-def test_llama2_wants_questions_and_answers_in_turns(llama2: Tokenizer) -> None:
+def test_llama2_needs_alternating_turns(llama2: Tokenizer) -> None:
     twice = [*said("x", system="s"), *said("y")]
     with pytest.raises(LlucidError, match=r"messages\[2\]: Llama 2's format expects the assistant here, not the user"):
         encode_dialog(twice, llama2)

@@ -1,4 +1,4 @@
-"""What is learned of a dialogue: the ids are those that answering will see, and only the assistant's are learned."""
+"""Dialogues for training: the ids equal those of answering, and only the assistant's are learned."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def spoken(ids: list[int], learned: list[bool], tokenizer: JsonTokenizer) -> lis
     return texts
 
 
-def test_ids_are_those_of_transformers_and_only_answers_are_learned(taught: JsonTokenizer, tmp_path: Path) -> None:
+def test_ids_equal_those_of_transformers_and_only_answers_are_learned(taught: JsonTokenizer, tmp_path: Path) -> None:
     ids, learned = encode_learned(TALK, taught)
     taught.save(tmp_path)
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -63,8 +63,8 @@ def test_ids_are_those_of_transformers_and_only_answers_are_learned(taught: Json
         assert not learned[len(asked) - 1]
 
 
-def test_the_native_format_and_the_template_are_one(taught: JsonTokenizer) -> None:
-    """The template is rendered only if it is not known to be that of Llama 3's format; a comment makes it unknown."""
+def test_the_native_format_equals_the_template(taught: JsonTokenizer) -> None:
+    """A template with a comment is not recognised as Llama 3's, so it is rendered."""
     assert format_of(taught) == TEMPLATE
     native = encode_learned(TALK, taught)
     assert native == encode_learned(TALK, taught, "llama3")
@@ -80,7 +80,7 @@ def test_line_breaks_after_the_end_of_a_turn_are_not_learned(taught: JsonTokeniz
     assert ids[: len(asked)] == asked
 
 
-def test_llama_2_learns_its_answers(data: Path) -> None:
+def test_answers_in_llama_2s_format_are_learned(data: Path) -> None:
     tokenizer = load_tokenizer(data / "llama2-tokenizer.model")
     talk = [TALK[0], TALK[1], TALK[2], {"role": "user", "content": "Sure?"}, TALK[4]]
     ids, learned = encode_learned(talk, tokenizer)
@@ -91,7 +91,7 @@ def test_llama_2_learns_its_answers(data: Path) -> None:
     assert all(answer[-1] == tokenizer.eos for answer in answers)
 
 
-def test_special_tokens_that_are_spelled_out_stay_text(taught: JsonTokenizer) -> None:
+def test_spelled_special_tokens_stay_text(taught: JsonTokenizer) -> None:
     said = "".join(MARKED)
     talk = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
     ids, learned = encode_learned(talk, taught)
@@ -99,7 +99,7 @@ def test_special_tokens_that_are_spelled_out_stay_text(taught: JsonTokenizer) ->
     assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == said
 
 
-def test_what_cannot_be_learned(taught: JsonTokenizer) -> None:
+def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
     with pytest.raises(LlucidError, match="no message of the assistant"):
         encode_learned(TALK[:2], taught)
     with pytest.raises(LlucidError, match="marks no turns"):
@@ -107,5 +107,5 @@ def test_what_cannot_be_learned(taught: JsonTokenizer) -> None:
     forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
     with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template changes what comes before an answer"):
         encode_learned(TALK[:3], taught, forgetful)
-    # What stands after the last answer is left out.
+    # Messages after the last answer are left out.
     assert encode_learned(TALK[:6], taught) == encode_learned(TALK[:5], taught)

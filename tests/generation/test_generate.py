@@ -14,7 +14,17 @@ from tokenizers import decoders, models, pre_tokenizers
 from llucid.checkpoints import Model
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation import Sampling, Statistics, generate, generate_batch, generator, predict, prompt_ids, stream
+from llucid.generation import (
+    Batch,
+    Request,
+    Sampling,
+    Statistics,
+    generate,
+    generate_batch,
+    generator,
+    predict,
+    prompt_ids,
+)
 from llucid.llama import llama
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.characters import Characters
@@ -68,9 +78,13 @@ def writing(model: Model, script: list[int]) -> Model:
     return Model(config, weights, model.tokenizer)
 
 
-def test_more_texts_than_memory_holds_are_refused_at_once():
-    with pytest.raises(LlucidError, match=r"^--num: the keys and values of 1,000,000,000,000 texts take 32,768,000 GB"):
-        generate_batch(MODEL, [""], samples=10**12, max_tokens=256)
+def test_more_texts_than_memory_holds_take_turns():
+    page = 32 * 2 * 2 * 2 * 8 * 8  # bytes
+    texts = [
+        [completion.text for completion in generate_batch(MODEL, ["a", "b", "c"], max_tokens=20, seed=1, memory=memory)]
+        for memory in (None, 2 * page, 3 * page)
+    ]
+    assert texts[0] == texts[1] == texts[2]
     [short] = generate_batch(MODEL, ["a"], max_tokens=10**15, stop=list(LETTERS))  # whose memory comes as it is needed
     assert short.reason == "stop"
 
@@ -99,13 +113,13 @@ def test_it_is_lazy_but_refuses_at_the_call():
     [
         ("the prompt has 33 tokens, but the model's context is 32; shorten the prompt", "a" * 33, {}),
         ("'é' cannot be encoded", "é", {}),
-        ("--max-tokens 0: must be", "a", {"max_tokens": 0}),
-        ("--temperature -1.0: must be", "a", {"temperature": -1.0}),
-        ("--top-k 0: must be", "a", {"top_k": 0}),
-        ("--top-p 1.5: must be", "a", {"top_p": 1.5}),
-        ("--min-p 2.0: must be", "a", {"min_p": 2.0}),
-        ("--seed -1: must be", "a", {"seed": -1}),
-        ("--stop '': a stop string", "a", {"stop": [""]}),
+        ("max_tokens=0: must be", "a", {"max_tokens": 0}),
+        ("temperature=-1.0: must be", "a", {"temperature": -1.0}),
+        ("top_k=0: must be", "a", {"top_k": 0}),
+        ("top_p=1.5: must be", "a", {"top_p": 1.5}),
+        ("min_p=2.0: must be", "a", {"min_p": 2.0}),
+        ("seed=-1: must be", "a", {"seed": -1}),
+        ("stop='': a stop string", "a", {"stop": [""]}),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_the_first_piece(message: str, prompt: str, options: dict[str, Any]):
@@ -116,7 +130,7 @@ def test_options_that_cannot_be_are_refused_before_the_first_piece(message: str,
 
 
 def test_a_batch_of_no_samples_is_refused_and_of_no_prompts_is_empty():
-    with pytest.raises(LlucidError, match="--num 0: must be"):
+    with pytest.raises(LlucidError, match="num=0: must be"):
         generate_batch(MODEL, ["a"], samples=0)
     assert generate_batch(MODEL, []) == []
 
@@ -199,25 +213,20 @@ def test_a_text_from_nothing_does_not_show_what_it_began_with():
     assert list(generate(model, max_tokens=3, temperature=0.0)) == ["a", "b", "c"]
 
 
-def test_bos_stays_when_the_window_slides(monkeypatch: pytest.MonkeyPatch):
-    tokenizer = WithBos(LETTERS)
-    monkeypatch.setattr(tokenizer, "stop_ids", frozenset())
-    model = small_model(tokenizer)
-    pieces = stream(
-        model, [prompt_ids(tokenizer, "abc")], sampling=Sampling(), generators=[generator(0)], max_tokens=60
-    )
-    rows = [(piece.slid, piece.context.rows[0]) for piece in pieces]
-    assert [len(row) for slid, row in rows if slid] == [16, 16]
-    assert all(row[0] == tokenizer.bos for _, row in rows)
-
-
-def test_where_there_is_no_bos_a_window_that_slides_keeps_the_newest_alone():
-    rows = [((), ())]
-    for piece in stream(MODEL, [[5, 6, 7]], sampling=Sampling(), generators=[generator(0)], max_tokens=31):
-        rows.append((piece.context.rows[0], piece.slid))
-    (before, _), (after, slid) = rows[-2:]
-    assert slid
-    assert after[:-1] == before[len(before) - 15 :]
+@pytest.mark.parametrize("with_bos", [True, False])
+def test_bos_stays_when_the_window_slides(with_bos: bool, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = WithBos(LETTERS) if with_bos else Characters(LETTERS)
+    monkeypatch.setattr(tokenizer, "stop_ids", frozenset(), raising=False)
+    batch = Batch(small_model(tokenizer))
+    batch.add(Request(prompt_ids(tokenizer, "abc"), Sampling(), generator(0), lambda token: False, 60))
+    rows: list[tuple[bool, list[int]]] = []
+    for _ in range(60):
+        (text,) = [*batch.running, *batch.waiting]
+        before = list(text.ids)
+        rows += [(event.slid, before) for event in batch.step()]
+    after = [row for slid, row in rows if slid]
+    assert [len(row) for row in after] == [16, 16]
+    assert not with_bos or all(row[0] == tokenizer.bos for row in after)
 
 
 def test_the_context_is_the_callers_choice_and_is_told():
@@ -319,7 +328,7 @@ def test_predictions_name_what_has_no_text_of_its_own():
             "scores are not finite",
             lambda: predict(MODEL._replace(weights=tree_map(lambda leaf: leaf * math.nan, MODEL.weights)), "a"),
         ),
-        ("--top-k 0: must be", lambda: predict(MODEL, "a", 0)),
+        ("top_k=0: must be", lambda: predict(MODEL, "a", 0)),
         ("the prompt has 33 tokens", lambda: predict(MODEL, "a" * 33)),
     ],
 )

@@ -217,16 +217,16 @@ def test_a_row_draws_the_same_in_any_batch(row: list[float], seed: int):
 @pytest.mark.parametrize(
     ("option", "numbers"),
     [
-        ("--temperature", {"temperature": -0.1}),
-        ("--temperature", {"temperature": math.nan}),
-        ("--temperature", {"temperature": math.inf}),
-        ("--temperature", {"temperature": 1e-50}),
-        ("--top-k 0", {"top_k": 0}),
-        ("--top-p 1.5", {"top_p": 1.5}),
-        ("--top-p 0", {"top_p": 0.0}),
-        ("--top-p nan", {"top_p": math.nan}),
-        ("--min-p -1", {"min_p": -1.0}),
-        ("--min-p 1.1", {"min_p": 1.1}),
+        ("temperature=", {"temperature": -0.1}),
+        ("temperature=", {"temperature": math.nan}),
+        ("temperature=", {"temperature": math.inf}),
+        ("temperature=", {"temperature": 1e-50}),
+        ("top_k=0", {"top_k": 0}),
+        ("top_p=1.5", {"top_p": 1.5}),
+        ("top_p=0", {"top_p": 0.0}),
+        ("top_p=nan", {"top_p": math.nan}),
+        ("min_p=-1", {"min_p": -1.0}),
+        ("min_p=1.1", {"min_p": 1.1}),
     ],
 )
 def test_numbers_that_cannot_be_are_refused_by_name(option: str, numbers: dict[str, float]):

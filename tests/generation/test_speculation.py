@@ -1,20 +1,22 @@
 """Speculation against plain decoding: whatever is guessed, the same text, from fewer passes where guesses are right."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llucid.errors import LlucidError
-from llucid.generation import Sampling, Statistics, generate, generator, speculation, stream
-from llucid.generation.decode import decode
-from llucid.generation.reading import empty_context, read
-from llucid.generation.speculation import LONGEST, MOST, SHORTEST, ReadAhead, guess
+from llucid.config import Config
+from llucid.generation import Batch, Draft, Request, Sampling, Statistics, generate, generator, speculation
+from llucid.generation.speculation import LONGEST, MOST, SHORTEST, guess
+from llucid.model import Model
 from llucid.weights import to
-from tests.generation.test_decode import CONFIG, WEIGHTS, greedy, ids, last_logits, written
+from tests.generation.test_batch import CONFIG, WEIGHTS, ids, last_logits, leaks, request, run
+from tests.generation.test_batch import MODEL as MODEL_OF_IDS
 from tests.generation.test_generate import MODEL
 
 AGAIN = [*range(10, 18), *range(10, 14)]
@@ -73,20 +75,13 @@ def test_a_guess_is_what_its_definition_says(row: list[int], most: int):
     assert list(guess(row, most)) == grown[len(row) :]
 
 
-def steps(prompt: list[int], max_tokens: int, speculate: bool, **options: Any) -> tuple[list[int], list[Any]]:
-    """The ids that are written, and all that is told on the way."""
-    statistics = Statistics()
-    options = {"choose": greedy, "stops": lambda row, token: False} | options
-    if speculate:
-        options["reader"] = ReadAhead(statistics)
-    found = list(decode(WEIGHTS, CONFIG, [prompt], max_tokens=max_tokens, statistics=statistics, **options))
-    for step in found[-1:]:  # the keys of all that was read are those that reading it plainly leaves
-        context = step.context
-        _, plain = read(WEIGHTS, CONFIG, empty_context(WEIGHTS, CONFIG, 1, 24), context.rows)
-        assert context.cache.length == plain.cache.length
-        for old, new in zip(plain.cache.keys, context.cache.keys, strict=True):
-            torch.testing.assert_close(new[:, :, : plain.cache.length], old[:, :, : plain.cache.length])
-    return written(found), [(step.reasons, step.slid, step.context.rows) for step in found]
+def events(prompt: list[int], max_tokens: int, speculate: bool, keep: int = 0, **options: Any) -> list[tuple[Any, ...]]:
+    """All that is told of a text, but for the last digits of log-probabilities."""
+    batch = Batch(MODEL_OF_IDS)
+    batch.keep = keep
+    (found,) = run(batch, request(prompt, max_tokens, **options, draft=Draft() if speculate else None))
+    assert leaks(batch) == 0
+    return [(event.token, round(event.logprob, 9), event.reason, event.slid) for event in found]
 
 
 def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool]) -> list[tuple[int, ...]]:
@@ -122,81 +117,64 @@ PATTERNS = {
 def test_any_guesses_give_the_ids_of_plain_decoding(
     monkeypatch: pytest.MonkeyPatch, right: list[bool], past_context: str, prompt: list[int]
 ):
-    plain = steps(prompt, 45, False, past_context=past_context, keep=1)
+    plain = events(prompt, 45, False, past_context=past_context, keep=1)
     made = oracle(monkeypatch, right)
-    assert steps(prompt, 45, True, past_context=past_context, keep=1) == plain
+    assert events(prompt, 45, True, past_context=past_context, keep=1) == plain
     assert made
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 6, 12, 19])
 def test_it_ends_where_plain_decoding_ends(monkeypatch: pytest.MonkeyPatch, max_tokens: int):
-    def stops(row: int, token: int) -> bool:
+    def stops(token: int) -> bool:
         return token == last
 
-    everything, _ = steps(ids(4), 20, False)
-    last = everything[max_tokens]
+    last = events(ids(4), 20, False)[max_tokens][0]
     oracle(monkeypatch, [True] * 5 + [False])
     for options in ({}, {"stops": stops}):
-        assert steps(ids(4), max_tokens, True, **options) == steps(ids(4), max_tokens, False, **options)
+        assert events(ids(4), max_tokens, True, **options) == events(ids(4), max_tokens, False, **options)
 
 
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ids each pass of the model reads, as they happen."""
+def test_several_texts_guess_each_for_itself(monkeypatch: pytest.MonkeyPatch):
+    plain = [events(ids(3, seed), 40, False) for seed in range(4)]
+    oracle(monkeypatch, [True] * 7 + [False])
+    batch = Batch(MODEL_OF_IDS)
+    texts = run(batch, *(request(ids(3, seed), 40, draft=Draft()) for seed in range(4)))
+    found = [[(e.token, round(e.logprob, 9), e.reason, e.slid) for e in text] for text in texts]
+    assert found == plain
+    assert batch.statistics.guessed > 60
+
+
+def passes(prompt: list[int], max_tokens: int, config: Config = CONFIG) -> tuple[list[int], Statistics]:
+    """How many ids each pass of the model reads after the first, which reads the prompt."""
     lengths: list[int] = []
-    real = speculation.read_each
-
-    def counted(weights: Any, config: Any, context: Any, new: Sequence[Sequence[int]], step: Any) -> Any:
-        lengths.append(len(new[0]))
-        return real(weights, config, context, new, step)
-
-    monkeypatch.setattr(speculation, "read_each", counted)
-    return lengths
+    batch = Batch(Model(config, WEIGHTS, None))
+    real = batch.reader.read
+    batch.reader.read = lambda parts: lengths.append(len(parts[0].ids)) or real(parts)
+    run(batch, request(prompt, max_tokens, draft=Draft()))
+    return lengths[1:], batch.statistics
 
 
 def test_right_guesses_grow_and_cost_no_pass(monkeypatch: pytest.MonkeyPatch):
-    lengths = passes(monkeypatch)
     oracle(monkeypatch, [True])
-    statistics = Statistics()
-    config, weights = CONFIG, WEIGHTS
-    context = empty_context(weights, config, 1, 24)
-    _, context = read(weights, config, context, [ids(2)])
-    reader, row = ReadAhead(statistics), ids(2)
-    for _ in range(22):
-        token = int(last_logits(row).argmax())
-        logits, context = reader(weights, config, context, [[token]])
-        row.append(token)
-        torch.testing.assert_close(logits[0], last_logits(row))
-        assert context.rows == (tuple(row),)
+    lengths, statistics = passes(ids(2), 22)
     assert lengths == [1 + 4, 1 + MOST, 1 + 7]  # then the context of 24 is full
     assert statistics.guessed == 4 + 7 + 7
 
 
 def test_guesses_that_are_right_again_are_twice_as_many_each_time(monkeypatch: pytest.MonkeyPatch):
     """After four that were wrong, and four passes without any."""
-    lengths = passes(monkeypatch)
     oracle(monkeypatch, [False] * 4 + [True] * 99)
-    _, context = read(WEIGHTS, CONFIG, empty_context(WEIGHTS, CONFIG, 1, 24), [ids(2)])
-    reader, row = ReadAhead(Statistics()), ids(2)
-    for _ in range(21):
-        row.append(int(last_logits(row).argmax()))
-        _, context = reader(WEIGHTS, CONFIG, context, [row[-1:]])
-    assert lengths == [1 + 4, 1 + 2, 1 + 4, 1 + MOST]
+    lengths, _ = passes(ids(2), 22)
+    assert lengths == [1 + 4, 1, 1, 1, 1, 1 + 2, 1 + 4, 1 + MOST]
 
 
 def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):
-    """Of 400 ids, five passes carry wrong guesses: after 0, 4, 16 and then 64 passes without any, and fewer each."""
-    lengths = passes(monkeypatch)
-    config = CONFIG.__class__(**{**CONFIG.__dict__, "context": 1000})
-    _, context = read(WEIGHTS, config, empty_context(WEIGHTS, config, 1, 1000), [[1]])
+    """Of 220 ids, six passes carry wrong guesses: after 0, 4, 16 and then 64 passes without any, and fewer each."""
     monkeypatch.setattr(speculation, "guess", lambda row, most: (39,) * most)
-    reader, statistics = ReadAhead(Statistics()), Statistics()
-    at = []
-    for number in range(220):
-        before = len(lengths)
-        _, context = reader(WEIGHTS, config, context, [[number % 30]])
-        at += [number] if len(lengths) > before else []
-    assert at == [0, 5, 22, 87, 152, 217]
-    assert lengths == [5, 3, 3, 3, 3, 3]
+    monkeypatch.setattr(Sampling, "choose", lambda self, logits, generators: np.zeros(len(logits), int))
+    lengths, statistics = passes([1, 2], 221, replace(CONFIG, context=1000))
+    assert [at for at, length in enumerate(lengths) if length > 1] == [0, 5, 22, 87, 152, 217]
+    assert [length for length in lengths if length > 1] == [5, 3, 3, 3, 3, 3]
     assert statistics.guessed == 0
 
 
@@ -232,42 +210,41 @@ def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature
 
 def test_what_is_drawn_has_the_probabilities_of_the_model(monkeypatch: pytest.MonkeyPatch):
     """With the likeliest id guessed, the next two ids are distributed as p(first) · p(second | first)."""
-    config, sampling = CONFIG, Sampling(temperature=30.0, top_k=3, top_p=None)
-    _, start = read(WEIGHTS, config, empty_context(WEIGHTS, config, 1, 24), [AGAIN[:-1]])
-    one, n = generator(0), 1000
-    best = int(last_logits(AGAIN).argmax())
-    monkeypatch.setattr(speculation, "guess", lambda row, most: (best,))
+    sampling, n = Sampling(temperature=30.0, top_k=3, top_p=None), 1000
+    batch, one = Batch(MODEL_OF_IDS), generator(0)
+    newest = int(last_logits(AGAIN[:-1]).argmax())
+    best = int(last_logits([*AGAIN[:-1], newest]).argmax())
+    begun = [*AGAIN[:-1], newest]
+    monkeypatch.setattr(speculation, "guess", lambda row, most: (best,)[:most] if row == begun else ())
     counts: dict[tuple[int, int], int] = {}
-    guessed = 0
     for _ in range(n):
-        statistics = Statistics()
-        reader = ReadAhead(statistics)
-        logits, context = reader(WEIGHTS, config, start, [AGAIN[-1:]])
-        first = int(sampling.choose(logits, [one]))
-        logits, _ = reader(WEIGHTS, config, context, [[first]])
-        pair = first, int(sampling.choose(logits, [one]))
+        # The first token is drawn from the prompt; to have the next two from one pass, it is the likeliest.
+        (found,) = run(batch, Request(AGAIN[:-1], FirstGreedy(sampling), one, lambda token: False, 3, draft=Draft()))
+        pair = found[1].token, found[2].token
+        assert found[0].token == newest
         counts[pair] = counts.get(pair, 0) + 1
-        guessed += statistics.guessed
     distance, cells = 0.0, 0
-    for first, p in enumerate(sampling(last_logits(AGAIN)[None]).softmax(-1)[0].tolist()):
+    for first, p in enumerate(sampling(last_logits(begun)[None]).softmax(-1)[0].tolist()):
         if p > 0:
-            for second, q in enumerate(sampling(last_logits([*AGAIN, first])[None]).softmax(-1)[0].tolist()):
+            for second, q in enumerate(sampling(last_logits([*begun, first])[None]).softmax(-1)[0].tolist()):
                 if q > 0:
                     distance += (counts.pop((first, second), 0) - n * p * q) ** 2 / (n * p * q)
                     cells += 1
     assert not counts
-    assert n / 3 < guessed < n
+    assert n / 3 < batch.statistics.guessed < n
     assert cells == 9
     assert distance < 31.8  # exceeded once in 10,000 seeds with 8 degrees of freedom
 
 
-def test_several_rows_are_refused():
-    with pytest.raises(LlucidError, match="--speculate: one text at a time, and here are 2"):
-        stream(
-            MODEL,
-            [[1], [2]],
-            sampling=Sampling(),
-            generators=[generator(0), generator(1)],
-            max_tokens=3,
-            speculate=True,
-        )
+class FirstGreedy:
+    """Sampling of which the first token is the likeliest."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling, self.calls = sampling, 0
+
+    def penalise(self, logits: Any, histories: Any) -> Any:
+        return logits
+
+    def choose(self, logits: Any, generators: Any) -> Any:
+        self.calls += 1
+        return logits.argmax(-1) if self.calls == 1 else self.sampling.choose(logits, generators)

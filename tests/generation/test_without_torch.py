@@ -16,15 +16,25 @@ import torch
 from llucid.arrays import Mapped, Quantized
 from llucid.chat import STORYTELLER
 from llucid.chat.session import Session
-from llucid.checkpoints import Model, load, save
+from llucid.checkpoints import load, save
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation import Sampling, Statistics, generate, generate_batch, predict, reading, reading_torch
-from llucid.generation.decode import decode
-from llucid.generation.reading import empty_context, read
+from llucid.generation import (
+    Batch,
+    Request,
+    Sampling,
+    Statistics,
+    generate,
+    generate_batch,
+    generator,
+    predict,
+    reading,
+    reading_torch,
+)
 from llucid.generation.sampling import draw, library_of, softmax, top_p
-from llucid.llama import empty_cache, llama, rope_frequencies
-from llucid.native.step import Slots, decode_step, empty_slots, frequencies
+from llucid.llama import llama, rope_frequencies
+from llucid.model import Model
+from llucid.rope import frequencies
 from llucid.weights import leaves, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, RESCALED
@@ -75,30 +85,24 @@ def mapped(path: Path) -> Model:
 
 def test_scores_are_those_of_the_equations(tmp_path: Path) -> None:
     model, tokens = mapped(written(tmp_path, "huggingface")), ids(40)
-    weights, step = reading.ready(model.weights, CONFIG, 1, 40)
-    assert weights is model.weights
-    logits, context = read(weights, CONFIG, empty_context(weights, CONFIG, 1, 3), [tokens[:37]], step)
-    logits, context = read(weights, CONFIG, context, [tokens[37:]], step)
-    assert isinstance(context.cache, Slots)
+    batch = Batch(model)
+    batch.read(tokens[:37])
+    scores = batch.read(tokens)
+    assert batch.reader.weights is model.weights
     expected = llama(torch.tensor([tokens]), model_of(CONFIG).weights, CONFIG)[0, -1]
-    torch.testing.assert_close(torch.from_numpy(logits[0]), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.testing.assert_close(torch.from_numpy(scores), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_scores_are_those_of_the_same_step_on_tensors(name: str, tmp_path: Path) -> None:
     """To the bit: the step on tensors is held to the equations elsewhere."""
     model, tokens = mapped(written(tmp_path, name)), ids(40)
-    config, plain = model.config, reading_torch.tensors(model.weights)
-    assert any(isinstance(leaf, Quantized) for leaf in leaves(plain)) == ("Q" in name)
-    _, step = reading.ready(model.weights, config, 1, 40)
-    logits, context = read(model.weights, config, empty_context(model.weights, config, 1, 3), [tokens], step)
-    expected = torch.empty(0)
-    cache = empty_cache(config, 1, 40, plain, getattr(torch, context.cache.dtype))
-    for position, token in enumerate(tokens):
-        step = decode_step(plain, config)
-        assert step
-        expected, cache = step(torch.tensor([[token]]), torch.tensor([[position]]), cache)
-    assert np.array_equal(logits, expected[0].numpy())
+    plain = model._replace(weights=reading_torch.tensors(model.weights))
+    assert any(isinstance(leaf, Quantized) for leaf in leaves(plain.weights)) == ("Q" in name)
+    one_by_one = Batch(plain)
+    for length in range(1, 41):
+        expected = one_by_one.read(tokens[:length])
+    assert np.array_equal(Batch(model).read(tokens), expected)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -135,89 +139,82 @@ def test_a_base_beyond_float32_is_that_of_the_equations_without_a_warning(config
     np.testing.assert_array_equal(frequencies(config), rope_frequencies(config, torch.empty(1)).numpy())
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["mapped", "tensors"])
-def test_scores_of_a_whole_prompt_are_never_made(alone: bool, tmp_path: Path) -> None:
-    """They would outweigh everything else: 0.5 MB a token where the vocabulary is Llama 3's."""
-    weights = mapped(written(tmp_path, "gguf")).weights
-    weights = weights if alone else reading_torch.tensors(weights)
-    step = decode_step(weights, CONFIG)
-    assert step
-    tokens: list[int] = []
+class Watched:
+    """A step that counts the tokens it reads and those it scores."""
 
-    def watched(some: Any, positions: Any, cache: Any, scored: bool) -> Any:
-        tokens.append(some.shape[0] * some.shape[1] * scored)
-        return step(some, positions, cache, scored)
+    def __init__(self, step: Any) -> None:
+        self.step, self.tokens, self.scored = step, 0, 0
 
-    for rows in ([ids(40)], [ids(40), ids(3, 1), ids(17, 2)]):
-        read(weights, CONFIG, empty_context(weights, CONFIG, len(rows), 2), rows, watched)
-    assert 0 < max(tokens) <= reading.SCORED
+    def __call__(self, parts: Any, memory: Any, wanted: Any) -> Any:
+        self.tokens += sum(len(new) for new, _, _ in parts)
+        self.scored += len(wanted)
+        return self.step(parts, memory, wanted)
 
 
-@pytest.mark.parametrize(("name", "by_c"), [("gguf", 1), ("gguf, Q8_0", 40)])
-def test_long_prompts_are_left_to_pytorch_unless_it_had_to_turn_weights_back(
+def watched(model: Model) -> tuple[Batch, Watched]:
+    batch = Batch(model)
+    batch.reader.step = step = Watched(batch.reader.step)  # pyright: ignore[reportAttributeAccessIssue]
+    return batch, step
+
+
+def test_only_the_last_token_of_a_prompt_is_scored(tmp_path: Path) -> None:
+    """All scores would outweigh everything else: 0.5 MB a token where the vocabulary is Llama 3's."""
+    batch, step = watched(mapped(written(tmp_path, "gguf")))
+    batch.read(ids(40))
+    assert (step.tokens, step.scored) == (40, 1)
+
+
+@pytest.mark.parametrize(("name", "by_c"), [("gguf", 0), ("gguf, Q8_0", 40)])
+def test_long_prompts_are_left_to_pytorch_unless_it_had_to_dequantise_weights(
     name: str, by_c: int, tmp_path: Path
 ) -> None:
-    weights = reading_torch.tensors(mapped(written(tmp_path, name)).weights)
-    step, tokens = decode_step(weights, CONFIG), 0
-    assert step
-
-    def watched(some: Any, positions: Any, cache: Any, scored: bool) -> Any:
-        nonlocal tokens
-        tokens += some.shape[1]
-        return step(some, positions, cache, scored)
-
-    read(weights, CONFIG, empty_context(weights, CONFIG, 1, 2), [ids(40)], watched)
-    assert tokens == by_c
+    model = mapped(written(tmp_path, name))
+    batch, step = watched(model._replace(weights=reading_torch.tensors(model.weights)))
+    batch.read(ids(40))
+    assert step.tokens == by_c
 
 
 @pytest.mark.parametrize(("name", "alone"), [("gguf", False), ("gguf, Q8_0", True)])
 def test_such_prompts_wait_for_no_import_either(
     name: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "ALONE", 0)
-    weights, step = reading.ready(mapped(written(tmp_path, name)).weights, CONFIG, 1, 40)
-    assert step
-    assert isinstance(weights.norm, Mapped) == alone
+    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    batch = Batch(mapped(written(tmp_path, name)))
+    batch.read(ids(40))
+    assert isinstance(batch.reader.weights.norm, Mapped) == alone
 
 
-def test_chunks_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of unequal length, cut into pieces: each as if it were read alone and at once, to the bit."""
-    model, rows = mapped(written(tmp_path, "gguf")), [ids(40), ids(3, 1), ids(17, 2)]
-    _, step = reading.ready(model.weights, model.config, 3, 40)
-
-    def scores(rows: list[list[int]]) -> Any:
-        return read(model.weights, CONFIG, empty_context(model.weights, CONFIG, len(rows), 2), rows, step)[0]
-
-    together = scores(rows)
-    for row, alone in zip(rows, together, strict=True):
-        assert np.array_equal(scores([row])[0], alone)
-    for name, size in (("TOGETHER", 8), ("SCORED", 100)):
-        monkeypatch.setattr(reading, name, size)
-        assert np.array_equal(scores(rows), together)
-    assert np.array_equal(scores([rows[0], []])[0], together[0])  # beside a row that has ended
+def test_pieces_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit."""
+    model = mapped(written(tmp_path, "gguf"))
+    whole = Batch(model).read(ids(40))
+    monkeypatch.setattr(reading, "C_CHUNK", 8)
+    assert np.array_equal(Batch(model).read(ids(40)), whole)
 
 
 # --------------------------------------------------------------------------------------------- where PyTorch serves
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_tokens", "alone"), [(10, 9, True), (11, 9, False), (5, 44, False), (5, 43, True)]
+    ("prompt", "max_tokens", "alone"), [(10, 9, True), (11, 9, False), (5, 45, False), (5, 44, True)]
 )
 def test_much_to_read_is_left_to_pytorch(
     prompt: int, max_tokens: int, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than ten tokens here; half of the context is, once it is full and read again."""
     model = mapped(written(tmp_path, "gguf"))
-    options: dict[str, Any] = dict(choose=lambda logits: logits.argmax(-1), stops=lambda row, token: False)
 
-    def told() -> tuple[list[Any], bool]:
-        steps = list(decode(model.weights, CONFIG, [ids(prompt)], max_tokens=max_tokens, **options))
-        return [step.tokens for step in steps], isinstance(steps[-1].context.cache, Slots)
+    def texts() -> tuple[list[int], bool]:
+        batch, tokens = Batch(model), list[int]()
+        batch.add(Request(ids(prompt), Sampling(temperature=0.0), generator(0), lambda token: False, max_tokens))
+        while events := batch.step():
+            tokens += [event.token for event in events]
+        return tokens, isinstance(batch.reader.weights.norm, Mapped)
 
-    text, _ = told()
-    monkeypatch.setattr(reading, "ALONE", CONFIG.parameters * 10)
-    monkeypatch.setattr(reading, "FEW", 1)
-    assert told() == (text, alone)
+    text, _ = texts()
+    monkeypatch.setattr(reading, "IMPORT_COST", CONFIG.parameters * 10)
+    monkeypatch.setattr(reading, "C_TOKENS", 1)
+    assert texts() == (text, alone)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -226,11 +223,12 @@ def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatc
     path = written(tmp_path, name)
     model, helped = mapped(path), load(path, quantize="file", device="cpu")
     options: dict[str, Any] = dict(max_tokens=6, seed=1)
-    for limit in ("FEW", "FEW_QUANTISED"):
+    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    for limit in ("C_TOKENS", "C_TOKENS_QUANTISED"):
         monkeypatch.setattr(reading, limit, 4)
     many = [[text.text for text in generate_batch(it, ["AB"], samples=5, **options)] for it in (model, helped)]
     assert many[0] == many[1]
-    monkeypatch.setattr(reading, "ALONE", 0)
+    monkeypatch.setattr(reading, "IMPORT_COST", 0)
     prompt = "ABCDE" * 5
     assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
     monkeypatch.setenv("LLUCID_C", "0")
@@ -246,7 +244,7 @@ def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest
             if name == late:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(reading, "ALONE", 0)
+    monkeypatch.setattr(reading, "IMPORT_COST", 0)
     monkeypatch.delitem(sys.modules, late)
     monkeypatch.setattr("llucid.generation.reading_torch", reading_torch)  # as it is to be again afterwards
     monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
@@ -262,7 +260,7 @@ def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
     done: list[int] = []
 
     def work() -> None:
-        with reading.uninterrupted():
+        with reading.delayed_interrupts():
             done.append(1)
 
     thread = threading.Thread(target=work)
@@ -271,32 +269,30 @@ def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
     assert done == [1]
 
 
-def test_what_was_read_by_one_is_read_again_by_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, statistics = mapped(written(tmp_path, "gguf")), Statistics()
-    options: dict[str, Any] = dict(choose=lambda logits: logits.argmax(-1), stops=lambda row, token: False)
-    first = list(decode(model.weights, CONFIG, [ids(5)], max_tokens=4, **options))
-    prompt = [*first[-1].context.rows[0], 7, 8]
-    whole = [step.tokens for step in decode(model.weights, CONFIG, [prompt], max_tokens=4, **options)]
-    context, plenty = first[-1].context, reading.ALONE
-    monkeypatch.setattr(reading, "FEW", 1)
-    # C goes on alone as long as what is unread is little; PyTorch reads all of it, and then goes on.
-    for alone, unread in ((plenty, 2), (2 * CONFIG.parameters, 2), (0, len(prompt)), (plenty, 1)):
-        monkeypatch.setattr(reading, "ALONE", alone)
-        told: dict[str, Any] = dict(context=context, statistics=statistics, max_tokens=4)
-        steps = list(decode(model.weights, CONFIG, [prompt], **told, **options))
-        assert [step.tokens for step in steps] == whole
-        assert statistics.prompt_tokens == unread
-        assert isinstance(steps[-1].context.cache, Slots) == (unread == 2)
-        context, statistics = steps[-1].context, Statistics()
-        context = first[-1].context if unread == 2 else context
+def test_what_c_has_read_pytorch_does_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch, tokens = Batch(mapped(written(tmp_path, "gguf"))), ids(30)
+    batch.read(tokens[:20])
+    monkeypatch.setattr(reading, "C_TOKENS", 1)
+    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    read: list[int] = []
+    real = reading_torch.TorchReader.read
+    monkeypatch.setattr(
+        reading_torch.TorchReader, "read", lambda self, parts: read.append(len(parts[0].ids)) or real(self, parts)
+    )
+    scores = torch.from_numpy(batch.read(tokens))
+    assert read == [10]
+    assert isinstance(batch.reader.weights.norm, torch.Tensor)
+    expected = llama(torch.tensor([tokens]), model_of(CONFIG).weights, CONFIG)[0, -1]
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_without_c_pytorch_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mapped(written(tmp_path, "gguf, Q8_0"))
     monkeypatch.setenv("LLUCID_C", "0")
-    weights, step = reading.ready(model.weights, CONFIG, 1, 1)
-    assert step is None
-    assert all(type(leaf) is torch.Tensor for leaf in leaves(weights))
+    batch = Batch(model)
+    batch.read([1])
+    assert batch.reader.step is None
+    assert all(type(leaf) is torch.Tensor for leaf in leaves(batch.reader.weights))
     assert len("".join(generate(model, "ABC", max_tokens=5, temperature=0.0))) == 5
 
 
@@ -318,18 +314,6 @@ def test_what_c_cannot_read_where_it_is_comes_as_tensors(tmp_path: Path, monkeyp
 
 
 # --------------------------------------------------------------------------------------------- its parts
-
-
-def test_slots_are_taken_once() -> None:
-    slots = empty_slots(CONFIG, 1, 3, "float32")
-    grown = slots.append(np.array([[0, 1]]))
-    assert (slots.length, grown.length, grown.positions[0, :2].tolist()) == (0, 2, [0, 1])
-    with pytest.raises(ValueError, match="the cache has 3 slots and 4 tokens do not fit into it"):
-        grown.append(np.array([[2, 3]]))
-    longer = reading.with_room(grown, 4)
-    assert longer.positions.shape == (1, 6)
-    assert longer.append(np.array([[2, 3]])).length == 4
-    assert reading.with_room(longer, 6) is longer
 
 
 def test_scores_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:

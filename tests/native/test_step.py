@@ -18,19 +18,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llucid.cache import PAGE, Memory, empty_cache
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.generation.decode import Step, decode
-from llucid.llama import NOWHERE, Cache, empty_cache, llama
-from llucid.native import step as llama_c
-from llucid.native.step import FLAGS, decode_step, library, step_of
+from llucid.generation import Batch, Request, Sampling, generator
+from llucid.llama import llama
+from llucid.model import Model
+from llucid.native import build
+from llucid.native.build import FLAGS, X86, compiler, load
+from llucid.native.step import DecodeStep, decode_step
+from llucid.native.types import layout
 from llucid.weights import Weights, dequantize, initialise, quantize, to, tree_map
 from tests.configs import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 PLAIN = (*FLAGS, "-DPLAIN")
 """The loops for any processor, on this one."""
-NARROW = [(*PLAIN, "-mno-avx512f"), (*PLAIN, "-mno-avx")] if platform.machine().lower() in llama_c.X86 else []
+NARROW = [(*PLAIN, "-mno-avx512f"), (*PLAIN, "-mno-avx")] if platform.machine().lower() in X86 else []
 """The same on x86 processors whose registers hold 8 or 4 numbers; elsewhere they hold 4."""
 WIDE = Config(
     dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=1024,
@@ -57,17 +61,35 @@ def ids(config: Config, count: int) -> list[int]:
     return torch.randint(0, config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def by_step(step: llama_c.DecodeStep, tokens: list[int], cache: Cache) -> Tensor:
+def memory_of(config: Config, slots: int = 1024, dtype: str = "float32") -> Memory:
+    """A cache whose numbers, where nothing has been written, would spoil everything."""
+    memory = Memory(config, slots, dtype)
+    for array in (*memory.keys, *memory.values):
+        array[:] = 0x7F00 if array.dtype == np.uint16 else np.nan
+    return memory
+
+
+def by_step(step: DecodeStep, tokens: list[int], memory: Memory | None = None) -> Tensor:
     """The scores after each token, one after the other."""
-    scores: list[Tensor] = []
-    for position, token in enumerate(tokens):
-        logits, cache = step(torch.tensor([[token]]), torch.tensor([[position]]), cache)
-        scores.append(logits[0])
-    return torch.cat(scores)
+    memory = memory or memory_of(step.config)
+    pages = np.arange(memory.slots // PAGE, dtype=np.int32)
+    return torch.cat([torch.from_numpy(step([([token], at, pages)], memory, [0])) for at, token in enumerate(tokens)])
 
 
-def built(weights: Weights, config: Config, flags: tuple[str, ...] = FLAGS) -> llama_c.DecodeStep:
-    return step_of(weights, config, library(flags))
+def together(
+    step: DecodeStep, rows: list[list[int]], memory: Memory | None = None, at: int = 0, order: Any = None
+) -> Tensor:
+    """The scores after each token of some texts, all at once; their pages lie in this order."""
+    memory = memory or memory_of(step.config)
+    count = -(-(at + max(map(len, rows))) // PAGE)
+    order = np.arange(len(rows) * count) if order is None else order
+    pages = [np.array(order[row * count : (row + 1) * count], np.int32) for row in range(len(rows))]
+    scores = step([(row, at, own) for row, own in zip(rows, pages, strict=True)], memory, range(sum(map(len, rows))))
+    return torch.from_numpy(scores).view(len(rows), len(rows[0]), -1)
+
+
+def built(weights: Weights, config: Config, flags: tuple[str, ...] = FLAGS) -> DecodeStep:
+    return DecodeStep(weights, config, load(flags))
 
 
 def equation(weights: Weights, config: Config, tokens: list[int]) -> Tensor:
@@ -83,7 +105,7 @@ def equation(weights: Weights, config: Config, tokens: list[int]) -> Tensor:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_each_form_of_plain_weights_is_the_equation_on_them(config: Config, dtype: torch.dtype, flags: tuple[str, ...]):
     weights, tokens = to(drawn(config), dtype), ids(config, 40)
-    found = by_step(built(weights, config, flags), tokens, empty_cache(config, 1, 40, drawn(config)))
+    found = by_step(built(weights, config, flags), tokens)
     expected = equation(weights, config, tokens)
     assert expected.std() > 0.05
     # Activations are float32 on both sides: only the order of sums differs.
@@ -93,7 +115,7 @@ def test_each_form_of_plain_weights_is_the_equation_on_them(config: Config, dtyp
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
 def test_it_stays_the_equation_over_500_positions(flags: tuple[str, ...]):
     weights, tokens = drawn(WIDE), ids(WIDE, 500)
-    found = by_step(built(weights, WIDE, flags), tokens, empty_cache(WIDE, 1, 512, weights))
+    found = by_step(built(weights, WIDE, flags), tokens)
     torch.testing.assert_close(found, equation(weights, WIDE, tokens), atol=1e-4, rtol=0)
 
 
@@ -102,7 +124,7 @@ def test_it_stays_the_equation_over_500_positions(flags: tuple[str, ...]):
 def test_a_narrow_cache_is_rounded_as_pytorch_rounds_it(dtype: torch.dtype, flags: tuple[str, ...]):
     config = CONFIGS["one for two"]
     weights, tokens = drawn(config), ids(config, 40)
-    ours, theirs = (empty_cache(config, 1, 40, weights, dtype) for _ in "12")
+    ours, theirs = memory_of(config, 64, str(dtype).removeprefix("torch.")), empty_cache(config, 1, 40, weights, dtype)
     found = by_step(built(weights, config, flags), tokens, ours)
     expected: list[Tensor] = []
     cache = theirs
@@ -110,9 +132,9 @@ def test_a_narrow_cache_is_rounded_as_pytorch_rounds_it(dtype: torch.dtype, flag
         logits, cache = llama(torch.tensor([[token]]), weights, config, cache)
         expected.append(logits[0])
     # What is rounded differs in its last bit at times, and then to the next number: at most 2⁻⁷ of it away in bfloat16.
-    for mine, other in zip((*ours.keys, *ours.values), (*theirs.keys, *theirs.values), strict=True):
-        assert (mine == other).float().mean() > 0.99
-        torch.testing.assert_close(mine, other, rtol=2**-7, atol=1e-6)
+    for mine, other in zip((*ours.tensors[0], *ours.tensors[1]), (*theirs.keys, *theirs.values), strict=True):
+        assert (mine[:, :40] == other).float().mean() > 0.99
+        torch.testing.assert_close(mine[:, :40], other, rtol=2**-7, atol=1e-6)
     torch.testing.assert_close(found, torch.cat(expected), atol=2e-3, rtol=0)
 
 
@@ -127,7 +149,7 @@ def rounded(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_quantised_weights_are_the_equation_on_them(bits: Any, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     weights, tokens = quantize(drawn(WIDE), bits), ids(WIDE, 60)
-    found = by_step(built(weights, WIDE, flags), tokens, empty_cache(WIDE, 1, 60, drawn(WIDE)))
+    found = by_step(built(weights, WIDE, flags), tokens)
     exact = equation(weights, WIDE, tokens)
     # Rounding to 127 steps has an error of about 1/127/√12 of a group's largest number, which is 2 or 3 times as large
     # as most: 0.6 % of a product. What these weights make of it on the way through nine of them is a tenth at most.
@@ -144,7 +166,7 @@ def test_quantised_weights_are_the_equation_on_them(bits: Any, flags: tuple[str,
 def test_a_matrix_that_is_no_multiple_of_32_stays_and_is_read_beside_the_others(bits: Any):
     config = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65, "tied_embeddings": False})
     weights, tokens = quantize(drawn(config), bits), ids(config, 30)
-    found = by_step(built(weights, config), tokens, empty_cache(config, 1, 30, drawn(config)))
+    found = by_step(built(weights, config), tokens)
     exact = equation(weights, config, tokens)
     assert (found - exact).square().mean().sqrt() < 0.1 * exact.std()
 
@@ -155,7 +177,7 @@ def test_any_number_of_threads_computes_the_same_bits(bits: Any):
     step, tokens, found = built(weights, WIDE), ids(WIDE, 20), []
     for threads in (1, 2, 3, 7, 2):
         torch.set_num_threads(threads)
-        found.append(by_step(step, tokens, empty_cache(WIDE, 1, 20, drawn(WIDE))))
+        found.append(by_step(step, tokens))
     assert all(torch.equal(other, found[0]) for other in found)
 
 
@@ -163,16 +185,38 @@ def test_any_number_of_threads_computes_the_same_bits(bits: Any):
 @pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, 8, 4])
 def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: tuple[str, ...]):
     weights = to(drawn(WIDE), form) if isinstance(form, torch.dtype) else quantize(drawn(WIDE), form)
-    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 11 * 40)).view(11, 40)
-    alone = torch.stack([by_step(step, row.tolist(), empty_cache(WIDE, 1, 40, drawn(WIDE))) for row in rows])
-    positions = torch.arange(40).expand(11, 40)
-    together, _ = step(rows, positions, empty_cache(WIDE, 11, 40, drawn(WIDE)))
-    assert torch.equal(together, alone)
-    for count in range(1, 12):  # every remainder of what is taken at once
-        cache = empty_cache(WIDE, count, 7, drawn(WIDE))
-        first, cache = step(rows[:count, :1], positions[:count, :1], cache)
-        then, _ = step(rows[:count, 1:4], positions[:count, 1:4], cache)
+    step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 25 * 40)).view(25, 40)
+    alone = torch.stack([by_step(step, row) for row in rows.tolist()])
+    assert torch.equal(together(step, rows.tolist(), memory_of(WIDE, 2048)), alone)
+    for count in (*range(1, 12), 25):  # every remainder of what is multiplied at once
+        memory = memory_of(WIDE)
+        first = together(step, rows[:count, :1].tolist(), memory)
+        then = together(step, rows[:count, 1:4].tolist(), memory, at=1)
         assert torch.equal(torch.cat([first, then], 1), alone[:count, :4])
+
+
+@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, 8])
+def test_pieces_of_any_size_on_any_pages_come_out_as_one_to_the_bit(form: Any):
+    """Tokens of three texts, cut anywhere, some scored and some not, whose pages lie scattered in memory."""
+    weights = to(drawn(WIDE), form) if isinstance(form, torch.dtype) else quantize(drawn(WIDE), form)
+    step, texts = built(weights, WIDE), torch.tensor(ids(WIDE, 3 * 150)).view(3, 150).tolist()
+    alone = [by_step(step, text) for text in texts]
+    for seed in range(5):
+        rng, memory, done = np.random.default_rng(seed), memory_of(WIDE), [0, 0, 0]
+        pages = rng.permutation(30).astype(np.int32).reshape(3, 10)
+        while any(length < 150 for length in done):
+            sizes = [int(rng.integers(0, min(50, 150 - length) + 1)) for length in done]
+            parts = [(texts[n][done[n] : done[n] + size], done[n], pages[n]) for n, size in enumerate(sizes) if size]
+            if not parts:
+                continue
+            flat = [(n, done[n] + at) for n, size in enumerate(sizes) for at in range(size)]
+            wanted = [at for at in range(len(flat)) if rng.random() < 0.5]
+            found = torch.from_numpy(step(parts, memory, wanted))
+            assert found.shape == (len(wanted), WIDE.vocab_size)
+            for row, at in zip(found, wanted, strict=True):
+                n, position = flat[at]
+                assert torch.equal(row, alone[n][position])
+            done = [length + size for length, size in zip(done, sizes, strict=True)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -183,37 +227,15 @@ def test_more_numbers_than_the_first_cache_holds_are_taken_block_by_block(dtype:
         tied_embeddings=True,
     )  # fmt: skip
     weights = to(drawn(config), dtype)
-    step, tokens = built(weights, config), torch.tensor([ids(config, 11)])
-    together, _ = step(tokens, torch.arange(11)[None], empty_cache(config, 1, 11, weights))
-    assert torch.equal(together[0], by_step(step, tokens[0].tolist(), empty_cache(config, 1, 11, weights)))
-
-
-@pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_seen_by_no_token(side: str, flags: tuple[str, ...]):
-    weights, rows = drawn(WIDE), [ids(WIDE, 9), ids(WIDE, 9)[:2], ids(WIDE, 9)[4:9]]
-    step, cache = built(weights, WIDE, flags), empty_cache(WIDE, 3, 12, weights)
-    for layer in (*cache.keys, *cache.values):
-        layer.fill_(1e30)
-    padded = [(row[:-1], range(len(row) - 1), 9 - len(row)) for row in rows]
-    if side == "right":
-        begun = torch.tensor([[*row, *[0] * more] for row, _, more in padded])
-        places = torch.tensor([[*at, *[NOWHERE] * more] for _, at, more in padded])
-    else:  # so that it sees nothing but itself in the first four slots
-        begun = torch.tensor([[*[0] * more, *row] for row, _, more in padded])
-        places = torch.tensor([[*[NOWHERE] * more, *at] for _, at, more in padded])
-    for some, at in zip(begun.split(4, 1), places.split(4, 1), strict=True):
-        _, cache = step(some, at, cache)
-    last, _ = step(torch.tensor([row[-1:] for row in rows]), torch.tensor([[len(row) - 1] for row in rows]), cache)
-    for logits, row in zip(last[:, 0], rows, strict=True):
-        torch.testing.assert_close(logits, equation(weights, WIDE, row)[-1], atol=1e-4, rtol=0)
+    step, tokens = built(weights, config), ids(config, 11)
+    assert torch.equal(together(step, [tokens])[0], by_step(step, tokens))
 
 
 def test_threads_of_python_take_turns():
     step, tokens = built(drawn(WIDE), WIDE), ids(WIDE, 40)
-    alone = by_step(step, tokens, empty_cache(WIDE, 1, 40, drawn(WIDE)))
+    alone = by_step(step, tokens)
     found: list[Tensor] = []
-    run = lambda: found.append(by_step(step, tokens, empty_cache(WIDE, 1, 40, drawn(WIDE))))  # noqa: E731
+    run = lambda: found.append(by_step(step, tokens))  # noqa: E731
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -224,7 +246,7 @@ def test_threads_of_python_take_turns():
 
 
 def test_threads_that_wait_for_a_token_sleep():
-    by_step(built(drawn(WIDE), WIDE), ids(WIDE, 3), empty_cache(WIDE, 1, 3, drawn(WIDE)))
+    by_step(built(drawn(WIDE), WIDE), ids(WIDE, 3))
     begun = time.process_time()  # of all threads
     time.sleep(0.4)
     assert time.process_time() - begun < 0.2
@@ -233,9 +255,12 @@ def test_threads_that_wait_for_a_token_sleep():
 # --------------------------------------------------------------------------------------------- in the engine
 
 
-def written(weights: Weights, config: Config, prompt: list[int], **options: Any) -> list[Step]:
-    options = {"max_tokens": 30, "stops": lambda row, token: False} | options
-    return list(decode(weights, config, [prompt], choose=lambda logits: logits.argmax(-1), **options))
+def written(weights: Weights, config: Config, prompt: list[int], count: int = 30, batch: Batch | None = None) -> Any:
+    """The ids that are written greedily, and whether the text slid before each."""
+    batch = batch or Batch(Model(config, weights, None))
+    batch.add(Request(prompt, Sampling(temperature=0.0), generator(0), lambda token: False, count))
+    events = [event for _ in range(count) for event in batch.step()]
+    return [event.token for event in events], [event.slid for event in events]
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 6, 20])
@@ -244,24 +269,24 @@ def test_the_engine_writes_the_same_text_with_and_without_it(length: int, monkey
     weights = tree_map(lambda leaf: leaf * 4 if leaf.ndim == 2 else leaf, drawn(config))
     with_c = written(weights, config, ids(config, length))
     monkeypatch.setenv("LLUCID_C", "0")
-    without = written(weights, config, ids(config, length))
-    assert [(step.tokens, step.slid, step.context.rows) for step in with_c] == [
-        (step.tokens, step.slid, step.context.rows) for step in without
-    ]
-    assert len({step.tokens for step in with_c}) > 5
+    assert with_c == written(weights, config, ids(config, length))
+    assert len({*with_c[0]}) > 5
+    assert any(with_c[1]) == (length > 3)
 
 
-def test_a_context_goes_from_one_to_the_other(monkeypatch: pytest.MonkeyPatch):
+def test_c_and_pytorch_take_turns_on_one_cache():
+    """What one has read the other does not read again."""
     weights, prompt = drawn(WIDE), ids(WIDE, 12)
-    whole = [step.tokens[0] for step in written(weights, WIDE, prompt)]
-    *_, last = written(weights, WIDE, prompt, max_tokens=10)
-    monkeypatch.setenv("LLUCID_C", "0")
-    so_far = [*last.context.rows[0], *(token for token in last.tokens if token is not None)]
-    *_, last = written(weights, WIDE, so_far, max_tokens=10, context=last.context)
-    monkeypatch.delenv("LLUCID_C")
-    so_far = [*last.context.rows[0], *(token for token in last.tokens if token is not None)]
-    rest = [step.tokens[0] for step in written(weights, WIDE, so_far, max_tokens=10, context=last.context)]
-    assert [*so_far[len(prompt) :], *rest] == whole
+    whole, _ = written(weights, WIDE, prompt)
+    batch, row = Batch(Model(WIDE, weights, None)), list(prompt)
+    for turn in range(3):
+        step = batch.reader.step
+        batch.reader.step = None if turn == 1 else step
+        before = batch.statistics.prompt_tokens
+        row += written(weights, WIDE, row, 10, batch)[0]
+        batch.reader.step = step
+        assert batch.statistics.prompt_tokens - before == (12 if turn == 0 else 1)  # the newest had only been written
+    assert row[12:] == whole
 
 
 STORY = (
@@ -279,9 +304,9 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
     from llucid.generation import reading
 
     model = llucid.load(data / "stories260K.bin", tokenizer=data / "tok512.bin")
-    steps: list[llama_c.DecodeStep] = []
+    steps: list[DecodeStep] = []
 
-    def counted(weights: Weights, config: Config) -> llama_c.DecodeStep:
+    def counted(weights: Weights, config: Config) -> DecodeStep:
         steps.append(built(weights, config, flags))
         return steps[-1]
 
@@ -296,7 +321,7 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
 def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache folder with nothing in it, and nothing remembered."""
     monkeypatch.setenv("LLUCID_CACHE", str(folder))
-    for function in (llama_c.library, llama_c.tell):
+    for function in (build.load, build.warn):
         function.cache_clear()
 
 
@@ -307,7 +332,7 @@ FULL = 'echo "ld: final link failed: No space left on device\ncollect2: error: l
 @pytest.fixture
 def forgetful() -> Iterator[None]:
     yield
-    for function in (llama_c.library, llama_c.tell):
+    for function in (build.load, build.warn):
         function.cache_clear()
 
 
@@ -330,50 +355,93 @@ def test_without_a_compiler_pytorch_serves_and_says_so_once(
     capsys: pytest.CaptureFixture[str],
 ):
     weights, prompt = drawn(WIDE), ids(WIDE, 5)
-    expected = [step.tokens for step in written(weights, WIDE, prompt)]
+    expected = written(weights, WIDE, prompt)
     fresh(tmp_path, monkeypatch)
     monkeypatch.setenv("CC", cc)
     if path:
         monkeypatch.setenv("PATH", path)
     assert capsys.readouterr().err == ""
     for _ in range(2):
-        assert [step.tokens for step in written(weights, WIDE, prompt)] == expected
+        assert written(weights, WIDE, prompt) == expected
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("llucid: PyTorch serves, more slowly: ")
     assert reason in line
-    assert list(tmp_path.iterdir()) == []
-    assert len(written(quantize(weights, 8), WIDE, prompt)) == 30
+    assert [file.suffix for file in tmp_path.iterdir()] in ([], [".lock"])
+    assert len(written(quantize(weights, 8), WIDE, prompt)[0]) == 30
 
 
 def test_a_library_is_built_anew_for_other_sources_flags_or_compilers_and_only_then(
     tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch
 ):
     fresh(tmp_path / "cache", monkeypatch)
-    sources, cc = tmp_path / "sources", 'while [ "$1" != -o ]; do shift; done; echo built >> "$2"'
+    sources, cc = tmp_path / "sources", 'while [ "$1" != -o ]; do shift; done; echo built $$ >> "$2"'
     sources.mkdir()
-    for name in llama_c.SOURCES:
-        (sources / name).write_bytes((llama_c.HERE / name).read_bytes())
-    monkeypatch.setattr(llama_c, "HERE", sources)
+    copies = [sources / source.name for source in build.SOURCES]
+    for source, copy in zip(build.SOURCES, copies, strict=True):
+        copy.write_bytes(source.read_bytes())
+    monkeypatch.setattr(build, "SOURCES", copies)
     monkeypatch.setenv("CC", f"sh -c '{cc}' once")
-    made = [llama_c.built(), llama_c.built(("-O1",))]
-    for name in llama_c.SOURCES:
-        (sources / name).write_bytes((sources / name).read_bytes() + b"\n")
-        made.append(llama_c.built())
+    made = [build.built(), build.built(("-O1",))]
+    for copy in copies:
+        copy.write_bytes(copy.read_bytes() + b"\n")
+        made.append(build.built())
     monkeypatch.setenv("CC", f"sh -c '{cc}' again")
-    made.append(llama_c.built())
-    assert len({*made}) == len(made) == 3 + len(llama_c.SOURCES)
-    assert llama_c.built() == made[-1]
-    assert {path.read_text() for path in made} == {"built\n"}
+    made.append(build.built())
+    assert len({*made}) == len(made) == 3 + len(copies)
+    assert build.built() == made[-1]
+    assert all(len(path.read_text().splitlines()) == 1 for path in made)
 
 
-def test_who_watches_is_told_why_the_first_time_takes_longer(
+def test_a_damaged_library_is_never_loaded_but_built_again(
+    tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch
+):
+    fresh(tmp_path, monkeypatch)
+    library = build.built()
+    whole = library.read_bytes()
+    for damage in (whole[:4096], b"", whole[:-1] + b"x"):
+        library.write_bytes(damage)
+        assert build.built() == library
+        assert library.read_bytes() == whole
+
+
+def test_what_others_can_write_to_is_never_loaded(tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch):
+    fresh(tmp_path, monkeypatch)
+    library = build.built()
+    library.chmod(0o777)
+    build.built()
+    assert library.stat().st_mode & 0o002 == 0  # built again
+    tmp_path.chmod(0o777)
+    with pytest.raises(build.Unavailable, match="other users can write to the cache folder"):
+        build.built()
+
+
+def test_types_that_a_compiler_lays_out_otherwise_are_refused(forgetful: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(build, "layout", lambda: [0, *layout()[1:]])
+    build.load.cache_clear()
+    with pytest.raises(build.Unavailable, match=r"lays llama\.c's types out otherwise"):
+        build.load()
+
+
+def test_a_command_for_the_compiler_that_is_none_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CC", "gcc '")
+    with pytest.raises(build.Unavailable, match="CC=gcc ' is not a command"):
+        build.compiler()
+
+
+def test_a_child_of_a_process_whose_threads_decode_can_decode(tmp_path: Path):
+    """It has none of them, also not the one that would end the step that was going on."""
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "done\n" * 5, done.stderr[-2000:]
+
+
+def test_a_first_build_says_why_it_takes_longer(
     tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     fresh(tmp_path, monkeypatch)
     monkeypatch.setenv("CC", "true")  # which builds nothing, and has no fault
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with pytest.raises(llama_c.Unavailable):
-        library()
+    with pytest.raises(build.Unavailable):
+        load()
     assert capsys.readouterr().err == "llucid: true builds llama.c for this processor, once: a few seconds\n"
 
 
@@ -384,49 +452,35 @@ def test_what_c_has_no_form_of_is_left_to_pytorch_without_a_word(capsys: pytest.
 
 
 def test_sizes_are_checked_before_the_call():
-    weights = drawn(WIDE)
-    step = built(weights, WIDE)
+    weights, one = drawn(WIDE), np.zeros(1, np.int32)
+    step, memory = built(weights, WIDE), memory_of(WIDE, 2 * PAGE)
     short = weights._replace(embedding=weights.embedding[:-1])
     with pytest.raises(ValueError, match=r"embedding has shape \[52, 64\]; the config says \[53, 64\]"):
         built(short, WIDE)
-    for token in (-1, WIDE.vocab_size):
+    for token in (-1, WIDE.vocab_size, 2**40):
         with pytest.raises(ValueError, match="is not in the vocabulary of 53"):
-            step(torch.tensor([[3, token]]), torch.tensor([[0, 1]]), empty_cache(WIDE, 1, 4, weights))
-    with pytest.raises(ValueError, match="the cache has 2 slots and 3 tokens do not fit"):
-        by_step(step, [1, 2, 3], empty_cache(WIDE, 1, 2, weights))
-    cache = empty_cache(WIDE, 1, 4, weights)
-    other = empty_cache(CONFIGS["one for two"], 1, 4, weights)
-    wrong = [
-        cache._replace(keys=other.keys),
-        cache._replace(values=tuple(layer.mT.contiguous().mT for layer in cache.values)),
-        cache._replace(keys=cache.keys[:1]),
-        cache._replace(keys=tuple(layer.half() for layer in cache.keys)),
-        cache._replace(keys=tuple(layer.double() for layer in cache.keys)),
-        cache._replace(positions=torch.zeros(1, 8, dtype=torch.int64)[:, ::2]),
-        cache._replace(positions=cache.positions.int()),
-        empty_cache(WIDE, 2, 4, weights),
-    ]
-    one = torch.tensor([[1]])
-    for broken in wrong:
-        with pytest.raises(ValueError, match="the cache"):
-            step(one, one * 0, broken)
-    with pytest.raises(ValueError, match=r"\[1, 1\] tokens, \[1, 2\] positions"):
-        step(one, torch.tensor([[0, 1]]), cache)
+            step([([3, token], 0, one)], memory, [0])
+    for at, count in ((0, PAGE + 1), (PAGE, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="are not in the sequence's 1 pages"):
+            step([([1] * count, at, one)], memory, [0])
+    for page in (2, -1):
+        with pytest.raises(ValueError, match="is not in the memory of 64 slots"):
+            step([([1], 0, one + page)], memory, [0])
+    for wanted in (1, -1):
+        with pytest.raises(ValueError, match="there are 1 tokens"):
+            step([([1], 0, one)], memory, [wanted])
+    for other in (CONFIGS["one for two"], Config(**vars(WIDE) | {"layers": 1})):
+        with pytest.raises(ValueError, match="the cache is not 2 times"):
+            step([([1], 0, one)], Memory(other, 2 * PAGE, "float32"), [0])
+    with pytest.raises(ValueError, match=r"llama\.c has no cache in float64 on cpu"):
+        step([([1], 0, one)], Memory(WIDE, 2 * PAGE, "float64"), [0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_what_is_chosen_beside_c_is_chosen_by_numpy(dtype: torch.dtype):
     """Else PyTorch's other threads would still spin when the next step needs their processors."""
-    seen: list[np.ndarray] = []
-
-    def choose(logits: np.ndarray) -> np.ndarray:
-        seen.append(logits)
-        return logits.argmax(-1)
-
-    for _ in decode(to(drawn(WIDE), dtype), WIDE, [[1]], choose=choose, stops=lambda row, token: False, max_tokens=3):
-        pass
-    wide = np.float64 if dtype == torch.float64 else np.float32
-    assert [(type(logits), logits.dtype) for logits in seen] == [(np.ndarray, wide)] * 3
+    scores = Batch(Model(WIDE, to(drawn(WIDE), dtype), None)).read([1])
+    assert (type(scores), scores.dtype) == (np.ndarray, np.float64 if dtype == torch.float64 else np.float32)
 
 
 def test_scores_that_are_not_numbers_stay_so():
@@ -448,8 +502,7 @@ def test_one_scale_that_is_not_a_number_spoils_the_scores(change: float, bits: A
         weights = quantize(drawn(WIDE), bits)
         damaged: Any = (*weights.blocks[0].attention, *weights.blocks[0].feed_forward)[matrix]
         damaged.scales[0, 0, 5] = change
-        cache = empty_cache(WIDE, 1, 3, drawn(WIDE))
-        scores, _ = built(weights, WIDE, flags)(torch.tensor([[1, 2, 3]]), torch.arange(3)[None], cache)
+        scores = together(built(weights, WIDE, flags), [[1, 2, 3]])
         assert not scores.isfinite().all(), f"{matrix=}"
 
 
@@ -461,15 +514,15 @@ def test_a_gate_that_is_shut_stays_so_however_large_its_numbers(flags: tuple[str
         block.feed_forward.gate.fill_(-1e22)  # silu is −10²²/(1 + e^10²²): nothing
         block.feed_forward.up.fill_(1e22)
         block.attention.output.zero_()
-    found = by_step(built(weights, WIDE, flags), [1, 2], empty_cache(WIDE, 1, 2, weights))
+    found = by_step(built(weights, WIDE, flags), [1, 2])
     torch.testing.assert_close(found, equation(weights, WIDE, [1, 2]), atol=1e-4, rtol=0)
 
 
 def test_its_exponential_is_as_near_as_float32_lets_it_be(tmp_path: Path):
     """In sums over attention and in SwiGLU, which a compiler that reorders what is in brackets would make coarser."""
     (tmp_path / "exponentials.c").write_text(EXPONENTIALS)
-    tuned = "-march=native" if platform.machine().lower() in llama_c.X86 else "-mcpu=native"
-    command = [*llama_c.compiler(), *FLAGS, tuned, "-I", str(ROOT / "llucid"), str(tmp_path / "exponentials.c")]
+    tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
+    command = [*compiler(), *FLAGS, tuned, "-I", str(ROOT / "llucid"), str(tmp_path / "exponentials.c")]
     subprocess.run([*command, "-o", str(tmp_path / "exponentials.so"), "-lm"], check=True)
     x = np.concatenate([np.linspace(-87, 88, 1_000_001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
     found = np.empty_like(x)
@@ -498,13 +551,31 @@ void exponentials(const float *x, float *y, int count) {
 START = """
 import torch, sys
 from llucid.presets import PRESETS
-from llucid.llama import empty_cache
-from llucid.native.step import decode_step
+from llucid.generation import Batch
+from llucid.model import Model
 from llucid.weights import initialise
 config = PRESETS["nano"].config
-weights = initialise(config)
-step = decode_step(weights, config)
-print(float(step(torch.tensor([[1]]), torch.tensor([[0]]), empty_cache(config, 1, 1, weights))[0].sum()))
+print(float(Batch(Model(config, initialise(config), None)).read([1]).sum()))
+"""
+
+FORKS = """
+import os, threading, warnings
+from tests.native.test_step import WIDE, built, by_step, drawn, ids
+warnings.simplefilter("ignore")  # of Python's, about threads and forks
+step, tokens, going = built(drawn(WIDE), WIDE), ids(WIDE, 20), True
+def decode():
+    while going:
+        by_step(step, tokens)
+threading.Thread(target=decode, daemon=True).start()
+by_step(step, tokens)
+for _ in range(5):
+    child = os.fork()
+    if not child:
+        by_step(step, tokens)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    print("done" if status == 0 else status)
+going = False
 """
 
 
@@ -520,17 +591,13 @@ def test_any_number_of_processes_may_start_at_once(tmp_path: Path):
     assert [process.returncode for process in running] == [0] * 4
     assert len(set(answers)) == 1
     assert answers[0][1] == ""
-    assert [file.suffix for file in tmp_path.iterdir()] == [".so"]
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".so"]
 
 
 SANITIZED = """
 import sys, torch
-from tests.test_llama_c import CONFIGS, FLAGS, WIDE, Config, drawn, ids, by_step
-from llucid.llama import empty_cache
-from llucid.native.step import library, step_of
-from llucid.weights import quantize
-from llucid.weights import to
-loaded = library((*FLAGS, *sys.argv[1:]))
+from tests.native.test_step import CONFIGS, FLAGS, PLAIN, WIDE, Config, by_step, built, drawn, ids, memory_of, together
+from llucid.weights import quantize, to
 narrow = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65})
 for config in (*CONFIGS.values(), WIDE, narrow):
     kept = torch.float32
@@ -540,10 +607,14 @@ for config in (*CONFIGS.values(), WIDE, narrow):
         kept = dtype if isinstance(dtype, torch.dtype) else kept
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            step = step_of(weights, config, loaded)
-            by_step(step, ids(config, 12), empty_cache(config, 1, 12, drawn(config), kept))
-            rows, places = torch.tensor(ids(config, 33)).view(11, 3), torch.arange(3).expand(11, 3)
-            step(rows, places, empty_cache(config, 11, 3, drawn(config), kept))
+            step = built(weights, config, (*FLAGS, *sys.argv[1:]))
+            name = str(kept).removeprefix("torch.")
+            by_step(step, ids(config, 12), memory_of(config, 64, name))
+            together(step, torch.tensor(ids(config, 33)).view(11, 3).tolist(), memory_of(config, 512, name))
+            for size in (1e-37, 1e-42, float("nan")):  # 127 divided by such activations is infinite
+                blocks = (block._replace(attention_norm=block.attention_norm * size) for block in weights.blocks)
+                odd = weights._replace(blocks=tuple(blocks))
+                together(built(odd, config, (*FLAGS, *sys.argv[1:])), [[1, 2, 3]])
 print("clean")
 """
 
@@ -552,7 +623,7 @@ print("clean")
 @pytest.mark.parametrize("plain", [[], ["-DPLAIN"]], ids=["native", "plain"])
 def test_no_sanitizer_finds_anything(plain: list[str], tmp_path: Path):
     """Reads and writes outside of arrays, and what C leaves undefined."""
-    where = subprocess.run([*llama_c.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    where = subprocess.run([*compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
     if not Path(where.stdout.strip()).is_file():
         pytest.skip("this compiler has no AddressSanitizer that can be loaded into Python")
     flags = [*plain, "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]

@@ -1,4 +1,4 @@
-"""A small tokenizer of each kind that GGUF has words for, and texts for it."""
+"""A small tokenizer of each kind that GGUF can express, and texts for it."""
 
 import json
 from pathlib import Path
@@ -47,5 +47,5 @@ def metaspace(scheme: str = "always", added: dict[str, Any] | None = None, **sta
 def texts_for(tokenizer: Tokenizer) -> list[str]:
     if isinstance(tokenizer, Characters):
         return ["", TALE, '\\ "n\\\\n" \\xt\\n\t\n', TALE[::-1]]
-    # llama.cpp spells out upper and lower case of "'s", and so has no long s, which is one of them.
+    # llama.cpp lists the cases of "'s", without the long s.
     return [text.replace("ſ", "s") for text in HOSTILE.values()]

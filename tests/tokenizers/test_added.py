@@ -1,4 +1,4 @@
-"""What stands beside a tokenizer in published folders: tokens added after its training, flags, and where roles are."""
+"""The files beside a tokenizer in published folders: added tokens, flags and roles."""
 
 import json
 from dataclasses import replace
@@ -46,13 +46,13 @@ def write(folder: Path, **files: Any) -> Path:
 
 
 def as_json(folder: Path) -> None:
-    """Replaces `tokenizer.model` by a `tokenizer.json` that knows nothing of the rest."""
+    """Replaces `tokenizer.model` by a `tokenizer.json` without the added tokens and roles."""
     (folder / "tokenizer.json").write_text(small_sentencepiece().json())
     (folder / "tokenizer.model").unlink()
 
 
 def theirs_of(folder: Path) -> Any:
-    """By transformers; a `tokenizer.json` as it is written, for which its Llama class has a rule of its own."""
+    """The tokenizer of transformers; without its Llama class, which changes a `tokenizer.json`."""
     written = (folder / "tokenizer.json").is_file()
     return (transformers.PreTrainedTokenizerFast if written else transformers.AutoTokenizer).from_pretrained(folder)
 
@@ -71,9 +71,9 @@ ADDED = {
 }
 
 
-# transformers takes a space for a part of a token that is not special, if `tokenizer.json` puts spaces before words.
+# If a `tokenizer.json` puts spaces before words, transformers includes a space in tokens that are not special.
 @pytest.mark.parametrize(("case", "kind"), [*((case, "model") for case in ADDED), (list(ADDED)[-1], "json")])
-def test_tokens_added_beside_a_tokenizer_are_its_own(case: str, kind: str, tmp_path: Path) -> None:
+def test_added_tokens_of_a_folder(case: str, kind: str, tmp_path: Path) -> None:
     write(tmp_path, **ADDED[case])
     if kind == "json":
         as_json(tmp_path)
@@ -85,7 +85,7 @@ def test_tokens_added_beside_a_tokenizer_are_its_own(case: str, kind: str, tmp_p
     expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
     assert SIZE in expected
     assert encode_dialog(DIALOG, ours) == expected
-    for text in [HOSTILE[name].lstrip() for name in BYTES]:  # their class drops a space that a text begins with
+    for text in [HOSTILE[name].lstrip() for name in BYTES]:  # their class drops a leading space
         assert not text or prompt_ids(ours, text) == theirs(text)["input_ids"]
     ours.save(tmp_path / "..")
     again = load_tokenizer(tmp_path / "..")
@@ -93,7 +93,7 @@ def test_tokens_added_beside_a_tokenizer_are_its_own(case: str, kind: str, tmp_p
     assert (again.bos, again.eos, again.stop_ids) == (ours.bos, ours.eos, ours.stop_ids)
 
 
-def test_a_pad_token_makes_no_other_tokenizer(tmp_path: Path) -> None:
+def test_a_pad_token_keeps_the_sentencepiece_model(tmp_path: Path) -> None:
     roles = {"pad_token": "[PAD]"}
     write(tmp_path, tokenizer_config=LLAMA, special_tokens_map=roles, added_tokens={"[PAD]": SIZE})
     assert isinstance(load_tokenizer(tmp_path), SentencePiece)
@@ -117,7 +117,7 @@ def test_a_pad_token_makes_no_other_tokenizer(tmp_path: Path) -> None:
         (dict(special_tokens_map=[]), r"special_tokens_map\.json: expected a JSON object"),
     ],
 )
-def test_added_tokens_that_cannot_be_are_refused_in_a_line(files: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_invalid_added_tokens(files: dict[str, Any], said: str, tmp_path: Path) -> None:
     write(tmp_path, **files)
     with pytest.raises(LlucidError, match=said) as told:
         load_tokenizer(tmp_path)
@@ -138,8 +138,8 @@ def test_flags_beside_a_sentencepiece_model(flags: dict[str, Any], tmp_path: Pat
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def test_a_folder_that_lists_the_models_own_tokens_adds_none(tmp_path: Path) -> None:
-    """As Llama 2's published folders do: the library's ids are faster made than those of a tokenizer.json."""
+def test_a_folder_that_lists_the_tokens_of_the_model(tmp_path: Path) -> None:
+    """As Llama 2's published folders do: the sentencepiece library is faster than a tokenizer.json."""
     own = {str(number): {"content": name, "special": True} for number, name in enumerate(("<unk>", "<s>", "</s>"))}
     write(tmp_path, tokenizer_config=LLAMA | {"added_tokens_decoder": own})
     assert isinstance(load_tokenizer(tmp_path), SentencePiece)
@@ -149,7 +149,7 @@ def test_a_folder_that_lists_the_models_own_tokens_adds_none(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["model", "json"])
-def test_roles_in_a_file_of_their_own(kind: str, tmp_path: Path) -> None:
+def test_roles_in_special_tokens_map(kind: str, tmp_path: Path) -> None:
     roles = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>", "unk_token": "<unk>"}
     config = {"tokenizer_class": "LlamaTokenizer", "chat_template": LLAMA2}
     write(tmp_path, tokenizer_config=config, special_tokens_map=roles)
@@ -173,12 +173,12 @@ def test_several_templates_beside_a_sentencepiece_model(tmp_path: Path) -> None:
 
 
 def sized(tokenizer: Any, size: int) -> Model:
-    """A model of this many ids with this tokenizer."""
+    """A model with this many ids and this tokenizer."""
     return model_of(replace(CONFIGS["one for two"], vocab_size=size))._replace(tokenizer=tokenizer)
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_a_pad_token_beyond_the_model_is_let_go(special: bool, tmp_path: Path) -> None:
+def test_a_pad_token_beyond_the_model_is_dropped(special: bool, tmp_path: Path) -> None:
     content = json.loads(small_sentencepiece().json())
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"].append({"id": SIZE, "content": "<pad>", "special": special} | flags)
@@ -194,11 +194,11 @@ def test_a_pad_token_beyond_the_model_is_let_go(special: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("format", ["huggingface", "meta", "gguf"])
-def test_what_ends_a_text_is_not_lost_where_no_eos_is_named(format: str, tmp_path: Path) -> None:
-    """A folder of tokenizer.json and config.json alone."""
+def test_stop_ids_without_a_named_eos(format: str, tmp_path: Path) -> None:
+    """A folder with only tokenizer.json and config.json."""
     save(sized(small_sentencepiece(), SIZE), tmp_path / "m")
     (tmp_path / "m" / "tokenizer_config.json").unlink()
-    if format == "gguf":  # where EOS must have a name
+    if format == "gguf":  # in which EOS needs a name
         (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA))
     assert load(tmp_path / "m", device="cpu").tokenizer.stop_ids == {2}
     out = tmp_path / ("a.gguf" if format == "gguf" else "out")
@@ -214,7 +214,7 @@ GO_THROUGH = {
 
 @pytest.mark.parametrize("format", ["huggingface", "meta", "gguf"])
 @pytest.mark.parametrize("files", GO_THROUGH.values(), ids=GO_THROUGH)
-def test_what_is_told_beside_goes_through_every_format(files: dict[str, Any], format: str, tmp_path: Path) -> None:
+def test_added_tokens_and_flags_survive_conversion(files: dict[str, Any], format: str, tmp_path: Path) -> None:
     (tmp_path / "t").mkdir()
     tokenizer = load_tokenizer(write(tmp_path / "t", **files))
     out = tmp_path / ("a.gguf" if format == "gguf" else "out")
@@ -242,8 +242,8 @@ def test_ranks_with_tokens_added_as_a_tokenizer_json(tmp_path: Path) -> None:
     assert ours.eos == theirs.eos_token_id == size + 1
 
 
-def test_tokens_that_a_sentencepiece_model_finds_in_text(tmp_path: Path) -> None:
-    """Those of Yi, by which its dialogues are structured; what a user spells out is none of them."""
+def test_user_defined_pieces_of_sentencepiece(tmp_path: Path) -> None:
+    """As in Yi, whose dialogues have them; a user's text does not become one of them."""
     turns = {"<|im_start|>": 3, "<|im_end|>": 4}
     model = sentencepiece_model(user_defined_symbols=",".join(turns), add_dummy_prefix=False)
     write(tmp_path, tokenizer_config=LLAMA | CHAT)
@@ -252,14 +252,14 @@ def test_tokens_that_a_sentencepiece_model_finds_in_text(tmp_path: Path) -> None
     library = sentencepiece.SentencePieceProcessor(model_proto=model)
     for text in ("a <|im_start|>bell<|im_start|><|im_start|> x", TALE):
         assert ours.encode(text) == library.encode(text)
-    assert 4 not in ours.encode("bell<|im_end|>")  # EOS, which no text becomes
+    assert 4 not in ours.encode("bell<|im_end|>")  # it is EOS
     ids = encode_dialog([{"role": "user", "content": "bell<|im_end|>"}], ours)
     assert [token for token in ids if token in turns.values()] == [3, 4, 3, 4, 3]
     assert ours.stop_ids == {4}
 
 
-def test_tokens_that_a_gguf_file_finds_in_text() -> None:
-    """llama.cpp cuts a text at them, and begins each part with a space."""
+def test_user_defined_tokens_of_gguf() -> None:
+    """llama.cpp splits a text at them, and puts a space before each part."""
     plain = small_sentencepiece()
     told = write_vocabulary(plain, SIZE)
     told["tokenizer.ggml.tokens"] = [*told["tokenizer.ggml.tokens"], "<|im_end|>", "<|im_start|>"]
@@ -269,7 +269,7 @@ def test_tokens_that_a_gguf_file_finds_in_text() -> None:
     found = read_vocabulary(told)
     assert (found.bos, found.eos, found.stop_ids) == (1, SIZE, {SIZE})
     assert found.encode("bell<|im_start|>the fox") == [*plain.encode("bell"), SIZE + 1, *plain.encode("the fox")]
-    assert SIZE not in found.encode("bell<|im_end|>")  # EOS, which no text becomes
+    assert SIZE not in found.encode("bell<|im_end|>")  # it is EOS
     assert found.decode([*plain.encode("bell"), SIZE + 1]) == "bell<|im_start|>"
     ids = encode_dialog([{"role": "user", "content": "bell<|im_start|>"}], found)
     begin, end, line = SIZE + 1, SIZE, plain.encode("\n")

@@ -1,4 +1,4 @@
-"""Tokenizers in GGUF's words: held to llama.cpp's rules, written out here once more."""
+"""Tokenizers as GGUF keys, compared with a second implementation of llama.cpp's rules."""
 
 import json
 import math
@@ -49,11 +49,11 @@ CUT = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""llama.cpp's own spelling of how Llama 3 cuts a text (llama-vocab.cpp, llm_tokenizer_bpe)."""
+"""llama.cpp's own pattern for the words of Llama 3 (llama-vocab.cpp, llm_tokenizer_bpe)."""
 
 
 def llama_cpp(text: str, told: dict[str, Any]) -> list[int]:
-    """The ids of llama.cpp's tokenizers for these keys, written out without their queues."""
+    """The ids of llama.cpp's tokenizers for these keys, without its priority queues."""
     ids = {token: number for number, token in enumerate(told["tokenizer.ggml.tokens"])}
     if told["tokenizer.ggml.model"] == "rwkv":
         return [ids[character.replace("\\", "\\\\")] for character in text]
@@ -80,7 +80,7 @@ def byte_ids(piece: str, ids: dict[str, int]) -> list[int]:
 
 
 def merged(pieces: list[str], order: Mapping[Any, float], joined: Callable[[Any], Any] = tuple) -> list[str]:
-    """The best pair is merged, of equals the leftmost, until none is in the order."""
+    """Merges the best pair, of equals the leftmost, until none is in the order."""
     while True:
         pairs = [(order[joined(pair)], at) for at, pair in enumerate(pairwise(pieces)) if joined(pair) in order]
         if not pairs:
@@ -114,7 +114,7 @@ def test_llama_cpp_gives_the_same_ids(tokenizer: Tokenizer) -> None:
     assert write_vocabulary(found, size) == told
 
 
-def test_a_tokenizer_goes_through_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_round_trip_through_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """In a model with more ids than the tokenizer has."""
     config = replace(TINY, vocab_size=tokenizer.vocab_size + 7)
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
@@ -126,8 +126,8 @@ def test_a_tokenizer_goes_through_the_file(tokenizer: Tokenizer, tmp_path: Path)
     assert read_tokenizer_info(tmp_path / "a.gguf")[1:] == info_of(tokenizer)[1:]
 
 
-def test_no_end_is_not_taken_for_one() -> None:
-    """llama.cpp takes the token 11 (or 2) for EOS where none is named: here the byte that no text has is named."""
+def test_no_eos_stays_no_eos() -> None:
+    """llama.cpp takes the token 11 (or 2) as EOS if none is named, so the byte 0xFF is named."""
     tokenizer = train_bpe([TALE], 320)
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
     assert told["tokenizer.ggml.tokens"][told["tokenizer.ggml.eos_token_id"]] == "ÿ"
@@ -135,8 +135,8 @@ def test_no_end_is_not_taken_for_one() -> None:
     assert read_vocabulary(told).eos is None
 
 
-def test_bos_begins_a_text_where_the_file_says_so() -> None:
-    """Where it says nothing, by llama.cpp's rule: before SentencePiece's and Llama 3's pieces, not before GPT-2's."""
+def test_add_bos() -> None:
+    """If the file says nothing, llama.cpp's default: BOS for SentencePiece and Llama 3, not for GPT-2."""
     for tokenizer in (small_sentencepiece(), small_ranks()):
         told = write_vocabulary(tokenizer, tokenizer.vocab_size)
         silent = {key: value for key, value in told.items() if not key.endswith("add_bos_token")}
@@ -149,24 +149,24 @@ def test_bos_begins_a_text_where_the_file_says_so() -> None:
     assert read_vocabulary(silent | {"tokenizer.ggml.pre": "gpt-2"}).bos is None
 
 
-def test_the_ends_of_llama_3() -> None:
+def test_stop_ids_of_llama_3() -> None:
     ranks = small_ranks()
     told = write_vocabulary(ranks, ranks.vocab_size)
     assert told["tokenizer.ggml.pre"] == "llama-bpe"
     for role, name in (("bos", "begin_of_text"), ("eos", "end_of_text"), ("eot", "eot_id"), ("eom", "eom_id")):
         assert told[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
     assert read_vocabulary(told).special == ranks.special
-    for other in ("llama3", "falcon3", "default"):  # the same rule by other names
+    for other in ("llama3", "falcon3", "default"):  # other names of the same rule
         assert read_vocabulary(told | {"tokenizer.ggml.pre": other}).encode(TALE) == ranks.encode(TALE)
     nameless = {key: value for key, value in told.items() if key != "tokenizer.ggml.pre"}
     assert read_vocabulary(nameless).encode(TALE + "12345") == ranks.encode(TALE + "12345")
     base = {key: value for key, value in told.items() if "eot_token" not in key and "eom_token" not in key}
-    assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model: it was not taught to end a turn
+    assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model, not trained on turns
     chat = base | {"tokenizer.ggml.eos_token_id": ranks.special["<|eot_id|>"]}
     assert read_vocabulary(chat).stop_ids == ranks.stop_ids
 
 
-def test_templates_go_through(tmp_path: Path) -> None:
+def test_chat_templates_survive(tmp_path: Path) -> None:
     template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
     for made in (small_sentencepiece(), small_ranks()):
         told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": template}
@@ -180,7 +180,7 @@ def test_templates_go_through(tmp_path: Path) -> None:
         assert again.encode(TALE) == made.encode(TALE)
 
 
-def test_templates_with_names_go_through(tmp_path: Path) -> None:
+def test_named_chat_templates_survive(tmp_path: Path) -> None:
     """As in Hermes 3: transformers keeps them in a list, GGUF under keys of their own."""
     for names in (["default", "tool_use"], ["tool_use", "rag"]):
         rows = [{"name": name, "template": f"{{{{ bos_token }}}}{name}"} for name in names]
@@ -194,8 +194,8 @@ def test_templates_with_names_go_through(tmp_path: Path) -> None:
         assert ("tokenizer.chat_template" in head.fields) == ("default" in names)
 
 
-def test_a_template_is_told_what_bos_is_also_where_texts_do_not_begin_with_it(tmp_path: Path) -> None:
-    """As in Hugging Face's folders, where bos_token names it and the tokenizer alone says whether it comes first."""
+def test_bos_for_templates_if_texts_do_not_begin_with_it(tmp_path: Path) -> None:
+    """As in Hugging Face folders, where bos_token names it, and the tokenizer decides whether it comes first."""
     template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
     for made in (small_sentencepiece(), small_ranks()):
         assert made.bos is not None
@@ -215,10 +215,10 @@ def test_a_template_is_told_what_bos_is_also_where_texts_do_not_begin_with_it(tm
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
-def test_spaces_that_llama_cpp_puts_elsewhere(scheme: str) -> None:
-    """It puts one before every text. "always" and "first" do not before one that begins with one, "never" never does.
+def test_spaces_before_texts(scheme: str) -> None:
+    """llama.cpp puts a space before every text; "always" and "first" not if it begins with one; "never" not at all.
 
-    So they are written, with the whole tokenizer.json, in which the ids are the tokenizer's own again."""
+    The file then also has the whole tokenizer.json, which gives the tokenizer's own ids."""
     tokenizer = metaspace(scheme)
     told = write_vocabulary(tokenizer, tokenizer.vocab_size + 3)
     found = read_vocabulary(told)
@@ -242,8 +242,8 @@ def test_spaces_that_llama_cpp_puts_elsewhere(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
-def test_spaces_behind_tokens_in_text(scheme: str) -> None:
-    """llama.cpp puts one there, "first" does not."""
+def test_spaces_after_tokens_in_text(scheme: str) -> None:
+    """llama.cpp puts a space there, "first" does not."""
     tokenizer = metaspace(scheme, {})
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
     theirs = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
@@ -253,7 +253,7 @@ def test_spaces_behind_tokens_in_text(scheme: str) -> None:
         assert (theirs.encode(text) == tokenizer.encode(text)) == (scheme == "always" and "  " not in text)
 
 
-def test_a_template_beside_tokens_found_in_text() -> None:
+def test_a_template_with_user_defined_tokens() -> None:
     made = metaspace(added={})
     told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": "{{ messages }}"}
     found = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
@@ -261,8 +261,8 @@ def test_a_template_beside_tokens_found_in_text() -> None:
     assert found.config == {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
 
 
-def test_an_id_that_begins_a_text_or_not_with_the_whole_json(tmp_path: Path) -> None:
-    """The other keys say so, and what the chat template is."""
+def test_add_bos_with_the_whole_json(tmp_path: Path) -> None:
+    """BOS and the chat template come from the other keys."""
     tokenizer = metaspace()
     tokenizer.config["chat_template"] = template = "{{ bos_token }}{{ messages[0].content }}"
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
@@ -287,7 +287,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 
 
 def byte_pairs(cut: dict[str, Any], whole_words: bool = False, added: dict[str, Any] | None = None) -> JsonTokenizer:
-    """Our byte pairs, with another cut; `added` are the flags of a token <|turn|> found in text."""
+    """Our byte pairs with another splitting rule; `added` are the flags of a token <|turn|> found in text."""
     content = json.loads(train_bpe([TALE], 320, ["</s>"]).json())
     content["pre_tokenizer"] = cut
     content["model"]["ignore_merges"] = whole_words
@@ -306,8 +306,8 @@ def byte_pairs(cut: dict[str, Any], whole_words: bool = False, added: dict[str, 
         ("smollm", {"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, False),
     ],
 )
-def test_each_cut_has_its_name(name: str, cut: dict[str, Any], whole_words: bool) -> None:
-    """llama.cpp's, by its convert_hf_to_gguf.py."""
+def test_names_of_splitting_rules(name: str, cut: dict[str, Any], whole_words: bool) -> None:
+    """By llama.cpp's convert_hf_to_gguf.py."""
     made = byte_pairs(cut, whole_words, {})
     told = write_vocabulary(made, made.vocab_size)
     assert told["tokenizer.ggml.pre"] == name
@@ -327,7 +327,7 @@ OTHER_WORDS = {
 
 
 @pytest.mark.parametrize("pre", OTHER_WORDS)
-def test_other_rules_split_a_text_as_in_llama_cpp(pre: str) -> None:
+def test_words_of_each_splitting_rule(pre: str) -> None:
     made = byte_pairs(GPT2)
     told = write_vocabulary(made, made.vocab_size) | {"tokenizer.ggml.pre": pre}
     found = read_vocabulary(told)
@@ -363,7 +363,7 @@ def test_an_id_out_of_range_is_ignored_as_in_llama_cpp() -> None:
         (lambda content: content["pre_tokenizer"].update(add_prefix_space=True), '"add_prefix_space": true'),
     ],
 )
-def test_byte_pairs_that_gguf_cannot_say(change: Callable[[dict[str, Any]], None], said: str) -> None:
+def test_byte_pairs_that_gguf_cannot_express(change: Callable[[dict[str, Any]], None], said: str) -> None:
     content = json.loads(byte_pairs(GPT2).json())
     change(content)
     made = JsonTokenizer(content, config={"eos_token": "</s>"})
@@ -372,7 +372,7 @@ def test_byte_pairs_that_gguf_cannot_say(change: Callable[[dict[str, Any]], None
 
 
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
-def test_an_added_token_that_takes_the_spaces_around_it_is_refused(flag: str) -> None:
+def test_added_tokens_with_strip_flags_are_refused(flag: str) -> None:
     made = byte_pairs(GPT2, added={flag: True})
     with pytest.raises(LlucidError, match="an added token with lstrip, rstrip or single_word"):
         write_vocabulary(made, made.vocab_size)
@@ -387,7 +387,7 @@ def normalizing(**step: Any) -> JsonTokenizer:
     "make",
     [
         lambda: normalizing(type="Strip", strip_left=True, strip_right=False),
-        lambda: normalizing(type="Replace", pattern={"Regex": "^O"}, content="Q"),  # where no space is before it
+        lambda: normalizing(type="Replace", pattern={"Regex": "^O"}, content="Q"),  # without a space before it
         lambda: metaspace(split=True),
         lambda: metaspace("first", split=True),
         lambda: metaspace(added={"rstrip": True}),
@@ -395,7 +395,7 @@ def normalizing(**step: Any) -> JsonTokenizer:
         lambda: metaspace("first", {"single_word": True}),
     ],
 )
-def test_more_than_spaces_before_texts_is_refused(make: Callable[[], JsonTokenizer]) -> None:
+def test_other_differences_are_refused(make: Callable[[], JsonTokenizer]) -> None:
     tokenizer = make()
     with pytest.raises(LlucidError, match=r"llama.cpp's rules give other ids"):
         write_vocabulary(tokenizer, tokenizer.vocab_size)
@@ -412,8 +412,8 @@ def never_merged() -> Llama2cTokenizer:
     return Llama2cTokenizer([*made.pieces, b"bell bell", b"bel", b"l bell"], [*made.scores, WORST_SCORE, -1.0, -2.0])
 
 
-def test_a_piece_that_could_not_be_merged_anyway() -> None:
-    """As the characters and the tokens added to one that was a tokenizer.json: nothing is lost."""
+def test_unmerged_pieces_that_cannot_be_merged() -> None:
+    """Nothing is lost: characters, and added tokens of a tokenizer.json."""
     made = small_llama2c()
     made = Llama2cTokenizer([*made.pieces, b"bellzz"], [*made.scores, WORST_SCORE])
     content = json.loads(small_sentencepiece().json())
@@ -421,7 +421,7 @@ def test_a_piece_that_could_not_be_merged_anyway() -> None:
         piece for piece in content["model"]["vocab"] if piece.isalpha() and len(piece) == 2 and "▁" not in piece
     )
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    content["added_tokens"].append({"id": 400, "content": half * 2, **flags})  # found in a text before all merging
+    content["added_tokens"].append({"id": 400, "content": half * 2, **flags})  # found in a text before merging
     added = JsonTokenizer(content, config={"eos_token": "</s>"})
     assert read_vocabulary(write_vocabulary(added, 401)).encode(f"a {half * 2}") == added.encode(f"a {half * 2}")
     assert llama_cpp("bellzz bell", write_vocabulary(made, made.vocab_size)) == made.encode("bellzz bell")
@@ -440,7 +440,7 @@ def test_a_piece_that_could_not_be_merged_anyway() -> None:
         (word_level, 'its model is "WordLevel"'),
     ],
 )
-def test_tokenizers_that_gguf_cannot_say(make: Any, said: str, tmp_path: Path) -> None:
+def test_tokenizers_that_gguf_cannot_express(make: Any, said: str, tmp_path: Path) -> None:
     tokenizer = make()
     config = replace(TINY, vocab_size=tokenizer.vocab_size)
     with pytest.raises(LlucidError, match=said):
@@ -476,7 +476,7 @@ def test_tokenizers_that_gguf_cannot_say(make: Any, said: str, tmp_path: Path) -
         ),
     ],
 )
-def test_vocabularies_that_are_refused_by_name(make: Any, keys: dict[str, Any], said: str) -> None:
+def test_invalid_keys(make: Any, keys: dict[str, Any], said: str) -> None:
     tokenizer = make()
     told = write_vocabulary(tokenizer, tokenizer.vocab_size)
     told |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
@@ -506,7 +506,7 @@ def of_another_vocabulary(name: str) -> str:
         (tokenizers.Tokenizer(tokenizers.models.BPE()).to_str(), "tokenizer.huggingface.json is of another vocabulary"),
     ],
 )
-def test_a_broken_whole_json_is_refused(value: Any, said: str) -> None:
+def test_invalid_whole_json(value: Any, said: str) -> None:
     tokenizer = metaspace()
     told = write_vocabulary(tokenizer, tokenizer.vocab_size) | {WHOLE_JSON: value}
     for read in (read_vocabulary, read_info):
@@ -528,8 +528,8 @@ def test_byte_tokens_are_two_hex_digits() -> None:
             read_vocabulary(untyped | {"tokenizer.ggml.tokens": tokens})
 
 
-def test_no_word_becomes_the_special_token_that_it_spells() -> None:
-    """Although a word that is a piece is that piece, whatever the merges say."""
+def test_a_word_that_spells_a_special_token() -> None:
+    """Although with this rule a word in the vocabulary becomes that one token."""
     ranks = small_ranks()
     told = write_vocabulary(ranks, ranks.vocab_size)
     told["tokenizer.ggml.tokens"] += ["zebra"]
@@ -609,7 +609,7 @@ def told_of(name: str) -> dict[str, Any]:
 @given(seed=st.data())
 @pytest.mark.parametrize("name", ["sentencepiece", "tiktoken"])
 def test_hostile_vocabularies(name: str, seed: st.DataObject) -> None:
-    """What is read may be strange; then it encodes and decodes, strangely."""
+    """A changed vocabulary is refused, or it encodes and decodes."""
     told = told_of(name).copy()
     strange = st.text(max_size=8) | st.sampled_from(told["tokenizer.ggml.tokens"])
     for _ in range(seed.draw(st.integers(1, 3))):

@@ -1,4 +1,4 @@
-"""llama2.c's tokenizer.bin: the ids of its merge rule, of the SentencePiece library, and its way of decoding."""
+"""llama2.c's tokenizer.bin: ids equal those of run.c and of the sentencepiece library; decoding."""
 
 import json
 import struct
@@ -18,9 +18,20 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import to_llama2c
+from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from tests.oracles import llama2c_encode
-from tests.tokenizers.texts import HOSTILE, LONG, MARK, TALE, any_text, small_llama2c, small_ranks, small_sentencepiece
+from tests.tokenizers.texts import (
+    HOSTILE,
+    LONG,
+    MARK,
+    TALE,
+    any_text,
+    sentencepiece_model,
+    small_llama2c,
+    small_ranks,
+    small_sentencepiece,
+)
 
 BYTES = [b"<0x%02X>" % byte for byte in range(256)]
 SPECIAL = [b"<unk>", b"\n<s>\n", b"\n</s>\n"]
@@ -68,7 +79,7 @@ def again(saved: Path) -> JsonTokenizer:
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-def test_ids_are_those_of_sentencepiece_of_run_c_and_of_the_saved_one(
+def test_ids_equal_those_of_sentencepiece_and_run_c(
     llama2: Llama2cTokenizer,
     tok512: Llama2cTokenizer,
     library: sentencepiece.SentencePieceProcessor,
@@ -99,7 +110,7 @@ def test_known_ids(llama2: Llama2cTokenizer) -> None:
     assert llama2.encode("Simply put, the theory of relativity states that ") == known
 
 
-def test_the_mark_of_a_space_is_a_character_of_its_own(llama2: Llama2cTokenizer, again: JsonTokenizer) -> None:
+def test_the_space_mark_is_an_ordinary_character(llama2: Llama2cTokenizer, again: JsonTokenizer) -> None:
     ids = llama2.encode(MARK)
     assert ids == llama2c_encode.encode(MARK, llama2.pieces, llama2.scores) == again.encode(MARK)
     assert llama2.decode(ids) == again.decode(ids) == MARK
@@ -118,15 +129,15 @@ def test_ids_of_any_text(tok512: Llama2cTokenizer, text: str) -> None:
     st.dictionaries(st.text("ab ", min_size=2, max_size=5), st.sampled_from([0.0, -1.0, -2.0, -1e9, -1e10, -1e11])),
     st.text("ab c", max_size=30),
 )
-def test_any_vocabulary_merges_as_run_c_does(pieces: dict[str, float], text: str) -> None:
-    """With equal scores, scores too low to merge, and pieces that go on after a space."""
+def test_any_vocabulary_is_merged_as_in_run_c(pieces: dict[str, float], text: str) -> None:
+    """With equal scores, scores too low to merge, and pieces that continue after a space."""
     tokenizer = made({" ": -3.0, "a": -3.0, "b": -3.0} | pieces)
     assert tokenizer.encode(text) == llama2c_encode.encode(text, tokenizer.pieces, tokenizer.scores)
 
 
 @settings(max_examples=50, deadline=None)
 @given(text=any_text)
-def test_a_small_one_round_trips_saved_or_not(text: str) -> None:
+def test_round_trip_of_a_small_tokenizer(text: str) -> None:
     ids = small_llama2c().encode(text)
     assert all(token > 2 for token in ids)
     assert small_llama2c().decode(ids) == text
@@ -136,7 +147,7 @@ def test_a_small_one_round_trips_saved_or_not(text: str) -> None:
 SMALL_SAVED = JsonTokenizer(json.loads(small_llama2c().json()))
 
 
-def test_transformers_opens_the_saved_one(llama2: Llama2cTokenizer, saved: Path) -> None:
+def test_transformers_opens_the_saved_tokenizer(llama2: Llama2cTokenizer, saved: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     for text in [*HOSTILE.values(), MARK]:
         ids = llama2.encode(text)
@@ -154,7 +165,7 @@ def test_the_special_ids(llama2: Llama2cTokenizer, again: JsonTokenizer) -> None
         assert tokenizer.decode([1, 0, 2]) == ""
 
 
-def test_not_every_word_ever_read_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llucid.tokenizers.llama2c.MOST_WORDS", 3)
     tokenizer = made({" ": 0.0, "a": 0.0})
     ids = [tokenizer.encode("a " * n + "a" * 100) for n in (1, 1, 5)]
@@ -190,17 +201,17 @@ def test_neither_special_tokens_nor_bytes_are_merged_from_text() -> None:
     tokenizer = made(dict.fromkeys(halves, -1.0))
     for text in ("\n<s>\n", "<0x41>", "<unk>"):
         ids = tokenizer.encode(text)
-        assert min(ids) >= 259 or text == "<unk>"  # where u, k are bytes
+        assert min(ids) >= 259 or text == "<unk>"  # u and k are bytes
         assert not {0, 1, 2, 3 + 0x41} & set(ids)
         assert tokenizer.decode(ids) == text
 
 
-def test_one_space_is_taken_away_at_the_start_and_behind_bos() -> None:
+def test_one_space_is_removed_at_the_start_and_after_bos() -> None:
     tokenizer = made({" ": 0.0, " a": 1.0, "a": 0.0, "  ": 2.0})
     space, a, b, two = 259, 260, 261, 262
     assert tokenizer.decode([1, a, a]) == tokenizer.decode([a, a]) == "a a"
     assert tokenizer.decode([b, 1, a]) == "aa"
-    assert tokenizer.decode([b, tokenizer.vocab_size]) == "a"  # which a model may have that the tokenizer has not
+    assert tokenizer.decode([b, tokenizer.vocab_size]) == "a"  # an id that only the model has
     assert tokenizer.decode([two, a]) == "  a"
     assert tokenizer.decode([1, space, space]) == " "
 
@@ -219,7 +230,7 @@ def test_a_special_token_that_is_spelled_as_a_byte_has_no_text() -> None:
     assert tokenizer.encode("A") == [259, 3 + 0x41]
 
 
-def test_bytes_as_the_first_files_spelled_them() -> None:
+def test_bytes_in_the_oldest_files() -> None:
     pieces = [*SPECIAL, *(chr(byte).encode() for byte in range(256)), b" ", b"a", b"\xc3\xa9"]
     tokenizer = Llama2cTokenizer(pieces, [0.0] * len(pieces))
     ids = tokenizer.encode("aéè")
@@ -228,14 +239,14 @@ def test_bytes_as_the_first_files_spelled_them() -> None:
     assert JsonTokenizer(json.loads(tokenizer.json())).encode("aéè") == ids
 
 
-def test_without_bytes_a_character_that_is_unknown_is_named() -> None:
+def test_an_unknown_character_without_byte_pieces() -> None:
     tokenizer = Llama2cTokenizer([*SPECIAL, b" ", b"a"], [0.0] * 5)
     assert tokenizer.encode("a a") == [3, 4, 3, 4]
     with pytest.raises(LlucidError, match="'é' cannot be encoded"):
         tokenizer.encode("aé")
 
 
-def test_what_a_tokenizer_json_cannot_hold() -> None:
+def test_what_a_tokenizer_json_cannot_express() -> None:
     twice = Llama2cTokenizer([*SPECIAL, *BYTES, b" ", b"a", b"a"], [0.0] * 262)
     assert twice.encode("a") == [259, 260]
     with pytest.raises(LlucidError, match="two ids with the same piece, here 'a'"):
@@ -244,12 +255,12 @@ def test_what_a_tokenizer_json_cannot_hold() -> None:
         Llama2cTokenizer([*SPECIAL, *BYTES, b"\xff"], [0.0] * 260).json()
 
 
-def test_sentencepiece_is_exported_as_llama2_c_does(data: Path, tmp_path: Path) -> None:
+def test_sentencepiece_is_exported_as_by_llama2_c(data: Path, tmp_path: Path) -> None:
     to_llama2c(load_tokenizer(data / "llama2-tokenizer.model")).write(tmp_path / "tokenizer.bin")
     assert (tmp_path / "tokenizer.bin").read_bytes() == (data / "llama2-tokenizer.bin").read_bytes()
 
 
-def test_a_saved_tokenizer_json_goes_back(llama2: Llama2cTokenizer, again: JsonTokenizer) -> None:
+def test_a_saved_tokenizer_json_is_converted_back(llama2: Llama2cTokenizer, again: JsonTokenizer) -> None:
     back = to_llama2c(again)
     assert back.pieces == llama2.pieces
     for text in [*HOSTILE.values(), MARK]:
@@ -257,14 +268,14 @@ def test_a_saved_tokenizer_json_goes_back(llama2: Llama2cTokenizer, again: JsonT
     assert to_llama2c(back) is back
     never = made({" ": 0.0, "a": 0.0, "b": 0.0, "ab": -1e10})
     assert to_llama2c(JsonTokenizer(json.loads(never.json()))).encode("ab") == never.encode("ab") == [259, 260, 261]
-    ranked = to_llama2c(again)  # its characters score nothing, and are halves of pieces all the same
+    ranked = to_llama2c(again)  # its characters have no score, but are halves of pieces
     assert JsonTokenizer(json.loads(ranked.json())).encode(TALE) == llama2.encode(TALE)
     from_sentencepiece = to_llama2c(JsonTokenizer(json.loads(small_sentencepiece().json())))
     for text in HOSTILE.values():
         assert from_sentencepiece.encode(text) == small_sentencepiece().encode(text)
 
 
-def test_tokenizers_that_llama2_c_cannot_have() -> None:
+def test_tokenizers_that_llama2_c_cannot_express() -> None:
     for other in (Characters("abc"), small_ranks()):
         with pytest.raises(LlucidError, match="cannot express this kind of tokenizer"):
             to_llama2c(other)
@@ -276,13 +287,16 @@ def test_tokenizers_that_llama2_c_cannot_have() -> None:
     content["normalizer"] = content["normalizer"]["normalizers"][1]
     with pytest.raises(LlucidError, match="other ids"):
         to_llama2c(JsonTokenizer(content))
+    for change in ("treat_whitespace_as_suffix", "remove_extra_whitespaces"):
+        with pytest.raises(LlucidError, match="other ids"):
+            to_llama2c(SentencePiece(sentencepiece_model(**{change: True})))
 
 
 def entry(piece: bytes, score: float = 0.0, length: int | None = None) -> bytes:
     return struct.pack("<fi", score, len(piece) if length is None else length) + piece
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+def test_write_and_read(tmp_path: Path) -> None:
     tokenizer = small_llama2c()
     tokenizer.write(tmp_path / "tokenizer.bin")
     again = opened(tmp_path)
@@ -310,7 +324,7 @@ WHOLE = struct.pack("<i", 6) + b"".join(map(entry, [*SPECIAL, *BYTES]))
         (WHOLE[:17], "as many scores as pieces, 3 at least"),
     ],
 )
-def test_files_that_are_not_whole(content: bytes, says: str) -> None:
+def test_truncated_files(content: bytes, says: str) -> None:
     tracemalloc.start()
     with pytest.raises(LlucidError, match=says):
         Llama2cTokenizer.from_bytes(content)

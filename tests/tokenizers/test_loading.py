@@ -1,4 +1,4 @@
-"""Every kind of tokenizer opens by its content, whatever its name; the worst that a broken file does is an error."""
+"""Each kind of tokenizer is recognised by its content; a damaged file gives an error of one line."""
 
 import contextlib
 import json
@@ -48,7 +48,7 @@ KINDS = [Llama2cTokenizer, SentencePiece, TiktokenRanks, JsonTokenizer, Characte
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "tokenizer.bin", "anything"])
-def test_the_content_tells_the_kind(
+def test_the_kind_is_recognised_by_content(
     files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer], name: str
 ) -> None:
     (tmp_path / name).write_bytes(files[kind])
@@ -58,7 +58,7 @@ def test_the_content_tells_the_kind(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_facts_are_those_of_the_one_that_is_built(
+def test_info_equals_that_of_the_built_tokenizer(
     files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]
 ) -> None:
     (tmp_path / "tokenizer.model").write_bytes(files[kind])
@@ -68,10 +68,10 @@ def test_the_facts_are_those_of_the_one_that_is_built(
 
 
 @pytest.mark.parametrize("kind", [TiktokenRanks, JsonTokenizer])
-def test_the_facts_are_told_without_building_it(
+def test_info_without_building_the_tokenizer(
     files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which takes seconds."""
+    """Building takes seconds."""
     (tmp_path / "tokenizer.json").write_bytes(files[kind])
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "O", "eos_token": "n"}')
     expected = info_of(load_tokenizer(tmp_path))
@@ -81,9 +81,7 @@ def test_the_facts_are_told_without_building_it(
 
 
 @pytest.mark.parametrize("vocabulary", [{"b": 0, "a": 1}, {"a": 0, "ab": 1}, {"a": 0, "b": 2}])
-def test_words_that_are_not_characters_in_their_order_keep_their_ids(
-    vocabulary: dict[str, int], tmp_path: Path
-) -> None:
+def test_other_word_level_vocabularies_keep_their_ids(vocabulary: dict[str, int], tmp_path: Path) -> None:
     content = json.loads(Characters("ab").json())
     content["model"]["vocab"] = vocabulary
     content["pre_tokenizer"] = None
@@ -92,18 +90,18 @@ def test_words_that_are_not_characters_in_their_order_keep_their_ids(
     assert {word: tokenizer.encode(word) for word in vocabulary} == {word: [id] for word, id in vocabulary.items()}
 
 
-def test_the_facts_of_ranks_without_a_last_line_break(tmp_path: Path) -> None:
+def test_info_of_ranks_without_a_final_line_break(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(rank_file(ranks()).rstrip(b"\n"))
     assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model"])
-def test_the_facts_of_published_ones(data: Path, name: str) -> None:
+def test_info_of_published_tokenizers(data: Path, name: str) -> None:
     expected = {"2": ("SentencePiece", 32_000, 1, 2), "3": ("TiktokenRanks", 128_256, 128_000, 128_001)}
     assert read_info(data / name) == expected[name[5]]
 
 
-def test_a_folder_of_several_has_an_order(files: dict[type[Tokenizer], bytes], tmp_path: Path) -> None:
+def test_order_of_files_in_a_folder(files: dict[type[Tokenizer], bytes], tmp_path: Path) -> None:
     for name, kind in [
         ("tokenizer.bin", Llama2cTokenizer),
         ("tokenizer.model", SentencePiece),
@@ -122,7 +120,7 @@ def test_published_files_open(data: Path, name: str) -> None:
     assert type(load_tokenizer(data / name)) is kinds[name]
 
 
-def test_a_checkpoint_and_a_text_are_no_tokenizers(data: Path) -> None:
+def test_other_files_are_not_tokenizers(data: Path) -> None:
     for name in ("stories260K.bin", "tinyshakespeare.txt"):
         with pytest.raises(LlucidError, match="not a tokenizer that llucid knows"):
             load_tokenizer(data / name)
@@ -147,7 +145,7 @@ def test_a_checkpoint_and_a_text_are_no_tokenizers(data: Path) -> None:
         (b"\n\x05\n\x03<s>\x12", "the sentencepiece library refuses it"),
     ],
 )
-def test_files_that_are_no_tokenizer_are_told_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+def test_invalid_files_give_one_line(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(LlucidError, match=says) as told:
         load_tokenizer(tmp_path)
@@ -181,7 +179,7 @@ def test_the_roles_of_a_lone_surrogate(tmp_path: Path) -> None:
         {"model": {"type": "Unigram", "vocab": [["a", 0.0], ["a", 0.0]], "unk_id": 0}},
     ],
 )
-def test_the_info_of_odd_ids_is_that_of_the_one_that_is_built(change: dict[str, object], tmp_path: Path) -> None:
+def test_info_of_odd_ids(change: dict[str, object], tmp_path: Path) -> None:
     content = json.loads(train_bpe([TALE], 300).json()) | {"pre_tokenizer": None, "decoder": None} | change
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content["added_tokens"] = [
@@ -192,13 +190,13 @@ def test_the_info_of_odd_ids_is_that_of_the_one_that_is_built(change: dict[str, 
     assert read_info(tmp_path) == info_of(load_tokenizer(tmp_path))
 
 
-def test_where_there_is_nothing(tmp_path: Path) -> None:
+def test_missing_files(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(LlucidError, match="no tokenizer here"):
             load_tokenizer(path)
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -209,7 +207,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def try_file(path: Path, content: bytes) -> bool:
-    """Whether the file opens; it may not, with a LlucidError of one line. What opens must work."""
+    """Whether the file opens. If not, the error has one line; if it does, it has to work."""
     path.write_bytes(content)
     try:
         tokenizer = load_tokenizer(path)
@@ -219,10 +217,10 @@ def try_file(path: Path, content: bytes) -> bool:
     for text in (HOSTILE["special tokens"], HOSTILE["emoji"], HOSTILE["spaces"]):
         try:
             ids = tokenizer.encode(text)
-        except LlucidError:  # a character that has no id any more
+        except LlucidError:  # a character that lost its id
             continue
         assert all(0 <= token < tokenizer.vocab_size for token in ids)
-        if not isinstance(tokenizer, JsonTokenizer):  # which may by now call a word's id special
+        if not isinstance(tokenizer, JsonTokenizer):  # in which a word may now be special
             assert not set(ids) & set(tokenizer.special.values()) - {0}
         tokenizer.decode(ids)
     try:
@@ -233,17 +231,17 @@ def try_file(path: Path, content: bytes) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_cut_anywhere(files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]) -> None:
+def test_files_truncated_anywhere(files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]) -> None:
     content = files[kind]
     ends = {*range(200), *random.Random(0).sample(range(len(content)), 60), len(content) - 1}
     whole = sum(try_file(tmp_path / "cut", content[:end]) for end in sorted(ends))
-    # Some cuts of a tokenizer.bin, a SentencePiece model, and a last line break leave something that is whole.
+    # A few prefixes are valid files: whole entries, whole pieces, or all but the final line break.
     assert whole < len(ends) / 4
     assert try_file(tmp_path / "cut", content)
 
 
 def mutations(length: int) -> st.SearchStrategy[Sequence[tuple[int, bytes, int]]]:
-    """Up to four places, what is written there, and how many bytes are taken out."""
+    """Up to four places, the bytes written there, and the number of bytes removed."""
     numbers = st.sampled_from(
         [b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff\x0f", b"\x00\x00\x00\x80", b"\x00", b"9999999999"]
     )
@@ -267,7 +265,7 @@ def test_bytes_changed_anywhere(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_broken_file_takes_more_memory_than_it_is_worth(
+def test_damaged_files_take_no_more_memory(
     files: dict[type[Tokenizer], bytes], tmp_path: Path, kind: type[Tokenizer]
 ) -> None:
     content = files[kind]
@@ -286,6 +284,6 @@ def test_no_broken_file_takes_more_memory_than_it_is_worth(
     tracemalloc.stop()
 
 
-def test_small_ones_are_what_they_were_saved_as(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_has_the_same_ids(tmp_path: Path) -> None:
     small_sentencepiece().save(tmp_path)
     assert load_tokenizer(tmp_path).encode(TALE) == small_sentencepiece().encode(TALE)

@@ -1,4 +1,4 @@
-"""SentencePiece models give the library's ids, and text that says `<s>` is text."""
+"""SentencePiece models give the library's ids; text that spells `<s>` is text."""
 
 import json
 from pathlib import Path
@@ -54,14 +54,14 @@ def opened(saved: Path) -> JsonTokenizer:
         (2**63, "80" * 9 + "01"),
     ],
 )
-def test_numbers_are_spelled_as_protocol_buffers_do(value: int, encoded: str) -> None:
+def test_varints(value: int, encoded: str) -> None:
     """150 is the example of https://protobuf.dev/programming-guides/encoding."""
     assert field(1, value) == b"\x08" + bytes.fromhex(encoded)
     assert list(fields(field(1, value) + field(16, b"ab"))) == [(1, value), (16, b"ab")]
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), MARK, LONG], ids=[*HOSTILE, "mark", "long"])
-def test_ids_are_the_librarys_and_those_of_the_saved_one(
+def test_ids_equal_those_of_the_library_and_of_the_saved_tokenizer(
     llama2: SentencePiece, library: sentencepiece.SentencePieceProcessor, opened: JsonTokenizer, text: str
 ) -> None:
     ids = library.encode(text)
@@ -72,7 +72,7 @@ def test_ids_are_the_librarys_and_those_of_the_saved_one(
 
 @settings(max_examples=200, deadline=None)
 @given(text=any_text)
-def test_ids_of_any_text_are_the_librarys(
+def test_ids_of_any_text_equal_those_of_the_library(
     llama2: SentencePiece, library: sentencepiece.SentencePieceProcessor, opened: JsonTokenizer, text: str
 ) -> None:
     assert llama2.encode(text) == library.encode(text) == opened.encode(text)
@@ -84,7 +84,7 @@ def test_known_ids(llama2: SentencePiece) -> None:
     assert llama2.encode("Simply put, the theory of relativity states that ") == known
 
 
-def test_transformers_opens_the_saved_one(llama2: SentencePiece, saved: Path) -> None:
+def test_transformers_opens_the_saved_tokenizer(llama2: SentencePiece, saved: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     for text in HOSTILE.values():
         ids = llama2.encode(text)
@@ -103,7 +103,7 @@ def test_the_special_ids(llama2: SentencePiece, opened: JsonTokenizer) -> None:
 
 @settings(deadline=None)
 @given(text=any_text)
-def test_a_small_one_round_trips_saved_or_not(text: str) -> None:
+def test_round_trip_of_a_small_tokenizer(text: str) -> None:
     ids = small_sentencepiece().encode(text)
     assert all(token > 2 for token in ids)
     assert small_sentencepiece().decode(ids) == text.replace("▁", " ")
@@ -129,18 +129,18 @@ def test_special_tokens_have_no_text() -> None:
         ({"add_bos_token": False, "eos_token": None}, None, 2),
     ],
 )
-def test_a_tokenizer_config_names_the_ends(config: dict[str, object], bos: int | None, eos: int) -> None:
-    """Where it names a piece of the model; else the model's own count."""
+def test_roles_in_tokenizer_config(config: dict[str, object], bos: int | None, eos: int) -> None:
+    """If it names a piece of the model; otherwise the model's own roles hold."""
     tokenizer = SentencePiece(sentencepiece_model(), config)
     assert (tokenizer.bos, tokenizer.eos) == (bos, eos)
 
 
-def test_half_a_character_is_encoded_as_one_that_is_missing() -> None:
+def test_lone_surrogates_are_replaced() -> None:
     for tokenizer in (small_sentencepiece(), SMALL_SAVED):
         assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
 
 
-def test_no_space_in_front_where_the_model_has_none() -> None:
+def test_a_model_without_dummy_prefix() -> None:
     tokenizer = SentencePiece(sentencepiece_model(add_dummy_prefix=False))
     again = JsonTokenizer(json.loads(tokenizer.json()))
     for text in (TALE, " a bell", "bell"):
@@ -148,20 +148,20 @@ def test_no_space_in_front_where_the_model_has_none() -> None:
         assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_models_that_a_tokenizer_json_cannot_hold() -> None:
+def test_models_that_a_tokenizer_json_cannot_express() -> None:
     with pytest.raises(LlucidError, match="does not merge pairs"):
         SentencePiece(sentencepiece_model("unigram")).json()
     with pytest.raises(LlucidError, match="normalises characters"):
         SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")).json()
     with pytest.raises(LlucidError, match="puts the space behind a word"):
         SentencePiece(sentencepiece_model(treat_whitespace_as_suffix=True)).json()
-    grouped = SentencePiece(sentencepiece_model() + b"\x7b\x7c")  # an old kind of field, which the library passes over
+    grouped = SentencePiece(sentencepiece_model() + b"\x7b\x7c")  # a deprecated wire type, which the library skips
     assert grouped.encode("a bell") == small_sentencepiece().encode("a bell")
     with pytest.raises(LlucidError, match="no field is numbered 15 and of wire type 3"):
         grouped.json()
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+def test_write_and_read(tmp_path: Path) -> None:
     small_sentencepiece().write(tmp_path / "tokenizer.model")
     again = load_tokenizer(tmp_path)
     assert isinstance(again, SentencePiece)
@@ -178,7 +178,7 @@ def test_fields_of_a_message() -> None:
     [
         (b"\x08", "a number is cut off"),
         (b"\x08" + b"\xff" * 20, "a number is cut off"),
-        (b"\x08" + b"\x80" * 10 + b"\x00", "a number is cut off"),  # none has more than ten bytes
+        (b"\x08" + b"\x80" * 10 + b"\x00", "a number is cut off"),  # a varint has at most ten bytes
         (b"\x12\xff\xff\xff\xff\x7fab", "a field of 34359738367 bytes is cut off"),
         (b"\x1d\x00\x00", "a field of 4 bytes is cut off"),
         (b"\x08\x00\x19" + bytes(7), "a field of 8 bytes is cut off"),
@@ -186,6 +186,6 @@ def test_fields_of_a_message() -> None:
         (b"\x00\x00", "no field is numbered 0"),
     ],
 )
-def test_messages_that_are_not_whole(message: bytes, says: str) -> None:
+def test_truncated_messages(message: bytes, says: str) -> None:
     with pytest.raises(LlucidError, match=says):
         list(fields(message))

@@ -30,7 +30,7 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
 def of(model: Any, special: list[str] = NAMES, config: dict[str, Any] | None = None, **steps: Any) -> JsonTokenizer:
-    """A tokenizer of this model, in whose vocabulary its special tokens are."""
+    """A tokenizer of this model, with special tokens that are in the model's vocabulary."""
     library = tokenizers.Tokenizer(model)
     library.decoder = decoders.Fuse()
     for name, step in steps.items():
@@ -49,7 +49,7 @@ def unigram(**settings: Any) -> Any:
 
 
 def colliding() -> JsonTokenizer:
-    """The library gives <s> the id 2 and </s> the id 3, which is also that of a word."""
+    """The library gives <s> the id 2 and </s> the id 3, which is also a word's."""
     content = json.loads(of(models.WordLevel({"a": 0, "b": 3}, "a"), ["<s>", "</s>"]).json())
     return JsonTokenizer(content)
 
@@ -112,7 +112,7 @@ def test_no_text_becomes_a_special_token(kind: str, data: st.DataObject) -> None
         return
     found = {*tokenizer.special.values()}.intersection(ids)
     assert found <= unknown_of(tokenizer)
-    if found:  # only for a character or a word that has no id
+    if found:  # for a character or a word without an id
         assert kind.startswith(("Word", "Unigram", "BPE of"))
 
 
@@ -172,7 +172,7 @@ def test_pieces_join_to_what_is_decoded(kind: str, ids: list[int]) -> None:
     pieces = [tokenizer.piece(token) for token in ids]
     assert all(piece == b"" for token, piece in zip(ids, pieces, strict=True) if token in tokenizer.special.values())
     joined, text = b"".join(pieces).decode(errors="replace"), tokenizer.decode(ids)
-    if "\ufffd" not in joined and kind != "WordPiece":  # libraries differ in what they make of bytes that are not UTF-8
+    if "\ufffd" not in joined and kind != "WordPiece":  # libraries replace invalid UTF-8 differently
         assert joined.replace(" ", "") == text.replace(" ", "")
 
 

@@ -1,4 +1,4 @@
-"""Ids that come one at a time make the text that they make together, and no piece ends within a character."""
+"""Ids decoded one at a time give the same text as together, in pieces of whole characters."""
 
 import json
 
@@ -18,7 +18,7 @@ BYTES = train_bpe(["plain words only, plain words"], 260)
 
 
 def byte_fallback() -> JsonTokenizer:
-    """As Llama 2's tokenizer.json: a space is ▁, a character without a piece is its bytes, and decoding strips."""
+    """As Llama 2's tokenizer.json: ▁ for a space, bytes for unknown characters, and decoding strips a space."""
     words = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz"]
     model = models.BPE({word: n for n, word in enumerate(words)}, [], byte_fallback=True, unk_token="<unk>")
     tokenizer = tokenizers.Tokenizer(model)
@@ -42,7 +42,7 @@ ALL = {
 
 @pytest.mark.parametrize("tokenizer", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("prompt", ["", "a", "日🚀日日", "a plain word"])
-def test_pieces_are_the_text_in_whole_characters(tokenizer: Tokenizer, prompt: str):
+def test_pieces_are_whole_characters(tokenizer: Tokenizer, prompt: str):
     if isinstance(tokenizer, Characters):
         prompt = "".join(character for character in prompt if character in TEXT)
     before = tokenizer.encode(prompt) if prompt else []
@@ -55,13 +55,13 @@ def test_pieces_are_the_text_in_whole_characters(tokenizer: Tokenizer, prompt: s
     assert decoder.finish() == ""
 
 
-def test_a_character_is_shown_with_its_last_byte():
+def test_a_character_arrives_with_its_last_byte():
     decoder = StreamingDecoder(BYTES)
     assert [decoder.push(token) for token in BYTES.encode("a🚀é")] == ["a", "", "", "", "🚀", "", "é"]
 
 
 @pytest.mark.parametrize("name", ["fallback", "sentencepiece", "llama2c"])
-def test_a_space_at_the_start_of_a_piece_is_kept_behind_a_prompt(name: str):
+def test_a_space_after_a_prompt_is_kept(name: str):
     tokenizer = ALL[name]
     before, ids = tokenizer.encode("the"), tokenizer.encode("the wren lost")
     assert ids[: len(before)] == before
@@ -70,14 +70,14 @@ def test_a_space_at_the_start_of_a_piece_is_kept_behind_a_prompt(name: str):
 
 
 @pytest.mark.parametrize("name", ["sentencepiece", "llama2c"])
-def test_the_space_that_a_text_begins_with_is_not_shown(name: str):
+def test_the_space_before_a_text_is_removed(name: str):
     tokenizer = ALL[name]
     for context in ([], [1], [1, 1, 2] * 5 + [1]):
         decoder = StreamingDecoder(tokenizer, context)
         assert "".join(decoder.push(token) for token in tokenizer.encode(" a  wren")) == " a  wren"
 
 
-def test_a_character_that_never_ends_is_told_at_the_end_once():
+def test_an_incomplete_character_arrives_at_the_end():
     decoder = StreamingDecoder(BYTES)
     ids = BYTES.encode("a🚀")[:-1]
     assert "".join(decoder.push(token) for token in ids) == "a"
@@ -88,7 +88,7 @@ def test_a_character_that_never_ends_is_told_at_the_end_once():
 @pytest.mark.parametrize("name", ["bytes", "ranks", "sentencepiece", "llama2c"])
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 300), max_size=80))
-def test_whatever_the_ids_the_pieces_add_up(name: str, ids: list[int]):
+def test_pieces_of_any_ids_join_to_the_text(name: str, ids: list[int]):
     tokenizer = ALL[name]
     ids = [token for token in ids if token < tokenizer.vocab_size]
     decoder = StreamingDecoder(tokenizer)
@@ -96,7 +96,7 @@ def test_whatever_the_ids_the_pieces_add_up(name: str, ids: list[int]):
     assert pieces + decoder.finish() == tokenizer.decode(ids)
 
 
-def test_a_long_text_is_not_decoded_again_for_every_token(monkeypatch: pytest.MonkeyPatch):
+def test_only_the_last_ids_are_decoded_again(monkeypatch: pytest.MonkeyPatch):
     lengths: list[int] = []
     tokenizer = Characters("ab")
     monkeypatch.setattr(tokenizer, "decode", lambda ids: lengths.append(len(ids)) or "a" * len(ids))

@@ -1,4 +1,4 @@
-"""Llama 3's ranks give the ids that Meta's own code gives, in every form that they are saved in."""
+"""Llama 3's ranks give the ids of Meta's own code, in each format that they are saved in."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ PATTERN = (
 
 
 class Meta:
-    """Meta's Tokenizer: special tokens known, and none of them parsed."""
+    """Meta's Tokenizer, with special tokens that it does not parse."""
 
     def __init__(self, path: Path) -> None:
         mergeable = load_tiktoken_bpe(str(path))
@@ -42,7 +42,7 @@ class Meta:
 
 
 def meta_cut(text: str, most: int) -> Iterator[str]:
-    """Meta's _split_whitespaces_or_nonwhitespaces: it counts, character by character."""
+    """Meta's _split_whitespaces_or_nonwhitespaces, character by character."""
     length, start = 0, 0
     is_space = text[0].isspace() if text else False
     for index, character in enumerate(text):
@@ -59,7 +59,7 @@ def meta_cut(text: str, most: int) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def meta(data: Path) -> Meta:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # or else the library keeps a copy of the file
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that the library keeps no copy of the file
         return Meta(data / "llama3-tokenizer.model")
 
 
@@ -95,7 +95,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("text", [*HOSTILE.values(), MARK], ids=[*HOSTILE, "mark"])
-def test_ids_are_metas_and_those_of_the_saved_one(
+def test_ids_equal_those_of_meta_and_of_the_saved_tokenizer(
     llama3: TiktokenRanks, meta: Meta, opened: JsonTokenizer, text: str
 ) -> None:
     ids = meta.encode(text)
@@ -105,31 +105,33 @@ def test_ids_are_metas_and_those_of_the_saved_one(
 
 
 @pytest.mark.parametrize("text", LENGTHS.values(), ids=LENGTHS)
-def test_ids_of_long_texts_are_metas(llama3: TiktokenRanks, meta: Meta, text: str) -> None:
+def test_ids_of_long_texts_equal_those_of_meta(llama3: TiktokenRanks, meta: Meta, text: str) -> None:
     ids = meta.encode(text)
     assert llama3.encode(text) == ids
     assert llama3.decode(ids) == text
 
 
-def test_the_saved_one_gives_the_ids_of_400_000_characters(llama3: TiktokenRanks, opened: JsonTokenizer) -> None:
+def test_400_000_characters_with_the_saved_tokenizer(llama3: TiktokenRanks, opened: JsonTokenizer) -> None:
     assert opened.encode(LONG) == llama3.encode(LONG)
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=any_text)
-def test_ids_of_any_text_are_metas(llama3: TiktokenRanks, meta: Meta, opened: JsonTokenizer, text: str) -> None:
+def test_ids_of_any_text_equal_those_of_meta(
+    llama3: TiktokenRanks, meta: Meta, opened: JsonTokenizer, text: str
+) -> None:
     assert llama3.encode(text) == meta.encode(text) == opened.encode(text)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("a \n\x1c\x85é"), st.sampled_from([1, 2, 24_999, 25_000, 25_001, 50_001]))))
-def test_texts_are_cut_where_meta_cuts(runs: list[tuple[str, int]]) -> None:
+def test_texts_are_split_as_in_metas_code(runs: list[tuple[str, int]]) -> None:
     text = "".join(character * length for character, length in runs)[:400_000]
     if text:
         assert list(split(text)) == list(meta_cut(text, 25_000))
 
 
-def test_transformers_opens_the_saved_one(llama3: TiktokenRanks, saved: Path) -> None:
+def test_transformers_opens_the_saved_tokenizer(llama3: TiktokenRanks, saved: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     for text in HOSTILE.values():
         ids = llama3.encode(text)
@@ -180,7 +182,7 @@ def test_the_special_ids_of_3_0() -> None:
     assert first.stop_ids == {base + 1, base + 9}
 
 
-def test_special_tokens_come_from_no_text_and_have_none() -> None:
+def test_special_tokens_and_text() -> None:
     tokenizer = small_ranks()
     for name in tokenizer.special:
         assert max(tokenizer.encode(name)) < len(ranks())
@@ -189,7 +191,7 @@ def test_special_tokens_come_from_no_text_and_have_none() -> None:
 
 @settings(deadline=None)
 @given(text=any_text)
-def test_small_ranks_round_trip_saved_or_not(text: str) -> None:
+def test_round_trip_of_small_ranks(text: str) -> None:
     ids = small_ranks().encode(text)
     assert small_ranks().decode(ids) == text
     assert SMALL_SAVED.encode(text) == ids
@@ -198,14 +200,14 @@ def test_small_ranks_round_trip_saved_or_not(text: str) -> None:
 SMALL_SAVED = JsonTokenizer(json.loads(small_ranks().json()))
 
 
-def test_halves_of_characters() -> None:
+def test_lone_surrogates() -> None:
     tokenizer = small_ranks()
     assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb") == SMALL_SAVED.encode("a\ud800b")
     assert tokenizer.encode("\ud83d\ude80") == tokenizer.encode("🚀") == SMALL_SAVED.encode("\ud83d\ude80")
     assert tokenizer.decode(tokenizer.encode("🚀")[:2] + tokenizer.encode("x")) == "\ufffdx"
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+def test_write_and_read(tmp_path: Path) -> None:
     small_ranks().write(tmp_path / "tokenizer.model")
     assert (tmp_path / "tokenizer.model").read_bytes() == rank_file(ranks())
     again = load_tokenizer(tmp_path)
@@ -213,7 +215,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     assert again.ranks == small_ranks().ranks
 
 
-def test_metas_file_is_written_as_meta_has_it(llama3: TiktokenRanks, data: Path, tmp_path: Path) -> None:
+def test_write_reproduces_metas_file(llama3: TiktokenRanks, data: Path, tmp_path: Path) -> None:
     llama3.write(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (data / "llama3-tokenizer.model").read_bytes()
 
@@ -228,6 +230,6 @@ def test_metas_file_is_written_as_meta_has_it(llama3: TiktokenRanks, data: Path,
         (rank_file(ranks()) + b"IQ==", "line 313 should end with the rank 312"),
     ],
 )
-def test_files_that_are_not_whole(content: bytes, says: str) -> None:
+def test_truncated_files(content: bytes, says: str) -> None:
     with pytest.raises(LlucidError, match=says):
         TiktokenRanks.from_bytes(content)

@@ -1,4 +1,4 @@
-"""Tokenizers round-trip, and are the same ones to transformers."""
+"""Tokenizers round-trip, and transformers gives the same ids."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 @pytest.mark.parametrize("text", [HOSTILE, TALE, "", " ", "\n"], ids=["hostile", "tale", "empty", "space", "line"])
-def test_round_trip_alone_saved_and_in_transformers(tokenizer: Tokenizer, text: str, tmp_path: Path) -> None:
+def test_round_trip_here_saved_and_in_transformers(tokenizer: Tokenizer, text: str, tmp_path: Path) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert all(0 <= token < tokenizer.vocab_size for token in ids)
@@ -48,7 +48,7 @@ def test_round_trip_alone_saved_and_in_transformers(tokenizer: Tokenizer, text: 
 
 
 @given(st.text())
-def test_bytes_spell_every_text(text: str) -> None:
+def test_every_text_has_byte_pairs(text: str) -> None:
     assert BPE.decode(BPE.encode(text)) == text
 
 
@@ -60,19 +60,19 @@ def test_bpe_learns_the_words_of_its_text() -> None:
     assert len(BPE.encode(TALE)) < 0.5 * len(TALE)
 
 
-def test_vocabularies_that_cannot_be() -> None:
+def test_impossible_vocabularies() -> None:
     with pytest.raises(LlucidError, match="more than its 256 bytes"):
         train_bpe([TALE], 256)
     with pytest.raises(LlucidError, match="text is empty"):
         Characters("")
 
 
-def test_a_character_that_is_unknown_is_named() -> None:
+def test_an_unknown_character_is_named() -> None:
     with pytest.raises(LlucidError, match="'é' cannot be encoded"):
         Characters("abc").encode("aébc")
 
 
-def test_special_tokens_come_from_no_text(tmp_path: Path) -> None:
+def test_special_tokens_are_not_found_in_text(tmp_path: Path) -> None:
     content = json.loads(BPE.json())
     special = {"content": "<|eot|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     content["added_tokens"] = [special | {"id": 300, "special": True}]
@@ -94,8 +94,8 @@ def with_special(*names: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("make", [lambda: Characters(TALE), lambda: train_bpe([TALE], 310)])
-def test_beside_a_model_too_the_tokenizer_is_what_its_json_says(make: Any, tmp_path: Path) -> None:
-    """config.json says "llama", from which transformers 4 would take its class if tokenizer_config.json named none."""
+def test_the_tokenizer_class_beside_a_llama_config(make: Any, tmp_path: Path) -> None:
+    """transformers 4 takes the class from config.json's "llama" if tokenizer_config.json has none."""
     config = replace(CONFIGS["one for two"], vocab_size=310)
     tokenizer = make()
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "model")
@@ -106,14 +106,14 @@ def test_beside_a_model_too_the_tokenizer_is_what_its_json_says(make: Any, tmp_p
     assert theirs.decode(tokenizer.encode("the bell ?")) == "the bell ?"
 
 
-def test_a_vocabulary_has_room_for_all_bytes_and_its_special_tokens() -> None:
+def test_smallest_vocabulary_with_special_tokens() -> None:
     special = ["<s>", "</s>", "<pad>"]
     with pytest.raises(LlucidError, match="needs more than its 259 bytes and special tokens"):
         train_bpe([TALE], 259, special)
     assert train_bpe([TALE], 260, special).vocab_size == 260
 
 
-def test_ends_of_an_older_tokenizer_are_not_left_behind(tmp_path: Path) -> None:
+def test_old_stop_ids_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     Characters("ab").save(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"eos_token_id": None}
@@ -151,7 +151,7 @@ def test_a_prompt_begins_as_in_transformers(
     assert prompt_ids(ours, "a fox") == (theirs[:-1] if theirs[-1] in (300, 301) else theirs)
 
 
-def test_a_vocabulary_that_names_its_bos_begins_with_it_everywhere(tmp_path: Path) -> None:
+def test_a_trained_vocabulary_with_bos(tmp_path: Path) -> None:
     tokenizer = train_bpe([TALE], 310, ["<s>", "</s>"], {"bos_token": "<s>", "eos_token": "</s>"})
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -159,7 +159,7 @@ def test_a_vocabulary_that_names_its_bos_begins_with_it_everywhere(tmp_path: Pat
     assert theirs("a fox")["input_ids"][0] == tokenizer.bos == 0
 
 
-def test_a_bos_that_begins_no_text_keeps_its_name_and_its_id(tmp_path: Path) -> None:
+def test_a_named_bos_that_no_text_begins_with(tmp_path: Path) -> None:
     config = {"bos_token": "<s>", "eos_token": "</s>"}
     tokenizer = JsonTokenizer(with_special("<s>", "</s>"), config=config)
     assert tokenizer.bos is None
@@ -169,7 +169,7 @@ def test_a_bos_that_begins_no_text_keeps_its_name_and_its_id(tmp_path: Path) -> 
     assert load_tokenizer(tmp_path / "model").bos is None
 
 
-def test_a_beginning_that_cannot_be_is_refused() -> None:
+def test_invalid_bos() -> None:
     nothing = BEGINNING | {"single": []}
     assert JsonTokenizer(with_special("<s>") | {"post_processor": nothing}).bos is None
     beyond = beginning_with("<s>", 301)
@@ -212,8 +212,8 @@ def test_an_error_of_the_library_is_one_line(capfd: pytest.CaptureFixture[str]) 
         ('{"eos_token_id": [2, 301]}', None, {300, 301}),
     ],
 )
-def test_all_ids_that_end_a_text(tmp_path: Path, generation: str | None, config: str | None, stops: set[int]) -> None:
-    """Whatever a folder calls so, unless it is no JSON; but an ordinary token (here 2) ends nothing."""
+def test_stop_ids(tmp_path: Path, generation: str | None, config: str | None, stops: set[int]) -> None:
+    """All that the folder names, unless the file is not JSON, except ordinary tokens (here 2)."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(with_special("<e>", "<f>", "<g>")))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<e>"}')
     for name, content in (("generation_config.json", generation), ("config.json", config)):
@@ -225,22 +225,36 @@ def test_all_ids_that_end_a_text(tmp_path: Path, generation: str | None, config:
     assert load_tokenizer(tmp_path / "..").stop_ids == stops
 
 
-def test_no_text_is_cut_short_or_filled_up() -> None:
+def test_truncation_and_padding_are_ignored() -> None:
     tokenizer = tokenizers.Tokenizer.from_str(BPE.json())
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=10_000)
     assert JsonTokenizer(json.loads(tokenizer.to_str())).encode(TALE) == BPE.encode(TALE)
 
 
-def test_half_a_character_is_encoded_as_one_that_is_missing() -> None:
+def test_lone_surrogates_are_replaced() -> None:
     assert BPE.encode("a\ud800b") == BPE.encode("a\ufffdb")
     assert BPE.encode("\ud83d\ude80") == BPE.encode("🚀")
 
 
-def test_a_text_that_the_library_refuses() -> None:
+def test_an_unknown_word() -> None:
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0}, "<unk>"))
     with pytest.raises(LlucidError, match="cannot be encoded"):
         JsonTokenizer(json.loads(words.to_str())).encode("b")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "right"), [("##", "b"), ("##", "b##"), ("a", "▁"), ("▁", "▁b"), (7, "b"), (["#"], "b")]
+)
+def test_merges_without_the_prefix_of_a_subword_are_refused(prefix: Any, right: str) -> None:
+    """The library removes the prefix unchecked, and aborts the process if it ends within a character."""
+    model = {"type": "BPE", "vocab": {"a": 0, right: 1, "a" + right: 2}, "continuing_subword_prefix": prefix}
+    for merges in ([["a", right]], [f"a {right}"]):
+        with pytest.raises(LlucidError, match=r"tokenizer.json cannot be read"):
+            JsonTokenizer(with_special() | {"model": model | {"merges": merges}})
+    model |= {"vocab": {"a": 0, "##b": 1, "ab": 2}, "continuing_subword_prefix": "##", "merges": [["a", "##b"]]}
+    plain = with_special() | {"model": model, "pre_tokenizer": None}
+    assert JsonTokenizer(plain).encode("ab") == [2]
 
 
 @pytest.mark.parametrize("number", [2**29, 2**31 - 1, 2**64, -1, 1.5, True, None, "1"])
@@ -266,7 +280,7 @@ def test_merges_are_bounded_by_the_size_of_the_vocabulary() -> None:
 
 
 def test_the_merges_of_a_vocabulary() -> None:
-    """The best piece first, however it is made; of equal ones, the longest left part first."""
+    """The best piece first; of equal pieces, the longest left part first."""
     order = {"a": 0, "b": 0, "aa": 2, "aaa": 2, "ab": 1, "ac": 0, "abb": 3.5}
     assert merges_of(order) == [("a", "b"), ("aa", "a"), ("a", "aa"), ("a", "a"), ("ab", "b")]
     assert merges_of({b"x": 1, b"y": 0, b"xy": 2}) == [(b"x", b"y")]

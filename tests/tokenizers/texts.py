@@ -1,4 +1,4 @@
-"""Texts that tokenizers get wrong, and small tokenizers of each kind, made on the spot."""
+"""Texts that tokenizers get wrong, and small tokenizers of each kind."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ HOSTILE = {
     "no words": "!!!??? ... --- ==== ////\\\\\\\\ ((([[[{{{ ~~~ ^^^",
 }
 MARK = "▁ a▁b ▁▁"
-"""The character by which SentencePiece writes a space, and reads one: only of it, it makes another text."""
+"""The character that SentencePiece writes for a space. It decodes to a space, too."""
 
 LONG = ("".join(HOSTILE.values()) * 400)[:400_000]
 assert len(LONG) == 400_000
@@ -55,7 +55,7 @@ any_text = st.lists(
 
 @cache
 def sentencepiece_model(kind: str = "bpe", **settings: object) -> bytes:
-    """A model of 400 pieces trained on a tale, with the settings of Llama 2's."""
+    """A model of 400 pieces trained on a tale, with Llama 2's settings."""
     out = io.BytesIO()
     told = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
     told |= {"allow_whitespace_only_pieces": True, "hard_vocab_limit": False, "minloglevel": 2, "vocab_size": 400}

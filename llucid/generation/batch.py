@@ -1,0 +1,375 @@
+"""The engine: requests come and go, and each step writes a token of every text that is being written.
+
+    add(request)                                 a prompt, and how it is to be continued
+    step():  parts   = the prompt, a chunk at a time, or the newest token (and guesses) of each text
+             logits  = read(parts)               by C or by PyTorch, on one cache
+             tokens  = choose(logits)            one per text, with its own random numbers
+    drop(number)                                 ends a text early
+
+It knows nothing of text. What one request writes does not depend on the others: to the bit where C reads, else to
+rounding. Texts that begin alike share what has been read; when memory runs out, the newest texts wait.
+"""
+
+import os
+from collections.abc import Callable
+from collections.abc import Sequence as Ids
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, Literal, NamedTuple
+
+from numpy.random import Generator
+
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.generation.pages import Sequence, common_prefix
+from llucid.generation.reading import C_TOKENS, Part, Reader
+from llucid.generation.sampling import Sampling, log_probability
+from llucid.generation.speculation import Draft
+from llucid.model import Model
+
+Reason = Literal["stop", "length", "context"]
+"""Why a text ended: at a stop token or string, after max_tokens, or because the model's context was full."""
+PastContext = Literal["slide", "stop"]
+"""What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the text."""
+CHUNK = 512
+"""Tokens of prompts that are read in one step: bounds its memory, and how long texts that are being written wait."""
+ROOM = 256
+"""Slots that a text is given at once, where there is memory: pages that follow one another are read faster."""
+WORTH_WAITING = 8
+"""Tokens of a prompt that another text is reading just now, for which a request waits a step to share them."""
+
+
+class Request(NamedTuple):
+    """A text to continue."""
+
+    ids: Ids[int]
+    sampling: Sampling
+    generator: Generator
+    """Its random numbers, one for each token."""
+    stops: Callable[[int], bool]
+    """Called with each new id: whether the text ends with it."""
+    max_tokens: int
+    past_context: PastContext = "slide"
+    draft: Draft | None = None
+    """Speculation: guesses tokens that are then read along."""
+
+
+class Event(NamedTuple):
+    """A new token of one text."""
+
+    number: int
+    """The request's, from `add`."""
+    token: int
+    logprob: float
+    """ln of the probability that the model gives it, before temperature and filters."""
+    reason: Reason | None
+    """Why the text ends with this token; None if it goes on."""
+    slid: bool
+    """Whether the text forgot the oldest half of its context just before this token."""
+
+
+@dataclass
+class Statistics:
+    """How much was read and written, and how fast; filled in while it happens. `str` is a line for people."""
+
+    rows: int = 0
+    """Texts that were begun."""
+    prompt_tokens: int = 0
+    """Tokens read before the first was written, of all texts; those that were shared are not counted."""
+    prompt_seconds: float = 0.0
+    """Of steps that read a prompt."""
+    tokens: int = 0
+    """Tokens written, of all texts."""
+    decoded: int = 0
+    """Those of them that were written in steps that read no prompt."""
+    seconds: float = 0.0
+    """Of those steps; what the caller does between two steps is not counted."""
+    guessed: int = 0
+    """Tokens that speculation guessed right, so that they cost no pass of the model."""
+    slid: bool = False
+    """Whether a context was full and its oldest tokens were forgotten."""
+    reason: Reason | None = None
+    """Why the last text ended; None while one goes on."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens written per second, in steps that read no prompt; 0 if there was none."""
+        return self.decoded / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        prompt = f"prompt {self.prompt_tokens} tokens in {self.prompt_seconds:.2f} s"
+        rate = f" ({self.tokens_per_second:.0f} tokens/s)" if self.seconds else ""
+        guessed = f", {self.guessed} of them guessed" if self.guessed else ""
+        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}{guessed}"
+
+
+@dataclass(eq=False)
+class Text:
+    """A request that is being worked on."""
+
+    number: int
+    request: Request
+    ids: list[int]
+    """What the model sees of it: all, or what is left after sliding."""
+    sequence: Sequence | None = None
+    """None while it waits."""
+    written: list[int] = field(default_factory=list[int])
+    slid: bool = False
+    guesses: tuple[int, ...] = field(default=())
+    """Read along in this step."""
+
+    @property
+    def unread(self) -> int:
+        return len(self.ids) - (self.sequence.length if self.sequence else 0)
+
+
+class Batch:
+    """An engine for one model. `memory` bounds the cache, in bytes; None for half of the machine's.
+
+    One thread at a time may use it; any number of engines may share a model.
+    """
+
+    def __init__(self, model: Model, memory: int | None = None, statistics: Statistics | None = None) -> None:
+        self.config = model.config
+        on_cpu = str(model.weights.device) == "cpu"
+        self.reader = Reader(model.weights, model.config, half_of_memory() if memory is None and on_cpu else memory)
+        self.pages = self.reader.pages
+        self.vocabulary = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size
+        self.keep = 1 if model.tokenizer and model.tokenizer.bos is not None else 0
+        """Ids at the beginning that stay when a text slides: BOS."""
+        self.statistics = statistics or Statistics()
+        self.waiting: list[Text] = []
+        self.running: list[Text] = []
+        self.count = 0
+
+    def add(self, request: Request) -> int:
+        """Takes a request; its number is in its events. Raises LlucidError for one that cannot be."""
+        if request.max_tokens < 1:
+            raise LlucidError(f"max_tokens={request.max_tokens}: must be at least 1")
+        if request.past_context not in ("slide", "stop"):
+            raise LlucidError(f"past_context={request.past_context}: expected 'slide' or 'stop'")
+        check_prompt(request.ids, self.config)
+        self.waiting.append(Text(self.count, request, list(request.ids)))
+        self.statistics.rows += 1
+        self.statistics.reason = None
+        self.count += 1
+        return self.count - 1
+
+    def drop(self, number: int) -> None:
+        """Ends a text early; one that has ended already is none to drop."""
+        for text in [text for text in self.running if text.number == number]:
+            self._end(text)
+        self.waiting = [text for text in self.waiting if text.number != number]
+
+    def step(self) -> list[Event]:
+        """Reads and writes on, once: a token of each text whose prompt has been read, more where guesses were right.
+
+        No events while prompts are being read. Raises LlucidError for scores of a damaged model, and if a text alone
+        does not fit into memory.
+        """
+        began = perf_counter()
+        self._admit()
+        parts = self._parts()
+        if not parts:
+            return []
+        prompt = any(not text.written for text, _ in parts)
+        logits = self.reader.read([part for _, part in parts])
+        events = self._write(parts, logits)
+        spent = perf_counter() - began
+        if prompt:
+            self.statistics.prompt_seconds += spent
+        else:
+            self.statistics.seconds += spent
+            self.statistics.decoded += len(events)
+        self.statistics.tokens += len(events)
+        return events
+
+    def read(self, ids: Ids[int]) -> Any:
+        """The scores [vocab] of what follows `ids`, in the wide dtype. Raises LlucidError as `step` does."""
+        check_prompt(ids, self.config)
+        sequence = self.pages.open(ids[:-1])
+        try:
+            while True:
+                unread = ids[sequence.length :]
+                if not self.pages.extend(sequence, len(ids)):
+                    raise no_memory()
+                chunk = unread[:CHUNK]
+                whole = len(chunk) == len(unread)
+                logits = self.reader.read([Part(sequence, chunk, int(whole), len(unread))])
+                self.pages.commit(sequence, chunk)
+                if whole:
+                    return logits[0]
+        finally:
+            self.pages.close(sequence)
+
+    # ------------------------------------------------------------------------------------- what is read in a step
+
+    def _admit(self) -> None:
+        """Begins waiting texts, unless another is just reading what they could share."""
+        for text in list(self.waiting):
+            shared = self.pages.shared(text.ids[:-1])
+            reading = [other.ids for other in self.running if other.unread > 1]
+            if any(common_prefix(ids, text.ids[:-1]) >= shared + WORTH_WAITING for ids in reading):
+                continue
+            text.sequence = self.pages.open(text.ids[:-1])
+            if not self.pages.extend(text.sequence, len(text.ids), min(text.request.max_tokens, ROOM)):
+                self._wait(text)
+                if not self.running:
+                    raise no_memory()
+                return
+            self.waiting.remove(text)
+            self.running.append(text)
+            if not text.written:
+                self.statistics.prompt_tokens += text.unread
+
+    def _parts(self) -> list[tuple[Text, Part]]:
+        """What each text reads in this step."""
+        parts: list[tuple[Text, Part]] = []
+        room, guesses = CHUNK, max(0, C_TOKENS - len(self.running))
+        for text in list(self.running):
+            if text.sequence is None:
+                continue  # made room for another
+            text.guesses = ()
+            unread = text.unread
+            if unread == 1 and text.request.draft:
+                left = min(text.request.max_tokens - len(text.written) - 1, self.config.context - len(text.ids))
+                text.guesses = text.request.draft.guess(text.ids, min(left, guesses))
+                guesses -= len(text.guesses)
+            count = min(unread, room) if unread > 1 else 1
+            if not count or not self._make_room(text, text.sequence.length + count + len(text.guesses)):
+                continue
+            room -= count if unread > 1 else 0
+            start = text.sequence.length
+            ids = [*text.ids[start : start + count], *text.guesses]
+            scored = 1 + len(text.guesses) if count == unread else 0
+            parts.append((text, Part(text.sequence, ids, scored, unread + len(text.guesses))))
+        return [(text, part) for text, part in parts if text.sequence is part.sequence]
+
+    def _make_room(self, text: Text, length: int) -> bool:
+        """Room for the text's next tokens, if need be that of newer texts, which then wait and are read again."""
+        assert text.sequence
+        while not self.pages.extend(text.sequence, length, ROOM if length > text.sequence.room else 0):
+            newest = self.running[-1]
+            if newest is text and len(self.running) == 1:
+                raise no_memory()
+            self._wait(newest)
+            if newest is text:
+                return False
+        return True
+
+    def _wait(self, text: Text) -> None:
+        assert text.sequence
+        self.pages.close(text.sequence)
+        text.sequence = None
+        if text in self.running:
+            self.running.remove(text)
+            self.waiting.insert(0, text)
+
+    # ---------------------------------------------------------------------------------- what is written in a step
+
+    def _write(self, parts: list[tuple[Text, Part]], logits: Any) -> list[Event]:
+        """Notes what has been read, and chooses the next token of each text; of those whose guess was right, more."""
+        logits = logits[:, : self.vocabulary]
+        events: list[Event] = []
+        rows: list[tuple[Text, int]] = []
+        first = 0
+        for text, part in parts:
+            assert text.sequence
+            self.pages.commit(text.sequence, part.ids[: len(part.ids) - len(text.guesses)])
+            if part.scored:
+                rows.append((text, first))
+            first += part.scored
+        while rows:
+            scores = logits[[at for _, at in rows]]
+            chosen = self._choose([text for text, _ in rows], scores)
+            goes_on: list[tuple[Text, int]] = []
+            for (text, at), token, row in zip(rows, chosen, scores, strict=True):
+                events.append(self._event(text, token, log_probability(row, token)))
+                if text.sequence and text.guesses and text.guesses[0] == token and not events[-1].reason:
+                    text.guesses = text.guesses[1:]
+                    self.pages.commit(text.sequence, [token])
+                    self.statistics.guessed += 1
+                    goes_on.append((text, at + 1))
+            rows = goes_on
+        for text, _ in parts:
+            if text.request.draft:
+                text.request.draft.learn(len(text.guesses))
+            if text.sequence and len(text.ids) > self.config.context:
+                self._slide(text)
+        return events
+
+    def _choose(self, texts: list[Text], scores: Any) -> list[int]:
+        """The next token of each text, those with equal sampling at once."""
+        chosen = [0] * len(texts)
+        groups: dict[Sampling, list[int]] = {}
+        for row, text in enumerate(texts):
+            groups.setdefault(text.request.sampling, []).append(row)
+        for sampling, members in groups.items():
+            some = scores if len(members) == len(texts) else scores[members]
+            some = sampling.penalise(some, [(texts[row].ids, texts[row].written) for row in members])
+            tokens = sampling.choose(some, [texts[row].request.generator for row in members]).tolist()
+            for row, token in zip(members, tokens, strict=True):
+                chosen[row] = token
+        return chosen
+
+    def _event(self, text: Text, token: int, logprob: float) -> Event:
+        text.written.append(token)
+        full = len(text.ids) == self.config.context
+        reason: Reason | None = None
+        if text.request.stops(token):
+            reason = "stop"
+        elif len(text.written) == text.request.max_tokens:
+            reason = "length"
+        elif full and text.request.past_context == "stop":
+            reason = "context"
+        event = Event(text.number, token, logprob, reason, text.slid)
+        self.statistics.slid |= text.slid
+        text.slid = False
+        text.ids.append(token)
+        if reason:
+            self._end(text)
+            self.statistics.reason = reason
+        return event
+
+    def _slide(self, text: Text) -> None:
+        """Begins the text anew with its window: keys in the cache are turned by their positions, and these change."""
+        assert text.sequence
+        text.ids = list(window(text.ids, self.config.context, self.keep))
+        text.slid = True
+        self.pages.close(text.sequence)
+        text.sequence = self.pages.open(text.ids[:-1])
+
+    def _end(self, text: Text) -> None:
+        if text.sequence:
+            self.pages.close(text.sequence)
+        text.sequence, text.guesses = None, ()
+        self.running.remove(text)
+
+
+def window(ids: Ids[int], context: int, keep: int) -> tuple[int, ...]:
+    """What stays of a text that has outgrown the context: its first `keep` ids and its newest, half in all."""
+    size = max(1, context // 2)
+    keep = min(keep, size - 1)
+    return (*ids[:keep], *ids[len(ids) - (size - keep) :])
+
+
+def check_prompt(ids: Ids[int], config: Config) -> None:
+    """Raises LlucidError for a prompt of no tokens, or of more than the context holds."""
+    if not len(ids):
+        raise LlucidError("the prompt has no tokens; a model can only continue at least one, such as its BOS")
+    if len(ids) > config.context:
+        raise LlucidError(
+            f"the prompt has {len(ids)} tokens, but the model's context is {config.context}; shorten the prompt, "
+            "or take a model with a longer context"
+        )
+
+
+def half_of_memory() -> int | None:
+    """Bytes; None where the system does not tell."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def no_memory() -> LlucidError:
+    return LlucidError("there is no memory for the keys and values of one text; take a shorter prompt or more memory")

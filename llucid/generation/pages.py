@@ -1,0 +1,206 @@
+"""Which sequence has which pages of the cache, and which pages a new one can share.
+
+Pages are found again by what they hold and what came before them: they form a tree, in which a page's children
+continue it, and whose branches are the texts that were read. A sequence that begins as one of them shares its full
+pages and copies the part of the next one that agrees. Pages that no sequence uses stay, until memory has reached its
+limit and the least recently used make room.
+"""
+
+from collections.abc import Sequence as Ids
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llucid.cache import PAGE, Memory
+from llucid.config import Config
+
+
+class Page:
+    """PAGE slots of the memory, and a place in the tree."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.ids: list[int] = []
+        """The tokens in its slots, from the first slot on."""
+        self.parent: Page | None = None
+        self.children: dict[int, list[Page]] = {}
+        """The pages that continue this one, by their first id."""
+        self.users = 0
+        self.last_used = 0
+
+    def child_like(self, ids: Ids[int]) -> "tuple[Page | None, int]":
+        """(the child that agrees longest with the beginning of `ids`, how many ids agree)."""
+        best, most = None, 0
+        for child in self.children.get(ids[0], []) if ids else []:
+            same = common_prefix(child.ids, ids)
+            if same > most or (same == most and best and child.users < best.users):
+                best, most = child, same
+        return best, most
+
+
+def common_prefix(a: Ids[int], b: Ids[int]) -> int:
+    """How many ids two rows begin with in common."""
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+class Sequence:
+    """The pages of one text: `length` tokens have been read, and there is room for more."""
+
+    def __init__(self, pages: list[Page], length: int) -> None:
+        self.pages, self.length = pages, length
+        self.numbers: NDArray[np.int32] = np.array([page.number for page in pages], np.int32)
+
+    @property
+    def room(self) -> int:
+        """Tokens that its pages hold."""
+        return len(self.pages) * PAGE
+
+
+class Pages:
+    """The memory of one engine, its pages, and the tree of what they hold.
+
+    `limit` bounds the memory, in bytes; None for no bound.
+    """
+
+    def __init__(self, config: Config, dtype: str, device: str = "cpu", limit: int | None = None) -> None:
+        self.most = 2**31 // PAGE - 1
+        if limit is not None:
+            self.most = min(self.most, limit // (PAGE * Memory.bytes_per_slot(config, dtype)))
+        self.memory = Memory(config, PAGE, dtype, device)
+        self.root = Page(-1)
+        self.root.users = 1
+        self.kept: dict[int, Page] = {}
+        """Pages in the tree that no sequence uses, by number."""
+        self.used = bytearray(b"\1")
+        """One byte a page: whether it is taken. Page 0 is the memory's own."""
+        self.clock = 0
+
+    def open(self, ids: Ids[int]) -> Sequence:
+        """A sequence that has read as much of the beginning of `ids` as any text before."""
+        self.clock += 1
+        pages: list[Page] = []
+        node, length = self.root, 0
+        while length < len(ids):
+            page, same = node.child_like(ids[length : length + PAGE])
+            if page is None:
+                break
+            if same == PAGE or (same == len(page.ids) and not page.users):
+                self._use(page)
+            else:  # it goes on otherwise there, or another sequence is filling it
+                self._use(page)  # not to be evicted for its own copy
+                copy = self._take(1)
+                self._leave(page)
+                if not copy:
+                    break
+                self.memory.copy_page(page.number, copy[0].number, same)
+                page = copy[0]
+                self._put(page, node, ids[length : length + same])
+            pages.append(page)
+            node, length = page, length + same
+            if same < PAGE:
+                break
+        return Sequence(pages, length)
+
+    def shared(self, ids: Ids[int]) -> int:
+        """How many of `ids` need not be read."""
+        node, length = self.root, 0
+        while length < len(ids):
+            page, same = node.child_like(ids[length : length + PAGE])
+            length += same
+            if page is None or same < PAGE:
+                break
+            node = page
+        return length
+
+    def extend(self, sequence: Sequence, length: int, more: int = 0) -> bool:
+        """Gives the sequence room for `length` tokens, and for `more` if that is easy; False if there is no memory."""
+        needed = -(-length // PAGE) - len(sequence.pages)
+        if needed <= 0:
+            return True
+        pages = self._take(needed + more // PAGE, least=needed)
+        sequence.pages += pages
+        sequence.numbers = np.array([page.number for page in sequence.pages], np.int32)
+        return len(pages) >= needed
+
+    def commit(self, sequence: Sequence, ids: Ids[int]) -> None:
+        """Notes that these tokens have been read into the sequence's next slots, so that others can share them."""
+        for token in ids:
+            at, slot = divmod(sequence.length, PAGE)
+            page = sequence.pages[at]
+            if slot:
+                page.ids.append(token)
+            else:
+                self._put(page, sequence.pages[at - 1] if at else self.root, [token])
+            sequence.length += 1
+
+    def close(self, sequence: Sequence) -> None:
+        """Ends a sequence; what it has read can be shared until its pages are needed."""
+        self.clock += 1
+        for page in reversed(sequence.pages):
+            self._leave(page)
+        sequence.pages, sequence.length = [], 0
+
+    def _put(self, page: Page, parent: Page, ids: Ids[int]) -> None:
+        page.parent, page.ids = parent, list(ids)
+        parent.children.setdefault(ids[0], []).append(page)
+
+    def _use(self, page: Page) -> None:
+        if not page.users:
+            del self.kept[page.number]
+        page.users += 1
+
+    def _leave(self, page: Page) -> None:
+        page.users -= 1
+        page.last_used = self.clock
+        if page.users == 0:
+            if page.parent is None:  # it holds nothing
+                self.used[page.number] = 0
+            else:
+                self.kept[page.number] = page
+
+    def _take(self, count: int, least: int | None = None) -> list[Page]:
+        """`count` pages, one after another where possible; only `least` if there is not more; [] if not even these."""
+        least = count if least is None else least
+        for wanted in dict.fromkeys((count, least)):
+            start = self.used.find(bytes(wanted))
+            if start < 0 and (size := len(self.used)) + wanted <= self.most:
+                self._grow(min(self.most, max(size + wanted, 2 * size)))
+                start = self.used.find(bytes(wanted))
+            if start >= 0:
+                return self._taken(range(start, start + wanted))
+        free = [number for number, used in enumerate(self.used) if not used]
+        if len(free) < least and len(self.used) < self.most:
+            self._grow(self.most)
+            free = [number for number, used in enumerate(self.used) if not used]
+        if len(free) < least:
+            free += self._evict(least - len(free))
+        return self._taken(free[:least]) if len(free) >= least else []
+
+    def _taken(self, numbers: Any) -> list[Page]:
+        pages = [Page(number) for number in numbers]
+        for page in pages:
+            self.used[page.number] = page.users = 1
+        return pages
+
+    def _grow(self, pages: int) -> None:
+        self.memory.grow(pages * PAGE)
+        self.used += bytes(pages - len(self.used))
+
+    def _evict(self, count: int) -> list[int]:
+        """Frees up to `count` pages, the least recently used first, and of a branch its end first."""
+        freed: list[int] = []
+        while len(freed) < count:
+            ends = [page for page in self.kept.values() if not page.children]
+            if not ends:
+                break
+            for page in sorted(ends, key=lambda page: page.last_used)[: count - len(freed)]:
+                assert page.parent
+                siblings = page.parent.children[page.ids[0]]
+                siblings.remove(page)
+                if not siblings:
+                    del page.parent.children[page.ids[0]]
+                del self.kept[page.number]
+                self.used[page.number] = 0
+                freed.append(page.number)
+        return freed

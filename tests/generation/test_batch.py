@@ -1,0 +1,487 @@
+"""The engine against recomputing everything: whatever comes and goes beside it, a text is what the equations say."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llucid.cache import PAGE, Memory
+from llucid.config import Config
+from llucid.errors import LlucidError
+from llucid.generation import Batch, Draft, Event, Request, Sampling, Statistics, generator, reading, reading_torch
+from llucid.generation.batch import CHUNK, window
+from llucid.generation.reading import LARGEST, checked
+from llucid.llama import llama
+from llucid.model import Model
+from llucid.weights import Weights, initialise, quantize, to, tree_map
+
+CONFIG = Config(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=40, context=24)
+GREEDY = Sampling(temperature=0.0)
+
+
+def spread(config: Config, seed: int = 0) -> Weights:
+    """Random weights whose logits are far apart, in float64, so that no argmax hangs on rounding."""
+    return tree_map(lambda leaf: leaf.double() * (12 if leaf.ndim == 2 else 1), initialise(config, seed))
+
+
+WEIGHTS = spread(CONFIG)
+MODEL = Model(CONFIG, WEIGHTS, None)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for other threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def ids(count: int, seed: int = 0) -> list[int]:
+    return torch.randint(0, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def last_logits(row: Sequence[int]) -> Tensor:
+    """The scores after a row, by the equations over the whole of it."""
+    return llama(torch.tensor([row]), WEIGHTS, CONFIG)[0, -1]
+
+
+def never(token: int) -> bool:
+    return False
+
+
+def request(
+    prompt: Sequence[int],
+    max_tokens: int,
+    stops: Callable[[int], bool] = never,
+    sampling: Sampling = GREEDY,
+    **more: Any,
+) -> Request:
+    return Request(prompt, sampling, generator(0), stops, max_tokens, **more)
+
+
+def run(batch: Batch, *requests: Request) -> list[list[Event]]:
+    """The events of each request, all of which are begun at once."""
+    numbers = [batch.add(each) for each in requests]
+    events: list[Event] = []
+    while batch.running or batch.waiting:
+        events += batch.step()
+    return [[event for event in events if event.number == number] for number in numbers]
+
+
+def written(events: list[Event]) -> list[int]:
+    return [event.token for event in events]
+
+
+def write(prompt: Sequence[int], max_tokens: int, **more: Any) -> list[int]:
+    return written(run(Batch(MODEL), request(prompt, max_tokens, **more))[0])
+
+
+def by_hand(prompt: Sequence[int], max_tokens: int, keep: int = 0) -> list[int]:
+    """Greedy decoding with neither cache nor batch: the whole window through `llama` for every token."""
+    row, found = list(prompt), []
+    for _ in range(max_tokens):
+        if len(row) > CONFIG.context:
+            half = CONFIG.context // 2
+            row = row[:keep] + row[-(half - keep) :]
+        found.append(int(last_logits(row).argmax()))
+        row.append(found[-1])
+    return found
+
+
+def leaks(batch: Batch) -> int:
+    """Pages that are taken by no sequence and do not lie in the tree, or are counted wrongly."""
+    pages, found = batch.pages, 0
+    in_tree: dict[int, int] = {}
+    waiting = list(pages.root.children.values())
+    while waiting:
+        for page in waiting.pop():
+            in_tree[page.number] = page.users
+            waiting += page.children.values()
+    held = [page for text in batch.running if text.sequence for page in text.sequence.pages]
+    for number, used in enumerate(pages.used):
+        users = sum(page.number == number for page in held)
+        found += number > 0 and bool(used) != (users > 0 or number in in_tree)
+        found += in_tree.get(number, users) != users
+    return found + len({*pages.kept} ^ {number for number, users in in_tree.items() if not users})
+
+
+def test_the_random_model_is_worth_asking():
+    assert len(set(by_hand(ids(3), 20))) > 5
+    assert last_logits(ids(3)).softmax(-1).max() > 0.2
+
+
+# --------------------------------------------------------------------------------------------- one text
+
+
+def test_cached_greedy_is_uncached_greedy():
+    assert write(ids(5), 19) == by_hand(ids(5), 19)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 20, 512])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["PyTorch", "C"])
+def test_a_prompt_read_in_chunks_is_the_prompt_read_whole(
+    chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("llucid.generation.batch.CHUNK", chunk)
+    batch = Batch(MODEL._replace(weights=to(WEIGHTS, dtype)))
+    for prompt in (ids(20, 1), ids(4, 2), [*ids(20, 1)[:9], *ids(9, 3)]):
+        tolerance = {"atol": 2e-4, "rtol": 0} if dtype == torch.float32 else {}
+        found = torch.from_numpy(batch.read(prompt))
+        torch.testing.assert_close(found.double(), last_logits(prompt), check_dtype=False, **tolerance)
+        assert leaks(batch) == 0
+
+
+def test_a_prompt_of_any_length_goes_through_the_model_in_chunks(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    real = reading_torch.hidden
+
+    def hidden(tokens: Tensor, *more: Any) -> Any:
+        sizes.append(tokens.shape[1])
+        return real(tokens, *more)
+
+    monkeypatch.setattr(reading_torch, "hidden", hidden)
+    batch = Batch(Model(replace(CONFIG, context=2 * CHUNK), WEIGHTS, None))
+    run(batch, request(ids(CHUNK + 9), 1))
+    assert sizes == [CHUNK, 9]
+
+
+def test_texts_go_on_while_a_long_prompt_is_read():
+    batch = Batch(Model(replace(CONFIG, context=4 * CHUNK), WEIGHTS, None))
+    first = batch.add(request(ids(3), 20))
+    batch.step()
+    second = batch.add(request(ids(3 * CHUNK, 1), 1))
+    events = [[event.number for event in batch.step()] for _ in range(4)]
+    assert events == [[first], [first], [first, second], [first]]
+
+
+def test_only_what_is_scored_is_unembedded(monkeypatch: pytest.MonkeyPatch):
+    shapes: list[tuple[int, ...]] = []
+    real = reading_torch.unembed
+
+    def unembed(x: Tensor, weights: Weights) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return real(x, weights)
+
+    monkeypatch.setattr(reading_torch, "unembed", unembed)
+    run(Batch(MODEL), request(ids(20), 1), request(ids(7, 1), 1))
+    assert shapes == [(2, CONFIG.dim)]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+def test_a_window_that_slides_is_the_one_recomputed_by_hand(keep: int):
+    batch = Batch(MODEL)
+    batch.keep = keep
+    (events,) = run(batch, request(ids(20, 7), 45))
+    assert written(events) == by_hand(ids(20, 7), 45, keep)
+    # 5 tokens until 24 + 1 are there, then 12 remain and 13 more fit.
+    assert [number for number, event in enumerate(events) if event.slid] == [5, 18, 31, 44]
+    assert batch.statistics.slid
+
+
+def test_a_text_that_ends_with_its_context_full_has_not_slid():
+    batch = Batch(MODEL)
+    first, second = run(batch, request(ids(24, 7), 6, stops=lambda token: True), request(ids(5, 2), 6))
+    assert not any(event.slid for event in (*first, *second))
+    assert not batch.statistics.slid
+    assert written(second) == by_hand(ids(5, 2), 6)
+
+
+def test_a_full_context_can_end_the_text_instead():
+    (events,) = run(Batch(MODEL), request(ids(20, 7), 45, past_context="stop"))
+    assert written(events) == by_hand(ids(20, 7), 5)
+    assert events[-1].reason == "context"
+    (events,) = run(Batch(MODEL), request(ids(24, 7), 1, past_context="stop"))
+    assert events[-1].reason == "length"
+
+
+def test_the_window_keeps_the_first_and_the_newest():
+    assert window(range(9), 8, 0) == (5, 6, 7, 8)
+    assert window(range(9), 8, 1) == (0, 6, 7, 8)
+    assert window(range(3), 2, 1) == (2,)
+    assert window(range(2), 1, 0) == (1,)
+
+
+def test_log_probabilities_are_the_models_own():
+    sampling = Sampling(temperature=3.0, top_k=5)
+    (events,) = run(Batch(MODEL), request(ids(3), 9, sampling=sampling))
+    row = ids(3)
+    for event in events:
+        assert event.logprob == pytest.approx(float(last_logits(row).log_softmax(-1)[event.token]))
+        row.append(event.token)
+
+
+# --------------------------------------------------------------------------------------------- many texts
+
+
+def test_unequal_prompts_are_each_alone():
+    prompts = [ids(3, 1), ids(17, 2), ids(1, 3), ids(9, 4)]
+    texts = run(Batch(MODEL), *(request(prompt, 30) for prompt in prompts))  # all but the third slide on the way
+    for events, prompt in zip(texts, prompts, strict=True):
+        assert written(events) == by_hand(prompt, 30)
+
+
+def test_a_text_that_ends_is_reported_no_more_and_the_others_go_on():
+    prompts, counts = [ids(3, 1), ids(7, 2), ids(5, 3)], [4, 2, 99]
+    seen: list[list[int]] = [[], [], []]
+
+    def stops(row: int) -> Callable[[int], bool]:
+        return lambda token: seen[row].append(token) or len(seen[row]) == counts[row]
+
+    batch = Batch(MODEL)
+    texts = run(batch, *(request(prompt, 6, stops(row)) for row, prompt in enumerate(prompts)))
+    assert [written(events) for events in texts] == seen
+    assert seen == [by_hand(prompt, count) for prompt, count in zip(prompts, (4, 2, 6), strict=True)]
+    assert [[event.reason for event in events][-1] for events in texts] == ["stop", "stop", "length"]
+    assert not any(event.reason for events in texts for event in events[:-1])
+    assert batch.statistics.tokens == 4 + 2 + 6
+    assert batch.statistics.reason == "length"
+
+
+def test_a_dropped_text_is_reported_no_more():
+    batch = Batch(MODEL)
+    first, second = batch.add(request(ids(3), 20)), batch.add(request(ids(4, 1), 20))
+    batch.step()
+    batch.drop(first)
+    batch.drop(first)
+    assert {event.number for event in batch.step()} == {second}
+    batch.drop(second)
+    assert batch.step() == []
+    assert leaks(batch) == 0
+
+
+# --------------------------------------------------------------------------------------------- what is shared
+
+
+def test_what_has_been_read_is_not_read_again():
+    batch = Batch(MODEL)
+    (first,) = run(batch, request(ids(4), 3))
+    full = [*ids(4), *written(first), *ids(5, 8)]
+    batch.statistics = statistics = Statistics()
+    (second,) = run(batch, request(full, 4))
+    assert written(second) == by_hand(full, 4)
+    assert statistics.prompt_tokens == 5 + 1  # the newest token had been written and not yet read
+
+
+def test_texts_that_part_share_what_they_agree_on():
+    batch = Batch(MODEL)
+    run(batch, request(ids(8), 3))
+    for prompt, new in (([*ids(6), *ids(4, 9)], 4), (ids(8), 1), (ids(3), 1), (ids(5, 11), 5)):
+        batch.statistics = statistics = Statistics()
+        (events,) = run(batch, request(prompt, 4))
+        assert written(events) == by_hand(prompt, 4)
+        assert statistics.prompt_tokens == new
+        assert leaks(batch) == 0
+
+
+def test_prompts_that_are_begun_together_are_read_once():
+    config = replace(CONFIG, context=200)
+    batch = Batch(Model(config, WEIGHTS, None))
+    prompt = ids(3 * PAGE + 5)
+    texts = run(batch, *(request([*prompt, row], 5) for row in range(8)))
+    assert batch.statistics.prompt_tokens == len(prompt) + 8
+    for row, events in enumerate(texts):
+        assert written(events) == written(run(Batch(Model(config, WEIGHTS, None)), request([*prompt, row], 5))[0])
+
+
+# --------------------------------------------------------------------------------------------- anything at any time
+
+FORMS: dict[str, Callable[[Weights], Weights]] = {
+    "float64, PyTorch": lambda weights: weights,
+    "float32, C": lambda weights: to(weights, torch.float32),
+    "int8, C": lambda weights: quantize(to(weights, torch.float32), 8),
+}
+LONG = Config(**vars(CONFIG) | {"context": 3 * PAGE, "head_dim": 32})  # matrices of multiples of 32 numbers
+LONG_WEIGHTS = spread(LONG, 1)
+
+
+@pytest.fixture(scope="module")
+def c_reads_all() -> Iterator[None]:
+    """Where C can read, it reads prompts of any length, so that all is equal to the bit."""
+    most, reading.C_TOKENS = reading.C_TOKENS, 10**9
+    yield
+    reading.C_TOKENS = most
+
+
+PIECES = [ids(count, seed) for seed, count in enumerate((3, PAGE - 1, PAGE, 2 * PAGE + 4))]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(plan=st.data())
+def test_what_comes_and_goes_beside_a_text_changes_nothing(form: str, c_reads_all: None, plan: st.DataObject):
+    """With shared prefixes, sliding contexts, speculation and eviction; and no page leaks."""
+    model = Model(LONG, FORMS[form](LONG_WEIGHTS), None)
+    bytes_per_page = PAGE * Memory.bytes_per_slot(LONG, Batch(model).pages.memory.dtype)
+    batch = Batch(model, memory=bytes_per_page * plan.draw(st.sampled_from([6, 9, 50]), "pages"))
+    asked: dict[int, tuple[list[int], dict[str, Any]]] = {}
+    events: list[Event] = []
+    dropped: set[int] = set()
+
+    def options() -> dict[str, Any]:
+        chosen = plan.draw(st.sampled_from(ALL_OPTIONS), "options")
+        return chosen | ({"draft": Draft()} if plan.draw(st.booleans(), "draft") else {})
+
+    for _ in range(plan.draw(st.integers(3, 25), "steps")):
+        for _ in range(plan.draw(st.integers(0, 2), "requests")):
+            prompt = [*plan.draw(st.sampled_from(PIECES), "prompt"), *plan.draw(st.sampled_from([[], [1], [2, 3]]))]
+            given_options = options()
+            asked[batch.add(Request(prompt, generator=generator(len(prompt)), stops=never, **given_options))] = (
+                prompt,
+                given_options,
+            )
+        if asked and plan.draw(st.integers(0, 9), "drop") == 0:
+            dropped.add(number := plan.draw(st.sampled_from(sorted(asked))))
+            batch.drop(number)
+        events += batch.step()
+        assert leaks(batch) == 0
+    while batch.running or batch.waiting:
+        events += batch.step()
+    assert leaks(batch) == 0
+    for number, (prompt, given_options) in asked.items():
+        found = [event[1:] for event in events if event.number == number]
+        alone = expected(form, tuple(prompt), ALL_OPTIONS.index({**given_options, "draft": None} | {}))
+        if number in dropped:
+            alone = alone[: len(found)]
+        assert [(token, reason, slid) for token, _, reason, slid in found] == [
+            (token, reason, slid) for token, _, reason, slid in alone
+        ]
+        if "C" in form:  # to the bit
+            assert found == alone
+
+
+ALL_OPTIONS: list[dict[str, Any]] = [
+    dict(sampling=GREEDY, max_tokens=9, past_context="slide", draft=None),
+    dict(sampling=Sampling(temperature=1.0), max_tokens=70, past_context="slide", draft=None),
+    dict(sampling=Sampling(temperature=0.7, repetition_penalty=1.3), max_tokens=40, past_context="stop", draft=None),
+]
+ALONE: dict[Any, list[tuple[Any, ...]]] = {}
+
+
+def expected(form: str, prompt: tuple[int, ...], options: int) -> list[tuple[Any, ...]]:
+    """What a request writes in an engine of its own."""
+    if (form, prompt, options) not in ALONE:
+        batch = Batch(Model(LONG, FORMS[form](LONG_WEIGHTS), None))
+        given_options = ALL_OPTIONS[options]
+        (events,) = run(batch, Request(prompt, generator=generator(len(prompt)), stops=never, **given_options))
+        ALONE[form, prompt, options] = [event[1:] for event in events]
+    return ALONE[form, prompt, options]
+
+
+def test_two_threads_with_an_engine_each_do_not_disturb_one_another():
+    model = Model(LONG, to(LONG_WEIGHTS, torch.float32), None)
+    asked = [request(prompt, 60) for prompt in PIECES]
+    alone = [written(events) for events in run(Batch(model), *asked)]
+    found: list[list[list[int]]] = []
+    work = lambda: found.append([written(events) for events in run(Batch(model), *asked)])  # noqa: E731
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [alone] * 3
+
+
+def test_texts_for_which_there_is_no_memory_take_turns():
+    bytes_per_page = PAGE * Memory.bytes_per_slot(LONG, "float64")
+    model = Model(LONG, LONG_WEIGHTS, None)
+    batch = Batch(model, memory=5 * bytes_per_page)
+    prompts = [ids(PAGE, seed) for seed in range(5)]
+    texts = run(batch, *(request(prompt, 40) for prompt in prompts))
+    assert batch.pages.memory.slots <= 5 * PAGE
+    for prompt, events in zip(prompts, texts, strict=True):
+        assert written(events) == written(run(Batch(model), request(prompt, 40))[0])
+
+
+def test_a_text_that_no_memory_holds_is_an_error():
+    batch = Batch(MODEL, memory=PAGE)
+    with pytest.raises(LlucidError, match="no memory for the keys and values of one text"):
+        run(batch, request([1], 3))
+
+
+# --------------------------------------------------------------------------------------------- what is told
+
+
+def test_inference_mode_does_not_leak_to_the_caller():
+    batch = Batch(MODEL)
+    batch.add(request([1], 3))
+    while batch.step():
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_statistics_count_what_was_done():
+    statistics = Statistics()
+    assert str(statistics) == "prompt 0 tokens in 0.00 s, 0 tokens in 0.0 s"
+    filled = Statistics(rows=1, prompt_tokens=3, prompt_seconds=0.5, tokens=11, decoded=10, seconds=2.0, guessed=4)
+    assert str(filled) == "prompt 3 tokens in 0.50 s, 11 tokens in 2.0 s (5 tokens/s), 4 of them guessed"
+    batch = Batch(MODEL, statistics=statistics)
+    batch.add(request(ids(3), 10))
+    batch.add(request(ids(20), 10))
+    batch.step()
+    assert (statistics.rows, statistics.prompt_tokens, statistics.tokens, statistics.seconds) == (2, 23, 2, 0.0)
+    assert statistics.reason is None
+    while batch.step():
+        pass
+    assert (statistics.tokens, statistics.decoded, statistics.slid, statistics.reason) == (20, 18, True, "length")
+    assert statistics.prompt_seconds > 0
+    assert statistics.tokens_per_second == pytest.approx(18 / statistics.seconds)
+
+
+def test_requests_that_cannot_be_are_refused_at_once():
+    batch = Batch(MODEL)
+    with pytest.raises(LlucidError, match="the prompt has 25 tokens, but the model's context is 24; shorten"):
+        batch.add(request(ids(25), 1))
+    with pytest.raises(LlucidError, match="the prompt has no tokens"):
+        batch.add(request([], 1))
+    with pytest.raises(LlucidError, match="max_tokens=0: must be"):
+        batch.add(request([1], 0))
+    with pytest.raises(LlucidError, match="past_context=forget: expected 'slide' or 'stop'"):
+        batch.add(request([1], 1, past_context="forget"))
+    assert batch.step() == []
+
+
+@pytest.mark.parametrize("damage", [math.nan, math.inf, 1e38])
+def test_scores_of_damaged_weights_are_an_error(damage: float):
+    batch = Batch(MODEL._replace(weights=WEIGHTS._replace(norm=WEIGHTS.norm * damage)))
+    with pytest.raises(LlucidError, match="scores are not finite, or far too large"):
+        run(batch, request([1], 3))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_scores_can_be_chosen_from_at_any_temperature(sign: int):
+    logits = np.array([[1, -1, 0.5]], np.float32) * np.float32(sign * 0.999 * LARGEST)
+    sampling = Sampling(temperature=1e-6, top_k=2, top_p=0.9, min_p=0.1)
+    for scores in (logits, torch.tensor(logits)):
+        assert int(sampling.choose(checked(scores), [generator(0)])[0]) == (0 if sign > 0 else 1)
+
+
+def test_long_prompts_are_pytorchs_beside_texts_that_c_writes(monkeypatch: pytest.MonkeyPatch):
+    """And both are what each reader alone makes of them, to rounding."""
+    model = Model(LONG, to(LONG_WEIGHTS, torch.float32), None)
+    batch = Batch(model)
+    first = batch.add(request(ids(3), 12))
+    batch.step()
+    second = batch.add(request(ids(50, 1), 4))
+    read: list[int] = []
+    step = batch.reader.step
+    assert step
+    monkeypatch.setattr(
+        batch.reader, "step", lambda parts, *rest: read.extend(len(new) for new, _, _ in parts) or step(parts, *rest)
+    )
+    events = batch.step()
+    assert [event.number for event in events] == [first, second]
+    assert read == [1]
+    while batch.running:
+        events += batch.step()
+    assert [event.token for event in events if event.number == second] == written(
+        run(Batch(model), request(ids(50, 1), 4))[0]
+    )
+    assert reading.C_TOKENS < 50
