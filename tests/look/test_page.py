@@ -165,6 +165,27 @@ def test_nothing_overflows_a_small_screen(page: Any) -> None:
         assert box["y"] + box["height"] <= 720
 
 
+COLOURS = """async () => {
+    const { colours, ink } = await import("look/colour.js");
+    const every = [...Array(256).keys()];
+    return ["sequential", "diverging"].flatMap((kind) => [false, true].map((dark) => {
+        const map = colours(kind, dark);
+        return [kind, [...map.rgb], [...map.light], every.map((i) => ink(map, i / 255) === "#ffffff")];
+    }));
+}"""
+
+
+def test_colour_maps_are_uniform_and_words_on_them_can_be_read(page: Any) -> None:
+    for kind, rgb, light, white in page.evaluate(COLOURS):
+        steps = np.abs(np.diff(light if kind == "sequential" else light[128:]))
+        assert np.allclose(steps, steps.mean(), rtol=0.02)
+        v = np.array(rgb).reshape(256, 3) / 255
+        amount = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+        luminance = amount @ [0.2126, 0.7152, 0.0722]
+        contrast = np.where(white, 1.05 / (luminance + 0.05), (luminance + 0.05) / 0.05)
+        assert contrast.min() >= 4.5  # WCAG 2.2, 1.4.3
+
+
 def test_chips_show_the_tokens_and_their_surprise(page: Any, seen: Trace) -> None:
     assert page.locator(".chip").count() == len(seen.ids)
     for place in (1, 8, len(seen.ids) - 1):
@@ -501,6 +522,7 @@ def test_two_hundred_tokens_of_sixteen_layers_stay_smooth(browser: Any) -> None:
     ids = np.random.default_rng(0).integers(0, 300, 200).tolist()
     with serving(Answers([Subject("random", lambda: large)], ids)) as url, opened(browser, url) as page:
         assert page.locator(".chip").count() == 200
+        assert page.input_value("#prompt") == " ".join(map(str, ids))  # there is no tokenizer
         page.evaluate("document.activeElement.blur()")
         for _ in range(20):
             page.keyboard.press("ArrowLeft")

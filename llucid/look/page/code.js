@@ -208,7 +208,7 @@ function typeset(source, seen) {
 
 /** @type {(props: {summary: import("look/types.js").Summary | undefined}) => unknown} */
 function Histogram({ summary }) {
-  if (!summary) return null;
+  if (!summary || summary.mean === null) return null;
   const most = Math.max(...summary.histogram, 1);
   return html`<span class="histogram" role="img" aria-label=${`a histogram of the numbers from ${short(summary.min)} to ${short(summary.max)}`}>
     ${summary.histogram.map((/** @type {number} */ count) => html`<i style=${{ height: `${Math.max(count ? 4 : 0, (100 * count) / most)}%` }}></i>`)}</span>`;
@@ -247,15 +247,15 @@ function Inspector({ state, act, seen, text, summaries }) {
       pooled && "the largest of its block: there are more numbers than pixels",
     ]);
   };
-  const say = `${text}: ${shapeOf(seen)} numbers${summary ? `, mean ${short(summary.mean)}, from ${short(summary.min)} to ${short(summary.max)}` : ""}`;
+  const say = `${text}: ${shapeOf(seen)} numbers${summary && summary.mean !== null ? `, mean ${short(summary.mean)}, from ${short(summary.min)} to ${short(summary.max)}` : ""}`;
   return html`<div class="inspector" data-name=${name}>
     <header><h3>What is in <code>${text.length > 60 ? `${text.slice(0, 58)}…` : text}</code>?</h3>
-      <p class="how">${places ? "Rows are places in the text; the chosen one is outlined, and drawn below." : size.rows > 1 ? "Rows and columns of the array; the colour is the number." : "Each bar is a number."}</p></header>
+      <p class="how">${places ? "Rows are places in the text; the chosen one is outlined, and drawn below." : size.rows > 1 ? "Rows and columns of the array; the colour is the number." : "Each bar is a number."}</p>
+      ${numbers && size.columns > 1 && html`<${Legend} kind=${bounds.negative ? "diverging" : "sequential"} dark=${dark}
+        from=${bounds.negative ? `${bounds.clipped ? "≤ " : ""}${short(-bounds.limit, 2)}` : "0"} to=${`${bounds.clipped ? "≥ " : ""}${short(bounds.limit, 2)}`} />`}</header>
     <p class="facts"><code class="path" title=${name}>${name}</code>
       <span>${seen.value ? seen.value.shape.map((n, i) => (n > 1 || seen.value?.shape.length === 1) && html`<span class="axis">${seen.value?.axes[i] ?? ""} <b>${n}</b></span>`) : html`<span class="axis">a weight</span>`}</span>
-      ${summary && html`<span class="numbers" title="smallest, mean ± standard deviation, largest">${short(summary.min)} … <b>${short(summary.mean)}</b> ± ${short(summary.std)} … ${short(summary.max)}</span><${Histogram} summary=${summary} />`}
-      ${numbers && size.columns > 1 && html`<${Legend} kind=${bounds.negative ? "diverging" : "sequential"} dark=${dark}
-        from=${bounds.negative ? `${bounds.clipped ? "≤ " : ""}${short(-bounds.limit, 2)}` : "0"} to=${`${bounds.clipped ? "≥ " : ""}${short(bounds.limit, 2)}`} />`}</p>
+      ${summary && summary.mean !== null && html`<span class="numbers" title="smallest, mean ± standard deviation, largest">${short(summary.min)} … <b>${short(summary.mean)}</b> ± ${short(summary.std)} … ${short(summary.max)}</span><${Histogram} summary=${summary} />`}</p>
     ${error && html`<p class="empty">${error}</p>`}
     ${numbers && size.rows * size.columns === 1 && html`<p class="single">${short(numbers.data[0], 7)}</p>`}
     ${numbers && size.rows > 1 && html`<${Picture} class="map" label=${say}

@@ -19,17 +19,23 @@ export function oklch(l, c, h) {
   return [red, green, blue];
 }
 
-/** @typedef {{rgb: Uint8ClampedArray, light: Float32Array}} Ramp 256 colours (3 bytes each) and their lightness */
+/** @typedef {{rgb: Uint8ClampedArray, light: Float32Array, dim: Uint8Array}} Ramp 256 colours (3 bytes each), their lightness, and 1 where white is read better on them than black */
+
+/** @type {(v: number) => number} a component of sRGB as an amount of light */
+const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
 
 /** @type {(at: (t: number) => [number, number, number]) => Ramp} */
 function ramp(at) {
-  const rgb = new Uint8ClampedArray(768), light = new Float32Array(256);
+  const rgb = new Uint8ClampedArray(768), light = new Float32Array(256), dim = new Uint8Array(256);
   for (let i = 0; i < 256; i++) {
     const lch = at(i / 255);
     rgb.set(oklch(...lch), 3 * i);
     light[i] = lch[0];
+    const [red, green, blue] = [...rgb.slice(3 * i, 3 * i + 3)].map((v) => linear(v / 255));
+    // Relative luminance (WCAG 2.2), where black and white have the same contrast.
+    dim[i] = 0.2126 * red + 0.7152 * green + 0.0722 * blue < 0.179 ? 1 : 0;
   }
-  return { rgb, light };
+  return { rgb, light, dim };
 }
 
 /** @type {(a: number, b: number, t: number) => number} */
@@ -38,7 +44,7 @@ const mix = (a, b, t) => a + (b - a) * t;
 /** From nothing (the colour of the paper) to much: for probabilities and whatever else is never below 0. */
 const SEQUENTIAL = {
   light: ramp((t) => [mix(0.98, 0.39, t), 0.004 + 0.118 * Math.sin(Math.PI * 0.62 * t ** 0.9), mix(246, 264, t)]),
-  dark: ramp((t) => [mix(0.25, 0.89, t), 0.012 + 0.108 * Math.sin(Math.PI * 0.8 * t ** 0.9), mix(264, 232, t)]),
+  dark: ramp((t) => [mix(0.25, 0.84, t), 0.012 + 0.1 * Math.sin(Math.PI * 0.8 * t ** 0.9), mix(264, 232, t)]),
 };
 /** Blue below 0, brown above: told apart by the colour-blind too, and equally far from the paper in lightness. */
 const DIVERGING = {
@@ -62,7 +68,7 @@ export function css(map, t) {
 
 /** @type {(map: Ramp, t: number) => string} black or white: what can be read on the colour at t */
 export function ink(map, t) {
-  return map.light[step(t)] > 0.62 ? "#15171c" : "#ffffff";
+  return map.dim[step(t)] ? "#ffffff" : "#000000";
 }
 
 /** Surprise and probability are drawn by their square root, so that small ones are seen too. */

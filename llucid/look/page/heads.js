@@ -154,6 +154,15 @@ function Opened({ state, act }) {
         pen.strokeStyle = ink("line");
         pen.lineWidth = 1;
         pen.strokeRect(0.5, 0.5, side + 1, side + 1);
+        if (v > 8 && scale === 1) {
+          // What comes later is hidden: there is room for the tokens.
+          pen.font = `${Math.min(13, 0.85 * v)}px ${ink("sans")}`;
+          pen.textBaseline = "middle";
+          for (let m = 0; m < rows; m++) {
+            pen.fillStyle = ink(m === token ? "accent" : "muted");
+            fit(pen, visible(run.tokens[m].piece), 1 + (m + 1) * u + 5, 1 + (m + 0.5) * v, w - (m + 1) * u - 6);
+          }
+        }
         outline(pen, 1, 1 + Math.floor(token / scale) * v, Math.max(3, (Math.floor(token / scale) + 1) * u), Math.max(3, v));
         pen.strokeStyle = ink("accent");
         pen.beginPath();
@@ -219,7 +228,7 @@ function ClocksOf({ state, act }) {
   const far = token - (key ?? 0), most = Math.max(...(clocks?.pairs.map((pair) => Math.abs(pair.value)) ?? []), 1e-9);
   const silent = (/** @type {number} */ pair) => run.changes.some((one) => one.kind === "zero_frequency" && one.pair === pair);
   return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
-      <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds.</p></header>
+      <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds${state.full === "heads" ? "; below, in how many places it turns once" : ""}.</p></header>
     ${error && !clocks && html`<p class="empty">${error}</p>`}
     <div class="faces">${clocks?.pairs.map((pair, j) => {
       const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);
@@ -227,7 +236,7 @@ function ClocksOf({ state, act }) {
         onClick=${() => act.change(toggled(run.changes, { kind: "zero_frequency", pair: j }))}
         onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [`pair ${j}: adds ${short(pair.value)} to the score`, `turns ${short(pair.frequency)} radians a place: once in ${short((2 * Math.PI) / pair.frequency)} places`,
           `over ${far} places: ${short(angle / (2 * Math.PI))} turns`, !isFile && (silent(j) ? "click: lets it turn again" : "click: stops this clock everywhere")])} onMouseLeave=${hideTip}>
-        <svg viewBox="-10 -10 20 20" aria-hidden="true"><circle r="9" style=${{ fill: colour }} /><line x1="0" y1="0" x2="0" y2="-8.5" class="zero" /><line x1="0" y1="0" x2=${8.2 * Math.sin(angle)} y2=${-8.2 * Math.cos(angle)} class="hand" /></svg></button>`;
+        <svg viewBox="-10 -10 20 20" aria-hidden="true"><circle r="9" style=${{ fill: colour }} /><line x1="0" y1="0" x2="0" y2="-8.5" class="zero" /><line x1="0" y1="0" x2=${8.2 * Math.sin(angle)} y2=${-8.2 * Math.cos(angle)} class="hand" /></svg>${state.full === "heads" && html`<small>${pair.frequency > 0 ? Math.round((2 * Math.PI) / pair.frequency).toLocaleString("en") : "∞"}</small>`}</button>`;
     })}</div>
     ${clocks && html`<p class="facts"><span>score <b id="score">${short(clocks.score, 5)}</b></span><${Legend} kind="diverging" dark=${dark} from=${-most} to=${`+${short(most, 2)}`} /></p>`}
   </div>`;

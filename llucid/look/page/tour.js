@@ -101,7 +101,7 @@ const STEPS = [
       // Where the head is missed most: the next token was expected, and is no longer.
       const loss = (/** @type {number} */ place) => Math.exp(-(run.tokens[place + 1].surprise ?? 0)) - Math.exp(-(changed.tokens[place + 1].surprise ?? 0));
       const places = [...Array(run.tokens.length - 1).keys()].sort((a, b) => loss(b) - loss(a));
-      return { run: changed, beside: run, view: "run", token: places[0] ?? 0, key: null, target: null, layer: top.layer, head: top.head };
+      return { run: changed, beside: run, view: "run", token: places[0] ?? 0, key: null, target: run.tokens[(places[0] ?? 0) + 1]?.id ?? null, layer: top.layer, head: top.head };
     },
   },
 ];

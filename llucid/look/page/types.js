@@ -13,7 +13,7 @@
 /** @typedef {{file: string, text: string, sites: Site[]}} Source */
 /** @typedef {{name: string, shape: number[], axes: (string | null)[], site: number, layer: number | null}} Value */
 /** @typedef {{values: Value[], seen: [number, number | null, number | string][]}} Names */
-/** @typedef {{min: number, max: number, mean: number, std: number, histogram: number[]}} Summary */
+/** @typedef {{min: number, max: number, mean: number, std: number, histogram: number[]}} Summary of the finite numbers; null if there are none */
 /** @typedef {{id: number, piece: string, logit: number, p: number}} Candidate */
 /** @typedef {{tokens: Candidate[], log_sum: number, vocab: number}} Next */
 /** @typedef {{ids: number[][][], p: number[][][], pieces: Record<string, string>}} Lens */
