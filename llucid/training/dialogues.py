@@ -15,7 +15,7 @@ from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
 from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.errors import LlucidError
 from llucid.files import cache_file
-from llucid.generation import Sampling, generator, stream
+from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
@@ -132,13 +132,8 @@ def answer(model: Model, opening: Messages, max_tokens: int, seed: int) -> str:
     if not opening:
         return ""
     format = known_format(model.chat_format, model.tokenizer)
-    model = model._replace(tokenizer=ending_turns(model.tokenizer, format))
-    pieces = stream(
-        model,
-        [encode_dialog(opening, model.tokenizer, format)],
-        sampling=Sampling(),
-        generators=[generator(seed)],
-        max_tokens=max_tokens,
-        past_context="stop",
-    )
+    tokenizer = ending_turns(model.tokenizer, format)
+    ids = encode_dialog(opening, tokenizer, format)
+    request = Request(ids, Sampling(), generator(seed), lambda token: False, max_tokens, "stop")
+    pieces = stream(Batch(model), [request], tokenizer)
     return f"› {opening[-1]['content']}\n" + "".join(piece.text for piece in pieces).lstrip()
