@@ -332,7 +332,8 @@ def _interruptible(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        thread.join(0.1)  # not for ever, since a signal may be delivered to another thread
     if errors:
         raise errors[0]
 
