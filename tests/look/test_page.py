@@ -472,6 +472,12 @@ def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Mode
         page.fill('input[name="snapshot"]', "0")
         until(page, "document.querySelector('.training .facts').textContent.includes('step 100')")
         settled(page)
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("a")
+        page.wait_for_selector(".change")
+        settled(page)
+        assert page.evaluate("document.querySelector('.top').scrollWidth") <= 1280
+        assert page.inner_text("#title-training").endswith("?")
 
 
 @pytest.mark.parametrize("changed", [False, True])

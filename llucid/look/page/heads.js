@@ -247,7 +247,7 @@ export function HeadsPane({ state, act }) {
   const difference = state.view === "difference" && state.beside;
   return html`<${Pane} name="heads" number=${4} state=${state} act=${act} title=${difference ? "Which heads look elsewhere now?" : "What does each head look at?"}
     how="A picture a head: rows are layers. Click one to open it; a takes it out, and everything shows what changes."
-    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
+    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" />`}>
     <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${ClocksOf} state=${state} act=${act} />
   </${Pane}>`;
 }

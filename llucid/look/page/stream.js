@@ -15,14 +15,13 @@ const LEFT = 74, TOP = 18, BAND = 9;
 /** @type {(row: number, layers: number) => string} */
 const rowName = (row, layers) => (row === 0 ? "embedding" : row === layers ? `output (${row - 1})` : `after ${row - 1}`);
 
-/** @type {(props: Props) => unknown} */
-function Grid({ state, act }) {
+/** @type {(props: Props & {words: boolean}) => unknown} */
+function Grid({ state, act, words }) {
   const { run, beside, view, token, layer, dark, full } = state;
   const here = useAnswer(address(`${run.id}/lens`)), there = useAnswer(beside && address(`${beside.id}/lens`)), norms = useAnswer(address(`${run.id}/stream`));
   const otherNorms = useAnswer(beside && address(`${beside.id}/stream`));
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { width, height } = useSize(box);
   const [scroll, move] = useState([0, 0]);
-  const [words, setWords] = useState(true);
   const shown = view === "beside" && there.value ? there.value : here.value;
   /** @type {Lens | undefined} */
   const lens = shown;
@@ -129,7 +128,6 @@ function Grid({ state, act }) {
           if (found) act.choose({ token: found.place, layer: Math.max(0, Math.min(layers - 1, found.row - 1)), key: null });
         }} />
     </div>
-    <button class="quiet zoom" onClick=${() => setWords(!words)} title=${words ? "all places at once" : "wide enough for words"} aria-pressed=${!words}>${words ? "all places" : "words"}</button>
   </div>`;
 }
 
@@ -168,10 +166,11 @@ function Attribution({ state, act }) {
 
 /** @type {(props: Props) => unknown} */
 export function StreamPane({ state, act }) {
-  const difference = state.view === "difference" && state.beside;
+  const difference = state.view === "difference" && state.beside, [words, widen] = useState(true);
+  const zoom = html`<button class="quiet" onClick=${() => widen(!words)} aria-pressed=${!words} title="all places side by side, or wide enough for words">whole text</button>`;
   return html`<${Pane} name="stream" number=${3} state=${state} act=${act} title=${difference ? "Where do the two runs part?" : "What would the model say after each layer?"}
     how=${html`${difference ? "Colour: how much likelier the best guess became; outlined where it is another one." : "A cell is the best guess for the next token (logit lens), a dot: it is right."}${" "}Below it, how much <b class="attention">attention</b> and <b class="feedforward">feed-forward</b> wrote.`}
-    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
-    <${Grid} state=${state} act=${act} /><${Attribution} state=${state} act=${act} />
+    tools=${html`${zoom}${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" />`}`}>
+    <${Grid} state=${state} act=${act} words=${words} /><${Attribution} state=${state} act=${act} />
   </${Pane}>`;
 }
