@@ -136,7 +136,7 @@ assert chances[0] > 5 * chances[5]
 
 # %% [markdown]
 # Once the first sentence is gone there is nothing to repeat, and the guess is gone, too. How a
-# model looks back is the subject of lesson 3.
+# model looks back is the subject of lesson 3, and which part of this one does it, of lesson 6.
 #
 # ## Exercises
 #

@@ -2,7 +2,7 @@
 # # A table that predicts
 #
 # The smallest language model is a table: for each word, how often each other word followed it.
-# We make one by hand from seven words, measure how good it is with one number, the loss, and then
+# We make one by hand from a sentence, measure how good it is with one number, the loss, and then
 # find the same table by making the loss smaller. All training is of that kind.
 
 # %% tags=["setup"]

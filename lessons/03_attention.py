@@ -3,7 +3,7 @@
 #
 # Attention is the only part of a Llama in which tokens meet. Each token asks a question, earlier
 # tokens answer it more or less well, and what they say is mixed in proportion. We compute it by
-# hand with four small vectors, then find the head of a trained model that makes it say "bell".
+# hand with four small vectors, and see a model that was allowed to look at the answer.
 
 # %% tags=["setup"]
 import math
@@ -12,13 +12,11 @@ import matplotlib.pyplot as plt
 import torch
 
 import llucid
-from figures import boxes, whole_llama
+from figures import whole_llama
 from llucid import PRESETS
 from llucid.chat import STORYTELLER
 from llucid.corpora import open_corpus
 from llucid.ladder import RUNGS
-from llucid.llama import Placement, llama, rms_norm, rope_frequencies, rotate, rotations
-from llucid.llama import block as run_block
 from llucid.weights import leaves
 
 # %% tags=["plot"]
@@ -112,10 +110,28 @@ scores = (q @ k.mT / math.sqrt(2)).masked_fill(later, -math.inf)
 print(scores)
 print(scores.softmax(-1))
 
+# %% tags=["picture"]
+# Scores, masked scores and shares of four tokens: each row is a query, each column a key.
+words = ["the", "fox", "rang", "the"]
+raw = q @ k.mT / math.sqrt(2)
+steps = {"scores": raw, "masked": scores, "shares (softmax)": scores.softmax(-1)}
+figure, axes = plt.subplots(1, 3, figsize=(7.4, 2.6))
+for ax, (title, values) in zip(axes, steps.items(), strict=True):
+    ax.imshow(values.masked_fill(values == -math.inf, math.nan), vmin=0, vmax=raw.max())
+    ax.set_xticks(range(4), words)
+    ax.set_yticks(range(4), words)
+    ax.set(title=title, xlabel="key", ylabel="query" if title == "scores" else "")
+    for row in range(4):
+        for column in range(4):
+            value = values[row, column].item()
+            shown = "−∞" if value == -math.inf else f"{value:.2f}"
+            dark = value > 0.7 * raw.max()
+            ax.text(column, row, shown, ha="center", va="center", size=8, color="white" if dark else "black")
+
 # %% [markdown]
 # Is the mask really needed? The ladder's third rung is a model without it, the fourth the same
-# with it. Both are trained here on characters of fables, with the same few lines (lesson 7
-# explains them):
+# with it. Both are trained here on characters of fables, by steps like those of lesson 1 (an
+# optimizer chooses their size, as lesson 7 explains):
 
 # %%
 corpus = open_corpus(["fables"])
@@ -181,129 +197,6 @@ print(f"dim {c.dim} = {c.heads} heads of {c.head_dim}")
 print("query", list(block.query.shape), "key", list(block.key.shape), " rows of all heads, dim")
 
 # %% [markdown]
-# ## Who looks where
-#
-# We want to see the shares, *attention weights*, of every head while the model reads our text. Two
-# more parts are needed for that, a norm before and a rotation of queries and keys; the next two
-# lessons explain them. Here they are called by name.
-
-# %%
-text = "The fox rang the bell. The fox rang the"
-
-
-def attention_weights(text: str) -> torch.Tensor:
-    """The shares of every head: layers heads seq seq."""
-    ids = torch.tensor([tokenizer.encode(text)])
-    x, found = model.weights.embedding[ids], []
-    rotation = rotations(torch.arange(ids.shape[1])[None], rope_frequencies(c, x))
-    later = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1)
-    for layer in model.weights.blocks:
-        normed = rms_norm(x, layer.attention_norm, c.norm_eps)
-        q = (normed @ layer.attention.query.T).unflatten(-1, (c.heads, -1)).transpose(1, 2)
-        k = (normed @ layer.attention.key.T).unflatten(-1, (c.kv_heads, -1)).transpose(1, 2)
-        k = k.repeat_interleave(c.heads // c.kv_heads, 1)
-        scores = rotate(q, rotation) @ rotate(k, rotation).mT / math.sqrt(c.head_dim)
-        found.append(scores.masked_fill(later, -math.inf).softmax(-1)[0])
-        x = run_block(x, layer, c, Placement(rotation))
-    return torch.stack(found)
-
-
-maps = attention_weights(text)
-layers, heads = maps.shape[:2]
-print("attention weights", list(maps.shape), " layers heads query key")
-assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:3]))
-
-# %% tags=["picture"]
-# Attention weights of all heads of the storyteller: each square is a head, rows look at columns.
-figure, axes = plt.subplots(layers, heads, figsize=(7.4, 5.5 * layers / heads + 0.3), squeeze=False)
-for layer in range(layers):
-    for head in range(heads):
-        ax = axes[layer, head]
-        ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
-        ax.set(xticks=[], yticks=[])
-        ax.set_title(f"block {layer}, head {head}", fontsize=7, loc="center", pad=2)
-figure.supxlabel("rows look at columns; dark is much", fontsize=8)
-
-# %% [markdown]
-# Some patterns have names. A line just below the diagonal: the head looks one token back. A dark
-# first column: it looks at the first token, which often means that it found nothing. We measure
-# instead of guessing:
-
-# %%
-n = maps.shape[-1]
-kinds = {
-    "the token before": maps.diagonal(-1, -2, -1).mean(-1),
-    "itself": maps.diagonal(0, -2, -1)[..., 1:].mean(-1),
-    "the first token": maps[..., 3:, 0].mean(-1),
-}
-for title, share in kinds.items():
-    layer, head = divmod(int(share.argmax()), heads)
-    print(f"{title:17} most: block {layer}, head {head}, {share.max():.0%} of its attention")
-
-# %% [markdown]
-# And which head knows about the bell? To continue "the fox rang the", a head at the last token
-# should look at the token that followed the same words before: *bell*. Such a head is called an
-# *induction head* (Olsson et al. 2022). It works together with a head of an earlier block that looks
-# one token back, and so tells *bell* that it came after *the*.
-
-# %%
-pieces = [tokenizer.decode([token]) for token in tokenizer.encode(text)]
-bell = pieces.index(" bell")
-on_bell = maps[:, :, -1, bell]
-layer, head = divmod(int(on_bell.argmax()), heads)
-print(f"block {layer}, head {head} looks at 'bell' with {on_bell.max():.0%}")
-assert on_bell.max() > 0.3
-assert layer > 0
-
-# %% tags=["plot"]
-# Where the last token looks, by the induction head: mostly at "bell".
-figure, ax = plt.subplots(figsize=(7.4, 0.7))
-strength = maps[layer, head, -1]
-boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.sqrt().numpy()), width=44)
-
-# %% [markdown]
-# Is it the cause? Take this head away, by setting its columns of the output matrix to zero, and ask
-# again:
-
-
-# %%
-def without(layer: int, head: int):
-    """The weights with one head silenced."""
-    blocks = list(model.weights.blocks)
-    output = blocks[layer].attention.output.clone()
-    output[:, head * c.head_dim : (head + 1) * c.head_dim] = 0
-    attention = blocks[layer].attention._replace(output=output)
-    blocks[layer] = blocks[layer]._replace(attention=attention)
-    return model.weights._replace(blocks=tuple(blocks))
-
-
-ids = torch.tensor([tokenizer.encode(text)])
-target = tokenizer.encode(" bell")[0]
-chance = llama(ids, model.weights, c)[0, -1].softmax(-1)[target].item()
-others = {
-    (at, number): llama(ids, without(at, number), c)[0, -1].softmax(-1)[target].item()
-    for at in range(layers)
-    for number in range(heads)
-}
-print(f"whole model: bell {chance:.0%}")
-for (at, number), left in sorted(others.items(), key=lambda pair: pair[1])[:4]:
-    print(f"without block {at}, head {number}: bell {left:.0%}")
-assert others[layer, head] < chance / 2
-
-# %% [markdown]
-# The head that looks at *bell* is needed, and so is the one that looks one token back most, which had
-# to tell *bell* what stood before it:
-
-# %%
-back = divmod(int(kinds["the token before"].argmax()), heads)
-print(f"the head that looks back is block {back[0]}, head {back[1]}: without it, {others[back]:.0%}")
-assert back[0] < layer
-assert others[back] < chance / 2
-
-# %% [markdown]
-# Two heads in two blocks that work together are a *circuit*. Nobody built it; it was the way to a
-# smaller loss.
-#
 # ## Fewer keys
 #
 # When a model writes, the keys and values of all earlier tokens are kept in memory and read

@@ -141,8 +141,8 @@ bar.ax.set_yticklabels(("−π", "0", "π"))
 # ## Does the storyteller use it?
 #
 # `llama` takes positions as an argument. Move the whole text, and the answer stays. Stretch it, so
-# that neighbours seem to be three places apart, and the head that looks one token back (lesson 3)
-# does not find its neighbour:
+# that neighbours seem to be three places apart, and the model does not recognise the sentence that
+# repeats:
 
 # %%
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")

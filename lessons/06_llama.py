@@ -3,16 +3,16 @@
 #
 # You have met every part. Now put them together: the whole Llama in twenty lines of your own, from
 # ids to scores, with the weights of the storyteller. If it is right, it gives the same numbers as
-# llama.py, and says *bell*.
+# llama.py, and says *bell*. Then we look for the two heads that make it say so.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
 import torch
 
 import llucid
-from figures import whole_llama
+from figures import boxes, whole_llama
 from llucid.chat import STORYTELLER
-from llucid.llama import Placement, attention, llama, rope_frequencies, rotations
+from llucid.llama import Placement, attention, block, llama, rope_frequencies, rotations
 
 torch.set_grad_enabled(False)
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -151,7 +151,6 @@ def my_llama(ids):
 # bits the difference almost disappears:
 
 # %%
-ids = torch.tensor(tokenizer.encode("The fox rang the bell. The fox rang the"))
 differences = []
 for dtype in (torch.float32, torch.float64):
     weights = llucid.load(STORYTELLER, dtype=dtype, device="cpu").weights
@@ -160,9 +159,129 @@ for dtype in (torch.float32, torch.float64):
     print(f"{dtype!s:14} largest difference {differences[-1]:.1e}")
 assert differences[1] < 1e-3 * differences[0]
 
-# %% tags=["picture"]
+# %% tags=["plot"]
 # Your scores and those of llama.py for all tokens at the last position lie on one line.
 figure, ax = plt.subplots(figsize=(3.6, 3.4))
 ax.scatter(real[-1], my_llama(ids)[-1], s=3)
 ax.set(xlabel="score by llama.py", ylabel="score by my_llama", aspect="equal")
 ax.grid()
+
+# %% [markdown]
+# ## Who looks where
+#
+# Now that the model is open before us: which head makes it say *bell*? We want to see the shares of lesson
+# 3, the *attention weights*, of every head while the model reads our text.
+
+
+# %%
+def attention_weights(ids: torch.Tensor) -> torch.Tensor:
+    """The shares of every head: layers heads seq seq."""
+    x, found = weights.embedding[ids], []
+    rotation = rotations(torch.arange(len(ids))[None], rope_frequencies(config, x))
+    later = torch.ones(len(ids), len(ids), dtype=torch.bool).triu(1)
+    for layer in weights.blocks:
+        normed = norm(x, layer.attention_norm)
+        q = turn(heads_of(normed @ layer.attention.query.T, config.heads))
+        k = turn(heads_of(normed @ layer.attention.key.T, config.kv_heads))
+        k = k.repeat_interleave(config.heads // config.kv_heads, 0)
+        scores = q @ k.mT / config.head_dim**0.5
+        found.append(scores.masked_fill(later, -torch.inf).softmax(-1))
+        x = block(x[None], layer, config, Placement(rotation))[0]
+    return torch.stack(found)
+
+
+weights, ids = model.weights, torch.tensor(tokenizer.encode(text))
+maps = attention_weights(ids)
+layers, heads = maps.shape[:2]
+print("attention weights", list(maps.shape), " layers heads query key")
+assert torch.allclose(maps.sum(-1), torch.ones(maps.shape[:3]))
+
+# %% tags=["picture"]
+# Attention weights of all heads of the storyteller: each square is a head, rows look at columns.
+figure, axes = plt.subplots(layers, heads, figsize=(7.4, 5.5 * layers / heads + 0.3), squeeze=False)
+for layer in range(layers):
+    for head in range(heads):
+        ax = axes[layer, head]
+        ax.imshow(maps[layer, head].sqrt(), vmin=0, vmax=1, interpolation="none")
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"block {layer}, head {head}", fontsize=7, loc="center", pad=2)
+figure.supxlabel("rows look at columns; dark is much", fontsize=8)
+
+# %% [markdown]
+# Some patterns have names. A line just below the diagonal: the head looks one token back. A dark
+# first column: it looks at the first token, which often means that it found nothing. We measure
+# instead of guessing:
+
+# %%
+n = maps.shape[-1]
+kinds = {
+    "the token before": maps.diagonal(-1, -2, -1).mean(-1),
+    "itself": maps.diagonal(0, -2, -1)[..., 1:].mean(-1),
+    "the first token": maps[..., 3:, 0].mean(-1),
+}
+for title, share in kinds.items():
+    layer, head = divmod(int(share.argmax()), heads)
+    print(f"{title:17} most: block {layer}, head {head}, {share.max():.0%} of its attention")
+
+# %% [markdown]
+# And which head knows about the bell? To continue "the fox rang the", a head at the last token
+# should look at the token that followed the same words before: *bell*. Such a head is called an
+# *induction head* (Olsson et al. 2022). It works together with a head of an earlier block that looks
+# one token back, and so tells *bell* that it came after *the*.
+
+# %%
+pieces = [tokenizer.decode([token]) for token in ids.tolist()]
+bell = pieces.index(" bell")
+on_bell = maps[:, :, -1, bell]
+layer, head = divmod(int(on_bell.argmax()), heads)
+print(f"block {layer}, head {head} looks at 'bell' with {on_bell.max():.0%}")
+assert on_bell.max() > 0.3
+assert layer > 0
+
+# %% tags=["plot"]
+# Where the last token looks, by the induction head: mostly at "bell".
+figure, ax = plt.subplots(figsize=(7.4, 0.7))
+strength = maps[layer, head, -1]
+boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.sqrt().numpy()), width=44)
+
+# %% [markdown]
+# Is it the cause? Take this head away, by setting its columns of the output matrix to zero, and ask
+# again:
+
+
+# %%
+def without(layer: int, head: int):
+    """The weights with one head silenced."""
+    blocks = list(weights.blocks)
+    output = blocks[layer].attention.output.clone()
+    output[:, head * config.head_dim : (head + 1) * config.head_dim] = 0
+    attention = blocks[layer].attention._replace(output=output)
+    blocks[layer] = blocks[layer]._replace(attention=attention)
+    return weights._replace(blocks=tuple(blocks))
+
+
+target = tokenizer.encode(" bell")[0]
+chance = llama(ids[None], weights, config)[0, -1].softmax(-1)[target].item()
+others = {
+    (at, number): llama(ids[None], without(at, number), config)[0, -1].softmax(-1)[target].item()
+    for at in range(layers)
+    for number in range(heads)
+}
+print(f"whole model: bell {chance:.0%}")
+for (at, number), left in sorted(others.items(), key=lambda pair: pair[1])[:4]:
+    print(f"without block {at}, head {number}: bell {left:.0%}")
+assert others[layer, head] < chance / 2
+
+# %% [markdown]
+# The head that looks at *bell* is needed, and so is the one that looks one token back most, which had
+# to tell *bell* what stood before it:
+
+# %%
+back = divmod(int(kinds["the token before"].argmax()), heads)
+print(f"the head that looks back is block {back[0]}, head {back[1]}: without it, {others[back]:.0%}")
+assert back[0] < layer
+assert others[back] < chance / 2
+
+# %% [markdown]
+# Two heads in two blocks that work together are a *circuit*. Nobody built it; it was the way to a
+# smaller loss.

@@ -71,8 +71,14 @@ for name in ("llama-3.2-1b", "llama-3-8b", "llama-3-70b"):
     print(f"{name:13}", *(f"{bound:8.2f}" for bound in bounds))
 
 # %% [markdown]
-# Half the bits, twice the speed. And what fits into memory changes as well: Llama 3 8B is 32 GB in 32
-# bits and 4.5 GB in 4.
+# Half the bits, twice the speed. And what fits into memory changes as well:
+
+# %%
+for bits in (32, 16, 8, 4):
+    size = PRESETS["llama-3-8b"].config.parameters * bits / 8
+    print(f"Llama 3 8B in {bits:2} bits: {size / 1e9:4.1f} GB")
+
+# %% [markdown]
 #
 # ## Eight bits, by hand
 #
@@ -141,6 +147,7 @@ for bits in (8, 6, 5, 4, 3, 2):
     best = tokenizer.decode([p.argmax().item()])
     print(f"{bits:2} bits: loss {losses[bits]:.3f}, {best!r}, bell {p[bell]:.0%}")
 assert losses[8] < losses[32] + 0.01
+assert losses[4] < losses[32] + 0.1
 assert losses[2] > losses[8] + 0.5
 
 # %% tags=["picture"]

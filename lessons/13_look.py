@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Looking inside
 #
-# In lesson 3 we computed attention by hand to see it. `llucid.look` does that for every value: it runs
+# In lesson 6 we computed attention by hand to see it. `llucid.look` does that for every value: it runs
 # llama.py's own source and keeps what each expression gave. We use it to follow *bell* through
 # the model, part by part, and to change the model while it thinks.
 

@@ -52,7 +52,7 @@ class Chat(SamplingOptions, ModelOptions):
             hint="" if self.model else HINT,
             system=self.system or "",
             format=self.format,
-            sampling=self.sampling(),
+            sampling=self.sampling(self.path(str(STORYTELLER))),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},

@@ -44,7 +44,7 @@ class Generate(SamplingOptions, ModelOptions):
         if self.prompt and self.prompts is not None:
             raise LlucidError("prompts=: leave out the PROMPT, or prompts=")
         prompts = [read_text(self.prompt)] if self.prompts is None else read_prompts(self.prompts)
-        model, sampling, statistics = self.load(), self.sampling(), Statistics()
+        model, sampling, statistics = self.load(), self.sampling(self.path()), Statistics()
         options: dict[str, Any] = {
             "max_tokens": self.max_tokens,
             "temperature": sampling.temperature,

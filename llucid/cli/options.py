@@ -1,10 +1,13 @@
 """Options that several commands have."""
 
+import dataclasses
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llucid.cli.arguments import option, positional
+from llucid.errors import LlucidError
 
 if TYPE_CHECKING:
     from llucid.generation import Sampling
@@ -26,12 +29,18 @@ class ModelOptions:
     device: str | None = None
     """cpu, cuda, mps, ... (default: the fastest one here)"""
 
+    def path(self, default: str = "") -> Path:
+        """Where the model is, or `default` if none is named; a repository is fetched."""
+        from llucid.checkpoints import find
+
+        return find(self.model or default)
+
     def load(self, default: str = "") -> "Model":
-        """The model, or the one at `default` if none is named; without `dtype`, quantised matrices stay quantised."""
+        """The model at `path`; without `dtype`, quantised matrices stay quantised."""
         from llucid.checkpoints import load
 
         return load(
-            self.model or default,
+            self.path(default),
             dtype=self.dtype,
             device=self.device,
             tokenizer=self.tokenizer,
@@ -44,22 +53,33 @@ class ModelOptions:
 class SamplingOptions:
     TITLE: ClassVar = "choosing tokens"
 
-    temperature: float = 0.8
-    """Below 1, likely tokens become likelier; 0 always takes the likeliest."""
+    temperature: float | None = None
+    """Below 1, likely tokens become likelier; 0 always takes the likeliest (default: the model's, or 0.8)."""
     top_k: int | None = None
-    """Choose from the N likeliest tokens (default: all)."""
-    top_p: float = 0.95
-    """Choose from the likeliest tokens that together have this probability; 1 is all of them."""
-    min_p: float | None = option("X")
-    """Choose from the tokens at least this share as likely as the likeliest (default: all)."""
+    """Choose from the N likeliest tokens (default: the model's, or all)."""
+    top_p: float | None = None
+    """Choose from the likeliest tokens that together have this probability; 1 is all of them (default: the model's, or
+    0.95)."""
+    min_p: float | None = None
+    """Choose from the tokens at least this share as likely as the likeliest (default: the model's, or all)."""
     seed: int | None = None
     """The same seed gives the same text (default: a new one each time)."""
 
-    def sampling(self) -> "Sampling":
-        """How a token is chosen."""
+    def sampling(self, path: Path) -> "Sampling":
+        """How tokens are chosen: by the options, else as the model at `path` says, else by default."""
+        from llucid.checkpoints.generation_config import sampling_defaults
         from llucid.generation import Sampling
 
-        return Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        names = [field.name for field in dataclasses.fields(Sampling)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name, None) is not None}
+        defaults = {name: value for name, value in sampling_defaults(path).items() if name in names}
+        try:
+            sampling: Sampling = Sampling(**defaults)
+        except LlucidError:  # impossible numbers in the model's folder
+            return Sampling(**given)
+        if used := [f"{name} {value:g}" for name, value in defaults.items() if name not in given]:
+            print(f"from the model's generation_config.json: {', '.join(used)}", file=sys.stderr)
+        return dataclasses.replace(sampling, **given)
 
 
 def read_text(given: str) -> str:

@@ -153,6 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
             sent: Answer = answer()
         except Exception as error:
             status, text, lasting = _status(error), one_line(error) or type(error).__name__, None
+            if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
+                text = "there is not enough memory for this; a shorter text needs less"
             self.close_connection = True  # its body may not have been read
             sent = as_json({"error": text})
         if "Location" in sent.headers:

@@ -112,6 +112,12 @@ class Watch:
         arguments[call.weights] = self.weights.blocks[layer]
         return self.run(call.function, *arguments)
 
+    def release(self) -> None:
+        """Lets go of all but what was found, at once: the watch and its functions refer to one another."""
+        self._namespace.clear()
+        self._paths.clear()
+        self._names.clear()
+
     def see(self, site: int, value: Any) -> Any:
         """The value that goes on."""
         if not isinstance(value, Tensor | Quantized):

@@ -86,6 +86,21 @@ def test_prompts_come_from_a_file_and_texts_go_out_as_json(made: Path, tmp_path:
     assert json.loads(one)["text"] == rows[0][1]["text"]
 
 
+def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    file, words = tmp_path / "run" / "generation_config.json", ("generate", tmp_path / "run", PROMPT, "--seed", 4)
+    usual, greedy = do(*words), do(*words, "--temperature", 0)
+    file.write_text(json.dumps({"do_sample": True, "temperature": 1e-6, "top_k": 0, "top_p": "no"}))
+    done = do(*words)
+    assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
+    assert done.stderr.startswith("from the model's generation_config.json: temperature 1e-06\n")
+    assert do(*words, "--temperature", 0.8).stdout == usual.stdout
+    for ignored in ('{"do_sample": false, "temperature": 1e-6}', '{"do_sample": true, "temperature": -1}', "{"):
+        file.write_text(ignored)
+        assert do(*words).stdout == usual.stdout
+        assert "generation_config" not in do(*words).stderr
+
+
 def test_generate_stops_before_a_stop_text(made: Path) -> None:
     text = do("generate", made / "run", PROMPT, "--max-tokens", 200, "--seed", 1, "--stop", "e", "--stop", "zz").stdout
     assert "e" not in text.removeprefix(PROMPT)

@@ -111,8 +111,8 @@ def test_text_that_looks_like_code_stays_text() -> None:
     model = lively_model(config)._replace(tokenizer=tokenizer)
     text = '</script><script>alert("\x1b[31m\x00")</script><!--'
     answers = Answers([Subject("</script>", lambda: model)], text)
-    made = File(page(answers, [answers.first]).html.decode())
-    assert made.json(address(answers.first))["text"] == text
+    made = File(page(answers, [answers.first], state={"text": text}).html.decode())
+    assert made.json(address(answers.first))["text"] == made.state["text"] == text
     assert len(re.findall("<script", made.text)) == len(re.findall("</script>", made.text)) == 3
 
 

@@ -422,6 +422,18 @@ def test_bodies_of_other_kinds_and_sizes(client: Client) -> None:
     assert status == 413
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])
+def test_a_full_memory_is_said_in_one_line(
+    client: Client, answers: Answers, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(answers, "trace", full)
+    told = client.error("GET", address(f"{answers.first}/stream"))
+    assert told == (500, "there is not enough memory for this; a shorter text needs less")
+
+
 def test_a_client_that_goes_away_leaves_no_trace(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_connection(("127.0.0.1", client.port)) as gone:
         gone.sendall(b"GET /look HTTP/1.1\r\nHost:")

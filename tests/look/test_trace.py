@@ -1,7 +1,9 @@
 """What a trace says, against transformers, against changed weights, and against itself."""
 
+import gc
 import inspect
 import math
+import weakref
 from dataclasses import replace
 from random import Random
 
@@ -17,7 +19,7 @@ from llucid.chat import STORYTELLER
 from llucid.config import Config
 from llucid.corpora.fables import tale
 from llucid.llama import llama
-from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
+from llucid.look import Trace, ablate, head_scores, patch, scale, trace, watch, zero_frequency
 from llucid.look.heads import copying
 from llucid.weights import dequantize, quantize, to
 from tests.checkpoints.models import model_of
@@ -266,6 +268,30 @@ def test_narrow_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None
     found, wide = trace_of(narrow), trace_of(model._replace(weights=to(narrow.weights, torch.float32)))
     assert found["blocks.1.attention.p"].dtype == torch.float32
     torch.testing.assert_close(found.logits, wide.logits, rtol=1e-6, atol=1e-6)
+
+
+def test_widened_blocks_are_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when Python next collects cycles: a block of a large model is hundreds of megabytes."""
+    model = lively_model(GROUPED)
+    narrow = model._replace(weights=to(model.weights, torch.bfloat16))
+    widened, made = watch.widened, list[weakref.ref[Tensor]]()
+
+    def noted(leaf: Tensor) -> Tensor:
+        wide = widened(leaf)
+        if leaf.dtype == torch.bfloat16:
+            made.append(weakref.ref(wide))
+        return wide
+
+    monkeypatch.setattr(watch, "widened", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        found = trace_of(narrow)
+        assert found.attention.shape[0] == 2
+        assert len(made) > 2 * 9
+        assert [reference for reference in made if (left := reference()) is not None and left.dim() == 2] == []
+    finally:
+        gc.enable()
 
 
 # ------------------------------------------------------------------------------------------------ heads

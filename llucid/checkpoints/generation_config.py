@@ -1,0 +1,30 @@
+"""What a Hugging Face folder says about sampling: the defaults of `generate` and `chat` for its model."""
+
+from pathlib import Path
+from typing import Any
+
+from llucid.errors import LlucidError
+from llucid.files import read_json
+
+KINDS = {
+    "temperature": (int, float),
+    "top_k": (int,),
+    "top_p": (int, float),
+    "min_p": (int, float),
+    "repetition_penalty": (int, float),
+}
+
+
+def sampling_defaults(path: Path) -> dict[str, Any]:
+    """The numbers for sampling in the folder's `generation_config.json`, by the names that `generation.Sampling` has.
+
+    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not ask for sampling.
+    """
+    try:
+        config = read_json(path / "generation_config.json")
+    except LlucidError:
+        return {}
+    found = {name: config[name] for name, kinds in KINDS.items() if type(config.get(name)) in kinds}
+    if found.get("top_k") == 0:  # no limit, in transformers
+        del found["top_k"]
+    return found if config.get("do_sample") is True else {}
