@@ -354,6 +354,17 @@ def test_a_part_of_an_expression_is_one_too(page: Any, seen: Trace) -> None:
     until(page, "document.querySelector('.inspector h3').textContent.includes('m[:, :, None]')")
 
 
+def test_the_parts_of_a_line_can_be_reached_by_keys(page: Any) -> None:
+    settled(page)
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.p"]')
+    page.keyboard.press("x")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.scores"]')
+    assert page.locator(".line.current").inner_text().split()[1] == "p"
+    page.keyboard.press("n")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.p"]')
+
+
 def test_stepping_goes_through_the_forward_pass(page: Any) -> None:
     settled(page)
     page.evaluate("document.activeElement.blur()")
