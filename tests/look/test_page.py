@@ -111,8 +111,10 @@ def until(page: Any, condition: str) -> None:
 
 def settled(page: Any) -> None:
     """Waits until nothing is under way any more."""
-    until(page, "!document.querySelector('.status').textContent.startsWith('reading')")
-    page.wait_for_load_state("networkidle")
+    quiet = "!document.querySelector('.status').textContent.startsWith('reading') && !document.querySelector('.stale')"
+    for _ in range(3):  # an answer may make the page ask for the next one
+        until(page, f"{quiet} && !document.documentElement.hasAttribute('data-waiting')")
+        page.wait_for_timeout(50)
 
 
 def choose_token(page: Any, place: int) -> None:

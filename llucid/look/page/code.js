@@ -121,8 +121,8 @@ function Thumbnail({ state, seen }) {
     watch.observe(/** @type {HTMLElement} */ (box.current));
     return () => watch.disconnect();
   }, []);
-  const { value } = useAnswer(close ? numbersAt(state, state.view === "beside" && state.beside ? state.beside : state.run, seen, true) : null);
-  return html`<span class="thumb" ref=${box}>${value?.shape && html`<${Picture} label="" draw=${(/** @type {any} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
+  const { value, fresh } = useAnswer(close ? numbersAt(state, state.view === "beside" && state.beside ? state.beside : state.run, seen, true) : null);
+  return html`<span class=${`thumb ${fresh ? "" : "stale"}`} ref=${box}>${value?.shape && html`<${Picture} label="" draw=${(/** @type {any} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
     const { limit, negative } = range(value.data);
     heat(pen, { data: value.data, ...matrix(value.shape) }, [0, 0, w, h], colours(negative ? "diverging" : "sequential", state.dark), (x) => (negative ? 0.5 + x / limit / 2 : x / limit));
   }} />`}</span>`;

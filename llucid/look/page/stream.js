@@ -110,7 +110,7 @@ function Grid({ state, act, words }) {
   return html`<div class="grid" ref=${box} onScroll=${() => box.current && move([box.current.scrollLeft, box.current.scrollTop])}>
     <div class="extent" style=${{ width: `${Math.floor(LEFT + seq * cell)}px`, height: `${Math.floor(TOP + (layers + 1) * pitch - BAND)}px` }}></div>
     <div class="window" style=${{ width: `${width}px`, height: `${height}px` }}>
-      <${Picture} draw=${draw} label=${`After each of ${layers} blocks, the likeliest next token at each of ${seq} places. At the chosen place: ${lens.ids.map((row, i) => `${rowName(i, layers)} ${piece(lens, row[Math.min(token, seq - 1)][0])}`).join(", ")}`}
+      <${Picture} class=${here.fresh ? "" : "stale"} draw=${draw} label=${`After each of ${layers} blocks, the likeliest next token at each of ${seq} places. At the chosen place: ${lens.ids.map((row, i) => `${rowName(i, layers)} ${piece(lens, row[Math.min(token, seq - 1)][0])}`).join(", ")}`}
         onPoint=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
           const found = find(x, y);
           if (!found) return hideTip();
@@ -138,7 +138,7 @@ const partName = (part) => (part.head !== null ? `head ${part.layer}.${part.head
 function Attribution({ state, act }) {
   const { run, beside, view, token, target, layer, head } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { height } = useSize(box);
-  const here = useAnswer(address(`${run.id}/parts`, { position: token, token: target })).value;
+  const { value: here, fresh } = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
   const there = useAnswer(beside && here ? address(`${beside.id}/parts`, { position: token, token: here.token }) : null).value;
   const parts = /** @type {import("look/types.js").Parts | undefined} */ (view === "beside" && there ? there : here);
   const others = /** @type {import("look/types.js").Parts | undefined} */ (view === "beside" ? here : there);
@@ -152,7 +152,7 @@ function Attribution({ state, act }) {
   const most = Math.max(...rows.map((row) => Math.max(Math.abs(row.value), Math.abs(view === "difference" ? 0 : (row.also ?? 0)))), 1e-6);
   return html`<div class="attribution" ref=${box}><header><h3>What wrote the logit of “${visible(parts.piece)}”?</h3>
     <p class="how">These parts add up to it.</p></header>
-    <ol class="parts">${rows.map((row) => {
+    <ol class=${`parts ${fresh ? "" : "stale"}`}>${rows.map((row) => {
       const side = (/** @type {number} */ x) => ({ left: `${x < 0 ? 50 + (50 * x) / most : 50}%`, width: `${(50 * Math.abs(x)) / most}%` });
       const chosen = row.part && row.part.layer === layer && (row.part.head === head || row.part.head === null);
       return html`<li key=${row.name}><button class=${`part ${chosen ? "chosen" : ""}`} disabled=${!row.part || row.part.layer === null} data-value=${row.value}
