@@ -178,8 +178,8 @@ def speculation(options: argparse.Namespace, folder: Path) -> None:
         object.__setattr__(sampling, "text", iter(text))
         draft = Draft() if speculate else None
         batch.add(Request(prompt, sampling, generator(0), lambda token: False, len(text), draft=draft))
-        while batch.step():
-            pass
+        while batch.busy:
+            batch.step()
         return batch.statistics.tokens_per_second
 
     weights = {"bfloat16": to(initialise(config), torch.bfloat16), "float32": initialise(config)}

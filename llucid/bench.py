@@ -185,7 +185,8 @@ def decoding(model: Model, device: torch.device, rows: int) -> Row:
     batch, times = Batch(model), list[float]()
     for prompt in prompts:
         batch.add(Request(prompt, Sampling(temperature=0.0), generator(0), lambda token: False, written))
-    while batch.step():
+    while batch.busy:
+        batch.step()
         times.append(time.perf_counter())
     taken = [after - before for before, after in pairwise(times)][WARM:]
     moved = work(weights, config, rows, 1, short + written // 2, 1)

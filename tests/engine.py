@@ -17,7 +17,7 @@ def greedy(weights: Weights, config: Config, prompts: Sequence[Sequence[int]], m
         ]()
         for prompt in prompts
     }
-    while events := batch.step():
-        for event in events:
+    while batch.busy:
+        for event in batch.step():
             rows[event.number].append(event.token)
     return list(rows.values())

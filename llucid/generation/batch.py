@@ -1,13 +1,13 @@
-"""The engine: requests come and go, and each step writes a token of every text that is being written.
+"""The engine (continuous batching): requests come and go, and each step adds a token to every running text.
 
-    add(request)                                 a prompt, and how it is to be continued
-    step():  parts   = the prompt, a chunk at a time, or the newest token (and guesses) of each text
-             logits  = read(parts)               by C or by PyTorch, on one cache
-             tokens  = choose(logits)            one per text, with its own random numbers
+    add(request)                                 a prompt, and how to continue it
+    step():  parts   = a chunk of the prompt, or the newest token (and guesses), of each text
+             logits  = read(parts)               by C or PyTorch, on one cache
+             tokens  = choose(logits)            one per text, each with its own random numbers
     drop(number)                                 ends a text early
 
-It knows nothing of text. What one request writes does not depend on the others: to the bit where C reads, else to
-rounding. Texts that begin alike share what has been read; when memory runs out, the newest texts wait.
+The engine works on ids only. The tokens of a request do not depend on other requests: exactly where C computes, to
+rounding where PyTorch does. Common prefixes are shared; when memory runs out, the newest texts wait.
 """
 
 import os
@@ -30,13 +30,13 @@ from llucid.model import Model
 Reason = Literal["stop", "length", "context"]
 """Why a text ended: at a stop token or string, after max_tokens, or because the model's context was full."""
 PastContext = Literal["slide", "stop"]
-"""What happens when the context is full: `slide` forgets the oldest half and goes on, `stop` ends the text."""
+"""What happens when the context is full: `slide` drops the oldest half and continues, `stop` ends the text."""
 CHUNK = 512
-"""Tokens of prompts that are read in one step: bounds its memory, and how long texts that are being written wait."""
+"""Prompt tokens per step: bounds the memory of a step, and how long running texts wait for it."""
 ROOM = 256
-"""Slots that a text is given at once, where there is memory: pages that follow one another are read faster."""
+"""Slots that are reserved at once for new tokens, where memory allows: adjacent pages are read faster."""
 WORTH_WAITING = 8
-"""Tokens of a prompt that another text is reading just now, for which a request waits a step to share them."""
+"""A request waits a step if another is just reading at least so many tokens that it could share."""
 
 
 class Request(NamedTuple):
@@ -47,11 +47,11 @@ class Request(NamedTuple):
     generator: Generator
     """Its random numbers, one for each token."""
     stops: Callable[[int], bool]
-    """Called with each new id: whether the text ends with it."""
+    """Called with each new id; returns whether the text ends with it."""
     max_tokens: int
     past_context: PastContext = "slide"
     draft: Draft | None = None
-    """Speculation: guesses tokens that are then read along."""
+    """Makes guesses for speculation; None for no speculation."""
 
 
 class Event(NamedTuple):
@@ -61,33 +61,33 @@ class Event(NamedTuple):
     """The request's, from `add`."""
     token: int
     logprob: float
-    """ln of the probability that the model gives it, before temperature and filters."""
+    """The natural logarithm of its probability, before temperature and filters."""
     reason: Reason | None
     """Why the text ends with this token; None if it goes on."""
     slid: bool
-    """Whether the text forgot the oldest half of its context just before this token."""
+    """Whether the oldest half of the context was dropped just before this token."""
 
 
 @dataclass
 class Statistics:
-    """How much was read and written, and how fast; filled in while it happens. `str` is a line for people."""
+    """How much was read and written, and how fast; updated by each step. `str` gives a line for people."""
 
     rows: int = 0
-    """Texts that were begun."""
+    """Texts that were added."""
     prompt_tokens: int = 0
-    """Tokens read before the first was written, of all texts; those that were shared are not counted."""
+    """Prompt tokens that were read; shared ones are not counted."""
     prompt_seconds: float = 0.0
-    """Of steps that read a prompt."""
+    """Duration of the steps that read a prompt."""
     tokens: int = 0
     """Tokens written, of all texts."""
     decoded: int = 0
-    """Those of them that were written in steps that read no prompt."""
+    """Tokens written in steps that read no prompt."""
     seconds: float = 0.0
-    """Of those steps; what the caller does between two steps is not counted."""
+    """Duration of the steps that read no prompt; time between steps is not counted."""
     guessed: int = 0
-    """Tokens that speculation guessed right, so that they cost no pass of the model."""
+    """Tokens that speculation guessed right, which cost no pass of the model."""
     slid: bool = False
-    """Whether a context was full and its oldest tokens were forgotten."""
+    """Whether a context was full and its oldest half was dropped."""
     reason: Reason | None = None
     """Why the last text ended; None while one goes on."""
 
@@ -105,18 +105,18 @@ class Statistics:
 
 @dataclass(eq=False)
 class Text:
-    """A request that is being worked on."""
+    """The state of a request."""
 
     number: int
     request: Request
     ids: list[int]
-    """What the model sees of it: all, or what is left after sliding."""
+    """What the model sees of the text: all of it, or the window after sliding."""
     sequence: Sequence | None = None
     """None while it waits."""
     written: list[int] = field(default_factory=list[int])
     slid: bool = False
     guesses: tuple[int, ...] = field(default=())
-    """Read along in this step."""
+    """The guesses that this step reads."""
 
     @property
     def unread(self) -> int:
@@ -124,9 +124,9 @@ class Text:
 
 
 class Batch:
-    """An engine for one model. `memory` bounds the cache, in bytes; None for half of the machine's.
+    """An engine for one model. `memory` bounds the cache, in bytes; None for half of the machine's memory.
 
-    One thread at a time may use it; any number of engines may share a model.
+    It may be used by one thread at a time; several engines may share a model.
     """
 
     def __init__(self, model: Model, memory: int | None = None, statistics: Statistics | None = None) -> None:
@@ -136,14 +136,14 @@ class Batch:
         self.pages = self.reader.pages
         self.vocabulary = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size
         self.keep = 1 if model.tokenizer and model.tokenizer.bos is not None else 0
-        """Ids at the beginning that stay when a text slides: BOS."""
+        """How many first ids stay when a text slides: BOS."""
         self.statistics = statistics or Statistics()
         self.waiting: list[Text] = []
         self.running: list[Text] = []
         self.count = 0
 
     def add(self, request: Request) -> int:
-        """Takes a request; its number is in its events. Raises LlucidError for one that cannot be."""
+        """Adds a request; returns its number, which its events carry. Raises LlucidError if it is invalid."""
         if request.max_tokens < 1:
             raise LlucidError(f"max_tokens={request.max_tokens}: must be at least 1")
         if request.past_context not in ("slide", "stop"):
@@ -156,16 +156,21 @@ class Batch:
         return self.count - 1
 
     def drop(self, number: int) -> None:
-        """Ends a text early; one that has ended already is none to drop."""
+        """Ends a text early; does nothing if it has ended already."""
         for text in [text for text in self.running if text.number == number]:
             self._end(text)
         self.waiting = [text for text in self.waiting if text.number != number]
 
-    def step(self) -> list[Event]:
-        """Reads and writes on, once: a token of each text whose prompt has been read, more where guesses were right.
+    @property
+    def busy(self) -> bool:
+        """Whether there are requests that have not ended."""
+        return bool(self.running or self.waiting)
 
-        No events while prompts are being read. Raises LlucidError for scores of a damaged model, and if a text alone
-        does not fit into memory.
+    def step(self) -> list[Event]:
+        """One pass: a new token for each text whose prompt has been read, several where guesses were right.
+
+        A step that reads only prompts has no events, and neither has one when there are no requests. Raises LlucidError
+        for logits of a damaged model, and if a single text does not fit into memory.
         """
         began = perf_counter()
         self._admit()
@@ -185,7 +190,7 @@ class Batch:
         return events
 
     def read(self, ids: Ids[int]) -> Any:
-        """The scores [vocab] of what follows `ids`, in the wide dtype. Raises LlucidError as `step` does."""
+        """The logits [vocab] after `ids`, in float32 or wider. Raises LlucidError as `step` does."""
         check_prompt(ids, self.config)
         sequence = self.pages.open(ids[:-1])
         try:
@@ -202,10 +207,10 @@ class Batch:
         finally:
             self.pages.close(sequence)
 
-    # ------------------------------------------------------------------------------------- what is read in a step
+    # ------------------------------------------------------------------------------------- what a step reads
 
     def _admit(self) -> None:
-        """Begins waiting texts, unless another is just reading what they could share."""
+        """Starts waiting texts, except those that can soon share what another is reading."""
         for text in list(self.waiting):
             shared = self.pages.shared(text.ids[:-1])
             reading = [other.ids for other in self.running if other.unread > 1]
@@ -223,12 +228,12 @@ class Batch:
                 self.statistics.prompt_tokens += text.unread
 
     def _parts(self) -> list[tuple[Text, Part]]:
-        """What each text reads in this step."""
+        """What this step reads of each text."""
         parts: list[tuple[Text, Part]] = []
         room, guesses = CHUNK, max(0, C_TOKENS - len(self.running))
         for text in list(self.running):
             if text.sequence is None:
-                continue  # made room for another
+                continue  # it was suspended for another
             text.guesses = ()
             unread = text.unread
             if unread == 1 and text.request.draft:
@@ -246,7 +251,7 @@ class Batch:
         return [(text, part) for text, part in parts if text.sequence is part.sequence]
 
     def _make_room(self, text: Text, length: int) -> bool:
-        """Room for the text's next tokens, if need be that of newer texts, which then wait and are read again."""
+        """Finds room for a text's next tokens, suspending newer texts if need be; False if it was suspended itself."""
         assert text.sequence
         while not self.pages.extend(text.sequence, length, ROOM if length > text.sequence.room else 0):
             newest = self.running[-1]
@@ -258,6 +263,7 @@ class Batch:
         return True
 
     def _wait(self, text: Text) -> None:
+        """Suspends a text: its pages are freed, and it is read again when there is room."""
         assert text.sequence
         self.pages.close(text.sequence)
         text.sequence = None
@@ -265,10 +271,10 @@ class Batch:
             self.running.remove(text)
             self.waiting.insert(0, text)
 
-    # ---------------------------------------------------------------------------------- what is written in a step
+    # ---------------------------------------------------------------------------------- what a step writes
 
     def _write(self, parts: list[tuple[Text, Part]], logits: Any) -> list[Event]:
-        """Notes what has been read, and chooses the next token of each text; of those whose guess was right, more."""
+        """Records what was read, and chooses the next token of each text; more where guesses were right."""
         logits = logits[:, : self.vocabulary]
         events: list[Event] = []
         rows: list[tuple[Text, int]] = []
@@ -299,7 +305,7 @@ class Batch:
         return events
 
     def _choose(self, texts: list[Text], scores: Any) -> list[int]:
-        """The next token of each text, those with equal sampling at once."""
+        """The next token of each text; texts with equal sampling are done together."""
         chosen = [0] * len(texts)
         groups: dict[Sampling, list[int]] = {}
         for row, text in enumerate(texts):
@@ -332,7 +338,7 @@ class Batch:
         return event
 
     def _slide(self, text: Text) -> None:
-        """Begins the text anew with its window: keys in the cache are turned by their positions, and these change."""
+        """Starts the text again with its window, since cached keys are rotated by positions that now change."""
         assert text.sequence
         text.ids = list(window(text.ids, self.config.context, self.keep))
         text.slid = True
@@ -347,7 +353,7 @@ class Batch:
 
 
 def window(ids: Ids[int], context: int, keep: int) -> tuple[int, ...]:
-    """What stays of a text that has outgrown the context: its first `keep` ids and its newest, half in all."""
+    """What is kept of a text that has outgrown the context: its first `keep` ids and its newest, half in all."""
     size = max(1, context // 2)
     keep = min(keep, size - 1)
     return (*ids[:keep], *ids[len(ids) - (size - keep) :])
@@ -365,7 +371,7 @@ def check_prompt(ids: Ids[int], config: Config) -> None:
 
 
 def half_of_memory() -> int | None:
-    """Bytes; None where the system does not tell."""
+    """In bytes; None where the system does not say."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

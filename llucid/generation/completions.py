@@ -16,7 +16,7 @@ from llucid.tokenizers.prompts import prompt_ids
 
 
 class Options(TypedDict, total=False):
-    """How `generate` and `generate_batch` write; all have defaults."""
+    """The options of `generate` and `generate_batch`, all optional."""
 
     max_tokens: int
     """New tokens at most: 256."""
@@ -37,12 +37,12 @@ class Options(TypedDict, total=False):
     past_context: PastContext
     """When the context is full, "slide" (the default) forgets the oldest half and goes on; "stop" ends the text."""
     speculate: bool
-    """Guesses what repeats earlier text, which is faster where it is right. The text is the same (where PyTorch alone
-    reads, in float32; in bfloat16 it rounds several tokens at once differently)."""
+    """Guesses repetitions of earlier text, which is faster where the guesses are right. The text stays the same (where
+    only PyTorch computes: in float32; in bfloat16, several tokens at once are rounded differently)."""
     memory: int | None
-    """Bytes for keys and values at most: half of the machine's. What does not fit waits."""
+    """The most bytes that keys and values may take: half of the machine's memory. Texts that do not fit wait."""
     statistics: Statistics
-    """Filled in as the text is written."""
+    """Filled in while the text is written."""
 
 
 class Completion(NamedTuple):
@@ -55,16 +55,16 @@ class Completion(NamedTuple):
     """The ids that were written; the one that ended it is among them."""
     reason: Reason
     slid: bool
-    """Whether it outgrew the context, so that its beginning was forgotten."""
+    """Whether it outgrew the context, so that the model no longer saw its beginning."""
     logprobs: tuple[float, ...] = ()
-    """ln of the probability that the model gave each token, before temperature and filters."""
+    """The natural logarithm of each token's probability, before temperature and filters."""
 
 
 def generate(model: Model, prompt: str = "", **options: Unpack[Options]) -> Iterator[str]:
     """The continuation of `prompt`, piece by piece: whole characters, and nothing of a `stop` string.
 
     An empty prompt begins at BOS, or at a line break where the model has no BOS. Raises LlucidError, at the call, for
-    options that cannot be, a prompt that cannot be encoded, or one longer than the context.
+    invalid options, a prompt that cannot be encoded, or one longer than the context.
     """
     return (piece.text for piece in pieces(model, [prompt], **options) if piece.text)
 
@@ -108,13 +108,13 @@ def generate_batch(
 
 
 def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> Iterator[Piece]:
-    """What each token adds to the continuations of the prompts, as it is written, all of them at once.
+    """What each new token adds to the continuations of the prompts, all of them at once.
 
-    Raises LlucidError as `generate` does, and TypeError for an option that there is not.
+    Raises LlucidError as `generate` does, and TypeError for an unknown option.
     """
     for name in options:
         if name not in Options.__annotations__:
-            raise TypeError(f"there is no option {name!r}; expected one of {', '.join(Options.__annotations__)}")
+            raise TypeError(f"unknown option {name!r}; expected one of {', '.join(Options.__annotations__)}")
     given: dict[str, Any] = {key.name: options[key.name] for key in fields(Sampling) if key.name in options}
     if "logit_bias" in options:
         given["logit_bias"] = tuple(options["logit_bias"].items())

@@ -1,9 +1,9 @@
-"""Which sequence has which pages of the cache, and which pages a new one can share.
+"""Allocation of the cache's pages to sequences, and sharing of common prefixes.
 
-Pages are found again by what they hold and what came before them: they form a tree, in which a page's children
-continue it, and whose branches are the texts that were read. A sequence that begins as one of them shares its full
-pages and copies the part of the next one that agrees. Pages that no sequence uses stay, until memory has reached its
-limit and the least recently used make room.
+Pages are found again by the ids that they hold and by the pages before them: they form a tree (a trie of pages), in
+which a page's children continue it. A new sequence shares the full pages of its longest known prefix and copies the
+part of the next page that agrees. Unused pages are kept; when memory reaches its limit, the least recently used are
+evicted.
 """
 
 from collections.abc import Sequence as Ids
@@ -17,20 +17,20 @@ from llucid.config import Config
 
 
 class Page:
-    """PAGE slots of the memory, and a place in the tree."""
+    """A page of the memory, and a node of the tree."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.ids: list[int] = []
-        """The tokens in its slots, from the first slot on."""
+        """The tokens whose keys and values its first slots hold."""
         self.parent: Page | None = None
         self.children: dict[int, list[Page]] = {}
-        """The pages that continue this one, by their first id."""
+        """The pages that continue this one, by first id."""
         self.users = 0
         self.last_used = 0
 
     def child_like(self, ids: Ids[int]) -> "tuple[Page | None, int]":
-        """(the child that agrees longest with the beginning of `ids`, how many ids agree)."""
+        """(the child with the longest common prefix with `ids`, the length of that prefix)."""
         best, most = None, 0
         for child in self.children.get(ids[0], []) if ids else []:
             same = common_prefix(child.ids, ids)
@@ -40,12 +40,12 @@ class Page:
 
 
 def common_prefix(a: Ids[int], b: Ids[int]) -> int:
-    """How many ids two rows begin with in common."""
+    """The length of the common prefix."""
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class Sequence:
-    """The pages of one text: `length` tokens have been read, and there is room for more."""
+    """The pages of one text, of which `length` tokens have been read."""
 
     def __init__(self, pages: list[Page], length: int) -> None:
         self.pages, self.length = pages, length
@@ -53,14 +53,14 @@ class Sequence:
 
     @property
     def room(self) -> int:
-        """Tokens that its pages hold."""
+        """How many tokens fit into its pages."""
         return len(self.pages) * PAGE
 
 
 class Pages:
-    """The memory of one engine, its pages, and the tree of what they hold.
+    """The memory of one engine, its pages, and the tree of their contents.
 
-    `limit` bounds the memory, in bytes; None for no bound.
+    `limit` bounds the memory, in bytes; None for no limit.
     """
 
     def __init__(self, config: Config, dtype: str, device: str = "cpu", limit: int | None = None) -> None:
@@ -71,13 +71,13 @@ class Pages:
         self.root = Page(-1)
         self.root.users = 1
         self.kept: dict[int, Page] = {}
-        """Pages in the tree that no sequence uses, by number."""
+        """Pages in the tree that no sequence uses, by number: candidates for eviction."""
         self.used = bytearray(b"\1")
-        """One byte a page: whether it is taken. Page 0 is the memory's own."""
+        """One byte per page: whether it is in use or kept. Page 0 is reserved for padding."""
         self.clock = 0
 
     def open(self, ids: Ids[int]) -> Sequence:
-        """A sequence that has read as much of the beginning of `ids` as any text before."""
+        """A new sequence that shares the longest known prefix of `ids`; its `length` says how long that is."""
         self.clock += 1
         pages: list[Page] = []
         node, length = self.root, 0
@@ -87,8 +87,8 @@ class Pages:
                 break
             if same == PAGE or (same == len(page.ids) and not page.users):
                 self._use(page)
-            else:  # it goes on otherwise there, or another sequence is filling it
-                self._use(page)  # not to be evicted for its own copy
+            else:  # the page continues differently, or another sequence is still filling it
+                self._use(page)  # so that it is not evicted to make room for its copy
                 copy = self._take(1)
                 self._leave(page)
                 if not copy:
@@ -103,7 +103,7 @@ class Pages:
         return Sequence(pages, length)
 
     def shared(self, ids: Ids[int]) -> int:
-        """How many of `ids` need not be read."""
+        """The length of the longest known prefix of `ids`."""
         node, length = self.root, 0
         while length < len(ids):
             page, same = node.child_like(ids[length : length + PAGE])
@@ -114,7 +114,7 @@ class Pages:
         return length
 
     def extend(self, sequence: Sequence, length: int, more: int = 0) -> bool:
-        """Gives the sequence room for `length` tokens, and for `more` if that is easy; False if there is no memory."""
+        """Gives the sequence room for `length` tokens, and for `more` if memory allows; False if there is no room."""
         needed = -(-length // PAGE) - len(sequence.pages)
         if needed <= 0:
             return True
@@ -124,7 +124,7 @@ class Pages:
         return len(pages) >= needed
 
     def commit(self, sequence: Sequence, ids: Ids[int]) -> None:
-        """Notes that these tokens have been read into the sequence's next slots, so that others can share them."""
+        """Records that these tokens were read into the sequence's next slots; from now on others can share them."""
         for token in ids:
             at, slot = divmod(sequence.length, PAGE)
             page = sequence.pages[at]
@@ -135,7 +135,7 @@ class Pages:
             sequence.length += 1
 
     def close(self, sequence: Sequence) -> None:
-        """Ends a sequence; what it has read can be shared until its pages are needed."""
+        """Ends a sequence. Its pages are kept for sharing until memory is needed."""
         self.clock += 1
         for page in reversed(sequence.pages):
             self._leave(page)
@@ -154,13 +154,13 @@ class Pages:
         page.users -= 1
         page.last_used = self.clock
         if page.users == 0:
-            if page.parent is None:  # it holds nothing
+            if page.parent is None:  # nothing has been read into it
                 self.used[page.number] = 0
             else:
                 self.kept[page.number] = page
 
     def _take(self, count: int, least: int | None = None) -> list[Page]:
-        """`count` pages, one after another where possible; only `least` if there is not more; [] if not even these."""
+        """`count` pages, adjacent if possible; `least` pages if there are not more; [] if there are fewer than that."""
         least = count if least is None else least
         for wanted in dict.fromkeys((count, least)):
             start = self.used.find(bytes(wanted))
@@ -168,16 +168,16 @@ class Pages:
                 self._grow(min(self.most, max(size + wanted, 2 * size)))
                 start = self.used.find(bytes(wanted))
             if start >= 0:
-                return self._taken(range(start, start + wanted))
+                return self._mark_used(range(start, start + wanted))
         free = [number for number, used in enumerate(self.used) if not used]
         if len(free) < least and len(self.used) < self.most:
             self._grow(self.most)
             free = [number for number, used in enumerate(self.used) if not used]
         if len(free) < least:
             free += self._evict(least - len(free))
-        return self._taken(free[:least]) if len(free) >= least else []
+        return self._mark_used(free[:least]) if len(free) >= least else []
 
-    def _taken(self, numbers: Any) -> list[Page]:
+    def _mark_used(self, numbers: Any) -> list[Page]:
         pages = [Page(number) for number in numbers]
         for page in pages:
             self.used[page.number] = page.users = 1
@@ -188,7 +188,7 @@ class Pages:
         self.used += bytes(pages - len(self.used))
 
     def _evict(self, count: int) -> list[int]:
-        """Frees up to `count` pages, the least recently used first, and of a branch its end first."""
+        """Frees up to `count` kept pages: leaves of the tree first, the least recently used first."""
         freed: list[int] = []
         while len(freed) < count:
             ends = [page for page in self.kept.values() if not page.children]

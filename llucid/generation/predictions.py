@@ -1,4 +1,4 @@
-"""What the model thinks comes next: the likeliest tokens and their probabilities."""
+"""The likeliest next tokens and their probabilities."""
 
 import json
 from typing import TYPE_CHECKING, NamedTuple

@@ -1,9 +1,9 @@
-"""Reading: new ids of some sequences in, the scores of what follows them out; their keys and values are in the cache.
+"""One pass of the model: new ids of some sequences in, logits out; keys and values go into the cache.
 
-Two readers do it, with one protocol and one cache: C (native/step.py), which is fast at few tokens, and PyTorch
-(reading_torch.py), which is fast at many. `Reader` chooses for each pass. Quantised weights are read by C up to long
-prompts, since PyTorch must dequantise them first; and while PyTorch has not been imported, C reads all that takes less
-time than the import.
+Two implementations share the cache: C (native/step.py), which is faster for few tokens, and PyTorch (reading_torch.py),
+which is faster for many. `Reader` chooses for each pass. With quantised weights C also reads all but very long prompts,
+since PyTorch must dequantise them first; and until PyTorch is imported, C reads whatever takes less time than the
+import.
 """
 
 import signal
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from llucid.generation.reading_torch import TorchReader
 
 C_TOKENS, C_TOKENS_QUANTISED = 24, 4096
-"""Tokens that C reads in less time than PyTorch: with plain weights, with quantised ones."""
+"""Up to so many tokens per pass, C is faster than PyTorch: with plain weights, with quantised ones."""
 C_CHUNK = 64
-"""Tokens that C reads at once."""
+"""Tokens per call of C, which bounds its memory."""
 SHORT = 8
-"""Tokens to be read of a text that is being written, at most: the newest and guesses."""
+"""Unread tokens of a text that is being written, at most: the newest and guesses. More is a prompt."""
 IMPORT_COST = 2**36
-"""Multiplications that C does in about the time that importing PyTorch takes."""
+"""Multiplications that C performs in about the time that importing PyTorch takes."""
 
 
 LARGEST = 1e30
-"""Of a score: divided by the lowest temperature it is still finite in float32."""
+"""The largest valid logit: divided by the lowest temperature, it is still finite in float32."""
 
 
 class Part(NamedTuple):
@@ -47,13 +47,13 @@ class Part(NamedTuple):
     sequence: Sequence
     ids: Ids[int]
     scored: int
-    """How many of the last ids are scored: what follows each of them."""
+    """For how many of the last ids logits are computed."""
     unread: int
-    """Tokens of the sequence that are still to be read, these among them: what the choice of a reader depends on."""
+    """Tokens of the sequence that are still to be read, these included; decides between C and PyTorch."""
 
 
 class Reader:
-    """Reads by C or by PyTorch, whichever is faster for the pass. `limit` bounds the cache's memory, in bytes."""
+    """Runs passes by C or PyTorch, whichever is faster. `limit` bounds the memory of the cache, in bytes."""
 
     def __init__(self, weights: Weights, config: Config, limit: int | None = None) -> None:
         self.weights, self.config = weights, config
@@ -65,9 +65,9 @@ class Reader:
         self._torch: TorchReader | None = None
 
     def read(self, parts: Ids[Part]) -> Float[Any, "scored vocab"]:
-        """The scores, part by part: NumPy's array on a CPU, else a tensor. The sequences' lengths stay as they are.
+        """The logits, part by part: a NumPy array on a CPU, else a tensor. Does not change the sequences' lengths.
 
-        Raises LlucidError for scores that no model that works would give.
+        Raises LlucidError for logits that are not finite or absurdly large.
         """
         if self.step is None:
             return checked(self.torch.read(parts))
@@ -76,7 +76,7 @@ class Reader:
         unread = sum(part.unread for part in parts)
         if unread <= most or (not imported and unread * self.config.parameters <= IMPORT_COST):
             return checked(self._read_by_c(parts))
-        # Prompts are PyTorch's; texts that are being written go on beside them by C, while they are few.
+        # PyTorch reads prompts, and C continues the texts that are being written, while these are few.
         prompts = [part.unread > SHORT for part in parts]
         written = [part for part, is_prompt in zip(parts, prompts, strict=True) if not is_prompt]
         if not written or sum(len(part.ids) for part in written) > most:
@@ -114,23 +114,23 @@ class Reader:
 
     @property
     def torch(self) -> "TorchReader":
-        """PyTorch's reader; made when it is first needed."""
+        """PyTorch's reader, created when first needed."""
         if self._torch is None:
             with delayed_interrupts():
                 from llucid.generation.reading_torch import TorchReader, tensors
 
             weights = tensors(self.weights, dense=self.step is None)
             if self.step is not None and weights is not self.weights:
-                self.step = decode_step(weights, self.config)  # the file's memory need not be mapped twice
+                self.step = decode_step(weights, self.config)  # on the same tensors
             self.weights, self._torch = weights, TorchReader(weights, self.config, self.pages.memory)
         return self._torch
 
 
 def checked(logits: Any) -> Any:
-    """The logits in float32 or wider: of a CPU, NumPy's array, on the same memory if they were wide. NumPy starts no
-    threads, which would go on spinning for a while where C needs the cores.
+    """The logits in float32 or wider; on a CPU as a NumPy array. (PyTorch's threads would keep spinning after each
+    operation, while C needs the cores.)
 
-    Raises LlucidError for what no model that works would give.
+    Raises LlucidError for logits that are not finite or larger than LARGEST.
     """
     logits = wide(logits)
     if not isinstance(logits, np.ndarray) and logits.device.type == "cpu":
@@ -143,7 +143,7 @@ def checked(logits: Any) -> Any:
 
 
 def in_order(parts: Ids[Part], first: Ids[bool], scores_a: Any, scores_b: Any) -> Any:
-    """The scores of all parts in order, from those of the parts that are `first` and those of the others."""
+    """The logits of all parts in order, merged from those of the `first` parts and those of the others."""
     sources = {True: iter(scores_a), False: iter(scores_b)}
     return np.stack([next(sources[side]) for part, side in zip(parts, first, strict=True) for _ in range(part.scored)])
 

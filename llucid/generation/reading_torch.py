@@ -1,4 +1,4 @@
-"""Reading by PyTorch: many tokens at a time, on any device, on the same cache as C."""
+"""A pass of the model by PyTorch, on any device, on the same cache as C."""
 
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING, Any
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
 
 
 def tensors(weights: Weights, dense: bool = False) -> Weights:
-    """Mapped weights as tensors of the embedding's dtype, on the same memory where it is theirs already; `dense`:
-    quantised ones dequantised."""
+    """Mapped weights as tensors of the embedding's dtype (without a copy where they have it); quantised ones are
+    dequantised if `dense`."""
     if isinstance(weights.norm, Mapped):
         weights = to(weights, getattr(torch, weights.dtype))
     return dequantize(weights) if dense else weights
 
 
 class TorchReader:
-    """The equations on the engine's cache: each part a row of a batch, padded on the right."""
+    """Runs llama.py on the engine's cache: each part is a row of a batch, padded on the right."""
 
     def __init__(self, weights: Weights, config: Config, memory: Memory) -> None:
         self.weights, self.config, self.memory = weights, config, memory
 
     @torch.inference_mode()
     def read(self, parts: "Ids[Part]") -> Float[Any, "scored vocab"]:
-        """`Reader.read`. Only what is scored is unembedded."""
+        """`Reader.read`. The output matrix is applied only where logits are wanted."""
         tokens, positions, cache = self.side_by_side(parts)
         x, _ = hidden(tokens, self.weights, self.config, cache, positions)
         wanted = [
@@ -45,7 +45,7 @@ class TorchReader:
         return unembed(x[rows, columns], self.weights)
 
     def side_by_side(self, parts: "Ids[Part]") -> tuple[torch.Tensor, torch.Tensor, Cache]:
-        """(the new ids, their positions, the cache of what came before), a row for each part."""
+        """(the new ids, their positions, a cache of the tokens before them), one row per part."""
         old, new = max(part.sequence.length for part in parts), max(len(part.ids) for part in parts)
         tokens = np.zeros((len(parts), new), np.int64)
         places = np.full((len(parts), old + new), NOWHERE, np.int64)
@@ -60,7 +60,7 @@ class TorchReader:
         device = self.memory.device
         keys, values = self.memory.tensors
         placed = torch.from_numpy(places).to(device)
-        if len(parts) == 1 and (np.diff(slots[0]) == 1).all():  # one after another in memory: a view
+        if len(parts) == 1 and (np.diff(slots[0]) == 1).all():  # adjacent slots: a view instead of a gather
             cache = Cache(keys, values, placed, old, start=int(slots[0, 0]), stride=old + new)
         else:
             cache = Cache(keys, values, placed, old, slots=torch.from_numpy(slots).to(device))

@@ -1,8 +1,8 @@
-"""From logits to a token: filters that are pure functions of logits, then one draw with a generator of its own.
+"""From logits to a token: filters, which are pure functions of logits, then one draw with an explicit generator.
 
-A filter takes a token out of the running by giving it −∞; it returns new logits and leaves the caller's alone.
-Logits are NumPy's arrays on a CPU, where each of PyTorch's operations would cost more than the work that it does, and
-PyTorch's tensors elsewhere: what is used here is called alike in both, but for what is in `largest` and in `draw`.
+A filter excludes a token by setting its logit to −∞; it returns new logits and does not change the caller's.
+Logits are NumPy arrays on a CPU, where the overhead of PyTorch's operations would exceed their work, and tensors
+elsewhere. Both libraries have the functions used here under the same names, except in `largest` and `draw`.
 """
 
 import importlib
@@ -20,12 +20,12 @@ from llucid.errors import LlucidError
 
 
 def library_of(array: Any) -> Any:
-    """NumPy or PyTorch: the one that `array` is of."""
+    """The library that `array` belongs to: NumPy or PyTorch."""
     return np if isinstance(array, np.ndarray) else importlib.import_module("torch")
 
 
 def wide(logits: Float[Any, "batch vocab"]) -> Float[Any, "batch vocab"]:
-    """The logits in float32 at least: `llucid.llama.wide`, and NumPy's as they are, since they are never narrower."""
+    """The logits in float32 or wider: `llucid.llama.wide`; NumPy's as they are, since they are never narrower."""
     return logits if isinstance(logits, np.ndarray) else importlib.import_module("llucid.llama").wide(logits)
 
 
@@ -45,12 +45,12 @@ def largest(x: Float[Any, "batch vocab"], count: int) -> Float[Any, "batch count
 
 
 def temperature(logits: Float[Any, "batch vocab"], t: float) -> Float[Any, "batch vocab"]:
-    """logits / t: below 1 the likely become likelier, above 1 all become more alike. Ackley et al. 1985, eq. 5."""
+    """logits / t: t < 1 makes likely tokens likelier, t > 1 flattens the distribution. Ackley et al. 1985, eq. 5."""
     return logits / t
 
 
 def top_k(logits: Float[Any, "batch vocab"], k: int) -> Float[Any, "batch vocab"]:
-    """The k largest logits, and any that equal the k-th, so that ties are never broken by the order of ids.
+    """Keeps the k largest logits, and any that equal the k-th, so that ties are not broken by the order of ids.
 
     Fan et al. 2018, §5.4.
     """
@@ -58,26 +58,26 @@ def top_k(logits: Float[Any, "batch vocab"], k: int) -> Float[Any, "batch vocab"
     return library_of(logits).where(logits < kth, -math.inf, logits)
 
 
-MOSTLY = 256
-"""So many of the likeliest tokens nearly always have most of the probability: to sort all would take far longer."""
+NUCLEUS = 256
+"""Tokens that `top_p` sorts first: they nearly always have enough probability, and sorting all takes much longer."""
 
 
 def top_p(logits: Float[Any, "batch vocab"], p: float) -> Float[Any, "batch vocab"]:
-    """The likeliest tokens up to and with the one that crosses p: dropped is what has more than p before it.
+    """Keeps the likeliest tokens up to and including the one that crosses p: drops those with more than p before them.
 
-    Holtzman et al. 2020 (nucleus sampling), §3.1; where some have p to the bit, one token more, as in Meta's code. Of
-    equally likely tokens, that of the lower id comes first.
+    Holtzman et al. 2020 (nucleus sampling), §3.1; where a sum equals p exactly, one token more, as in Meta's code. Of
+    equally likely tokens, the one with the lower id comes first.
     """
     library, vocabulary = library_of(logits), logits.shape[-1]
     most = library.amax(logits, axis=-1, keepdims=True)
     total = library.exp(logits - most).sum(axis=-1, keepdims=True)
-    for count in (MOSTLY, vocabulary):
+    for count in (NUCLEUS, vocabulary):
         likeliest = largest(logits, min(count, vocabulary))
         probabilities = library.exp(likeliest - most) / total
         before = probabilities.cumsum(axis=-1)
         before = library.concatenate((0 * before[:, :1], before[:, :-1]), axis=-1)
         if bool((before[:, -1] > p).all()):
-            break  # of these some are dropped, and so is all that is less likely
+            break  # the threshold is among these
     kept = before <= p
     least = library.amin(library.where(kept, likeliest, math.inf), axis=-1, keepdims=True)
     dropped = logits < least
@@ -88,7 +88,7 @@ def top_p(logits: Float[Any, "batch vocab"], p: float) -> Float[Any, "batch voca
 
 
 def min_p(logits: Float[Any, "batch vocab"], share: float) -> Float[Any, "batch vocab"]:
-    """The tokens that are at least `share` as likely as the likeliest: logit ≥ max + ln share.
+    """Keeps tokens that are at least `share` times as likely as the likeliest: logit ≥ max + ln share.
 
     Nguyen et al. 2024, §3.
     """
@@ -100,7 +100,7 @@ def min_p(logits: Float[Any, "batch vocab"], share: float) -> Float[Any, "batch 
 
 
 def penalised(logits: Float[Any, " vocab"], seen: Iterable[int], repetition: float) -> Float[Any, " vocab"]:
-    """The logits of tokens that were seen, divided by `repetition` where they are positive, else multiplied by it.
+    """Divides the logits of tokens that were seen by `repetition` where they are positive, multiplies them elsewhere.
 
     Keskar et al. 2019 (CTRL), §4.1, as transformers has it.
     """
@@ -126,15 +126,15 @@ def copy_of(array: Any) -> Any:
 def draw(logits: Float[Any, "batch vocab"], generators: Sequence[Generator]) -> Int[Any, " batch"]:
     """One token per row from softmax(logits): the first whose cumulative probability exceeds a uniform number.
 
-    Row i takes its one number from `generators[i]`, wherever the logits are, so its token does not depend on the other
-    rows. Sums are in float64: in float32, tokens rarer than 2⁻²⁴ would never have their turn.
+    Row i takes one number from `generators[i]`, on any device, so its token does not depend on the other rows. Sums are
+    in float64: in float32, tokens rarer than 2⁻²⁴ could never be drawn.
     """
     uniform = [[generator.random()] for generator in generators]
     # uniform ≤ 1 − 2⁻⁵³, so uniform · total < total even when rounded: there is always such a token.
     if isinstance(logits, np.ndarray):
         tokens: list[int] = []
         for row, (share,) in zip(logits, uniform, strict=True):
-            ids = np.flatnonzero(row > -math.inf)  # to sum what was dropped would take most of the time
+            ids = np.flatnonzero(row > -math.inf)  # summing excluded tokens would take most of the time
             cumulative = softmax(row[ids]).cumsum(dtype=np.float64)
             tokens.append(int(ids[np.searchsorted(cumulative, share * cumulative[-1], side="right")]))
         return np.array(tokens)
@@ -148,19 +148,19 @@ def draw(logits: Float[Any, "batch vocab"], generators: Sequence[Generator]) -> 
 
 
 def generator(seed: int, stream: int = 0) -> Generator:
-    """The random numbers of one text: the same for the same seed and stream, unrelated for any other.
+    """The random numbers of one text: equal for equal seed and stream, independent for any other pair.
 
-    NumPy's seed sequence mixes the two; seed + stream would give seed 0 and seed 1 most of their streams in common.
+    NumPy's SeedSequence mixes the two; with seed + stream, seeds 0 and 1 would share most of their streams.
     """
     return np.random.default_rng((seed, stream))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen. Raises LlucidError, naming the option, for a number that cannot be."""
+    """How the next token is chosen. Raises LlucidError, naming the option, for a value out of range."""
 
     temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Divides the logits; 0 always takes the likeliest token (greedy)."""
     top_k: int | None = None
     """Only the k likeliest tokens; None for all."""
     top_p: float | None = 0.95

@@ -1,4 +1,4 @@
-"""Text as a terminal shows it: lines end between words, and nothing that a model writes steers the terminal."""
+"""Text for a terminal: lines break between words, and control characters that a model writes have no effect."""
 
 import shutil
 import sys
@@ -9,10 +9,10 @@ from llucid.errors import PRINTABLE
 
 
 class Screen:
-    """Text on its way to a terminal of `width` cells a line; with None, to a file or a pipe, which get it unchanged.
+    """Wraps text for a terminal of `width` cells per line; with None, for a file or a pipe, it changes nothing.
 
-    A word is held back until its end has come, and begins a new line if it does not fit into this one. The terminal
-    itself breaks words that are longer than a line; between wide characters, as in Chinese, a line may end anywhere.
+    A word is held back until it is complete, and starts a new line if it does not fit. The terminal itself breaks words
+    longer than a line; between wide characters, as in Chinese, a line may end anywhere.
     """
 
     def __init__(self, width: int | None) -> None:
@@ -20,10 +20,10 @@ class Screen:
         self.column = 0
         self.space, self.word = "", ""
         self.long = False
-        """Whether the word is longer than a line, so that nothing of it is held back."""
+        """Whether the word is longer than a line, and is therefore not held back."""
 
     def push(self, piece: str) -> str:
-        """What can be printed, now that `piece` has come."""
+        """Adds `piece`; returns what can be printed now."""
         if self.width is None:
             return piece
         text = ""
@@ -32,30 +32,30 @@ class Screen:
                 text += self.finish() + letter
                 self.column = 0
             elif letter in " \t":
-                text += self._ended()
+                text += self._end_word()
                 stop = 8 - (self.column + len(self.space)) % 8
                 self.space += " " * stop if letter == "\t" else letter
             elif cell_len(letter) == 2:
-                text += self._ended()
+                text += self._end_word()
                 self.word = letter
-                text += self._placed()
+                text += self._place_word()
             else:
                 self.word += letter
                 self.long = self.long or cell_len(self.word) > self.width
-                text += self._placed() if self.long else ""
+                text += self._place_word() if self.long else ""
         return text
 
     def finish(self) -> str:
         """What was still held back."""
-        return self._ended() + self._placed()
+        return self._end_word() + self._place_word()
 
-    def _ended(self) -> str:
-        """The word that was held back, if there is one; whatever comes then is another word."""
-        text = self._placed() if self.word else ""
+    def _end_word(self) -> str:
+        """The word that was held back, if any; the next character starts another."""
+        text = self._place_word() if self.word else ""
         self.long = False
         return text
 
-    def _placed(self) -> str:
+    def _place_word(self) -> str:
         """The word that was held back: after its space, or on the next line."""
         width, cells = self.width or 0, cell_len(self.space + self.word)
         if self.word and 0 < self.column <= width < self.column + cells and not self.long:
@@ -68,5 +68,5 @@ class Screen:
 
 
 def screen() -> Screen:
-    """That of standard output, as wide as it is now."""
+    """For standard output, at its current width."""
     return Screen(shutil.get_terminal_size().columns if sys.stdout.isatty() else None)

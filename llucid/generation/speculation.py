@@ -1,6 +1,6 @@
-"""Speculation: several tokens for one pass of the model, where the text repeats what it said before.
+"""Speculation: several tokens per pass of the model, where the text repeats itself.
 
-What followed the last few tokens when they stood there before is guessed to follow again. One pass reads the newest
+What followed an earlier occurrence of the last few tokens is guessed to follow again. One pass reads the newest
 token and the guesses after it, and so scores what follows each of them: the logits of tokens yet to be chosen.
 
     guesses = what followed the newest earlier occurrence of the last n ids, n as large as possible
@@ -17,23 +17,23 @@ import sys
 from collections.abc import Sequence
 
 LONGEST, SHORTEST = 8, 2
-"""Ids at the end that must have stood together before: up to LONGEST are looked for, and SHORTEST needed."""
+"""How many of the last ids are searched for earlier in the text: LONGEST first, down to SHORTEST."""
 MOST = 7
-"""Guesses in a pass at most: with the newest id as many vectors as llama.c multiplies at once."""
+"""Guesses per pass at most: with the newest id, as many vectors as llama.c multiplies at once."""
 COST = 0.5
-"""By how much a pass with guesses takes longer, in passes: fewer right guesses than this on average are a loss."""
+"""Extra cost of a pass with guesses, in passes: with fewer right guesses than this on average, guessing is a loss."""
 PATIENCE = 64
-"""Passes without a guess, at most, after guesses that were wrong."""
+"""Passes without guesses after wrong ones, at most."""
 
 
 def guess(ids: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` ids that followed when the end of `ids` stood there before; none if it never did.
+    """Up to `most` ids that followed an earlier occurrence of the last ids; empty if there is none.
 
-    The longest end counts, and of several places the newest. What was found is repeated if it reaches the end itself.
+    The longest match counts, and of several the newest. If the match reaches the end of `ids`, it repeats.
     """
     if max(ids, default=0) > sys.maxunicode:  # no published vocabulary is as large
         return ()
-    text = "".join(map(chr, ids))  # a string, since there is no quicker search than that for strings
+    text = "".join(map(chr, ids))  # a string, since string search is the fastest search there is
     for size in range(min(LONGEST, len(ids) - 1), SHORTEST - 1, -1):
         at = text.rfind(text[-size:], 0, -1)
         if at >= 0:
@@ -43,10 +43,10 @@ def guess(ids: Sequence[int], most: int) -> tuple[int, ...]:
 
 
 class Draft:
-    """The guesses of one text, and how many it is worth making.
+    """Makes the guesses for one text, and adapts their number.
 
-    Twice as many after a pass in which all were right, half as many after one in which some were wrong; and while fewer
-    are right than a pass with guesses costs more, none for a while, each time longer.
+    It doubles after a pass in which all were right, and halves after one in which some were wrong. While the average of
+    right guesses does not pay for their cost, there are pauses without guesses, each longer than the one before.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Draft:
         self.most, self.right, self.pause, self.wait = 4, COST, 0, 0
 
     def guess(self, ids: Sequence[int], room: int) -> tuple[int, ...]:
-        """What may follow `ids`, at most `room` tokens; none while guessing does not pay."""
+        """Guesses what follows `ids`, at most `room` tokens; empty during a pause."""
         if self.wait:
             self.wait -= 1
             return ()
@@ -63,7 +63,7 @@ class Draft:
         return guesses
 
     def learn(self, wrong: int) -> None:
-        """Takes note of how many of the last guesses were wrong, or behind a wrong one."""
+        """Records how many of the last guesses were wrong, or came after a wrong one."""
         if not self.guessed:
             return
         right = self.guessed - wrong

@@ -1,4 +1,4 @@
-"""Stop strings: where a text ends although the model would go on."""
+"""Stop strings: text at which generation ends."""
 
 from collections.abc import Sequence
 
@@ -6,14 +6,14 @@ from llucid.errors import LlucidError
 
 
 class StopMatcher:
-    """Passes text on up to the first stop string, of which nothing is ever shown.
+    """Passes text on up to the first stop string, and nothing of the stop string itself.
 
-    The first is the one that is complete first, so that generation can end there; of several complete at the same
-    character, the longest. What could still become a stop string waits, however it is cut into pieces.
+    The first is the one that is complete first, so that generation can end there; of several that are complete at the
+    same character, the longest. Text that could still become a stop string is held back, however it is split.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Raises LlucidError for an empty stop string, which every text would end before."""
+        """Raises LlucidError for an empty stop string, at which every text would end at once."""
         self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
         if "" in self.stops:
             raise LlucidError("stop='': a stop string must have at least one character")
@@ -29,17 +29,17 @@ class StopMatcher:
         if found:
             self.waiting, self.stopped = "", True
             return text[: min(found)[1]], True
-        # Only the longest end of the text that begins a stop string need wait: every other such end lies within it.
+        # It is enough to hold back the longest suffix that begins a stop string: all others lie within it.
         held = max((_overlap(text, stop) for stop in self.stops), default=0)
         self.waiting = text[len(text) - held :]
         return text[: len(text) - held], False
 
     def finish(self) -> str:
-        """What was waiting for a stop string that never came."""
+        """What was held back, when no more text comes."""
         rest, self.waiting = self.waiting, ""
         return rest
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters the longest end of `text` has that is a beginning of `stop`, and not all of it."""
+    """The length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next(size for size in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:size]))

@@ -1,4 +1,4 @@
-"""Ids become text as they come: whole characters, nothing of a stop string, for one text or for many at once."""
+"""Turns the engine's ids into text as they arrive: whole characters, and nothing of a stop string."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,9 +12,9 @@ class Piece(NamedTuple):
     """What one new token adds to one text."""
 
     row: int
-    """Which of the requests."""
+    """The index of the request."""
     text: str
-    """The text that can now be shown; often a word, sometimes nothing."""
+    """The text that can be shown now; may be empty."""
     token: int
     logprob: float
     """As in `batch.Event`."""
@@ -25,17 +25,17 @@ class Piece(NamedTuple):
 
 
 class Writer:
-    """One text, from its tokens."""
+    """Decodes the tokens of one text."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self.stop_ids = tokenizer.stop_ids
         self.decoder = StreamingDecoder(tokenizer, prompt)
         self.matcher = StopMatcher(stop)
         self.ready: list[str] = []
-        """What each token added that has not been taken yet."""
+        """What each token added, until it is taken."""
 
     def push(self, token: int) -> bool:
-        """Whether the text ends with this token; what it adds is ready to be taken."""
+        """Decodes a token; returns whether the text ends with it."""
         if token in self.stop_ids:
             self.ready.append("")
             return True
@@ -44,7 +44,7 @@ class Writer:
         return stopped
 
     def take(self, ended: bool) -> str:
-        """What the next token added; with what was still waiting, if the text has ended with it."""
+        """What the next token added; if the text ended with it, also what was still held back."""
         text = self.ready.pop(0)
         return text + self.matcher.push(self.decoder.finish())[0] + self.matcher.finish() if ended else text
 
@@ -52,10 +52,10 @@ class Writer:
 def stream(
     batch: Batch, requests: Sequence[Request], tokenizer: Tokenizer, stop: Sequence[str] = ()
 ) -> Iterator[Piece]:
-    """The continuations of some requests, piece by piece, all at once; their `stops` are set here.
+    """The continuations of some requests, piece by piece, all at once; sets their `stops`.
 
-    If it is closed before its end, the requests are dropped. Raises LlucidError at the call for requests that cannot
-    be, and while it runs as `Batch.step` does.
+    Closing the iterator drops the requests. Raises LlucidError at the call for invalid requests, and later as
+    `Batch.step` does.
     """
     writers = [Writer(tokenizer, request.ids, stop) for request in requests]
     rows: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""What a Llama does to say what comes next, in front of the reader, with a vocabulary of a few words."""
+"""Shows step by step how a Llama predicts the next word, with a vocabulary of a few words."""
 
 from collections.abc import Iterable
 
@@ -17,13 +17,13 @@ WORDS = ["a", "and", "brown", "cat", "dog", "fox", "jumps", "lazy", "over", "qui
 
 
 def show_toy(text: str, top_k: int, console: Console) -> None:
-    """Prints vocabulary, ids, logits, softmax and the `top_k` likeliest words after `text`, by an untrained model.
+    """Prints vocabulary, ids, logits, softmax and the `top_k` likeliest words after `text`, from an untrained model.
 
     Raises LlucidError if the text has no word, or `top_k` is below 1.
     """
     words = text.lower().split()
     if not words:
-        raise LlucidError('toy= needs some words, as in: llucid predict --toy "the brown fox"')
+        raise LlucidError("toy= needs some words, for example: the brown fox")
     if top_k < 1:
         raise LlucidError(f"top_k={top_k}: must be at least 1")
     vocabulary = sorted({*WORDS, *words})
@@ -31,7 +31,7 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     config = Config(
         dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_dim=32, vocab_size=len(vocabulary), context=len(words)
     )
-    # An untrained Llama guesses about evenly; larger weights give it opinions.
+    # An untrained Llama's distribution is nearly uniform; larger weights make it less so.
     weights = tree_map(lambda leaf: leaf if leaf.dim() == 1 else 20 * leaf, initialise(config))
     with torch.inference_mode():
         logits = llama(ids, weights, config)[0, -1]
@@ -48,7 +48,7 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     show(f"{number} {word}" for number, word in enumerate(vocabulary))
     say("2 ids", "the text as the model sees it")
     show(f"{word} → {number}" for word, number in zip(words, ids[0].tolist(), strict=True))
-    say("3 logits", f"{config.parameters:,} random weights turn the ids into one score a word (llucid.llama.llama)")
+    say("3 logits", f"{config.parameters:,} random weights turn the ids into one score per word (llucid.llama.llama)")
     show(f"{word} {score:+.2f}" for word, score in zip(vocabulary, logits.tolist(), strict=True))
     say("4 softmax", f"exp(score) / Σ exp(score): probabilities, which add up to {probabilities.sum():.2f}")
     show(f"{word} {p:.3f}" for word, p in zip(vocabulary, probabilities.tolist(), strict=True))

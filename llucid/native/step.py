@@ -24,7 +24,7 @@ from llucid.config import Config
 from llucid.native.build import Unavailable, load, warn
 from llucid.native.types import CBlock, CCache, CLlama, CMatrix, CTokens
 from llucid.rope import attention_factor, frequencies
-from llucid.weights import Weights, named_leaves, shapes
+from llucid.weights import BlockWeights, Weights, named_leaves, shapes
 
 
 def decode_step(weights: Weights, config: Config) -> "DecodeStep | None":
@@ -82,17 +82,7 @@ class DecodeStep:
         for (path, leaf), shape in zip(named_leaves(weights), shapes(config).values(), strict=True):
             if tuple(leaf.shape) != shape:
                 raise ValueError(f"{path} has shape {list(leaf.shape)}; the config says {list(shape)}")
-        blocks = (CBlock * config.layers)(
-            *(
-                CBlock(
-                    self._vector(block.attention_norm),
-                    *map(self._matrix, block.attention),
-                    self._vector(block.feed_forward_norm),
-                    *map(self._matrix, block.feed_forward),
-                )
-                for block in weights.blocks
-            )
-        )
+        blocks = (CBlock * config.layers)(*map(self._block, weights.blocks))
         sizes = (config.dim, config.layers, config.heads, config.kv_heads, config.head_dim, config.ffn_dim)
         embedding = self._matrix(weights.embedding)
         output = embedding if weights.output is None else self._matrix(weights.output)
@@ -104,6 +94,12 @@ class DecodeStep:
     def _keep(self, array: Any) -> int:
         self._kept.append(array)
         return address(array)
+
+    def _block(self, block: BlockWeights) -> CBlock:
+        """llama.c's names for a block's arrays are the last parts of their paths."""
+        found = {path.rpartition(".")[2]: leaf for path, leaf in named_leaves(block)}
+        convert = {1: self._vector, 2: self._matrix}
+        return CBlock(**{name: convert[leaf.ndim](leaf) for name, leaf in found.items()})
 
     def _vector(self, leaf: Any) -> int:
         match leaf:

@@ -1,7 +1,9 @@
 """Every filter against its table worked out by hand, and the draw against the probabilities that it claims."""
 
+import ast
 import math
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llucid import generation
 from llucid.errors import LlucidError
 from llucid.generation import Sampling, generator
-from llucid.generation.sampling import draw, min_p, temperature, top_k, top_p
+from llucid.generation.sampling import draw, log_probability, min_p, temperature, top_k, top_p
 
 PROBABILITIES = [0.4, 0.05, 0.3, 0.2, 0.05]
 
@@ -232,6 +235,55 @@ def test_a_row_draws_the_same_in_any_batch(row: list[float], seed: int):
 def test_numbers_that_cannot_be_are_refused_by_name(option: str, numbers: dict[str, float]):
     with pytest.raises(LlucidError, match=rf"^{option}.*: must be"):
         Sampling(**numbers)
+
+
+def test_penalties_by_hand():
+    """A repetition penalty for all that the model sees; the other two for what was written, by count or at all."""
+    logits = np.array([[2.0, -1.0, 3.0, 0.5]], np.float32)
+    history = [([0, 1, 1], [1, 3, 3])]
+    for library in (np.asarray, torch.tensor):
+        found = Sampling(repetition_penalty=2.0).penalise(library(logits), history)
+        assert found.tolist() == [[1.0, -2.0, 3.0, 0.5]]
+        found = Sampling(frequency_penalty=0.5, presence_penalty=1.0).penalise(library(logits), history)
+        assert found.tolist() == [[2.0, -2.5, 3.0, -1.5]]
+        found = Sampling(logit_bias=((2, -100.0), (9, 5.0))).penalise(library(logits), history)
+        assert found.tolist() == [[2.0, -1.0, -97.0, 0.5]]
+    assert logits.tolist() == [[2.0, -1.0, 3.0, 0.5]]
+    assert Sampling().penalise(logits, history) is logits
+
+
+@pytest.mark.parametrize(
+    ("message", "numbers"),
+    [
+        ("repetition_penalty=0.0: must be", {"repetition_penalty": 0.0}),
+        ("frequency_penalty=nan: must be", {"frequency_penalty": math.nan}),
+        ("presence_penalty=inf: must be", {"presence_penalty": math.inf}),
+        ("logit_bias: each must be", {"logit_bias": ((-1, 0.0),)}),
+        ("logit_bias: each must be", {"logit_bias": ((1, 101.0),)}),
+    ],
+)
+def test_penalties_out_of_range_are_refused_by_name(message: str, numbers: dict[str, Any]):
+    with pytest.raises(LlucidError, match=message):
+        Sampling(**numbers)
+
+
+def test_log_probabilities_are_those_of_a_softmax():
+    logits = np.array([3.0, 900.0, -5.0, 899.0])
+    for x in (logits, torch.from_numpy(logits)):
+        expected = torch.from_numpy(logits).log_softmax(-1)
+        assert [log_probability(x, token) for token in range(4)] == pytest.approx(expected.tolist())
+
+
+def test_no_function_here_has_more_than_seven_parameters():
+    """Options travel as one `Options`, `Sampling` or `Request`."""
+    for file in Path(generation.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                count = (
+                    len([*given.posonlyargs, *given.args, *given.kwonlyargs]) + bool(given.vararg) + bool(given.kwarg)
+                )
+                assert count <= 7, f"{file.name}: {node.name}"
 
 
 def test_numbers_at_their_limits_are_taken():

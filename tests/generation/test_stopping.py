@@ -76,5 +76,5 @@ def test_a_single_string_is_one_stop_and_not_its_characters():
 
 
 def test_an_empty_stop_is_refused():
-    with pytest.raises(LlucidError, match="--stop '': a stop string must have at least one character"):
+    with pytest.raises(LlucidError, match="stop='': a stop string must have at least one character"):
         StopMatcher(["a", ""])
