@@ -82,8 +82,11 @@ def test_prompts_come_from_a_file_and_texts_go_out_as_json(made: Path, tmp_path:
         "the fox",
     ]
     assert [whole[0], whole[2]] == [row["prompt"] + row["text"] for row in rows[0]]
-    [one] = do("generate", made / "run", "the fox", "--json", *same).stdout.splitlines()
+    [one] = do("generate", made / "run", "the fox", "--json", "--logprobs", *same).stdout.splitlines()
     assert json.loads(one)["text"] == rows[0][1]["text"]
+    assert len(json.loads(one)["logprobs"]) == 5
+    assert max(json.loads(one)["logprobs"]) < 0
+    assert "logprobs" not in rows[0][1]
 
 
 def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_path: Path) -> None:
@@ -99,6 +102,15 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
         file.write_text(ignored)
         assert do(*words).stdout == usual.stdout
         assert "generation_config" not in do(*words).stderr
+
+
+def test_generate_with_penalties_and_biases(made: Path) -> None:
+    words = ("generate", made / "run", PROMPT, "--temperature", 0, "--max-tokens", 6)
+    model = llucid.load(made / "run", device="cpu")
+    [z] = model.tokenizer.encode("w")
+    assert do(*words, "--logit-bias", f"{z}=100").stdout == f"{PROMPT}wwwwww\n"
+    both = ("--logit-bias", f"{z}=50", "--presence-penalty", 99, "--frequency-penalty", 0, "--repetition-penalty", 1.1)
+    assert do(*words, *both).stdout.count("w") == PROMPT.count("w") + 1
 
 
 def test_generate_stops_before_a_stop_text(made: Path) -> None:
@@ -240,6 +252,8 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         "wrong.jsonl: expected a JSON list of objects",
     ),
     "no documents": (("chat", "{made}/run", "--documents", "{tmp}/none"), "{tmp}/none: cannot be read"),
+    "logprobs without json": (("generate", "{made}/run", "--logprobs"), "--logprobs: printed only with --json;"),
+    "no bias": (("generate", "{made}/run", "--logit-bias", "a=b"), "--logit-bias a=b: expected an id and a number, as"),
     "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
@@ -474,9 +488,9 @@ def test_output_closed_early_is_no_error(made: Path) -> None:
 def test_ctrl_c_prints_what_was_written_of_several_texts(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[Piece]:
-        for piece in stream(*arguments, **options):
-            if options["statistics"].tokens > 10:
+    def interrupted(*arguments: Any) -> Iterator[Piece]:
+        for number, piece in enumerate(stream(*arguments)):
+            if number > 10:
                 raise KeyboardInterrupt
             yield piece
 
