@@ -22,7 +22,7 @@ import llucid
 from llucid.cli import COMMANDS, command_class, main, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
-from tests.training.test_run import HEARD, TEXT, after, command, do
+from tests.training.test_run import DEFAULT_HANGUP, TEXT, after, command, do
 
 PROMPT = "the goose "
 
@@ -191,10 +191,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "resume of nothing": (("train", "--resume", "--out", "{tmp}/none"), "{tmp}/none"),
     "resume of something else": (("train", "--resume", "--out", "{tmp}"), "not the settings of a training run"),
     "resume with settings": (
-        ("train", "--resume", "--out", "{made}/run", "--steps", "9"),
-        "takes everything from the run",
+        ("train", "--resume", "--out", "{made}/run", "--seed", "9"),
+        "--seed 9: a resumed run keeps what it began with",
     ),
-    "resume without out": (("train", "--resume"), "--resume goes on with the run in --out"),
+    "resume without out": (("train", "--resume"), "--resume: name the folder of the run to continue with --out"),
     "folder below a file": (
         (*TRAIN, "{made}/geese.txt", "--out", "{made}/geese.txt/run"),
         "geese.txt/run: Not a directory",
@@ -218,7 +218,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "nothing to go on with": (
         ("train", "--resume", "--out", "{tmp}/none"),
-        "--out {tmp}/none: there is no run here to go on with; to begin one, leave out --resume",
+        "--out {tmp}/none: there is no run here to continue; leave out --resume to begin one",
     ),
     "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
     "unknown choice": (
@@ -419,7 +419,7 @@ def test_a_signal_while_the_command_line_is_read() -> None:
 def test_a_signal_leaves_nothing_half_written(made: Path, tmp_path: Path, name: str, status: int) -> None:
     """It comes twice, as at the end of a session, when the files are written but not yet renamed."""
     number, out = getattr(signal, name, signal.SIGHUP), tmp_path / "out"
-    handled = HEARD.replace("DFL", "IGN") if name == "nohup" else HEARD
+    handled = DEFAULT_HANGUP.replace("DFL", "IGN") if name == "nohup" else DEFAULT_HANGUP
     kill = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
     code = f"{handled}; {kill}; from llucid.__main__ import main; main()"
     words = [sys.executable, "-c", code, *map(str, ("convert", made / "run", out, "--to", "huggingface"))]
