@@ -272,7 +272,9 @@ PARTS = [
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     expressions=st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=3),
-    contents=st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=3),
+    contents=st.lists(
+        st.lists(st.sampled_from(PARTS), max_size=4).map("".join).filter(str.strip), min_size=1, max_size=3
+    ),
 )
 def test_no_message_adds_a_special_token_by_any_template(
     expressions: list[str], contents: list[str], tokenizer: JsonTokenizer
