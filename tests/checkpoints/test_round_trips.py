@@ -279,7 +279,7 @@ def test_quantising_is_llama2cs_and_changes_nothing_twice(group: int) -> None:
     """The export of llama2.c, written out: scale = max|w|/127, then round half to even."""
     matrix = torch.randn(512, 192, generator=torch.Generator().manual_seed(0))
     matrix[0] = 0
-    small, scale = llama2c.quantise(matrix, group)
+    small, scale = llama2c.quantize_groups(matrix, group)
     groups = matrix.view(-1, group)
     assert torch.equal(scale, groups.abs().max(1).values / 127)
     nonzero = scale > 0
@@ -287,7 +287,7 @@ def test_quantising_is_llama2cs_and_changes_nothing_twice(group: int) -> None:
     assert not small[~nonzero].any()
     opened = small.float() * scale[:, None]
     assert (opened - groups).abs().max() <= scale.max() * (0.5 + 1e-4)
-    again = llama2c.quantise(opened.view(matrix.shape), group)
+    again = llama2c.quantize_groups(opened.view(matrix.shape), group)
     assert torch.equal(again[0].float() * again[1][:, None], opened)
 
 
@@ -296,7 +296,7 @@ def test_the_group_divides_the_rows_of_every_matrix(tmp_path: Path) -> None:
     for dim, ffn, group in ((64, 192, 64), (64, 172, 4), (32, 56, 8)):
         config = replace(TINY, dim=dim, head_dim=dim // 4, ffn_dim=ffn)
         save(model_of(config), tmp_path / f"{ffn}.bin", "llama2c", version=2)
-        assert llama2c.checked_head(tmp_path / f"{ffn}.bin").group == group == math.gcd(64, dim, ffn)
+        assert llama2c.read_bin_header(tmp_path / f"{ffn}.bin").group == group == math.gcd(64, dim, ffn)
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
@@ -310,12 +310,12 @@ def test_what_is_dequantised_is_let_go_before_the_next(
     most: list[int] = []
 
     def watched(*arguments: Any) -> Mapped:
-        array = gguf_blocks.dequantised(*arguments)
+        array = gguf_blocks.dequantize_blocks(*arguments)
         made.append(weakref.ref(array.numbers))
         most.append(sum(one() is not None for one in made))
         return array
 
-    monkeypatch.setattr(gguf_file, "dequantised", watched)
+    monkeypatch.setattr(gguf_file, "dequantize_blocks", watched)
     convert(tmp_path / "a.gguf", tmp_path / "out" / "b", format, version=version)
     assert len(most) == 4 * 7 + 2
     assert max(most) <= 2
