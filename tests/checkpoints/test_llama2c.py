@@ -25,9 +25,9 @@ SMALL = Config(dim=64, layers=2, heads=8, kv_heads=4, head_dim=8, ffn_dim=96, vo
 STORY = """\
 Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a big, \
 red ball. She wanted to play with it, but it was too high.
-Lily's mom message, "Lily, let's go to the park." Lily was sad and didn't know what to do. She message, "I want to play with \
+Lily's mom said, "Lily, let's go to the park." Lily was sad and didn't know what to do. She said, "I want to play with \
 your ball, but I can't find it."
-Lily was sad and didn't know what to do. She message, "I'm sorry, Lily. I didn't know what to do."
+Lily was sad and didn't know what to do. She said, "I'm sorry, Lily. I didn't know what to do."
 Lily didn't want to help her mom, so she"""
 
 
@@ -45,7 +45,7 @@ def exported(model: Model, version: int) -> bytes:
         scale = np.abs(groups).max(1) / np.float32(127)
         return np.round(groups / scale[:, None]).astype("<i1").tobytes() + scale.astype("<f4").tobytes()
 
-    def every(name: str, write: Any = plain) -> bytes:
+    def all_layers(name: str, write: Any = plain) -> bytes:
         return b"".join(write(leaves[f"blocks.{layer}.{name}"]) for layer in layers)
 
     sizes = (config.dim, config.ffn_dim, config.layers, config.heads, config.kv_heads)
@@ -54,15 +54,20 @@ def exported(model: Model, version: int) -> bytes:
     if version == 0:
         angles = np.outer(np.arange(config.context), 10_000.0 ** -(np.arange(0, 8, 2) / 8))
         parts = [struct.pack("<7i", *sizes, 50 if tied else -50, config.context), plain(leaves["embedding"])]
-        parts += [every("attention_norm"), *map(every, attention), every("feed_forward_norm"), *map(every, w1_w2_w3)]
+        parts += [
+            all_layers("attention_norm"),
+            *map(all_layers, attention),
+            all_layers("feed_forward_norm"),
+            *map(all_layers, w1_w2_w3),
+        ]
         parts += [plain(leaves["norm"]), bytes(angles.nbytes)]
     else:
         write = plain if version == 1 else int8
-        head = b"24ka" + struct.pack("<8iB", version, *sizes, 50, config.context, tied)
-        head += struct.pack("<i", 32) if version == 2 else b""
-        parts = [head + bytes(256 - len(head)), every("attention_norm"), every("feed_forward_norm")]
+        header = b"24ka" + struct.pack("<8iB", version, *sizes, 50, config.context, tied)
+        header += struct.pack("<i", 32) if version == 2 else b""
+        parts = [header + bytes(256 - len(header)), all_layers("attention_norm"), all_layers("feed_forward_norm")]
         parts += [plain(leaves["norm"]), write(leaves["embedding"])]
-        parts += [every(name, write) for name in attention + w1_w2_w3]
+        parts += [all_layers(name, write) for name in attention + w1_w2_w3]
     return b"".join(parts) + (b"" if tied else (int8 if version == 2 else plain)(leaves["output"]))
 
 
@@ -129,7 +134,7 @@ def test_checkpoints_of_llama2cs_training(tmp_path: Path) -> None:
         load(tmp_path / "ckpt.pt")
     for changes, message in (
         (dict(vocab_size=51), "vocab_size is 51, but tok_embeddings.weight has 50 rows"),
-        (dict(dim="64"), 'dim should be a content number and is "64"'),
+        (dict(dim="64"), 'dim should be a whole number and is "64"'),
         (dict(n_layers=2**31 - 1), "layers are promised"),
     ):
         torch.save(checkpoint(model, **changes), tmp_path / "ckpt.pt")
@@ -179,9 +184,9 @@ def test_unknown_versions_and_group_sizes_are_refused(
 ) -> None:
     file = tmp_path / "model.bin"
     save(model_of(replace(SMALL, tied_embeddings=True)), file, "llama2c", version=2)
-    head = bytearray(file.read_bytes())
-    struct.pack_into(form, head, at, value)
-    file.write_bytes(head)
+    header = bytearray(file.read_bytes())
+    struct.pack_into(form, header, at, value)
+    file.write_bytes(header)
     with pytest.raises(LlucidError, match=message):
         load(file)
 
