@@ -157,8 +157,8 @@ def test_what_a_format_cannot_hold_is_refused_by_name(
 @pytest.mark.parametrize(
     ("format", "options", "said"),
     [
-        ("llama2c", dict(version=3), "--version 3"),
-        ("llama2c", dict(dtype="float16"), "--dtype float16"),
+        ("llama2c", dict(version=3), "version=3"),
+        ("llama2c", dict(dtype="float16"), "dtype=float16"),
         ("huggingface", dict(version=1), "only llama2c"),
         ("meta", dict(dtype="int8"), "dtype=int8"),
     ],
