@@ -159,8 +159,8 @@ def test_values_that_a_format_cannot_hold_are_refused(
 @pytest.mark.parametrize(
     ("format", "options", "message"),
     [
-        ("llama2c", dict(version=3), "--version 3"),
-        ("llama2c", dict(dtype="float16"), "--dtype float16"),
+        ("llama2c", dict(version=3), "version=3"),
+        ("llama2c", dict(dtype="float16"), "dtype=float16"),
         ("huggingface", dict(version=1), "only the format llama2c"),
         ("meta", dict(dtype="int8"), "dtype=int8"),
     ],
@@ -281,7 +281,7 @@ def test_quantising_is_that_of_llama2c_and_idempotent(group: int) -> None:
     """As in llama2.c's export.py: scale = max|w|/127, then round half to even."""
     matrix = torch.randn(512, 192, generator=torch.Generator().manual_seed(0))
     matrix[0] = 0
-    small, scale = llama2c.quantise(matrix, group)
+    small, scale = llama2c.quantize_groups(matrix, group)
     groups = matrix.view(-1, group)
     assert torch.equal(scale, groups.abs().max(1).values / 127)
     nonzero = scale > 0
@@ -289,7 +289,7 @@ def test_quantising_is_that_of_llama2c_and_idempotent(group: int) -> None:
     assert not small[~nonzero].any()
     opened = small.float() * scale[:, None]
     assert (opened - groups).abs().max() <= scale.max() * (0.5 + 1e-4)
-    again = llama2c.quantise(opened.view(matrix.shape), group)
+    again = llama2c.quantize_groups(opened.view(matrix.shape), group)
     assert torch.equal(again[0].float() * again[1][:, None], opened)
 
 
@@ -298,7 +298,7 @@ def test_the_group_size_divides_the_rows_of_every_matrix(tmp_path: Path) -> None
     for dim, ffn, group in ((64, 192, 64), (64, 172, 4), (32, 56, 8)):
         config = replace(TINY, dim=dim, head_dim=dim // 4, ffn_dim=ffn)
         save(model_of(config), tmp_path / f"{ffn}.bin", "llama2c", version=2)
-        assert llama2c.checked_head(tmp_path / f"{ffn}.bin").group == group == math.gcd(64, dim, ffn)
+        assert llama2c.read_bin_header(tmp_path / f"{ffn}.bin").group == group == math.gcd(64, dim, ffn)
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
@@ -312,12 +312,12 @@ def test_dequantised_matrices_are_freed_one_by_one(
     counts: list[int] = []
 
     def watched(*arguments: Any) -> Mapped:
-        array = gguf_blocks.dequantised(*arguments)
+        array = gguf_blocks.dequantize_blocks(*arguments)
         arrays.append(weakref.ref(array.numbers))
         counts.append(sum(one() is not None for one in arrays))
         return array
 
-    monkeypatch.setattr(gguf_file, "dequantised", watched)
+    monkeypatch.setattr(gguf_file, "dequantize_blocks", watched)
     convert(tmp_path / "a.gguf", tmp_path / "out" / "b", format, version=version)
     assert len(counts) == 4 * 7 + 2
     assert max(counts) <= 2
