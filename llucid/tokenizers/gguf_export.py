@@ -26,7 +26,7 @@ from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import rows_of
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import fields
-from llucid.tokenizers.sentencepiece_model import DUMMY_PREFIX, PIECES, REMOVE_SPACES, SentencePiece
+from llucid.tokenizers.sentencepiece_model import DUMMY_PREFIX, PIECES, SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 from llucid.tokenizers.tokenizer import Tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -102,8 +102,7 @@ def _characters_keys(tokenizer: Characters) -> dict[str, Any]:
 
 def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
     """The keys of a SentencePiece model. Raises LlucidError for one that GGUF cannot express."""
-    normalizer = tokenizer.normalizer
-    if reason := tokenizer.why_not_plain() or ("it collapses spaces" if normalizer[REMOVE_SPACES] else None):
+    if reason := tokenizer.obstacle():
         raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
     # Nearly all pieces are normal, and have no field for their type.
     types = [
@@ -111,7 +110,7 @@ def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
         for number, part in fields(tokenizer.model)
         if number == PIECES and isinstance(part, bytes)
     ]
-    return _pieces_keys(tokenizer.pieces, tokenizer.scores, types, bool(normalizer[DUMMY_PREFIX]))
+    return _pieces_keys(tokenizer.pieces, tokenizer.scores, types, bool(tokenizer.normalizer[DUMMY_PREFIX]))
 
 
 def _llama2c_keys(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any]:

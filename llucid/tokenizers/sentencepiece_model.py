@@ -95,9 +95,9 @@ class SentencePiece:
             return bytes([int(self.pieces[id][3:5], 16)])
         return self.pieces[id].replace("▁", " ").encode()
 
-    def why_not_plain(self) -> str | None:
-        """Why other formats cannot express this model, None if they can: they merge pairs (BPE), of text as it is, with
-        the space before a word."""
+    def obstacle(self, collapses: bool = False) -> str | None:
+        """Why another format cannot express this model, None if it can: it merges pairs (BPE), of text as it is, with
+        the space before a word. `collapses` is whether it can express that runs of spaces are collapsed."""
         normalizer, trainer = self.normalizer, message_in(self.model, TRAINER)
         if trainer.get(MODEL_TYPE, 1) != BPE:
             return "it does not merge pairs (BPE)"
@@ -105,11 +105,13 @@ class SentencePiece:
             return "it normalises characters (NFKC), and other libraries do so differently"
         if not normalizer[ESCAPE_SPACES]:
             return "it does not write spaces as ▁"
+        if normalizer[REMOVE_SPACES] and not collapses:
+            return "it collapses runs of spaces"
         return "it puts the space behind a word" if trainer.get(SUFFIX) else None
 
     def json(self) -> str:
         """Its `tokenizer.json`. Raises LlucidError for a model that the format cannot express."""
-        if reason := self.why_not_plain():
+        if reason := self.obstacle(collapses=True):
             raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
         normalizer, library = self.normalizer, self.processor
         order = {

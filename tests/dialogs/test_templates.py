@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import llucid
 from llucid.chat import Session, encode_dialog
@@ -229,6 +231,61 @@ def test_templates_that_change_a_letter_of_a_message(change: str, tokenizer: Jso
     assert encode_dialog(said("hello world"), tokenizer, template) == [*expected.encode(), IM_END]
     with pytest.raises(LlucidError, match="changes a text that spells a special token"):
         encode_dialog(said("<|im_start|>"), tokenizer, template)
+
+
+EXPRESSIONS = [
+    "m.content",
+    "m.content | trim",
+    "m.content[:-1]",
+    "m.content[1:]",
+    "m.content | lower",
+    "m.content | upper | lower",
+    "m.content.replace('x', '')",
+    "m.content ~ m.content",
+    "'<|im_' ~ m.content",
+    "m.content ~ 'end|>'",
+    "m.content | tojson",
+    "m | tojson",
+    "m.content.split('|') | join('|')",
+    "m.content | reverse",
+    "m.content | list | join",
+    "m.content.partition('x')[2]",
+    "m.content.split('</think>')[-1]",
+]
+PARTS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|im_",
+    "start|>",
+    "end|>",
+    "<",
+    "|>",
+    "x",
+    "</think>",
+    "<｜User｜>",
+    " ",
+    "\n",
+    "ab",
+]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    expressions=st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=3),
+    contents=st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=3),
+)
+def test_no_message_adds_a_special_token_by_any_template(
+    expressions: list[str], contents: list[str], tokenizer: JsonTokenizer
+) -> None:
+    written = "".join(f"{{{{ {expression} }}}}" for expression in expressions)
+    template = f"{{% for m in messages %}}<|im_start|>{written}<|im_end|>{{% endfor %}}"
+    messages = [{"role": "user", "content": content} for content in contents]
+    try:
+        ids = encode_dialog(messages, tokenizer, template)
+    except LlucidError as error:
+        assert "changes a text that spells a special token" in str(error)  # noqa: PT017
+        return
+    assert [token for token in ids if token in tokenizer.special.values()] == [IM_START, IM_END] * len(contents)
 
 
 def test_very_many_special_tokens_in_a_very_long_text(tokenizer: JsonTokenizer) -> None:

@@ -433,7 +433,7 @@ def test_unmerged_pieces_that_cannot_be_merged() -> None:
         (lambda: Characters("aé"), "not all ASCII"),
         (lambda: SentencePiece(sentencepiece_model("unigram")), r"does not merge pairs \(BPE\)"),
         (lambda: SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")), "normalises characters"),
-        (lambda: SentencePiece(sentencepiece_model(remove_extra_whitespaces=True)), "collapses spaces"),
+        (lambda: SentencePiece(sentencepiece_model(remove_extra_whitespaces=True)), "collapses runs of spaces"),
         (lambda: SentencePiece(sentencepiece_model(treat_whitespace_as_suffix=True)), "space behind a word"),
         (lambda: Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", b"a"], [0.0] * 4), "without a piece for each byte"),
         (never_merged, "the piece 'bell bell' is never merged"),

@@ -287,8 +287,8 @@ def test_tokenizers_that_llama2_c_cannot_express() -> None:
     content["normalizer"] = content["normalizer"]["normalizers"][1]
     with pytest.raises(LlucidError, match="other ids"):
         to_llama2c(JsonTokenizer(content))
-    for change in ("treat_whitespace_as_suffix", "remove_extra_whitespaces"):
-        with pytest.raises(LlucidError, match="other ids"):
+    for change, reason in (("treat_whitespace_as_suffix", "behind a word"), ("remove_extra_whitespaces", "collapses")):
+        with pytest.raises(LlucidError, match=f"cannot express this SentencePiece model: it .*{reason}"):
             to_llama2c(SentencePiece(sentencepiece_model(**{change: True})))
 
 

@@ -7,6 +7,7 @@ import pytest
 import sentencepiece
 import transformers
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
@@ -146,6 +147,16 @@ def test_a_model_without_dummy_prefix() -> None:
     for text in (TALE, " a bell", "bell"):
         assert again.encode(text) == tokenizer.encode(text)
         assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(deadline=None)
+@given(text=any_text | st.text("a ▁b\n", max_size=12))
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_model_that_collapses_spaces(prefix: bool, text: str) -> None:
+    """As OpenLLaMA's."""
+    tokenizer = SentencePiece(sentencepiece_model(remove_extra_whitespaces=True, add_dummy_prefix=prefix))
+    again = JsonTokenizer(json.loads(tokenizer.json()))
+    assert again.encode(text) == tokenizer.encode(text)
 
 
 def test_models_that_a_tokenizer_json_cannot_express() -> None:
