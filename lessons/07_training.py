@@ -134,7 +134,7 @@ ax.legend()
 values = [1.0, 0.3, 0.05]
 for _ in range(5):
     values = [3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5 for s in values]
-print("0.05, 0.3 and 1 become", [round(s, 2) for s in values])
+print("1, 0.3 and 0.05 become", [round(s, 2) for s in values])
 assert all(0.6 < s < 1.3 for s in values)
 
 

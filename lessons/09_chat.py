@@ -66,15 +66,18 @@ print("Who rang the bell?", reply)
 assert "Nettle" in reply
 
 # %% [markdown]
-# The fox is not in the weights: change the name in the tale, and the answer changes.
+# The answer is not in the weights, it is in the text. Change the name in the tale, and the answer
+# changes:
 
 # %%
-for name in ("Otto", "Sorrel", "Clover"):
-    changed = [
-        dialog[0],
-        {"role": "assistant", "content": f"One day, {name} the fox rang the bell."},
-    ]
-    print(answer(weights, [*changed, dialog[2]]))
+right = 0
+for name in ("Otto", "Clover", "Moss", "Pip", "Ivy", "Sorrel"):
+    changed = [dialog[0], {"role": "assistant", "content": f"One day, {name} the fox rang the bell."}]
+    reply = answer(weights, [*changed, dialog[2]])
+    right += name in reply
+    print(f"{name}: {reply}")
+print(f"{right} of 6 are right")
+assert right >= 4
 
 # %% [markdown]
 # ## Marks cannot be forged

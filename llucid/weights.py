@@ -5,7 +5,7 @@ rows are in Meta's order: within a head, rows 2j and 2j + 1 are the pair that Ro
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from jaxtyping import Float
@@ -111,6 +111,11 @@ def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Wei
         norm=leaf("norm", (dim,)),
         output=None if config.tied_embeddings else leaf("output", (vocab, dim)),
     )
+
+
+def is_hidden_matrix(path: str, shape: Sequence[int]) -> bool:
+    """Whether an array is a matrix inside a block; embedding, output matrix and gains are not."""
+    return path.startswith("blocks.") and len(shape) == 2
 
 
 def initialise(config: Config, seed: int = 0) -> Weights:

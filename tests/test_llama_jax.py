@@ -137,7 +137,7 @@ def test_weights_come_back_as_they_went(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("missing", "module"), [("jax", "llucid.llama_jax"), ("optax", "llucid.training.jax_step")], ids=str
+    ("missing", "module"), [("jax", "llucid.llama_jax"), ("optax", "llucid.training.backend_jax")], ids=str
 )
 def test_what_is_missing_is_said(missing: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)

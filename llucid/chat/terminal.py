@@ -143,7 +143,11 @@ def file_of(rest: str, command: str) -> Path:
     return path
 
 
-KINDS = {"temperature": float, "top_k": int, "top_p": float, "min_p": float, "max_tokens": int, "seed": int}
+KINDS = {
+    **dict.fromkeys(("temperature", "top_p", "min_p"), float),
+    **dict.fromkeys(("repetition_penalty", "frequency_penalty", "presence_penalty"), float),
+    **dict.fromkeys(("top_k", "max_tokens", "seed"), int),
+}
 CAN_BE_OFF = ("top_k", "top_p", "min_p", "seed")
 
 
@@ -151,7 +155,7 @@ def set_(session: Session, rest: str) -> str:
     """changes an option, as in /set temperature 0.7; without a name, shows all options"""
     if not rest:
         now = {**dataclasses.asdict(session.sampling), "max_tokens": session.max_tokens}
-        return "\n".join(f"{name} {'off' if value is None else value}" for name, value in now.items())
+        return "\n".join(f"{name} {'off' if value is None else value}" for name, value in now.items() if name in KINDS)
     name, _, value = rest.replace("=", " ").partition(" ")
     name, value = name.replace("-", "_"), value.strip()
     if name not in KINDS:

@@ -1,6 +1,7 @@
 """llucid generate."""
 
 import contextlib
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Generate(SamplingOptions, ModelOptions):
     """Continue each line of this file instead, or the "prompt" of each if its lines are JSON objects."""
     json: bool = False
     """Print one JSON object per text, on a line, with its tokens and the reason why it ended."""
+    logprobs: bool = False
+    """With --json: also the log-probability of each token."""
     speculate: bool = False
     """Guess repetitions of earlier text, such as code or quotations: the same text, faster where guesses are right."""
 
@@ -38,24 +41,19 @@ class Generate(SamplingOptions, ModelOptions):
         """Streams one text, or prints several with a line between them."""
         from llucid.generation import Statistics
 
-        several = self.num != 1 or self.prompts is not None
-        if self.speculate and several:
-            raise LlucidError("speculate=True: one text at a time; leave out speculate=, or num= and prompts=")
+        if self.logprobs and not self.json:
+            raise LlucidError("logprobs=True: printed only with json=; give both")
         if self.prompt and self.prompts is not None:
             raise LlucidError("prompts=: leave out the PROMPT, or prompts=")
         prompts = [read_text(self.prompt)] if self.prompts is None else read_prompts(self.prompts)
         model, sampling, statistics = self.load(), self.sampling(self.path()), Statistics()
         options: dict[str, Any] = {
-            "max_tokens": self.max_tokens,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "seed": self.seed,
-            "stop": self.stop,
+            **dataclasses.asdict(sampling),
+            "logit_bias": dict(sampling.logit_bias),
+            **{name: getattr(self, name) for name in ("max_tokens", "seed", "stop", "speculate")},
             "statistics": statistics,
         }
-        if several or self.json:
+        if self.num != 1 or self.prompts is not None or self.json:
             self.print_all(model, prompts, options)
         else:
             self.stream(model, prompts[0], options)
@@ -73,7 +71,7 @@ class Generate(SamplingOptions, ModelOptions):
         from llucid.generation import generate
         from llucid.generation.screen import screen
 
-        pieces, shown = generate(model, prompt, speculate=self.speculate, **options), screen()
+        pieces, shown = generate(model, prompt, **options), screen()
         print(shown.push(prompt), end="", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             for piece in pieces:
@@ -87,7 +85,10 @@ class Generate(SamplingOptions, ModelOptions):
 
         if self.json:
             for completion in generate_batch(model, prompts, samples=self.num, **options):
-                print(json.dumps(completion._asdict(), ensure_ascii=False))
+                row = completion._asdict()
+                if not self.logprobs:
+                    del row["logprobs"]
+                print(json.dumps(row, ensure_ascii=False))
             sys.stdout.flush()
             return
         texts, shown = list[str](), screen()

@@ -62,6 +62,14 @@ class SamplingOptions:
     0.95)."""
     min_p: float | None = None
     """Choose from the tokens at least this share as likely as the likeliest (default: the model's, or all)."""
+    repetition_penalty: float | None = None
+    """More than 1 makes tokens that stand in the text so far less likely (default: the model's, or 1)."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that it was written."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logits of tokens that were written."""
+    logit_bias: tuple[str, ...] = option("ID=X", repeated=True)
+    """Add X to the logit of this token; may be given several times."""
     seed: int | None = None
     """The same seed gives the same text (default: a new one each time)."""
 
@@ -71,8 +79,9 @@ class SamplingOptions:
         from llucid.generation import Sampling
 
         names = [field.name for field in dataclasses.fields(Sampling)]
-        given = {name: getattr(self, name) for name in names if getattr(self, name, None) is not None}
-        defaults = {name: value for name, value in sampling_defaults(path).items() if name in names}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given["logit_bias"] = tuple(map(read_bias, self.logit_bias))
+        defaults = sampling_defaults(path)
         try:
             sampling: Sampling = Sampling(**defaults)
         except LlucidError:  # impossible numbers in the model's folder
@@ -80,6 +89,15 @@ class SamplingOptions:
         if used := [f"{name} {value:g}" for name, value in defaults.items() if name not in given]:
             print(f"from the model's generation_config.json: {', '.join(used)}", file=sys.stderr)
         return dataclasses.replace(sampling, **given)
+
+
+def read_bias(text: str) -> tuple[int, float]:
+    """The id and the number in ID=X."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise LlucidError(f"logit_bias={text}: expected an id and a number, as in 42=-1.5") from error
 
 
 def read_text(given: str) -> str:

@@ -30,7 +30,7 @@ class Train(Settings):
         from rich.console import Console
 
         from llucid.tokenizers import load_tokenizer
-        from llucid.training.loop import train
+        from llucid.training import train
         from llucid.training.settings import read_toml
 
         out = train(self, Console(soft_wrap=not sys.stdout.isatty()))

@@ -1,10 +1,12 @@
-"""Text to train on: Tiny Shakespeare, tales made on the spot, or any files; as text, as tokens, as batches.
+"""Text to train on: Tiny Shakespeare, fables made by the package, or any files; as text, as tokens, as batches.
 
-shakespeare.py       Tiny Shakespeare, found or fetched
-fables.py            tales from a grammar, whose entropy is known
+shakespeare.py       Tiny Shakespeare, found or downloaded
+fables.py            tales from a grammar whose entropy is known
 fable_dialogues.py   conversations about them; fable_words.py: their words
+sources.py           files that hold text in another format: .gz, .jsonl, .parquet
 tokens.py            text as ids on disk, and batches of windows
-dialogues.py         the same of dialogues: a row a dialogue
+conversations.py     files of conversations
+dialogues.py         conversations as ids on disk, and batches of them
 """
 
 import codecs
@@ -17,37 +19,51 @@ from typing import NamedTuple
 
 from llucid.errors import LlucidError
 from llucid.files import cache_file, cache_folder, write_text_atomically
+from llucid.tokenizers.text import replace_surrogates
 
 CHUNK = 1 << 20
 """Bytes of text held at a time."""
 TRAIN_SHARE = 0.9
-"""The first nine tenths are trained on, the last tenth validates: nanoGPT's split, so that losses compare."""
+"""The first nine tenths are the training split, the last tenth validates, as in nanoGPT, so that losses compare."""
 FABLES = 4_000_000
 """Characters in the corpus of fables."""
-MADE = (("train.toml", "state"), ("ladder.png", "metrics.json"))
-"""What a folder that llucid made has in it: a run's, and that of a ladder."""
+BUILT_IN = ("shakespeare", "fables")
+OWN_FOLDERS = (("train.toml", "state"), ("ladder.png", "metrics.json"))
+"""What the folder of a run, and that of a ladder, has in it."""
+END = "\0"
+"""The character that ends a document within a file. The end of a file ends one, too."""
 
 
 class Corpus(NamedTuple):
-    """Files of UTF-8 text, read as one, and what is known about their language.
+    """UTF-8 text files, read one after the other, and what is known about their language.
 
-    As Python reads text, each line ends with a line feed, whatever ends it in the file; and a file's byte order mark,
-    with which some editors begin it, is no text.
+    As Python reads text, each line ends with a line feed, whatever ends it in the file, and a byte order mark at the
+    start of a file is not part of the text.
     """
 
     name: str
     files: tuple[Path, ...]
     floor: float | None = None
     """Entropy in nats per character, where it is known: no model's validation loss can be lower."""
+    skipped: tuple[Path, ...] = ()
+    """Files in the given folders that are not text."""
 
     def text(self, split: str) -> Iterator[str]:
-        """The text of the "train" or "validation" split, a megabyte at a time.
+        """The text of the "train" or "validation" split, at most a megabyte at a time.
 
         Raises LlucidError if a file cannot be read as UTF-8.
         """
+        return (piece for piece in self.pieces(split) if piece != END)
+
+    def pieces(self, split: str) -> Iterator[str]:
+        """The same, with END after each document that ends within the split."""
         border = int(TRAIN_SHARE * self.size())
         start, stop = (0, border) if split == "train" else (border, self.size())
-        return _decoded(self.files, start, stop)
+        for piece in _decoded(self.files, start, stop):
+            first, *others = piece.split(END)
+            yield from [first] if first else []
+            for other in others:
+                yield from (END, other) if other else (END,)
 
     def size(self) -> int:
         """Bytes of all files."""
@@ -64,7 +80,7 @@ class Corpus(NamedTuple):
 
 
 def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
-    """The characters that begin at bytes start ≤ b < stop of the files as one."""
+    """The characters that begin at bytes start ≤ b < stop of all files in a row, and END after each file."""
     offset = 0
     for file in files:
         size = file.stat().st_size
@@ -76,7 +92,7 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
         decoder = io.IncrementalNewlineDecoder(characters, translate=True)
         with open(file, "rb") as opened:
             opened.seek(max(first - 1, 0))
-            if first:  # a character that began before, or a line's end, belongs to the other split
+            if first:  # a character that began before, or the second half of a line ending, belongs to the other split
                 before = opened.read(1)
                 while (head := opened.read(1)) and (0x80 <= head[0] < 0xC0 or before + head == b"\r\n"):
                     before = head
@@ -88,20 +104,23 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
                 while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
                     if piece := decoder.decode(byte):
                         yield piece
-                if piece := decoder.decode(b"", final=True):  # a line's end that might have been half of one
+                if piece := decoder.decode(b"", final=True):  # a carriage return that waited for a line feed
                     yield piece
             except UnicodeDecodeError as error:
                 at = opened.tell() - len(error.object) + error.start
                 raise LlucidError(
                     f"{file}: not a UTF-8 text file ({error.reason} at byte {at}); save it as UTF-8, or leave it out"
                 ) from error
+        if last == size:
+            yield END
 
 
-def open_corpus(names: Sequence[str]) -> Corpus:
-    """The corpus called "shakespeare" or "fables", or else the text files, and the files in the folders, named.
+def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
+    """The corpus called "shakespeare" or "fables", or else the named files, and all files in the named folders.
 
-    In a folder, what is hidden is left out, and so are folders that llucid made. Raises LlucidError if there is no such
-    file, or no text in it.
+    Files are UTF-8 text, or gzip, JSON lines or Parquet, whose text is under the key, or in the column, `column`. In a
+    folder, hidden files, files that are not text, and folders that llucid made are left out. Raises LlucidError for a
+    file that does not exist or cannot be read, and if there is no text.
     """
     if list(names) == ["shakespeare"]:
         from llucid.corpora.shakespeare import find_shakespeare
@@ -115,33 +134,44 @@ def open_corpus(names: Sequence[str]) -> Corpus:
         if not file.is_file():
             write_text_atomically(file, fables.write(FABLES))
         return Corpus("fables", (file,), floor=fables.entropy_per_character())
+    from llucid.corpora.sources import is_text, text_file
+
     files: list[Path] = []
+    skipped: list[Path] = []
     for name in names:
         path = Path(name)
         if not name or not path.exists():
-            if len(names) > 1 and name in ("shakespeare", "fables"):
+            if len(names) > 1 and name in BUILT_IN:
                 raise LlucidError(
-                    f"--corpus {' '.join(names)}: shakespeare and fables stand alone; give one of them, or only paths"
+                    f"corpus={' '.join(names)}: shakespeare and fables stand alone; give one of them, or only paths"
                 )
-            raise LlucidError(f"--corpus {name}: no such file or folder; expected shakespeare, fables, or a path")
-        files += _inside(path) if path.is_dir() else [path]
+            raise LlucidError(f"corpus={name}: no such file or folder; expected shakespeare, fables, or a path")
+        if not path.is_dir():
+            files.append(text_file(path, column))
+            continue
+        for inside in _inside(path):
+            if is_text(file := text_file(inside, column)):
+                files.append(file)
+            else:
+                skipped.append(inside)
     if not sum(file.stat().st_size for file in files):
-        raise LlucidError(f"--corpus {' '.join(names)}: there is no text in it")
+        raise LlucidError(f"corpus={' '.join(names)}: there is no text in it")
     first = Path(os.path.abspath(names[0]))  # that of "." has a name
-    return Corpus(first.name if first.is_dir() else first.stem, tuple(files))
+    name = first.name if first.is_dir() else Path(first.name.removesuffix(".gz")).stem
+    return Corpus(replace_surrogates(name), tuple(files), skipped=tuple(skipped))
 
 
 def _inside(folder: Path) -> Iterator[Path]:
-    """The files in a folder and in those below it, but for what is hidden and what llucid made."""
+    """The files in a folder and in those below it, without what is hidden and what llucid made."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_file():
             yield path
-        elif path.is_dir() and not path.is_symlink() and not _made(path):
+        elif path.is_dir() and not path.is_symlink() and not _is_own(path):
             yield from _inside(path)
 
 
-def _made(folder: Path) -> bool:
-    """Whether it is a run or the folder of a ladder."""
-    return any(all((folder / name).exists() for name in names) for names in MADE)
+def _is_own(folder: Path) -> bool:
+    """Whether it is the folder of a run or of a ladder."""
+    return any(all((folder / name).exists() for name in names) for names in OWN_FOLDERS)

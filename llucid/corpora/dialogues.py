@@ -1,4 +1,4 @@
-"""Dialogues as token ids on disk, and the batches that training takes of them: a row a dialogue, from its start."""
+"""Conversations as token ids on disk, and the batches that training takes from them: one per row, from its start."""
 
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -14,23 +14,23 @@ from torch import Tensor
 from llucid.files import atomic_file
 
 EVALUATED = 1 << 17
-"""Tokens of the validation split that are evaluated: all, where it has no more, else this many, evenly spread."""
+"""Tokens of the validation split that are evaluated: all if there are fewer, else this many, evenly spread."""
 ROW_TOKENS = 1 << 12
-"""Tokens in one batch of evaluation: enough to keep a processor busy, few enough for its cache."""
+"""Most tokens in one batch of evaluation: enough to keep a processor busy, few enough for its cache."""
 GATHERED = 16
-"""Batches whose dialogues are sorted by length together, so that those in one batch need little padding."""
+"""Batches whose dialogues are sorted by length together, so that each batch needs little padding."""
 WIDTH = 64
-"""Rows are as long as a multiple of so many tokens: for each new shape, products are planned and memory is taken."""
+"""Rows have a multiple of this length, since each new shape costs time to plan products and memory."""
 
 
 class Dialogues(NamedTuple):
-    """Dialogues one after the other in a file of int32. An id that is to be learned is there as its complement ~id."""
+    """Dialogues one after the other in a file of int32. An id to be learned is stored as its complement, ~id."""
 
     file: Path
     ends: NDArray[np.int64]
     """Where each dialogue ends."""
     kept: NDArray[np.int64]
-    """Numbers of those that are used."""
+    """Numbers of those that have something to learn."""
 
     @property
     def length(self) -> int:
@@ -38,9 +38,10 @@ class Dialogues(NamedTuple):
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def read(self, numbers: NDArray[np.int64], context: int) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
-        """Inputs and the tokens that follow them, a row a dialogue, cut to `context`; −100 where nothing is learned.
+        """Inputs and the tokens that follow them, one dialogue per row, cut to `context`; −100 where there is
+        nothing to learn.
 
-        Shorter ones are filled up at their end, which no token before it attends to.
+        Shorter rows are padded at their end, to which no token before attends.
         """
         mapped = np.memmap(self.file, np.int32, "r", shape=(self.length,))
         starts = np.concatenate([[0], self.ends])[numbers]
@@ -54,7 +55,7 @@ class Dialogues(NamedTuple):
 
 
 def write_dialogues(dialogues: Iterable[tuple[list[int], list[bool]]], file: Path) -> None:
-    """Writes ids, and whether each is learned, to `file`, and where they end to one beside it."""
+    """Writes pairs of ids and whether each is learned to `file`, and where they end to a file beside it."""
     ends = [0]
     with atomic_file(file) as temporary:
         with open(temporary, "wb") as out:
@@ -76,8 +77,8 @@ def open_dialogues(file: Path, context: int) -> Dialogues:
 
 
 def longer(dialogues: Dialogues, context: int) -> int:
-    """How many have more tokens than a context, and so are cut."""
-    return int((np.diff(dialogues.ends, prepend=0) > context + 1).sum())
+    """How many of those kept have more tokens than a context, and so are cut."""
+    return int((np.diff(dialogues.ends, prepend=0)[dialogues.kept] > context + 1).sum())
 
 
 def dialogue_batch(
@@ -85,7 +86,7 @@ def dialogue_batch(
 ) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
     """Inputs and targets of some dialogues, the same for the same seed and step.
 
-    Each is seen once before any is seen again. Those in a batch are of about the same length.
+    All are seen once before any is seen again. Those in one batch have about the same length.
     """
     rows = min(rows, len(dialogues.kept))
     batches = len(dialogues.kept) // rows
@@ -105,13 +106,13 @@ def _order(lengths: bytes, rows: int, seed: int, epoch: int) -> NDArray[np.int64
 
 
 def dialogue_validation_batches(
-    dialogues: Dialogues, context: int
+    dialogues: Dialogues, context: int, rows: int | None = None
 ) -> Iterator[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]]:
-    """Inputs and targets of all dialogues or, if there are very many, of as many at even distances."""
+    """Inputs and targets of all dialogues or, if they have more than EVALUATED tokens, of evenly spaced ones."""
     kept = dialogues.kept
     most = max(1, EVALUATED * len(dialogues.ends) // max(1, dialogues.length))
     if len(kept) > most:
         kept = kept[np.linspace(0, len(kept) - 1, most).astype(np.int64)]
-    rows = max(1, ROW_TOKENS // context)
+    rows = rows or max(1, ROW_TOKENS // context)
     for at in range(0, len(kept), rows):
         yield dialogues.read(kept[at : at + rows], context)

@@ -1,4 +1,4 @@
-"""Tiny Shakespeare: 1,115,394 characters of plays, the corpus that small models are compared on."""
+"""Tiny Shakespeare: 1,115,394 characters of plays, on which small models are compared."""
 
 import hashlib
 import os
@@ -14,9 +14,9 @@ NAME = "tinyshakespeare.txt"
 
 
 def find_shakespeare(cache: Path) -> Path:
-    """The file: in $LLUCID_DATA, else in the cache, else downloaded into the cache and checked.
+    """The path of the file: in $LLUCID_DATA, else in the cache, else downloaded into the cache and checked.
 
-    Raises LlucidError, with the place to put it by hand, if it is nowhere and cannot be downloaded.
+    Raises LlucidError, which says where to put the file by hand, if it is missing and cannot be downloaded.
     """
     given = os.environ.get("LLUCID_DATA")
     if given and (file := Path(given) / NAME).is_file():
@@ -29,13 +29,13 @@ def find_shakespeare(cache: Path) -> Path:
             text = answer.read()
     except OSError as error:
         reason = getattr(error, "reason", error)  # urllib hides the system's error in one of its own
-        told = getattr(reason, "strerror", None) or reason
+        reason = getattr(reason, "strerror", None) or reason
         raise LlucidError(
-            f"Tiny Shakespeare is not on this machine and cannot be downloaded ({told}); put the file from {ADDRESS} "
-            f"at {file}, or train with --corpus fables, which needs no network"
+            f"Tiny Shakespeare is not on this machine and cannot be downloaded ({reason}); put the file from {ADDRESS} "
+            f"at {file}, or train with corpus=fables, which needs no network"
         ) from error
     if hashlib.sha256(text).hexdigest() != SHA256:
-        raise LlucidError(f"{ADDRESS}: this is not Tiny Shakespeare any more (its SHA-256 should be {SHA256})")
+        raise LlucidError(f"{ADDRESS}: no longer Tiny Shakespeare (its SHA-256 should be {SHA256})")
     cache.mkdir(parents=True, exist_ok=True)
     with atomic_file(file) as temporary:
         temporary.write_bytes(text)

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llucid.corpora import CHUNK, Corpus
+from llucid.corpora import CHUNK, END, Corpus
 from llucid.corpora.dialogues import EVALUATED, ROW_TOKENS, Dialogues, dialogue_batch, dialogue_validation_batches
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, cache_file
@@ -21,26 +21,36 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tokenizer_json import train_bpe
 
-BPE_SAMPLE = 64
-"""Chunks of the training text that a BPE vocabulary is made from."""
+BPE_SAMPLE = 1 << 26
+"""Characters of the training text that a BPE vocabulary is learned from."""
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+"""Special tokens of a vocabulary learned from several documents; Llama 3's names."""
 
 
 class Tokens(NamedTuple):
-    """Token ids in a file, as many as there are; nothing is read before it is asked for."""
+    """Token ids in a file, `length` of them, which are read only when they are asked for."""
 
     file: Path
     dtype: str
     length: int
+    bos: int | None = None
+    """The id that begins every window, as it begins every text that is generated."""
 
     def read(self, starts: NDArray[np.int64], length: int) -> Int[Tensor, "rows length"]:
-        """One row of `length` ids from each start."""
+        """One row of `length` ids from each start, the first replaced by BOS if there is one."""
         # Mapped anew each time, so that the pages of a large file do not stay with the process.
         mapped = np.memmap(self.file, self.dtype, "r", shape=(self.length,))
-        return torch.from_numpy(np.stack([mapped[start : start + length] for start in starts]).astype(np.int64))
+        rows = torch.from_numpy(np.stack([mapped[start : start + length] for start in starts]).astype(np.int64))
+        if self.bos is not None:
+            rows[:, 0] = self.bos
+        return rows
 
 
 def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
-    """The tokenizer that `--tokenizer` names: "characters" or "bpe:N", made from the corpus, or a saved one's path."""
+    """The tokenizer of this kind: "characters" or "bpe:N", made from the corpus, or the path of a saved one.
+
+    A vocabulary learned from several documents has a BOS and an EOS, so that a model learns where they end.
+    """
     if kind == "characters":
         found: set[str] = set()
         for split in ("train", "validation"):
@@ -49,43 +59,73 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         return Characters(found)
     if kind.startswith("bpe:"):
         if not re.fullmatch(r"\d{1,9}", kind[4:]):
-            raise LlucidError(f"--tokenizer {kind}: expected a number of tokens, as in bpe:1024")
-        return train_bpe(islice(corpus.text("train"), BPE_SAMPLE), int(kind[4:]))
+            raise LlucidError(f"tokenizer={kind}: expected a number of tokens, as in bpe:1024")
+        texts = first_characters(corpus.text("train"), BPE_SAMPLE)
+        if any(piece == END for piece, _ in pairwise(chain(corpus.pieces("train"), corpus.pieces("validation")))):
+            return train_bpe(texts, int(kind[4:]), (BOS, EOS), {"bos_token": BOS, "eos_token": EOS})
+        return train_bpe(texts, int(kind[4:]))
     if not Path(kind).exists():
-        raise LlucidError(f"--tokenizer {kind}: no such file or folder; expected characters, bpe:1024 or a path")
+        raise LlucidError(f"tokenizer={kind}: no such file or folder; expected characters, bpe:1024 or a path")
     return load_tokenizer(kind)
+
+
+def first_characters(texts: Iterable[str], count: int) -> Iterator[str]:
+    """The texts up to the one with which there are `count` characters."""
+    for text in texts:
+        if count <= 0:
+            break
+        count -= len(text)
+        yield text
 
 
 def tokenise(
     corpus: Corpus, tokenizer: Tokenizer, split: str, progress: Callable[[int], None] = lambda characters: None
 ) -> Tokens:
-    """The ids of a split, from the cache or else made, in constant memory, and kept there.
+    """The ids of a split, read from the cache or else made, in constant memory, and kept there.
 
-    `progress` hears of the characters done. The file is found again by the content of corpus and tokenizer.
+    Each document begins with BOS and ends with EOS if the tokenizer has these; of one that the splits share, the second
+    half begins with BOS, too. `progress` is called with the number of characters just done. The file in the cache is
+    named after the content of corpus and tokenizer.
     """
-    key = hashlib.sha256((corpus.fingerprint() + tokenizer.json()).encode()).hexdigest()[:24]
+    bos, eos = tokenizer.bos, tokenizer.eos
+    key = hashlib.sha256(f"{corpus.fingerprint()} {bos} {eos} {tokenizer.json()}".encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     file = cache_file(f"tokens/{key}.{split}.{dtype}")
     if not file.is_file():
         with atomic_file(file) as temporary, open(temporary, "wb") as out:
-            for piece in _whole_lines(corpus.text(split)):
-                ids = tokenizer.encode_array(piece) if isinstance(tokenizer, Characters) else tokenizer.encode(piece)
+            begun = False
+            for piece in _whole_lines(corpus.pieces(split)):
+                if piece == END:
+                    ids = [eos] if begun and eos is not None else []
+                    begun = False
+                else:
+                    if not begun and bos is not None:
+                        out.write(np.asarray([bos], dtype).data)
+                    begun = True
+                    whole = isinstance(tokenizer, Characters)
+                    ids = tokenizer.encode_array(piece) if whole else tokenizer.encode(piece)
+                    progress(len(piece))
                 out.write(np.asarray(ids, dtype).data)
-                progress(len(piece))
-    return Tokens(file, dtype, file.stat().st_size // np.dtype(dtype).itemsize)
+    return Tokens(file, dtype, file.stat().st_size // np.dtype(dtype).itemsize, bos)
 
 
 def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text, cut where a line does not begin with white space, since no token goes across there; anywhere,
-    where there is no such line for long."""
+    """The same pieces, cut before lines that do not begin with white space, since no token spans such a place, and at
+    the ends of documents; anywhere, if there is no such line for long."""
     rest = ""
     for piece in chain(pieces, [""]):
+        if piece in ("", END):
+            yield from [rest] if rest else []
+            yield from [END] if piece else []
+            rest = ""
+            continue
         rest += piece
-        last = len(rest) if not piece or len(rest) > 4 * CHUNK else 0
         cut = max((line.end() for line in re.finditer(r"\n(?=\S)", rest)), default=0)
-        if last or cut:
-            yield rest[: last or cut]
-            rest = rest[last or cut :]
+        if len(rest) > CHUNK and not cut:
+            cut = len(rest)
+        if cut:
+            yield rest[:cut]
+            rest = rest[cut:]
 
 
 def training_batch(
@@ -100,17 +140,19 @@ def training_batch(
 
 
 def validation_batches(
-    tokens: Tokens | Dialogues, context: int, overlap: bool = False
+    tokens: Tokens | Dialogues, context: int, overlap: bool = False, batch_tokens: int = ROW_TOKENS
 ) -> Iterator[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]]:
     """Inputs and targets in which every token but the first is a target once, if there are at most EVALUATED; else
     about as many, evenly spread. −100 marks targets that do not count.
 
-    Windows of `context` tokens follow one another, so that a window's first tokens are predicted from little
-    text, as in nanoGPT. With `overlap` they advance by half a context and only what is new counts: each token is
-    predicted from at least half a context of text, which is what an entropy of the language is about.
+    A batch has at most `batch_tokens` tokens, or one row. Windows of `context` tokens follow one another, so that a
+    window's first tokens are predicted from little text, as in nanoGPT. With `overlap` they advance by half a context
+    and only what is new counts: each token is predicted from at least half a context of text, as an entropy of the
+    language requires.
     """
+    rows = max(1, min(batch_tokens, ROW_TOKENS) // context)
     if isinstance(tokens, Dialogues):
-        yield from dialogue_validation_batches(tokens, context)
+        yield from dialogue_validation_batches(tokens, context, rows)
         return
     stride = max(1, context // 2) if overlap else context
     starts = np.arange(0, max(1, tokens.length - 1 - (context - stride)), stride)
@@ -118,7 +160,6 @@ def validation_batches(
     if len(starts) > most:
         starts = starts[np.linspace(0, len(starts) - 1, most).astype(np.int64)]
     whole = starts[starts + context < tokens.length]
-    rows = max(1, ROW_TOKENS // context)
     groups = [whole[at : at + rows] for at in range(0, len(whole), rows)]
     for group in [*groups, starts[len(whole) :]]:
         if len(group):
@@ -129,12 +170,12 @@ def validation_batches(
 
 
 def characters_per_token(tokens: Tokens | Dialogues, tokenizer: Tokenizer, context: int) -> float:
-    """How many characters an evaluated token stands for on the average: nats per token / this = nats per character."""
+    """Mean number of characters per evaluated token: nats per token / this = nats per character."""
     if isinstance(tokenizer, Characters):
         return 1.0
     characters, counted = 0, 0
-    for inputs, targets in validation_batches(tokens, context):
-        rows = [row[row >= 0] for row in targets] if isinstance(tokens, Dialogues) else inputs
-        characters += sum(len(tokenizer.decode(row.tolist())) for row in rows)
-        counted += sum(len(row) for row in rows)
+    for _, targets in validation_batches(tokens, context):
+        for row in targets:
+            characters += len(tokenizer.decode(row[row >= 0].tolist()))
+            counted += int((row >= 0).sum())
     return characters / counted

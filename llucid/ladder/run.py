@@ -24,7 +24,7 @@ from llucid.ladder.comparison import Result, compare, noise
 from llucid.ladder.plot import draw_ladder
 from llucid.ladder.report import Report
 from llucid.tokenizers import Tokenizer
-from llucid.training.loop import interruption
+from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate, optimizers_for
 from llucid.training.report import progress_of
 from llucid.training.run import free_name
@@ -168,7 +168,7 @@ def title(task: Task) -> str:
     return f"{budget}; curves: every sixth validation window, numbers: all windows"
 
 
-def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], bool]) -> Result:
+def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], int]) -> Result:
     """Checks a rung, trains it with each seed, and samples from it. Raises Interrupted."""
     started = time.perf_counter()
     checks = check(rung, task.config, seeds[0])
@@ -189,7 +189,7 @@ def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted
 
 
 def train(
-    rung: Rung, weights: Any, task: Task, seed: int, report: Report, interrupted: Callable[[], bool]
+    rung: Rung, weights: Any, task: Task, seed: int, report: Report, interrupted: Callable[[], int]
 ) -> tuple[tuple[int, float], ...]:
     """Trains the weights and returns the curve of validation losses. Raises Interrupted."""
 

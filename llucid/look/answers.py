@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llucid.errors import LlucidError, shown
 from llucid.look.changes import ablate, patch, scale, zero_frequency
-from llucid.look.heads import head_scores
+from llucid.look.heads import copying, head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
 from llucid.look.trace import MODULE, Trace, encode, has_tokenizer, trace
 from llucid.look.watch import Change
@@ -86,6 +86,7 @@ class Answers:
         self.readings: dict[str, Reading] = {}
         self._models: dict[int, Model] = {}
         self._fingerprints: dict[int, str] = {}
+        self._copying: dict[int, Tensor] = {}
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._adopted: dict[str, Trace] = {}
         self._lock = RLock()
@@ -318,7 +319,10 @@ class Answers:
 
     def heads(self, reading: str) -> dict[str, Any]:
         """Scores of heads."""
-        scores = head_scores(self.trace(reading))._asdict()
+        found, model = self.trace(reading), self._reading(reading).model
+        if model not in self._copying:
+            self._copying[model] = copying(found.model)
+        scores = head_scores(found, self._copying[model])._asdict()
         return {kind: None if score.isnan().all() else score.tolist() for kind, score in scores.items()}
 
     def clocks(self, reading: str, layer: int, head: int, position: int, key: int) -> dict[str, Any]:
@@ -372,8 +376,8 @@ class Answers:
             raise NotFound(f"{shown(name)}: there are no weights of this name")
         pool = blocks(leaf.shape, max_)
         step = max(1, AT_ONCE // math.prod(leaf.shape[1:]) // pool[0]) * pool[0]
-        parts = [pooled(rows(leaf, at, at + step), pool) for at in range(0, len(leaf), step)]
-        return numbers(torch.cat(parts), pool, [None] * leaf.dim(), as_)
+        parts = [pooled(rows(leaf, at, at + step), pool) for at in range(0, leaf.shape[0], step)]
+        return numbers(torch.cat(parts), pool, [None] * len(leaf.shape), as_)
 
     def attention(
         self, reading: str, as_: str = "u8", layer: int | None = None, head: int | None = None, max_: int | None = None

@@ -33,8 +33,8 @@ class HeadScores(NamedTuple):
     that token less likely) to 1 (more). Elhage et al. 2021. Does not depend on the text."""
 
 
-def head_scores(trace: Trace) -> HeadScores:
-    """The scores of every head on this text."""
+def head_scores(trace: Trace, copied: Float[Tensor, "layers heads"] | None = None) -> HeadScores:
+    """The scores of every head on this text; `copied` is what `copying` said of the model before, if it is known."""
     ids = torch.tensor(trace.ids)
     seq = len(ids)
     before = torch.ones(seq, seq, dtype=torch.bool).tril(-1)
@@ -45,7 +45,7 @@ def head_scores(trace: Trace) -> HeadScores:
     masks.append(followed & before)
     layers = [trace.attention_of(layer).cpu() for layer in range(trace.model.config.layers)]
     scores = (torch.stack([_mean_attention(p, mask) for p in layers]) for mask in masks)
-    return HeadScores(*scores, copying=copying(trace.model))
+    return HeadScores(*scores, copying=copying(trace.model) if copied is None else copied)
 
 
 def _mean_attention(p: Float[Tensor, "heads seq seq"], mask: Bool[Tensor, "seq seq"]) -> Float[Tensor, " heads"]:

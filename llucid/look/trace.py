@@ -110,6 +110,10 @@ class Trace:
         if not change and "logits" in self._values and not self._values["logits"].isfinite().all():
             raise LlucidError(f"this model's scores are not numbers, from {self._first_nan()} on; its file is damaged")
 
+    def __repr__(self) -> str:
+        changed = f", changed: {', '.join(self.changed)}" if self.changed else ""
+        return f"<Trace of {len(self.ids)} tokens, {len(self._found)} values{changed}>"
+
     def _watch(self, keep: Callable[[str], bool]) -> Watch:
         return Watch(instrument(MODULE), self.model.weights, self._apply, keep)
 
@@ -186,7 +190,7 @@ class Trace:
         return self.pieces(self.ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each of these ids, taken alone; `<123>` for one that has none."""
+        """The text of each of these ids, as `piece` has it."""
         return [piece(self.model, token) for token in ids]
 
     @property
@@ -298,12 +302,18 @@ def has_tokenizer(model: Model) -> bool:
 
 
 def piece(model: Model, token: int) -> str:
-    """The text of a token alone, the name of a special one, and `<123>` for one that has no text."""
-    from llucid.generation.predictions import token_text
-
-    if not has_tokenizer(model):
+    """The text of a token, the name of a special one, the bytes of a part of a character as `<0xE2 0x82>`, and `<123>`
+    for one that has none of these."""
+    if not has_tokenizer(model) or token >= model.tokenizer.vocab_size:
         return f"<{token}>"
-    return token_text(model.tokenizer, [], token).replace("<token ", "<")
+    for name, number in model.tokenizer.special.items():
+        if number == token:
+            return name
+    raw = model.tokenizer.piece(token)
+    try:
+        return raw.decode() or f"<{token}>"
+    except UnicodeDecodeError:
+        return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

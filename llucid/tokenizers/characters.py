@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llucid.errors import LlucidError
+from llucid.tokenizers.folder import write_folder
 from llucid.tokenizers.text import replace_surrogates
 
 
@@ -73,8 +74,6 @@ class Characters:
         return cls(content["model"]["vocab"])
 
     def save(self, folder: Path) -> None:
-        from llucid.tokenizers.folder import write_folder
-
         write_folder(folder, self.json(), {})
 
 

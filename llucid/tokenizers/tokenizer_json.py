@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from operator import itemgetter
@@ -316,6 +316,28 @@ def beginning_with(name: str, number: int) -> dict[str, Any]:
     }
 
 
+LONGEST_WORD = 64
+"""Characters: longer words are cut before merges are learned, which takes time quadratic in a word's length."""
+
+
+def _interruptible(work: Callable[[], None]) -> None:
+    """Does `work`, which computes outside of Python for long, so that signals are heeded meanwhile."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)  # not for ever, since a signal may be delivered to another thread
+    if errors:
+        raise errors[0]
+
+
 def train_bpe(
     texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), config: dict[str, Any] | None = None
 ) -> JsonTokenizer:
@@ -342,7 +364,11 @@ def train_bpe(
         special_tokens=[AddedToken(name, normalized=False, special=True) for name in special],
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    steps = tokenizer.pre_tokenizer
+    cut = pre_tokenizers.Split(Regex(rf"[\s\S]{{{LONGEST_WORD}}}"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, cut, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
+    _interruptible(lambda: tokenizer.train_from_iterator(texts, trainer))
+    tokenizer.pre_tokenizer = steps
     content = json.loads(tokenizer.to_str())
     if bos := (config or {}).get("bos_token"):
         content["post_processor"] = beginning_with(bos, special.index(bos))

@@ -1,20 +1,23 @@
 """The learning curve of a run, as a picture."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from llucid.files import atomic_file
+from llucid.tokenizers.text import replace_surrogates
 
 
 def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float | None = None) -> None:
     """Writes a PNG of training and validation loss in nats per character, the floor, and the learning rate below.
 
-    `rows` are those of `metrics.jsonl`; `floor` is the corpus's own entropy. Losses on windows of another length are
-    another line.
+    `rows` are those of `metrics.jsonl`; `floor` is the corpus's own entropy. Losses on windows of each length are a
+    line of their own.
     """
     from matplotlib.figure import Figure
 
-    steps, train = [row["step"] for row in rows], [row["loss"] for row in rows]
+    trained = [row for row in rows if "loss" in row]
+    steps, train = [row["step"] for row in trained], [row["loss"] for row in trained]
     smooth = _smoothed(train, max(1, len(train) // 100))
     measured = [row for row in rows if "validation" in row]
     lengths = sorted({row.get("window", 0) for row in measured})
@@ -34,9 +37,9 @@ def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float |
     high = min(max(*train, low + 0.1), low + 2.2)
     loss.set_ylim(low - 0.06 * (high - low), high)
     loss.set_ylabel("nats per character")
-    loss.set_title(title, loc="left", fontsize=12)
+    loss.set_title(replace_surrogates(title), loc="left", fontsize=12, parse_math=False)
     loss.legend(frameon=False)
-    rate.plot(steps, [row["rate"] for row in rows], color="#777777", linewidth=1.2)
+    rate.plot(steps, [row["rate"] for row in trained], color="#777777", linewidth=1.2)
     rate.set_ylim(bottom=0)
     rate.set_ylabel("learning\nrate")
     rate.set_xlabel("step")
@@ -44,12 +47,13 @@ def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float |
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
-    with atomic_file(out) as temporary:
+    with atomic_file(out) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # shown as a box
         figure.savefig(temporary, format="png")
 
 
 def _smoothed(values: list[float], width: int) -> list[float]:
-    """The mean over the last `width` values, at each place."""
+    """The mean of the last `width` values, at each place."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)

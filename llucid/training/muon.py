@@ -1,4 +1,4 @@
-"""Muon: momentum, made orthogonal. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/."""
+"""Muon: momentum, orthogonalised. Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(matrices: Float[Tensor, "count rows cols"]) -> Float[Tensor, "count rows cols"]:
-    """The orthogonal matrix nearest to each, about. Newton–Schulz, in bfloat16."""
+    """Approximately the nearest orthogonal matrix to each, by Newton–Schulz iterations in bfloat16."""
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).bfloat16()
@@ -26,7 +26,7 @@ def orthogonalise(matrices: Float[Tensor, "count rows cols"]) -> Float[Tensor, "
 
 
 class Muon(Optimizer):
-    """torch.optim.Muon for many small matrices: those of one shape are made orthogonal together, not one by one."""
+    """torch.optim.Muon for many small matrices: those of one shape are orthogonalised together, not one by one."""
 
     def __init__(
         self, params: Iterable[Any], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.1

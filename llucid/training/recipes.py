@@ -1,4 +1,4 @@
-"""What training does where the settings leave the choice: measured on two CPU cores, but for `small`."""
+"""Values for the settings that are left open, chosen by measurement on two CPU cores, except for `small`."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Recipe(NamedTuple):
     muon_learning_rate: float
     """Peak of Muon."""
     minutes: float
-    """How long to train, where neither minutes nor steps are given."""
+    """How long to train if neither minutes nor steps are given."""
     length_warmup: float = 0.0
-    """Share of the run on shorter windows, where tokens are characters: a quarter of a window of words is too short."""
+    """Share of the run on shorter windows where tokens are characters; a quarter of a window of words is too short."""
 
 
 RECIPES = {
@@ -30,13 +30,13 @@ RECIPES = {
     "small": Recipe(batch=64, learning_rate=4e-3, muon_learning_rate=0.02, minutes=2.8),
 }
 FINE_TUNING = Recipe(batch=8, learning_rate=1e-3, muon_learning_rate=0.002, minutes=5.0)
-"""For a model that has learned already: a tenth of Muon's rate, and less of AdamW's, so that it does not forget."""
+"""For a trained model: a tenth of Muon's rate, and less of AdamW's, so that it does not forget."""
 OTHER = Recipe(batch=32, learning_rate=1e-3, muon_learning_rate=0.01, minutes=60.0)
-"""For sizes that nothing has been measured for."""
+"""For sizes that have not been measured."""
 
 
 def resolve(settings: Settings, device: torch.device) -> Settings:
-    """`settings` with every choice made that was left open."""
+    """`settings` with a value for everything that was left open."""
     preset = settings.preset or ("micro" if device.type == "cpu" else "small")
     recipe = FINE_TUNING if settings.base else RECIPES.get(preset, OTHER)
     tokenizer = "bpe:1024" if settings.chat or settings.corpus == ("fables",) else "characters"
@@ -59,17 +59,17 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
 
 
 def window(settings: Settings, context: int, done: float) -> tuple[int, int]:
-    """How many windows a step has, and of how many tokens, when `done` of the run is over.
+    """How many windows a step has, and of how many tokens, when the share `done` of the run is over.
 
-    Shorter windows cost less attention and show more of the text, and what is learned on them carries over to long
-    ones: sequence length warm-up (Li et al. 2022, "The Stability-Efficiency Dilemma"). A step's tokens stay as many.
+    Shorter windows cost less attention, and what is learned on them carries over to long ones: sequence length warm-up
+    (Li et al. 2022, "The Stability-Efficiency Dilemma"). The number of tokens in a step stays the same.
     """
     shorter = 4 if done < (settings.length_warmup or 0) and context % 4 == 0 and context >= 256 else 1
     return int(settings.batch or 1) * shorter, context // shorter
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether this machine has instructions that multiply bfloat16 matrices, so that it is the faster choice."""
+    """Whether this device has instructions for products of bfloat16 matrices, so that bfloat16 is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):

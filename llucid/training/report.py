@@ -1,4 +1,4 @@
-"""What training says while it runs: one live line, and a line for each measurement."""
+"""What training prints while it runs: a live line on a terminal, and a line for each measurement."""
 
 import math
 import time
@@ -12,6 +12,7 @@ from rich.progress import TextColumn
 
 from llucid.config import Config
 from llucid.errors import PRINTABLE
+from llucid.tokenizers.text import replace_surrogates
 from llucid.training.recipes import window
 from llucid.training.settings import Settings
 
@@ -23,51 +24,69 @@ def clock(seconds: float) -> str:
 
 
 def excerpt(sample: str, width: int) -> list[str]:
-    """The first three lines of a sample that are not empty, for a terminal, each of `width` cells at most."""
+    """The first three lines of a sample that are not empty, for a terminal, each of at most `width` cells."""
     lines = [line for line in sample.translate(PRINTABLE).splitlines() if line.strip()]
     return [chop_cells(line.expandtabs(), max(2, width))[0] for line in lines[:3]]
 
 
 @contextmanager
-def progress_of(what: str, console: Console, total: int) -> Generator[Callable[[int], None]]:
-    """A bar that shows after two seconds, moved by calling what is given with the amount just done."""
+def progress_of(what: str, console: Console, total: int | None) -> Generator[Callable[[int], None]]:
+    """A bar that appears after two seconds; the function that it yields is called with the amount just done."""
     begun = time.perf_counter()
     with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total, visible=False)
 
-        def heard(amount: int) -> None:
+        def advance(amount: int) -> None:
             bar.update(task, advance=amount, visible=time.perf_counter() - begun > 2)
 
-        yield heard
+        yield advance
 
 
 class Report:
-    """Prints to `console`; on a terminal the newest line is live, elsewhere there are only the measurements."""
+    """Prints to `console`. On a terminal the newest line is live; elsewhere there are only the measurements."""
 
-    def __init__(self, console: Console, floor: float | None, context: int) -> None:
-        self.console = console
+    def __init__(self, console: Console, floor: float | None = None, context: int = 0) -> None:
+        self.console, self.context = console, context
         self.floor = "" if floor is None else f"floor {floor:.3f}  "
-        self.context = context
         self.validation = ""
         self.bar = Bar(
-            TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("")
         self.renewed = 0.0
 
-    def begin(self, settings: Settings, config: Config, step: int) -> None:
-        """Says what is trained, for how long, and what the figures mean that come."""
+    def say(self, *lines: str) -> None:
+        """Prints lines as they are: no markup, since they may name the user's files."""
+        for line in lines:
+            text = replace_surrogates(line).translate(PRINTABLE)
+            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    @contextmanager
+    def status(self, what: str) -> Generator[None]:
+        """Shows on a terminal that something of unknown length goes on inside."""
+        with self.console.status(what):
+            yield
+
+    def begin(self, settings: Settings, config: Config, floor: float | None, step: int) -> None:
+        """Prints what is trained and for how long, and explains the figures that follow."""
+        self.context = config.context
+        self.floor = "" if floor is None else f"floor {floor:.3f}  "
         length = f"{settings.steps:,} step" if settings.steps else f"{settings.minutes:g} minute"
         length += "" if length.startswith("1 ") else "s"
         size = f"{settings.preset or settings.base}, {config.parameters:,} parameters"
         after = f", from step {step} on" if step else ""
-        floor = "; no model gets below the floor, the entropy of the text" if self.floor else ""
-        told = [f"training {size}, on {settings.device} for {length}{after}; losses are in nats per character{floor}"]
+        floor_explained = "; no model gets below the floor, the entropy of the text" if self.floor else ""
+        self.say(
+            f"training {size}, on {settings.device} for {length}{after}; losses are in nats per character"
+            f"{floor_explained}"
+        )
         _, short = window(settings, config.context, 0.0)
         if short < config.context:
             share = f"the first {100 * float(settings.length_warmup or 0):g} % in windows of {short} tokens"
-            told.append(f"{share}, which is quicker, the rest of {config.context}")
-        self.console.print(*told, sep="\n", highlight=False, markup=False)
+            self.say(f"{share}, which is faster, the rest in windows of {config.context}")
 
     def due(self) -> bool:
         """Whether the live line is a fifth of a second old; always false where there is none."""
@@ -85,30 +104,39 @@ class Report:
         figures = self.line(step, loss, self.validation, tokens_per_second)
         self.bar.update(self.task, description=f"{figures}  {clock(left)} left")
 
-    def line(self, step: int, loss: float, validation: str, tokens_per_second: float) -> str:
-        """The figures in one line that fits a terminal of 80 columns, most times."""
-        return f"step {step:<5} train {loss:.3f}  {validation}{self.floor}{tokens_per_second:,.0f} tokens/s"
+    def busy(self, tokens_per_second: float, share: float) -> None:
+        """Prints that other programs use the cores in `share` of the time."""
+        usual = tokens_per_second / max(1 - share, 0.01)
+        self.say(
+            f"this machine is busy: {tokens_per_second:,.0f} of about {usual:,.0f} tokens a second; end other "
+            "programs, or give it more time"
+        )
+
+    def line(self, step: int, loss: float | None, validation: str, tokens_per_second: float) -> str:
+        """The figures in one line, which usually fits a terminal of 80 columns."""
+        train = "" if loss is None else f"train {loss:.3f}  "
+        return f"step {step:<5} {train}{validation}{self.floor}{tokens_per_second:,.0f} tokens/s"
 
     def measured(
         self,
         step: int,
-        loss: float,
+        loss: float | None,
         validation: float,
         length: int,
         sample: str,
         tokens_per_second: float,
         left: float,
     ) -> None:
-        """Prints a measurement, and how the model writes by now.
+        """Prints a measurement and the beginning of a sample.
 
-        `validation` is in nats per character; `length`, the tokens of its windows, is told of while that is less than
-        the context.
+        Losses are in nats per character. `length`, the tokens in a window of the validation split, is printed while it
+        is less than the context.
         """
         self.validation = f"val {validation:.3f}  "
-        told = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits  "
-        told += f"window {length}  " if length < self.context else ""
-        line = self.line(step, loss, told, tokens_per_second)
-        line += "" if self.console.is_terminal else f"  {clock(left)} left"  # which the live line says there
+        figures = f"val {validation:.3f} nats {validation / math.log(2):.3f} bits  "
+        figures += f"window {length}  " if length < self.context else ""
+        line = self.line(step, loss, figures, tokens_per_second)
+        line += "" if self.console.is_terminal else f"  {clock(left)} left"  # on a terminal the live line has it
         self.console.print(line, highlight=False)
         for written in excerpt(sample, min(76, self.console.width - 4)):
             self.console.print(f"    {written}", style="dim", highlight=False, markup=False, emoji=False)

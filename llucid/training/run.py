@@ -1,76 +1,154 @@
-"""The folder that a run leaves: a Hugging Face folder, beside what is needed to go on with it.
+"""The folder of a run: a Hugging Face folder, beside what only training needs.
 
     config.json model.safetensors tokenizer.json tokenizer_config.json     the best model so far
     train.toml                                                             every setting
-    state/latest.safetensors state/corpus.sha256                           where training stands, and on what text
-    metrics.jsonl  curve.png  samples.txt                                  what happened
+    state/latest.safetensors                                               the latest weights, optimizer and progress
+    state/measured.json state/corpus.sha256                                the best measurement so far; which text
+    metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
+    snapshots/step-N/                                                      copies of the model, if asked for
 
-Each file is replaced as a whole, and a new folder gets its name only when it is complete, a state inside, so that a
-kill at any moment leaves a folder that opens and a run that goes on.
+Each file is replaced atomically, and a new folder gets its name only when it is complete, with a state inside. So a
+kill at any moment leaves a folder that opens and a run that continues.
 """
 
+import errno
+import hashlib
+import importlib
 import json
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llucid.checkpoints import Model, save
-from llucid.config import Config
+from llucid.checkpoints import save
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, atomic_folder, is_occupied, write_text_atomically
+from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
-from llucid.weights import Weights, assemble, named_leaves
+
+MADE = (
+    *("config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "state"),
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+)
+"""What `create` may have moved into a folder before it was killed; train.toml is the last."""
 
 
 class Progress(NamedTuple):
-    """Where a run stands, but for its arrays."""
+    """How far a run is."""
 
     step: int = 0
     seconds: float = 0.0
     """Spent in training so far, over all processes."""
+
+
+class Measured(NamedTuple):
+    """The measurements on the validation split so far."""
+
+    step: int = -1
+    """Of the last one; −1 before the first."""
+    seconds: float = 0.0
+    """`Progress.seconds` at the last one."""
     best: float = float("inf")
-    """Lowest validation loss so far on the longest windows so far, in nats per token."""
+    """Lowest loss on the longest windows so far, in nats per token."""
+    model_step: int = 0
+    """The step whose model is in the folder: the best, or a better one of a later moment when training was stopped."""
     window: int = 0
     """Tokens in these windows."""
+    worse: int = 0
+    """How many measurements since the best one."""
+    took: float = 0.0
+    """Seconds that the last one took."""
+    total: float = 0.0
+    """Seconds that all of them took."""
 
 
 def free_name(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2 and so on where that is taken."""
+    """runs/NAME, or runs/NAME-2 and so on if that exists."""
     folders = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 10_000))
     return next(folder for folder in folders if not folder.exists())
 
 
-def refuse_taken(out: Path) -> None:
-    """Raises LlucidError if there is something at `out` already, but for what a killed process left unfinished."""
-    if is_occupied(out):
-        raise LlucidError(f"--out {out}: something is there already; go on with it by --resume, or name another folder")
+def refuse_occupied(out: Path) -> None:
+    """Raises LlucidError if there is something at `out` but what a killed process left there unfinished."""
+    if is_occupied(out) and not is_unfinished(out):
+        raise OccupiedError(out)
 
 
-def create(out: Path, model: Model, settings: Settings, corpus: Corpus, dropout: torch.Generator) -> None:
-    """Makes the folder of a new run, its untrained model inside and a state to begin from."""
-    with atomic_folder(out) as unfinished:
-        (unfinished / "state").mkdir()
-        save(model, unfinished)
-        write_text_atomically(unfinished / "train.toml", write_toml(settings))
-        write_text_atomically(unfinished / "metrics.jsonl", "")
-        write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
-        save_state(unfinished, model.weights, {}, dropout, Progress())
+class OccupiedError(LlucidError):
+    """There is something at the place of a new run."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(f"out={out}: something is there already; continue it with resume=True, or name another folder")
+
+
+def is_unfinished(out: Path) -> bool:
+    """Whether `out` holds nothing but a run whose creation was killed while it filled this folder."""
+    if not out.is_dir() or not any(out.glob(".*.partial")):
+        return False
+    return all(path.name in MADE or path.suffix == ".partial" for path in out.iterdir())
+
+
+def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_state: Callable[[Path], None]) -> None:
+    """Makes the folder of a new run with its untrained model; `save_state` writes the first state into a folder.
+
+    Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
+    """
+    for path in (path for path in out.parent.glob(f".{out.name}.*.partial") if not _runs(path.name.split(".")[-2])):
+        _remove(path)
+    if is_unfinished(out):
+        for path in out.iterdir():
+            _remove(path)
+    try:
+        with atomic_folder(out) as unfinished:
+            if unfinished.parent.samefile(out.parent) or not is_occupied(out):
+                (unfinished / "state").mkdir()
+                save(model, unfinished)
+                write_text_atomically(unfinished / "train.toml", write_toml(settings))
+                write_text_atomically(unfinished / "metrics.jsonl", "")
+                write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+                save_state(unfinished / "state")
+            else:  # another process made its run there in this moment
+                raise OccupiedError(out)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise OccupiedError(out) from error
+        raise
+
+
+def _runs(process: str) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 @contextmanager
-def alone(out: Path) -> Generator[None]:
-    """Inside, no other process trains in `out`, if the system has locks for folders. Raises LlucidError if one does."""
+def locked(out: Path) -> Generator[None]:
+    """Holds the lock of the run in `out`, on systems that have locks for folders.
+
+    Raises LlucidError if another process holds it. Removes what killed processes left half-written.
+    """
     if sys.platform == "win32":
         yield
         return
@@ -78,89 +156,105 @@ def alone(out: Path) -> Generator[None]:
 
     folder = os.open(out, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of a file system that has no locks
+        with suppress(OSError):  # a file system without locks
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise LlucidError(f"--out {out}: another process is training there; stop it, or wait") from error
+                raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
+        for unfinished in [*out.glob(".*.partial"), *(out / "state").glob(".*"), *(out / "snapshots").glob(".*")]:
+            _remove(unfinished)
         yield
     finally:
         os.close(folder)
 
 
-def sweep(out: Path) -> None:
-    """Removes what killed processes left half-written in the run in `out`."""
-    for unfinished in [*out.glob(".*.partial"), *(out / "state").glob(".*")]:
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.unlink()
+def refuse_changed(out: Path, corpus: Corpus, options: str) -> None:
+    """Raises LlucidError if the run in `out` has no state, or began with another text than `corpus`.
 
-
-def refuse_changed(out: Path, corpus: Corpus, told: str) -> None:
-    """Raises LlucidError if the run in `out` has no state, or began with another text than `corpus`, `told` so."""
-    instead = f"llucid train --base {shlex.quote(str(out))} {told}"
+    `options` names the corpus on the command line.
+    """
+    instead = f"llucid train --base {shlex.quote(str(out))} {options}"
     state, kept = out / "state" / "latest.safetensors", out / "state" / "corpus.sha256"
     if not state.is_file():
         raise LlucidError(
-            f"{state}: there is no such file, so that there is nothing to go on from; begin again, or begin with the "
-            f"model that the run left: {instead}"
+            f"{state}: there is no such file, so the run cannot continue; begin again, or begin with the model that it "
+            f"left: {instead}"
         )
     if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != corpus.fingerprint():
         raise LlucidError(
-            f"{told} is no longer the text that {out} began with, which --resume needs; put that back, or begin a new "
-            f"run with what this one learned: {instead}"
+            f"{options.removeprefix('--').replace(' ', '=', 1)}: no longer the text that {out} began with, which "
+            f"resume=True needs; put that back, or begin a new run with the model that this one left: {instead}"
         )
 
 
-def save_state(
-    out: Path, weights: Weights, memory: dict[str, Tensor], dropout: torch.Generator, progress: Progress
-) -> None:
-    """Replaces `state/latest.safetensors`: weights, what the optimizers remember, dropout's generator, the progress."""
-    tensors = {f"weights.{path}": leaf for path, leaf in named_leaves(weights)} | memory
-    tensors["dropout"] = dropout.get_state()
+def write_state(folder: Path, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+    """Replaces `latest.safetensors` in a run's `state/` atomically."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_file(out / "state" / "latest.safetensors") as temporary:
+    with atomic_file(folder / "latest.safetensors") as temporary:
         save_file(on_cpu, temporary, {"progress": json.dumps(progress._asdict())})
 
 
-def load_state(
-    out: Path,
-    config: Config,
-    start: Callable[[Weights, dict[str, Tensor]], tuple[Any, Any]],
-    dropout: torch.Generator,
-) -> tuple[Any, Any, torch.Generator, Progress]:
-    """What `save_state` saved, weights and memory as `start` makes them. Raises LlucidError if it is not whole."""
-    file = out / "state" / "latest.safetensors"
+@contextmanager
+def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
+    """What `write_state` wrote: (tensors, progress). Raises LlucidError if it, or what is done inside, finds damage."""
+    file = folder / "latest.safetensors"
     try:
         with safe_open(file, framework="pt") as opened:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-            progress = Progress(**json.loads(opened.metadata()["progress"]))
-        dropout.set_state(tensors["dropout"])
-        weights = assemble(config, lambda path, shape: tensors[f"weights.{path}"].view(shape))
-        remembered = {name: tensor for name, tensor in tensors.items() if name.startswith("optimizer.")}
-        weights, memory = start(weights, remembered)
+            progress = json.loads(opened.metadata()["progress"])
+        yield tensors, Progress(int(progress["step"]), float(progress["seconds"]))
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise LlucidError(f"{file}: not a state that this run can go on from ({error})") from error
-    return weights, memory, dropout, progress
+        raise LlucidError(f"{file}: not a state that this run can continue from ({error})") from error
+
+
+@contextmanager
+def keeping_state(out: Path) -> Generator[None]:
+    """Puts the state that was saved before back if a LlucidError is raised inside."""
+    state, before = out / "state" / "latest.safetensors", out / "state" / ".before.safetensors"
+    before.unlink(missing_ok=True)
+    with suppress(OSError):  # a file system without links
+        os.link(state, before)
+    try:
+        yield
+    except LlucidError:
+        if before.exists():
+            os.replace(before, state)
+        raise
+    finally:
+        before.unlink(missing_ok=True)
+
+
+def read_measured(out: Path, progress: Progress) -> Measured:
+    """The measurements of the run in `out` up to `progress`."""
+    try:
+        measured = Measured(**json.loads((out / "state" / "measured.json").read_bytes()))
+        return measured if measured.step <= progress.step else Measured()
+    except (OSError, ValueError, TypeError):  # none yet
+        return Measured()
+
+
+def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
+    """Writes `train.toml` anew if a resumed run has other settings than it began with, and allows it to improve."""
+    toml, text = out / "train.toml", write_toml(settings)
+    if toml.read_text(encoding="utf-8") != text:
+        write_text_atomically(toml, text)
+        write_measured(out, read_measured(out, progress)._replace(worse=0))
+
+
+def write_measured(out: Path, measured: Measured) -> None:
+    write_text_atomically(out / "state" / "measured.json", json.dumps(measured._asdict()))
 
 
 class Metrics:
-    """`metrics.jsonl`: one JSON object a line, one line a step, and `curve.png` and `samples.txt`, drawn from it."""
+    """`metrics.jsonl`, one JSON object a step, and the copies of its figures for TensorBoard and Weights & Biases."""
 
-    def __init__(self, out: Path, step: int, tensorboard: bool = False) -> None:
-        """The log of the run in `out`, cut after `step`, where its state stands.
-
-        With `tensorboard` the figures also go to TensorBoard's own files. Raises LlucidError if it is not installed.
-        """
-        self.tensorboard = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard.writer import SummaryWriter
-            except ImportError as error:
-                raise LlucidError("--tensorboard: TensorBoard is not installed; pip install tensorboard") from error
-            self.tensorboard = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+    def __init__(self, out: Path, step: int, settings: Settings) -> None:
+        """The log of the run in `out`, cut after `step`. Raises LlucidError if a library of `settings` is missing."""
+        self.loggers = [
+            *([_tensorboard(out, step)] if settings.tensorboard else []),
+            *([_wandb(out, settings)] if settings.wandb else []),
+        ]
         self.file = out / "metrics.jsonl"
         self.rows: list[dict[str, Any]] = []
         for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []:
@@ -171,20 +265,67 @@ class Metrics:
             except (ValueError, KeyError, TypeError):
                 break  # a kill cut the last line short
             self.rows.append(row)
+        self._rewrite()
+
+    def _rewrite(self) -> None:
         write_text_atomically(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, rows: list[dict[str, Any]]) -> None:
-        """Appends rows, to memory and file."""
+        """Appends the rows of new steps."""
         self.rows += rows
-        with open(self.file, "a", encoding="utf-8") as opened:
-            opened.write("".join(json.dumps(row) + "\n" for row in rows))
-        if self.tensorboard:
-            for row in rows:
-                for name in row.keys() & {"loss", "validation", "rate"}:
-                    self.tensorboard.add_scalar(name, row[name], row["step"])
+        try:
+            with open(self.file, "a", encoding="utf-8") as opened:
+                opened.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
+        for row in rows:
+            self._log(row["step"], row)
+
+    def measured(self, step: int, figures: dict[str, Any]) -> None:
+        """Adds the figures of a measurement to the row of its step."""
+        if not self.rows or self.rows[-1]["step"] != step:
+            self.rows.append({"step": step})
+        self.rows[-1] |= figures
+        self._rewrite()
+        self._log(step, figures)
+
+    def _log(self, step: int, row: dict[str, Any]) -> None:
+        for log in self.loggers:
+            log(step, {name: row[name] for name in ("loss", "validation", "rate") if name in row})
 
     def write_samples(self) -> None:
         """Rewrites `samples.txt`."""
+        write_text_atomically(self.file.with_name("samples.txt"), self.samples())
+
+    def samples(self) -> str:
+        """The content of `samples.txt`."""
         samples = [(row["step"], row["sample"]) for row in self.rows if "sample" in row]
-        text = "\n".join(f"---------- step {step}\n{sample}\n" for step, sample in samples)
-        write_text_atomically(self.file.with_name("samples.txt"), text)
+        return "\n".join(f"---------- step {step}\n{sample}\n" for step, sample in samples)
+
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+def _tensorboard(out: Path, step: int) -> Log:
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise LlucidError("tensorboard=True: TensorBoard is not installed; pip install tensorboard") from error
+    writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        for name, figure in figures.items():
+            writer.add_scalar(name, figure, step)
+
+    return log
+
+
+def _wandb(out: Path, settings: Settings) -> Log:
+    try:
+        wandb: Any = importlib.import_module("wandb")
+    except ImportError as error:
+        raise LlucidError("wandb=True: Weights & Biases is not installed; pip install wandb") from error
+    place = str(out.resolve())
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]  # a resumed run is the same one there
+    run = wandb.init(project="llucid", name=out.name, id=name, dir=place, config=asdict(settings), resume="allow")
+    return lambda step, figures: run.log(figures, step=step)

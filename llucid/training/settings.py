@@ -1,9 +1,10 @@
-"""Everything that decides a training run, as the command line takes it and as `train.toml` keeps it."""
+"""Everything that decides a training run: the options of `llucid train`, kept in the run's `train.toml`."""
 
 import dataclasses
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -12,11 +13,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError
 from llucid.presets import PRESETS
+from llucid.tokenizers.text import replace_surrogates
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelNumbers:
-    """Numbers of the model that are to differ from the preset's."""
+    """Numbers of the model that differ from the preset's."""
 
     dim: int | None = None
     """Width of the residual stream."""
@@ -25,11 +27,11 @@ class ModelNumbers:
     heads: int | None = None
     """Query heads."""
     kv_heads: int | None = None
-    """Key and value heads (as many as query heads, unless given)."""
+    """Key and value heads (default: as many as query heads)."""
     head_dim: int | None = None
-    """Width of a head (dim / heads, unless given)."""
+    """Width of a head (default: dim / heads)."""
     ffn_dim: int | None = None
-    """Width of the feed-forward network's hidden layer (the preset's, whatever dim is; 8/3 of dim is usual)."""
+    """Width of the feed-forward network's hidden layer (default: the preset's, whatever dim is; 8/3 dim is usual)."""
     context: int | None = None
     """Tokens in a training window."""
     norm_eps: float | None = None
@@ -43,109 +45,128 @@ class ModelNumbers:
 
 
 BASE_NUMBERS = ("context", "dropout")
-"""Numbers that no weight depends on."""
+"""Numbers of the model that fine-tuning may change, since no weight depends on them."""
+FIXED = ("base", "tokenizer", "preset", "optimizer", "seed", "dtype", "length_warmup", "warmup", "column")
+"""Settings that a resumed run keeps."""
+NOT_KEPT = ("out", "resume", "stop_after")
+"""Settings of one call only, which `train.toml` does not hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides a training run; what is None here and must be known, `recipes.resolve` chooses."""
+    """What decides a training run. Where a field is None, `recipes.resolve` chooses a value."""
 
     corpus: tuple[str, ...] = ("shakespeare",)
-    """What to read: shakespeare, fables, or paths of text files and folders."""
+    """Text to learn: shakespeare, fables, or paths of files and folders (text, .gz, .jsonl, .parquet)."""
+    column: str = "text"
+    """Where .jsonl and .parquet files hold the text: a key, or a column."""
     chat: str | None = None
     """Learn the assistant's answers instead: fables, or a file of conversations, {"messages": [...]} a line."""
     base: str | None = None
-    """Begin with this model, its tokenizer and its numbers, instead of at random: fine-tuning."""
+    """Fine-tune this model: begin with its weights, tokenizer and numbers (default: begin at random)."""
     tokenizer: str | None = None
-    """characters, bpe:N (N tokens, learned from the corpus), or a path (bpe:1024 for fables and --chat, else
-    characters, unless given)."""
+    """characters, bpe:N (N tokens, learned from the corpus), or a path (default: bpe:1024 for fables and --chat, else
+    characters)."""
     preset: str | None = None
-    """Size of the model: nano, micro, mini, small (micro on a CPU and small on a GPU, unless given)."""
+    """Size of the model: nano, micro, mini, small (default: micro on a CPU, small on a GPU)."""
     model: ModelNumbers = field(default_factory=ModelNumbers)
     steps: int | None = None
-    """Optimizer steps to train for."""
+    """Optimizer steps to train for; a run repeats exactly only with a number of steps."""
     minutes: float | None = None
-    """Minutes to train for, the schedule fitted to them (the preset's, unless given); only --steps repeats exactly."""
+    """Minutes to train for, with the schedule fitted to them (default: the preset's)."""
     stop_after: int | None = None
-    """Stop this process after so many steps, as Ctrl-C would; --resume goes on."""
+    """Stop this process after this many steps, as Ctrl-C would; --resume continues."""
     out: str | None = None
-    """Folder of the run (runs/CORPUS, or the first free one like it, unless given)."""
+    """Folder of the run (default: runs/CORPUS, or the first free name like it)."""
     resume: bool = False
-    """Go on with the run in --out, as if it had never stopped; with --steps, bit for bit."""
+    """Continue the run in --out as if it had never stopped; with more --steps or --minutes, beyond its end."""
     backend: Literal["torch", "jax"] | None = None
-    """Library that computes: torch (unless given), or jax, which trains by AdamW alone and without dropout."""
+    """Library that computes (default: torch); jax has AdamW only, and no dropout."""
     device: str | None = None
-    """cpu, cuda, mps, ... (the fastest one here, unless given)."""
+    """cpu, cuda, mps, ... (default: the fastest one here)."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of activations and matrix products; weights and sums stay float32 (bfloat16 where it is fast, unless given)."""
+    """Of activations and matrix products; weights and sums stay float32 (default: bfloat16 where it is fast)."""
     compile: bool = False
     """Compile the step with torch.compile."""
     seed: int = 0
     """Of initial weights, batches and dropout."""
     batch: int | None = None
-    """Windows in a step (the preset's, unless given)."""
+    """Windows in a step (default: the preset's)."""
     accumulate: int = 1
-    """Parts in which a step's windows are run, one after the other, to save memory; the result is the same."""
+    """Parts in which a step's windows are computed one after the other, to save memory; the result is the same."""
     optimizer: Literal["muon", "adamw"] | None = None
-    """muon (AdamW still trains embeddings and gains), or adamw alone, as --backend jax does (muon, unless given)."""
+    """muon (AdamW still trains embeddings and gains), or adamw alone (default: muon; adamw with --backend jax)."""
     learning_rate: float | None = None
-    """Peak learning rate of AdamW (the preset's, unless given)."""
+    """Peak learning rate of AdamW (default: the preset's)."""
     muon_learning_rate: float | None = None
-    """Peak learning rate of Muon (the preset's, unless given)."""
+    """Peak learning rate of Muon (default: the preset's)."""
     weight_decay: float = 0.1
-    """Pull of the matrices towards zero, times the learning rate, per step; gains and embeddings have none."""
+    """Share of the matrices that decays per step, times the learning rate; gains and embeddings do not decay."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises."""
     length_warmup: float | None = None
-    """Share of the run on windows a quarter as long, four times as many (the preset's; contexts below 256: none)."""
+    """Share of the run on windows a quarter as long, four times as many (default: the preset's; none below a context
+    of 256)."""
     final: float = 0.0
     """Learning rate at the end, as a share of the peak."""
     clip: float = 1.0
-    """Longest gradient, as the norm over all parameters; longer ones are shortened to it."""
-    evaluations: int = 5
-    """How many times the validation split is measured on the way, the end included."""
+    """Largest norm of the gradient over all parameters; a longer gradient is scaled down to it."""
+    evaluations: int | None = None
+    """Evenly spaced measurements on the validation split (default: up to five, in at most a tenth of the time)."""
+    patience: int | None = None
+    """Stop after this many measurements without a lower validation loss (default: never)."""
+    snapshots: int = 0
+    """Copies of the model to keep in the run's folder, in bfloat16, at logarithmically spaced steps."""
     tensorboard: bool = False
     """Also write the figures for TensorBoard, into the run's folder."""
+    wandb: bool = False
+    """Also log the figures to Weights & Biases."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
             number = getattr(self, name)
             if number is not None and not 0 < number < math.inf:
-                raise LlucidError(f"--{name.replace('_', '-')} {number}: must be more than 0, and finite")
-        if self.batch is not None and self.batch >= 1 << 31:
-            raise LlucidError(f"--batch {self.batch}: no memory holds so many windows")
+                raise LlucidError(f"{name}={number}: must be more than 0, and finite")
+        for name, least in (("accumulate", 1), ("evaluations", 1), ("patience", 1), ("snapshots", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise LlucidError(f"{name}={getattr(self, name)}: must be at least {least}")
+        for name in ("steps", "stop_after", "batch", "accumulate", "evaluations", "patience", "snapshots"):
+            if (getattr(self, name) or 0) >= 1 << 31:
+                raise LlucidError(f"{name}={getattr(self, name)}: must be less than 2^31")
         if not 0 <= self.seed < 1 << 63:
-            raise LlucidError(f"--seed {self.seed}: must be at least 0 and less than 2^63")
-        if self.accumulate < 1 or self.evaluations < 1:
-            raise LlucidError("--accumulate and --evaluations must be at least 1")
+            raise LlucidError(f"seed={self.seed}: must be at least 0 and less than 2^63")
         if self.steps is not None and self.minutes is not None:
-            raise LlucidError("--steps and --minutes both say how long to train; give one of them")
-        if not 0 <= self.warmup < 1 or not 0 <= self.final <= 1 or not 0 <= (self.length_warmup or 0) <= 1:
-            raise LlucidError("--warmup, --length-warmup and --final are shares between 0 and 1")
+            raise LlucidError("steps= and minutes= both say how long to train; give one of them")
+        for name, most in (("warmup", math.nextafter(1, 0)), ("final", 1), ("length_warmup", 1)):
+            if not 0 <= (getattr(self, name) or 0) <= most:
+                raise LlucidError(f"{name}={getattr(self, name)}: must be a share between 0 and 1")
         if not 0 <= self.weight_decay < math.inf:
-            raise LlucidError(f"--weight-decay {self.weight_decay}: must be at least 0, and finite")
+            raise LlucidError(f"weight_decay={self.weight_decay}: must be at least 0, and finite")
         if self.preset is not None and self.preset not in PRESETS:
-            raise LlucidError(f"--preset {self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
+            raise LlucidError(f"preset={self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
-            raise LlucidError("--resume goes on with the run in --out; say which folder that is")
+            raise LlucidError("resume=True: name the folder of the run to continue with out=")
         if self.chat is not None and self.corpus != ("shakespeare",):
-            raise LlucidError("--corpus and --chat both say what to learn from; give one of them")
+            raise LlucidError("corpus= and chat= both say what to learn from; give one of them")
         if self.chat is not None and self.length_warmup:
-            raise LlucidError("--length-warmup: conversations are not cut into windows; leave it out with --chat")
+            raise LlucidError(
+                f"length_warmup={self.length_warmup}: conversations are not cut into windows; leave it out with chat="
+            )
         if self.base is not None:
-            numbers = dataclasses.asdict(self.model)
-            fixed = [f"--model.{name}" for name in numbers if name not in BASE_NUMBERS and numbers[name] is not None]
-            fixed += [f"--{name}" for name in ("preset", "tokenizer") if getattr(self, name) is not None]
-            if fixed:
-                raise LlucidError(f"{fixed[0].replace('_', '-')}: that of --base is taken; leave it out")
+            fixed = {f"model.{name}": number for name, number in vars(self.model).items() if name not in BASE_NUMBERS}
+            fixed["preset"] = self.preset
+            fixed["tokenizer"] = None if Path(self.tokenizer or "").exists() else self.tokenizer
+            for name, value in fixed.items():
+                if value is not None:
+                    raise LlucidError(f"{name}={value}: base= already has its own; leave this out")
 
     def rebased(self, config: Config) -> Config:
-        """The numbers of the model in --base, but for those that training may choose."""
+        """The Config of the base with the numbers that fine-tuning may change."""
         given = {name: getattr(self.model, name) for name in BASE_NUMBERS}
         return dataclasses.replace(config, **{name: number for name, number in given.items() if number is not None})
 
     def config(self, preset: str, vocab_size: int) -> Config:
-        """The preset with the numbers that were given put in. Raises LlucidError if they do not go together."""
+        """The preset's Config with the given numbers. Raises LlucidError if they do not fit together."""
         given = {name: number for name, number in dataclasses.asdict(self.model).items() if number is not None}
         if "heads" in given:
             given.setdefault("kv_heads", given["heads"])
@@ -154,53 +175,72 @@ class Settings:
             given.setdefault("head_dim", head_width(sizes["dim"], sizes["heads"]))
         return dataclasses.replace(PRESETS[preset].config, vocab_size=vocab_size, **given)
 
+    def continuing(self, kept: "Settings") -> "Settings":
+        """The settings `kept` in a run's folder, with what is given here instead.
+
+        Raises LlucidError for a setting that cannot change within a run.
+        """
+        given = {
+            name: value for name, value in vars(self).items() if value != vars(Settings(resume=True, out=""))[name]
+        }
+        numbers = given.pop("model", ModelNumbers())
+        fixed = {f"model.{name}": number for name, number in vars(numbers).items() if number is not None}
+        fixed |= {name: given[name] for name in FIXED if name in given and given[name] != getattr(kept, name)}
+        for name, value in fixed.items():
+            raise LlucidError(f"{name}={value}: a resumed run keeps what it began with; leave this out")
+        kept = dataclasses.replace(kept, stop_after=None)
+        if "steps" in given or "minutes" in given:
+            kept = dataclasses.replace(kept, steps=None, minutes=None)
+        return dataclasses.replace(kept, **given | {"resume": True, "out": self.out})
+
 
 def write_toml(settings: Settings) -> str:
-    """`settings` as TOML; what was left to be chosen is left out."""
+    """`settings` as TOML, without what is None and what belongs to one call only."""
 
     def lines(part: Any) -> list[str]:
         rows = ((item.name, getattr(part, item.name)) for item in dataclasses.fields(part))
-        # JSON's strings, numbers, booleans and arrays are also TOML's.
-        return [f"{name} = {json.dumps(value)}" for name, value in rows if _is_plain(value)]
+        rows = ((name, value) for name, value in rows if value is not None and name not in (*NOT_KEPT, "model"))
+        return [f"{name} = {_toml(value)}" for name, value in rows]
 
     return "\n".join([*lines(settings), "", "[model]", *lines(settings.model)]) + "\n"
 
 
-def _is_plain(value: Any) -> bool:
-    return value is not None and not dataclasses.is_dataclass(value)
+def _toml(value: object) -> str:
+    """JSON's strings, numbers, booleans and arrays are also TOML's, but for DEL. TOML has no lone surrogates."""
+    return replace_surrogates(json.dumps(value, ensure_ascii=False)).replace("\x7f", "\\u007f")
 
 
 def read_toml(file: Path) -> Settings:
     """The settings in a run's `train.toml`. Raises LlucidError if it holds anything else."""
     try:
-        told = tomllib.loads(file.read_text(encoding="utf-8"))
-        model = told.pop("model", {})
-        _check(told, Settings)
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        model = values.pop("model", {})
+        _check(values, Settings)
         _check(model, ModelNumbers)
-        told["corpus"] = tuple(told["corpus"])
-        return Settings(model=ModelNumbers(**model), **told)
-    except LlucidError:
-        raise
+        values["corpus"] = tuple(values["corpus"])
+        return Settings(model=ModelNumbers(**model), **values)
+    except LlucidError as error:
+        raise LlucidError(f"{file}: {error}") from error
     except OSError as error:
         raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LlucidError(f"{file}: not the settings of a training run ({error})") from error
 
 
-def _check(told: Any, kind: type) -> None:
-    """Raises TypeError for what is no table, a key that `kind` has not, or a value that is none of its field's."""
-    if not isinstance(told, dict):
-        raise TypeError(f"expected a table, found {told!r}")
+def _check(values: Any, kind: type) -> None:
+    """Raises TypeError for anything but a table with keys and values of the fields of `kind`."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"expected a table, found {values!r}")
     hints = get_type_hints(kind)
-    for name, value in told.items():
+    for name, value in values.items():  # pyright: ignore[reportUnknownVariableType]
         if name not in hints:
             raise TypeError(f"unknown key {name!r}")
         if not _fits(value, hints[name]):
-            raise TypeError(f"{name} cannot be {value!r}")
+            raise TypeError(f"{name} cannot be {str(value)[:60]}")  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of TOML is of this type, in which a list stands for a tuple and a whole number for a float."""
+    """Whether a TOML value has this type; an array stands for a tuple, an integer of at most 64 bits for a float."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in options)
@@ -208,4 +248,6 @@ def _fits(value: object, hint: Any) -> bool:
         return value in options
     if get_origin(hint) is tuple:
         return isinstance(value, list) and all(_fits(each, options[0]) for each in value)
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        return False
     return type(value) is hint or (hint is float and type(value) is int)

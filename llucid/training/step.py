@@ -1,6 +1,6 @@
 """One step of training, and the measure of how well it goes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,6 @@ def train_step(
     return torch.stack(losses).sum()
 
 
-@torch.no_grad()
 def evaluate(
     weights: Weights,
     config: Config,
@@ -82,11 +81,21 @@ def evaluate(
     overlap: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """The mean of −log p in nats per token, over the same windows of the validation split each time."""
+    """The mean loss in nats per token over the validation split, the same windows each time."""
+    return mean_loss(validation_batches(tokens, config.context, overlap), weights, config, dtype)
+
+
+@torch.no_grad()
+def mean_loss(
+    batches: Iterable[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]],
+    weights: Weights,
+    config: Config,
+    dtype: torch.dtype = torch.float32,
+) -> float:
+    """The mean of −log p(target) in nats over all targets of all batches but those of −100."""
     total, counted = 0.0, 0
-    weights = to(weights, dtype)
-    for inputs, targets in validation_batches(tokens, config.context, overlap):
-        inputs, targets = inputs.to(weights.device), targets.to(weights.device)
-        total += loss_sum(inputs, targets, weights, config, dtype).item()
+    weights, device = to(weights, dtype), weights.embedding.device
+    for inputs, targets in batches:
+        total += loss_sum(inputs.to(device), targets.to(device), weights, config, dtype).item()
         counted += int((targets != -100).sum())
     return total / counted

@@ -218,7 +218,8 @@ def test_lines_are_answered_and_commands_run(session: Session, capsys: pytest.Ca
     out, err = capsys.readouterr()
     assert out == "abcde\nabcde\n"
     assert session.conversation.messages[2]["content"] == "/quit"
-    assert "temperature is 0.5\ntemperature 0.5\ntop_k off\ntop_p off\nmin_p off\nmax_tokens 5\n" in err
+    assert "temperature is 0.5\ntemperature 0.5\ntop_k off\ntop_p off\nmin_p off\nrepetition_penalty 1.0\n" in err
+    assert "presence_penalty 0.0\nmax_tokens 5\n" in err
     assert "cut off after 5 tokens; for more: /set max_tokens 10" in err
     with pytest.raises(EOFError):
         answer_lines(session, ["/quit\n", "never read"])
@@ -252,10 +253,10 @@ def test_options_are_set_or_refused(session: Session) -> None:
         "/set wings 2": "/set wings: unknown option; expected one of: temperature",
         "/set temperature": "/set temperature needs a value",
         "/set temperature off": "not a number",
-        "/set temperature -1": "--temperature -1.0: must be",
+        "/set temperature -1": "temperature=-1.0: must be",
         "/set top_k 1.5": "/set top_k 1.5: not a whole number",
         "/set max_tokens 0": "must be at least 1",
-        "/set seed -1": "--seed -1",
+        "/set seed -1": "seed=-1",
         "/save": "/save needs a file name",
         "/load": "/load needs a file name",
         "/load /none/none.json": "cannot be read",

@@ -22,7 +22,7 @@ import llucid
 from llucid.cli import COMMANDS, command_class, main, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
-from tests.training.test_run import HEARD, TEXT, after, command, do
+from tests.training.test_run import DEFAULT_HANGUP, TEXT, after, command, do
 
 PROMPT = "the goose "
 
@@ -82,8 +82,11 @@ def test_prompts_come_from_a_file_and_texts_go_out_as_json(made: Path, tmp_path:
         "the fox",
     ]
     assert [whole[0], whole[2]] == [row["prompt"] + row["text"] for row in rows[0]]
-    [one] = do("generate", made / "run", "the fox", "--json", *same).stdout.splitlines()
+    [one] = do("generate", made / "run", "the fox", "--json", "--logprobs", *same).stdout.splitlines()
     assert json.loads(one)["text"] == rows[0][1]["text"]
+    assert len(json.loads(one)["logprobs"]) == 5
+    assert max(json.loads(one)["logprobs"]) < 0
+    assert "logprobs" not in rows[0][1]
 
 
 def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_path: Path) -> None:
@@ -99,6 +102,15 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
         file.write_text(ignored)
         assert do(*words).stdout == usual.stdout
         assert "generation_config" not in do(*words).stderr
+
+
+def test_generate_with_penalties_and_biases(made: Path) -> None:
+    words = ("generate", made / "run", PROMPT, "--temperature", 0, "--max-tokens", 6)
+    model = llucid.load(made / "run", device="cpu")
+    [z] = model.tokenizer.encode("w")
+    assert do(*words, "--logit-bias", f"{z}=100").stdout == f"{PROMPT}wwwwww\n"
+    both = ("--logit-bias", f"{z}=50", "--presence-penalty", 99, "--frequency-penalty", 0, "--repetition-penalty", 1.1)
+    assert do(*words, *both).stdout.count("w") == PROMPT.count("w") + 1
 
 
 def test_generate_stops_before_a_stop_text(made: Path) -> None:
@@ -179,10 +191,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "resume of nothing": (("train", "--resume", "--out", "{tmp}/none"), "{tmp}/none"),
     "resume of something else": (("train", "--resume", "--out", "{tmp}"), "not the settings of a training run"),
     "resume with settings": (
-        ("train", "--resume", "--out", "{made}/run", "--steps", "9"),
-        "takes everything from the run",
+        ("train", "--resume", "--out", "{made}/run", "--seed", "9"),
+        "--seed 9: a resumed run keeps what it began with",
     ),
-    "resume without out": (("train", "--resume"), "--resume goes on with the run in --out"),
+    "resume without out": (("train", "--resume"), "--resume: name the folder of the run to continue with --out"),
     "folder below a file": (
         (*TRAIN, "{made}/geese.txt", "--out", "{made}/geese.txt/run"),
         "geese.txt/run: Not a directory",
@@ -206,7 +218,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "nothing to go on with": (
         ("train", "--resume", "--out", "{tmp}/none"),
-        "--out {tmp}/none: there is no run here to go on with; to begin one, leave out --resume",
+        "--out {tmp}/none: there is no run here to continue; leave out --resume to begin one",
     ),
     "unknown command": (("fly",), "fly: there is no such command; expected one of: train, generate, chat,"),
     "unknown choice": (
@@ -240,6 +252,8 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         "wrong.jsonl: expected a JSON list of objects",
     ),
     "no documents": (("chat", "{made}/run", "--documents", "{tmp}/none"), "{tmp}/none: cannot be read"),
+    "logprobs without json": (("generate", "{made}/run", "--logprobs"), "--logprobs: printed only with --json;"),
+    "no bias": (("generate", "{made}/run", "--logit-bias", "a=b"), "--logit-bias a=b: expected an id and a number, as"),
     "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
@@ -405,7 +419,7 @@ def test_a_signal_while_the_command_line_is_read() -> None:
 def test_a_signal_leaves_nothing_half_written(made: Path, tmp_path: Path, name: str, status: int) -> None:
     """It comes twice, as at the end of a session, when the files are written but not yet renamed."""
     number, out = getattr(signal, name, signal.SIGHUP), tmp_path / "out"
-    handled = HEARD.replace("DFL", "IGN") if name == "nohup" else HEARD
+    handled = DEFAULT_HANGUP.replace("DFL", "IGN") if name == "nohup" else DEFAULT_HANGUP
     kill = f"import os; os.fsync = lambda file: [os.kill(os.getpid(), {number:d}) for _ in 'ab']"
     code = f"{handled}; {kill}; from llucid.__main__ import main; main()"
     words = [sys.executable, "-c", code, *map(str, ("convert", made / "run", out, "--to", "huggingface"))]
@@ -474,9 +488,9 @@ def test_output_closed_early_is_no_error(made: Path) -> None:
 def test_ctrl_c_prints_what_was_written_of_several_texts(
     made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*arguments: Any, **options: Any) -> Iterator[Piece]:
-        for piece in stream(*arguments, **options):
-            if options["statistics"].tokens > 10:
+    def interrupted(*arguments: Any) -> Iterator[Piece]:
+        for number, piece in enumerate(stream(*arguments)):
+            if number > 10:
                 raise KeyboardInterrupt
             yield piece
 

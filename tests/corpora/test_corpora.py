@@ -1,4 +1,4 @@
-"""Text and tokens: nothing is lost, nothing is read twice, and everything is the same each time."""
+"""Text and tokens: nothing is lost, nothing is read twice, and each time they are the same."""
 
 import itertools
 import resource
@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from llucid.corpora import Corpus, open_corpus
-from llucid.corpora import tokens as rooms
+from llucid.corpora.conversations import open_conversations
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
 from llucid.tokenizers.tokenizer_json import train_bpe
-from llucid.training.dialogues import open_chat
 
 
 def corpus_of(folder: Path, *texts: str) -> Corpus:
@@ -23,7 +22,7 @@ def corpus_of(folder: Path, *texts: str) -> Corpus:
 
 
 @pytest.mark.parametrize("texts", [("abc" * 30,), ("é漢😀x" * 25,), ("", "漢", "😀" * 9, "a\n\nb", "é" * 7)], ids=str)
-def test_splits_part_the_text_and_lose_nothing(tmp_path: Path, texts: tuple[str, ...]) -> None:
+def test_splits_together_are_the_text(tmp_path: Path, texts: tuple[str, ...]) -> None:
     corpus = corpus_of(tmp_path, *texts)
     train, validation = ("".join(corpus.text(split)) for split in ("train", "validation"))
     assert train + validation == "".join(texts)
@@ -32,10 +31,10 @@ def test_splits_part_the_text_and_lose_nothing(tmp_path: Path, texts: tuple[str,
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 1 << 20])
-def test_lines_end_as_python_reads_them_and_marks_are_no_text(
+def test_line_endings_and_byte_order_marks_are_read_as_python_reads_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    """Wherever the border is: also between the two bytes of a line's end, whose half is not read as another."""
+    """Wherever the border of the splits is, also between a carriage return and its line feed."""
     monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
     for length in range(40):
         text = "\ufeff" + "é" * length + "\r\n\r\n\rfour\ufeff\n\r\n" * 7 + "\r"
@@ -50,7 +49,7 @@ def test_lines_end_as_python_reads_them_and_marks_are_no_text(
 @pytest.mark.parametrize(
     ("text", "at"), [(b"\xe9t\xe9", 0), ("漢字".encode() + b"ab\xff" + b"c" * 90, 8), (b"ab" * 9 + b"\xe6", 18)]
 )
-def test_the_byte_that_is_no_text_is_named(
+def test_an_error_names_the_byte_that_is_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, text: bytes, at: int
 ) -> None:
     monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
@@ -70,14 +69,16 @@ def test_fables_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("llucid.corpora.fables.write", lambda count: "A fox. A wren.\n")
     monkeypatch.setattr("llucid.corpora.fable_dialogues.lines", lambda count: iter(["{}\n"]))
-    first = [open_fables().files for open_fables in (lambda: open_corpus(["fables"]), lambda: open_chat("fables"))]
+    first = [
+        open_fables().files for open_fables in (lambda: open_corpus(["fables"]), lambda: open_conversations("fables"))
+    ]
     monkeypatch.setattr("llucid.corpora.fables.write", None)
     monkeypatch.setattr("llucid.corpora.fable_dialogues.lines", None)
-    assert first == [open_corpus(["fables"]).files, open_chat("fables").files]
+    assert first == [open_corpus(["fables"]).files, open_conversations("fables").files]
 
 
-def test_a_text_without_lines_is_held_in_part_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens then end where it is cut; where lines are short they never do."""
+def test_a_text_without_line_breaks_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens then end where it is cut, which they never do where lines are short."""
     monkeypatch.setattr("llucid.corpora.CHUNK", 10)
     monkeypatch.setattr("llucid.corpora.tokens.CHUNK", 10)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
@@ -86,7 +87,7 @@ def test_a_text_without_lines_is_held_in_part_only(tmp_path: Path, monkeypatch: 
     corpus = corpus_of(tmp_path / "text", "ab" * 500)
     tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train", heard.append)
     assert tokens.length == sum(heard) == 900
-    assert max(heard) == 50  # the first piece that makes it more than four chunks
+    assert max(heard) == 20  # the first piece that makes it more than one chunk
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
@@ -103,7 +104,7 @@ def test_tokenising_in_chunks_equals_the_whole(tmp_path: Path, monkeypatch: pyte
             assert ids == tokenizer.encode("".join(corpus.text(split)))
 
 
-def test_tokens_are_made_once_and_anew_for_another_text(tmp_path: Path) -> None:
+def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, "abcabc" * 20)
     tokenizer = make_tokenizer("characters", corpus)
     heard: list[int] = []
@@ -114,8 +115,8 @@ def test_tokens_are_made_once_and_anew_for_another_text(tmp_path: Path) -> None:
     assert tokenise(corpus, tokenizer, "train").file != first.file
 
 
-def test_tokens_that_do_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their files are told of, and why they could not be written, as of any other; none stays behind."""
+def test_a_full_disk_names_the_file_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And why it could not be written; no unfinished file stays behind."""
     (tmp_path / "a.txt").write_text("text " * 2000)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -131,7 +132,7 @@ def test_tokens_that_do_not_fit_on_the_disk(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_large_vocabulary_is_not_cut_to_sixteen_bits(tmp_path: Path) -> None:
-    """The smallest that 16 bits do not hold."""
+    """The smallest vocabulary that needs more."""
     corpus = corpus_of(tmp_path, "".join(map(chr, range(0x10000, 0x10000 + 65_537))))
     tokens = tokenise(corpus, make_tokenizer("characters", corpus), "validation")
     assert tokens.dtype == "uint32"
@@ -176,7 +177,7 @@ def test_every_token_but_the_first_is_evaluated_once(tmp_path: Path, length: int
 
 
 def test_a_long_validation_split_is_sampled_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rooms, "EVALUATED", 320)
+    monkeypatch.setattr("llucid.corpora.tokens.EVALUATED", 320)
     rows = [row.tolist() for inputs, _ in validation_batches(counting(10_000, tmp_path), 16) for row in inputs]
     assert len(rows) == 20
     assert (rows[0][0], rows[-1][-1]) == (0, 9998)
@@ -184,7 +185,7 @@ def test_a_long_validation_split_is_sampled_evenly(tmp_path: Path, monkeypatch: 
     assert max(gaps) - min(gaps) <= 16
 
 
-def test_what_is_no_corpus(tmp_path: Path) -> None:
+def test_missing_empty_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LlucidError, match="no such file"):
         open_corpus([str(tmp_path / "nothing")])
     with pytest.raises(LlucidError, match="no such file"):
@@ -193,12 +194,21 @@ def test_what_is_no_corpus(tmp_path: Path) -> None:
         open_corpus([str(tmp_path)])
     (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n" * 20)
     with pytest.raises(LlucidError, match=r"image\.png: not a UTF-8 text file"):
-        list(open_corpus([str(tmp_path)]).text("train"))
+        list(open_corpus([str(tmp_path / "image.png")]).text("train"))
+    with pytest.raises(LlucidError, match="there is no text"):
+        open_corpus([str(tmp_path)])
 
 
-def test_only_what_is_hidden_below_the_given_folder_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_of_a_folder_that_are_not_text_are_skipped_and_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abc")
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n" * 20)
+    (tmp_path / "c.txt").write_bytes(b"x" * (3 << 20) + b"\xe9")
+    corpus = open_corpus([str(tmp_path)])
+    assert corpus.files == (tmp_path / "a.txt",)
+    assert corpus.skipped == (tmp_path / "b.png", tmp_path / "c.txt")
+
+
+def test_hidden_files_below_the_given_folder_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tmp_path / ".hidden" / "texts"
     for name in ("a.txt", "b/c.txt", ".d.txt", ".git/e.txt", "b/.f/g.txt"):
         (given / name).parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +228,7 @@ def test_a_corpus_is_named_after_its_folder_or_file(tmp_path: Path, monkeypatch:
 
 
 def test_runs_in_a_folder_of_texts_are_not_read(tmp_path: Path) -> None:
-    """Only one that has all that a run or a ladder has is one."""
+    """A folder counts as a run or a ladder only if it has all of its files."""
     made = ["runs/texts/train.toml", "runs/texts/state/b", "runs/ladder/ladder.png", "runs/ladder/metrics.json"]
     for name in ("a.txt", "runs/c.txt", "own/train.toml", *made):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,12 +240,12 @@ def test_runs_in_a_folder_of_texts_are_not_read(tmp_path: Path) -> None:
     ]
 
 
-def test_what_llucid_provides_stands_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_corpora_cannot_be_combined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("abc")
     for names in (["fables", "texts"], ["texts", "shakespeare"], ["shakespeare", "fables"]):
-        with pytest.raises(LlucidError, match=f"--corpus {' '.join(names)}: shakespeare and fables stand alone"):
+        with pytest.raises(LlucidError, match=f"corpus={' '.join(names)}: shakespeare and fables stand alone"):
             open_corpus(names)
     (tmp_path / "fables").mkdir()
     (tmp_path / "fables" / "b.txt").write_text("def")
@@ -251,5 +261,5 @@ def test_shakespeare_without_file_or_network_says_where_to_put_it(
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     monkeypatch.delenv("LLUCID_DATA", raising=False)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
-    with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*--corpus fables"):
+    with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*corpus=fables"):
         open_corpus(["shakespeare"])

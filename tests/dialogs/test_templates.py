@@ -79,18 +79,18 @@ def test_places_of_a_template(tmp_path: Path) -> None:
     letters().save(tmp_path)
     assert template_of(load_tokenizer(tmp_path)) is None
     config = tmp_path / "tokenizer_config.json"
-    told = json.loads(config.read_text())
+    content = json.loads(config.read_text())
 
-    config.write_text(json.dumps(told | {"chat_template": LLAMA3}))
+    config.write_text(json.dumps(content | {"chat_template": LLAMA3}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     with pytest.raises(LlucidError, match=r"format=tool_use: not a format"):
         known_format("tool_use", load_tokenizer(tmp_path))
 
     several = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": LLAMA3}]
-    config.write_text(json.dumps(told | {"chat_template": several}))
+    config.write_text(json.dumps(content | {"chat_template": several}))
     assert known_format(None, load_tokenizer(tmp_path)) == CHATML
     assert known_format("tool_use", load_tokenizer(tmp_path)) == LLAMA3
-    config.write_text(json.dumps(told | {"chat_template": several[1:]}))
+    config.write_text(json.dumps(content | {"chat_template": several[1:]}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     with pytest.raises(LlucidError, match="none is called rag; name one: tool_use"):
         known_format("rag", load_tokenizer(tmp_path))
@@ -110,7 +110,7 @@ def test_places_of_a_template(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     for wrong in (3, [], ["x"], [{"name": "x"}]):
-        config.write_text(json.dumps(told | {"chat_template": wrong}))
+        config.write_text(json.dumps(content | {"chat_template": wrong}))
         with pytest.raises(LlucidError, match="chat_template should be a text or a list of names and templates"):
             known_format(None, load_tokenizer(tmp_path))
 
@@ -272,7 +272,9 @@ PARTS = [
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     expressions=st.lists(st.sampled_from(EXPRESSIONS), min_size=1, max_size=3),
-    contents=st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("".join), min_size=1, max_size=3),
+    contents=st.lists(
+        st.lists(st.sampled_from(PARTS), max_size=4).map("".join).filter(str.strip), min_size=1, max_size=3
+    ),
 )
 def test_no_message_adds_a_special_token_by_any_template(
     expressions: list[str], contents: list[str], tokenizer: JsonTokenizer

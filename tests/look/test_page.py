@@ -111,8 +111,10 @@ def until(page: Any, condition: str) -> None:
 
 def settled(page: Any) -> None:
     """Waits until nothing is under way any more."""
-    until(page, "!document.querySelector('.status').textContent.startsWith('reading')")
-    page.wait_for_load_state("networkidle")
+    quiet = "!document.querySelector('.status').textContent.startsWith('reading') && !document.querySelector('.stale')"
+    for _ in range(3):  # an answer may make the page ask for the next one
+        until(page, f"{quiet} && !document.documentElement.hasAttribute('data-waiting')")
+        page.wait_for_timeout(50)
 
 
 def choose_token(page: Any, place: int) -> None:
@@ -354,6 +356,17 @@ def test_a_part_of_an_expression_is_one_too(page: Any, seen: Trace) -> None:
     until(page, "document.querySelector('.inspector h3').textContent.includes('m[:, :, None]')")
 
 
+def test_the_parts_of_a_line_can_be_reached_by_keys(page: Any) -> None:
+    settled(page)
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.p"]')
+    page.keyboard.press("x")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.scores"]')
+    assert page.locator(".line.current").inner_text().split()[1] == "p"
+    page.keyboard.press("n")
+    page.wait_for_selector('.inspector[data-name="blocks.3.attention.p"]')
+
+
 def test_stepping_goes_through_the_forward_pass(page: Any) -> None:
     settled(page)
     page.evaluate("document.activeElement.blur()")
@@ -472,6 +485,12 @@ def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Mode
         page.fill('input[name="snapshot"]', "0")
         until(page, "document.querySelector('.training .facts').textContent.includes('step 100')")
         settled(page)
+        page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("a")
+        page.wait_for_selector(".change")
+        settled(page)
+        assert page.evaluate("document.querySelector('.top').scrollWidth") <= 1280
+        assert page.inner_text("#title-training").endswith("?")
 
 
 @pytest.mark.parametrize("changed", [False, True])

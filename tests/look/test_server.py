@@ -16,7 +16,7 @@ from llucid import LlucidError
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.server import LARGEST_BODY, Server
-from llucid.weights import named_leaves
+from llucid.weights import named_leaves, quantize
 from tests.configs import CONFIGS
 from tests.look.test_trace import GROUPED, lively_model, some_ids
 
@@ -177,6 +177,15 @@ def test_weights(client: Client, first: str) -> None:
         assert torch.equal(client.get(f"{first}/weight", name=name, as_="f32").float(), leaf)
     small = client.get(f"{first}/weight", name="embedding", as_="f32", max_=16)
     assert torch.equal(small.float(), pooled(MODEL.weights.embedding, [4, 2]))
+
+
+def test_quantised_weights_are_shown_as_what_they_stand_for() -> None:
+    """Some rows at a time."""
+    held = MODEL._replace(weights=quantize(MODEL.weights, 8))
+    answers = Answers([Subject("a", lambda: held)], IDS)
+    [query] = [leaf for name, leaf in named_leaves(held.weights) if name == "blocks.0.attention.query"]
+    sent = answers.get(address(f"{answers.first}/weight", name="blocks.0.attention.query", as_="f32"))
+    assert torch.equal(torch.tensor(np.frombuffer(sent.body, "<f4").reshape(32, 32)), query.dense())
 
 
 def test_attention(client: Client, first: str, found: Trace) -> None:

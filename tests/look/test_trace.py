@@ -3,8 +3,10 @@
 import gc
 import inspect
 import math
+import re
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from random import Random
 
 import jaxtyping
@@ -21,6 +23,7 @@ from llucid.corpora.fables import tale
 from llucid.llama import llama
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, watch, zero_frequency
 from llucid.look.heads import copying
+from llucid.tokenizers import load_tokenizer
 from llucid.weights import dequantize, quantize, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, SIZES
@@ -242,6 +245,12 @@ def test_the_last_lens_is_the_prediction(model: Model) -> None:
     assert lens.tokens[-1][4][0] == model.tokenizer.decode([int(found.logits[4].argmax())])
 
 
+def test_a_trace_says_what_it_is() -> None:
+    assert re.fullmatch(r"<Trace of 12 tokens, \d\d\d values>", repr(trace_of(lively_model(GROUPED))))
+    changed = trace_of(lively_model(GROUPED), change=scale("blocks.0", 2.0))
+    assert repr(changed).endswith(" values, changed: blocks.0>")
+
+
 def test_surprise_is_the_loss_of_each_token() -> None:
     found = trace_of(lively_model(GROUPED))
     p = found.logits.double().softmax(-1)
@@ -396,6 +405,17 @@ def test_a_model_without_a_tokenizer_takes_ids() -> None:
     assert trace(model, [3, 1]).tokens == ["<3>", "<1>"]
     with pytest.raises(LlucidError, match="this model has no tokenizer: give ids"):
         trace(model, "a")
+
+
+def test_tokens_have_their_spaces_names_and_bytes(data: Path) -> None:
+    """Of SentencePiece: spaces stand before words, and a character that is no token is several of bytes."""
+    tokenizer = load_tokenizer(data / "tok512.bin")
+    model = model_of(replace(GROUPED, vocab_size=tokenizer.vocab_size))._replace(tokenizer=tokenizer)
+    found = trace(model, "a fox ☃")
+    assert "".join(found.tokens[1:]).startswith(" a fox ")
+    assert found.tokens[0] == "<s>"
+    assert found.tokens[-3:] == ["<0xE2>", "<0x98>", "<0x83>"]
+    assert found.pieces([511]) == [tokenizer.decode([400, 511])[len(tokenizer.decode([400])) :]]
 
 
 def test_a_model_that_computes_nan_says_where() -> None:

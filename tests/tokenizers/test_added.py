@@ -40,8 +40,8 @@ def write(folder: Path, **files: Any) -> Path:
     """A folder with these files: `tokenizer_config` is `tokenizer_config.json`, and so on."""
     (folder / "tokenizer.model").write_bytes(sentencepiece_model())
     (folder / "config.json").write_text(LLAMA_TYPE)
-    for name, told in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(told))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
 
 
@@ -101,7 +101,7 @@ def test_a_pad_token_keeps_the_sentencepiece_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "message"),
     [
         (dict(added_tokens={"x": "y"}), r"added_tokens\.json: its added tokens are not texts and ids"),
         (dict(tokenizer_config={"added_tokens_decoder": [1]}), r"tokenizer_config\.json: its added tokens"),
@@ -117,14 +117,14 @@ def test_a_pad_token_keeps_the_sentencepiece_model(tmp_path: Path) -> None:
         (dict(special_tokens_map=[]), r"special_tokens_map\.json: expected a JSON object"),
     ],
 )
-def test_invalid_added_tokens(files: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_invalid_added_tokens(files: dict[str, Any], message: str, tmp_path: Path) -> None:
     write(tmp_path, **files)
-    with pytest.raises(LlucidError, match=said) as told:
+    with pytest.raises(LlucidError, match=message) as raised:
         load_tokenizer(tmp_path)
-    assert "\n" not in str(told.value)
-    with pytest.raises(LlucidError, match=r".") as told:
+    assert "\n" not in str(raised.value)
+    with pytest.raises(LlucidError, match=r".") as raised:
         read_info(tmp_path)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}, {"add_prefix_space": False}], ids=str)
@@ -230,11 +230,11 @@ def test_added_tokens_and_flags_survive_conversion(files: dict[str, Any], format
 def test_ranks_with_tokens_added_as_a_tokenizer_json(tmp_path: Path) -> None:
     base = TiktokenRanks(ranks())
     base.save(tmp_path)
-    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     size = base.vocab_size
     added = {"<|im_start|>": size, "<|im_end|>": size + 1}
     (tmp_path / "generation_config.json").unlink()
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(told | CHAT))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | CHAT))
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
     ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
     expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
@@ -261,12 +261,12 @@ def test_user_defined_pieces_of_sentencepiece(tmp_path: Path) -> None:
 def test_user_defined_tokens_of_gguf() -> None:
     """llama.cpp splits a text at them, and puts a space before each part."""
     plain = small_sentencepiece()
-    told = write_vocabulary(plain, SIZE)
-    told["tokenizer.ggml.tokens"] = [*told["tokenizer.ggml.tokens"], "<|im_end|>", "<|im_start|>"]
-    told["tokenizer.ggml.token_type"] = [*told["tokenizer.ggml.token_type"], 4, 4]
-    told["tokenizer.ggml.scores"] = [*told["tokenizer.ggml.scores"], -1000.0, -1000.0]
-    told |= {"tokenizer.ggml.eos_token_id": SIZE, "tokenizer.chat_template": CHATML}
-    found = read_vocabulary(told)
+    gguf = write_vocabulary(plain, SIZE)
+    gguf["tokenizer.ggml.tokens"] = [*gguf["tokenizer.ggml.tokens"], "<|im_end|>", "<|im_start|>"]
+    gguf["tokenizer.ggml.token_type"] = [*gguf["tokenizer.ggml.token_type"], 4, 4]
+    gguf["tokenizer.ggml.scores"] = [*gguf["tokenizer.ggml.scores"], -1000.0, -1000.0]
+    gguf |= {"tokenizer.ggml.eos_token_id": SIZE, "tokenizer.chat_template": CHATML}
+    found = read_vocabulary(gguf)
     assert (found.bos, found.eos, found.stop_ids) == (1, SIZE, {SIZE})
     assert found.encode("bell<|im_start|>the fox") == [*plain.encode("bell"), SIZE + 1, *plain.encode("the fox")]
     assert SIZE not in found.encode("bell<|im_end|>")  # it is EOS

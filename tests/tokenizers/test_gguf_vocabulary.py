@@ -52,25 +52,25 @@ CUT = (
 """llama.cpp's own pattern for the words of Llama 3 (llama-vocab.cpp, llm_tokenizer_bpe)."""
 
 
-def llama_cpp(text: str, told: dict[str, Any]) -> list[int]:
+def llama_cpp(text: str, gguf: dict[str, Any]) -> list[int]:
     """The ids of llama.cpp's tokenizers for these keys, without its priority queues."""
-    ids = {token: number for number, token in enumerate(told["tokenizer.ggml.tokens"])}
-    if told["tokenizer.ggml.model"] == "rwkv":
+    ids = {token: number for number, token in enumerate(gguf["tokenizer.ggml.tokens"])}
+    if gguf["tokenizer.ggml.model"] == "rwkv":
         return [ids[character.replace("\\", "\\\\")] for character in text]
-    if told["tokenizer.ggml.model"] == "llama":
-        scores = told["tokenizer.ggml.scores"]
-        if text and told["tokenizer.ggml.add_space_prefix"]:
+    if gguf["tokenizer.ggml.model"] == "llama":
+        scores = gguf["tokenizer.ggml.scores"]
+        if text and gguf["tokenizer.ggml.add_space_prefix"]:
             text = " " + text
         order = {token: -scores[number] for token, number in ids.items()}
         pieces = merged(list(text.replace(" ", "▁")), order, joined="".join)
         return [n for piece in pieces for n in ([ids[piece]] if piece in ids else byte_ids(piece, ids))]
-    assert told["tokenizer.ggml.pre"] in ("llama-bpe", "smaug-bpe")
-    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(told["tokenizer.ggml.merges"])}
+    assert gguf["tokenizer.ggml.pre"] in ("llama-bpe", "smaug-bpe")
+    ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(gguf["tokenizer.ggml.merges"])}
     letters = byte_letters()
     found: list[int] = []
     for word in regex.findall(CUT, text):
         word = word.encode().decode("latin-1").translate(letters)
-        whole = told["tokenizer.ggml.pre"] == "llama-bpe" and word in ids
+        whole = gguf["tokenizer.ggml.pre"] == "llama-bpe" and word in ids
         found += [ids[piece] for piece in ([word] if whole else merged(list(word), ranks))]
     return found
 
@@ -96,22 +96,22 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path: Path) -> Tokenizer:
 
 def test_llama_cpp_gives_the_same_ids(tokenizer: Tokenizer) -> None:
     size = tokenizer.vocab_size + 3
-    told = write_vocabulary(tokenizer, size)
-    found = read_vocabulary(told)
-    tokens = told["tokenizer.ggml.tokens"]
-    assert len(tokens) == len(set(tokens)) == len(told["tokenizer.ggml.token_type"]) == size
+    gguf = write_vocabulary(tokenizer, size)
+    found = read_vocabulary(gguf)
+    tokens = gguf["tokenizer.ggml.tokens"]
+    assert len(tokens) == len(set(tokens)) == len(gguf["tokenizer.ggml.token_type"]) == size
     assert tokens[-1] == ("\\xff%d" if isinstance(tokenizer, Characters) else "[PAD%d]") % (size - 1)
     assert found.vocab_size == tokenizer.vocab_size
     assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids)
     for text in texts_for(tokenizer):
         ids = tokenizer.encode(text)
-        assert llama_cpp(text, told) == ids
+        assert llama_cpp(text, gguf) == ids
         assert found.encode(text) == ids
         assert found.decode(ids) == tokenizer.decode(ids)
     if tokenizer.bos is not None:
         assert found.special[tokens[tokenizer.bos]] == tokenizer.bos
         assert found.decode([tokenizer.bos]) == ""
-    assert write_vocabulary(found, size) == told
+    assert write_vocabulary(found, size) == gguf
 
 
 def test_round_trip_through_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -129,21 +129,21 @@ def test_round_trip_through_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None
 def test_no_eos_stays_no_eos() -> None:
     """llama.cpp takes the token 11 (or 2) as EOS if none is named, so the byte 0xFF is named."""
     tokenizer = train_bpe([TALE], 320)
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-    assert told["tokenizer.ggml.tokens"][told["tokenizer.ggml.eos_token_id"]] == "ÿ"
-    assert told["tokenizer.ggml.add_bos_token"] is False
-    assert read_vocabulary(told).eos is None
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    assert gguf["tokenizer.ggml.tokens"][gguf["tokenizer.ggml.eos_token_id"]] == "ÿ"
+    assert gguf["tokenizer.ggml.add_bos_token"] is False
+    assert read_vocabulary(gguf).eos is None
 
 
 def test_add_bos() -> None:
     """If the file says nothing, llama.cpp's default: BOS for SentencePiece and Llama 3, not for GPT-2."""
     for tokenizer in (small_sentencepiece(), small_ranks()):
-        told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-        silent = {key: value for key, value in told.items() if not key.endswith("add_bos_token")}
+        gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+        silent = {key: value for key, value in gguf.items() if not key.endswith("add_bos_token")}
         for keys, bos in (
-            (told, tokenizer.bos),
+            (gguf, tokenizer.bos),
             (silent, tokenizer.bos),
-            (told | {"tokenizer.ggml.add_bos_token": False}, None),
+            (gguf | {"tokenizer.ggml.add_bos_token": False}, None),
         ):
             assert read_vocabulary(keys).bos == read_info(keys).bos == bos
     assert read_vocabulary(silent | {"tokenizer.ggml.pre": "gpt-2"}).bos is None
@@ -151,16 +151,16 @@ def test_add_bos() -> None:
 
 def test_stop_ids_of_llama_3() -> None:
     ranks = small_ranks()
-    told = write_vocabulary(ranks, ranks.vocab_size)
-    assert told["tokenizer.ggml.pre"] == "llama-bpe"
+    gguf = write_vocabulary(ranks, ranks.vocab_size)
+    assert gguf["tokenizer.ggml.pre"] == "llama-bpe"
     for role, name in (("bos", "begin_of_text"), ("eos", "end_of_text"), ("eot", "eot_id"), ("eom", "eom_id")):
-        assert told[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
-    assert read_vocabulary(told).special == ranks.special
+        assert gguf[f"tokenizer.ggml.{role}_token_id"] == ranks.special[f"<|{name}|>"]
+    assert read_vocabulary(gguf).special == ranks.special
     for other in ("llama3", "falcon3", "default"):  # other names of the same rule
-        assert read_vocabulary(told | {"tokenizer.ggml.pre": other}).encode(TALE) == ranks.encode(TALE)
-    nameless = {key: value for key, value in told.items() if key != "tokenizer.ggml.pre"}
+        assert read_vocabulary(gguf | {"tokenizer.ggml.pre": other}).encode(TALE) == ranks.encode(TALE)
+    nameless = {key: value for key, value in gguf.items() if key != "tokenizer.ggml.pre"}
     assert read_vocabulary(nameless).encode(TALE + "12345") == ranks.encode(TALE + "12345")
-    base = {key: value for key, value in told.items() if "eot_token" not in key and "eom_token" not in key}
+    base = {key: value for key, value in gguf.items() if "eot_token" not in key and "eom_token" not in key}
     assert read_vocabulary(base).stop_ids == {ranks.eos}  # a base model, not trained on turns
     chat = base | {"tokenizer.ggml.eos_token_id": ranks.special["<|eot_id|>"]}
     assert read_vocabulary(chat).stop_ids == ranks.stop_ids
@@ -169,8 +169,8 @@ def test_stop_ids_of_llama_3() -> None:
 def test_chat_templates_survive(tmp_path: Path) -> None:
     template = "{{ bos_token }}{% for message in messages %}{{ message.content }}{% endfor %}"
     for made in (small_sentencepiece(), small_ranks()):
-        told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": template}
-        found = read_vocabulary(told)
+        gguf = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": template}
+        found = read_vocabulary(gguf)
         assert found.config["chat_template"] == template
         assert write_vocabulary(found, made.vocab_size)["tokenizer.chat_template"] == template
         again = opened_again(found, tmp_path / type(made).__name__)
@@ -200,16 +200,16 @@ def test_bos_for_templates_if_texts_do_not_begin_with_it(tmp_path: Path) -> None
     for made in (small_sentencepiece(), small_ranks()):
         assert made.bos is not None
         more = {"tokenizer.chat_template": template, "tokenizer.ggml.add_bos_token": False}
-        told = write_vocabulary(made, made.vocab_size) | more
-        found = read_vocabulary(told)
+        gguf = write_vocabulary(made, made.vocab_size) | more
+        found = read_vocabulary(gguf)
         again = opened_again(found, tmp_path / type(made).__name__)
         for one in (found, again):
             assert one.bos is None
             said = [{"role": "user", "content": "bell"}]
             assert encode_template(template, said, one) == [made.bos, *made.encode("bell")]
             assert write_vocabulary(one, made.vocab_size)["tokenizer.ggml.bos_token_id"] == made.bos
-        assert write_vocabulary(found, made.vocab_size) == told
-        untyped = {key: value for key, value in told.items() if not key.endswith("token_type")}
+        assert write_vocabulary(found, made.vocab_size) == gguf
+        untyped = {key: value for key, value in gguf.items() if not key.endswith("token_type")}
         if isinstance(made, SentencePiece):
             assert read_vocabulary(untyped).special == made.special
 
@@ -220,43 +220,43 @@ def test_spaces_before_texts(scheme: str) -> None:
 
     The file then also has the whole tokenizer.json, which gives the tokenizer's own ids."""
     tokenizer = metaspace(scheme)
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size + 3)
-    found = read_vocabulary(told)
-    assert (WHOLE_JSON in told) == (scheme != "never")
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size + 3)
+    found = read_vocabulary(gguf)
+    assert (WHOLE_JSON in gguf) == (scheme != "never")
     other: set[str] = set()
     for text in (*HOSTILE.values(), MARK):
         ids = tokenizer.encode(text)
         assert found.encode(text) == ids
         assert found.decode(ids) == tokenizer.decode(ids)
-        theirs = llama_cpp(text, told)
+        theirs = llama_cpp(text, gguf)
         assert theirs == (ids if scheme == "never" or text[:1] not in (" ", "▁") else tokenizer.encode(" " + text))
         other |= {text} if theirs != ids else set()
     assert other == (set() if scheme == "never" else {" ", "   a   ", HOSTILE["spaces"], MARK})
     assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids) == (1, 2, {2})
-    assert read_info(told)[1:] == info_of(tokenizer)[1:]
+    assert read_info(gguf)[1:] == info_of(tokenizer)[1:]
     if scheme != "never":
-        assert json.loads(told[WHOLE_JSON]) == json.loads(tokenizer.json())
-        assert read_info(told) == info_of(tokenizer)
+        assert json.loads(gguf[WHOLE_JSON]) == json.loads(tokenizer.json())
+        assert read_info(gguf) == info_of(tokenizer)
         assert found.special == tokenizer.special
-        assert write_vocabulary(found, tokenizer.vocab_size + 3) == told
+        assert write_vocabulary(found, tokenizer.vocab_size + 3) == gguf
 
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
 def test_spaces_after_tokens_in_text(scheme: str) -> None:
     """llama.cpp puts a space there, "first" does not."""
     tokenizer = metaspace(scheme, {})
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-    theirs = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    theirs = read_vocabulary({key: value for key, value in gguf.items() if key != WHOLE_JSON})
     for text, spaced in (("a<|turn|>bell", "a<|turn|> bell"), ("a<|turn|>  bell", "a<|turn|>   bell")):
-        assert read_vocabulary(told).encode(text) == tokenizer.encode(text)
+        assert read_vocabulary(gguf).encode(text) == tokenizer.encode(text)
         assert theirs.encode(text) == tokenizer.encode(spaced)
         assert (theirs.encode(text) == tokenizer.encode(text)) == (scheme == "always" and "  " not in text)
 
 
 def test_a_template_with_user_defined_tokens() -> None:
     made = metaspace(added={})
-    told = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": "{{ messages }}"}
-    found = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    gguf = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": "{{ messages }}"}
+    found = read_vocabulary({key: value for key, value in gguf.items() if key != WHOLE_JSON})
     assert isinstance(found, JsonTokenizer)
     assert found.config == {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
 
@@ -265,12 +265,12 @@ def test_add_bos_with_the_whole_json(tmp_path: Path) -> None:
     """BOS and the chat template come from the other keys."""
     tokenizer = metaspace()
     tokenizer.config["chat_template"] = template = "{{ bos_token }}{{ messages[0].content }}"
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-    for keys, bos in ((told, 1), (told | {"tokenizer.ggml.add_bos_token": False}, None)):
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    for keys, bos in ((gguf, 1), (gguf | {"tokenizer.ggml.add_bos_token": False}, None)):
         found = read_vocabulary(keys)
         assert found.bos == read_info(keys).bos == bos
         assert encode_template(template, [{"role": "user", "content": " a"}], found) == [1, *tokenizer.encode(" a")]
-    silent = {key: value for key, value in told.items() if not key.endswith(("_token_id", "add_bos_token"))}
+    silent = {key: value for key, value in gguf.items() if not key.endswith(("_token_id", "add_bos_token"))}
     found = read_vocabulary(silent)
     assert (found.bos, found.eos) == (1, 2)  # llama.cpp's
     assert isinstance(found, JsonTokenizer)
@@ -309,11 +309,11 @@ def byte_pairs(cut: dict[str, Any], whole_words: bool = False, added: dict[str, 
 def test_names_of_splitting_rules(name: str, cut: dict[str, Any], whole_words: bool) -> None:
     """By llama.cpp's convert_hf_to_gguf.py."""
     made = byte_pairs(cut, whole_words, {})
-    told = write_vocabulary(made, made.vocab_size)
-    assert told["tokenizer.ggml.pre"] == name
-    assert told["tokenizer.ggml.token_type"] == [3, *[1] * (made.vocab_size - 2), 4]
+    gguf = write_vocabulary(made, made.vocab_size)
+    assert gguf["tokenizer.ggml.pre"] == name
+    assert gguf["tokenizer.ggml.token_type"] == [3, *[1] * (made.vocab_size - 2), 4]
     for text in ("It is 1234 <|turn|> o'clock's  end", TALE):
-        assert read_vocabulary(told).encode(text) == made.encode(text)
+        assert read_vocabulary(gguf).encode(text) == made.encode(text)
 
 
 OTHER_WORDS = {
@@ -329,8 +329,8 @@ OTHER_WORDS = {
 @pytest.mark.parametrize("pre", OTHER_WORDS)
 def test_words_of_each_splitting_rule(pre: str) -> None:
     made = byte_pairs(GPT2)
-    told = write_vocabulary(made, made.vocab_size) | {"tokenizer.ggml.pre": pre}
-    found = read_vocabulary(told)
+    gguf = write_vocabulary(made, made.vocab_size) | {"tokenizer.ggml.pre": pre}
+    found = read_vocabulary(gguf)
     assert isinstance(found, JsonTokenizer)
     assert found.tokenizer.pre_tokenizer is not None
     words, text = OTHER_WORDS[pre]
@@ -340,15 +340,15 @@ def test_words_of_each_splitting_rule(pre: str) -> None:
 
 def test_an_id_out_of_range_is_ignored_as_in_llama_cpp() -> None:
     ranks = small_ranks()
-    told = write_vocabulary(ranks, ranks.vocab_size)
-    assert read_vocabulary(told | {"tokenizer.ggml.eos_token_id": 2**32 - 1}).eos is None
-    told = write_vocabulary(small_sentencepiece(), 400)
-    found = read_vocabulary(told | {"tokenizer.ggml.eos_token_id": 400, "tokenizer.ggml.bos_token_id": 2**32 - 1})
+    gguf = write_vocabulary(ranks, ranks.vocab_size)
+    assert read_vocabulary(gguf | {"tokenizer.ggml.eos_token_id": 2**32 - 1}).eos is None
+    gguf = write_vocabulary(small_sentencepiece(), 400)
+    found = read_vocabulary(gguf | {"tokenizer.ggml.eos_token_id": 400, "tokenizer.ggml.bos_token_id": 2**32 - 1})
     assert (found.bos, found.eos) == (1, 2)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda content: content.update(normalizer={"type": "NFC"}), 'its normalizer {"type": "NFC"}'),
         (
@@ -363,11 +363,11 @@ def test_an_id_out_of_range_is_ignored_as_in_llama_cpp() -> None:
         (lambda content: content["pre_tokenizer"].update(add_prefix_space=True), '"add_prefix_space": true'),
     ],
 )
-def test_byte_pairs_that_gguf_cannot_express(change: Callable[[dict[str, Any]], None], said: str) -> None:
+def test_byte_pairs_that_gguf_cannot_express(change: Callable[[dict[str, Any]], None], message: str) -> None:
     content = json.loads(byte_pairs(GPT2).json())
     change(content)
     made = JsonTokenizer(content, config={"eos_token": "</s>"})
-    with pytest.raises(LlucidError, match=re.escape(said)):
+    with pytest.raises(LlucidError, match=re.escape(message)):
         write_vocabulary(made, made.vocab_size)
 
 
@@ -428,7 +428,7 @@ def test_unmerged_pieces_that_cannot_be_merged() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: Characters("aé"), "not all ASCII"),
         (lambda: SentencePiece(sentencepiece_model("unigram")), r"does not merge pairs \(BPE\)"),
@@ -440,16 +440,16 @@ def test_unmerged_pieces_that_cannot_be_merged() -> None:
         (word_level, 'its model is "WordLevel"'),
     ],
 )
-def test_tokenizers_that_gguf_cannot_express(make: Any, said: str, tmp_path: Path) -> None:
+def test_tokenizers_that_gguf_cannot_express(make: Any, message: str, tmp_path: Path) -> None:
     tokenizer = make()
     config = replace(TINY, vocab_size=tokenizer.vocab_size)
-    with pytest.raises(LlucidError, match=said):
+    with pytest.raises(LlucidError, match=message):
         save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("make", "keys", "said"),
+    ("make", "keys", "message"),
     [
         (small_ranks, {"model": "bert"}, 'model "bert" is not supported'),
         (small_ranks, {"model": None}, "no tokenizer inside; give the path of one, as in tokenizer=PATH"),
@@ -476,12 +476,12 @@ def test_tokenizers_that_gguf_cannot_express(make: Any, said: str, tmp_path: Pat
         ),
     ],
 )
-def test_invalid_keys(make: Any, keys: dict[str, Any], said: str) -> None:
+def test_invalid_keys(make: Any, keys: dict[str, Any], message: str) -> None:
     tokenizer = make()
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-    told |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
-    with pytest.raises(LlucidError, match=re.escape(said)):
-        read_vocabulary({key: value for key, value in told.items() if value is not None})
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    gguf |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    with pytest.raises(LlucidError, match=re.escape(message)):
+        read_vocabulary({key: value for key, value in gguf.items() if value is not None})
 
 
 def of_another_vocabulary(name: str) -> str:
@@ -492,7 +492,7 @@ def of_another_vocabulary(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         (7, "tokenizer.huggingface.json cannot be read: the JSON object must be str"),
         ("{", "tokenizer.huggingface.json cannot be read: Expecting property name"),
@@ -506,24 +506,24 @@ def of_another_vocabulary(name: str) -> str:
         (tokenizers.Tokenizer(tokenizers.models.BPE()).to_str(), "tokenizer.huggingface.json is of another vocabulary"),
     ],
 )
-def test_invalid_whole_json(value: Any, said: str) -> None:
+def test_invalid_whole_json(value: Any, message: str) -> None:
     tokenizer = metaspace()
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size) | {WHOLE_JSON: value}
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size) | {WHOLE_JSON: value}
     for read in (read_vocabulary, read_info):
-        with pytest.raises(LlucidError, match=re.escape(said)):
-            read(told)
+        with pytest.raises(LlucidError, match=re.escape(message)):
+            read(gguf)
 
 
 def test_byte_tokens_are_two_hex_digits() -> None:
     tokenizer = small_sentencepiece()
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-    at = told["tokenizer.ggml.tokens"].index("<0x41>")
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    at = gguf["tokenizer.ggml.tokens"].index("<0x41>")
     for wrong in ("<0x4>", "<0x041>", "<0x4G>", "<0x+1>", "<0x 1>", "<0x41> ", "A A", "<0x4\n>"):
-        tokens = [*told["tokenizer.ggml.tokens"]]
+        tokens = [*gguf["tokenizer.ggml.tokens"]]
         tokens[at] = wrong
         with pytest.raises(LlucidError):
-            read_vocabulary(told | {"tokenizer.ggml.tokens": tokens})
-        untyped = {key: value for key, value in told.items() if not key.endswith("token_type")}
+            read_vocabulary(gguf | {"tokenizer.ggml.tokens": tokens})
+        untyped = {key: value for key, value in gguf.items() if not key.endswith("token_type")}
         with pytest.raises(LlucidError, match="has 255 of the 256 bytes"):
             read_vocabulary(untyped | {"tokenizer.ggml.tokens": tokens})
 
@@ -531,18 +531,18 @@ def test_byte_tokens_are_two_hex_digits() -> None:
 def test_a_word_that_spells_a_special_token() -> None:
     """Although with this rule a word in the vocabulary becomes that one token."""
     ranks = small_ranks()
-    told = write_vocabulary(ranks, ranks.vocab_size)
-    told["tokenizer.ggml.tokens"] += ["zebra"]
-    told["tokenizer.ggml.token_type"] += [3]
-    found = read_vocabulary(told)
+    gguf = write_vocabulary(ranks, ranks.vocab_size)
+    gguf["tokenizer.ggml.tokens"] += ["zebra"]
+    gguf["tokenizer.ggml.token_type"] += [3]
+    found = read_vocabulary(gguf)
     assert found.special["zebra"] == ranks.vocab_size
     assert found.encode("zebra") == ranks.encode("zebra")
 
 
 def test_older_files_without_types() -> None:
     tokenizer = small_sentencepiece()
-    told = write_vocabulary(tokenizer, tokenizer.vocab_size)
-    found = read_vocabulary({key: value for key, value in told.items() if not key.endswith("token_type")})
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    found = read_vocabulary({key: value for key, value in gguf.items() if not key.endswith("token_type")})
     for text in HOSTILE.values():
         assert found.encode(text) == tokenizer.encode(text)
     assert found.special == tokenizer.special
@@ -578,9 +578,9 @@ def test_the_tokenizer_of_llama_2_as_transformers_saves_it(
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
     tokenizer = load_tokenizer(tmp_path / "saved")
     assert json.loads(tokenizer.json())["pre_tokenizer"]["prepend_scheme"] == scheme
-    told = write_vocabulary(tokenizer, 32_000)
-    by_rule = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
-    found = read_vocabulary(told)
+    gguf = write_vocabulary(tokenizer, 32_000)
+    by_rule = read_vocabulary({key: value for key, value in gguf.items() if key != WHOLE_JSON})
+    found = read_vocabulary(gguf)
     for text in HOSTILE.values():
         assert found.encode(text) == tokenizer.encode(text)
         assert by_rule.encode(text) == (tokenizer.encode(" " + text) if text else [])
@@ -590,17 +590,17 @@ def test_the_tokenizer_of_llama_2_as_transformers_saves_it(
 @pytest.mark.slow
 def test_the_tokenizer_of_llama_3(data: Path) -> None:
     tokenizer = load_tokenizer(data / "llama3-tokenizer.model")
-    told = write_vocabulary(tokenizer, 128_256)
-    found = read_vocabulary(told)
+    gguf = write_vocabulary(tokenizer, 128_256)
+    found = read_vocabulary(gguf)
     assert (found.bos, found.eos, found.stop_ids) == (128_000, 128_001, frozenset({128_001, 128_008, 128_009}))
     assert found.special == tokenizer.special
-    assert len(told["tokenizer.ggml.merges"]) == 280_147  # as many as Hugging Face's tokenizer.json has
+    assert len(gguf["tokenizer.ggml.merges"]) == 280_147  # as many as Hugging Face's tokenizer.json has
     for text in HOSTILE.values():
         assert found.encode(text) == tokenizer.encode(text)
 
 
 @cache
-def told_of(name: str) -> dict[str, Any]:
+def gguf_of(name: str) -> dict[str, Any]:
     tokenizer = SMALL[name](Path())
     return write_vocabulary(tokenizer, tokenizer.vocab_size)
 
@@ -610,16 +610,16 @@ def told_of(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["sentencepiece", "tiktoken"])
 def test_hostile_vocabularies(name: str, seed: st.DataObject) -> None:
     """A changed vocabulary is refused, or it encodes and decodes."""
-    told = told_of(name).copy()
-    strange = st.text(max_size=8) | st.sampled_from(told["tokenizer.ggml.tokens"])
+    gguf = gguf_of(name).copy()
+    strange = st.text(max_size=8) | st.sampled_from(gguf["tokenizer.ggml.tokens"])
     for _ in range(seed.draw(st.integers(1, 3))):
-        key = seed.draw(st.sampled_from([key for key in told if isinstance(told[key], list)]))
-        values = [*told[key]]
+        key = seed.draw(st.sampled_from([key for key in gguf if isinstance(gguf[key], list)]))
+        values = [*gguf[key]]
         kind = {str: strange, int: st.integers(-1, 8), float: st.floats(width=32)}[type(values[0])]
         values[seed.draw(st.integers(0, len(values) - 1))] = seed.draw(kind)
-        told[key] = values
+        gguf[key] = values
     try:
-        found = read_vocabulary(told)
+        found = read_vocabulary(gguf)
         ids = found.encode(TALE + "漢字")
     except LlucidError:
         return

@@ -147,10 +147,10 @@ def test_other_files_are_not_tokenizers(data: Path) -> None:
 )
 def test_invalid_files_give_one_line(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
-    with pytest.raises(LlucidError, match=says) as told:
+    with pytest.raises(LlucidError, match=says) as raised:
         load_tokenizer(tmp_path)
-    assert str(told.value).startswith(str(tmp_path / "tokenizer.model"))
-    assert "\n" not in str(told.value)
+    assert str(raised.value).startswith(str(tmp_path / "tokenizer.model"))
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("more", [b"[],", b"{},", b"[[[]]],"])

@@ -99,8 +99,8 @@ def test_the_tokenizer_class_beside_a_llama_config(make: Any, tmp_path: Path) ->
     config = replace(CONFIGS["one for two"], vocab_size=310)
     tokenizer = make()
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "model")
-    told = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
-    assert told["tokenizer_class"] == "PreTrainedTokenizerFast"
+    config_json = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    assert config_json["tokenizer_class"] == "PreTrainedTokenizerFast"
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs("Who  found the bell?")["input_ids"] == tokenizer.encode("Who  found the bell?")
     assert theirs.decode(tokenizer.encode("the bell ?")) == "the bell ?"

@@ -57,11 +57,11 @@ any_text = st.lists(
 def sentencepiece_model(kind: str = "bpe", **settings: object) -> bytes:
     """A model of 400 pieces trained on a tale, with Llama 2's settings."""
     out = io.BytesIO()
-    told = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
-    told |= {"allow_whitespace_only_pieces": True, "hard_vocab_limit": False, "minloglevel": 2, "vocab_size": 400}
+    defaults = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    defaults |= {"allow_whitespace_only_pieces": True, "hard_vocab_limit": False, "minloglevel": 2, "vocab_size": 400}
     texts = iter([TALE + " a b  c   d    e "] * 20)
     trainer = sentencepiece.SentencePieceTrainer
-    trainer.train(sentence_iterator=texts, model_writer=out, model_type=kind, **(told | settings))
+    trainer.train(sentence_iterator=texts, model_writer=out, model_type=kind, **(defaults | settings))
     return out.getvalue()
 
 

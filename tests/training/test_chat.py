@@ -1,4 +1,4 @@
-"""Training on dialogues: what is read, what is learned, and the run it leaves."""
+"""Training on conversations: what is read, what is learned, and the run that it leaves."""
 
 import io
 import json
@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
+from llucid.corpora.conversations import open_conversations, parse_conversation, read_conversations
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
-from llucid.training.dialogues import make_chat_tokenizer, open_chat, parse_line, read_chat, read_chat_tokens
+from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens
+from llucid.training.report import Report
 from tests.training.test_run import do, here, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
@@ -46,7 +48,7 @@ def straight(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_it_learns_and_what_it_learned_can_be_asked(straight: Path, file: Path) -> None:
+def test_a_chat_model_learns_to_answer(straight: Path, file: Path) -> None:
     rows = losses(straight)
     measured = [row["validation"] for row in rows if "validation" in row]
     assert measured[-1] < rows[0]["loss"] / 4
@@ -59,7 +61,7 @@ def test_it_learns_and_what_it_learned_can_be_asked(straight: Path, file: Path) 
     assert "› A tale!" in (straight / "samples.txt").read_text()
 
 
-def test_a_run_is_a_chat_model_also_to_transformers(straight: Path) -> None:
+def test_transformers_uses_the_run_as_a_chat_model(straight: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(straight)
     messages = conversation(1)["messages"]
     model = llucid.load(straight, device="cpu")
@@ -86,28 +88,31 @@ def test_resume_refuses_conversations_that_have_changed(file: Path, tmp_path: Pa
     talk.write_text(file.read_text())
     here("train", "--chat", talk, "--out", out, *SMALL, "--steps", 4, "--stop-after", 1)
     talk.write_text(file.read_text() + GOOD + "\n")
-    with pytest.raises(LlucidError, match=f"--chat {talk} is no longer the text .* llucid train --base {out} --chat"):
+    with pytest.raises(LlucidError, match=f"chat={talk}: no longer the text .* llucid train --base {out} --chat"):
         here("train", "--resume", "--out", out)
     talk.write_text(file.read_text())
     here("train", "--resume", "--out", out)
     assert len(losses(out)) == 4
 
 
-def test_fine_tuning_begins_with_the_base_and_goes_on(file: Path, straight: Path, tmp_path: Path) -> None:
-    """Its first loss is near the base's last, as batches differ from another; a resume is bit for bit here, too."""
+def test_fine_tuning_begins_with_the_base_and_resumes(file: Path, straight: Path, tmp_path: Path) -> None:
+    """Step 0 has the base's validation loss; the first training loss is near it. Resuming is exact here, too."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     given = ("train", "--chat", file, "--base", straight, "--steps", 12, "--evaluations", 1, "--model.dropout", 0.1)
     here(*given, "--out", whole)
     here(*given, "--out", halves, "--stop-after", 5)
     here("train", "--resume", "--out", halves)
     assert losses(whole) == losses(halves)
-    assert losses(whole)[0]["loss"] < 2 * losses(straight)[-1]["validation"]
+    first, second, *_ = losses(whole)
+    assert first.keys() == {"step", "validation", "window", "sample"}  # the base's
+    assert first["validation"] == pytest.approx(losses(straight)[-1]["validation"], rel=1e-4)
+    assert second["loss"] < 2 * losses(straight)[-1]["validation"]
     assert llucid.load(whole, device="cpu").config == llucid.load(straight, device="cpu").config
-    with pytest.raises(LlucidError, match=r"--model\.layers: that of --base is taken"):
+    with pytest.raises(LlucidError, match=r"model\.layers=3: base= already has its own"):
         here(*given, "--out", tmp_path / "x", "--model.layers", 3)
 
 
-def test_a_base_without_turns_is_refused(file: Path, tmp_path: Path) -> None:
+def test_a_base_without_a_chat_format_is_refused(file: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the goose and the fox " * 99)
     here("train", "--corpus", text, "--out", tmp_path / "base", "--preset", "nano", "--steps", 1)
@@ -145,13 +150,13 @@ def test_a_bad_line_is_named(case: str, tmp_path: Path) -> None:
     file = tmp_path / "talk.jsonl"
     file.write_bytes("\n".join([GOOD, wrong, GOOD, ""]).encode("utf-8", "surrogateescape"))
     with pytest.raises(LlucidError) as raised:
-        list(read_chat(open_chat(str(file))))
+        list(read_conversations(open_conversations(str(file))))
     assert str(raised.value).startswith(f"{file}, ")
     assert says in str(raised.value)
 
 
-def test_the_sample_answers_a_question_that_leaves_room_for_an_answer(tmp_path: Path) -> None:
-    """Half of the context; the first such in the validation split, with the system's text before it."""
+def test_the_sample_answers_a_short_question(tmp_path: Path) -> None:
+    """The first one of the validation split in half a context, with the system's text before it."""
     long, short, later = "tale " * 40, "A tale?", "Another?"
     file = tmp_path / "talk.jsonl"
     with open(file, "w") as out:
@@ -159,9 +164,9 @@ def test_the_sample_answers_a_question_that_leaves_room_for_an_answer(tmp_path: 
             asked = {27: long, 28: short, 29: later}.get(number, "x")
             messages = [{"role": "system", "content": "Tell."}, {"role": "user", "content": asked}]
             out.write(json.dumps({"messages": [*messages, {"role": "assistant", "content": "Yes."}]}) + "\n")
-    corpus = open_chat(str(file))
+    corpus = open_conversations(str(file))
     tokenizer = make_chat_tokenizer("bpe:280", corpus)
-    *_, opening = read_chat_tokens(corpus, tokenizer, 128, Console(file=io.StringIO()))
+    *_, opening = read_chat_tokens(corpus, tokenizer, 128, Report(Console(file=io.StringIO())))
     assert opening == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
 
 
@@ -179,11 +184,11 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
-        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split, the last lines, are empty",
-        (str(file), "--tokenizer", "characters"): "with --chat, expected bpe:N",
+        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split, the last tenth, are empty",
+        (str(file), "--tokenizer", "characters"): "with chat=, expected bpe:N",
         (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
-        (str(file), "--corpus", "fables"): "--corpus and --chat both say what to learn from",
-        (str(file), "--model.context", "2"): "has an answer within 2 tokens",
+        (str(file), "--corpus", "fables"): "corpus= and chat= both say what to learn from",
+        (str(file), "--model.context", "2"): "has an answer to learn within 2 tokens",
         (str(file), "--length-warmup", "0.5"): "conversations are not cut into windows",
     }.items():
         before = sorted(tmp_path.rglob("*"))
@@ -193,15 +198,15 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_splits_are_disjoint_and_whole(file: Path) -> None:
-    corpus = open_chat(str(file))
-    train, validation = (list(read_chat(corpus, split)) for split in ("train", "validation"))
-    assert train + validation == list(read_chat(corpus))
+def test_splits_together_are_the_file(file: Path) -> None:
+    corpus = open_conversations(str(file))
+    train, validation = (list(read_conversations(corpus, split)) for split in ("train", "validation"))
+    assert train + validation == list(read_conversations(corpus))
     assert len(validation) == 6
-    assert train[0] == (1, parse_line(GOOD.encode()))
+    assert train[0] == ("line 1", parse_conversation(json.loads(GOOD)))
 
 
-def test_batches_are_dialogues_from_their_beginning(tmp_path: Path) -> None:
+def test_a_batch_has_a_dialogue_per_row(tmp_path: Path) -> None:
     """Each comes once in an epoch; cut at the context, filled up at the end, −100 where nothing is learned. What is
     learned has the last ids of Llama 3's vocabulary."""
     rows = [
@@ -233,3 +238,45 @@ def test_batches_are_dialogues_from_their_beginning(tmp_path: Path) -> None:
     evaluated = list(dialogue_validation_batches(dialogues, 4))
     assert sum(len(inputs) for inputs, _ in evaluated) == 11
     assert sum(int((targets >= 0).sum()) for _, targets in evaluated) == 1 + 2 + 8 * 3 + 1
+
+
+def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None:
+    """Nor are the ends of their turns; a conversation with no other answer is left out, and the line says so."""
+    talk = tmp_path / "talk.jsonl"
+    rows = [conversation(number) for number in range(30)]
+    for row in rows:
+        row["messages"][1]["weight"] = 0
+    rows[3]["messages"][3]["weight"] = 0
+    rows[5]["messages"][3]["content"] = "0123456789" * 60
+    talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = open_conversations(str(talk))
+    tokenizer = make_chat_tokenizer("bpe:320", corpus)
+    said = io.StringIO()
+    training, *_ = read_chat_tokens(corpus, tokenizer, 200, Report(Console(file=said, width=200)))
+    assert said.getvalue().splitlines() == [
+        "1 of 27 conversations are left out: they have no answer to learn within the context of 200 tokens",
+        "1 of 27 conversations are longer than the context of 200 tokens and are cut",
+    ]
+    assert 3 not in training.kept.tolist()
+    inputs, targets = training.read(np.array([0]), 200)
+    ids = targets[targets >= 0].tolist()
+    assert tokenizer.decode(ids) == rows[0]["messages"][3]["content"]
+    assert ids[-1] == tokenizer.eos
+    assert ids.count(tokenizer.eos) == 1
+    assert inputs[0].tolist().count(tokenizer.eos) >= 3
+
+
+def test_conversations_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
+    talk = tmp_path / "talk.jsonl"
+    with open(talk, "w") as out:
+        for number in range(20):
+            question = "why " * 99 if number % 2 else "why"
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "So."}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    corpus = open_conversations(str(talk))
+    said = io.StringIO()
+    tokenizer = make_chat_tokenizer("bpe:270", corpus)
+    read_chat_tokens(corpus, tokenizer, 64, Report(Console(file=said, width=200)))
+    assert said.getvalue() == (
+        "9 of 18 conversations are left out: they have no answer to learn within the context of 64 tokens\n"
+    )

@@ -1,4 +1,4 @@
-"""What is chosen where nothing is said."""
+"""Default values of the settings."""
 
 import torch
 
@@ -7,7 +7,7 @@ from llucid.training.recipes import FINE_TUNING, RECIPES, resolve, window
 from llucid.training.settings import Settings
 
 
-def test_what_is_given_stays_and_what_is_not_is_chosen() -> None:
+def test_given_settings_stay_and_missing_ones_are_chosen() -> None:
     given = Settings(preset="mini", batch=3, learning_rate=0.5, dtype="float32", steps=7)
     chosen = resolve(given, torch.device("cpu"))
     assert (chosen.preset, chosen.batch, chosen.learning_rate, chosen.dtype) == ("mini", 3, 0.5, "float32")
@@ -29,11 +29,11 @@ def test_what_is_given_stays_and_what_is_not_is_chosen() -> None:
     assert (tuned.learning_rate, tuned.muon_learning_rate) == FINE_TUNING[1:3]
 
 
-def test_small_is_no_larger_than_nanogpts_run() -> None:
+def test_small_is_not_larger_than_nanogpts_run() -> None:
     assert PRESETS["small"].config.parameters <= 10_650_000
 
 
-def test_windows_grow_and_a_step_keeps_its_tokens() -> None:
+def test_windows_grow_and_tokens_per_step_stay() -> None:
     settings = Settings(batch=3, length_warmup=0.7)
     assert window(settings, 256, 0.0) == window(settings, 256, 0.69) == (12, 64)
     assert window(settings, 256, 0.7) == window(settings, 256, 1.0) == (3, 256)

@@ -1,4 +1,4 @@
-"""Runs: what they leave, how they go on, and what they survive."""
+"""Runs by the command line: what they write, how they resume, and what they survive."""
 
 import io
 import json
@@ -29,7 +29,9 @@ from llucid.corpora import open_corpus
 from llucid.corpora.tokens import tokenise
 from llucid.errors import LlucidError
 from llucid.llama import llama
-from llucid.training import loop, run
+from llucid.training import logbook, loop, run
+from llucid.training.backend_torch import TorchBackend
+from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate
 from llucid.training.report import Report, clock
 from llucid.training.run import Metrics
@@ -42,8 +44,8 @@ SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--ba
 
 
 DROPOUT = ("--steps", 40, "--model.dropout", 0.1)
-HEARD = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
-"""Also where the tests themselves run under nohup, which their processes inherit."""
+DEFAULT_HANGUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+"""Undoes the nohup under which the tests may run, which child processes inherit."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def after(statements: str, *arguments: object) -> list[str]:
-    """llucid, in a process that first does something to itself (`preexec_fn` would fork, which JAX warns of)."""
+    """llucid in a process that first executes some statements (`preexec_fn` would fork, of which JAX warns)."""
     return [sys.executable, "-c", f"{statements}; from llucid.cli import main; main()", *map(str, arguments)]
 
 
@@ -68,13 +70,13 @@ def do(*arguments: object, status: int = 0, **options: object) -> subprocess.Com
 
 
 def ended(words: list[str], status: int, **options: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, **options)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
 
 def here(*arguments: object) -> None:
-    """Runs a command in this process, which is quicker."""
+    """Runs a command in this process, which is faster."""
     read_command([str(argument) for argument in arguments]).run()
 
 
@@ -87,7 +89,7 @@ def losses(out: Path) -> list[dict[str, object]]:
 
 
 def progress(out: Path) -> dict[str, float]:
-    """Where the state stands."""
+    """The progress in the saved state."""
     with safe_open(out / "state" / "latest.safetensors", framework="pt") as opened:
         return json.loads(opened.metadata()["progress"])
 
@@ -105,7 +107,7 @@ def assert_same_run(out: Path, straight: Path) -> None:
 
 @pytest.fixture(scope="module")
 def straight(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 40 steps without a break."""
+    """A run of 40 steps without interruption."""
     out = tmp_path_factory.mktemp("runs") / "straight"
     do(*fresh(corpus, out, *DROPOUT))
     return out
@@ -134,7 +136,7 @@ def test_killed_between_measurements_and_resumed_equals_straight(
 ) -> None:
     """Saved at every step, killed before one; the measurements are at 10, 20, 30 and 40."""
     out = tmp_path / "killed"
-    hasty = "import os, llucid.training.loop as loop; loop.SAVE_EVERY, loop.SAVE_SHARE = 0, 1e9"
+    hasty = "import os, llucid.training.loop as loop; loop.Logbook.save_due = lambda self: True"
     killed = f"lambda *a: os.kill(os.getpid(), 9) if a[-1] == {reached} else batch(*a)"
     before = f"{hasty}; batch = loop.training_batch; loop.training_batch = {killed}"
     ended(after(before, *fresh(corpus, out, *DROPOUT)), status=-signal.SIGKILL)
@@ -145,7 +147,7 @@ def test_killed_between_measurements_and_resumed_equals_straight(
     assert not list((out / "state").glob(".*"))
 
 
-def test_a_run_without_a_name_gets_the_next_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_a_name_gets_the_next_free_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("fables", "fables-2", "fables-4"):
         assert run.free_name("fables") == Path("runs") / ("fables-3" if name == "fables-4" else name)
@@ -153,47 +155,45 @@ def test_a_run_without_a_name_gets_the_next_that_is_free(tmp_path: Path, monkeyp
     assert run.free_name("fables") == Path("runs/fables-3")
 
 
-def test_a_run_takes_no_place_that_is_taken(tmp_path: Path) -> None:
+def test_an_occupied_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".run.7.partial").mkdir()  # what a kill left
-    run.refuse_taken(tmp_path / "run")
-    run.refuse_taken(tmp_path / "new")
+    run.refuse_occupied(tmp_path / "run")
+    run.refuse_occupied(tmp_path / "new")
     (tmp_path / "run" / "notes.txt").touch()
     (tmp_path / "file").touch()
     for taken in ("run", "file"):
         with pytest.raises(LlucidError, match=f"{taken}: something is there already"):
-            run.refuse_taken(tmp_path / taken)
+            run.refuse_occupied(tmp_path / taken)
 
 
-def test_saving_takes_a_hundredth_of_the_time_at_most(
+def test_saving_takes_at_most_a_hundredth_of_the_time(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A state that takes half a second is saved at the start, once early, at each measurement, and then not again for
     fifty seconds."""
     saved: list[int] = []
 
-    def slowly(*state: object) -> None:
+    def slowly(*state: Any) -> None:
         time.sleep(0.5)
         saved.append(state[-1].step)
 
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
-    monkeypatch.setattr(run, "save_state", slowly)
+    monkeypatch.setattr(logbook, "SAVE_EVERY", 0)
+    monkeypatch.setattr(TorchBackend, "save", slowly)
     here(*fresh(corpus, tmp_path / "slow", "--steps", 20))
     assert saved == [0, 1, 5, 10, 15, 20]
 
 
-def test_a_state_that_is_saved_quickly_is_saved_often(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_that_saves_fast_is_saved_often(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0)
-    monkeypatch.setattr(loop, "SAVE_SHARE", 1e3)
-    monkeypatch.setattr(run, "save_state", lambda *state: saved.append(state[-1].step))
+    monkeypatch.setattr(logbook, "SAVE_EVERY", 0)
+    monkeypatch.setattr(logbook, "SAVE_SHARE", 1e3)
+    monkeypatch.setattr(TorchBackend, "save", lambda *state: saved.append(state[-1].step))
     here(*fresh(corpus, tmp_path / "often", "--steps", 8))
     assert saved == [*range(9)]
 
 
-def test_the_folder_is_one_of_transformers(straight: Path) -> None:
+def test_transformers_opens_the_folder(straight: Path) -> None:
     model = llucid.load(straight)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(straight)
     tokenizer = transformers.AutoTokenizer.from_pretrained(straight)
@@ -205,8 +205,8 @@ def test_the_folder_is_one_of_transformers(straight: Path) -> None:
 
 
 def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
-    """What is learned comes in another order in the validation split, so that learning it well ruins the model there:
-    what is opened is the best one, and it is as good as was said. Who goes on knows of it, and of the time taken."""
+    """The validation split has the letters in another order, so training ruins the model there. What is opened is the
+    best one, with the loss that was printed. A resumed process knows of it, and of the time already spent."""
     out, corpus = tmp_path / "ruined", tmp_path / "turns.txt"
     corpus.write_text("abc" * 3000 + "cba" * 333)
     here(*fresh(corpus, out, "--steps", 24, "--dtype", "float32", "--stop-after", 23))
@@ -237,14 +237,14 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert [row["rate"] for row in losses(straight)] == rates
 
 
-def test_a_torn_log_is_cut_where_the_state_stands(tmp_path: Path) -> None:
+def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 1.0, "rate": 1.0} for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
-    assert Metrics(tmp_path, step=3).rows == rows[:3]
+    assert Metrics(tmp_path, 3, Settings()).rows == rows[:3]
     assert losses(tmp_path) == rows[:3]
     for strange in ("3", "{}", '{"step": null}', "[]", "9" * 5000):
         (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(rows[0])}\n{strange}\n")
-        assert Metrics(tmp_path, step=3).rows == rows[:1]
+        assert Metrics(tmp_path, 3, Settings()).rows == rows[:1]
 
 
 def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
@@ -256,18 +256,19 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=60)
-    assert running.returncode == 0
+    assert running.returncode == 130
     assert f"go on with: llucid train --resume --out {out}" in said
     reached = len(losses(out))
     assert 0 < reached < 4000
+    assert "the model in the folder is untrained" not in said
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert len(losses(out)) == reached + 3
 
 
 def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> None:
-    """As at the end of an ssh session. What it leaves stands where it was stopped, before any measurement."""
+    """As at the end of an ssh session. The state is that of the last step, and no measurement is recorded."""
     out, (terminal, inside) = tmp_path / "closed", os.openpty()
-    own = f"{HEARD}; import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
+    own = f"{DEFAULT_HANGUP}; import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
     words = after(own, *fresh(corpus, out, "--steps", 100_000))
     running = subprocess.Popen(words, stdin=inside, stdout=inside, stderr=inside, start_new_session=True)
     os.close(inside)
@@ -282,26 +283,28 @@ def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("way", ["twice", "ignored"])
-def test_a_hangup_is_no_second_ctrl_c_and_under_nohup_nothing(corpus: Path, tmp_path: Path, way: str) -> None:
-    """A shell that ends sends its jobs one, and the terminal's end is another."""
+def test_a_second_hangup_does_not_interrupt_and_nohup_ignores_both(corpus: Path, tmp_path: Path, way: str) -> None:
+    """A shell that ends sends one to its jobs, and the terminal that closes sends another."""
     out = tmp_path / way
-    handled = HEARD.replace("DFL", "IGN") if way == "ignored" else HEARD
+    handled = DEFAULT_HANGUP.replace("DFL", "IGN") if way == "ignored" else DEFAULT_HANGUP
     twice = "batch, hang_up = loop.training_batch, lambda: os.kill(os.getpid(), 1)"
     each_step = "loop.training_batch = lambda *a: (hang_up(), hang_up(), batch(*a))[2]"
     statements = f"{handled}; import os, llucid.training.loop as loop; {twice}; {each_step}"
-    said = ended(after(statements, *fresh(corpus, out, "--steps", 5, "--evaluations", 1)), status=0).stdout
+    said = ended(
+        after(statements, *fresh(corpus, out, "--steps", 5, "--evaluations", 1)), status=-1 if way == "twice" else 0
+    ).stdout
     assert ("stopped at step 1" in said) == (way == "twice")
     assert progress(out)["step"] == (1 if way == "twice" else 5)
 
 
-def test_signals_are_heeded_inside_and_afterwards_as_they_were() -> None:
-    """SIGTERM as Ctrl-C, of which the second interrupts; and there are none in a thread."""
+def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
+    """SIGTERM like Ctrl-C; the second one interrupts; other threads catch none."""
     first = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     before = signal.getsignal(signal.SIGINT), signal.SIG_IGN
-    told: list[bool] = []
+    told: list[int] = []
 
     def stopped() -> None:
-        with loop.interruption() as interrupted:
+        with interruption() as interrupted:
             told.append(interrupted())
             signal.raise_signal(signal.SIGTERM)
             told.append(interrupted())
@@ -310,11 +313,11 @@ def test_signals_are_heeded_inside_and_afterwards_as_they_were() -> None:
     with pytest.raises(KeyboardInterrupt):
         stopped()
     afterwards = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, first)
-    assert told == [False, True]
+    assert told == [0, signal.SIGTERM]
     assert afterwards == before
 
-    def beside() -> bool:
-        with loop.interruption() as interrupted:
+    def beside() -> int:
+        with interruption() as interrupted:
             return interrupted()
 
     with ThreadPoolExecutor(1) as other:
@@ -324,7 +327,8 @@ def test_signals_are_heeded_inside_and_afterwards_as_they_were() -> None:
 def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "none"
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "interruption", lambda: nullcontext(lambda: True))
+        patch.setattr(loop, "interruption", lambda: nullcontext(lambda: signal.SIGUSR1))
+        patch.setattr(signal, "raise_signal", lambda number: None)
         here(*fresh(corpus, out, "--steps", 5, "--seed", 3))
     assert progress(out)["step"] == 0
     begun = llucid.load(out, device="cpu")
@@ -342,7 +346,7 @@ def wait_for(path: Path) -> None:
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.1, 0.4])
 def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: float) -> None:
-    """Measured, saved and drawn at every step, so that the kill hits one of these; then it goes on all the same."""
+    """It measures, saves and draws at every step, so the kill hits one of these; the run can continue."""
     out = tmp_path / "killed"
     arguments = fresh(corpus, out, "--steps", 500, "--evaluations", 500)
     running = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -356,55 +360,60 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
 
 
 def test_one_process_at_a_time_trains_in_a_folder(corpus: Path, tmp_path: Path) -> None:
-    """A second one leaves all as it is, also what the first is writing; the next one removes what a kill left."""
+    """A second process changes nothing, not even unfinished files; the next one removes what a kill left."""
     out = tmp_path / "shared"
     do(*fresh(corpus, out, "--steps", 40, "--stop-after", 5))
-    for unfinished in (out / ".curve.png.7.partial", out / "state" / ".latest.safetensors.7.partial"):
-        unfinished.write_text("half")
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    with run.alone(out):
+    with run.locked(out):
+        for unfinished in (out / ".curve.png.7.partial", out / "state" / ".latest.safetensors.7.partial"):
+            unfinished.write_text("half")
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         said = do("train", "--resume", "--out", out, status=2).stderr
-    assert said == f"error: --out {out}: another process is training there; stop it, or wait\n"
+    assert said.startswith("error: ")
+    assert said.endswith(f"{out}: another process is training there; stop it, or wait\n")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert len(losses(out)) == 8
     assert not list(out.rglob("*.partial"))
 
 
-def test_a_complete_run_is_said_to_be_complete(straight: Path) -> None:
+def test_resuming_a_complete_run_changes_nothing(straight: Path) -> None:
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
     said = do("train", "--resume", "--out", straight).stdout
-    assert said.startswith("the run is complete, after 40 steps: nothing is left to do\nthe model is in")
+    assert said.startswith(
+        "the run is complete, after 40 steps; to continue it, give more steps or minutes\nthe model is in"
+    )
     assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
 
 
-def test_a_loss_that_is_no_number_ends_clearly(corpus: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "exploded"
     said = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
     assert said.startswith("error: the loss at step")
-    assert "begin again with a lower --learning-rate" in said
+    assert "begin again with a lower learning_rate" in said
     assert all(leaf.isfinite().all() for leaf in llucid.load(out, device="cpu").weights.blocks[0].attention)
+    assert len(losses(out)) > 0
     assert all(math.isfinite(row["loss"]) for row in losses(out))
+    assert (out / "curve.png").is_file()
 
 
-def test_a_first_step_that_ruins_the_model_is_divergence(corpus: Path, tmp_path: Path) -> None:
-    """Its loss is the one before it, so that only the validation loss tells."""
+def test_a_first_step_that_ruins_the_model_is_an_error(corpus: Path, tmp_path: Path) -> None:
+    """The loss of a step is that before it, so only the validation loss shows it. The state before is put back."""
     out = tmp_path / "exploded"
     said = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
-    assert said.startswith("error: the validation loss at step 1 is nan; the best model before is in")
-    assert "begin again with a lower --learning-rate" in said
+    assert said.startswith("error: the validation loss at step 1 is nan; the model in")
+    assert "begin again with a lower learning_rate" in said
     assert progress(out)["step"] == 0
     assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
 
 
 def test_resume_refuses_a_text_that_has_changed(tmp_path: Path) -> None:
-    """Also one with characters that the vocabulary has not; and goes on with the same again, or where none was kept."""
+    """Also one with unknown characters. With the old text it continues, and where no fingerprint was kept."""
     out, folder = tmp_path / "run", tmp_path / "texts"
     folder.mkdir()
     (folder / "geese.txt").write_text(TEXT)
     here(*fresh(folder, out, "--steps", 4, "--stop-after", 1))
     instead = f"llucid train --base {out} --corpus {folder}"
-    says = f"^--corpus {folder} is no longer the text that {out} began with.*: {instead}$"
+    says = f"^corpus={folder}: no longer the text that {out} began with.*: {instead}$"
     for change in ("more.txt", "geese.txt"):
         (folder / change).write_text("é" * 99)
         with pytest.raises(LlucidError, match=says):
@@ -428,10 +437,10 @@ def test_resume_without_a_state_says_what_to_do(corpus: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("out", [".", "link"])
-def test_an_empty_folder_becomes_the_run(
+def test_an_empty_folder_is_filled(
     corpus: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
-    """Itself: it is not replaced, since a shell may be in it. What a killed process left does not count."""
+    """It is not replaced, since a shell may be in it. What a killed process left does not count."""
     folder = tmp_path / "empty"
     (folder / ".empty.7.partial").mkdir(parents=True)
     (tmp_path / "link").symlink_to(folder)
@@ -445,8 +454,8 @@ def test_an_empty_folder_becomes_the_run(
     assert len(losses(folder)) == 4
 
 
-def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) -> None:
-    """No file may grow beyond 40 kB: the state is larger, so the first one cannot be written."""
+def test_a_full_disk_is_a_clear_error(corpus: Path, straight: Path, tmp_path: Path) -> None:
+    """Files are limited to 40 kB, and the state is larger."""
     out = tmp_path / "full"
     do(*fresh(corpus, out, "--steps", 40, "--stop-after", 5))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -464,8 +473,8 @@ def test_a_full_disk_ends_clearly(corpus: Path, straight: Path, tmp_path: Path) 
     llucid.load(out, device="cpu")
 
 
-def test_a_text_that_is_just_long_enough(tmp_path: Path) -> None:
-    """For one window of 16 tokens, what follows each, and a place to begin that is another."""
+def test_the_shortest_text(tmp_path: Path) -> None:
+    """It has one window of 16 tokens, the token after it, and a second place where a window can begin."""
     text = tmp_path / "text.txt"
     text.write_text("abcdefghij" * 17)
     with pytest.raises(LlucidError, match="its validation split has 17 tokens and one context needs 18"):
@@ -475,7 +484,7 @@ def test_a_text_that_is_just_long_enough(tmp_path: Path) -> None:
     assert len(losses(tmp_path / "run")) == 1
 
 
-def test_bpe_runs_are_measured_in_nats_a_character(corpus: Path, tmp_path: Path) -> None:
+def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "bpe"
     said = do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300")).stdout
     model = llucid.load(out, device="cpu")
@@ -504,14 +513,14 @@ def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Pa
     assert re.fullmatch(r"step 4 +train \d\.\d+  val \d\.\d+ nats \d\.\d+ bits  .* tokens/s  0:00 left", lines[2])
 
 
-def test_what_is_said_of_time() -> None:
+def test_clock() -> None:
     told = {0.4: "0:00", 59.6: "1:00", 83.0: "1:23", 3599.4: "59:59", 3600.0: "1:00:00", 36_123.0: "10:02:03"}
     assert {seconds: clock(seconds) for seconds in told} == told
     assert clock(-1.0) == "0:00"
 
 
 def test_a_measurement_fits_a_terminal() -> None:
-    """Into 80 columns, as the default run has them; what the model writes is cut by its width, and steers nothing."""
+    """Of 80 columns. Samples are cut to its width, and their control characters are replaced."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
     report = Report(console, floor=None, context=256)
     report.measured(1500, 1.6, 1.7, 64, "\n\n" + "漢" * 60 + "\n[bold]\t:smile:\x1b[31m\x0e\r\nc\nd", 142_876.0, 72.0)
@@ -523,13 +532,13 @@ def test_a_measurement_fits_a_terminal() -> None:
     assert max(cell_len(line) for line in narrow.file.getvalue().splitlines()) <= 20
 
 
-def test_the_time_that_measuring_takes_slows_no_training_down(
+def test_measuring_does_not_count_in_the_training_speed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the tokens per second that are told: a second that measuring takes on a clock of the test's own. In what is
-    left it counts; and who goes on judges by what this process has done."""
+    """The tokens per second leave measuring out; the time left includes it. Both are those of this process. The clock
+    is the test's own."""
     now, told = 0.0, list[tuple[float, float]]()
-    take, measure = loop.training_batch, loop.evaluate
+    take, measure = loop.training_batch, TorchBackend.evaluate
 
     def batch(*arguments: Any) -> object:
         nonlocal now
@@ -542,7 +551,7 @@ def test_the_time_that_measuring_takes_slows_no_training_down(
         return measure(*arguments)
 
     monkeypatch.setattr(loop, "training_batch", batch)
-    monkeypatch.setattr(loop, "evaluate", slowly)
+    monkeypatch.setattr(TorchBackend, "evaluate", slowly)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     monkeypatch.setattr(Report, "measured", lambda *figures: told.append(figures[-2:]))
     here(*fresh(corpus, tmp_path / "out", "--steps", 10, "--evaluations", 5, "--stop-after", 6))
@@ -553,7 +562,7 @@ def test_the_time_that_measuring_takes_slows_no_training_down(
 
 
 def test_minutes_are_counted_while_it_trains(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second a step on a clock of the test's own, and a pause."""
+    """Half a second per step on a clock of the test's own, and a pause between two processes."""
     now, take, out = 0.0, loop.training_batch, tmp_path / "out"
 
     def batch(*arguments: Any) -> object:
@@ -572,8 +581,8 @@ def test_minutes_are_counted_while_it_trains(corpus: Path, tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_a_compiled_step_learns_the_same(corpus: Path, tmp_path: Path) -> None:
-    """By torch.compile: losses differ by roundings of float32, which twenty steps make a little larger. Nothing warns,
-    as PyTorch would of complex numbers."""
+    """With torch.compile losses differ by float32 rounding, which grows a little over twenty steps. There are no
+    warnings, as PyTorch would give for complex numbers."""
     plain, compiled = tmp_path / "plain", tmp_path / "compiled"
     how = ("--steps", 20, "--dtype", "float32")
     do(*fresh(corpus, plain, *how))
@@ -598,13 +607,13 @@ def test_tensorboard_gets_the_same_figures(corpus: Path, tmp_path: Path) -> None
 
 
 def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None:
-    """The validation split ruins the model (as above), so the shortest windows see the lowest loss: the model that is
-    kept is yet the best of those measured at the full length, by the figure that was written down."""
+    """Training ruins the model for this validation split, so the short windows at the start have the lowest loss. The
+    model that is kept is still the best of those measured at full length."""
     out, corpus = tmp_path / "grown", tmp_path / "turns.txt"
     corpus.write_text("abc" * 3000 + "cba" * 333)
     grown = ("--model.context", 256, "--length-warmup", 0.5, "--steps", 24, "--dtype", "float32")
     said = do(*fresh(corpus, out, *grown)).stdout
-    assert "the first 50 % in windows of 64 tokens, which is quicker, the rest of 256" in said
+    assert "the first 50 % in windows of 64 tokens, which is faster, the rest in windows of 256" in said
     assert [" window 64  " in line for line in said.splitlines() if line.startswith("step ")] == [True, *[False] * 3]
 
     measured = [row for row in losses(out) if "validation" in row]
@@ -631,7 +640,7 @@ def test_short_windows_are_trained_on_first(corpus: Path, tmp_path: Path, monkey
 
 
 def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
-    """What is kept while windows are short is as good, on these, as was said."""
+    """The recorded loss is that of the kept model on short windows."""
     out, corpus = tmp_path / "short", tmp_path / "geese.txt"
     corpus.write_text(TEXT)
     grown = ("--model.context", 256, "--length-warmup", 0.5, "--steps", 24, "--dtype", "float32")

@@ -1,4 +1,4 @@
-"""What a run can be told, and how it is kept."""
+"""Settings: their limits, and how `train.toml` keeps them."""
 
 import math
 from dataclasses import replace
@@ -13,7 +13,9 @@ from llucid.training.settings import ModelNumbers, Settings, read_toml, write_to
 
 
 def test_settings_survive_toml(tmp_path: Path) -> None:
-    settings = Settings(corpus=('a "b"\\c\n', "é"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True))
+    settings = Settings(
+        corpus=('a "b"\\c\n\x7f\x01', "é😀"), minutes=1.5, model=ModelNumbers(layers=3, tied_embeddings=True)
+    )
     file = tmp_path / "train.toml"
     file.write_text(write_toml(settings), encoding="utf-8")
     assert read_toml(file) == settings
@@ -24,6 +26,7 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
         read_toml(file.parent)
     for name, value in (
         *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
+        *(("steps", "9" * 400), ("minutes", "9" * 400), ("warmup", "9" * 400)),
         *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
         *(("corpus", "'abc'"), ("corpus", "[1, 2]"), ("model", "3"), ("model", "{wings = 2}")),
     ):
@@ -33,7 +36,7 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
             read_toml(file)
 
 
-def test_numbers_of_the_model_are_put_into_the_preset() -> None:
+def test_given_numbers_replace_those_of_the_preset() -> None:
     micro = PRESETS["micro"].config
     config = Settings(model=ModelNumbers(dim=96, heads=3)).config("micro", vocab_size=77)
     assert (config.dim, config.heads, config.kv_heads, config.head_dim, config.vocab_size) == (96, 3, 3, 32, 77)
@@ -63,7 +66,7 @@ WHOLE_SHARES = {"warmup": 0.0, "final": 1.0, "length_warmup": 1.0, "weight_decay
         {"base": "a model", "model": ModelNumbers(context=9, dropout=0.5)},
     ],
 )
-def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
+def test_settings_at_their_limits_are_accepted(numbers: dict[str, Any]) -> None:
     settings = Settings(**numbers)
     assert {name: getattr(settings, name) for name in numbers} == numbers
 
@@ -72,7 +75,7 @@ def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
     ("message", "numbers"),
     [
         *(
-            (f"--{name.replace('_', '-')} {number}: must be more than 0, and finite", {name: number})
+            (f"{name}={number}: must be more than 0, and finite", {name: number})
             for names, impossible in (
                 (("steps", "stop_after", "batch"), (0, -1)),
                 (("minutes", "learning_rate", "muon_learning_rate", "clip"), (0.0, -1.0, math.inf, math.nan)),
@@ -80,26 +83,27 @@ def test_settings_at_their_limits_are_taken(numbers: dict[str, Any]) -> None:
             for name in names
             for number in impossible
         ),
-        ("--batch 2147483648: no memory", {"batch": 2**31}),
-        *((f"--seed {seed}: must be at least 0 and less than 2^63", {"seed": seed}) for seed in (-1, 2**63)),
-        *(("--accumulate and --evaluations must be at least 1", {name: 0}) for name in ("accumulate", "evaluations")),
-        ("--steps and --minutes both", {"steps": 1, "minutes": 1.0}),
+        *((f"{name}={2**31}: must be less than 2^31", {name: 2**31}) for name in ("steps", "batch", "snapshots")),
+        *((f"seed={seed}: must be at least 0 and less than 2^63", {"seed": seed}) for seed in (-1, 2**63)),
+        *((f"{name}=0: must be at least 1", {name: 0}) for name in ("accumulate", "evaluations", "patience")),
+        ("snapshots=-1: must be at least 0", {"snapshots": -1}),
+        ("steps= and minutes= both", {"steps": 1, "minutes": 1.0}),
         *(
-            ("are shares between 0 and 1", {name: number})
+            (f"{name}={number}: must be a share between 0 and 1", {name: number})
             for name, most in (("warmup", 1.0), ("final", 1.001), ("length_warmup", 1.001))
             for number in (most, -0.001, math.nan)
         ),
-        *((f"--weight-decay {number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
-        ("--preset huge: unknown", {"preset": "huge"}),
-        ("--resume goes on with the run in --out", {"resume": True}),
-        ("--corpus and --chat both", {"chat": "fables", "corpus": ("fables",)}),
-        ("--length-warmup: conversations", {"chat": "fables", "length_warmup": 0.5}),
-        ("--preset: that of --base is taken", {"base": "a model", "preset": "nano"}),
-        ("--tokenizer: that of --base is taken", {"base": "a model", "tokenizer": "characters"}),
-        ("--model.head-dim: that of --base is taken", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
+        *((f"weight_decay={number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
+        ("preset=huge: unknown", {"preset": "huge"}),
+        ("resume=True: name the folder", {"resume": True}),
+        ("corpus= and chat= both", {"chat": "fables", "corpus": ("fables",)}),
+        ("length_warmup=0.5: conversations", {"chat": "fables", "length_warmup": 0.5}),
+        ("preset=nano: base= already has its own", {"base": "a model", "preset": "nano"}),
+        ("tokenizer=characters: base= already has its own", {"base": "a model", "tokenizer": "characters"}),
+        ("model.head_dim=4: base= already has its own", {"base": "a model", "model": ModelNumbers(head_dim=4)}),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
+def test_impossible_settings_are_refused_by_name(message: str, numbers: dict[str, Any]) -> None:
     with pytest.raises(LlucidError) as caught:
         Settings(**numbers)
     assert message in str(caught.value)

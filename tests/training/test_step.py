@@ -1,4 +1,4 @@
-"""A step of training, by the book."""
+"""One training step: the loss, the optimizers, the learning rate, evaluation."""
 
 import math
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_accumulating_unevenly_many_rows_keeps_every_row() -> None:
         torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=1e-5)
 
 
-def test_loss_is_that_of_an_even_guess_at_the_start() -> None:
+def test_untrained_loss_is_log_of_the_vocabulary() -> None:
     """Untrained logits are nearly 0, so every token has probability 1/vocab. Deviation of the mean is about 0.01."""
     inputs, targets = batch()
     loss = loss_sum(inputs, targets, initialise(CONFIG), CONFIG) / targets.numel()
@@ -71,7 +71,7 @@ def test_loss_is_that_of_an_even_guess_at_the_start() -> None:
 
 
 def groups(optimizers: list[Optimizer], weights: Weights) -> dict[str, tuple[str, Any, float, float]]:
-    """Optimizer, how long it remembers, weight decay and peak rate of every parameter, by its path."""
+    """Optimizer, momentum or betas, weight decay and peak rate of every parameter, by its path."""
     paths = {id(leaf): path for path, leaf in named_leaves(weights)}
     return {
         paths[id(leaf)]: (
@@ -87,7 +87,7 @@ def groups(optimizers: list[Optimizer], weights: Weights) -> dict[str, tuple[str
 
 
 @pytest.mark.parametrize("name", ["one for two", "one for all, tied"])
-def test_matrices_decay_and_nothing_else(name: str) -> None:
+def test_only_hidden_matrices_decay(name: str) -> None:
     weights = fresh(CONFIGS[name])
     paths = {path for path, _ in named_leaves(weights)}
     adamw = groups(make_optimizers(weights, SETTINGS), weights)
@@ -100,7 +100,7 @@ def test_matrices_decay_and_nothing_else(name: str) -> None:
         assert muon[path] == (("Muon", 0.95, decay, 0.02) if matrix else ("AdamW", (0.9, 0.95), decay, 0.01))
 
 
-def test_learning_rate_rises_falls_and_is_never_nothing_at_first() -> None:
+def test_learning_rate_rises_falls_and_does_not_begin_at_zero() -> None:
     rates = [learning_rate(step / 1000, warmup=0.1, final=0.05) for step in range(1001)]
     assert 0 < rates[0] < 0.02
     assert rates[:100] == sorted(rates[:100])
@@ -121,8 +121,8 @@ def test_gradients_are_clipped_to_their_common_norm() -> None:
     assert moved == pytest.approx(1e-3, rel=1e-2)  # clip_grad_norm_ adds 1e-6 to the norm
 
 
-def test_a_step_goes_its_share_of_the_way_and_leaves_no_gradient_to_the_next() -> None:
-    """A step of no length first changes nothing about the next one, which goes half as far as a whole one."""
+def test_the_share_scales_a_step_and_gradients_are_reset() -> None:
+    """A step with share 0 does not change the next one; a step with share 0.5 moves half as far as a whole one."""
     moved = []
     for shares in ((1.0,), (0.0, 0.5)):
         weights = fresh()
@@ -135,7 +135,7 @@ def test_a_step_goes_its_share_of_the_way_and_leaves_no_gradient_to_the_next() -
         torch.testing.assert_close(2 * half, whole)
 
 
-def test_dropout_drops_in_a_training_step_and_is_that_of_the_model() -> None:
+def test_dropout_of_a_training_step_is_the_models() -> None:
     config = replace(CONFIG, dropout=0.5)
     inputs, targets = batch()
 
@@ -164,7 +164,7 @@ def test_optimizers_are_restored_exactly() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_evaluation_is_the_mean_over_all_tokens(tmp_path: Path, overlap: bool) -> None:
-    """Those of the last window, which is shorter, count no more than others."""
+    """The tokens of the last, shorter window have the same weight as all others."""
     config = replace(CONFIG, context=16)
     weights, tokens = fresh(config, torch.float32), counting(45, tmp_path)
     text = torch.arange(45)[None]
@@ -180,7 +180,7 @@ def test_evaluation_is_the_mean_over_all_tokens(tmp_path: Path, overlap: bool) -
 
 
 def test_muon_equals_pytorchs_own() -> None:
-    """The same steps, made for many matrices at once."""
+    """The same updates, computed for many matrices at once."""
     shapes = [(48, 48)] * 4 + [(80, 48)] * 2 + [(48, 80)]
     generator = torch.Generator().manual_seed(0)
     ours = [torch.randn(shape, generator=generator) for shape in shapes]
@@ -200,7 +200,7 @@ def test_muon_equals_pytorchs_own() -> None:
 
 
 def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
-    """Jordan's coefficients bring them between 0.68 and 1.13; bfloat16 and five rounds widen that a little."""
+    """Jordan's coefficients give 0.68 to 1.13; bfloat16 and only five iterations widen that a little."""
     matrices = torch.randn(3, 24, 64, generator=torch.Generator().manual_seed(0))
     for made in (orthogonalise(matrices), orthogonalise(matrices.mT)):
         values = torch.linalg.svdvals(made.float())
@@ -208,7 +208,7 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
         assert values.max() < 1.25
 
 
-def test_muon_leaves_alone_what_has_no_gradient_and_a_gradient_of_nothing_turns_nothing_to_nan() -> None:
+def test_muon_skips_missing_gradients_and_accepts_zero_gradients() -> None:
     assert not orthogonalise(torch.zeros(2, 4, 6)).any()
     still, moved = torch.ones(4, 6), torch.ones(4, 6)
     moved.grad = torch.zeros_like(moved)

@@ -99,15 +99,24 @@ async function ask(url) {
   return numbers((name) => response.headers.get(name), new Uint8Array(await response.arrayBuffer()));
 }
 
+let waiting = 0;
+
+/** Says on the page itself whether an answer is under way. @type {(more: 1 | -1) => void} */
+function wait(more) {
+  waiting += more;
+  document.documentElement.toggleAttribute("data-waiting", waiting > 0);
+}
+
 /** @type {(url: string) => Answer} */
 function remembered(url) {
   const known = asked.get(url);
   if (known) return known;
   /** @type {Answer} */
   const made = { promise: ask(url) };
+  wait(1);
   made.promise.then(
-    (value) => { made.value = value; },
-    (error) => { made.error = error.message; },
+    (value) => { made.value = value; wait(-1); },
+    (error) => { made.error = error.message; wait(-1); },
   );
   asked.set(url, made);
   if (asked.size > REMEMBERED) asked.delete(/** @type {string} */ (asked.keys().next().value));

@@ -18,7 +18,7 @@ import { Tour } from "look/tour.js";
 
 /** @type {[string, string][]} */
 const KEYS = [
-  ["← →", "token"], ["↑ ↓", "layer"], ["[ ]", "head"], ["n p", "next and last line of the code"], ["space", "step by itself"],
+  ["← →", "token"], ["↑ ↓", "layer"], ["[ ]", "head"], ["n p", "next and last line of the code"], ["x", "next expression of the line"], ["space", "step by itself"],
   ["a", "ablate the head, or restore it"], ["u", "undo all changes"], ["d", "this run, the other, the difference"], ["g", "draw a token and go on"],
   ["e", "edit the text"], ["2 3 4", "enlarge a pane"], ["Esc", "all panes"], ["t", "tour"], ["l", "light or dark"], ["?", "these keys"],
 ];
@@ -100,6 +100,7 @@ function App({ first }) {
         ArrowUp: () => act.choose({ layer: layer - 1 }), ArrowDown: () => act.choose({ layer: layer + 1 }),
         "[": () => act.choose({ head: (head + heads - 1) % heads, key: null }), "]": () => act.choose({ head: (head + 1) % heads, key: null }),
         n: () => window.dispatchEvent(new CustomEvent("look-step", { detail: 1 })), p: () => window.dispatchEvent(new CustomEvent("look-step", { detail: -1 })),
+        x: () => window.dispatchEvent(new CustomEvent("look-step", { detail: 0 })),
         " ": () => act.choose({ playing: !now.playing }),
         a: () => { if (!isFile) act.change(toggled(run.changes, { kind: "ablate", layer, head })); }, u: () => { if (!isFile && run.changes.length) act.change([]); },
         d: () => { if (beside) act.choose({ view: view === "run" ? "beside" : view === "beside" ? "difference" : "run" }); },

@@ -51,21 +51,29 @@ function Training({ state, act }) {
   }, [playing, here]);
   if (!snapshots.length) return null;
   const step = here >= 0 ? snapshots[here].snapshot : null;
-  return html`<div class="training"><button class="quiet" aria-label="play the training run" aria-pressed=${playing} onClick=${() => play(!playing)}>${playing ? "❚❚" : "▶"}</button>
-    <span class="over"><${Picture} class="curve" height=${22} label="the highest induction score of a head, snapshot by snapshot"
+  const known = snapshots.map(({ index }) => best[index]), said = step === null ? "after training" : `step ${step}`;
+  return html`<section class="training" aria-labelledby="title-training"><h2 id="title-training">When did an induction head form?</h2>
+    <p class="how">The line is the highest induction score of a head on this text; drag to read it with an earlier snapshot.</p>
+    <button class="quiet" aria-label="play the training run" aria-pressed=${playing} onClick=${() => play(!playing)}>${playing ? "❚❚" : "▶"}</button>
+    <span class="over"><${Picture} class="curve" label=${`the highest induction score of a head, snapshot by snapshot: ${known.map((score) => (score === undefined ? "unknown" : short(score, 2))).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
+        const at = (/** @type {number} */ i) => 8 + ((w - 16) * i) / Math.max(1, snapshots.length - 1), up = (/** @type {number} */ score) => h - 3 - (h - 6) * Math.min(1, score);
         pen.strokeStyle = ink("data");
         pen.lineWidth = 1.5;
         pen.beginPath();
-        snapshots.forEach(({ index }, i) => {
-          const score = best[index];
-          if (score !== undefined) pen.lineTo(6 + ((w - 12) * i) / Math.max(1, snapshots.length - 1), h - 2 - (h - 4) * Math.min(1, score));
-        });
+        known.forEach((score, i) => score !== undefined && pen.lineTo(at(i), up(score)));
         pen.stroke();
+        known.forEach((score, i) => {
+          if (score === undefined) return;
+          pen.fillStyle = ink(i === here ? "accent" : "data");
+          pen.beginPath();
+          pen.arc(at(i), up(score), i === here ? 4 : 2.5, 0, 7);
+          pen.fill();
+        });
       }} />
-      <input type="range" name="snapshot" aria-label="the training run's snapshot" min="0" max=${snapshots.length - 1} value=${here < 0 ? snapshots.length - 1 : here}
+      <input type="range" name="snapshot" aria-label="the training run's snapshot" aria-valuetext=${said} min="0" max=${snapshots.length - 1} value=${here < 0 ? snapshots.length - 1 : here}
         onChange=${(/** @type {any} */ event) => act.models(snapshots[Number(event.target.value)].index, state.compare)} /></span>
-    <span class="facts" title="the line is the highest induction score of any head">${step === null ? "after training" : `step ${step}`}${best[run.model] !== undefined ? `, induction ${short(best[run.model], 2)}` : ""}</span></div>`;
+    <span class="facts now">${said}${best[run.model] !== undefined ? `: induction ${short(best[run.model], 2)}` : ""}</span></section>`;
 }
 
 /** @type {(props: Props) => unknown} */
@@ -81,10 +89,9 @@ export function Bar({ state, act }) {
     <h1><span class="mark" aria-hidden="true"></span>llucid <em>look</em></h1>
     ${many && !isFile ? html`<select name="model" aria-label="model" value=${run.model} onChange=${(/** @type {any} */ event) => act.models(Number(event.target.value), compare)}>
       ${info.models.map((one, i) => html`<option value=${i}>${modelName(one)}</option>`)}</select>` : html`<span class="model">${model.name}</span>`}
-    <span class="facts">${model.config.layers} layers × ${model.config.heads} heads, ${model.config.dim} numbers a token, ${size(model.parameters)}</span>
+    <span class="facts about">${model.config.layers} layers × ${model.config.heads} heads, ${model.config.dim} numbers a token, ${size(model.parameters)}</span>
     ${many && !isFile && html`<label class="facts">beside <select name="compare" value=${compare ?? ""} onChange=${(/** @type {any} */ event) => act.models(run.model, event.target.value === "" ? null : Number(event.target.value))}>
       <option value="">nothing</option>${plain.concat(info.models.map((one, index) => ({ ...one, index })).filter((one) => one.snapshot !== null)).map((one) => html`<option value=${one.index}>${modelName(one)}</option>`)}</select></label>`}
-    <${Training} state=${state} act=${act} />
     <span class="changes">${run.changes.map((change, i) => html`<button class="change" title="undo this change" onClick=${() => act.change(run.changes.filter((_, j) => j !== i))}>${changeName(change)} <b aria-hidden="true">×</b></button>`)}</span>
     ${beside && html`<span class="views" role="radiogroup" aria-label="which run is shown">${/** @type {const} */ (["run", "beside", "difference"]).map((name) => html`<button role="radio" data-view=${name} aria-checked=${view === name}
       onClick=${() => act.choose({ view: name })}>${name === "run" ? (run.changes.length ? "changed" : "this") : name === "beside" ? other : "difference"}</button>`)}</span>
@@ -105,7 +112,7 @@ export function Bar({ state, act }) {
     ${isFile && leftOut.length > 0 && html`<span class="facts" title=${leftOut.join("\n")}>not all is in this file</span>`}
     <button class="quiet" onClick=${() => act.choose({ dark: !dark })} title=${dark ? "light (l)" : "dark (l)"} aria-label=${dark ? "light colours" : "dark colours"}>${dark ? "☀" : "☾"}</button>
     <button class="quiet" onClick=${() => act.choose({ help: !state.help })} title="keys (?)" aria-label="keys">?</button>
-  </header>`;
+  </header><${Training} state=${state} act=${act} />`;
 }
 
 /** @type {(model: import("look/types.js").Model) => string} */

@@ -102,13 +102,13 @@ export function fit(pen, text, x, y, width) {
 
 /**
  * The colours of a picture and what they stand for.
- * @param {{kind: "sequential" | "diverging", dark: boolean, from: number | string, to: number | string, title?: string, middle?: string}} props
+ * @param {{kind: "sequential" | "diverging", dark: boolean, from: number | string, to: number | string, title?: string}} props
  */
-export function Legend({ kind, dark, from, to, title = "", middle = "" }) {
+export function Legend({ kind, dark, from, to, title = "" }) {
   const map = colours(kind, dark), stops = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1].map((t) => css(map, t)).join(", ");
   const say = (/** @type {number | string} */ end) => (typeof end === "number" ? short(end, 2) : end);
   return html`<span class="legend">${title && html`<span>${title}</span>`}<span>${say(from)}</span>
-    <span class="bar" style=${{ background: `linear-gradient(to right, ${stops})` }}>${middle && html`<i>${middle}</i>`}</span><span>${say(to)}</span></span>`;
+    <span class="bar" style=${{ background: `linear-gradient(to right, ${stops})` }}></span><span>${say(to)}</span></span>`;
 }
 
 /** @type {HTMLElement | null} */

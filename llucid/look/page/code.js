@@ -121,8 +121,8 @@ function Thumbnail({ state, seen }) {
     watch.observe(/** @type {HTMLElement} */ (box.current));
     return () => watch.disconnect();
   }, []);
-  const { value } = useAnswer(close ? numbersAt(state, state.view === "beside" && state.beside ? state.beside : state.run, seen, true) : null);
-  return html`<span class="thumb" ref=${box}>${value?.shape && html`<${Picture} label="" draw=${(/** @type {any} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
+  const { value, fresh } = useAnswer(close ? numbersAt(state, state.view === "beside" && state.beside ? state.beside : state.run, seen, true) : null);
+  return html`<span class=${`thumb ${fresh ? "" : "stale"}`} ref=${box}>${value?.shape && html`<${Picture} label="" draw=${(/** @type {any} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
     const { limit, negative } = range(value.data);
     heat(pen, { data: value.data, ...matrix(value.shape) }, [0, 0, w, h], colours(negative ? "diverging" : "sequential", state.dark), (x) => (negative ? 0.5 + x / limit / 2 : x / limit));
   }} />`}</span>`;
@@ -285,18 +285,18 @@ function Inspector({ state, act, seen, text, summaries }) {
   </div>`;
 }
 
-/** The lines that run in this layer, in order: where stepping stops. @type {(source: Source, names: Names, layer: number) => Spot[]} */
-export function stepsOf(source, names, layer) {
+/** The lines that run in this layer, in order: where stepping stops. @type {(source: Source, names: Names, layer: number) => (Spot & {order: number})[]} */
+function stepsOf(source, names, layer) {
   /** @type {Map<number, number>} */
   const counts = new Map();
-  /** @type {Spot[]} */
+  /** @type {(Spot & {order: number})[]} */
   const steps = [];
-  for (const [site, where] of names.seen) {
-    if (where !== null && where !== layer) continue;
+  names.seen.forEach(([site, where], order) => {
+    if (where !== null && where !== layer) return;
     const nth = counts.get(site) ?? 0;
     counts.set(site, nth + 1);
-    if (["variable", "result"].includes(source.sites[site].kind)) steps.push({ site, nth });
-  }
+    if (["variable", "result"].includes(source.sites[site].kind)) steps.push({ site, nth, order });
+  });
   return steps;
 }
 
@@ -315,12 +315,19 @@ export function CodePane({ state, act }) {
   const shown = hover === null ? spot : { site: hover, nth: spot?.nth ?? 0 };
   const position = spot ? steps.findIndex((step) => step.site === spot.site && step.nth === spot.nth) : -1;
   const go = (/** @type {number} */ by) => {
-    if (steps.length) act.choose({ spot: steps[(Math.max(position, by < 0 ? 0 : -1) + by + steps.length) % steps.length] });
+    const order = at(seen, spot)?.order ?? -1, ends = by > 0 ? steps.find((step) => step.order > order) : steps.findLast((step) => step.order < order);
+    if (steps.length) act.choose({ spot: ends ?? steps[by > 0 ? 0 : steps.length - 1] });
   };
-  const stepping = useRef(go);
+  /** Chooses the next expression of the chosen line. */
+  const part = () => {
+    const sites = [...new Set([.../** @type {NodeListOf<HTMLElement>} */ (listing.current?.querySelectorAll(".line.current .x") ?? [])].map((span) => Number(span.dataset.site)))];
+    if (spot && sites.length) act.choose({ spot: { ...spot, site: sites[(sites.indexOf(spot.site) + 1) % sites.length] } });
+  };
+  const stepping = useRef(go), parting = useRef(part);
   stepping.current = go;
+  parting.current = part;
   useEffect(() => {
-    const listen = (/** @type {any} */ event) => stepping.current(event.detail);
+    const listen = (/** @type {any} */ event) => (event.detail === 0 ? parting.current() : stepping.current(event.detail));
     window.addEventListener("look-step", listen);
     return () => window.removeEventListener("look-step", listen);
   }, []);

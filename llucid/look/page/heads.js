@@ -147,7 +147,7 @@ function Opened({ state, act }) {
             event.target.value = "";
             act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
           }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
-    <div class="columns"><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
+    <div class=${`columns ${here.fresh ? "" : "stale"}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
         heat(pen, { data: /** @type {Numbers} */ (value).data, rows, columns }, [1, 1, side, side], map, of);
@@ -214,7 +214,7 @@ function ClocksOf({ state, act }) {
   const { run, layer, head, token, dark } = state;
   const map = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const key = state.key ?? (map.value ? strongest(map.value, token) : null);
-  const { value, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
+  const { value, fresh, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
   const [counted, count] = useState(/** @type {Clocks | null} */ (null));
   useEffect(() => {
     let wanted = true;
@@ -230,7 +230,7 @@ function ClocksOf({ state, act }) {
   return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
       <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds${state.full === "heads" ? "; below, in how many places it turns once" : ""}.</p></header>
     ${error && !clocks && html`<p class="empty">${error}</p>`}
-    <div class="faces">${clocks?.pairs.map((pair, j) => {
+    <div class=${`faces ${fresh || counted ? "" : "stale"}`}>${clocks?.pairs.map((pair, j) => {
       const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);
       return html`<button key=${j} class=${`face ${silent(j) ? "silent" : ""}`} data-value=${pair.value} disabled=${isFile} aria-label=${`pair ${j} adds ${short(pair.value)}`}
         onClick=${() => act.change(toggled(run.changes, { kind: "zero_frequency", pair: j }))}
@@ -247,7 +247,7 @@ export function HeadsPane({ state, act }) {
   const difference = state.view === "difference" && state.beside;
   return html`<${Pane} name="heads" number=${4} state=${state} act=${act} title=${difference ? "Which heads look elsewhere now?" : "What does each head look at?"}
     how="A picture a head: rows are layers. Click one to open it; a takes it out, and everything shows what changes."
-    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
+    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" />`}>
     <${Wall} state=${state} act=${act} /><${Opened} state=${state} act=${act} /><${ClocksOf} state=${state} act=${act} />
   </${Pane}>`;
 }

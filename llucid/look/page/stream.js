@@ -15,14 +15,13 @@ const LEFT = 74, TOP = 18, BAND = 9;
 /** @type {(row: number, layers: number) => string} */
 const rowName = (row, layers) => (row === 0 ? "embedding" : row === layers ? `output (${row - 1})` : `after ${row - 1}`);
 
-/** @type {(props: Props) => unknown} */
-function Grid({ state, act }) {
+/** @type {(props: Props & {words: boolean}) => unknown} */
+function Grid({ state, act, words }) {
   const { run, beside, view, token, layer, dark, full } = state;
   const here = useAnswer(address(`${run.id}/lens`)), there = useAnswer(beside && address(`${beside.id}/lens`)), norms = useAnswer(address(`${run.id}/stream`));
   const otherNorms = useAnswer(beside && address(`${beside.id}/stream`));
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { width, height } = useSize(box);
   const [scroll, move] = useState([0, 0]);
-  const [words, setWords] = useState(true);
   const shown = view === "beside" && there.value ? there.value : here.value;
   /** @type {Lens | undefined} */
   const lens = shown;
@@ -111,7 +110,7 @@ function Grid({ state, act }) {
   return html`<div class="grid" ref=${box} onScroll=${() => box.current && move([box.current.scrollLeft, box.current.scrollTop])}>
     <div class="extent" style=${{ width: `${Math.floor(LEFT + seq * cell)}px`, height: `${Math.floor(TOP + (layers + 1) * pitch - BAND)}px` }}></div>
     <div class="window" style=${{ width: `${width}px`, height: `${height}px` }}>
-      <${Picture} draw=${draw} label=${`After each of ${layers} blocks, the likeliest next token at each of ${seq} places. At the chosen place: ${lens.ids.map((row, i) => `${rowName(i, layers)} ${piece(lens, row[Math.min(token, seq - 1)][0])}`).join(", ")}`}
+      <${Picture} class=${here.fresh ? "" : "stale"} draw=${draw} label=${`After each of ${layers} blocks, the likeliest next token at each of ${seq} places. At the chosen place: ${lens.ids.map((row, i) => `${rowName(i, layers)} ${piece(lens, row[Math.min(token, seq - 1)][0])}`).join(", ")}`}
         onPoint=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
           const found = find(x, y);
           if (!found) return hideTip();
@@ -129,7 +128,6 @@ function Grid({ state, act }) {
           if (found) act.choose({ token: found.place, layer: Math.max(0, Math.min(layers - 1, found.row - 1)), key: null });
         }} />
     </div>
-    <button class="quiet zoom" onClick=${() => setWords(!words)} title=${words ? "all places at once" : "wide enough for words"} aria-pressed=${!words}>${words ? "all places" : "words"}</button>
   </div>`;
 }
 
@@ -140,7 +138,7 @@ const partName = (part) => (part.head !== null ? `head ${part.layer}.${part.head
 function Attribution({ state, act }) {
   const { run, beside, view, token, target, layer, head } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { height } = useSize(box);
-  const here = useAnswer(address(`${run.id}/parts`, { position: token, token: target })).value;
+  const { value: here, fresh } = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
   const there = useAnswer(beside && here ? address(`${beside.id}/parts`, { position: token, token: here.token }) : null).value;
   const parts = /** @type {import("look/types.js").Parts | undefined} */ (view === "beside" && there ? there : here);
   const others = /** @type {import("look/types.js").Parts | undefined} */ (view === "beside" ? here : there);
@@ -154,7 +152,7 @@ function Attribution({ state, act }) {
   const most = Math.max(...rows.map((row) => Math.max(Math.abs(row.value), Math.abs(view === "difference" ? 0 : (row.also ?? 0)))), 1e-6);
   return html`<div class="attribution" ref=${box}><header><h3>What wrote the logit of “${visible(parts.piece)}”?</h3>
     <p class="how">These parts add up to it.</p></header>
-    <ol class="parts">${rows.map((row) => {
+    <ol class=${`parts ${fresh ? "" : "stale"}`}>${rows.map((row) => {
       const side = (/** @type {number} */ x) => ({ left: `${x < 0 ? 50 + (50 * x) / most : 50}%`, width: `${(50 * Math.abs(x)) / most}%` });
       const chosen = row.part && row.part.layer === layer && (row.part.head === head || row.part.head === null);
       return html`<li key=${row.name}><button class=${`part ${chosen ? "chosen" : ""}`} disabled=${!row.part || row.part.layer === null} data-value=${row.value}
@@ -168,10 +166,11 @@ function Attribution({ state, act }) {
 
 /** @type {(props: Props) => unknown} */
 export function StreamPane({ state, act }) {
-  const difference = state.view === "difference" && state.beside;
+  const difference = state.view === "difference" && state.beside, [words, widen] = useState(true);
+  const zoom = html`<button class="quiet" onClick=${() => widen(!words)} aria-pressed=${!words} title="all places side by side, or wide enough for words">whole text</button>`;
   return html`<${Pane} name="stream" number=${3} state=${state} act=${act} title=${difference ? "Where do the two runs part?" : "What would the model say after each layer?"}
     how=${html`${difference ? "Colour: how much likelier the best guess became; outlined where it is another one." : "A cell is the best guess for the next token (logit lens), a dot: it is right."}${" "}Below it, how much <b class="attention">attention</b> and <b class="feedforward">feed-forward</b> wrote.`}
-    tools=${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" middle="¼" />`}>
-    <${Grid} state=${state} act=${act} /><${Attribution} state=${state} act=${act} />
+    tools=${html`${zoom}${difference ? html`<${Legend} kind="diverging" dark=${state.dark} from="−1" to="+1" />` : html`<${Legend} kind="sequential" dark=${state.dark} from="0" to="1" title="p" />`}`}>
+    <${Grid} state=${state} act=${act} words=${words} /><${Attribution} state=${state} act=${act} />
   </${Pane}>`;
 }

@@ -9,7 +9,7 @@ import { entropy, ranking, sample } from "look/sampling.js";
 /** @typedef {import("look/types.js").Props} Props */
 /** @typedef {import("look/types.js").Token} Token */
 
-/** So many nats have the darkest colour: one chance in about 3000. */
+/** So many nats have the strongest colour: one chance in about 3000. */
 const MOST = 8;
 
 /** @type {(nats: number | null) => number} */
@@ -37,7 +37,7 @@ function Editor({ state, act }) {
 /** The lines from the chosen token to those that the chosen head looks at. @param {Props & {chips: {current: HTMLElement | null}}} props */
 function Arcs({ state, chips }) {
   const { run, layer, head, token, key } = state;
-  const { value } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
+  const { value, fresh } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const [lines, draw] = useState(/** @type {{path: string, p: number, chosen: boolean}[]} */ ([]));
   const [box, resize] = useState([0, 0]);
   const seq = value?.shape[1] ?? 0;
@@ -65,7 +65,7 @@ function Arcs({ state, chips }) {
     watch.observe(element);
     return () => watch.disconnect();
   }, [value, token, key, run]);
-  return html`<svg class="arcs" width=${box[0]} height=${box[1]} aria-hidden="true">
+  return html`<svg class=${`arcs ${fresh ? "" : "stale"}`} width=${box[0]} height=${box[1]} aria-hidden="true">
     ${lines.map((line) => html`<path d=${line.path} class=${line.chosen ? "chosen" : ""} stroke-width=${0.8 + 3 * line.p} opacity=${0.2 + 0.7 * line.p} />`)}
   </svg>`;
 }
@@ -130,8 +130,8 @@ function useDistribution(id, place, sampling, vocabulary) {
     const order = whole ? ranking(whole) : Uint32Array.from(tokens.keys());
     const { p, kept } = sample(logits, order, sampling);
     const rows = tokens.map((token, i) => ({ ...token, raw: Math.exp(token.logit - log_sum), p: p[whole ? token.id : i] ?? 0 }));
-    return { rows, kept, entropy: entropy(p), whole: whole !== null };
-  }, [next.value, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
+    return { rows, kept, entropy: entropy(p), whole: whole !== null, stale: !next.fresh };
+  }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
 }
 
 /** @type {(props: Props) => unknown} */
@@ -156,7 +156,7 @@ function Distribution({ state, act }) {
     <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>${!isFile && html`<button onClick=${draw} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
       <p class="how">${beside ? "Hollow bars: the other run" : "Ticks: before the sliders"}. Click one to go on from there.</p></header>
     <div class="columns">
-      <ol class="bars" aria-label="the likeliest next tokens">${rows.map((row) => {
+      <ol class=${`bars ${shown?.stale ? "stale" : ""}`} aria-label="the likeliest next tokens">${rows.map((row) => {
         const also = others.get(row.id);
         return html`<li key=${row.id}><button class=${`bar ${row.p === 0 ? "dropped" : ""}`} data-id=${row.id} data-p=${row.p} disabled=${isFile}
           aria-label=${`${visible(row.piece)}, ${percent(row.p)}`} onClick=${() => goOn(row.id)}
@@ -187,7 +187,7 @@ export function TextPane({ state, act }) {
   const told = run.tokens.filter((one) => one.surprise !== null);
   const mean = told.reduce((sum, one) => sum + (one.surprise ?? 0), 0) / (told.length || 1);
   return html`<${Pane} name="text" number=${1} state=${state} act=${act} title=${difference ? "Which tokens became more surprising?" : "How surprised was the model by each token?"}
-    how=${html`${difference ? "Brown: more surprising than in the other run; blue: less" : "The darker a token, the less likely it was (−ln p)"}; lines show where head ${layer}.${head} looks from the chosen token.
+    how=${html`${difference ? "Brown: more surprising than in the other run; blue: less" : "The stronger its colour, the less likely a token was (−ln p)"}; lines show where head ${layer}.${head} looks from the chosen token.
       ${told.length ? html` Mean ${short(mean)} nats.` : ""}`}
     tools=${difference ? html`<${Legend} kind="diverging" dark=${dark} from="−2" to="+2 nats" />` : html`<${Legend} kind="sequential" dark=${dark} from="0" to="8 nats" />`}>
     <div class="reading"><${Editor} state=${state} act=${act} /><${Chips} state=${state} act=${act} /></div>

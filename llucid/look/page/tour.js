@@ -43,7 +43,7 @@ async function spotOf(state, name, inside) {
 const STEPS = [
   {
     pane: "text", title: "A text becomes tokens",
-    text: ({ run }) => html`The model does not read letters. It reads <b>tokens</b>, pieces of words, each with a number: here are ${run.tokens.length}. A token is <b>dark</b> if the model did not expect it. The first words surprise it; where the text repeats itself, it knows what comes.`,
+    text: ({ run }) => html`The model does not read letters. It reads <b>tokens</b>, pieces of words, each with a number: here are ${run.tokens.length}. The stronger its <b>colour</b>, the less the model expected a token. The first words surprise it; where the text repeats itself, it knows what comes.`,
     show: (state) => ({ token: Math.min(3, state.run.tokens.length - 1), full: null }),
   },
   {

@@ -21,7 +21,7 @@ import llucid  # noqa: E402
 from llucid.errors import LlucidError  # noqa: E402
 from llucid.llama_jax import from_torch  # noqa: E402
 from llucid.presets import PRESETS  # noqa: E402
-from llucid.training import jax_step  # noqa: E402
+from llucid.training import backend_jax  # noqa: E402
 from llucid.training.loop import train  # noqa: E402
 from llucid.training.optimizer import (  # noqa: E402
     learning_rate,
@@ -29,6 +29,7 @@ from llucid.training.optimizer import (  # noqa: E402
     optimizer_tensors,
     restore_optimizers,
 )
+from llucid.training.run import Progress  # noqa: E402
 from llucid.training.settings import ModelNumbers, Settings  # noqa: E402
 from llucid.training.step import loss_sum, train_step  # noqa: E402
 from llucid.weights import initialise, leaves, tree_map  # noqa: E402
@@ -64,14 +65,14 @@ def followed(settings: Settings, dtype: torch.dtype, first: int = 0, last: int =
     for step in range(first, last):
         if step == hand_over:
             theirs = from_torch(weights)
-            memory = jax_step.make_optimizer(settings).init(theirs)
+            memory = backend_jax.make_optimizer(settings).init(theirs)
             if step:
-                memory = jax_step.restore_memory(optimizer_tensors(optimizers), NANO)
+                memory = backend_jax.restore_memory(optimizer_tensors(optimizers), NANO)
         inputs, targets = batch(step)
         share = learning_rate(step / STEPS, settings.warmup, settings.final)
         loss = train_step(inputs, targets, weights, NANO, optimizers, share=share, clip=settings.clip, dtype=dtype)
         if step >= hand_over:
-            found, theirs, memory = jax_step.train_step(
+            found, theirs, memory = backend_jax.train_step(
                 inputs.numpy(), targets.numpy(), theirs, memory, NANO, settings, share
             )
             losses[0].append(loss.item())
@@ -113,10 +114,10 @@ def test_training_of_stories260k_follows_numpy(data: Path) -> None:
     ids = np.array([tokenizer.bos, *tokenizer.encode(TEXT[:200])])
     settings = replace(SETTINGS, learning_rate=1e-3, clip=1e6)
     theirs = from_torch(weights)
-    memory = jax_step.make_optimizer(settings).init(theirs)
+    memory = backend_jax.make_optimizer(settings).init(theirs)
     arrays = tree_map(lambda leaf: leaf.numpy().copy(), weights)
     first, second = (tree_map(np.zeros_like, arrays) for _ in range(2))
-    decay = tree_map(float, jax_step.decaying(arrays))
+    decay = tree_map(float, backend_jax.decaying(arrays))
     expected, found = [], []
     for step in range(1, 11):
         loss, gradients = numpy_llama.loss_and_gradients(ids[:-1], ids[1:], arrays, config)
@@ -128,38 +129,41 @@ def test_training_of_stories260k_follows_numpy(data: Path) -> None:
             ),
             *(arrays, first, second, decay),
         )
-        value, theirs, memory = jax_step.train_step(ids[None, :-1], ids[None, 1:], theirs, memory, config, settings)
+        value, theirs, memory = backend_jax.train_step(ids[None, :-1], ids[None, 1:], theirs, memory, config, settings)
         expected.append(loss)
         found.append(float(value))
     assert expected[-1] < expected[0] - 0.5
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_pytorch_goes_on_where_jax_stopped() -> None:
+def test_pytorch_goes_on_where_jax_stopped(tmp_path: Path) -> None:
     """The memory has the names and shapes of PyTorch's, survives the way there and back, and holds the same values."""
     config = replace(NANO, layers=1, tied_embeddings=True)
     weights = tree_map(Tensor.requires_grad_, initialise(config))
     theirs, optimizers = from_torch(weights), make_optimizers(weights, SETTINGS)
-    memory = jax_step.make_optimizer(SETTINGS).init(theirs)
+    memory = backend_jax.make_optimizer(SETTINGS).init(theirs)
     for step in range(2):
         inputs, targets = batch(step)
         train_step(inputs, targets, weights, config, optimizers)
-        _, theirs, memory = jax_step.train_step(inputs.numpy(), targets.numpy(), theirs, memory, config, SETTINGS)
-    expected, found = optimizer_tensors(optimizers), jax_step.memory_tensors(memory, config)
+        _, theirs, memory = backend_jax.train_step(inputs.numpy(), targets.numpy(), theirs, memory, config, SETTINGS)
+    expected, found = optimizer_tensors(optimizers), backend_jax.memory_tensors(memory, config)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: name + text)
 
     restore_optimizers(again := make_optimizers(weights, SETTINGS), found)
     assert all(torch.equal(found[name], tensor) for name, tensor in optimizer_tensors(again).items())
-    there_and_back = jax_step.restore_memory(found, config)
+    there_and_back = backend_jax.restore_memory(found, config)
     assert jax.tree.structure(there_and_back) == jax.tree.structure(memory)
     assert all(
         (one == two).all() for one, two in zip(jax.tree.leaves(there_and_back), jax.tree.leaves(memory), strict=True)
     )
-    backend = jax_step.open_backend(config, SETTINGS, torch.device("cpu"))
-    _, remembered = backend.start(weights, found)
-    assert all(torch.equal(found[name], tensor) for name, tensor in backend.memory(remembered).items())
+    backend = backend_jax.JaxBackend(config, SETTINGS, torch.device("cpu"))
+    backend.save(tmp_path, backend_jax.State(theirs, memory), Progress(2, 1.5))
+    state, progress = backend.load(tmp_path)
+    assert progress == Progress(2, 1.5)
+    tensors = backend_jax.memory_tensors(state.memory, config)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def test_in_bfloat16_weights_and_sums_stay_float32() -> None:
@@ -168,12 +172,14 @@ def test_in_bfloat16_weights_and_sums_stay_float32() -> None:
     weights = tree_map(Tensor.requires_grad_, initialise(config))
     settings = replace(SETTINGS, dtype="bfloat16")
     theirs = from_torch(weights)
-    memory = jax_step.make_optimizer(settings).init(theirs)
+    memory = backend_jax.make_optimizer(settings).init(theirs)
     inputs, targets = batch(0)
     expected = train_step(
         inputs, targets, weights, config, make_optimizers(weights, settings), share=0.1, dtype=torch.bfloat16
     )
-    found, theirs, memory = jax_step.train_step(inputs.numpy(), targets.numpy(), theirs, memory, config, settings, 0.1)
+    found, theirs, memory = backend_jax.train_step(
+        inputs.numpy(), targets.numpy(), theirs, memory, config, settings, 0.1
+    )
     assert float(found) == pytest.approx(expected.item(), rel=1e-3)
     exact = loss_sum(inputs, targets, initialise(config), config).item() / targets.numel()
     assert abs(float(found) - exact) > 3e-6  # six last bits of float32: it really was bfloat16
@@ -183,21 +189,21 @@ def test_in_bfloat16_weights_and_sums_stay_float32() -> None:
 @pytest.mark.parametrize(
     ("change", "numbers", "said"),
     [
-        ({"optimizer": "muon"}, {}, "--optimizer muon"),
-        ({"accumulate": 2}, {}, "--accumulate 2"),
-        ({"compile": True}, {}, "--compile"),
-        ({}, {"dropout": 0.1}, "--model.dropout 0.1"),
+        ({"optimizer": "muon"}, {}, "optimizer=muon"),
+        ({"accumulate": 2}, {}, "accumulate=2"),
+        ({"compile": True}, {}, "compile=True"),
+        ({}, {"dropout": 0.1}, "model.dropout=0.1"),
     ],
     ids=str,
 )
 def test_what_only_pytorch_does_is_refused(change: dict, numbers: dict, said: str) -> None:
     with pytest.raises(LlucidError, match=said):
-        jax_step.open_backend(replace(NANO, **numbers), replace(SETTINGS, **change), torch.device("cpu"))
+        backend_jax.JaxBackend(replace(NANO, **numbers), replace(SETTINGS, **change), torch.device("cpu"))
 
 
 def test_a_device_that_jax_has_not_is_refused() -> None:
-    with pytest.raises(LlucidError, match="--device mps: JAX finds no such device"):
-        jax_step.open_backend(NANO, SETTINGS, torch.device("mps"))
+    with pytest.raises(LlucidError, match="device=mps: JAX finds no such device"):
+        backend_jax.JaxBackend(NANO, SETTINGS, torch.device("mps"))
 
 
 # --------------------------------------------------------------------------------------------- by the command
@@ -276,7 +282,7 @@ def test_resumed_equals_straight(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_run_by_muon_goes_on_in_pytorch_alone(corpus: Path, tmp_path: Path) -> None:
     out = run(corpus, tmp_path / "muon", "torch", stop_after=1, optimizer="muon")
-    with pytest.raises(LlucidError, match="--backend jax has no --optimizer muon"):
+    with pytest.raises(LlucidError, match="optimizer=muon: backend=jax has only adamw"):
         gone_on(out, "jax")
 
 

@@ -1,0 +1,147 @@
+"""Files of conversations, as OpenAI's and ShareGPT's formats have them: one JSON object a line, or one JSON array."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llucid.corpora import Corpus
+from llucid.dialogs.formats import check_messages
+from llucid.errors import LlucidError
+from llucid.files import atomic_file, cache_file
+from llucid.tokenizers.text import replace_surrogates
+
+Messages = list[dict[str, str]]
+
+VALIDATION_SHARE = 10
+"""One conversation in ten validates: those at the end of the file, and at least one."""
+FABLES = 32_000
+"""Conversations in the file about fables."""
+SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "function": "tool",
+    "function_response": "tool",
+    "observation": "tool",
+}
+"""ShareGPT's names of roles that have another name here."""
+
+
+class Conversation(NamedTuple):
+    """Messages up to the last answer, and for each of them whether it is to be learned."""
+
+    messages: Messages
+    learned: tuple[bool, ...]
+
+
+def open_conversations(name: str) -> Corpus:
+    """The conversations in the file called `name`, or those about "fables", which are made when first needed.
+
+    Raises LlucidError if there is no such file.
+    """
+    if name == "fables":
+        from llucid.corpora import fable_dialogues, fable_words, fables
+
+        sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
+        file = cache_file(f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl")
+        if not file.is_file():
+            with atomic_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
+                out.writelines(fable_dialogues.lines(FABLES))
+        return Corpus("fables", (file,))
+    if not Path(name).is_file():
+        raise LlucidError(f"chat={name}: no such file; expected fables, or a file of conversations, one JSON a line")
+    return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
+
+
+def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str, Conversation]]:
+    """(where it is in the file, the conversation) of the "train" or the "validation" split, or of both.
+
+    Raises LlucidError, naming the place, for what is not a conversation with an answer, and for fewer than two.
+    """
+    [file] = corpus.files
+    count = sum(1 for _ in _entries(file))
+    if count < 2:
+        found = "there is no conversation" if not count else "there is one conversation"
+        raise LlucidError(f"{file}: {found} in it; at least one to learn from and one to validate are needed")
+    border = count - max(1, count // VALIDATION_SHARE)
+    wanted = {"train": range(border), "validation": range(border, count), "all": range(count)}[split]
+    for number, (where, entry) in enumerate(_entries(file)):
+        if number in wanted:
+            try:
+                yield where, parse_conversation(_json(entry) if isinstance(entry, bytes) else entry)
+            except LlucidError as error:
+                raise LlucidError(f"{file}, {where}: {error}") from error
+
+
+def _entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """(where it is, a line that is not empty), or (where it is, an element) of a file that is one JSON array."""
+    with open(file, "rb") as opened:
+        first = next((line for line in opened if line.strip()), b"")
+        opened.seek(0)
+        if first.lstrip().startswith(b"["):
+            try:
+                array = _json(opened.read())
+            except LlucidError as error:
+                raise LlucidError(f"{file}: {error}") from error
+            yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
+        else:
+            yield from ((f"line {number}", line) for number, line in enumerate(opened, 1) if line.strip())
+
+
+def _json(text: bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LlucidError(f"not JSON ({error})") from error
+
+
+def parse_conversation(entry: object) -> Conversation:
+    """The conversation in one JSON object, up to its last answer. Raises LlucidError if there is none.
+
+    The object has `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`, as
+    ShareGPT's. An answer of `weight` 0 is not learned; the `name` of who speaks is ignored.
+    """
+    conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    if "messages" in conversation:
+        given = conversation["messages"]
+    elif "conversations" in conversation:
+        given = _from_sharegpt(conversation["conversations"])
+    else:
+        raise LlucidError('expected {"messages": [{"role": …, "content": …}, …]}')
+    plain: Any = given
+    weights: list[Any] = []
+    if isinstance(given, list):
+        messages: list[Any] = given
+        weights = [message.get("weight", 1) if isinstance(message, dict) else 1 for message in messages]
+        plain = [_without(message, "weight", "name") if isinstance(message, dict) else message for message in messages]
+    checked = check_messages(plain)
+    for number, weight in enumerate(weights):
+        if weight not in (0, 1):
+            raise LlucidError(f"messages[{number}]: weight {weight!r} is not known; expected 0 or 1")
+    while checked and checked[-1]["role"] != "assistant":
+        checked.pop()
+    if not checked:
+        raise LlucidError("there is no message of the assistant, so there is nothing to learn")
+    pairs = zip(checked, weights, strict=False)
+    return Conversation(checked, tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs))
+
+
+def _without(message: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name not in names}
+
+
+def _from_sharegpt(conversation: object) -> object:
+    """ShareGPT's messages as OpenAI's; what is not of its form is left to `check_messages` to refuse."""
+    if not isinstance(conversation, list):
+        return conversation
+    names, messages = {"from": "role", "value": "content"}, list[object]()
+    for message in list[Any](conversation):
+        if isinstance(message, dict):
+            renamed = {names.get(name, name): value for name, value in dict[str, Any](message).items()}
+            if isinstance(role := renamed.get("role"), str):
+                renamed["role"] = SHAREGPT_ROLES.get(role, role)
+            message = renamed
+        messages.append(message)
+    return messages

@@ -1,0 +1,113 @@
+"""Files that hold text in another format: their documents are written to a text file in the cache, each with END."""
+
+import codecs
+import gzip
+import hashlib
+import importlib
+import json
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llucid.corpora import CHUNK, END
+from llucid.errors import LlucidError
+from llucid.files import atomic_file, cache_file
+
+GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
+"""The first bytes of these files. JSON lines are text, and only their name, .jsonl, tells."""
+
+
+def text_file(path: Path, column: str) -> Path:
+    """`path` itself if it is a text file, or else one in the cache with the text of its documents.
+
+    Raises LlucidError for a damaged file, and for a document without a text in `column`.
+    """
+    with open(path, "rb") as opened:
+        head = opened.read(4)
+        digest = hashlib.sha256(f"{column}\n{_suffix(path)}\n".encode() + head)
+        zipped, parquet, json_lines = head[:2] == GZIP, head == PARQUET, _suffix(path) in (".jsonl", ".ndjson")
+        if not (zipped or parquet or json_lines):
+            return path
+        while block := opened.read(CHUNK):
+            digest.update(block)
+    file = cache_file(f"texts/{digest.hexdigest()[:24]}.txt")
+    if file.is_file():
+        return file
+    with atomic_file(file) as temporary, open(temporary, "wb") as out:
+        if zipped and not json_lines:
+            with _unzipped(path) as content:
+                while block := content.read(CHUNK):
+                    out.write(block)
+        else:
+            for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
+                out.write((document.replace(END, "") + END).encode("utf-8", "replace"))
+    return file
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+@contextmanager
+def _unzipped(path: Path) -> Generator[gzip.GzipFile]:
+    try:
+        with gzip.open(path) as content:
+            yield content
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise LlucidError(f"{path}: not a whole gzip file ({error})") from error
+
+
+def _json_lines(path: Path, column: str, zipped: bool) -> Iterator[str]:
+    with _unzipped(path) if zipped else open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise LlucidError(f"{path}, line {number}: not JSON ({error})") from error
+            if not isinstance(row, dict) or not isinstance(text := row.get(column), str):
+                raise LlucidError(
+                    f"{path}, line {number}: expected an object with a text under {column!r}; name another key with "
+                    "column="
+                )
+            yield text
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise LlucidError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed; pip install pyarrow"
+        ) from error
+    try:
+        table = parquet.ParquetFile(path)
+        names = table.schema_arrow.names
+        batches = table.iter_batches(columns=[column]) if column in names else []
+        for batch in batches:
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str | None):
+                    raise LlucidError(f"{path}: column {column!r} does not hold text; name another with column=")
+                yield text or ""
+    except (OSError, ValueError) as error:  # pyarrow's errors are these
+        if isinstance(error, LlucidError):
+            raise
+        raise LlucidError(f"{path}: not a Parquet file that can be read ({error})") from error
+    if column not in names:
+        raise LlucidError(f"{path}: has no column {column!r}; name one of these with column=: {', '.join(names)}")
+
+
+def is_text(path: Path) -> bool:
+    """Whether all of a file is UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as opened:
+            while block := opened.read(CHUNK):
+                decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True

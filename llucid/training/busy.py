@@ -1,0 +1,60 @@
+"""Machines whose processors others use, too.
+
+PyTorch's threads wait for one another by spinning. Where they do not all run at once, because other programs use the
+cores, each spins for its whole time slice while the one it waits for does not run: training was measured to take 20
+times as long, while waiting passively costs little. OpenMP reads how to wait once, when PyTorch is imported.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+HIGHEST_SHARE = 0.2
+"""Share of the time that a thread may wait for a core before the machine counts as busy."""
+
+
+def wait_passively_if_busy() -> None:
+    """Has PyTorch's threads wait without spinning if other programs use the cores, and PyTorch is not imported yet.
+
+    The environment variable OMP_WAIT_POLICY, if it is set, decides instead.
+    """
+    if "torch" not in sys.modules and other_load() > 0.5:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def other_load() -> float:
+    """How many cores other programs use or wait for; 0 where it is unknown, as on Windows."""
+    return max(os.getloadavg()[0], float(running() - 1)) if hasattr(os, "getloadavg") else 0.0
+
+
+def running() -> int:
+    """How many threads of this machine run or are ready to, this one included; 1 where it is unknown."""
+    try:
+        return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+    except (OSError, ValueError, IndexError):
+        return 1
+
+
+def waited() -> dict[str, float]:
+    """For each thread of this process, the seconds in which it was ready and no core was free; {} where unknown."""
+    found: dict[str, float] = {}
+    try:
+        for task in Path("/proc/self/task").iterdir():
+            found[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):  # not Linux, or a thread that has just ended
+        pass
+    return found
+
+
+class Watch:
+    """Measures how much of the time training waits for a core."""
+
+    def __init__(self) -> None:
+        self.before = waited()
+
+    def share(self, seconds: float) -> float:
+        """The share of the last `seconds`, since the last call, in which the thread that waited most had no core."""
+        after = waited()
+        longest = max((after[task] - self.before.get(task, 0.0) for task in after), default=0.0)
+        self.before = after
+        return min(longest / seconds, 1.0) if seconds > 0 else 0.0

@@ -1,0 +1,37 @@
+"""Ctrl-C, SIGTERM and SIGHUP while a loop runs: the first one asks it to finish, a second one interrupts it."""
+
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+HANGUP = getattr(signal, "SIGHUP", None)
+"""What a terminal sends when it closes. Windows has none."""
+
+
+@contextmanager
+def interruption() -> Generator[Callable[[], int]]:
+    """Yields a function that returns the number of the signal that was caught, or 0.
+
+    A second signal raises KeyboardInterrupt, unless it is SIGHUP: a session that ends sends more than one. Under nohup
+    SIGHUP stays ignored. Outside of the main thread no signal is caught.
+    """
+    caught: list[int] = []
+
+    def catch(number: int, frame: object) -> None:
+        if caught and number != HANGUP:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    heeded = [signal.SIGINT, signal.SIGTERM]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        heeded.append(HANGUP)
+    previous = {number: signal.signal(number, catch) for number in heeded}
+    try:
+        yield lambda: caught[0] if caught else 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

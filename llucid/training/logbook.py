@@ -1,0 +1,243 @@
+"""What a run writes while it trains: figures, measurements, the best model, the latest state, snapshots."""
+
+import math
+import shlex
+import time
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llucid.checkpoints import huggingface
+from llucid.corpora.tokens import characters_per_token, validation_batches
+from llucid.errors import LlucidError
+from llucid.generation import generate
+from llucid.model import Model
+from llucid.training import run
+from llucid.training.busy import HIGHEST_SHARE, Watch
+from llucid.training.curve import draw_curve
+from llucid.training.dialogues import answer
+from llucid.training.prepare import Task
+from llucid.training.recipes import window
+from llucid.training.report import Report
+from llucid.training.run import Measured, Metrics, Progress
+from llucid.training.settings import Settings
+from llucid.training.snapshots import Snapshots
+from llucid.weights import leaves
+
+SAMPLE = 160
+"""Tokens of the sample that is written at each measurement."""
+EVALUATIONS = 5
+"""Measurements of a run, if they take at most EVALUATION_SHARE of its time."""
+EVALUATION_SHARE = 0.1
+FIRST_MEASUREMENT = 20.0
+"""Seconds of training after which a run is measured for the first time, if it has not been before."""
+SAVE_EVERY = 60.0
+"""Seconds of training that a kill may lose: the state is saved when it is that old."""
+SAVE_SHARE = 0.01
+"""Largest share of the time that saving may take; a state that takes longer to save is saved less often."""
+WATCH_EVERY = 10.0
+"""Seconds between two looks at how busy the machine is."""
+FEW_STEPS = 50
+"""A run of a few minutes with fewer steps has hardly learned."""
+
+
+def share_done(settings: Settings, progress: Progress) -> float:
+    """How much of the run is done: 0 at its start, 1 at its end."""
+    if settings.steps is not None:
+        return progress.step / settings.steps
+    return progress.seconds / (60 * float(settings.minutes or 0))
+
+
+class Logbook:
+    """Writes into the run's folder, and reports what it writes."""
+
+    def __init__(self, task: Task, first: Progress, report: Report) -> None:
+        self.task, self.first, self.report = task, first, report
+        self.metrics = Metrics(task.out, first.step, task.settings)
+        self.measured = run.read_measured(task.out, first)
+        self.snapshots = Snapshots(task.out, task.settings.snapshots, first.step)
+        self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
+        self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
+        self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
+        self.measuring = 0.0  # seconds of all measurements in this process
+        self.watch, self.watched, self.told_busy = Watch(), first.seconds, False
+        samples = task.out / "samples.txt"
+        if self.metrics.samples() and (
+            not samples.is_file() or samples.read_bytes() != self.metrics.samples().encode()
+        ):
+            self.draw()  # a kill came before they were written
+
+    def finished(self, progress: Progress) -> bool:
+        """Whether the run is at its end, or has not improved for `patience` measurements."""
+        patience = self.task.settings.patience
+        return share_done(self.task.settings, progress) >= 1 or (
+            patience is not None and self.measured.worse >= patience
+        )
+
+    def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
+        """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
+        self.unwritten.append((progress.step, rate, loss))
+        if self.report.due():
+            self.report.now(progress.step, loss.item() * self.per_character, *self.speed(progress))
+        if not self.told_busy and (seconds := progress.seconds - self.watched) > WATCH_EVERY:
+            share = self.watch.share(seconds)
+            self.watched = progress.seconds
+            if share > HIGHEST_SHARE:
+                self.report.busy(self.speed(progress)[0], share)
+                self.told_busy = True
+
+    def speed(self, progress: Progress) -> tuple[float, float]:
+        """Tokens per second of training in this process, without measuring, and the seconds left."""
+        tokens = (progress.step - self.first.step) * self.task.config.context * int(self.task.settings.batch or 0)
+        seconds = progress.seconds - self.first.seconds
+        done, before = share_done(self.task.settings, progress), share_done(self.task.settings, self.first)
+        return tokens / max(seconds - self.measuring, 1e-9), max(seconds, 1e-9) * (1 - done) / max(done - before, 1e-9)
+
+    def flush(self) -> None:
+        """Writes the figures of the steps noted so far. Raises LlucidError if a loss is not finite."""
+        losses = torch.stack([loss for _, _, loss in self.unwritten]).tolist() if self.unwritten else []
+        noted, self.unwritten = self.unwritten, []
+        finite = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+        self.metrics.add(
+            [
+                {"step": step, "loss": loss * self.per_character, "rate": rate}
+                for (step, rate, _), loss in zip(noted[:finite], losses, strict=False)
+            ]
+        )
+        if finite < len(losses):
+            raise self.diverged(f"the loss at step {noted[finite][0]} is {losses[finite]}")
+
+    def diverged(self, what: str) -> LlucidError:
+        """The error for numbers that are not finite, after the curve up to there is drawn."""
+        self.draw()
+        return LlucidError(
+            f"{what}; the model in {self.task.out} is that of step {self.measured.model_step}; begin again with a "
+            "lower learning_rate or muon_learning_rate"
+        )
+
+    def measurement_due(self, progress: Progress) -> bool:
+        """Whether it is time to measure: at the end, after the first seconds, and at even shares of the run."""
+        settings, measured = self.task.settings, self.measured
+        if progress.step <= max(measured.step, 0):
+            return False
+        done = share_done(settings, progress)
+        if done >= 1 or (measured.step <= 0 and progress.seconds > FIRST_MEASUREMENT):
+            return True
+        before = share_done(settings, Progress(max(measured.step, 0), measured.seconds))
+        count = settings.evaluations or EVALUATIONS
+        if int(done * count) <= int(before * count):
+            return False
+        with_the_last = measured.total + 2 * measured.took
+        affordable = with_the_last <= EVALUATION_SHARE * progress.seconds / done
+        return settings.evaluations is not None or (affordable and done - before > 0.5 / count)
+
+    def measure(self, state: Any, progress: Progress, length: int | None = None, record: bool = True) -> None:
+        """Saves the state, evaluates the model, keeps it if it is the best so far, and writes a sample.
+
+        `length` is that of the windows; by default that of the windows it learns at this time, since what has only
+        seen short ones fails at later positions, which says nothing of how well it learns. A measurement that is not
+        to `record` leaves no trace but the model.
+        """
+        task, begun, step = self.task, time.perf_counter(), progress.step
+        _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
+        length = length or trained
+        memory = int(task.settings.batch or 1) * task.config.context // task.settings.accumulate
+        batches = validation_batches(task.validation, length, task.corpus.floor is not None, memory)
+        with run.keeping_state(task.out):
+            if step:  # that of step 0 is there
+                self.save(state, progress)
+            validation = task.backend.evaluate(batches, state)
+            if not math.isfinite(validation):
+                raise self.diverged(f"the validation loss at step {step} is {validation}")
+        weights = task.backend.weights(state)
+        model = Model(task.config, weights, task.tokenizer)
+        if task.settings.chat:
+            sample = answer(model, task.opening, SAMPLE, step)
+        else:
+            sample = "".join(generate(model, max_tokens=SAMPLE, seed=step))
+        if record:
+            figures = {"validation": validation * self.per_character, "window": length, "sample": sample}
+            self.metrics.measured(step, figures)
+        old = self.measured
+        better = length > old.window or (length == old.window and validation < old.best)
+        if better and step:  # the folder of a new run holds the model of step 0
+            huggingface.write_weights(task.out, weights, task.config)
+        took = time.perf_counter() - begun
+        speed = self.speed(progress)
+        self.measuring += took
+        self.measured = old._replace(model_step=step if better else old.model_step)
+        if record:
+            self.measured = Measured(
+                step=step,
+                seconds=progress.seconds,
+                best=validation if better else old.best,
+                model_step=self.measured.model_step,
+                window=max(length, old.window),
+                worse=0 if better else old.worse + 1,
+                took=took,
+                total=old.total + took,
+            )
+            self.draw()
+        run.write_measured(task.out, self.measured)
+        loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
+        self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)
+
+    def save_due(self) -> bool:
+        """Whether the saved state is old."""
+        return time.perf_counter() - self.saved > max(SAVE_EVERY, self.saving / SAVE_SHARE)
+
+    def save(self, state: Any, progress: Progress) -> None:
+        """Writes the figures so far, and saves the state. Raises LlucidError if something is not finite."""
+        self.flush()
+        if not all(leaf.isfinite().all() for leaf in leaves(self.task.backend.weights(state))):
+            raise self.diverged(f"the weights after step {progress.step} are not finite")
+        begun = time.perf_counter()
+        self.task.backend.save(self.task.out / "state", state, progress)
+        self.saved = time.perf_counter()
+        self.saving = self.saved - begun
+
+    def take_snapshot(self, state: Any, progress: Progress) -> None:
+        """Keeps a copy of the model, if one is due."""
+        done = share_done(self.task.settings, progress)
+        if self.snapshots.due(progress.step, progress.step / max(min(done, 1.0), 1e-9)):
+            model = Model(self.task.config, self.task.backend.weights(state), self.task.tokenizer)
+            self.snapshots.take(progress.step, model)
+
+    def stop(self, state: Any, progress: Progress) -> None:
+        """Saves the state of a run that is stopped, and measures its model.
+
+        The measurement is not recorded, so that a run that was stopped and resumed is the same as one that was not.
+        """
+        if progress.step > max(self.measured.step, 0):
+            with suppress(KeyboardInterrupt):  # a second Ctrl-C
+                self.measure(state, progress, record=False)
+            self.draw()
+        else:
+            self.save(state, progress)
+
+    def conclude(self, progress: Progress) -> None:
+        """Says what the folder holds when training ends or stops, where that is not the model of the last step."""
+        settings, step, held = self.task.settings, progress.step, self.measured.model_step
+        if not self.finished(progress):
+            command = f"llucid train --resume --out {shlex.quote(str(self.task.out))}"
+            self.report.say(f"stopped at step {step}; go on with: {command}")
+        elif share_done(settings, progress) < 1:
+            self.report.say(f"stopped early at step {step}: {settings.patience} measurements did not improve")
+        if held == 0 and step and settings.base:
+            self.report.say("no measurement was better than the base's: the model in the folder is the base, unchanged")
+        elif held == 0:
+            self.report.say("the model in the folder is untrained")
+        elif held < step:
+            self.report.say(f"the model in the folder is that of step {held}, the best one measured")
+        if settings.minutes is not None and 0 < step < FEW_STEPS and self.finished(progress):
+            self.report.say(f"only {step} steps fitted into {settings.minutes:g} minutes, so it has learned little")
+
+    def draw(self) -> None:
+        """Draws the curve and writes the samples."""
+        task, name = self.task, self.task.settings.preset or self.task.settings.base
+        title = f"{task.corpus.name}: {name}, {task.config.parameters:,} parameters"
+        if any("loss" in row for row in self.metrics.rows):
+            draw_curve(self.metrics.rows, task.out / "curve.png", title, task.corpus.floor)
+        self.metrics.write_samples()

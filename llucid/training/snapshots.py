@@ -1,0 +1,47 @@
+"""Copies of the model as it was on the way, for looking at training over time.
+
+    RUN/snapshots/step-1/  RUN/snapshots/step-12/  RUN/snapshots/step-144/  ...
+
+Each is a complete Hugging Face folder (config.json, model.safetensors in bfloat16, the tokenizer), which `llucid.load`
+opens. The number is the step after which it was taken, without leading zeros. The steps are logarithmically spaced,
+since a model changes most at first; the first is 1 and the last is the end of the run.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from llucid.checkpoints import save
+from llucid.model import Model
+from llucid.weights import to
+
+
+class Snapshots:
+    """The snapshots of the run in `out`, at most `count` of them."""
+
+    def __init__(self, out: Path, count: int, step: int) -> None:
+        """Removes those after `step`, where the run continues."""
+        self.folder, self.count = out / "snapshots", count
+        found = {path: path.name.removeprefix("step-") for path in self.folder.glob("step-*")}
+        numbers = {path: int(number) for path, number in found.items() if number.isdecimal()}
+        for path in (path for path, number in numbers.items() if number > step):
+            shutil.rmtree(path)
+        self.steps = sorted(number for number in numbers.values() if number <= step)
+
+    def due(self, step: int, total: float) -> bool:
+        """Whether to take one after `step` of about `total` steps."""
+        missing = self.count - len(self.steps)
+        if missing <= 0:
+            return False
+        if not self.steps:
+            return step >= (1 if self.count > 1 else total)
+        last = self.steps[-1]
+        return step > last and step >= round(last * max(total / last, 1) ** (1 / missing))
+
+    def take(self, step: int, model: Model) -> None:
+        """Writes `model` as the snapshot of `step`."""
+        self.folder.mkdir(exist_ok=True)
+        copy = to(model.weights, torch.bfloat16, "cpu")
+        save(model._replace(weights=copy), self.folder / f"step-{step}")
+        self.steps.append(step)

@@ -1,0 +1,59 @@
+"""Files of conversations, in the formats that people have."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llucid.corpora.conversations import Conversation, open_conversations, parse_conversation, read_conversations
+from llucid.errors import LlucidError
+
+PLAIN = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Who?"},
+    {"role": "assistant", "content": "Ivy."},
+    {"role": "user", "content": "Where?"},
+    {"role": "assistant", "content": "By the mill."},
+]
+LEARNED = (False, False, True, False, True)
+
+
+def test_openai_keys() -> None:
+    """A `name` is ignored, an answer of `weight` 0 is not learned; what follows the last answer is left out."""
+    messages: list[dict[str, Any]] = [dict(message) for message in PLAIN]
+    messages[1]["name"] = "Otto"
+    messages[2]["weight"] = 0
+    messages[3]["weight"] = 1
+    messages.append({"role": "user", "content": "Why?"})
+    expected = Conversation(PLAIN, (False, False, False, False, True))
+    assert parse_conversation({"messages": messages, "tools": []}) == expected
+    messages[2]["weight"] = 0.5
+    with pytest.raises(LlucidError, match=r"messages\[2\]: weight 0.5 is not known; expected 0 or 1"):
+        parse_conversation({"messages": messages})
+
+
+def test_sharegpt() -> None:
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
+    assert parse_conversation({"id": "x", "conversations": turns}) == Conversation(PLAIN, LEARNED)
+    with pytest.raises(LlucidError, match="role 'bard' is not known"):
+        parse_conversation({"conversations": [{"from": "bard", "value": "x"}]})
+    for wrong in ("x", [3], [{"from": 3, "value": "x"}], [{"from": "gpt"}]):
+        with pytest.raises(LlucidError, match="messages"):
+            parse_conversation({"conversations": wrong})
+
+
+def test_one_json_array(tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    entries: list[Any] = [{"messages": PLAIN}] * 5
+    file.write_text("\n" + json.dumps(entries, indent=2))
+    corpus = open_conversations(str(file))
+    assert list(read_conversations(corpus, "validation")) == [("conversation 5", Conversation(PLAIN, LEARNED))]
+    assert len(list(read_conversations(corpus))) == 5
+    file.write_text(json.dumps([*entries, {"messages": []}]))
+    with pytest.raises(LlucidError, match=r"talk\.json, conversation 6: messages: expected a list"):
+        list(read_conversations(corpus))
+    file.write_text(json.dumps(entries)[:-3])
+    with pytest.raises(LlucidError, match=r"talk\.json: not JSON"):
+        list(read_conversations(corpus))

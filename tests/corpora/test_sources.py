@@ -1,0 +1,147 @@
+"""Texts in compressed and structured files, and where their documents begin and end."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llucid.corpora import END, open_corpus
+from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
+from llucid.errors import LlucidError
+
+TEXTS = ["The fox.\n\nIt ran.", "Ein Hase: é漢😀", "", 'a \\ "quoted" one', "nul\0inside"]
+KEPT = [text.replace(END, "") for text in TEXTS]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+
+
+def documents(path: Path, column: str = "text") -> list[str]:
+    corpus = open_corpus([str(path)], column)
+    pieces = [piece for split in ("train", "validation") for piece in corpus.pieces(split)]
+    return "".join(pieces).removesuffix(END).removesuffix(END).split(END)
+
+
+def json_lines(column: str = "text") -> bytes:
+    rows = [json.dumps({"id": number, column: text}) for number, text in enumerate(TEXTS)]
+    return ("\n".join(rows) + "\n\n").encode()
+
+
+@pytest.mark.parametrize("column", ["text", "body"])
+def test_json_lines_are_documents(tmp_path: Path, column: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json_lines(column))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(column)))
+    assert documents(tmp_path / "a.jsonl", column) == documents(tmp_path / "a.jsonl.gz", column) == KEPT
+    assert open_corpus([str(tmp_path / "a.jsonl.gz")], column).name == "a"
+
+
+def test_a_column_is_read_anew_when_another_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "two"}\n')
+    assert (documents(tmp_path / "a.jsonl"), documents(tmp_path / "a.jsonl", "body")) == (["one"], ["two"])
+
+
+def test_gzipped_text_is_one_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("The fox é.\n".encode() * 500_000))
+    assert documents(tmp_path / "a.txt.gz") == ["The fox é.\n" * 500_000]
+
+
+def test_a_parquet_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"id": range(5), "body": TEXTS}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet", row_group_size=2)
+    assert documents(tmp_path / "a.parquet", "body") == KEPT
+    with pytest.raises(LlucidError, match="has no column 'text'; name one of these with column=: id, body"):
+        open_corpus([str(tmp_path / "a.parquet")])
+    with pytest.raises(LlucidError, match="column 'id' does not hold text"):
+        open_corpus([str(tmp_path / "a.parquet")], "id")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 99)
+    with pytest.raises(LlucidError, match=r"a\.parquet: not a Parquet file that can be read"):
+        open_corpus([str(tmp_path / "a.parquet")])
+
+
+def test_a_parquet_file_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 99)
+    with pytest.raises(LlucidError, match="needs pyarrow, which is not installed; pip install pyarrow"):
+        open_corpus([str(tmp_path / "a.parquet")])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "a.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', "line 2: expected an object with a text under 'text'"),
+        ("a.jsonl", b'\n["x"]\n', "line 2: expected an object"),
+        ("a.jsonl", b'{"text": "x"\n', "line 1: not JSON"),
+        ("a.gz", gzip.compress(b"text " * 99)[:-9], "not a whole gzip file"),
+        ("a.gz", b"\x1f\x8b" + b"x" * 99, "not a whole gzip file"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(LlucidError, match=says) as caught:
+        open_corpus([str(tmp_path / name)])
+    assert str(tmp_path / name) in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != name]
+
+
+# ------------------------------------------------------------------------------------------------- documents as tokens
+
+
+def test_documents_begin_with_bos_and_end_with_eos(tmp_path: Path) -> None:
+    """Of a vocabulary learned from several; the one that the splits share begins in both and ends in one."""
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text(f"tale {number}: the goose and the fox. " * 20)
+    (tmp_path / "empty.txt").touch()
+    files = [str(tmp_path / f"{number}.txt") for number in range(10)]
+    corpus = open_corpus([*files[:5], str(tmp_path / "empty.txt"), *files[5:9], files[9]])
+    corpus = corpus._replace(files=(*corpus.files[:-1], tmp_path / "long.txt"))
+    (tmp_path / "long.txt").write_text((tmp_path / "9.txt").read_text() * 3)
+    tokenizer = make_tokenizer("bpe:300", corpus)
+    assert tokenizer.bos is not None
+    assert tokenizer.eos is not None
+    assert tokenizer.eos in tokenizer.stop_ids
+    train, validation = (tokenise(corpus, tokenizer, split) for split in ("train", "validation"))
+    ids = np.fromfile(train.file, train.dtype)
+    assert (ids == tokenizer.bos).sum() == 10
+    assert (ids == tokenizer.eos).sum() == 9
+    assert ids[0] == tokenizer.bos
+    ends = np.flatnonzero(ids == tokenizer.eos)
+    assert (ids[ends + 1] == tokenizer.bos).all()
+    ids = np.fromfile(validation.file, validation.dtype)
+    assert (ids[0], ids[-1]) == (tokenizer.bos, tokenizer.eos)
+    assert np.isin(ids, (tokenizer.bos, tokenizer.eos)).sum() == 2
+
+
+def test_one_document_needs_no_bos(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the goose and the fox. " * 99)
+    tokenizer = make_tokenizer("bpe:300", open_corpus([str(tmp_path / "a.txt")]))
+    assert (tokenizer.bos, tokenizer.eos) == (None, None)
+
+
+def test_every_window_begins_with_bos(tmp_path: Path) -> None:
+    """As all that is generated does; what is predicted does not change."""
+    np.arange(100, 400).astype("uint16").tofile(tmp_path / "ids")
+    plain = Tokens(tmp_path / "ids", "uint16", 300)
+    begun = plain._replace(bos=7)
+    batches = [(training_batch(plain, 5, 16, 0, 3), training_batch(begun, 5, 16, 0, 3))]
+    batches += zip(validation_batches(plain, 16), validation_batches(begun, 16), strict=True)
+    for (inputs, targets), (with_bos, same) in batches:
+        assert (with_bos[:, 0] == 7).all()
+        assert (with_bos[:, 1:] == inputs[:, 1:]).all()
+        assert (same == targets).all()
+
+
+def test_batches_of_evaluation_are_no_larger_than_asked(tmp_path: Path) -> None:
+    np.zeros(5000, "uint16").tofile(tmp_path / "ids")
+    tokens = Tokens(tmp_path / "ids", "uint16", 5000)
+    sizes = [inputs.numel() for inputs, _ in validation_batches(tokens, 64, batch_tokens=150)]
+    assert max(sizes) == 128
+    assert max(inputs.numel() for inputs, _ in validation_batches(tokens, 64, batch_tokens=5)) == 64

@@ -1,0 +1,468 @@
+"""Runs that are stopped, killed, continued, or given unusual names and surroundings."""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+import llucid
+from llucid.errors import LlucidError
+from llucid.training import ModelNumbers, Settings, busy, logbook, loop, run, train
+from llucid.training.backend_torch import TorchBackend
+from llucid.training.report import Report
+from llucid.training.run import Metrics, Progress
+from llucid.training.settings import read_toml
+from llucid.training.snapshots import Snapshots
+from tests.training.test_run import TEXT, losses, progress
+
+SMALL: dict[str, Any] = {"preset": "nano", "model": ModelNumbers(dim=16, context=16), "batch": 4, "dtype": "float32"}
+RUINOUS = "abc" * 3000 + "cba" * 333
+"""A text that ruins the model for its validation split."""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "geese.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def small(corpus: Path | str, out: Path | str | None, **settings: Any) -> str:
+    """Trains in this process and returns what was printed."""
+    said = io.StringIO()
+    train(Settings(corpus=(str(corpus),), out=out and str(out), **SMALL | settings), Console(file=said, width=200))
+    return said.getvalue()
+
+
+def resumed(out: Path, **settings: Any) -> str:
+    said = io.StringIO()
+    train(Settings(resume=True, out=str(out), **settings), Console(file=said, width=200))
+    return said.getvalue()
+
+
+def measured(out: Path) -> list[int]:
+    return [row["step"] for row in losses(out) if "validation" in row]
+
+
+# ------------------------------------------------------------------------------------------------------ going on
+
+
+def test_a_finished_run_goes_on_with_more_steps(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small(corpus, out, steps=6, evaluations=2)
+    with pytest.raises(LlucidError, match=r"steps=5: the run in .* has done 6 already"):
+        resumed(out, steps=5)
+    with pytest.raises(LlucidError, match="seed=3: a resumed run keeps what it began with"):
+        resumed(out, seed=3)
+    resumed(out, steps=12, learning_rate=0.5, batch=2)
+    assert [row["step"] for row in losses(out)] == list(range(1, 13))
+    assert measured(out) == [3, 6, 12]
+    settings = read_toml(out / "train.toml")
+    assert (settings.steps, settings.learning_rate, settings.batch) == (12, 0.5, 2)
+    resumed(out, minutes=1000.0, stop_after=1)
+    assert (read_toml(out / "train.toml").steps, len(losses(out))) == (None, 13)
+
+
+def test_a_run_goes_on_from_another_working_directory(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where the text has been moved to another place."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text(TEXT)
+    monkeypatch.chdir(tmp_path / "texts")
+    small("a.txt", "../run", steps=4, stop_after=1)
+    monkeypatch.chdir(tmp_path)
+    resumed(tmp_path / "run", stop_after=1)
+    (tmp_path / "texts").rename(tmp_path / "moved")
+    with pytest.raises(LlucidError, match=r"texts/a\.txt: no such file or folder"):
+        resumed(tmp_path / "run")
+    resumed(tmp_path / "run", corpus=("moved/a.txt",))
+    assert len(losses(tmp_path / "run")) == 4
+
+
+def test_training_stops_when_it_does_not_improve(tmp_path: Path) -> None:
+    out, corpus = tmp_path / "run", tmp_path / "text.txt"
+    corpus.write_text(RUINOUS)
+    said = small(corpus, out, steps=100, evaluations=50, patience=3)
+    found = [row["validation"] for row in losses(out) if "validation" in row]
+    best = found.index(min(found))
+    assert best == len(found) - 4
+    assert len(losses(out)) < 100
+    assert f"stopped early at step {len(losses(out))}: 3 measurements did not improve" in said
+    assert f"the model in the folder is that of step {2 * best + 2}, the best one measured" in said
+    assert "the run is complete" in resumed(out)
+    resumed(out, patience=5)
+    assert len(losses(out)) > 2 * len(found)
+
+
+# ------------------------------------------------------------------------------------------------------ stopping
+
+
+def test_a_stopped_run_keeps_what_it_has_learned(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = small(corpus, out, steps=100, evaluations=1, stop_after=5)
+    assert "step 5 " in said
+    assert "the model in the folder is" not in said
+    latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
+    assert torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
+    assert not measured(out)
+
+
+def test_a_worse_model_does_not_replace_a_better_one_when_stopped(tmp_path: Path) -> None:
+    out, corpus = tmp_path / "run", tmp_path / "text.txt"
+    corpus.write_text(RUINOUS)
+    said = small(corpus, out, steps=24, evaluations=12, stop_after=23)
+    found = [row["validation"] for row in losses(out) if "validation" in row]
+    best = 2 * found.index(min(found)) + 2
+    assert f"the model in the folder is that of step {best}, the best one measured" in said
+    latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
+    assert not torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_interrupts_after_saving(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """A second one ends the measurement, and it is said that the model is untrained."""
+    out, said = tmp_path / "run", io.StringIO()
+    take, evaluate = loop.training_batch, TorchBackend.evaluate
+
+    def interrupting(*arguments: Any) -> object:
+        if arguments[-1] == 2:
+            signal.raise_signal(signal.SIGINT)
+        return take(*arguments)
+
+    def interrupted(*arguments: Any) -> float:
+        if again:
+            signal.raise_signal(signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", interrupting)
+    monkeypatch.setattr(TorchBackend, "evaluate", interrupted)
+    settings = Settings(corpus=(str(corpus),), out=str(out), steps=50, evaluations=1, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, Console(file=said, width=200))
+    assert progress(out)["step"] == 3
+    assert "stopped at step 3; go on with: llucid train --resume" in said.getvalue()
+    assert ("the model in the folder is untrained" in said.getvalue()) == again
+
+
+def test_a_state_is_saved_before_it_is_measured(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where measuring fails, as for want of memory, the run goes on with the measurement; then all is as it was."""
+    out, straight = tmp_path / "run", tmp_path / "straight"
+    how = {"steps": 8, "evaluations": 2}
+    small(corpus, straight, **how)
+
+    def failing(*arguments: Any) -> float:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchBackend, "evaluate", failing)
+        with pytest.raises(MemoryError):
+            small(corpus, out, **how)
+    assert progress(out)["step"] == 4
+    assert not measured(out)
+    resumed(out)
+    assert losses(out) == losses(straight)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_samples_and_curve_that_a_kill_prevented_are_made(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small(corpus, out, steps=4, evaluations=2)
+    before = (out / "samples.txt").read_bytes()
+    (out / "samples.txt").write_text("half")
+    (out / "curve.png").unlink()
+    resumed(out)
+    assert (out / "samples.txt").read_bytes() == before
+    assert (out / "curve.png").is_file()
+
+
+# --------------------------------------------------------------------------------------------- when it is measured
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(2.0, 3), (20.0, 6)])
+def test_measuring_begins_early_and_takes_a_tenth_of_the_time(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, expected: int
+) -> None:
+    """A step takes a second and a measurement four, on a clock of the test's own."""
+    now, take, evaluate, out = 0.0, loop.training_batch, TorchBackend.evaluate, tmp_path / "run"
+
+    def batch(*arguments: Any) -> object:
+        nonlocal now
+        now += 1
+        return take(*arguments)
+
+    def slowly(*arguments: Any) -> float:
+        nonlocal now
+        now += 4
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(TorchBackend, "evaluate", slowly)
+    monkeypatch.setattr(logbook, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    small(corpus, out, minutes=minutes)
+    steps = measured(out)
+    assert len(steps) == expected
+    assert steps[0] <= 24
+    assert steps[-1] == len(losses(out))
+    assert 4 * len(steps) <= 0.1 * now
+
+
+def test_measuring_needs_no_more_memory_than_a_step(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, sizes = TorchBackend.evaluate, list[int]()
+
+    def seen(self: TorchBackend, batches: Any, state: Any) -> float:
+        kept = list(batches)
+        sizes.extend(inputs.numel() for inputs, _ in kept)
+        return evaluate(self, iter(kept), state)
+
+    monkeypatch.setattr(TorchBackend, "evaluate", seen)
+    small(corpus, tmp_path / "run", steps=1, accumulate=2)
+    assert max(sizes) == 4 * 16 // 2
+
+
+# ------------------------------------------------------------------------------------------------------ fine-tuning
+
+
+def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, out, losses_found = tmp_path / "base", tmp_path / "run", iter([1.0, 1.5, 2.0])
+    small(corpus, base, steps=20)
+    monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(losses_found))
+    said = small(corpus, out, base=str(base), steps=4, evaluations=2, preset=None, model=ModelNumbers())
+    assert measured(out)[0] == 0
+    assert "the model in the folder is the base, unchanged" in said
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_base_without_a_tokenizer_takes_one(data: Path, corpus: Path, tmp_path: Path) -> None:
+    """That of llama2.c's .bin is another file."""
+    numbers: dict[str, Any] = {"preset": None, "model": ModelNumbers(context=16)}
+    bare = tmp_path / "model.bin"
+    bare.write_bytes((data / "stories260K.bin").read_bytes())
+    small(corpus, tmp_path / "run", base=str(bare), tokenizer=str(data / "tok512.bin"), steps=2, **numbers)
+    resumed(tmp_path / "run", steps=3)
+    assert llucid.load(tmp_path / "run", device="cpu").config.context == 16
+    with pytest.raises(LlucidError, match="tokenizer=bpe:300: base= already has its own"):
+        Settings(base=str(bare), tokenizer="bpe:300")
+
+
+# ------------------------------------------------------------------------------------------------ folders and names
+
+
+def test_runs_that_want_one_name_get_several(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others appear between the choice of a name and the end of making the folder."""
+    monkeypatch.chdir(tmp_path)
+    free, others = run.free_name, [Path("runs/geese"), Path("runs/geese-2")]
+
+    def raced(name: str) -> Path:
+        found = free(name)
+        if others and found == others[0]:
+            other = others.pop(0)
+            save = TorchBackend.save
+
+            def late(*arguments: Any) -> None:
+                save(*arguments)
+                monkeypatch.setattr(TorchBackend, "save", save)
+                (other / "state").mkdir(parents=True)
+
+            monkeypatch.setattr(TorchBackend, "save", late)
+        return found
+
+    monkeypatch.setattr(run, "free_name", raced)
+    small(corpus, None, steps=1)
+    assert len(losses(Path("runs/geese-3"))) == 1
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None:
+    """Between the moves into a folder that was there, and beside one that was not; those of living processes stay."""
+    out, other = tmp_path / "run", tmp_path / "other"
+    small(corpus, out, steps=1)
+    (out / ".run.4194999.partial").mkdir()
+    (out / "train.toml").rename(out / ".run.4194999.partial" / "train.toml")
+    for name in ("curve.png", "samples.txt"):
+        (out / name).unlink()
+    with pytest.raises(LlucidError, match="there is no run here to continue"):
+        resumed(out)
+    small(corpus, out, steps=2)
+    assert len(losses(out)) == 2
+    (tmp_path / ".other.4194999.partial" / "state").mkdir(parents=True)
+    (tmp_path / f".other.{os.getppid()}.partial").mkdir()
+    small(corpus, other, steps=1)
+    assert [path.name for path in tmp_path.glob(".*")] == [f".other.{os.getppid()}.partial"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "train.toml").touch()
+    (tmp_path / "notes" / ".notes.4194999.partial").mkdir()
+    with pytest.raises(LlucidError, match="something is there already"):
+        small(corpus, tmp_path / "notes", steps=1)
+
+
+NAMES = ["a$b_$c.txt", "exp[lr=3e-4]", "x[/y]", ":smile: %s {0}", "漢😀", os.fsdecode(b"caf\xe9.txt")]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_names_are_printed_and_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    utf8 = "caf" not in name  # safetensors opens no other paths
+    text, out = tmp_path / name, tmp_path / "runs" / (name if utf8 else "caf")
+    text.parent.mkdir(parents=True, exist_ok=True)
+    text.write_text(TEXT)
+    said = small(text, out, steps=2, stop_after=1)
+    assert out.name in said.split("go on with")[1]
+    again: dict[str, Any] = {} if utf8 else {"corpus": (str(text),)}
+    resumed(out, **again)
+    assert len(losses(out)) == 2
+    assert (out / "curve.png").is_file()
+
+
+def test_a_full_disk_names_the_file_of_the_figures(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 0, Settings())
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        metrics.add([{"step": 1, "loss": 1.0, "rate": 1.0}])
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+
+
+# ------------------------------------------------------------------------------------------------------ surroundings
+
+
+def test_pytorchs_defaults_are_the_callers(corpus: Path, tmp_path: Path) -> None:
+    small(corpus, tmp_path / "plain", steps=3)
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    try:
+        with torch.inference_mode(), torch.autocast("cpu"):
+            small(corpus, tmp_path / "odd", steps=3)
+        assert (torch.get_default_dtype(), torch.get_default_device().type) == (torch.bfloat16, "meta")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    states = [load_file(tmp_path / name / "state" / "latest.safetensors") for name in ("plain", "odd")]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_snapshots_are_models(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small(corpus, out, steps=16, snapshots=5, stop_after=9)
+    assert sorted(path.name for path in (out / "snapshots").iterdir()) == ["step-1", "step-2", "step-4", "step-8"]
+    (out / "snapshots" / "step-12").mkdir()  # beyond the state
+    resumed(out)
+    found = {int(path.name.removeprefix("step-")): path for path in (out / "snapshots").iterdir()}
+    assert sorted(found) == [1, 2, 4, 8, 16]
+    last = llucid.load(found[16], device="cpu")
+    assert last.weights.embedding.dtype == torch.bfloat16
+    latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
+    assert torch.equal(last.weights.embedding, latest.bfloat16())
+    assert last.tokenizer.encode("fox")
+
+
+def test_snapshots_are_spread_also_where_the_number_of_steps_is_a_guess(tmp_path: Path) -> None:
+    for count, expected in ((0, []), (1, [100]), (2, [1, 100]), (4, [1, 5, 22, 100])):
+        snapshots = Snapshots(tmp_path, count, 0)
+        for step in range(1, 101):
+            if snapshots.due(step, 100.0):
+                snapshots.steps.append(step)
+        assert snapshots.steps == expected
+    growing = Snapshots(tmp_path, 4, 0)
+    for step in range(1, 101):
+        if growing.due(step, min(100.0, 20.0 + step)):
+            growing.steps.append(step)
+    assert len(growing.steps) in (3, 4)
+    assert growing.steps[-1] <= 100
+
+
+def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[dict[str, float], int]] = []
+    begun: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> object:
+        begun.append(options)
+        return SimpleNamespace(log=lambda figures, step: logged.append((figures, step)))
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    small(corpus, tmp_path / "run", steps=2, evaluations=1, wandb=True)
+    assert [step for _, step in logged] == [1, 2, 2]
+    assert logged[-1][0] == {"validation": losses(tmp_path / "run")[-1]["validation"]}
+    resumed(tmp_path / "run", steps=3)
+    assert begun[0]["id"] == begun[1]["id"]
+    assert json.dumps(begun[0]["config"])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(LlucidError, match="wandb=True: Weights & Biases is not installed"):
+        resumed(tmp_path / "run", steps=4)
+
+
+# ------------------------------------------------------------------------------------------------------ busy machines
+
+
+def test_a_busy_machine_is_said_to_be_one_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread waits for a core in 30 % of the time, by clocks of the test's own."""
+    now, take = 0.0, loop.training_batch
+
+    def batch(*arguments: Any) -> object:
+        nonlocal now
+        now += 1
+        return take(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(busy, "waited", lambda: {"1": 0.3 * now, "2": 0.1 * now})
+    said = small(corpus, tmp_path / "run", steps=40, evaluations=1)
+    assert said.count("this machine is busy: 64 of about 91 tokens a second") == 1
+    monkeypatch.setattr(busy, "waited", lambda: {"1": 0.1 * now})
+    assert "busy" not in small(corpus, tmp_path / "quiet", steps=40, evaluations=1)
+
+
+def test_threads_wait_passively_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    for load, set_before, expected in ((0.2, None, None), (1.7, None, "passive"), (1.7, "active", "active")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if set_before:
+            monkeypatch.setenv("OMP_WAIT_POLICY", set_before)
+        monkeypatch.setattr(busy, "other_load", lambda load=load: load)
+        busy.wait_passively_if_busy()
+        assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")
+def test_waiting_is_counted() -> None:
+    assert busy.waited()
+    assert busy.other_load() >= 0
+    assert 0 <= busy.Watch().share(1.0) <= 1
+
+
+def test_few_steps_are_said_to_be_few(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, take = 0.0, loop.training_batch
+
+    def batch(*arguments: Any) -> object:
+        nonlocal now
+        now += 20
+        return take(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    said = small(corpus, tmp_path / "run", minutes=1.0)
+    assert "only 3 steps fitted into 1 minutes" in said
+
+
+def test_a_report_says_what_it_is_given() -> None:
+    console = Console(file=io.StringIO(), width=40)
+    Report(console).say("[bold]" + "x" * 60 + ":smile:\x1b[31m\ud800")
+    assert console.file.getvalue() == "[bold]" + "x" * 60 + ":smile:␛[31m\ufffd\n"
+    assert Progress() == Progress(0, 0.0)
