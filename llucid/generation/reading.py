@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from llucid.arrays import Mapped, Quantized
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation.pages import Pages, Sequence
+from llucid.generation.pages import Pages, Part
 from llucid.generation.sampling import wide
 from llucid.native.step import decode_step
 from llucid.weights import Weights, leaves
@@ -39,17 +39,6 @@ IMPORT_COST = 2**36
 
 LARGEST = 1e30
 """The largest valid logit: divided by the lowest temperature, it is still finite in float32."""
-
-
-class Part(NamedTuple):
-    """New tokens of one sequence, which has room for them."""
-
-    sequence: Sequence
-    ids: Ids[int]
-    scored: int
-    """For how many of the last ids logits are computed."""
-    unread: int
-    """Tokens of the sequence that are still to be read, these included; decides between C and PyTorch."""
 
 
 class Reader:
