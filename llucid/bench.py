@@ -1,10 +1,10 @@
-"""How fast this machine runs a Llama, and how near that is to what the machine can do at all.
+"""How fast this machine runs a Llama, compared with what the machine can do at most.
 
-Each job moves so many bytes and multiplies so many numbers. However it is programmed, it takes no less than
+A job that reads `bytes` from memory and needs `operations` (multiplications and additions) takes at least
 
     seconds ≥ max(bytes / read bandwidth, operations / peak of matrix products)         (Williams et al. 2009, roofline)
 
-Bandwidth and peak are measured on this machine, beside each job, since a shared machine's change from minute to minute.
+Bandwidth and peak are measured beside each job, since those of a shared machine change from minute to minute.
 """
 
 import os
@@ -38,31 +38,31 @@ from llucid.weights import Weights, initialise, leaves, to, tree_map
 PROMPT = 512
 """Tokens of a prompt."""
 WRITTEN = 48
-"""Tokens written after a short prompt at most."""
+"""Largest number of tokens written after a short prompt."""
 WARM = 4
-"""Of them, so many first ones do not count."""
+"""The first of them, which are not timed."""
 
 
 class Limits(NamedTuple):
-    """What the machine itself can do."""
+    """What the machine can do."""
 
     read: float
-    """Bytes per second that come from memory."""
+    """Bytes per second read from memory."""
     products: float
-    """Multiplications and additions per second in products of large matrices, in the dtype of the job."""
+    """Operations per second in products of large matrices, in the job's dtype."""
 
 
 class Row(NamedTuple):
-    """One job, as it was measured."""
+    """One measured job."""
 
     name: str
     tokens: int
     seconds: float
     """Median."""
     bytes: int
-    """That must come from memory at least."""
+    """The least that must be read from memory."""
     operations: int
-    """Multiplications and additions that must be done at least."""
+    """Multiplications and additions."""
     limits: Limits
 
     @property
@@ -72,23 +72,23 @@ class Row(NamedTuple):
 
     @property
     def limit(self) -> float:
-        """Seconds that this machine needs at least."""
+        """The least seconds that this machine needs."""
         return max(self.bytes / self.limits.read, self.operations / self.limits.products)
 
     @property
     def fraction(self) -> float:
-        """How near to the limit: 1 is as fast as the machine."""
+        """Share of the machine's speed that was reached; 1 is all of it."""
         return self.limit / self.seconds
 
     def json(self) -> dict[str, Any]:
-        """Everything, as plain data."""
-        told = self._asdict() | {"limits": self.limits._asdict(), "tokens_per_second": self.rate}
+        """All figures as plain data."""
+        figures = self._asdict() | {"limits": self.limits._asdict(), "tokens_per_second": self.rate}
         bound = "read" if self.bytes / self.limits.read == self.limit else "products"
-        return told | {"limit_seconds": self.limit, "limit_by": bound, "fraction_of_limit": self.fraction}
+        return figures | {"limit_seconds": self.limit, "limit_by": bound, "fraction_of_limit": self.fraction}
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has done what it was told."""
+    """Waits until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -119,9 +119,9 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def work(weights: Weights, config: Config, rows: int, new: int, before: int, scored: int) -> tuple[int, int]:
-    """(bytes, operations) of a pass over `new` tokens a row, after `before` others, of which `scored` are unembedded.
+    """(bytes, operations) of a pass over `new` tokens per row, after `before` others; `scored` of them get logits.
 
-    Bytes are those of all matrices, each once, and of the keys and values; activations stay in the processor's caches.
+    Bytes are those of all matrices, read once, and of keys and values; activations stay in the processor's caches.
     """
     embedding = 0 if weights.output is None else weights.embedding.nbytes
     number = weights.dtype.itemsize
@@ -136,16 +136,16 @@ def work(weights: Weights, config: Config, rows: int, new: int, before: int, sco
 
 
 def random_model(preset: str, dtype: torch.dtype) -> Model:
-    """A model of a preset's size with random weights, which are as fast as any. Raises LlucidError if there is none."""
+    """A model of a preset's size with random weights. Raises LlucidError for an unknown preset."""
     if preset not in PRESETS:
-        raise LlucidError(f"--preset {preset}: unknown; expected one of: {', '.join(PRESETS)}")
+        raise LlucidError(f"preset={preset}: unknown; expected one of: {', '.join(PRESETS)}")
     config = PRESETS[preset].config
     return Model(config, to(initialise(config), dtype), Characters("ab"))
 
 
 @contextmanager
 def on_disk(path: str | None, preset: str, dtype: torch.dtype) -> Generator[Path]:
-    """Where the model is: `path`, or a folder that exists as long as it is needed, with a random model in it."""
+    """Yields the model's path, or a temporary folder with a random model."""
     if path is not None:
         yield find(path)
         return
@@ -155,7 +155,7 @@ def on_disk(path: str | None, preset: str, dtype: torch.dtype) -> Generator[Path
 
 
 def loading(path: Path, device: torch.device, dtype: torch.dtype | None) -> Row:
-    """Opening the model and touching all of its numbers: files are mapped, and read only when they are touched."""
+    """Opening the model and reading all numbers, since mapped files are read only when used."""
 
     def job() -> None:
         for leaf in leaves(load(path, device=device, dtype=dtype).weights):
@@ -166,7 +166,7 @@ def loading(path: Path, device: torch.device, dtype: torch.dtype | None) -> Row:
 
 
 def prefill(model: Model, device: torch.device) -> Row:
-    """Reading a prompt, as `generate` does it: the cache is filled, and the last position alone is scored."""
+    """Reading a prompt as `generate` does: it fills the cache and computes only the last logits."""
     config, weights = model.config, model.weights
     count = min(PROMPT, config.context)
     ids = torch.randint(config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -176,7 +176,7 @@ def prefill(model: Model, device: torch.device) -> Row:
 
 
 def decoding(model: Model, device: torch.device, rows: int) -> Row:
-    """Writing, as `generate` does it, so many texts at once; the median token."""
+    """Writing `rows` texts at once as `generate` does: the median time of a token."""
     config, weights = model.config, model.weights
     short = max(1, min(32, config.context // 4))
     limits = measure_limits(device, weights.dtype)
@@ -194,7 +194,7 @@ def decoding(model: Model, device: torch.device, rows: int) -> Row:
 
 
 def training(config: Config, device: torch.device) -> Row:
-    """One step of AdamW on two windows, in the dtype that `llucid train` would choose here."""
+    """One AdamW step on two windows, in the dtype that `llucid train` chooses here."""
     settings = resolve(Settings(optimizer="adamw", steps=1), device)
     weights = tree_map(lambda leaf: leaf.to(device).requires_grad_(), initialise(config))
     optimizers, dtype = make_optimizers(weights, settings), getattr(torch, str(settings.dtype))
@@ -207,36 +207,36 @@ def training(config: Config, device: torch.device) -> Row:
     limits = measure_limits(device, dtype)
     seconds = seconds_of(job, device, budget=1.0)
     forward = work(weights, config, 2, window, 0, window)[1]
-    # Backwards, each product has two: for what came in, and for the weights. AdamW reads four arrays and writes three.
+    # The backward pass has two products for each forward one. AdamW reads four arrays and writes three.
     moved = 7 * sum(leaf.nbytes for leaf in leaves(weights))
     return Row(f"train, {2 * window}", 2 * window, seconds, moved, 3 * forward, limits)
 
 
 def measure(
-    path: str | None, preset: str, device: torch.device, dtype: torch.dtype | None, heard: Callable[[str], None]
+    path: str | None, preset: str, device: torch.device, dtype: torch.dtype | None, report: Callable[[str], None]
 ) -> Iterator[Row]:
-    """Row by row; `heard` is told what comes next. Training is left out where there is no memory for it.
+    """Yields a row per job, after passing its name to `report`. Training is left out if there is no memory for it.
 
-    Raises LlucidError for a model or preset that there is none of.
+    Raises LlucidError for an unknown model or preset.
     """
-    heard("making a random model" if path is None else "loading")
+    report("making a random model" if path is None else "loading")
     with on_disk(path, preset, dtype or torch.float32) as folder:
         model = load(folder, device=device, dtype=dtype)
         yield loading(folder, device, dtype)
-        heard("prefill")
+        report("prefill")
         yield prefill(model, device)
         for rows in (1, 8):
-            heard(f"decode, {rows}")
+            report(f"decode, {rows}")
             yield decoding(model, device, rows)
     config = model.config
     del model
     if 16 * config.parameters < free_memory(device) / 2:  # weights, gradients, AdamW's two, in float32
-        heard("train")
+        report("train")
         yield training(config, device)
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes of memory that the device has left; infinitely many where nobody tells."""
+    """Free bytes of the device's memory; infinity if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     names = ("SC_AVPHYS_PAGES", "SC_PAGE_SIZE")
@@ -246,7 +246,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def machine(device: torch.device) -> str:
-    """What it was measured on, in a line."""
+    """Processor and PyTorch, on one line."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
@@ -255,7 +255,7 @@ def machine(device: torch.device) -> str:
 
 
 def table(rows: list[Row]) -> Table:
-    """The rows for people: what was reached, and which share of what the machine could reach."""
+    """A table of the rows: what was reached, and its share of what the machine can do."""
     drawn = Table("tokens", "seconds", "tokens/s", "reached", "limit", "of the limit", box=box.SIMPLE)
     for row in rows:
         by_memory = row.json()["limit_by"] == "read"

@@ -1,6 +1,7 @@
 """Errors in the user's input, as opposed to errors in the program."""
 
 import json
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,10 @@ class LlucidError(ValueError):
     """Bad input: the message says what, where, and what to do. The command line prints it as one line and exits 2."""
 
 
+class NoTokenizer(LlucidError):
+    """A model without a tokenizer, where text is needed."""
+
+
 @contextmanager
 def prefix_errors(place: Path) -> Generator[None]:
     """Puts `place` before the message of each LlucidError raised inside that does not mention it."""
@@ -25,7 +30,12 @@ def prefix_errors(place: Path) -> Generator[None]:
     except LlucidError as error:
         if str(place) in str(error):
             raise
-        raise LlucidError(f"{place}: {error}") from error
+        raise type(error)(f"{place}: {error}") from error
+
+
+def note(message: str) -> None:
+    """Prints a line on standard error about what was done with unusual input."""
+    print(f"note: {message}".translate(PRINTABLE), file=sys.stderr)
 
 
 def shown(value: object) -> str:

@@ -121,6 +121,20 @@ def cache_file(name: str) -> Path:
     return file
 
 
+def first_bytes(file: Path, count: int) -> bytes:
+    """At most `count` bytes of a regular file; none of anything else, such as a pipe, which could wait for ever."""
+    if not file.is_file():
+        return b""
+    with open(file, "rb") as opened:
+        return opened.read(count)
+
+
+def refuse_pointer(file: Path) -> None:
+    """Raises LlucidError if the file is what Git LFS leaves in place of a large file."""
+    if first_bytes(file, 30).startswith(b"version https://git-lfs"):
+        raise LlucidError(f"{file}: is only a pointer to the file, left by Git LFS; fetch the file with: git lfs pull")
+
+
 LARGEST_JSON = 2**24
 """Bytes of a JSON file that describes a model. As Python objects they may take 25 times as much memory."""
 
@@ -145,7 +159,11 @@ def read_file(path: Path, limit: int) -> bytes:
 
 def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
     """The object in a JSON file. Raises LlucidError if the file holds anything else, and as `read_file` does."""
-    content = read_file(path, limit)
+    return parse_json(read_file(path, limit), path)
+
+
+def parse_json(content: bytes, path: Path) -> dict[str, Any]:
+    """The object in a JSON file's content. Raises LlucidError if it is anything else."""
     if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:  # `[]` takes 25 times its size in memory
         raise LlucidError(f"{path}: not read, since it is mostly empty lists or objects")
     try:

@@ -132,14 +132,14 @@ def initialise(config: Config, seed: int = 0) -> Weights:
 
     def draw(path: str, shape: tuple[int, ...]) -> torch.Tensor:
         if len(shape) == 1:
-            return torch.ones(shape)
+            return torch.ones(shape, dtype=torch.float32, device="cpu")
         if path.endswith(("attention.output", "feed_forward.down")):
             deviation = 0.02 / math.sqrt(2 * config.layers)
         elif path == "output" or (config.tied_embeddings and path == "embedding"):
             deviation = 0.02
         else:
             deviation = 1.0 if path == "embedding" else 1 / math.sqrt(config.dim)
-        return torch.empty(shape).normal_(0, deviation, generator=generator)
+        return torch.empty(shape, dtype=torch.float32, device="cpu").normal_(0, deviation, generator=generator)
 
     return assemble(config, draw)
 

@@ -1,4 +1,4 @@
-"""What `llucid bench` says of a machine: its arithmetic by hand, its rows, and its two ways of printing. No timings."""
+"""`llucid bench`: its arithmetic, its rows, and both outputs. Times are not asserted."""
 
 import importlib.util
 import json
@@ -44,13 +44,13 @@ def multiplications(config: Config, new: int, before: int) -> int:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_the_operations_are_those_that_pytorch_counts(config: Config, monkeypatch: pytest.MonkeyPatch):
-    """But for the scores that the causal mask throws away, which PyTorch counts and a kernel need not compute."""
+    """Except for scores that the causal mask hides, which PyTorch counts and a kernel need not compute."""
     monkeypatch.setattr("llucid.fast.attention_fused", attention_written_out)
     weights = initialise(config)
     for new, before in ((1, 7), (6, 0)):
         hidden_scores = 2 * 2 * config.layers * config.heads * config.head_dim * (new * (new - 1) // 2)
         assert work(weights, config, 1, new, before, new)[1] + hidden_scores == multiplications(config, new, before)
-        # Rows multiply everything, and positions that are not scored save the head.
+        # All counts grow with the rows; positions without logits save the head.
         head = 2 * config.vocab_size * config.dim
         assert work(weights, config, 3, new, before, new)[1] == 3 * work(weights, config, 1, new, before, new)[1]
         saved = work(weights, config, 1, new, before, new)[1] - work(weights, config, 1, new, before, 0)[1]
@@ -67,7 +67,7 @@ def test_the_bytes_are_those_of_weights_and_cache(config: Config):
     assert work(weights, config, 2, 1, 8, 1)[0] == every - looked_up + filled
 
 
-def test_the_fraction_is_of_whatever_bounds():
+def test_the_fraction_is_of_the_tighter_limit():
     limits = Limits(read=100.0, products=1000.0)
     row = Row("x", tokens=4, seconds=2.0, bytes=50, operations=1500, limits=limits)
     assert (row.rate, row.limit, row.fraction) == (2.0, 1.5, 0.75)
@@ -78,7 +78,7 @@ def test_the_fraction_is_of_whatever_bounds():
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every job runs once and a second time."""
+    """Every job runs only twice."""
     real = bench.seconds_of
     monkeypatch.setattr(bench, "seconds_of", lambda job, device, **_: real(job, device, budget=0.0, least=1))
     monkeypatch.setattr(bench, "measure_limits", lambda device, dtype: Limits(1e9, 1e9))
@@ -87,14 +87,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_every_job_has_its_row(dtype: torch.dtype | None):
-    heard: list[str] = []
-    rows = list(bench.measure(None, "nano", torch.device("cpu"), dtype, heard.append))
+def test_every_job_has_a_row(dtype: torch.dtype | None):
+    names_reported: list[str] = []
+    rows = list(bench.measure(None, "nano", torch.device("cpu"), dtype, names_reported.append))
     names = ["load", "prefill, 64", "decode, 1", "decode, 8", "train, 128"]
     assert [row.name for row in rows] == names
     assert all(row.seconds > 0 and row.limit > 0 for row in rows)
     assert [row.tokens for row in rows] == [0, 64, 1, 8, 128]
-    assert len(heard) == 5
+    assert len(names_reported) == 5
     numbers = PRESETS["nano"].config.parameters * (2 if dtype else 4)
     assert 0 < rows[0].bytes - numbers < 10_000  # a header
     drawn = bench.table(rows)
@@ -103,10 +103,10 @@ def test_every_job_has_its_row(dtype: torch.dtype | None):
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_model_of_ones_own_is_measured_in_its_own_dtype(tmp_path: Path):
+def test_a_given_model_is_measured_in_its_own_dtype(tmp_path: Path):
     bench.save(bench.random_model("nano", torch.bfloat16), tmp_path / "model")
     (tmp_path / "model" / "state").mkdir()
-    (tmp_path / "model" / "state" / "latest.safetensors").write_bytes(b"of a run, and no weights of the model")
+    (tmp_path / "model" / "state" / "latest.safetensors").write_bytes(b"state of a run, not weights")
     rows = list(bench.measure(str(tmp_path / "model"), "no such", torch.device("cpu"), None, print))
     assert (
         rows[2].bytes
@@ -116,14 +116,14 @@ def test_a_model_of_ones_own_is_measured_in_its_own_dtype(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("quick")
-def test_what_has_no_room_is_not_trained(monkeypatch: pytest.MonkeyPatch):
+def test_training_is_left_out_without_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "free_memory", lambda device: 1e6)
     rows = list(bench.measure(None, "nano", torch.device("cpu"), None, lambda line: None))
     assert len(rows) == 4
 
 
-def test_a_size_that_is_none_is_refused():
-    with pytest.raises(LlucidError, match="--preset huge: unknown; expected one of: nano, "):
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(LlucidError, match="preset=huge: unknown; expected one of: nano, "):
         bench.random_model("huge", torch.float32)
 
 

@@ -13,14 +13,13 @@ import torch
 import transformers
 
 from llucid import llama_jax
-from llucid.cache import empty_cache
 from llucid.checkpoints import load, save
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, YarnScaling
 from llucid.errors import LlucidError
+from llucid.generation.batch import Batch
 from llucid.llama import llama, rope_frequencies
 from llucid.llama_module import Llama
-from llucid.native.step import decode_step
-from llucid.rope import attention_factor, frequencies, length, slowdowns
+from llucid.rope import frequencies, length, slowdowns
 from tests.checkpoints.models import model_of
 from tests.test_llama import lively, some_tokens
 
@@ -62,13 +61,12 @@ def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) 
     assert load(tmp_path / "theirs", device="cpu").config == config
 
 
-def test_c_computes_the_same_or_leaves_it_to_pytorch(config: Config) -> None:
-    weights, tokens = lively(config), some_tokens(config, 1, 120)
-    step = decode_step(weights, config)
-    assert (step is None) == (attention_factor(config) != 1)
-    if step:
-        scores, _ = step(tokens, torch.arange(120)[None], empty_cache(config, 1, 120, weights))
-        torch.testing.assert_close(scores, llama(tokens, weights, config), rtol=1e-4, atol=1e-4)
+def test_the_engine_computes_the_same(config: Config) -> None:
+    """In C where it can be built; within the context, where generation stays."""
+    weights, tokens = lively(config), some_tokens(config, 1, 100)
+    found = Batch(model_of(config)._replace(weights=weights)).read(tokens[0].tolist())
+    expected = llama(tokens, weights, config)[0, -1, : len(found)]
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_numpy_has_the_same_frequencies(config: Config) -> None:

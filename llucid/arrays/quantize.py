@@ -23,8 +23,9 @@ def quantize_matrix(w: Float[Tensor, "rows columns"], bits: Bits) -> Quantized:
     """w in groups of 32, some rows at a time."""
     groups = {8: groups_of_int8, 4: groups_of_int4}[bits]
     parts = (part.detach().float().unflatten(1, (-1, GROUP)) for part in w.split(rows_in_chunk(w.shape[1])))
-    numbers, scales = zip(*(tiled(*groups(part)) for part in parts), strict=True)
-    return Quantized(torch.cat(numbers), torch.cat(scales), w.shape[0], w.dtype)
+    with torch.autocast(w.device.type, enabled=False):
+        numbers, scales = zip(*(tiled(*groups(part)) for part in parts), strict=True)
+        return Quantized(torch.cat(numbers), torch.cat(scales), w.shape[0], w.dtype)
 
 
 def groups_of_int8(

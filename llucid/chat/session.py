@@ -1,4 +1,4 @@
-"""A conversation, and the model that takes part in it and remembers what it has read.
+"""A conversation with a model.
 
 A Conversation is a value: what was said. A Session has one, and an engine (a `Batch`): before each answer it makes ids
 of the whole conversation, always by `encode_dialog`, and the engine reads only what it has not read before.
@@ -22,29 +22,28 @@ Message = dict[str, str]
 
 
 class Conversation(NamedTuple):
-    """What was said so far: it begins with a question and ends with an answer."""
+    """Messages so far: they begin with a question and end with an answer."""
 
     system: str = ""
-    """What the model is told before all else; empty for nothing."""
+    """Instructions for the model; empty for none."""
     messages: tuple[Message, ...] = ()
     """`{"role": "user", "content": …}` and the assistant's, in turns."""
     forgotten: int = 0
-    """So many of the first messages have left the model's context; they are kept here all the same."""
+    """How many of the first messages have left the model's context; they are kept here."""
 
     def dialog(self) -> list[Message]:
-        """The messages that the model still knows, the system's first."""
+        """The messages in the model's context, the system's first."""
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages[self.forgotten :]]
 
     def forget(self) -> "Conversation | None":
-        """The same without the oldest turn that the model still knows: all up to the next question. None if that is
-        the last, which is to be answered."""
+        """Without the oldest turn in the context, up to the next question; None if only the last question is left."""
         later = range(self.forgotten + 1, len(self.messages))
         at = next((number for number in later if self.messages[number]["role"] == "user"), None)
         return None if at is None else self._replace(forgotten=at)
 
     def said(self, role: str, content: str) -> "Conversation":
-        """With one message more."""
+        """With one more message."""
         return self._replace(messages=(*self.messages, {"role": role, "content": content}))
 
     def before_last_question(self) -> tuple["Conversation", str] | None:
@@ -61,13 +60,13 @@ class Conversation(NamedTuple):
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
-        """The conversation in a JSON file. Raises LlucidError if there is none in it."""
+        """The conversation in a JSON file. Raises LlucidError if the file holds anything else."""
         try:
             with prefix_errors(path):
-                told = read_json(path).get("messages")
-                if not isinstance(told, list):
+                messages = read_json(path).get("messages")
+                if not isinstance(messages, list):
                     raise LlucidError("expected a list under 'messages'")
-                dialog = check_dialog([*told, {"role": "user", "content": ""}], strip=False)[:-1]
+                dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
         except OSError as error:
             raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
@@ -95,11 +94,11 @@ class Session:
         seed: int | None = None,
         template_values: Mapping[str, Any] | None = None,
     ) -> None:
-        self.format = known_format(format or model.chat_format, model.tokenizer)
-        self.model = model._replace(tokenizer=ending_turns(model.tokenizer, self.format))
+        self.format = known_format(format or model.chat_format, model.text())
+        self.model = model._replace(tokenizer=ending_turns(model.text(), self.format))
         self.template_values = dict(template_values or {})
         if self.template_values:  # refused now rather than after the first question
-            encode_dialog([{"role": "user", "content": ""}], model.tokenizer, self.format, **self.template_values)
+            encode_dialog([{"role": "user", "content": ""}], model.text(), self.format, **self.template_values)
         self.conversation = Conversation(system)
         self.sampling = sampling or Sampling()
         self.max_tokens = max_tokens
@@ -111,7 +110,7 @@ class Session:
         self.batch = Batch(self.model)
 
     def reseed(self, seed: int | None) -> None:
-        """Where the random numbers of the next answers come from; None for somewhere new."""
+        """Seeds the random numbers of the next answers; None takes a new seed."""
         if seed is not None and seed < 0:
             raise LlucidError(f"seed={seed}: must be at least 0")
         self.generator = generator(secrets.randbits(63) if seed is None else seed)
@@ -119,22 +118,21 @@ class Session:
     def reply(self, question: str) -> Generator[str]:
         """The answer to `question`, piece by piece; when it ends, question and answer are in the conversation.
 
-        If it is closed before its end, what was said until then is the answer; if nothing was, nothing was asked.
-        When the context is full, whole turns are forgotten, the oldest first, and the answer goes on. `statistics` and
-        `reason` tell of it. Raises LlucidError, and leaves the conversation as it was, for a question that the context
-        has no room for.
+        If it is closed early, the text so far is the answer; if there is none, the question is dropped. When the
+        context is full, the oldest turns are forgotten and the answer goes on. `statistics` and `reason` describe it.
+        Raises LlucidError, and leaves the conversation as it was, for a question that does not fit into the context.
         """
         return self._answer(self.conversation, replace_surrogates(question), self.conversation)
 
     def retry(self) -> Generator[str]:
-        """Another answer to the last question, in place of the one it had. Raises LlucidError if there is none."""
+        """Another answer to the last question, which replaces the first. Raises LlucidError if there is no question."""
         before = self.conversation.before_last_question()
         if before is None:
-            raise LlucidError("there is no question yet that could be answered again")
+            raise LlucidError("there is no question yet to answer again")
         return self._answer(*before, self.conversation)
 
     def reset(self) -> None:
-        """Begins anew, with the same system text."""
+        """Starts a new conversation with the same system text."""
         self.conversation = Conversation(self.conversation.system)
 
     def _answer(self, before: Conversation, question: str, otherwise: Conversation) -> Generator[str]:
@@ -154,7 +152,7 @@ class Session:
                     self.reason = piece.reason
                     written.append(piece.token)
                     self.used = len(prompt) + len(written) - before_this - 1  # the newest is not read yet
-                    # White space before the first word is no part of a message: Llama 2 always begins with a space.
+                    # White space before the first word is not part of a message: Llama 2 always begins with a space.
                     text = piece.text if answer or self.format == "plain" else piece.text.lstrip()
                     if text:
                         answer += text
@@ -166,13 +164,13 @@ class Session:
             self.conversation = now.said("assistant", answer) if answer or self.reason else otherwise
 
     def _fit(self, conversation: Conversation, written: list[int]) -> tuple[Conversation, list[int]]:
-        """(the conversation with what must be forgotten forgotten, its ids and those that were written).
+        """(the conversation without the turns that do not fit, its ids followed by `written`).
 
-        Only a context that is full forgets, and then a quarter of it, so that not every next token has it read again.
+        A full context forgets a quarter of itself at once, so that it is not read again for every new token.
         """
         most = self.model.config.context - 1
         while True:
-            dialog, tokenizer = conversation.dialog(), self.model.tokenizer
+            dialog, tokenizer = conversation.dialog(), self.model.text()
             ids = [*encode_dialog(dialog, tokenizer, self.format, **self.template_values), *written]
             shorter = conversation.forget()
             if len(ids) <= most or shorter is None:
@@ -182,4 +180,4 @@ class Session:
     def _stream(self, prompt: list[int], max_tokens: int) -> Iterator[Piece]:
         self.batch.statistics = self.statistics
         request = Request(prompt, self.sampling, self.generator, lambda token: False, max_tokens, "stop")
-        return stream(self.batch, [request], self.model.tokenizer)
+        return stream(self.batch, [request], self.model.text())

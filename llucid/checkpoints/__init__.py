@@ -1,19 +1,17 @@
-"""Models from files and to files: one room a format, one door in (`load`) and one out (`save`).
+"""Models from files and to files: one module per format, one function to open them (`load`) and one to write (`save`).
 
-model.py         a model in memory, and what every room offers
+format.py        what each format offers
 huggingface.py   config.json and model.safetensors
 meta.py          params.json and consolidated.00.pth
 llama2c.py       llama2.c's .bin, and the .pt of its training
 gguf.py          llama.cpp's .gguf; gguf_file.py: the container; gguf_blocks.py: its quantised numbers
 pickles.py       PyTorch's files, read without running them
-tensors.py       tensors not yet read, and how strictly a Llama is gathered from them; told.py: numbers likewise
+tensors.py       tensors not yet read, and how strictly a Llama is gathered from them; metadata.py: numbers likewise
+hub.py           models by the name of a Hugging Face repository
 """
 
 import importlib
-import os
-import re
 import shlex
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,14 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.arrays import Quantized
+from llucid.arrays.devices import choose_device, only_cpu
+from llucid.arrays.dtypes import choose_dtype, dtype_of
 from llucid.arrays.mapped import KINDS
+from llucid.checkpoints.format import Format, Progress, no_progress
+from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
-from llucid.errors import LlucidError, one_line
-from llucid.files import atomic_folder, is_occupied
-from llucid.model import Model, Progress, Room, choose_dtype, dtype_of, no_progress
+from llucid.errors import LlucidError, NoTokenizer, one_line
+from llucid.files import atomic_folder, is_occupied, refuse_pointer
+from llucid.model import Model
 from llucid.native.step import threads
-from llucid.tokenizers import load_tokenizer
+from llucid.presets import PRESETS
+from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import leaves, tree_map
@@ -38,77 +41,33 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["FORMATS", "Model", "choose_device", "choose_dtype", "convert", "describe", "load", "save"]
+__all__ = ["FORMATS", "Model", "choose_device", "choose_dtype", "convert", "describe", "find", "load", "save"]
 
 Quantization = Literal["int8", "int4", "file"]
 FORMATS = ("huggingface", "meta", "llama2c", "gguf")
-"""The rooms, in the order in which they are asked whether a path is theirs; `save` writes each."""
+"""The modules, in the order in which they are asked whether a path is theirs; `save` writes each."""
 
 
-def room_of(path: Path) -> tuple[str, Room]:
+def format_of(path: Path) -> tuple[str, Format]:
     """The format of what is at `path`, by its content. Raises LlucidError if it is of none."""
     if not path.exists():
         command = f"llucid train --out {shlex.quote(str(path))}"
         raise LlucidError(f"{path}: there is no such file or folder; train a model with: {command}")
     for name in FORMATS:
-        if (room := _room(name)).recognises(path):
-            return name, room
-    if path.is_file() and any(_room(name).recognises(path.parent) for name in FORMATS):
-        raise LlucidError(f"{path}: is one file of a model; give the folder it is in, {path.parent}")
+        if (format := _format(name)).recognises(path):
+            return name, format
+    if path.is_file():
+        refuse_pointer(path)
+        if any(_format(name).recognises(path.parent) for name in FORMATS):
+            raise LlucidError(f"{path}: is one file of a model; give the folder it is in, {path.parent}")
+    if (path / "adapter_config.json").is_file():
+        raise LlucidError(f"{path}: is a LoRA adapter, not a model; merge it into its base model first, with peft")
     expected = "a Hugging Face folder (config.json), Meta's (params.json), a .bin or .pt of llama2.c's, or a .gguf"
     raise LlucidError(f"{path}: not a model, or not a whole one; expected {expected}")
 
 
-def _room(name: str) -> Room:
-    return cast(Room, importlib.import_module(f"llucid.checkpoints.{name}"))
-
-
-def find(name: str | Path) -> Path:
-    """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
-
-    What stands in a folder that is here is a path, there or not. Raises LlucidError if it cannot be fetched.
-    """
-    path = Path(name)
-    if path.exists() or path.parent.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)):
-        return path
-    from huggingface_hub import snapshot_download
-
-    def fetch(*wanted: str) -> Path:
-        return Path(snapshot_download(str(name), allow_patterns=[*wanted], ignore_patterns=["*/*"]))
-
-    try:
-        fetched = fetch("*.json", "*.safetensors", "*.model", "*.jinja")
-        # An older repository has its weights in PyTorch's own form alone.
-        return fetched if any(fetched.glob("*.safetensors")) else fetch("pytorch_model*.bin")
-    except Exception as error:  # whatever a network and its libraries can come up with
-        raise LlucidError(
-            f"{name}: there is no such file or folder, and no repository of that name could be fetched "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from error
-
-
-def choose_device(name: str | None = None) -> "torch.device":
-    """The device called `name`, or else the fastest here: CUDA, then Apple's MPS, then the CPU.
-
-    Raises LlucidError if there is no such device on this machine.
-    """
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise LlucidError(
-            f"--device {name}: there is no such device on this machine ({error})".split("\n")[0]
-        ) from error
-
-
-def only_cpu() -> bool:
-    """Whether this machine has no GPU for sure, as can be told without PyTorch."""
-    drivers = ("/proc/driver/nvidia", "/sys/module/nvidia", "/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
-    return sys.platform == "linux" and not any(map(os.path.exists, drivers))
+def _format(name: str) -> Format:
+    return cast(Format, importlib.import_module(f"llucid.checkpoints.{name}"))
 
 
 def load(
@@ -120,20 +79,20 @@ def load(
     quantize: Quantization | None = None,
     mapped: bool = False,
 ) -> Model:
-    """The model at `path`: a run of ours, or any Llama in a format of FORMATS, or a Hugging Face repository's name.
+    """The model at `path`: a run, any Llama in a format of FORMATS, or the name of a Hugging Face repository.
 
     The weights keep the file's own dtype (if it has several, that of the embedding) unless `dtype` names another;
-    what is mapped from the file stays mapped. `device` is chosen when None; `tokenizer` is the path of another
-    tokenizer than the model's own. `quantize` has matrices in 8 or 4 bits ("int8", "int4"), but those that GGUF has in
-    Q8_0 or Q4_0 as they are; "file" keeps just those, on a CPU. `mapped` leaves weights as their file has them, each
-    `Mapped` or `Quantized` (llucid/arrays), if nothing else is asked for and llama.c can read them so: this is for
-    `llucid.generation` alone, which then imports PyTorch only if that pays.
-    Raises LlucidError for what is not there, not whole, or not a Llama.
+    what can be mapped from the file is mapped. `device` is chosen when None; `tokenizer` is the path of another
+    tokenizer than the model's own. `quantize` holds matrices in 8 or 4 bits ("int8", "int4"), except those that GGUF
+    has in Q8_0 or Q4_0, which stay so; "file" only keeps these, on a CPU. `mapped` leaves weights as NumPy's arrays
+    (llucid/arrays) if nothing else is asked for and llama.c can read them: for `llucid.generation`, which then imports
+    PyTorch only if that pays.
+    Raises LlucidError for what is not there, not whole, or not a Llama. The tokenizer is None if there is none.
     """
     if quantize not in (None, *get_args(Quantization)):
-        raise LlucidError(f"--quantize {quantize}: expected int8 or int4")
+        raise LlucidError(f"quantize={quantize}: expected int8 or int4")
     if mapped and dtype is None and quantize in (None, "file") and (device == "cpu" or (device is None and only_cpu())):
-        model = _opened(find(path), tokenizer, quantize is not None)
+        model = _open(find(path), tokenizer, quantize is not None)
         if all(leaf.dtype in KINDS for leaf in leaves(model.weights)):
             with ThreadPoolExecutor(threads()) as pool:  # NumPy releases the GIL while it copies
                 arrays = pool.map(lambda leaf: leaf.read(), leaves(model.weights))
@@ -142,10 +101,10 @@ def load(
     if dtype and not dtype.is_floating_point:
         raise LlucidError(f'dtype={dtype}: expected floating-point numbers; for others: quantize="int8" or "int4"')
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
-    kept = quantize is not None and (quantize != "file" or device.type == "cpu")
-    model = _opened(find(path), tokenizer, kept)
+    keep = quantize is not None and (quantize != "file" or device.type == "cpu")
+    model = _open(find(path), tokenizer, keep)
     dtype = dtype or dtype_of(model.weights.dtype)
-    if not kept:
+    if not keep:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
     from llucid.arrays.quantize import BITS, quantize_leaf
 
@@ -157,39 +116,47 @@ def load(
 
     weights = tree_map(read, model.weights)
     if bits and not any(isinstance(leaf, Quantized) for leaf in leaves(weights)):
-        raise LlucidError(f"--quantize {quantize}: no matrix of this model has rows of a multiple of 32 numbers")
+        raise LlucidError(f"quantize={quantize}: no matrix of this model has rows of a multiple of 32 numbers")
     return model._replace(weights=tree_map(lambda leaf: leaf.to(device, dtype), weights))
 
 
-def _opened(path: Path, tokenizer: str | Path | None, kept: bool = False) -> Model:
-    """The model at `path`, its weights Stored; `kept`, what the file has quantised stays so when it is read."""
-    _, room = room_of(path)
-    config = room.read_config(path)
-    opened = load_tokenizer(tokenizer) if tokenizer else room.read_tokenizer(path)
-    if opened.vocab_size > config.vocab_size and isinstance(opened, JsonTokenizer):
-        opened = opened.within(config.vocab_size)
-    if opened.vocab_size > config.vocab_size:
-        raise LlucidError(
-            f"{tokenizer or path}: this tokenizer has {opened.vocab_size} ids, but the model only {config.vocab_size}; "
-            "it belongs to another model"
-        )
+def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model:
+    """The model at `path`, its weights Stored; `keep`: what the file has quantised stays so when it is read."""
+    _, format = format_of(path)
+    config = format.read_config(path)
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
     chat_format = template if isinstance(template, str) else None
-    open_weights = getattr(room, "open_quantized", room.open_weights) if kept else room.open_weights
-    return Model(config, open_weights(path, config), opened, chat_format)
+    open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
+    return Model(config, open_weights(path, config), _tokenizer(path, format, config, tokenizer), chat_format)
+
+
+def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None) -> Tokenizer | None:
+    if other is None:
+        try:
+            tokenizer = format.read_tokenizer(path)
+        except NoTokenizer:
+            return None
+    else:
+        tokenizer = load_tokenizer(other)
+    if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, JsonTokenizer):
+        tokenizer = tokenizer.within(config.vocab_size)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise LlucidError(
+            f"{other or path}: this tokenizer has {tokenizer.vocab_size} ids, but the model only {config.vocab_size}; "
+            "it belongs to another model"
+        )
+    return tokenizer
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """What `llucid info` tells of the model at `path`, read from headers alone: facts by name, in order.
+    """What `llucid info` prints about the model at `path`, read from headers: facts by name, in order.
 
-    Raises LlucidError as `load` does, but for a tokenizer that is missing.
+    Raises LlucidError as `load` does.
     """
-    from llucid.presets import PRESETS
-
     path = find(path)
-    name, room = room_of(path)
-    config = room.read_config(path)
-    header = room.read_header(path).values()
+    name, format = format_of(path)
+    config = format.read_config(path)
+    header = format.read_header(path).values()
     same = [name for name, preset in PRESETS.items() if preset.config == config]
     facts = {
         "format": name,
@@ -199,18 +166,20 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = room.read_tokenizer_info(path)
+        tokenizer = format.read_tokenizer_info(path)
         facts["tokenizer"] = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
     except LlucidError as error:
         facts["tokenizer"] = f"none ({one_line(error)})"
     facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "nothing"
-    return facts | {item.name: str(getattr(config, item.name)) for item in fields(config)}
+    inferred = getattr(format, "inferred", lambda path: set[str]())(path)
+    note = dict.fromkeys(inferred, " (inferred: no file says it)")
+    return facts | {item.name: f"{getattr(config, item.name)}{note.get(item.name, '')}" for item in fields(config)}
 
 
 def size_of(path: Path) -> int:
     """Bytes of the files that hold the weights of the model at `path`."""
-    weight_files = getattr(room_of(path)[1], "weight_files", lambda file: [file])  # of rooms whose models are folders
+    weight_files = getattr(format_of(path)[1], "weight_files", lambda file: [file])
     return sum(file.stat().st_size for file in weight_files(path))
 
 
@@ -230,11 +199,11 @@ def save(
     format cannot hold.
     """
     if format not in FORMATS:
-        raise LlucidError(f"format {format!r} is not known; expected one of: {', '.join(FORMATS)}")
+        raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
-        raise LlucidError(f"--version {version}: only llama2c's format has versions")
+        raise LlucidError(f"version={version}: only llama2c's format has versions")
     choice = {} if version is None else {"version": version}
-    write: Callable[..., None] = _room(format).write
+    write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):
         with nullcontext(Path(out)) if is_occupied(Path(out)) else atomic_folder(Path(out)) as folder:
             write(folder, model, progress, dtype, **choice)
@@ -254,17 +223,17 @@ def convert(
 ) -> dict[str, tuple[object, object]]:
     """Writes the model at `path` to `out` in another format, one tensor in memory at a time.
 
-    Returns the numbers of the Config that the format could not say and that opening it will therefore guess, before and
-    after: Meta's has no context, none has the dropout. Raises LlucidError, before anything is written, if there is
-    something at `out`, and for what the format cannot hold.
+    Returns the numbers of the Config that the format cannot hold, so that opening the result will infer them: their
+    values before and after. Meta's has no context, none has the dropout. Raises LlucidError, before anything is
+    written, if there is something at `out`, and for what the format cannot hold.
     """
     out = Path(out)
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
-    model = _opened(find(path), tokenizer)
+    model = _open(find(path), tokenizer)
     weights = tree_map(lambda leaf: leaf.to(model.weights.dtype), model.weights)  # as in `load`
     model = model._replace(weights=weights)
     save(model, out, format, version=version, dtype=dtype, progress=progress)
-    before, after = model.config, room_of(out)[1].read_config(out)
+    before, after = model.config, format_of(out)[1].read_config(out)
     pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -6,7 +6,7 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,15 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays.dtypes import full_name, name_of_dtype
+from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.gguf_blocks import KINDS, WRITTEN, Kind
 from llucid.checkpoints.gguf_file import ALIGNMENT, Head, Part, encoded, entry_of, pieces_of, read_head
 from llucid.checkpoints.metadata import real, whole
-from llucid.checkpoints.pickles import first_bytes
 from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file
-from llucid.model import Header, Model, Progress, full_name, name_of_dtype, no_progress
+from llucid.files import atomic_file, first_bytes
+from llucid.model import Model
 from llucid.rope import slowdowns
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.info import TokenizerInfo
@@ -264,17 +265,31 @@ def read_tokenizer_info(path: Path) -> TokenizerInfo:
     """What the tokenizer inside is."""
     from llucid.tokenizers.gguf_vocabulary import read_info
 
-    return within(path, read_info, {"tokenizer.ggml.merges", "tokenizer.ggml.scores"})
+    return within(path, read_info)
 
 
-def within(path: Path, read: Callable[[dict[str, Any]], Found], needless: Collection[str] = ()) -> Found:
-    """What `read` makes of a file's keys about its tokenizer. Raises its LlucidError with the path."""
-    from llucid.tokenizers.gguf_vocabulary import TEMPLATE, WHOLE_JSON
-
-    head = read_head(path)
-    wanted = [key for key in head.fields if key.startswith(("tokenizer.ggml.", TEMPLATE)) or key == WHOLE_JSON]
+def within(path: Path, read: Callable[[Mapping[str, Any]], Found]) -> Found:
+    """What `read` makes of a file's keys. Raises its LlucidError with the path."""
     with prefix_errors(path):
-        return read({key: head.value(key) for key in wanted if key not in needless})
+        return read(Values(read_head(path)))
+
+
+class Values(Mapping[str, Any]):
+    """The values of a header by their keys, each read when it is asked for: what nobody needs takes no memory."""
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.head.fields:
+            raise KeyError(key)
+        return self.head.value(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.head.fields)
+
+    def __len__(self) -> int:
+        return len(self.head.fields)
 
 
 # --------------------------------------------------------------------------------------------- the room, writing
@@ -298,7 +313,10 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     parts = [part_of(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
     if isinstance(config.rope_scaling, RopeScaling):
         parts.append(Part(SLOWDOWNS, KINDS[0], torch.from_numpy(slowdowns(config).astype(np.float32))))
-    told = keys_of(config, parts[0].kind.name) | write_vocabulary(model.tokenizer, config.vocab_size)
+    vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp has it
+    if model.tokenizer:
+        vocabulary = write_vocabulary(model.tokenizer, config.vocab_size)
+    told = keys_of(config, parts[0].kind.name) | vocabulary
     total = sum(part.size for part in parts)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,14 +12,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llucid.arrays import Mapped
+from llucid.arrays.dtypes import checked_dtype, name_of_dtype
 from llucid.arrays.memory import release
+from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, alike, bare, gather, mapped, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
-from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, read_json, write_text_atomically
-from llucid.model import Header, Model, Progress, checked_dtype, name_of_dtype, no_progress
+from llucid.errors import LlucidError, note, prefix_errors
+from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
+from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -72,7 +74,7 @@ def heads_of(path: str, config: Config) -> int | None:
 # What a Llama has, by the keys of config.json that could say otherwise.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], None),
+    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
     "sliding_window": (None,),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
@@ -94,6 +96,8 @@ def read_config(path: Path) -> Config:
     """
     file = path / "config.json"
     told = read_json(file)
+    if told.get("quantization"):
+        raise LlucidError(f"{file}: this model was quantised by MLX, which llucid does not open; take the original")
     odd = [key for key, allowed in EXPECTED.items() if told.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(told[key])}" for key in odd)
@@ -190,10 +194,10 @@ def write_rope(scaling: Scaling | None) -> dict[str, Any]:
             return told | {"original_max_position_embeddings": told.pop("original_context")}
 
 
-def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str) -> None:
+def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtype: str) -> None:
     """Writes the `config.json` of `config`, with the RoPE numbers under the keys of transformers 4 and of 5."""
     rope = write_rope(config.rope_scaling)
-    bos = tokenizer.bos
+    bos, ends = (tokenizer.bos, sorted(tokenizer.stop_ids)) if tokenizer else (None, [])
     if bos is None and isinstance(tokenizer, JsonTokenizer):  # of no text, but what `generate` begins with on nothing
         bos = tokenizer.named("bos_token")
     told = {
@@ -216,7 +220,7 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer, dtype: str)
         "attention_bias": False,
         "mlp_bias": False,
         "bos_token_id": bos,
-        "eos_token_id": sorted(tokenizer.stop_ids) if len(tokenizer.stop_ids) > 1 else tokenizer.eos,
+        "eos_token_id": ends if len(ends) > 1 else tokenizer and tokenizer.eos,
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -233,38 +237,55 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 def weight_files(path: Path) -> list[Path]:
     """The files that the folder's weights are in. Raises LlucidError if there are none, or not all of an index."""
-    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-    if file is None:
-        raise LlucidError(f"{path}: there is a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
-    if file.suffix != ".json":
+    file, places = index_of(path)
+    if not places:
         return [file]
-    places = read_json(file).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise LlucidError(f"{file}: weight_map should say which file each tensor is in, and does not")
     for name in places.values():
         if Path(name).name != name or not (path / name).is_file():  # a name with a folder in it could lead anywhere
             raise LlucidError(f"{path / name}: there is no such file beside {file.name}, which names it")
     return [path / name for name in sorted(set(places.values()))]
 
 
+def index_of(path: Path) -> tuple[Path, dict[str, str]]:
+    """The file of the weights, or the index of several and the file that it names for each tensor."""
+    file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if file is None:
+        raise LlucidError(f"{path}: there is a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
+    if file.suffix != ".json":
+        return file, {}
+    places = read_json(file).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise LlucidError(f"{file}: weight_map should say which file each tensor is in, and does not")
+    return file, {bare(str(name)): place for name, place in places.items()}
+
+
 def read_entries(path: Path) -> dict[str, Stored]:
-    """Every tensor in the folder, unread. Raises LlucidError if one is in two files."""
+    """Every tensor in the folder, unread, from the file that the index names. Names of a LlamaModel without its head
+    get the prefix that they have in a LlamaForCausalLM.
+
+    Raises LlucidError if a tensor is in two files and the index does not choose.
+    """
+    _, places = index_of(path)
     entries: dict[str, Stored] = {}
     for file in weight_files(path):
         found = safetensors_entries(file) if file.suffix == ".safetensors" else entries_of(read_pickle(file), file)
+        found = {name: entry for name, entry in found.items() if places.get(name, file.name) == file.name}
         if twice := entries.keys() & found.keys():
             raise LlucidError(f"{file}: {min(twice)} is in another file beside it as well")
         entries |= found
+    if "embed_tokens.weight" in entries:
+        return {name if name.startswith("lm_head") else f"model.{name}": entry for name, entry in entries.items()}
     return entries
 
 
 def safetensors_entries(file: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file."""
     names = {short: name for name, short in SAFETENSORS.items()}
+    refuse_pointer(file)
     try:
         with safe_open(file, framework="np"), open(file, "rb") as opened:  # the library checks what the header says
             start = 8 + int.from_bytes(opened.read(8), "little")
-            header = json.loads(opened.read(start - 8))
+            header = parse_json(opened.read(start - 8), file)
         numbers = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch wants it; the file does not change
 
         def entry(told: dict[str, Any]) -> Stored:
@@ -292,11 +313,14 @@ def open_weights(path: Path, config: Config) -> Weights:
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
     if config.tied_embeddings and head and not embedding:  # as safetensors itself saves a model: the first name stays
         entries[NAMES["embedding"]] = head
-    twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
-    if config.tied_embeddings and twins and not alike(*twins):
-        raise LlucidError(
-            f"{path}: {NAMES['output']} differs from {NAMES['embedding']}, though config.json says tie_word_embeddings"
-        )
+    idle = {name for name in entries if name.startswith("v_head.")}  # of a value function (trl): no part of the Llama
+    if config.tied_embeddings:
+        idle.add(NAMES["output"])
+        twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
+        if twins and not alike(*twins):
+            note(f"{path}: {NAMES['output']} is not used, since config.json says tie_word_embeddings")
+    if any(name.startswith("v_head.") for name in idle):
+        note(f"{path}: v_head is not used; it is not a part of a Llama")
 
     def in_pairs(path: str, array: Mapped) -> Mapped:
         heads = heads_of(path, config)
@@ -306,7 +330,6 @@ def open_weights(path: Path, config: Config) -> Weights:
         release(array.numbers)  # so that the old order does not stay in memory, too
         return paired
 
-    idle = {NAMES["output"]} if config.tied_embeddings else set[str]()
     return gather(config, entries, name_of, str(path), in_pairs, idle)
 
 
@@ -353,6 +376,7 @@ def write_weights(
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes a folder that transformers opens: `config.json`, `model.safetensors` and the tokenizer's files."""
     kind = checked_dtype(dtype)
-    model.tokenizer.save(out)
+    if model.tokenizer:
+        model.tokenizer.save(out)
     write_config(out, model.config, model.tokenizer, kind or name_of_dtype(model.weights.dtype))
     write_weights(out, model.weights, model.config, kind, progress)

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llucid.arrays import Mapped
+from llucid.arrays.dtypes import full_name
 from llucid.checkpoints import meta
+from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import real, whole
-from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, first_bytes, is_archive, read_pickle
+from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, is_archive, read_pickle
 from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, naming
-from llucid.model import Header, Model, Progress, full_name, no_progress
-from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.files import atomic_file, first_bytes, naming
+from llucid.model import Model
+from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves, shapes
 
@@ -35,6 +37,8 @@ MAGIC = 0x616B3432
 SEVEN = struct.Struct("<7i")
 """dim, ffn_dim, layers, heads, kv_heads, vocab_size, context."""
 GROUP = 64
+MOST_LAYERS = 2**12
+"""More than any Llama has: their names alone would take many times the memory of a file with tiny layers."""
 
 _ATTENTION = tuple(f"blocks.N.attention.{name}" for name in ("query", "key", "value", "output"))
 _FEED_FORWARD = tuple(f"blocks.N.feed_forward.{name}" for name in ("gate", "down", "up"))
@@ -105,8 +109,9 @@ def read_head(data: bytes, place: Path) -> Head:
     dim, ffn, layers, heads, kv_heads, vocab, context = numbers
     if version == 0 and vocab < 0:
         vocab, shared = -vocab, False
-    if not 0 < dim < 2**20 or not 0 < heads <= dim:
-        raise LlucidError(f"{place}: not a file of llama2.c; its header says dim={dim} and heads={heads}")
+    if not 0 < dim < 2**20 or not 0 < heads <= dim or layers > MOST_LAYERS:
+        numbers = f"dim={dim}, heads={heads} and layers={layers}"
+        raise LlucidError(f"{place}: not a file of llama2.c; its header says {numbers}")
     try:
         config = Config(
             dim=dim,
@@ -334,11 +339,12 @@ def angles(config: Config) -> bytes:
 
 
 @contextmanager
-def beside(folder: Path, tokenizer: Tokenizer) -> Generator[None]:
-    """Leaves `tokenizer.bin`, or `tokenizer.json` for what llama2.c's format cannot hold, in the folder once all that
-    is done meanwhile has been done.
+def beside(folder: Path, tokenizer: Tokenizer | None) -> Generator[None]:
+    """Leaves `tokenizer.bin`, or `tokenizer.json` for what llama2.c's format cannot hold, in the folder once the body
+    has run.
 
-    Raises LlucidError, at the beginning, if there is another tokenizer's in the folder.
+    Raises LlucidError, at the beginning, if the folder holds another tokenizer, which one of the two models would be
+    read with.
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 
@@ -346,16 +352,17 @@ def beside(folder: Path, tokenizer: Tokenizer) -> Generator[None]:
     try:
         with naming(unfinished, folder):
             unfinished.mkdir(exist_ok=True)
-            try:
-                to_llama2c(tokenizer).write(unfinished / "tokenizer.bin")
-            except LlucidError:
-                tokenizer.save(unfinished)
+            if tokenizer:
+                try:
+                    to_llama2c(tokenizer).write(unfinished / "tokenizer.bin")
+                except LlucidError:
+                    tokenizer.save(unfinished)
         files = sorted(unfinished.iterdir())
-        for file in files:
-            there = folder / file.name
-            if there.is_file() and there.read_bytes() != file.read_bytes():
+        contents = {file.name: file.read_bytes() for file in files}
+        for there in (folder / name for name in {*FILES, *contents}):
+            if there.is_file() and there.read_bytes() != contents.get(there.name):
                 raise LlucidError(
-                    f"{there}: is that of another model, or of this one in other words; write to another folder"
+                    f"{there}: is the tokenizer of another model, or this one in another form; write to another folder"
                 )
         yield
         for file in files:

@@ -2,20 +2,24 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llucid.arrays import Mapped
+from llucid.arrays.dtypes import checked_dtype
 from llucid.arrays.memory import release
+from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Leaf, Stored, alike, gather, renamed
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
-from llucid.model import Header, Model, Progress, checked_dtype, no_progress
+from llucid.model import Model
+from llucid.presets import PRESETS, Preset
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import write_beside
 from llucid.tokenizers.info import TokenizerInfo, read_info
@@ -105,14 +109,27 @@ def join(path: Path, name: str, parts: list[Stored], dim: int) -> Stored:
 
 
 def read_config(path: Path) -> Config:
-    """The Config of a folder, from `params.json` and, for what is not in it, the shapes of the tensors.
+    """The Config of a folder, from `params.json` and, for what is not in it, the tensors.
 
-    The width of the feed-forward and the size of the vocabulary are those of the tensors; so is tying: the output
-    matrix is absent, or equal to the embedding. The context is in no file of Meta's. It is max_seq_len where
-    somebody added that, else what Meta trained the model for that these numbers are of: 131,072 with scaled RoPE
-    (3.1 on), 16,384 with a base of 10⁶ (Code Llama), 8,192 with one of 500,000 (3), 2,048 with an epsilon of 1e-6 or
-    64 ungrouped heads (Llama 1, of which 65B has no such epsilon), else 4,096 (Llama 2, but for the first downloads
-    of 7B-chat, which say 1e-6 too). Raises LlucidError for keys of other models.
+    The width of the feed-forward, the size of the vocabulary and tying are those of the tensors: a tied output matrix
+    is absent, or equal to the embedding. What no file says is inferred (`inferred`). Raises LlucidError for keys of
+    other models.
+    """
+    return read(path)[0]
+
+
+def inferred(path: Path) -> set[str]:
+    """The numbers of the Config that no file of the folder says."""
+    return read(path)[1]
+
+
+def read(path: Path) -> tuple[Config, set[str]]:
+    """The Config of a folder, and which of its numbers are inferred: those of the published model of these sizes.
+
+    For other sizes, the scaling factor is 32 with tied embeddings (Llama 3.2), else 8 (3.1). The context is 131,072
+    with scaled RoPE, 16,384 with a base of 10⁶ (Code Llama), 8,192 with one of 500,000 (3), 2,048 with an epsilon of
+    1e-6 or 64 ungrouped heads (Llama 1, of which 65B has no such epsilon), else 4,096 (Llama 2, but for the first
+    downloads of 7B-chat, which say 1e-6 too).
     """
     file = path / "params.json"
     told = {key: value for key, value in read_json(file).items() if value is not None}
@@ -120,15 +137,14 @@ def read_config(path: Path) -> Config:
         raise LlucidError(f"{file}: {min(unknown)} is no number of a Llama that llucid opens")
     dim, heads, eps = whole(told, "dim", file), whole(told, "n_heads", file), real(told, "norm_eps", file)
     kv_heads, theta = whole(told, "n_kv_heads", file, heads), real(told, "rope_theta", file, 10_000.0)
-    factor = real(told, "rope_scaling_factor", file, SCALING.factor)
-    scaled = bool(told.get("use_scaled_rope", False))
-    guess = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
     entries = read_entries(path, dim)
     vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
     if whole(told, "vocab_size", file, -1) not in (-1, vocab):
         raise LlucidError(f"{file}: vocab_size is {told['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
+    scaled, tied = bool(told.get("use_scaled_rope", False)), NAMES["output"] not in entries
+    context = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
     with prefix_errors(file):
-        return Config(
+        config = Config(
             dim=dim,
             layers=whole(told, "n_layers", file),
             heads=heads,
@@ -136,12 +152,27 @@ def read_config(path: Path) -> Config:
             head_dim=head_width(dim, max(1, heads)),
             ffn_dim=ffn,
             vocab_size=vocab,
-            context=whole(told, "max_seq_len", file, 131_072 if scaled else guess),
+            context=131_072 if scaled else context,
             norm_eps=eps,
             rope_theta=theta,
-            rope_scaling=RopeScaling(factor=factor) if scaled else None,
-            tied_embeddings=NAMES["output"] not in entries,
+            rope_scaling=RopeScaling(factor=32.0 if tied else 8.0) if scaled else None,
+            tied_embeddings=tied,
         )
+        config = next((preset.config for preset in PRESETS.values() if alike_but_for_inferred(preset, config)), config)
+        guessed = {"context", "rope_scaling"} if scaled else {"context"}
+        if "max_seq_len" in told:
+            config = replace(config, context=whole(told, "max_seq_len", file))
+            guessed -= {"context"}
+        if scaled and "rope_scaling_factor" in told:
+            config = replace(config, rope_scaling=RopeScaling(factor=real(told, "rope_scaling_factor", file)))
+            guessed -= {"rope_scaling"}
+    return config, guessed
+
+
+def alike_but_for_inferred(preset: Preset, config: Config) -> bool:
+    """Whether the numbers that a params.json says are those of a preset."""
+    theirs = replace(preset.config, context=config.context, rope_scaling=config.rope_scaling)
+    return theirs == config and bool(preset.config.rope_scaling) == bool(config.rope_scaling)
 
 
 def rows(entries: dict[str, Stored], name: str, path: Path) -> int:
@@ -219,7 +250,7 @@ def write_params(out: Path, config: Config) -> None:
     told |= ffn_recipe(config.dim, config.ffn_dim)
     if config.rope_scaling:
         told["use_scaled_rope"] = True
-        if config.rope_scaling.factor != SCALING.factor:
+        if config.tied_embeddings or config.rope_scaling.factor != SCALING.factor:  # so that none has to be inferred
             told["rope_scaling_factor"] = config.rope_scaling.factor
     write_text_atomically(out / "params.json", json.dumps(told, indent=2) + "\n")
 
@@ -244,6 +275,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     kind = checked_dtype(dtype)
     tensors: dict[str, Leaf] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
     tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code knows no tying: it reads both
-    write_tokenizer(out, model.tokenizer)
+    if model.tokenizer:
+        write_tokenizer(out, model.tokenizer)
     write_params(out, model.config)
     write_pickle(out / "consolidated.00.pth", tensors, kind, progress)

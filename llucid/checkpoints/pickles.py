@@ -9,15 +9,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
+from zipfile import ZIP_STORED, ZipFile, ZipInfo, _EndRecData  # pyright: ignore
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays.dtypes import dtype_of, name_of_dtype
+from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, bare, mapped, tensor_of
 from llucid.errors import LlucidError
-from llucid.files import atomic_file
-from llucid.model import Progress, dtype_of, name_of_dtype
+from llucid.files import atomic_file, first_bytes, refuse_pointer
 
 STORAGES = {
     "torch.DoubleStorage": "float64",
@@ -38,6 +39,10 @@ HARMLESS = re.compile(
     r"|torch\.(Size|bool|(float|bfloat|int|uint)\d+)"
 )
 """The names that a file of tensors needs. None is ever imported."""
+
+
+LARGEST_DIRECTORY = 2**22
+"""Bytes of an archive's list of contents: that of the largest Llama takes a tenth."""
 
 
 class Name(NamedTuple):
@@ -63,12 +68,6 @@ def is_archive(file: Path) -> bool:
     return file.is_file() and first_bytes(file, 4) == b"PK\x03\x04"
 
 
-def first_bytes(file: Path, count: int) -> bytes:
-    """At most `count` bytes."""
-    with open(file, "rb") as opened:
-        return opened.read(count)
-
-
 class Archive:
     """An archive of PyTorch's, open. Raises LlucidError unless it is plain, so that no size in it is a lie, and its
     pickle is small beside its numbers: a byte of a hostile one can take sixty in memory."""
@@ -76,6 +75,10 @@ class Archive:
     def __init__(self, file: Path) -> None:
         size = file.stat().st_size
         self.file = file
+        with open(file, "rb") as opened:
+            end: Any = _EndRecData(opened)
+        if end and end[5] > LARGEST_DIRECTORY:  # of which each byte takes twelve in memory
+            raise LlucidError(f"{file}: its list of contents takes {end[5]:,} bytes; the file is damaged")
         with ZipFile(file) as archive:
             members = archive.infolist()
             if (
@@ -112,9 +115,11 @@ class Archive:
             raise LlucidError(f"{self.file}: a tensor is of more numbers than are in the file for it")
 
         def bits() -> NDArray[Any]:
-            header = bytes(self.mapped[max(0, member.header_offset) :][:30])
+            if 0 in shape:
+                return np.empty(shape, f"<i{width}")
+            header = bytes(self.mapped[member.header_offset :][:30])
             begin = member.header_offset + 30 + sum(struct.unpack_from("<HH", header.ljust(30), 26))
-            if header[:4] != b"PK\3\4" or begin + member.file_size > len(self.mapped):
+            if member.header_offset < 0 or header[:4] != b"PK\3\4" or begin + member.file_size > len(self.mapped):
                 raise LlucidError(f"{self.file}: truncated: {member.filename} is not all there")
             strides = [step * width for step in stride]
             return np.ndarray(shape, f"<i{width}", self.mapped, begin + offset * width, strides)
@@ -128,6 +133,7 @@ def read_pickle(file: Path) -> Any:
     Raises LlucidError for a file that is damaged, calls anything that building tensors does not need, or has tensors
     of more numbers than are in it.
     """
+    refuse_pointer(file)
     if not is_archive(file):
         old = "; save it again with torch.save" if first_bytes(file, 1) == b"\x80" else ""
         raise LlucidError(f"{file}: not a file of PyTorch's since version 1.6{old}")
@@ -159,11 +165,11 @@ def unpickled(archive: Archive) -> Any:
 
     for code, argument, _ in pickletools.genops(archive.pickle):
         match code.name:
-            case "PROTO" | "STOP":
+            case "PROTO" | "FRAME" | "STOP":
                 pass
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[code.name])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
                 stack.append(argument)
             case "EMPTY_DICT":
                 stack.append({})
@@ -191,12 +197,15 @@ def unpickled(archive: Archive) -> Any:
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(Name(str(argument).replace(" ", ".")))
-                if not HARMLESS.fullmatch(stack[-1].name):
-                    raise LlucidError(f"{archive.file}: refused, because opening it would call {stack[-1].name}")
+                stack.append(harmless(str(argument).replace(" ", "."), archive.file))
+            case "STACK_GLOBAL":
+                name = stack.pop()
+                stack.append(harmless(f"{stack.pop()}.{name}", archive.file))
             case "BINPERSID":
                 stack.append(archive.storage(*stack.pop()))
             case "REDUCE":
@@ -215,6 +224,13 @@ def unpickled(archive: Archive) -> Any:
             case _:
                 raise ValueError(f"its pickle has {code.name}, which torch.save does not write")
     return stack.pop()
+
+
+def harmless(name: str, file: Path) -> Name:
+    """The name of what a pickle would call. Raises LlucidError if a file of tensors does not need it."""
+    if not HARMLESS.fullmatch(name):
+        raise LlucidError(f"{file}: refused, because opening it would call {name}")
+    return Name(name)
 
 
 def entries_of(state: Any, file: Path) -> dict[str, Stored]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from llucid.arrays import Mapped, Quantized
+from llucid.arrays.dtypes import dtype_of
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.model import dtype_of
 from llucid.weights import Weights, assemble, shapes
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def gather(
         if found.dtype not in NUMBERS:
             raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(NUMBERS)}")
     for name in entries.keys() - expected.keys() - set(ignored):
-        if not name.endswith("rotary_emb.inv_freq"):  # angles in some old files: they follow from the config
+        if not re.search(r"rotary_emb\.(inv_freq|(cos|sin)_cached)$", name):  # in some old files: the config says it
             raise LlucidError(f"{place}: {name} {list(entries[name].shape)} is no tensor of the Llama described here")
 
     def leaf(path: str, shape: tuple[int, ...]) -> Stored:

@@ -128,6 +128,6 @@ class Look(ModelOptions):
             return read_text(self.text)
         for text in TEXTS if has_tokenizer(model) else ():
             with contextlib.suppress(LlucidError):
-                model.tokenizer.encode(text)
+                model.text().encode(text)
                 return text
         return [0, 1, 0, 1]

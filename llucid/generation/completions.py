@@ -129,7 +129,7 @@ def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> 
     for prompt in prompts:
         requests.append(
             Request(
-                prompt_ids(model.tokenizer, prompt),
+                prompt_ids(model.text(), prompt),
                 sampling,
                 generator(seed, stream=before[prompt]),
                 stops=lambda token: False,
@@ -140,4 +140,4 @@ def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> 
         )
         before[prompt] += 1
     batch = Batch(model, options.get("memory"), options.get("statistics"))
-    return stream(batch, requests, model.tokenizer, options.get("stop", ()))
+    return stream(batch, requests, model.text(), options.get("stop", ()))

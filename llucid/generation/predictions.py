@@ -34,10 +34,10 @@ def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
     """
     if top_k < 1:
         raise LlucidError(f"top_k={top_k}: must be at least 1")
-    ids = prompt_ids(model.tokenizer, text)
+    ids = prompt_ids(model.text(), text)
     probabilities = np.asarray(softmax(Batch(model).read(ids)).tolist())
     best: list[int] = np.argsort(-probabilities, kind="stable")[:top_k].tolist()
-    texts = {token: token_text(model.tokenizer, ids, token) for token in best}
+    texts = {token: token_text(model.text(), ids, token) for token in best}
     return [Prediction(text, token, float(probabilities[token])) for token, text in texts.items()]
 
 

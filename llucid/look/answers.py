@@ -246,7 +246,7 @@ class Answers:
         told = held._asdict() | {"id": reading}
         del told["ids"]
         if held.text is None and has_tokenizer(found.model):
-            told["text"] = found.model.tokenizer.decode(held.ids)
+            told["text"] = found.model.text().decode(held.ids)
         log_p = found.logits.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).nan_to_num(0).sum(-1)
         ids = torch.tensor(held.ids[1:], device=log_p.device)

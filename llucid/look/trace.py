@@ -283,7 +283,7 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
             raise LlucidError("the text is empty; give at least one character, or ids")
         if not has_tokenizer(model):
             raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
-        ids = prompt_ids(model.tokenizer, text_or_ids)
+        ids = prompt_ids(model.text(), text_or_ids)
     else:
         ids = [int(token) for token in text_or_ids]
         if not ids:
@@ -298,18 +298,18 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
 
 def has_tokenizer(model: Model) -> bool:
     """Whether texts can be given."""
-    return model.tokenizer is not None  # pyright: ignore[reportUnnecessaryComparison]
+    return model.tokenizer is not None
 
 
 def piece(model: Model, token: int) -> str:
     """The text of a token, the name of a special one, the bytes of a part of a character as `<0xE2 0x82>`, and `<123>`
     for one that has none of these."""
-    if not has_tokenizer(model) or token >= model.tokenizer.vocab_size:
+    if not has_tokenizer(model) or token >= model.text().vocab_size:
         return f"<{token}>"
-    for name, number in model.tokenizer.special.items():
+    for name, number in model.text().special.items():
         if number == token:
             return name
-    raw = model.tokenizer.piece(token)
+    raw = model.text().piece(token)
     try:
         return raw.decode() or f"<{token}>"
     except UnicodeDecodeError:

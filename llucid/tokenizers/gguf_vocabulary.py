@@ -11,7 +11,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from llucid.errors import LlucidError, shown
+from llucid.errors import LlucidError, NoTokenizer, shown
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.info import TokenizerInfo, info_of
@@ -147,8 +147,8 @@ def read_info(keys: Mapping[str, Any]) -> TokenizerInfo:
 
 
 def _unknown(model: object) -> LlucidError:
-    if model is None:
-        return LlucidError("there is no tokenizer inside; give the path of one, as in tokenizer=PATH")
+    if model in (None, "no_vocab"):
+        return NoTokenizer("there is no tokenizer inside; give the path of one, as in tokenizer=PATH")
     return LlucidError(f"tokenizer.ggml.model {shown(model)} is not supported; llama and gpt2 are")
 
 

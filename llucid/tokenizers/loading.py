@@ -5,7 +5,7 @@ import mmap
 import os
 from pathlib import Path
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, NoTokenizer
 from llucid.files import read_json
 from llucid.tokenizers.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ def tokenizer_file(path: Path) -> Path:
     """The file of the tokenizer saved at `path`, a file or a folder. Raises LlucidError if there is none."""
     file = next((path / name for name in FILES if (path / name).is_file()), path / FILES[0]) if path.is_dir() else path
     if not file.is_file():
-        raise LlucidError(f"{file}: there is no tokenizer here; give the path of one, as in tokenizer=PATH")
+        raise NoTokenizer(f"{file}: there is no tokenizer here; give the path of one, as in tokenizer=PATH")
     return file
 
 

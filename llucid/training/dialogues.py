@@ -131,8 +131,8 @@ def answer(model: Model, opening: Messages, max_tokens: int, seed: int) -> str:
     """A question and the model's answer; empty if there is no question."""
     if not opening:
         return ""
-    format = known_format(model.chat_format, model.tokenizer)
-    tokenizer = ending_turns(model.tokenizer, format)
+    format = known_format(model.chat_format, model.text())
+    tokenizer = ending_turns(model.text(), format)
     ids = encode_dialog(opening, tokenizer, format)
     request = Request(ids, Sampling(), generator(seed), lambda token: False, max_tokens, "stop")
     pieces = stream(Batch(model), [request], tokenizer)

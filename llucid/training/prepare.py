@@ -55,7 +55,7 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     corpus = open_text(settings, report)
     if settings.base:
         base = load(settings.base, device="cpu", tokenizer=tokenizer_of_base)
-        tokenizer, config = base.tokenizer, settings.rebased(base.config)
+        tokenizer, config = base.text(), settings.rebased(base.config)
         if settings.chat:
             tokenizer = with_llama3_template(tokenizer, f"base={settings.base}")
         # Cloned, because those of a file are mapped from it.

@@ -174,7 +174,7 @@ def test_a_quantised_file_is_held_as_it_is(name: str, tmp_path: Path) -> None:
 
 def test_what_cannot_be_quantised_at_all_is_told(tmp_path: Path) -> None:
     save(model_of(replace(CONFIGS["one for two"], dim=60, head_dim=10, ffn_dim=44)), tmp_path / "a.gguf", "gguf")
-    with pytest.raises(LlucidError, match="--quantize int4: no matrix of this model has rows of a multiple of 32"):
+    with pytest.raises(LlucidError, match="quantize=int4: no matrix of this model has rows of a multiple of 32"):
         load(tmp_path / "a.gguf", device="cpu", quantize="int4")
 
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llucid.checkpoints import room_of, save
+from llucid.checkpoints import format_of, save
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.weights import leaves, shapes, tree_map
@@ -50,7 +50,7 @@ def attempt(path: Path, size: int) -> bool:
     said, config, header, weights = "", TINY, {}, None
     with limited(2 * size + SLACK):
         try:
-            name, room = room_of(path)
+            name, room = format_of(path)
             config = room.read_config(path)
             header = room.read_header(path)
             weights = tree_map(lambda leaf: leaf.read().tensor(), room.open_weights(path, config))

@@ -338,7 +338,7 @@ def test_strict_both_ways(damage: Any, said: str, folder: Path) -> None:
         load(folder, device="cpu")
 
 
-def test_an_output_beside_a_tied_embedding_must_equal_it(tmp_path: Path) -> None:
+def test_an_output_beside_a_tied_embedding_must_equal_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(CONFIGS["one for all, tied"])
     save(model, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
@@ -348,8 +348,9 @@ def test_an_output_beside_a_tied_embedding_must_equal_it(tmp_path: Path) -> None
     assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
     tensors[OUTPUT][3, 3] += 1
     save_file(tensors, file)
-    with pytest.raises(LlucidError, match=r"lm_head\.weight differs"):
-        load(tmp_path / "model", device="cpu")
+    assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
+    assert "note: " in (said := capsys.readouterr().err)
+    assert said.endswith("lm_head.weight is not used, since config.json says tie_word_embeddings\n")
 
 
 @pytest.mark.parametrize(
@@ -374,10 +375,44 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder / "part-1.safetensors")
     save_file({NORM: tensors[NORM]}, folder / "part-2.safetensors")
-    places = {OUTPUT: "part-1.safetensors", NORM: "part-2.safetensors"}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {OUTPUT: "part-1.safetensors", "other": "part-2.safetensors"}}))
     with pytest.raises(LlucidError, match=r"part-2\.safetensors: model\.norm\.weight is in another file beside it"):
         load(folder, device="cpu")
+    for chosen in ("part-1.safetensors", "part-2.safetensors"):
+        save_file({NORM: tensors[NORM] + 1}, folder / "part-2.safetensors")
+        places = {OUTPUT: "part-1.safetensors", "other": "part-2.safetensors", NORM: chosen}
+        index.write_text(json.dumps({"weight_map": places}))
+        norm = load(folder, device="cpu").weights.norm
+        assert torch.equal(norm, tensors[NORM] + (chosen == "part-2.safetensors"))
+
+
+def test_tensors_beside_the_llama_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value head of trl's, and angles that old versions saved."""
+    model = model_of(CONFIGS["one for two"])
+    save(model, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors |= {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
+    tensors["model.layers.0.self_attn.rotary_emb.cos_cached"] = torch.ones(9, 8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert same(load(tmp_path, device="cpu").weights, model.weights)
+    assert "v_head is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_llama_model_without_its_head(tied: bool, tmp_path: Path) -> None:
+    """As transformers' LlamaModel saves itself."""
+    model = model_of(CONFIGS["one for all, tied" if tied else "one for two"])
+    save(model, tmp_path)
+    retell(tmp_path, architectures=["LlamaModel"])
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop(OUTPUT, None)
+    save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    if tied:
+        assert same(load(tmp_path, device="cpu").weights, model.weights)
+    else:
+        with pytest.raises(LlucidError, match=r"lm_head.weight is missing"):
+            load(tmp_path, device="cpu")
 
 
 def test_a_model_of_several_dtypes_gets_that_of_its_embedding(tmp_path: Path) -> None:

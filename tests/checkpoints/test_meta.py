@@ -16,11 +16,13 @@ import torch
 from llucid.checkpoints import Model, convert, describe, load, meta, save
 from llucid.checkpoints.huggingface import halves_from_pairs, pairs_from_halves, read_entries
 from llucid.checkpoints.pickles import read_pickle
+from llucid.checkpoints.tensors import Stored
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.presets import PRESETS
 from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.weights import shapes
 from tests.checkpoints.models import model_of, same, write_shards
 from tests.configs import CONFIGS
 from tests.tokenizers.texts import TALE, sentencepiece_model, small_sentencepiece
@@ -181,6 +183,37 @@ def test_tied_is_absent_or_equal(output: str, expected: bool, tmp_path: Path) ->
 def test_what_params_say_and_do_not_say(params: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
     retell(folder, **params)
     assert meta.read_config(folder) == replace(SMALL, **expected)
+
+
+@pytest.mark.parametrize(("tied", "factor"), [(True, 32.0), (False, 8.0)])
+def test_the_scaling_of_llama_3_2_is_told_apart_by_its_tied_embeddings(
+    tied: bool, factor: float, tmp_path: Path
+) -> None:
+    """Its params.json says use_scaled_rope and no factor, as that of 3.1 does."""
+    model = model_of(replace(SMALL, tied_embeddings=tied))
+    write_shards(tmp_path / "model", model, 1, 0, rope_theta=5e5, use_scaled_rope=True)
+    assert meta.read_config(tmp_path / "model").rope_scaling == RopeScaling(factor=factor)
+    facts = describe(tmp_path / "model")
+    assert facts["rope_scaling"] == f"{RopeScaling(factor=factor)} (inferred: no file says it)"
+    assert facts["context"] == "131072 (inferred: no file says it)"
+    assert facts["rope_theta"] == "500000.0"
+    found = convert(tmp_path / "model", tmp_path / "again", "meta")
+    assert not found
+    retell(tmp_path / "model", rope_scaling_factor=4, max_seq_len=9)
+    assert "inferred" not in str(describe(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("llama-")])
+def test_what_is_inferred_is_that_of_the_published_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From all that Meta's own files say: params.json, and the shapes of the tensors."""
+    expected = PRESETS[name].config
+    told = dict(dim=expected.dim, n_layers=expected.layers, n_heads=expected.heads, n_kv_heads=expected.kv_heads)
+    told |= dict(norm_eps=expected.norm_eps, rope_theta=expected.rope_theta, vocab_size=-1)
+    told |= dict(use_scaled_rope=True) if expected.rope_scaling else {}
+    entries = {meta.name_of(path): Stored(shape, "bfloat16", pytest.fail) for path, shape in shapes(expected).items()}
+    monkeypatch.setattr(meta, "read_json", lambda file: told)
+    monkeypatch.setattr(meta, "read_entries", lambda path, dim: entries)
+    assert meta.read_config(Path("model")) == expected
 
 
 @pytest.mark.parametrize(("kv_heads", "context"), [(64, 2048), (8, 4096)])

@@ -27,12 +27,12 @@ from llucid.checkpoints import (
     only_cpu,
     save,
 )
+from llucid.checkpoints.format import Progress
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.tensors import Stored, alike, mapped
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
-from llucid.model import Progress
 from llucid.presets import PRESETS
 from llucid.weights import count, leaves, tree_map
 from tests.checkpoints.models import model_of, same
@@ -128,7 +128,7 @@ def test_convert_says_what_is_lost_and_refuses_what_is_there(tmp_path: Path) -> 
     assert convert(tmp_path / "hf", tmp_path / "meta", "meta") == {"context": (64, 2048)}
     with pytest.raises(LlucidError, match="something is there already"):
         convert(tmp_path / "hf", tmp_path / "meta", "huggingface")
-    with pytest.raises(LlucidError, match="is not known; expected one of: huggingface, meta, llama2c, gguf"):
+    with pytest.raises(LlucidError, match="format='onnx': expected one of huggingface, meta, llama2c, gguf"):
         convert(tmp_path / "hf", tmp_path / "out", "onnx")
 
 
@@ -173,7 +173,7 @@ def test_another_models_tokenizer_is_not_overwritten(tmp_path: Path) -> None:
     save(model_of(TINY), tmp_path / "a.bin", "llama2c")
     save(model_of(TINY, seed=1), tmp_path / "b.bin", "llama2c")
     kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(LlucidError, match="is that of another model, or of this one in other words"):
+    with pytest.raises(LlucidError, match="is the tokenizer of another model, or this one in another form"):
         save(model_of(replace(TINY, vocab_size=49)), tmp_path / "c.bin", "llama2c")
     assert kept == {file: file.read_bytes() for file in tmp_path.iterdir()}
 

@@ -1,0 +1,41 @@
+"""The names of dtypes."""
+
+from typing import TYPE_CHECKING
+
+from llucid.errors import LlucidError
+
+if TYPE_CHECKING:  # importing PyTorch takes a second, and headers are read without it
+    import torch
+
+
+def choose_dtype(name: str | None) -> "torch.dtype | None":
+    """PyTorch's float32, bfloat16 or float16; None stays None. Raises LlucidError for any other name."""
+    checked = checked_dtype(name)
+    return None if checked is None else dtype_of(checked)
+
+
+def checked_dtype(name: str | None) -> str | None:
+    """float32, bfloat16 or float16, however it is spelled; None stays None. Raises LlucidError for any other name."""
+    if name is not None and full_name(name) not in ("float32", "bfloat16", "float16"):
+        raise LlucidError(f"dtype={name}: expected float32, bfloat16 or float16")
+    return None if name is None else full_name(name)
+
+
+def dtype_of(name: str) -> "torch.dtype":
+    """PyTorch's dtype of this name."""
+    import torch
+
+    return getattr(torch, name)
+
+
+def full_name(dtype: str) -> str:
+    """float32 for F32 and fp32, and so on; any other name in lower case."""
+    for name, short in (("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f16")):
+        if dtype.lower() in (name, short, short.replace("f", "fp")):
+            return name
+    return dtype.lower()
+
+
+def name_of_dtype(dtype: "torch.dtype | str") -> str:
+    """float32 and so on."""
+    return str(dtype).removeprefix("torch.")

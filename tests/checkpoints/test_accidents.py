@@ -1,0 +1,148 @@
+"""Common accidents with files are named for what they are, and models without a tokenizer open."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from llucid import generate
+from llucid.checkpoints import convert, describe, find, load, save
+from llucid.errors import LlucidError
+from llucid.tokenizers.characters import Characters
+from tests.checkpoints.models import model_of, same
+from tests.configs import CONFIGS
+from tests.tokenizers.texts import small_sentencepiece
+
+CONFIG = replace(CONFIGS["one key head a query head"])
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4\n"
+FORMATS = {"huggingface": "model", "meta": "model", "llama2c": "model.bin", "gguf": "model.gguf"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "consolidated.00.pth", "model.bin", "model.gguf"])
+def test_a_pointer_of_git_lfs(name: str, tmp_path: Path) -> None:
+    path = tmp_path
+    if name == "model.safetensors":
+        save(model_of(CONFIG), path)
+    elif name == "consolidated.00.pth":
+        save(model_of(CONFIG), path, "meta")
+    else:
+        path = tmp_path / name
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(LlucidError, match=rf"{name}: is only a pointer .* fetch the file with: git lfs pull"):
+        load(path, device="cpu")
+
+
+def test_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(LlucidError, match="is a LoRA adapter, not a model; merge it"):
+        load(tmp_path)
+
+
+def test_a_model_quantised_by_mlx(tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization": {"group_size": 64, "bits": 4}}))
+    with pytest.raises(LlucidError, match="was quantised by MLX"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_model_without_a_tokenizer(format: str, to: str, tmp_path: Path) -> None:
+    """It opens, is described and converted; only what needs text says that there is no tokenizer."""
+    model = model_of(CONFIG)._replace(tokenizer=None)
+    save(model, tmp_path / "a" / FORMATS[format], format)
+    path = tmp_path / "a" / FORMATS[format]
+    convert(path, tmp_path / "b" / FORMATS[to], to)
+    for place in (path, tmp_path / "b" / FORMATS[to]):
+        found = load(place, device="cpu")
+        assert found.tokenizer is None
+        assert same(found.weights, model.weights)
+        assert "no tokenizer" in describe(place)["tokenizer"]
+        with pytest.raises(LlucidError, match="no tokenizer; give the path of one, as in tokenizer=PATH"):
+            list(generate(found, "a"))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_two_models_of_llama2c_in_one_folder_have_one_tokenizer(first: bool, tmp_path: Path) -> None:
+    """Whatever the names of the two files, one of them would be read with the other's."""
+    config = replace(CONFIG, vocab_size=400)
+    tokenizers: Any = (small_sentencepiece(), Characters("abc"))
+    one, two = (model_of(config)._replace(tokenizer=it) for it in (tokenizers if first else tokenizers[::-1]))
+    save(one, tmp_path / "one.bin", "llama2c")
+    with pytest.raises(LlucidError, match="is the tokenizer of another model"):
+        save(two, tmp_path / "two.bin", "llama2c")
+    save(one, tmp_path / "two.bin", "llama2c")
+
+
+def test_pytorch_s_global_state_is_not_ours(tmp_path: Path) -> None:
+    """Loading is the same in inference mode, under autocast, and with another default dtype or device."""
+    config = replace(CONFIG, ffn_dim=64)
+    save(model_of(config), tmp_path)
+    expected = load(tmp_path, device="cpu", quantize="int8")
+    for state in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta")):
+        with state:
+            found = load(tmp_path, device="cpu", quantize="int8")
+            plain = load(tmp_path, device="cpu").weights
+            assert found.weights.blocks[0].attention.query.dense().dtype == torch.float32
+        pairs = zip(expected.weights.blocks[0].attention, found.weights.blocks[0].attention, strict=True)
+        assert all(torch.equal(one.numbers, two.numbers) and two.bits == 8 for one, two in pairs)
+        assert same(plain, model_of(config).weights)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert load(tmp_path, device="cpu").weights.dtype == torch.float32
+        assert model_of(config).weights.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A hub with one repository of GGUF files; the patterns that it is asked for."""
+    files = ["README.md", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"]
+    asked: list[str] = []
+
+    def download(repository: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
+    return asked
+
+
+def test_a_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
+    assert find("org/name:q4_k_m") == tmp_path / "m-Q4_K_M.gguf"
+    assert hub == ["m-Q4_K_M.gguf"]
+    assert find("org/name:Q8_0") == tmp_path / "m-Q8_0-00001-of-00002.gguf"
+    assert hub[1:] == ["m-Q8_0-*-of-00002.gguf"]
+    for name in ("org/name", "org/name:Q4", "org/name:Q5"):
+        with pytest.raises(LlucidError, match=r"name one of its GGUF files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
+            find(name)
+
+
+def test_the_folder_of_runs_is_never_asked_for(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlucidError, match="runs/x: there is no such file or folder; train a model"):
+        load("runs/x")
+    assert not hub
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "params.json", "tokenizer.json", "model.gguf"])
+def test_a_named_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    if name == "tokenizer.json":
+        assert load(tmp_path, device="cpu").tokenizer is None
+    elif name == "params.json":
+        load(tmp_path, device="cpu")
+    else:
+        with pytest.raises(LlucidError):
+            load(tmp_path / name if name == "model.gguf" else tmp_path, device="cpu")
