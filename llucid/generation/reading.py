@@ -22,7 +22,7 @@ from llucid.errors import LlucidError
 from llucid.generation.pages import Pages, Part
 from llucid.generation.sampling import wide
 from llucid.native.step import decode_step
-from llucid.weights import Weights, leaves
+from llucid.weights import Weights, leaves, parameter_count
 
 if TYPE_CHECKING:
     from llucid.generation.reading_torch import TorchReader
@@ -63,7 +63,7 @@ class Reader:
         most = C_TOKENS_QUANTISED if self.quantised else C_TOKENS
         imported = self._torch is not None or not isinstance(self.weights.norm, Mapped)
         unread = sum(part.unread for part in parts)
-        if unread <= most or (not imported and unread * self.config.parameters <= IMPORT_COST):
+        if unread <= most or (not imported and unread * parameter_count(self.config) <= IMPORT_COST):
             return checked(self._read_by_c(parts))
         # PyTorch reads prompts, and C continues the texts that are being written, while these are few.
         prompts = [part.unread > SHORT for part in parts]
