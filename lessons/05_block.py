@@ -94,7 +94,7 @@ ax.legend()
 # %%
 for name in ("llama-2-7b", "llama-3-8b", "llama-3.1-405b"):
     c = PRESETS[name].config
-    share = c.layers * 3 * c.dim * c.ffn_dim / c.parameters
+    share = c.layers * 3 * c.dim * c.ffn_dim / parameter_count(c)
     print(f"{name:15} ffn_dim / dim = {c.ffn_dim / c.dim:.2f}, feed-forward {share:.0%}")
     assert share > 0.6
 
