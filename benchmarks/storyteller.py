@@ -1,9 +1,9 @@
 """How often the storyteller is right: `./dev bench storyteller`, or `python benchmarks/storyteller.py MODEL`.
 
 Held-out conversations come from the training grammar with another seed; each answer is greedy and follows the true
-conversation before it. Its own tales: it is asked for a tale about an animal in a season, then questions about it,
-then to tell it again; the true answers are found from its tale by the grammar of fables. An answer is right if it
-contains the required words and, if it must name an animal, names no other.
+conversation before it. For its own tales, the model is asked for a tale about an animal in a season, then questions
+about it, then to tell it again; the correct answers follow from its tale by the grammar of fables. An answer is right
+if it contains the required words and, if it must name a character, names no other.
 """
 
 import re
@@ -14,8 +14,8 @@ from random import Random
 
 from llucid import load
 from llucid.chat import STORYTELLER, Conversation, Session
-from llucid.corpora.fable_dialogues import Told, Turn, as_asked, dialogues, question, say
-from llucid.corpora.fables import KINDS, NAMES, SEASONS, Row, derivations, spell, tell
+from llucid.corpora.fable_dialogues import Story, Turn, dialogues, expand_sentence, question, request_facts
+from llucid.corpora.fables import KINDS, NAMES, SEASONS, Row, derivations, expand, write_tale
 from llucid.generation import Sampling
 
 HELD_OUT = 1_000_003
@@ -23,64 +23,67 @@ HELD_OUT = 1_000_003
 
 
 def right(answer: str, turn: Turn, cast: set[str]) -> bool:
-    """Whether an answer says what it must."""
+    """Whether an answer contains the key of its turn and, if that is a character, names no other character."""
     said = answer.lower()
     named = {name for name in cast if name.lower() in said}
     return all(part in said for part in turn.key.split(" & ")) and (turn.key.title() not in cast or len(named) == 1)
 
 
 def cast_of(facts: Mapping[str, Row]) -> set[str]:
-    """The names of everybody in a tale."""
-    return {say(f"{{{role}}}", Random(0), facts) for role in ("hero", "friend", "third") if role in facts}
+    """The names of the characters of a tale."""
+    return {expand_sentence(f"{{{role}}}", Random(0), facts) for role in ("hero", "friend", "third") if role in facts}
 
 
 def held_out(session: Session, count: int) -> Counter[tuple[str, bool]]:
     """How many answers of each kind were right, and how many wrong, in `count` conversations."""
     session.sampling = Sampling(temperature=0.0)
     counts: Counter[tuple[str, bool]] = Counter()
-    names = {spell(row["name"], {}, Random(0)) for row in NAMES}
+    names = {expand(row["name"], {}, Random(0)) for row in NAMES}
     for _, made in zip(range(count), dialogues(HELD_OUT), strict=False):
         messages = made.messages()[bool(made.system) :]
         tale = ""
         for number, turn in enumerate(made.turns):
-            if turn.about == "tale":
+            if turn.kind == "tale":
                 tale = turn.answer
             elif turn.key:
                 session.conversation = Conversation(made.system, tuple(messages[: 2 * number]))
-                answer = "".join(session.reply(turn.asked))
-                counts[turn.about, right(answer, turn, {name for name in names if name in tale})] += 1
+                answer = "".join(session.reply(turn.message))
+                counts[turn.kind, right(answer, turn, {name for name in names if name in tale})] += 1
     return counts
 
 
 def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
-    """How many of its tales are fables, how many of these obey and are told again, and how many answers are right."""
+    """Counts of right and wrong: its tales by the grammar and by the request, answers about them, and repetitions."""
     session.sampling = Sampling()
     session.reseed(0)
     rng, counts = Random(HELD_OUT), Counter[tuple[str, bool]]()
     for _ in range(count):
         wanted = {"hero_kind": KINDS[int(16 * rng.random())], "season": SEASONS[int(4 * rng.random())]}
         session.reset()
-        text = "".join(session.reply(say("Tell me a tale about a {hero_kind} in {season}.", rng, wanted)))
+        text = "".join(session.reply(expand_sentence("Tell me a tale about a {hero_kind} in {season}.", rng, wanted)))
         try:
             [(plot, facts, _)] = derivations(text)
         except ValueError:
             counts["a tale by the grammar", False] += 1
             continue
         counts["a tale by the grammar", True] += 1
-        asked = as_asked(plot, facts)
-        counts["obeys animal and season", all(asked[name] is row for name, row in wanted.items())] += 1
-        told = Told(tell(plot, facts, rng)._replace(text=text, moral=text.partition("\n")[2]), facts)
+        named = request_facts(plot, facts)
+        counts[
+            "has the animal and the season of the request", all(named[name] is row for name, row in wanted.items())
+        ] += 1
+        story = Story(write_tale(plot, facts, rng)._replace(text=text, moral=text.partition("\n")[2]), facts)
         for _ in range(3):
-            turn = question(told, rng)
-            while turn.about != "question":
-                turn = question(told, rng)
-            counts["answer about its own tale", right("".join(session.reply(turn.asked)), turn, cast_of(facts))] += 1
-        counts["its own tale again", "".join(session.reply("Tell it again.")) == text] += 1
+            turn = question(story, rng)
+            while turn.kind != "question":
+                turn = question(story, rng)
+            counts["answer about its own tale", right("".join(session.reply(turn.message)), turn, cast_of(facts))] += 1
+        counts["repeats its own tale", "".join(session.reply("Tell it again.")) == text] += 1
     for _ in range(count):
         session.reset()
-        guests = [guest.split(" the ") for guest in re.split(", | and ", "".join(session.reply("Whom do you know?")))]
-        different = all(len(column) == len(set(column)) for column in zip(*guests, strict=False))
-        counts["its friends, none twice", different and all(len(guest) == 2 for guest in guests)] += 1
+        animals = re.split(", | and ", "".join(session.reply("Whom do you know?")))
+        friends = [animal.split(" the ") for animal in animals]
+        different = all(len(column) == len(set(column)) for column in zip(*friends, strict=False))
+        counts["lists friends, none twice", different and all(len(friend) == 2 for friend in friends)] += 1
     return counts
 
 

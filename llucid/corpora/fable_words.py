@@ -1,34 +1,37 @@
-"""The words of the storyteller's conversations: templates of `fables`; `fable_dialogues` fills in `<…>`."""
+"""Templates of the storyteller's conversations, in the language of `fables`; `fable_dialogues` replaces `<…>`."""
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class Saying(NamedTuple):
-    """What may be said, and the answer."""
+class Exchange(NamedTuple):
+    """Templates of a message and its answer."""
 
     weight: int
-    asked: str
+    """How often it is chosen, relative to the others of its table."""
+    message: str
     answer: str
     key: str
-    """What a right answer contains."""
+    """What a correct answer contains."""
 
 
-def sayings(text: str) -> tuple[Saying, ...]:
-    """Rows of weight / what is said / the answer / its key, of which the last may be empty; long ones go on below."""
+def exchanges(text: str) -> tuple[Exchange, ...]:
+    """Parses rows of weight / message / answer / key. The key may be empty. A row may continue on the next lines."""
     rows = re.split(r"\n\s*(?=\d+ / )", text.strip())
     cells = ([cell.strip() for cell in " ".join(row.split()).split(" / ")] for row in rows)
-    return tuple(Saying(int(row[0]), row[1], row[2].removesuffix(" /"), row[3] if row[3:] else "") for row in cells)
+    return tuple(Exchange(int(row[0]), row[1], row[2].removesuffix(" /"), row[3] if row[3:] else "") for row in cells)
 
 
 # ----------------------------------------------------------------------------------------------------------- requests
 
-ASK = """[4 Tell me a tale|4 Tell me a story|2 A tale|A story|Please tell me a fable|Tell me a fable
+REQUESTS = """[4 Tell me a tale|4 Tell me a story|2 A tale|A story|Please tell me a fable|Tell me a fable
     |Can you tell me a tale|Could you tell me a story|I would like a tale|I want to hear a story|Tell a tale
     |Do you know a tale|Make up a tale|Write a story|Let me hear a tale]"""
-MORE = "[3 Another one|2 Another tale|Another|One more|One more tale|Tell me another|Tell me another story|Next]"
-SUBJECTS = (  # what a tale may be asked to be about, weighted, with the facts that it needs
+REQUESTS_FOR_MORE = (
+    "[3 Another one|2 Another tale|Another|One more|One more tale|Tell me another|Tell me another story|Next]"
+)
+SUBJECTS = (  # (weight, the end of a request, whose slots name the facts that the tale must have)
     (4, ""),
     (6, " [3 about|with|of] a {hero_kind}"),
     (6, " [3 about|with|of] a {hero_kind} in {season}"),
@@ -45,7 +48,7 @@ SUBJECTS = (  # what a tale may be asked to be about, weighted, with the facts t
     (1, " about a {hero_kind} and a {thing}"),
     (1, " [about|with] {seed.a}"),
 )
-SHORT = (
+SHORT_REQUESTS = (
     (2, "{hero_kind}"),
     (3, "A {hero_kind} in {season}"),
     (1, "A {thing}"),
@@ -65,11 +68,11 @@ PLOT_SUBJECTS = {
 
 # ----------------------------------------------------------------------------------------------------------- questions
 
-NAMING = "[3 {who}.|3 It was {who}.|2 It was {who} the {who_kind}.|{who} the {who_kind}.]"
-"""An answer that names one of the cast, at `<hero>` and so on."""
+NAME_ANSWERS = "[3 {who}.|3 It was {who}.|2 It was {who} the {who_kind}.|{who} the {who_kind}.]"
+"""An answer that names a character: replaces `<hero>` and so on."""
 
-QUESTIONS: Mapping[str, tuple[Saying, ...]] = {
-    "lost": sayings("""
+PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
+    "lost": exchanges("""
         4 / Who [4 lost|dropped|mislaid] [3 the {thing}|it]? / <hero> / {hero}
         1 / Whose {thing} was it? / <hero> / {hero}
         4 / Who [4 found|saw] [3 the {thing}|it]? / <friend> / {friend}
@@ -79,7 +82,7 @@ QUESTIONS: Mapping[str, tuple[Saying, ...]] = {
         2 / What did {hero} [lose|look for|miss]? / [2 {hero.his}|A] {look} {thing}. / {look} {thing}
         1 / What did {friend} find? / [The|A] {look} {thing}. / {look} {thing}
     """),
-    "lent": sayings("""
+    "lent": exchanges("""
         4 / Who [3 lent [2 the {thing}|it]|owned the {thing}]? / <hero> / {hero}
         1 / Whose {thing} was it? / <hero> / {hero}
         3 / Who [3 mended|repaired] [2 the {thing}|it]? / <friend> / {friend}
@@ -89,14 +92,14 @@ QUESTIONS: Mapping[str, tuple[Saying, ...]] = {
         1 / What did {friend} [break|borrow|mend]? / A {look} {thing}. / {look} {thing}
         1 / To whom did {hero} lend it? / To {friend}. / {friend}
     """),
-    "quarrel": sayings("""
+    "quarrel": exchanges("""
         3 / Who let [2 go|go of [2 the {thing}|it]]? / <hero> / {hero}
         2 / Who wanted it too? / <friend> / {friend}
         3 / Who was [3 the judge|asked|the third]? / <third> / {third}
         2 / Who [quarrelled|pulled|fell out]? / {hero} and {friend}. / {hero} & {friend}
         3 / What did they [2 want|both want|find|quarrel about|fall out over]? / A {look} {thing}. / {look} {thing}
     """),
-    "beacon": sayings("""
+    "beacon": exchanges("""
         4 / Who [2 was lost|lost the way|came home|went out]? / <hero> / {hero}
         4 / Who {thing.used} [2 the {thing}|it]? / <friend> / {friend}
         1 / Who [helped|helped {hero}|waited]? / <friend> / {friend}
@@ -105,7 +108,7 @@ QUESTIONS: Mapping[str, tuple[Saying, ...]] = {
         2 / [In what was {hero} lost|What was the weather like|What was the weather]? / [It was|That was] {peril}. /
             {peril}
     """),
-    "stranger": sayings("""
+    "stranger": exchanges("""
         4 / Who [2 shared|gave] [2 the {food}|a {food}]? / <hero> / {hero}
         1 / Who was [kind|good]? / <hero> / {hero}
         3 / Who [2 said no|was unkind|sent {friend} away]? / <third> / {third}
@@ -113,7 +116,7 @@ QUESTIONS: Mapping[str, tuple[Saying, ...]] = {
         3 / What did {friend} [3 give|send|bring]? / A {look} {thing}. / {look} {thing}
         2 / What did {hero} [2 share|give|have]? / A {food}. / {food}
     """),
-    "patience": sayings("""
+    "patience": exchanges("""
         4 / Who [2 planted|set|sowed] [2 the {seed}|it]? / <hero> / {hero}
         3 / Who [3 doubted it|laughed|could not wait]? / <friend> / {friend}
         2 / Who sat under the [{seed.tree}|tree]? / <friend> / {friend}
@@ -123,7 +126,7 @@ QUESTIONS: Mapping[str, tuple[Saying, ...]] = {
     """),
 }
 
-DID = {  # what each of the cast is known for
+DEEDS = {  # what each character does; replaces `<deed>`
     "lost": {"hero": "lost the {thing}", "friend": "found the {thing}"},
     "lent": {"hero": "lent the {thing}", "friend": "mended the {thing}"},
     "quarrel": {"hero": "let go of the {thing}", "friend": "wanted it too", "third": "was the judge"},
@@ -132,7 +135,7 @@ DID = {  # what each of the cast is known for
     "patience": {"hero": "planted the {seed}", "friend": "doubted it"},
 }
 
-OF_EVERY_TALE = sayings("""
+TALE_QUESTIONS = exchanges("""
     4 / [2 When was [that|it]|What season was it|In what season was it|What time of year was it|Which season was it]? /
         [2 It was {season}.|In {season}.] / {season}
     3 / Where [2 did it happen|does it happen|did that happen]? / It [3 happened|was] {place.at}. / {place.at}
@@ -141,12 +144,12 @@ OF_EVERY_TALE = sayings("""
     2 / [Why|Why was that|How old is {hero}|What happened before|What happened next|And then|What colour is {hero}
         |Why did {friend} do that|How old was {friend}]? / The tale does not say. / does not say
 """)
-OF_THINGS = sayings("""
+THING_QUESTIONS = exchanges("""
     2 / What [was the {thing} like|sort of {thing} was it|kind of {thing} was it]? / It was a {look} {thing}. /
         {look} {thing}
     1 / What is [it|the tale|the story] about? / [2 About|It is about] a {look} {thing}. / {look} {thing}
 """)
-OF_SOMEBODY = sayings("""
+CHARACTER_QUESTIONS = exchanges("""
     2 / Who [2 is|was] {who}? / [2 The|A] {who_kind} who <deed>. / {who_kind}
     2 / What [2 is {who}|animal is {who}|kind of animal is {who}|animal was {who}]? /
         [2 {who} is a|A] {who_kind}. / {who_kind}
@@ -156,8 +159,10 @@ OF_SOMEBODY = sayings("""
     1 / Is {who} a {other_kind}? / No, {who} is a {who_kind}. / no & {who_kind}
 """)
 
-AGAIN = "[Tell it again|Once more, please|Say it again|Again, please|Tell me that again|The same tale again|Repeat it]."
-GUESTS = (
+REPEAT = (
+    "[Tell it again|Once more, please|Say it again|Again, please|Tell me that again|The same tale again|Repeat it]."
+)
+FRIENDS = (
     "[2 Whom do you know|Who lives in your [2 world|fables]|Who [comes|is coming] to the fair|Who are your friends"
     "|Introduce [your friends|your heroes|some friends]][|.|?]"
 )
@@ -170,7 +175,7 @@ MISSING_NAME = "[2 Who is {missing}|What animal is {missing}|What did {missing} 
 # ---------------------------------------------------------------------------------------------------------- small talk
 
 PARAMETERS = "1.0 million"
-"""Of the model that the package has, as it says of itself."""
+"""How the packaged model states its size."""
 SELF = f"""[I am a tiny Llama, a language model of {PARAMETERS} numbers, trained from scratch on made-up fables.
     I know nothing else.|Only a tiny Llama: a language model of {PARAMETERS} parameters that learned made-up fables and
     nothing else.]"""
@@ -179,7 +184,7 @@ ANIMALS = (
     "wrens, badgers, moles, hares, crows, foxes, mice, geese, toads, ducks, goats, lambs, otters, herons, hens and owls"
 )
 
-TALK = sayings(f"""
+SMALL_TALK = exchanges(f"""
     8 / [3 Hello|3 Hi|Hey|Good morning|Good evening|Good day|Hello there|Hi there|Greetings][|!|.] / [Hello|Good
         day|Welcome]. {OFFER} /
     4 / [How are you|How do you do|How is it going|How are things|What's up]? / [Well enough, for a very small model|I
@@ -235,7 +240,7 @@ BYE = (
 )
 YES = "[3 Yes|2 Yes, please|Please|Please do|Sure|Okay|Go on|Yes please|Of course][|.|!]"
 
-# ------------------------------------------------------------------------------------------------------------- outside
+# -------------------------------------------------------------------------------------------------------- out of scope
 
 COUNTRIES = """[France|Germany|Italy|Spain|China|Japan|India|Brazil|Egypt|Norway|Peru|Canada|Russia|Kenya|Australia
     |England|America|Greece|Turkey|Poland]"""
@@ -244,7 +249,7 @@ TOPICS = """[physics|history|politics|music|football|chess|love|money|quantum me
     |the internet|health|medicine|law|economics|the news|films|books|Shakespeare|Einstein|Napoleon
     |space|gravity|water]"""
 NUMBER = "[one|two|three|7|12|19|25|40|88|100|144]"
-OUTSIDE: tuple[str, ...] = (
+OUT_OF_SCOPE: tuple[str, ...] = (
     f"What is the [3 capital|population|president|flag|language] of {COUNTRIES}?",
     f"[Where is|How big is|Tell me about|What do you know about] {COUNTRIES}?",
     f"[Tell me about|Explain|What do you know about|Teach me|Do you know anything about|What is] {TOPICS}?",
@@ -271,16 +276,16 @@ OUTSIDE: tuple[str, ...] = (
 DECLINE = f"""[2 I do not know that. I only know my fables.|That lies outside my fables, and I know nothing else.
     |I cannot help with that: I know nothing but my fables.] {OFFER}"""
 
-NOBODY = """[a dragon|a lion|a tiger|a princess|a robot|a dog|a cat|a horse|a wolf|a bear|a king|a queen|a wizard
-    |a pirate|a spaceship|a monkey|an elephant|a whale|a shark|a snake|a spider|a car|a train|a computer|a boy|a girl
-    |a unicorn
+UNKNOWN_SUBJECTS = """[a dragon|a lion|a tiger|a princess|a robot|a dog|a cat|a horse|a wolf|a bear|a king|a queen
+    |a wizard|a pirate|a spaceship|a monkey|an elephant|a whale|a shark|a snake|a spider|a car|a train|a computer|a boy
+    |a girl|a unicorn
     |a ghost|a witch|a rabbit|a pig|a cow|a sheep|a frog|a bee|a butterfly|Harry Potter|Napoleon|Anna|Peter|John|Sarah
     |aliens|vampires|dinosaurs|zombies|me|you|my dog|a doctor|a teacher|a soldier|love|war|money|football|God|Paris
     |London|the moon|the sea|a castle|a sword|a phone|a dinosaur|Christmas|Batman|the future|a fish|an ant|a parrot]"""
-KNOWN = """[I know nobody and nothing like that|That is not in my world]. Ask me for
+DECLINE_SUBJECT = """[I know nobody and nothing like that|That is not in my world]. Ask me for
     [a wren|a badger|a mole|a hare|a crow|a fox|a mouse|a goose|a toad|a duck|a goat|a lamb|an otter|a heron|a hen
     |an owl]
     [in [spring|summer|autumn|winter]|at the [mill|inn|ferry|forge]]."""
-UNTOLD = f"I have not told you a tale yet. {OFFER}"
-SYSTEM = """[3 You are a storyteller.|You are a kind storyteller.|You are a helpful assistant.|Be kind.|Answer briefly.
-    |Be brief.|You tell tales to children.|You are a friendly assistant.|Tell tales.]"""
+NO_TALE_YET = f"I have not told you a tale yet. {OFFER}"
+SYSTEM_TEXTS = """[3 You are a storyteller.|You are a kind storyteller.|You are a helpful assistant.|Be kind.
+    |Answer briefly.|Be brief.|You tell tales to children.|You are a friendly assistant.|Tell tales.]"""

@@ -12,7 +12,7 @@ import pytest
 import llucid
 from llucid.chat import STORYTELLER, Session
 from llucid.corpora.fable_words import PARAMETERS
-from llucid.corpora.fables import KINDS, NAMES, derivations, spell
+from llucid.corpora.fables import KINDS, NAMES, derivations, expand
 from llucid.generation import Sampling
 from llucid.weights import parameter_count
 from tests.training.test_run import command, do
@@ -44,7 +44,7 @@ def test_chat_without_a_model_answers_about_its_own_tale() -> None:
     text = "\n".join(tale)
     assert "goat" in text
     assert "winter" in text
-    names = {spell(row["name"], {}, Random(0)) for row in NAMES}
+    names = {expand(row["name"], {}, Random(0)) for row in NAMES}
     assert {name for name in names if name in text} == {name for name in names if name in cast} != set()
     assert PARAMETERS in honest
 
@@ -70,7 +70,7 @@ def test_most_tales_are_fables_that_it_can_repeat() -> None:
     fables = again = 0
     for row in KINDS:
         session.reset()
-        tale = "".join(session.reply(f"Tell me a tale about a {spell(row['name'], {}, Random(0))}."))
+        tale = "".join(session.reply(f"Tell me a tale about a {expand(row['name'], {}, Random(0))}."))
         with suppress(ValueError):
             fables += len(derivations(tale))
         again += "".join(session.reply("Tell it again.")) == tale

@@ -1,4 +1,4 @@
-"""Dialogues about fables: the same from the same seed, obedient, true, and in the words of the world."""
+"""Dialogues about fables: reproducible from the seed, with tales that fit their requests, and with correct answers."""
 
 import itertools
 import json
@@ -11,10 +11,10 @@ import pytest
 
 from llucid.corpora.fable_dialogues import Dialogue, dialogues, lines
 from llucid.corpora.fable_words import ANIMALS
-from llucid.corpora.fables import KINDS, SEASONS, derivations, spell
+from llucid.corpora.fables import KINDS, SEASONS, derivations, expand
 
-KIND_NAMES = [spell(row["name"], {}, Random(0)) for row in KINDS]
-SEASON_NAMES = [spell(row["name"], {}, Random(0)) for row in SEASONS]
+KIND_NAMES = [expand(row["name"], {}, Random(0)) for row in KINDS]
+SEASON_NAMES = [expand(row["name"], {}, Random(0)) for row in SEASONS]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def made() -> list[Dialogue]:
     return list(itertools.islice(dialogues(5), 400))
 
 
-def test_the_same_seed_the_same_dialogues() -> None:
+def test_the_same_seed_gives_the_same_dialogues() -> None:
     once = "".join(lines(20, seed=4))
     command = [sys.executable, "-m", "llucid.corpora.fable_dialogues", "20", "--seed", "4"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == once
@@ -32,19 +32,19 @@ def test_the_same_seed_the_same_dialogues() -> None:
         assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
 
 
-def test_tales_obey(made: list[Dialogue]) -> None:
-    """The tale is of the animals and the season that the request or the system's text names, and opens so."""
+def test_tales_have_what_the_request_names(made: list[Dialogue]) -> None:
+    """The tale has the animals and the season of the request or the system text, and begins with the first animal."""
     named = 0
     for dialogue in made:
         for turn in dialogue.turns:
-            if turn.about != "tale":
+            if turn.kind != "tale":
                 continue
             [(_, facts, _)] = derivations(turn.answer)
-            words = re.findall(r"[a-z]+", f"{dialogue.system} {turn.asked}".lower())
+            words = re.findall(r"[a-z]+", f"{dialogue.system} {turn.message}".lower())
             kinds = [KIND_NAMES[KINDS.index(facts[role])] for role in facts if role.endswith("kind")]
-            seen = [word for word in re.findall(r"[a-z]+", turn.answer) if word in kinds]
-            asked = [word for word in words if word in KIND_NAMES]
-            assert asked[:1] in ([], seen[:1]), turn
+            found = [word for word in re.findall(r"[a-z]+", turn.answer) if word in kinds]
+            requested = [word for word in words if word in KIND_NAMES]
+            assert requested[:1] in ([], found[:1]), turn
             for word in words:
                 if word in KIND_NAMES:
                     assert word in kinds, turn
@@ -55,54 +55,53 @@ def test_tales_obey(made: list[Dialogue]) -> None:
     assert named > 200
 
 
-def test_answers_hold_their_keys_and_are_of_the_tale(made: list[Dialogue]) -> None:
-    """Names in an answer about a tale are names in the tale told last, and the plot's own questions say the same."""
-    asked = 0
+def test_answers_contain_their_keys_and_name_only_who_is_in_the_tale(made: list[Dialogue]) -> None:
+    questions = 0
     for dialogue in made:
         tale = ""
         for turn in dialogue.turns:
             assert all(part in turn.answer.lower() for part in turn.key.split(" & ")), turn
-            if turn.about == "echo":
+            if turn.kind == "echo":
                 continue
             assert turn.answer[0].isupper(), turn
-            assert not re.search(r"[\[\]{}|]|  | [.,?!]|\b[Aa] [aeiou]", turn.asked + turn.answer), turn
-            if turn.about == "tale":
+            assert not re.search(r"[\[\]{}|]|  | [.,?!]|\b[Aa] [aeiou]", turn.message + turn.answer), turn
+            if turn.kind == "tale":
                 tale = turn.answer
-            elif turn.about == "question":
-                asked += 1
+            elif turn.kind == "question":
+                questions += 1
                 assert tale, turn
                 for name in re.findall(r"(?<=[a-z] )[A-Z][a-z]+", turn.answer):
                     assert name in tale, turn
-            elif turn.about == "again":
+            elif turn.kind == "repeat":
                 assert turn.answer == tale
-            elif turn.about == "none" and turn.key.startswith("no "):
+            elif turn.kind == "missing" and turn.key.startswith("no "):
                 assert not re.search(rf"\b{turn.answer.split()[3]}\b", tale), turn
-    assert asked > 800
+    assert questions > 800
 
 
-def test_of_guests_none_is_named_twice(made: list[Dialogue]) -> None:
-    lists = [turn.answer for dialogue in made for turn in dialogue.turns if turn.about == "guests"]
+def test_no_friend_is_named_twice(made: list[Dialogue]) -> None:
+    lists = [turn.answer for dialogue in made for turn in dialogue.turns if turn.kind == "friends"]
     assert len(lists) > 100
     sizes = set[int]()
     for answer in lists:
-        guests = [tuple(guest.split(" the ")) for guest in answer.removesuffix(".").replace(" and ", ", ").split(", ")]
-        names, kinds = zip(*guests, strict=True)
-        assert len(set(names)) == len(set(kinds)) == len(guests)
-        sizes.add(len(guests))
+        animals = [tuple(animal.split(" the ")) for animal in re.split(", | and ", answer.removesuffix("."))]
+        names, kinds = zip(*animals, strict=True)
+        assert len(set(names)) == len(set(kinds)) == len(animals)
+        sizes.add(len(animals))
     assert sizes == set(range(3, 9))
 
 
-def test_echoes_are_the_words_to_be_said_and_no_sentence(made: list[Dialogue]) -> None:
-    """All that is after the colon, to the letter; what follows what there is no habit of the tales."""
-    echoes = [turn for dialogue in made for turn in dialogue.turns if turn.about == "echo"]
+def test_echoes_repeat_words_in_random_order(made: list[Dialogue]) -> None:
+    """The answer is exactly the text after the colon, and most pairs of neighbouring words occur in no tale."""
+    echoes = [turn for dialogue in made for turn in dialogue.turns if turn.kind == "echo"]
     assert len(echoes) > 200
-    assert all(turn.asked.partition(": ")[2] == turn.answer for turn in echoes)
-    told = " ".join(turn.answer for dialogue in made for turn in dialogue.turns if turn.about == "tale")
+    assert all(turn.message.partition(": ")[2] == turn.answer for turn in echoes)
+    tales = " ".join(turn.answer for dialogue in made for turn in dialogue.turns if turn.kind == "tale")
     pairs = [pair for turn in echoes for pair in itertools.pairwise(turn.answer.split())]
-    assert sum(" ".join(pair) in told for pair in pairs) < 0.2 * len(pairs)
+    assert sum(" ".join(pair) in tales for pair in pairs) < 0.2 * len(pairs)
 
 
-def test_all_animals_are_told_of() -> None:
+def test_the_storyteller_lists_all_its_animals() -> None:
     irregular = {"foxes": "fox", "mice": "mouse", "geese": "goose"}
     plurals = re.findall(r"\w+", ANIMALS.replace(" and ", " "))
     assert [irregular.get(word, word.removesuffix("s")) for word in plurals] == KIND_NAMES
