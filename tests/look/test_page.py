@@ -496,7 +496,8 @@ def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Mode
 @pytest.mark.parametrize("changed", [False, True])
 def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model, tmp_path: Path, changed: bool) -> None:
     text = "A fox found a bell. A fox found"
-    answers, seen = Answers([Subject("the storyteller", lambda: model)], text), trace(model, text)
+    subjects = [Subject("the storyteller", lambda: model), Subject("step 100", lambda: faded(model, 0.25), 100)]
+    answers, seen = Answers(subjects, text), trace(model, text)
     readings = [answers.first]
     if changed:
         readings.append(answers.edit(answers.first, [{"kind": "ablate", "layer": 3, "head": 2}]))
@@ -515,7 +516,7 @@ def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model,
         for _ in range(8):
             page.click("#tour-next")
         assert page.locator(".empty").count() == 0
-        assert page.locator("#ablate-head, #save").count() == 0
+        assert page.locator("#ablate-head, #save, .training").count() == 0
 
 
 def test_the_button_saves_what_is_on_the_screen(browser: Any, page: Any, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from llucid.training.report import Report
 from llucid.training.run import Metrics, Progress
 from llucid.training.settings import read_toml
 from llucid.training.snapshots import Snapshots
-from tests.training.test_run import TEXT, losses, progress
+from tests.training.test_run import TEXT, after, ended, fresh, losses, progress
 
 SMALL: dict[str, Any] = {"preset": "nano", "model": ModelNumbers(dim=16, context=16), "batch": 4, "dtype": "float32"}
 RUINOUS = "abc" * 3000 + "cba" * 333
@@ -438,6 +438,16 @@ def test_threads_wait_passively_on_a_busy_machine(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(busy, "other_load", lambda load=load: load)
         busy.wait_passively_if_busy()
         assert os.environ.get("OMP_WAIT_POLICY") == expected
+
+
+def test_the_command_decides_how_to_wait_before_it_imports_pytorch(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text('import os, sys; sys.exit(os.environ.get("OMP_WAIT_POLICY", "default"))')
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    for load, expected in ((0.0, "default"), (2.0, "passive")):
+        busy_machine = f"from llucid.training import busy; busy.other_load = lambda: {load}"
+        done = ended(after(busy_machine, *fresh(corpus, tmp_path / "run")), status=1, env=environment)
+        assert done.stderr == f"{expected}\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")

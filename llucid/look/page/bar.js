@@ -28,7 +28,7 @@ function save(bytes, name) {
 
 /** A training run over time: a slider over its snapshots, and when a head began to look as an induction head does. @type {(props: Props) => unknown} */
 function Training({ state, act }) {
-  const { info, run } = state, snapshots = info.models.map((model, index) => ({ ...model, index })).filter((model) => model.snapshot !== null);
+  const { info, run } = state, snapshots = isFile ? [] : info.models.map((model, index) => ({ ...model, index })).filter((model) => model.snapshot !== null);
   const [best, found] = useState(/** @type {Record<number, number>} */ ({}));
   const ids = run.tokens.map((token) => token.id).join(","), [playing, play] = useState(false);
   const here = snapshots.findIndex((model) => model.index === run.model);
