@@ -1,6 +1,6 @@
-"""GGUF files, llama.cpp's format, of its architecture "llama": one file, with the tokenizer inside.
+"""Models in GGUF, llama.cpp's format, with the architecture "llama": one file, which also contains the tokenizer.
 
-Rows of query and key are in Meta's order, as we hold them. The names and keys are those of llama.cpp, its
+The rows of query and key are in Meta's order, as in memory. Source of the names and keys: llama.cpp,
 src/llama-arch.cpp and convert_hf_to_gguf.py.
 """
 
@@ -16,8 +16,16 @@ from numpy.typing import NDArray
 
 from llucid.arrays.dtypes import full_name, name_of_dtype
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.gguf_blocks import KINDS, WRITTEN, Kind
-from llucid.checkpoints.gguf_file import ALIGNMENT, Head, Part, encoded, entry_of, pieces_of, read_head
+from llucid.checkpoints.gguf_blocks import GGML_TYPES, WRITABLE, GgmlType
+from llucid.checkpoints.gguf_file import (
+    ALIGNMENT,
+    FileHeader,
+    PendingTensor,
+    encode_header,
+    read_file_header,
+    stored_tensor,
+    tensor_chunks,
+)
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
@@ -29,7 +37,7 @@ from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights, named_leaves
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -46,7 +54,7 @@ NAMES = {
     "output": "output.weight",
 }
 SLOWDOWNS = "rope_freqs.weight"
-"""By how much each pair of RoPE is slowed: Llama 3.1's scaling, worked out."""
+"""The factor by which each pair of RoPE is slowed: Llama 3.1's scaling, precomputed."""
 
 KEYS = {
     "dim": "llama.embedding_length",
@@ -60,12 +68,12 @@ KEYS = {
     "norm_eps": "llama.attention.layer_norm_rms_epsilon",
     "rope_theta": "llama.rope.freq_base",
 }
-"""The numbers of the Config, by their keys."""
-FLOATS = ("norm_eps", "rope_theta")
-WIDTHS = ("llama.attention.value_length", "llama.rope.dimension_count")
-"""Keys that can only say head_dim once more."""
+"""The metadata key of each number of the Config."""
+FLOAT_FIELDS = ("norm_eps", "rope_theta")
+HEAD_DIM_KEYS = ("llama.attention.value_length", "llama.rope.dimension_count")
+"""Keys that must repeat head_dim."""
 
-# What a Llama has, by the keys that could say otherwise; None where a key need not be there.
+# The values that a Llama may have under keys that other models use; None where the key may be missing.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama",),
     "general.type": ("model", None),
@@ -82,10 +90,10 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.embedding_scale": (1.0, 0.0, None),
     "llama.use_parallel_residual": (False, None),
 }
-IDLE = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned"}
-"""Keys that change nothing here. Any other key of "llama" would be of another model."""
-OLD_FACTOR = "llama.rope.scale_linear"
-ROPE = {
+IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned"}
+"""Keys without effect on the model. Any other key that begins with "llama." is refused."""
+OLD_FACTOR_KEY = "llama.rope.scale_linear"
+SCALING_KEYS = {
     name: f"llama.rope.scaling.{key}"
     for name, key in {
         "type": "type",
@@ -96,20 +104,20 @@ ROPE = {
         "attention_factor": "yarn_attn_factor",
     }.items()
 }
-"""Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor): in
-llama.cpp, ggml_rope_yarn."""
+"""Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor), as in llama.cpp's
+ggml_rope_yarn."""
 
 
 FILE_TYPES = {"float32": 0, "float16": 1, "Q4_0": 2, "Q8_0": 7, "bfloat16": 32}
-"""llama.cpp's numbers (llama_ftype) of files whose matrices are mostly of a kind."""
+"""llama.cpp's file type (llama_ftype) by the type of most matrices."""
 
 
 def name_of(path: str) -> str:
-    """GGUF's name of the array at our path."""
+    """The GGUF name of the array at `path` in Weights."""
     return renamed(path, NAMES)
 
 
-# --------------------------------------------------------------------------------------------- the room, reading
+# --------------------------------------------------------------------------------------------- reading
 
 
 def recognises(path: Path) -> bool:
@@ -117,63 +125,65 @@ def recognises(path: Path) -> bool:
 
 
 def read_config(path: Path) -> Config:
-    """The Config that the keys say. The vocabulary is that of the embedding; tied is a model without output matrix.
+    """The Config from the file's metadata. The embedding gives the vocabulary size; no output matrix means tied.
 
-    Raises LlucidError, by name, for a model that is not a Llama, or is one with something that llucid lacks.
+    Raises LlucidError, which names the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
-    return config_of(read_head(path))
+    return config_from_header(read_file_header(path))
 
 
-def config_of(head: Head) -> Config:
-    """The Config that a header says."""
-    path = head.path
-    parts = head.settled("split.count") if "split.count" in head.fields else 1
+def config_from_header(header: FileHeader) -> Config:
+    """The Config from a file's header."""
+    path = header.path
+    parts = header.uniform_value("split.count") if "split.count" in header.fields else 1
     if parts not in (0, 1):
         raise LlucidError(
-            f"{path}: is one of {parts} files that are one model; put them together with llama.cpp's: "
+            f"{path}: is one of {parts} files that are one model; join them with llama.cpp's tool: "
             "llama-gguf-split --merge FIRST_FILE NEW_FILE"
         )
-    told = {key: head.settled(key) for key in head.fields if key.startswith("llama.") or key in EXPECTED}
-    odd = [key for key, allowed in EXPECTED.items() if told.get(key) not in allowed]
-    if odd:
-        found = ", ".join(f"{key} {json.dumps(told.get(key))[:40]}" for key in odd)
-        wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
-        raise LlucidError(f"{path}: not a model that llucid opens: it has {found}; a Llama has {wanted}")
-    if unknown := told.keys() - EXPECTED.keys() - IDLE - {*KEYS.values(), *ROPE.values(), *WIDTHS, OLD_FACTOR}:
-        raise LlucidError(f"{path}: {min(unknown)} is no number of a Llama that llucid opens")
+    metadata = {key: header.uniform_value(key) for key in header.fields if key.startswith("llama.") or key in EXPECTED}
+    unsupported = [key for key, allowed in EXPECTED.items() if metadata.get(key) not in allowed]
+    if unsupported:
+        found = ", ".join(f"{key} {json.dumps(metadata.get(key))[:40]}" for key in unsupported)
+        expected = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in unsupported)
+        raise LlucidError(f"{path}: llucid cannot open this model: it has {found}; expected {expected}")
+    known = {*EXPECTED, *IGNORED_KEYS, *KEYS.values(), *SCALING_KEYS.values(), *HEAD_DIM_KEYS, OLD_FACTOR_KEY}
+    if unknown := metadata.keys() - known:
+        raise LlucidError(f"{path}: {min(unknown)} is not supported; no Llama that llucid opens has it")
 
-    embedding = head.places.get(NAMES["embedding"])
+    embedding = header.tensors.get(NAMES["embedding"])
     if embedding is None or len(embedding.shape) != 2:
-        raise LlucidError(f"{path}: {NAMES['embedding']} is missing; expected a matrix")
+        raise LlucidError(f"{path}: {NAMES['embedding']} is missing or is not a matrix")
     vocab = embedding.shape[0]
-    if whole(told, KEYS["vocab_size"], path, vocab) != vocab:
-        raise LlucidError(f"{path}: {KEYS['vocab_size']} is {told[KEYS['vocab_size']]}, but the embedding has {vocab}")
-    dim, heads = (whole(told, KEYS[name], path) for name in ("dim", "heads"))
-    head_dim = whole(told, KEYS["head_dim"], path, dim // max(1, heads))
-    for key in WIDTHS:
-        if whole(told, key, path, head_dim) != head_dim:
-            raise LlucidError(f"{path}: {key} is {told[key]}; llucid opens models where it is head_dim, {head_dim}")
+    if whole(metadata, KEYS["vocab_size"], path, vocab) != vocab:
+        found = metadata[KEYS["vocab_size"]]
+        raise LlucidError(f"{path}: {KEYS['vocab_size']} is {found}, but the embedding has {vocab} rows")
+    dim, heads = (whole(metadata, KEYS[name], path) for name in ("dim", "heads"))
+    head_dim = whole(metadata, KEYS["head_dim"], path, dim // max(1, heads))
+    for key in HEAD_DIM_KEYS:
+        if whole(metadata, key, path, head_dim) != head_dim:
+            raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {head_dim}, as head_dim")
     with prefix_errors(path):
         config = Config(
             dim=dim,
-            layers=whole(told, KEYS["layers"], path),
+            layers=whole(metadata, KEYS["layers"], path),
             heads=heads,
-            kv_heads=whole(told, KEYS["kv_heads"], path, heads),
+            kv_heads=whole(metadata, KEYS["kv_heads"], path, heads),
             head_dim=head_dim,
-            ffn_dim=whole(told, KEYS["ffn_dim"], path),
+            ffn_dim=whole(metadata, KEYS["ffn_dim"], path),
             vocab_size=vocab,
-            context=whole(told, KEYS["context"], path),
-            norm_eps=real(told, KEYS["norm_eps"], path),
-            rope_theta=real(told, KEYS["rope_theta"], path, 10_000.0),
-            tied_embeddings=NAMES["output"] not in head.places,
+            context=whole(metadata, KEYS["context"], path),
+            norm_eps=real(metadata, KEYS["norm_eps"], path),
+            rope_theta=real(metadata, KEYS["rope_theta"], path, 10_000.0),
+            tied_embeddings=NAMES["output"] not in header.tensors,
         )
-        return replace(config, rope_scaling=read_scaling(head, config, told))
+        return replace(config, rope_scaling=read_scaling(header, config, metadata))
 
 
-def llama3_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | None:
-    """Llama 3.1's scaling with these slowdowns, whatever its factor; None if nothing is slowed.
+def llama3_scaling(stored: NDArray[np.float32], config: Config) -> RopeScaling | None:
+    """Llama 3.1's scaling, with any factor, that gives the `stored` slowdowns; None if they are all 1.
 
-    Raises LlucidError if these are the slowdowns of another scaling.
+    Raises LlucidError if no such scaling gives them.
     """
     largest = float(str(np.float32(stored.max())))
     if (stored == 1).all():
@@ -183,206 +193,208 @@ def llama3_of(stored: NDArray[np.float32], config: Config) -> RopeScaling | None
         expected = slowdowns(replace(config, rope_scaling=scaling))
         if np.allclose(expected, stored, rtol=1e-4, atol=0):
             return scaling
-    raise LlucidError(f"{SLOWDOWNS} is not of Llama 3.1's scaling of RoPE, the only one that llucid reads from it")
+    raise LlucidError(f"{SLOWDOWNS} does not match Llama 3.1's RoPE scaling, which llucid expects there")
 
 
-def read_scaling(head: Head, config: Config, told: dict[str, Any]) -> Scaling | None:
-    """The scaling of RoPE: in keys, or worked out in a tensor."""
-    path, kind = head.path, told.get(ROPE["type"])
-    factor = real(told, ROPE["factor"], path, real(told, OLD_FACTOR, path, 1.0)) or 1.0
+def read_scaling(header: FileHeader, config: Config, metadata: dict[str, Any]) -> Scaling | None:
+    """The scaling of RoPE: from the metadata, or from the tensor of slowdowns."""
+    path, kind = header.path, metadata.get(SCALING_KEYS["type"])
+    factor = real(metadata, SCALING_KEYS["factor"], path, real(metadata, OLD_FACTOR_KEY, path, 1.0)) or 1.0
     scaling: Scaling | None = None
     if kind == "yarn":
-        relative = real(told, ROPE["attention_factor"], path, 1.0)
+        relative = real(metadata, SCALING_KEYS["attention_factor"], path, 1.0)
         scaling = YarnScaling(
             factor=factor,
-            original_context=whole(told, ROPE["original_context"], path, config.context),
-            beta_fast=real(told, ROPE["beta_fast"], path, 32.0),
-            beta_slow=real(told, ROPE["beta_slow"], path, 1.0),
+            original_context=whole(metadata, SCALING_KEYS["original_context"], path, config.context),
+            beta_fast=real(metadata, SCALING_KEYS["beta_fast"], path, 32.0),
+            beta_slow=real(metadata, SCALING_KEYS["beta_slow"], path, 1.0),
             attention_factor=relative * (1 + math.log(max(factor, 1)) / 10),
         )
     elif kind != "none" and factor != 1:
         scaling = LinearScaling(factor=factor)
-    place = head.places.get(SLOWDOWNS)
-    if place is None:
+    tensor = header.tensors.get(SLOWDOWNS)
+    if tensor is None:
         return scaling
-    if place.shape != (config.head_dim // 2,) or place.kind.name != "float32":
+    if tensor.shape != (config.head_dim // 2,) or tensor.kind.name != "float32":
         raise LlucidError(
-            f"{SLOWDOWNS} has shape {list(place.shape)} and is {place.kind.name}; "
+            f"{SLOWDOWNS} has shape {list(tensor.shape)} and is {tensor.kind.name}; "
             f"expected [{config.head_dim // 2}] and float32"
         )
-    llama3 = llama3_of(head.numbers[place.at : place.at + place.size].view("<f4"), config)
+    llama3 = llama3_scaling(header.numbers[tensor.at : tensor.at + tensor.size].view("<f4"), config)
     if llama3 and scaling:
-        raise LlucidError(f"{SLOWDOWNS} and {ROPE['type']} both scale RoPE; llucid opens files with one of the two")
+        raise LlucidError(f"{SLOWDOWNS} and {SCALING_KEYS['type']} both scale RoPE; expected only one of them")
     return llama3 or scaling
 
 
-def keys_of_scaling(scaling: Scaling | None) -> dict[str, Any]:
-    """The keys of `ROPE` for linear and YaRN scaling."""
+def scaling_metadata(scaling: Scaling | None) -> dict[str, Any]:
+    """The metadata of linear and YaRN scaling; empty for other scalings."""
     match scaling:
         case LinearScaling():
-            return {ROPE["type"]: "linear", ROPE["factor"]: scaling.factor}
+            return {SCALING_KEYS["type"]: "linear", SCALING_KEYS["factor"]: scaling.factor}
         case YarnScaling():
-            numbers = {ROPE[name]: number for name, number in vars(scaling).items()}
+            numbers = {SCALING_KEYS[name]: number for name, number in vars(scaling).items()}
             relative = scaling.attention_factor / (1 + math.log(scaling.factor) / 10)
-            return {ROPE["type"]: "yarn", **numbers, ROPE["attention_factor"]: relative}
+            return {SCALING_KEYS["type"]: "yarn", **numbers, SCALING_KEYS["attention_factor"]: relative}
         case _:
             return {}
 
 
 def read_header(path: Path) -> Header:
-    """The shape of every tensor in a file, and how it is stored."""
-    return {name: (place.shape, place.kind.name) for name, place in read_head(path).places.items()}
+    """The shape and type of every tensor in the file."""
+    return {name: (tensor.shape, tensor.kind.name) for name, tensor in read_file_header(path).tensors.items()}
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights in the file's own dtype; what is quantised is float32 when read. Strict, as every room.
+    """The weights in the file's own dtype; quantised tensors become float32 when read. Unknown tensors are refused.
 
-    Reading raises LlucidError if dequantising needs the gguf package and it is not there.
+    Reading raises LlucidError if dequantising needs the gguf package and it is not installed.
     """
     return _open(path, config, keep=False)
 
 
 def open_quantized(path: Path, config: Config) -> Weights:
-    """`open_weights`, but matrices in Q8_0 and Q4_0 stay so when they are read, bit for bit."""
+    """Like `open_weights`, but Q8_0 and Q4_0 matrices stay quantised, bit for bit."""
     return _open(path, config, keep=True)
 
 
 def _open(path: Path, config: Config, keep: bool) -> Weights:
-    head = read_head(path)
-    # The angles' slowdowns are in the config; very old files have the angles themselves, which follow from it.
-    idle = {name for name in head.places if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
-    return gather(config, {name: entry_of(head, name, keep) for name in head.places}, name_of, str(path), ignored=idle)
+    header = read_file_header(path)
+    # Both follow from the config: the slowdowns, and the RoPE angles that very old files contain.
+    ignored = {name for name in header.tensors if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
+    entries = {name: stored_tensor(header, name, keep) for name in header.tensors}
+    return gather(config, entries, name_of, str(path), ignored=ignored)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer inside. Raises LlucidError, by name, for one of a kind that llucid does not know."""
+    """The tokenizer in the file. Raises LlucidError, which names the kind, if llucid does not support it."""
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
-    return within(path, read_vocabulary)
+    return read_metadata(path, read_vocabulary)
 
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """What the tokenizer inside is."""
+    """A short description of the tokenizer in the file."""
     from llucid.tokenizers.gguf_vocabulary import read_info
 
-    return within(path, read_info)
+    return read_metadata(path, read_info)
 
 
-def within(path: Path, read: Callable[[Mapping[str, Any]], Found]) -> Found:
-    """What `read` makes of a file's keys. Raises its LlucidError with the path."""
+def read_metadata(path: Path, read: Callable[[Mapping[str, Any]], Result]) -> Result:
+    """`read` applied to the file's metadata. Its LlucidErrors get the path."""
     with prefix_errors(path):
-        return read(Values(read_head(path)))
+        return read(Metadata(read_file_header(path)))
 
 
-class Values(Mapping[str, Any]):
-    """The values of a header by their keys, each read when it is asked for: what nobody needs takes no memory."""
+class Metadata(Mapping[str, Any]):
+    """The metadata of a file, read lazily: unused values take no memory."""
 
-    def __init__(self, head: Head) -> None:
-        self.head = head
+    def __init__(self, header: FileHeader) -> None:
+        self.header = header
 
     def __getitem__(self, key: str) -> Any:
-        if key not in self.head.fields:
+        if key not in self.header.fields:
             raise KeyError(key)
-        return self.head.value(key)
+        return self.header.value(key)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.head.fields)
+        return iter(self.header.fields)
 
     def __len__(self) -> int:
-        return len(self.head.fields)
+        return len(self.header.fields)
 
 
-# --------------------------------------------------------------------------------------------- the room, writing
+# --------------------------------------------------------------------------------------------- writing
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
-    """Writes one file, one tensor in memory at a time, with the tokenizer inside.
+    """Writes one file that contains the tokenizer, with one tensor in memory at a time.
 
-    `dtype` is float32, float16, bfloat16, Q8_0 or Q4_0, for matrices: norms are always float32, and rows that are no
-    multiple of 32 numbers float16 instead of the last two, as llama.cpp has both. Refuses by name what it cannot hold.
+    `dtype` is the type of the matrices: float32, float16, bfloat16, Q8_0 or Q4_0. As in llama.cpp, norms are always
+    float32, and matrices whose rows are not a multiple of 32 numbers are float16 instead of Q8_0 or Q4_0. Raises
+    LlucidError, which names the number, for a model that GGUF cannot hold.
     """
     import torch
 
     from llucid.tokenizers.gguf_export import write_vocabulary
 
     config = model.config
-    refuse(config)
-    chosen = choose_kind(dtype)
+    check_config(config)
+    chosen = choose_type(dtype)
     if out.is_dir():
-        raise LlucidError(f"{out}: is a folder; GGUF is a file, as in {out / 'model.gguf'}")
-    parts = [part_of(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
+        raise LlucidError(f"{out}: is a folder; a GGUF model is a file, as in {out / 'model.gguf'}")
+    tensors = [pending_tensor(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
     if isinstance(config.rope_scaling, RopeScaling):
-        parts.append(Part(SLOWDOWNS, KINDS[0], torch.from_numpy(slowdowns(config).astype(np.float32))))
-    vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp has it
+        tensors.append(PendingTensor(SLOWDOWNS, GGML_TYPES[0], torch.from_numpy(slowdowns(config).astype(np.float32))))
+    vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp writes it
     if model.tokenizer:
         vocabulary = write_vocabulary(model.tokenizer, config.vocab_size)
-    told = keys_of(config, parts[0].kind.name) | vocabulary
-    total = sum(part.size for part in parts)
+    metadata = config_metadata(config, tensors[0].kind.name) | vocabulary
+    total = sum(tensor.size for tensor in tensors)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(out) as temporary, open(temporary, "wb") as file:
-        file.write(encoded(told, parts))
-        for part in parts:
-            for piece in pieces_of(part):
-                done += file.write(piece)
-            file.write(bytes(-part.size % ALIGNMENT))
+        file.write(encode_header(metadata, tensors))
+        for tensor in tensors:
+            for chunk in tensor_chunks(tensor):
+                done += file.write(chunk)
+            file.write(bytes(-tensor.size % ALIGNMENT))
             progress(done, total)
 
 
-def refuse(config: Config) -> None:
-    """Raises LlucidError, by name, for numbers that the format does not have."""
-    for name in FLOATS:
+def check_config(config: Config) -> None:
+    """Raises LlucidError, which names the number, if GGUF cannot hold `config`."""
+    for name in FLOAT_FIELDS:
         value = getattr(config, name)
-        held = float(str(np.float32(value)))
-        if held != value:
-            raise LlucidError(f"GGUF cannot hold {name}={value}; in 32 bits it is {held}")
+        rounded = float(str(np.float32(value)))
+        if rounded != value:
+            raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
-        case RopeScaling() as scaling if not can_be_read_again(config):
-            raise LlucidError(f"GGUF has no rope_scaling but Llama 3.1's, {RopeScaling()}; this one is {scaling}")
+        case RopeScaling() as scaling if not scaling_is_recoverable(config):
+            raise LlucidError(f"GGUF cannot hold {scaling}; expected {RopeScaling()}, with any factor above 1")
         case DynamicScaling() as scaling:
-            raise LlucidError(f"GGUF has linear and YaRN scaling of RoPE; this one is {scaling}")
+            raise LlucidError(f"GGUF cannot hold {scaling}; it holds linear, YaRN and Llama 3.1's scaling")
         case _:
             pass
 
 
-def can_be_read_again(config: Config) -> bool:
-    """Whether the slowdowns of `config` are enough to find its scaling again."""
+def scaling_is_recoverable(config: Config) -> bool:
+    """Whether the scaling of `config` can be recovered from its slowdowns."""
     try:
-        return llama3_of(slowdowns(config).astype(np.float32), config) == config.rope_scaling
+        return llama3_scaling(slowdowns(config).astype(np.float32), config) == config.rope_scaling
     except LlucidError:
         return False
 
 
-def choose_kind(dtype: str | None) -> Kind | None:
-    """The kind called `dtype`, None stays None. Raises LlucidError for any other name."""
+def choose_type(dtype: str | None) -> GgmlType | None:
+    """The type called `dtype`; None if `dtype` is None. Raises LlucidError for a name that GGUF is not written with."""
     if dtype is None:
         return None
     name = full_name(dtype).replace("q8_0", "Q8_0").replace("q4_0", "Q4_0")
-    if name not in WRITTEN:
-        raise LlucidError(f"--dtype {dtype}: GGUF is written with {', '.join(WRITTEN)}")
-    return KINDS[WRITTEN[name]]
+    if name not in WRITABLE:
+        raise LlucidError(f"dtype={dtype}: GGUF can be written with {', '.join(WRITABLE)}")
+    return GGML_TYPES[WRITABLE[name]]
 
 
-def part_of(name: str, leaf: Leaf, chosen: Kind | None) -> Part:
-    """How a tensor is to be stored; in its own dtype if none is chosen."""
+def pending_tensor(name: str, leaf: Leaf, chosen: GgmlType | None) -> PendingTensor:
+    """The tensor with the type to store it in: the chosen one, or its own if `chosen` is None."""
     bits = getattr(leaf, "bits", None)  # of a Quantized matrix
     own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
-    kind = chosen or KINDS[WRITTEN.get(own, 0)]
+    kind = chosen or GGML_TYPES[WRITABLE.get(own, 0)]
     if leaf.ndim == 1:
-        kind = KINDS[0]
+        kind = GGML_TYPES[0]
     elif leaf.shape[-1] % kind.block:
-        kind = KINDS[1]
-    return Part(name, kind, leaf)
+        kind = GGML_TYPES[1]
+    return PendingTensor(name, kind, leaf)
 
 
-def keys_of(config: Config, kind: str) -> dict[str, Any]:
-    """The keys that say what the model is, for matrices mostly of this kind."""
-    told: dict[str, Any] = {
+def config_metadata(config: Config, kind: str) -> dict[str, Any]:
+    """The metadata that describes the model; most matrices are of type `kind`."""
+    metadata: dict[str, Any] = {
         "general.architecture": "llama",
         "general.type": "model",
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
     }
-    told |= {key: getattr(config, name) for name, key in KEYS.items()}
-    told |= {KEYS[name]: float(getattr(config, name)) for name in FLOATS}
-    return told | dict.fromkeys(WIDTHS, config.head_dim) | keys_of_scaling(config.rope_scaling)
+    metadata |= {key: getattr(config, name) for name, key in KEYS.items()}
+    metadata |= {KEYS[name]: float(getattr(config, name)) for name in FLOAT_FIELDS}
+    return metadata | dict.fromkeys(HEAD_DIM_KEYS, config.head_dim) | scaling_metadata(config.rope_scaling)

@@ -1,4 +1,4 @@
-"""How GGUF stores numbers: plain, or in blocks that share a scale, which are quantised and dequantised here.
+"""The types in which GGUF stores numbers (ggml_type): plain, or quantised in blocks that share a scale.
 
 Source: ggml's ggml-quants.c.
 """
@@ -16,59 +16,59 @@ if TYPE_CHECKING:
     from llucid.arrays.quantize import Bits
 
 
-class Kind(NamedTuple):
-    """How the numbers of a tensor are stored."""
+class GgmlType(NamedTuple):
+    """The type of a tensor's numbers."""
 
     name: str
     block: int
-    """Numbers that share a scale; 1 for plain ones."""
+    """Numbers per block; 1 for plain numbers."""
     size: int
-    """Bytes of a block."""
+    """Bytes per block."""
 
 
-KINDS = {
-    0: Kind("float32", 1, 4),
-    1: Kind("float16", 1, 2),
-    2: Kind("Q4_0", 32, 18),
-    3: Kind("Q4_1", 32, 20),
-    6: Kind("Q5_0", 32, 22),
-    7: Kind("Q5_1", 32, 24),
-    8: Kind("Q8_0", 32, 34),
-    10: Kind("Q2_K", 256, 84),
-    11: Kind("Q3_K", 256, 110),
-    12: Kind("Q4_K", 256, 144),
-    13: Kind("Q5_K", 256, 176),
-    14: Kind("Q6_K", 256, 210),
-    30: Kind("bfloat16", 1, 2),
+GGML_TYPES = {
+    0: GgmlType("float32", 1, 4),
+    1: GgmlType("float16", 1, 2),
+    2: GgmlType("Q4_0", 32, 18),
+    3: GgmlType("Q4_1", 32, 20),
+    6: GgmlType("Q5_0", 32, 22),
+    7: GgmlType("Q5_1", 32, 24),
+    8: GgmlType("Q8_0", 32, 34),
+    10: GgmlType("Q2_K", 256, 84),
+    11: GgmlType("Q3_K", 256, 110),
+    12: GgmlType("Q4_K", 256, 144),
+    13: GgmlType("Q5_K", 256, 176),
+    14: GgmlType("Q6_K", 256, 210),
+    30: GgmlType("bfloat16", 1, 2),
 }
-"""By ggml's numbers."""
-WRITTEN = {KINDS[number].name: number for number in (0, 1, 30, 8, 2)}
-KEPT: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
-"""Kinds that a `Quantized` matrix holds as they are, by its bits."""
-_IN_ROW = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
-OTHERS = {9: "Q8_1", **dict(enumerate(_IN_ROW.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
-"""Kinds that llucid does not open."""
+"""The types that llucid reads, by their number in ggml."""
+WRITABLE = {GGML_TYPES[number].name: number for number in (0, 1, 30, 8, 2)}
+QUANTIZED_BITS: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
+"""The types that a `Quantized` matrix can hold unchanged, with its bits."""
+_FROM_15 = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
+UNSUPPORTED = {9: "Q8_1", **dict(enumerate(_FROM_15.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+"""The types that llucid does not read."""
 
-AT_ONCE = 2**21
-"""Numbers that are quantised or dequantised in one go."""
+CHUNK = 2**21
+"""Numbers that are quantised or dequantised at a time."""
 
 
-def dequantised(raw: NDArray[np.uint8], kind: Kind, shape: tuple[int, ...]) -> Mapped:
-    """The float32 numbers of blocks, some rows at a time."""
+def dequantize_blocks(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...]) -> Mapped:
+    """The float32 numbers of the blocks in `raw`; some rows at a time limit the memory."""
     numbers = np.empty(shape, np.float32)
     rows = raw.reshape(-1, shape[-1] // kind.block * kind.size)
     flat = numbers.reshape(-1, shape[-1])
-    step = max(1, AT_ONCE // shape[-1])
+    step = max(1, CHUNK // shape[-1])
     for row in range(0, len(rows), step):
-        part = rows[row : row + step]
-        flat[row : row + step] = from_q8_0(part) if kind.name == "Q8_0" else by_package(part, kind)
+        chunk = rows[row : row + step]
+        flat[row : row + step] = dequantize_q8_0(chunk) if kind.name == "Q8_0" else dequantize_with_package(chunk, kind)
     return Mapped("float32", numbers.view(np.int32))
 
 
-def from_q8_0(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """w = scale · int8, of blocks of a float16 scale and 32 int8, [rows, blocks·34] → [rows, blocks·32].
+def dequantize_q8_0(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """w = scale · int8, [rows, blocks·34] → [rows, blocks·32]. A block is a float16 scale and 32 int8 numbers.
 
-    ggml's ggml-quants.c, dequantize_row_q8_0.
+    Source: ggml-quants.c, dequantize_row_q8_0.
     """
     blocks = rows.reshape(-1, 34)
     with np.errstate(all="ignore"):  # damaged scales may be infinite
@@ -76,8 +76,8 @@ def from_q8_0(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     return scaled.reshape(len(rows), -1)
 
 
-def by_package(rows: NDArray[np.uint8], kind: Kind) -> NDArray[np.float32]:
-    """What ggml's own Python package makes of blocks that we have cut. Raises LlucidError if it is not installed."""
+def dequantize_with_package(rows: NDArray[np.uint8], kind: GgmlType) -> NDArray[np.float32]:
+    """Rows of blocks, dequantised by ggml's own Python package. Raises LlucidError if it is not installed."""
     try:
         package = importlib.import_module("gguf")
     except ImportError as error:

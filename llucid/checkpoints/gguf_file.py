@@ -1,6 +1,6 @@
-"""The container that GGUF is, whatever is in it: keys with values, the tensors' names and places, then the tensors.
+"""The GGUF container: metadata (keys and values), a list of tensor names and offsets, then the tensors.
 
-Nothing in a file is believed before it is compared with the file's size. Source: ggml's docs/gguf.md and gguf.cpp.
+Every length in a file is checked against the file's size before it is used. Source: ggml, docs/gguf.md and gguf.cpp.
 """
 
 import math
@@ -13,64 +13,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llucid.arrays.quantized import from_blocks
-from llucid.checkpoints.gguf_blocks import AT_ONCE, KEPT, KINDS, OTHERS, WRITTEN, Kind, dequantised
+from llucid.checkpoints.gguf_blocks import (
+    CHUNK,
+    GGML_TYPES,
+    QUANTIZED_BITS,
+    UNSUPPORTED,
+    WRITABLE,
+    GgmlType,
+    dequantize_blocks,
+)
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, tensor_of
 from llucid.errors import LlucidError
 
-NUMBERS = {
+NUMBER_TYPES = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
     **dict(enumerate(["<u8", "<i8", "<f8"], 10)),
 }
-"""Types of values that are numbers, by GGUF's numbers; 7 is true or false."""
+"""NumPy types of numeric metadata, by GGUF's type number; 7 is bool."""
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
 
 ALIGNMENT = 32
-"""Tensors begin at multiples of this, if general.alignment says nothing else."""
-LONGEST_NAME, MOST_NAMES = 2**10, 2**16
-"""Bytes of a name, and names of a kind in a file: the largest Llama has 1,138 tensors."""
-LONGEST_SETTLED = 2**16
-"""Bytes of a value that is a single one, or the same for each layer."""
+"""Tensors begin at multiples of this many bytes, unless the file has general.alignment."""
+MAX_NAME_BYTES, MAX_ENTRIES = 2**10, 2**16
+"""Limits: bytes per name; tensors, and keys, per file. The largest Llama has 1,138 tensors."""
+MAX_UNIFORM_BYTES = 2**16
+"""Limit: bytes of a value that should be a single number or string, or one per layer."""
 
 
 # --------------------------------------------------------------------------------------------- reading
 
 
 class Field(NamedTuple):
-    """A value in the header, not yet read."""
+    """Where a metadata value is in the file; it has not been read yet."""
 
     kind: int
     length: int | None
-    """Numbers or strings in an array; None for a single value."""
+    """Elements of an array; None for a single value."""
     at: int
-    """Where in the file it begins: an array's first element, a string's length."""
+    """Offset in the file: of an array's first element, of a string's length."""
     size: int
-    """Bytes."""
+    """Length in bytes."""
 
 
-class Place(NamedTuple):
-    """A tensor in the file, not yet read."""
+class TensorInfo(NamedTuple):
+    """Where a tensor is in the file; it has not been read yet."""
 
     shape: tuple[int, ...]
-    kind: Kind
+    kind: GgmlType
     at: int
     size: int
     """Bytes."""
 
 
 class Cursor:
-    """A place in a mapped file that moves on. It allocates nothing that a file could ask for."""
+    """A reading position in a memory-mapped file. No length in the file makes it allocate memory."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.at = path, 0
-        self.numbers: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="c")  # writable; the file does not change
+        self.numbers: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="c")  # copy-on-write: the file does not change
         self.data = self.numbers.data
 
     def take(self, count: int) -> int:
-        """Moves on by so many bytes; where they begin. Raises LlucidError if there are not as many."""
+        """Skips `count` bytes and returns their offset. Raises LlucidError if the file has fewer left."""
         begin = self.at
         if count > len(self.data) - begin:
-            raise LlucidError(f"{self.path}: ends within its header: at byte {begin:,} it promises {count:,} more")
+            raise LlucidError(f"{self.path}: ends within its header: at byte {begin:,} it needs {count:,} more bytes")
         self.at = begin + count
         return begin
 
@@ -81,31 +89,35 @@ class Cursor:
         return struct.unpack_from("<Q", self.data, self.take(8))[0]
 
     def name(self) -> str:
-        """A short string of letters that can be shown."""
+        """Reads a name: a short, printable string."""
         length = self.uint64()
-        if length > LONGEST_NAME:
-            raise LlucidError(f"{self.path}: a name of {length:,} bytes at byte {self.at:,}; the file is damaged")
+        if length > MAX_NAME_BYTES:
+            raise LlucidError(f"{self.path}: the name at byte {self.at:,} has {length:,} bytes; the file is damaged")
         begin = self.take(length)
-        name = text_of(self.data[begin : self.at], self.path)
+        name = decode_utf8(self.data[begin : self.at], self.path)
         if not name.isprintable():
-            raise LlucidError(f"{self.path}: a name {name!r:.80} at byte {begin:,}; the file is damaged")
+            raise LlucidError(
+                f"{self.path}: the name {name!r:.80} at byte {begin:,} is not printable; the file is damaged"
+            )
         return name
 
     def field(self) -> Field:
-        """A value, passed over. An array of arrays is refused, as llama.cpp does."""
+        """Skips a metadata value and returns where it is. Refuses an array of arrays, as llama.cpp does."""
         kind, count = self.uint32(), None
         if kind == ARRAY:
             kind, count = self.uint32(), self.uint64()
         begin = self.at
-        if kind in NUMBERS:
-            self.take((1 if count is None else count) * np.dtype(NUMBERS[kind]).itemsize)
+        if kind in NUMBER_TYPES:
+            self.take((1 if count is None else count) * np.dtype(NUMBER_TYPES[kind]).itemsize)
         elif kind == STRING:
-            self._pass_strings(1 if count is None else count)
+            self._skip_strings(1 if count is None else count)
         else:
-            raise LlucidError(f"{self.path}: a value of type {kind} at byte {begin:,}; the file is damaged")
+            raise LlucidError(
+                f"{self.path}: the value at byte {begin:,} has the unknown type {kind}; the file is damaged"
+            )
         return Field(kind, count, begin, self.at - begin)
 
-    def _pass_strings(self, count: int) -> None:
+    def _skip_strings(self, count: int) -> None:
         data, at, end = self.data, self.at, len(self.data)
         length = struct.Struct("<Q").unpack_from
         for _ in range(count):
@@ -119,54 +131,55 @@ class Cursor:
         raise LlucidError(f"{self.path}: ends within {count:,} strings that begin at byte {self.at:,}")
 
 
-def text_of(data: memoryview, path: Path) -> str:
-    """Text from UTF-8. Raises LlucidError if it is none."""
+def decode_utf8(data: memoryview, path: Path) -> str:
+    """The text of UTF-8 bytes. Raises LlucidError if they are not valid."""
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError as error:
-        raise LlucidError(f"{path}: {bytes(data[:40])!r} should be UTF-8, and is not") from error
+        raise LlucidError(f"{path}: {bytes(data[:40])!r} is not valid UTF-8; the file is damaged") from error
 
 
-class Head(NamedTuple):
-    """What stands before the tensors."""
+class FileHeader(NamedTuple):
+    """The header of a file: its metadata and its list of tensors."""
 
     path: Path
     numbers: NDArray[np.uint8]
-    """The whole file, mapped."""
+    """The whole file, memory-mapped."""
     fields: dict[str, Field]
-    places: dict[str, Place]
+    tensors: dict[str, TensorInfo]
 
     def value(self, key: str) -> Any:
-        """The value under `key`, None if there is none: a number, a string, or a list.
+        """The value of `key`, None if it is missing: a number, a string, or a list.
 
-        A number in float32 is that of the fewest decimals, so that 1e-5 is 1e-5 again.
+        A float32 becomes the shortest decimal that rounds to it, so that 1e-5 stays 1e-5.
         """
         field = self.fields.get(key)
         if field is None:
             return None
         if field.kind == STRING:
-            texts = self._texts(field)
+            texts = self._strings(field)
             return texts[0] if field.length is None else texts
-        values = np.frombuffer(self.numbers, NUMBERS[field.kind], 1 if field.length is None else field.length, field.at)
+        count = 1 if field.length is None else field.length
+        values = np.frombuffer(self.numbers, NUMBER_TYPES[field.kind], count, field.at)
         if field.length is not None:
             return values.tolist()
         if field.kind == BOOL:
             return bool(values[0])
         return float(str(values[0])) if field.kind == FLOAT32 else values[0].item()
 
-    def settled(self, key: str) -> Any:
-        """The value under a key; of an array, which says it for each layer, the one that all have."""
+    def uniform_value(self, key: str) -> Any:
+        """The value of `key`, or the one value that all elements of an array, one per layer, have."""
         field = self.fields[key]
-        if field.size > LONGEST_SETTLED:
-            raise LlucidError(f"{self.path}: {key} takes {field.size:,} bytes; the file is damaged")
+        if field.size > MAX_UNIFORM_BYTES:
+            raise LlucidError(f"{self.path}: {key} has {field.size:,} bytes; the file is damaged")
         if field.length is None:
             return self.value(key)
         values = set(self.value(key))
         if len(values) != 1:
-            raise LlucidError(f"{self.path}: {key} differs from layer to layer, which llucid does not open")
+            raise LlucidError(f"{self.path}: {key} differs between layers, which llucid does not support")
         return values.pop()
 
-    def _texts(self, field: Field) -> list[str]:
+    def _strings(self, field: Field) -> list[str]:
         data, at, texts = self.numbers.data, field.at, list[str]()
         length = struct.Struct("<Q").unpack_from
         begin = at
@@ -176,14 +189,14 @@ class Head(NamedTuple):
                 at = begin + length(data, at)[0]
                 texts.append(str(data[begin:at], "utf-8"))
         except UnicodeDecodeError:
-            text_of(data[begin:at], self.path)
+            decode_utf8(data[begin:at], self.path)
         return texts
 
 
-def read_head(path: Path) -> Head:
-    """The header of a file, every length in it checked against the file's size.
+def read_file_header(path: Path) -> FileHeader:
+    """The header of a file; every length in it is checked against the file's size.
 
-    Raises LlucidError for one that is damaged, or whose tensors do not follow one another as llama.cpp demands.
+    Raises LlucidError if it is damaged, or if the tensors are not contiguous, which llama.cpp requires.
     """
     if path.stat().st_size < 24:
         raise LlucidError(f"{path}: ends within its header")
@@ -191,82 +204,85 @@ def read_head(path: Path) -> Head:
     cursor.take(4)
     version = cursor.uint32()
     if version & 0xFFFF == 0:
-        raise LlucidError(f"{path}: is for machines that store numbers big-endian; convert it again for this one")
+        raise LlucidError(f"{path}: is big-endian; convert the model to little-endian GGUF")
     if version not in (2, 3):
-        raise LlucidError(f"{path}: version {version} of GGUF is not supported; 2 and 3 are")
-    tensors, values = cursor.uint64(), cursor.uint64()
-    if max(tensors, values) > MOST_NAMES:
-        raise LlucidError(f"{path}: promises {tensors:,} tensors and {values:,} values; the file is damaged")
+        raise LlucidError(f"{path}: GGUF version {version} is not supported; expected 2 or 3")
+    tensor_count, value_count = cursor.uint64(), cursor.uint64()
+    if max(tensor_count, value_count) > MAX_ENTRIES:
+        raise LlucidError(
+            f"{path}: its header declares {tensor_count:,} tensors and {value_count:,} metadata values; "
+            "the file is damaged"
+        )
     fields: dict[str, Field] = {}
-    for _ in range(values):
+    for _ in range(value_count):
         key = cursor.name()
         if key in fields:
-            raise LlucidError(f"{path}: {key} is there twice")
+            raise LlucidError(f"{path}: {key} occurs twice; the file is damaged")
         fields[key] = cursor.field()
-    head = Head(path, cursor.numbers, fields, {})
+    header = FileHeader(path, cursor.numbers, fields, {})
 
-    alignment = head.settled("general.alignment") if "general.alignment" in fields else ALIGNMENT
+    alignment = header.uniform_value("general.alignment") if "general.alignment" in fields else ALIGNMENT
     if type(alignment) is not int or not 8 <= alignment <= 2**20 or alignment & (alignment - 1):
-        raise LlucidError(f"{path}: general.alignment should be a power of two from 8 on and is {alignment!r:.40}")
-    relative: dict[str, Place] = {}
+        raise LlucidError(f"{path}: general.alignment is {alignment!r:.40}; expected a power of two of at least 8")
+    relative: dict[str, TensorInfo] = {}
     end = 0
-    for _ in range(tensors):
+    for _ in range(tensor_count):
         name = cursor.name()
         if name in relative:
-            raise LlucidError(f"{path}: {name} is there twice")
-        relative[name] = place = read_place(cursor, name)
-        if place.at != end:
-            raise LlucidError(f"{path}: {name} begins at {place.at:,}; it should at {end:,}, after the one before")
-        end = place.at + place.size + -place.size % alignment
+            raise LlucidError(f"{path}: {name} occurs twice; the file is damaged")
+        relative[name] = tensor = read_tensor_info(cursor, name)
+        if tensor.at != end:
+            raise LlucidError(f"{path}: {name} begins at {tensor.at:,}; expected {end:,}, after the previous tensor")
+        end = tensor.at + tensor.size + -tensor.size % alignment
     start = cursor.at + -cursor.at % alignment
-    for name, place in relative.items():
-        head.places[name] = place._replace(at=start + place.at)
-        if start + place.at + place.size > len(cursor.data):
+    for name, tensor in relative.items():
+        header.tensors[name] = tensor._replace(at=start + tensor.at)
+        if start + tensor.at + tensor.size > len(cursor.data):
             raise LlucidError(
-                f"{path}: truncated: {name} should end at byte {start + place.at + place.size:,}, "
+                f"{path}: truncated: {name} should end at byte {start + tensor.at + tensor.size:,}, "
                 f"and the file has {len(cursor.data):,}"
             )
-    return head
+    return header
 
 
-def read_place(cursor: Cursor, name: str) -> Place:
-    """What the header says of one tensor; its place is counted from the first."""
+def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
+    """Reads the list's entry for one tensor; its offset counts from the first tensor."""
     dimensions = cursor.uint32()
     if not 1 <= dimensions <= 4:
         raise LlucidError(f"{cursor.path}: {name} has {dimensions} dimensions; expected 1 to 4")
     lengths = [cursor.uint64() for _ in range(dimensions)]
     number, at = cursor.uint32(), cursor.uint64()
-    kind = KINDS.get(number)
+    kind = GGML_TYPES.get(number)
     if kind is None:
-        what = OTHERS.get(number, f"number {number}")
-        raise LlucidError(f"{cursor.path}: {name} is of ggml's type {what}, which llucid does not open")
+        what = UNSUPPORTED.get(number, f"number {number}")
+        raise LlucidError(f"{cursor.path}: {name} has ggml type {what}, which llucid does not read")
     shape = tuple(reversed(lengths))
     if 0 in shape or shape[-1] % kind.block:
-        raise LlucidError(f"{cursor.path}: {name} has shape {list(shape)}, which {kind.name} cannot have")
-    return Place(shape, kind, at, math.prod(shape) // kind.block * kind.size)
+        raise LlucidError(f"{cursor.path}: {name} has shape {list(shape)}, which {kind.name} does not allow")
+    return TensorInfo(shape, kind, at, math.prod(shape) // kind.block * kind.size)
 
 
-def entry_of(head: Head, name: str, keep: bool) -> Stored:
-    """A tensor of the file, as it will be in memory; `keep` has matrices in Q8_0 and Q4_0 stay quantised."""
-    shape, kind, at, size = head.places[name]
+def stored_tensor(header: FileHeader, name: str, keep: bool) -> Stored:
+    """A tensor of the file, to be read later; with `keep`, Q8_0 and Q4_0 matrices stay quantised."""
+    shape, kind, at, size = header.tensors[name]
     if kind.block == 1:
         width = f"<i{kind.size}"
-        return mapped(shape, kind.name, lambda: head.numbers[at : at + size].view(width).reshape(shape))
+        return mapped(shape, kind.name, lambda: header.numbers[at : at + size].view(width).reshape(shape))
 
-    raw = head.numbers[at : at + size]
-    if keep and kind.name in KEPT and len(shape) == 2:
+    raw = header.numbers[at : at + size]
+    if keep and kind.name in QUANTIZED_BITS and len(shape) == 2:
         return Stored(shape, "float32", lambda: from_blocks(raw.reshape(shape[0], -1, kind.size)))
-    return Stored(shape, "float32", lambda: dequantised(raw, kind, shape))
+    return Stored(shape, "float32", lambda: dequantize_blocks(raw, kind, shape))
 
 
 # --------------------------------------------------------------------------------------------- writing
 
 
-class Part(NamedTuple):
-    """A tensor to be written."""
+class PendingTensor(NamedTuple):
+    """A tensor to be written, and the type to write it in."""
 
     name: str
-    kind: Kind
+    kind: GgmlType
     numbers: Leaf
 
     @property
@@ -275,27 +291,27 @@ class Part(NamedTuple):
         return self.numbers.numel() // self.kind.block * self.kind.size
 
 
-def encoded(told: dict[str, Any], parts: list[Part]) -> bytes:
-    """The header, filled up to where the first tensor begins."""
-    head = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(parts), len(told)))
-    for key, value in told.items():
-        head += encoded_text(key) + encoded_value(value)
+def encode_header(metadata: dict[str, Any], tensors: list[PendingTensor]) -> bytes:
+    """The bytes of the header, padded to where the first tensor begins."""
+    header = bytearray(struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)))
+    for key, value in metadata.items():
+        header += encode_string(key) + encode_value(value)
     at = 0
-    for part in parts:
-        lengths = [*reversed(part.numbers.shape)]
-        head += encoded_text(part.name) + struct.pack(f"<I{len(lengths)}Q", len(lengths), *lengths)
-        head += struct.pack("<IQ", WRITTEN[part.kind.name], at)
-        at += part.size + -part.size % ALIGNMENT
-    return bytes(head) + bytes(-len(head) % ALIGNMENT)
+    for tensor in tensors:
+        lengths = [*reversed(tensor.numbers.shape)]
+        header += encode_string(tensor.name) + struct.pack(f"<I{len(lengths)}Q", len(lengths), *lengths)
+        header += struct.pack("<IQ", WRITABLE[tensor.kind.name], at)
+        at += tensor.size + -tensor.size % ALIGNMENT
+    return bytes(header) + bytes(-len(header) % ALIGNMENT)
 
 
-def encoded_text(text: str) -> bytes:
+def encode_string(text: str) -> bytes:
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
-def encoded_value(value: Any) -> bytes:
-    """A value with its type: bool, uint32, float32, string, or a list of int32, of float32 or of strings."""
+def encode_value(value: Any) -> bytes:
+    """The type and bytes of a value: bool, uint32, float32, string, or a list of int32, of float32 or of strings."""
     match value:
         case bool():
             return struct.pack("<IB", BOOL, value)
@@ -304,27 +320,27 @@ def encoded_value(value: Any) -> bytes:
         case float():
             return struct.pack("<If", FLOAT32, value)
         case str():
-            return struct.pack("<I", STRING) + encoded_text(value)
+            return struct.pack("<I", STRING) + encode_string(value)
         case [float(), *_]:
             return struct.pack("<IIQ", ARRAY, FLOAT32, len(value)) + np.array(value, "<f4").tobytes()
         case [int(), *_]:
             return struct.pack("<IIQ", ARRAY, INT32, len(value)) + np.array(value, "<i4").tobytes()
         case _:
-            return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(encoded_text, value))
+            return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(encode_string, value))
 
 
-def pieces_of(part: Part) -> Iterator[bytes | memoryview]:
-    """The bytes of a tensor in the file, quantised some rows at a time."""
-    if part.kind.block == 1:
-        yield bytes_of(part.numbers, part.kind.name)
+def tensor_chunks(tensor: PendingTensor) -> Iterator[bytes | memoryview]:
+    """The bytes of a tensor, quantised some rows at a time to limit the memory."""
+    if tensor.kind.block == 1:
+        yield bytes_of(tensor.numbers, tensor.kind.name)
         return
     from llucid.arrays.quantize import quantize_matrix
     from llucid.arrays.quantized import Quantized, to_blocks
 
-    bits, numbers = KEPT[part.kind.name], part.numbers
+    bits, numbers = QUANTIZED_BITS[tensor.kind.name], tensor.numbers
     if isinstance(numbers, Quantized) and numbers.bits == bits:
         yield to_blocks(numbers).numpy().tobytes()
         return
-    step = max(1, AT_ONCE // numbers.shape[-1])
+    step = max(1, CHUNK // numbers.shape[-1])
     for rows in tensor_of(numbers).split(step):
         yield to_blocks(quantize_matrix(rows, bits)).numpy().tobytes()

@@ -1,7 +1,8 @@
-"""llama2.c's files: `.bin` in its three versions, numbers after a header of seven, and the `.pt` of its train.py.
+"""llama2.c's files: `.bin` in its three versions, and the `.pt` that its train.py saves.
 
-Version 0 has no magic number and all arrays of a kind in a row; 1 has a header of 256 bytes and another order; 2 is 1
-with matrices as int8, a float32 scale for each group of them. Source: llama2.c, export.py, run.c and runq.c.
+A `.bin` is a header of seven sizes, then the arrays, grouped by kind. Version 0 has no magic number; version 1 has a
+header of 256 bytes and another order; version 2 is version 1 with int8 matrices and a float32 scale for each group of
+numbers. Source: llama2.c, export.py, run.c and runq.c.
 """
 
 import math
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAGIC = 0x616B3432
-SEVEN = struct.Struct("<7i")
+SIZES = struct.Struct("<7i")
 """dim, ffn_dim, layers, heads, kv_heads, vocab_size, context."""
 GROUP = 64
-MOST_LAYERS = 2**12
-"""More than any Llama has: their names alone would take many times the memory of a file with tiny layers."""
+"""The largest group in version 2."""
+MAX_LAYERS = 2**12
+"""A limit above any Llama: with tiny layers, their names alone take many times the memory of the file."""
 
 _ATTENTION = tuple(f"blocks.N.attention.{name}" for name in ("query", "key", "value", "output"))
 _FEED_FORWARD = tuple(f"blocks.N.feed_forward.{name}" for name in ("gate", "down", "up"))
@@ -47,25 +49,25 @@ ORDER = {
     0: ("embedding", _NORMS[0], *_ATTENTION, _NORMS[1], *_FEED_FORWARD, "norm", "angles", "output"),
     1: (*_NORMS, "norm", "embedding", *_ATTENTION, *_FEED_FORWARD, "output"),
 }
-"""The order of the arrays in a file, each kind for all blocks in a row; version 2 has that of 1. `angles` are tables of
-RoPE, which are passed over."""
+"""The order of the arrays in a file, by version: each kind, for all blocks in turn. Version 2 has the order of version
+1. `angles` are RoPE tables, which reading skips."""
 
 
-class Head(NamedTuple):
-    """What the beginning of a `.bin` says."""
+class BinHeader(NamedTuple):
+    """The header of a `.bin`."""
 
     version: int
     config: Config
     group: int
-    """Numbers that share a scale, in version 2."""
+    """Numbers that share a scale in version 2; else 1."""
 
     @property
     def start(self) -> int:
         """Bytes before the first array."""
-        return SEVEN.size if self.version == 0 else 256
+        return SIZES.size if self.version == 0 else 256
 
     def bytes_of(self, path: str, shape: tuple[int, ...]) -> int:
-        """What an array takes in the file."""
+        """Bytes that the array at `path` takes in the file."""
         count = math.prod(shape)
         return count + 4 * (count // self.group) if self.version == 2 and len(shape) == 2 else 4 * count
 
@@ -84,34 +86,34 @@ def recognises(path: Path) -> bool:
     if is_archive(path):
         try:
             return b"model_args" in Archive(path).pickle
-        except Exception:  # zipfile raises nearly anything for damaged bytes
+        except Exception:  # zipfile raises almost any exception for damaged files
             return False
     try:
-        return path.is_file() and bool(read_head(first_bytes(path, 256), path))
+        return path.is_file() and bool(parse_header(first_bytes(path, 256), path))
     except LlucidError:
-        # A damaged header of version 1 or 2 is still one. Version 0 has no mark: only numbers that make a Llama.
+        # A damaged file of version 1 or 2 still has the magic number. Version 0 has none: only plausible sizes.
         return first_bytes(path, 4) == struct.pack("<I", MAGIC)
 
 
-def read_head(data: bytes, place: Path) -> Head:
-    """The head in the first 256 bytes of a file. Raises LlucidError if they are not one."""
-    marked = data[:4] == struct.pack("<I", MAGIC)
-    if len(data) < (256 if marked else SEVEN.size):
+def parse_header(data: bytes, place: Path) -> BinHeader:
+    """Parses the first 256 bytes of a file. Raises LlucidError if they are not a header."""
+    has_magic = data[:4] == struct.pack("<I", MAGIC)
+    if len(data) < (256 if has_magic else SIZES.size):
         raise LlucidError(f"{place}: ends within its header")
     version, group, shared = 0, 1, True
-    numbers = SEVEN.unpack_from(data, 8 if marked else 0)
-    if marked:
+    numbers = SIZES.unpack_from(data, 8 if has_magic else 0)
+    if has_magic:
         version, shared, group = struct.unpack_from("<i", data, 4)[0], data[36], struct.unpack_from("<i", data, 37)[0]
         if version not in (1, 2) or shared not in (0, 1):
             raise LlucidError(
-                f"{place}: version {version} and shared={shared} are not known; expected 1 or 2, and 0 or 1"
+                f"{place}: version {version} with shared={shared} is not supported; expected 1 or 2, and 0 or 1"
             )
     dim, ffn, layers, heads, kv_heads, vocab, context = numbers
     if version == 0 and vocab < 0:
         vocab, shared = -vocab, False
-    if not 0 < dim < 2**20 or not 0 < heads <= dim or layers > MOST_LAYERS:
+    if not 0 < dim < 2**20 or not 0 < heads <= dim or layers > MAX_LAYERS:
         numbers = f"dim={dim}, heads={heads} and layers={layers}"
-        raise LlucidError(f"{place}: not a file of llama2.c; its header says {numbers}")
+        raise LlucidError(f"{place}: not a llama2.c file: its header has {numbers}")
     try:
         config = Config(
             dim=dim,
@@ -125,77 +127,78 @@ def read_head(data: bytes, place: Path) -> Head:
             tied_embeddings=bool(shared),
         )
     except LlucidError as error:
-        raise LlucidError(f"{place}: not a file of llama2.c: {error}") from error
+        raise LlucidError(f"{place}: not a llama2.c file: {error}") from error
     if version == 2:
         sizes = (dim * dim, dim * config.kv_heads * config.head_dim, dim * ffn, dim * vocab)
         if group < 1 or any(size % group for size in sizes):
-            raise LlucidError(f"{place}: groups of {group} do not divide every matrix")
-    return Head(version, config, group)
+            raise LlucidError(
+                f"{place}: its group size {group} does not divide the size of every matrix; the file is damaged"
+            )
+    return BinHeader(version, config, group)
 
 
-def checked_head(path: Path) -> Head:
-    """The head of a `.bin` that is exactly as long as its head says."""
-    head, size = read_head(first_bytes(path, 256), path), path.stat().st_size
-    if head.size != size:
-        what = "truncated" if size < head.size else "longer than it should be"
-        raise LlucidError(f"{path}: {what}: its header's numbers make {head.size:,} bytes, and it has {size:,}")
-    return head
+def read_bin_header(path: Path) -> BinHeader:
+    """The header of a `.bin`. Raises LlucidError if the file does not have exactly the size that the header implies."""
+    header, size = parse_header(first_bytes(path, 256), path), path.stat().st_size
+    if header.size != size:
+        problem = "truncated" if size < header.size else "too long"
+        raise LlucidError(f"{path}: {problem}: by its header it should have {header.size:,} bytes, and it has {size:,}")
+    return header
 
 
-def layout(head: Head) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Our path, shape and offset of each array in a file, in its order."""
-    every = shapes(head.config)
-    offset = head.start
-    for kind in ORDER[min(head.version, 1)]:
-        blocks = range(head.config.layers) if ".N." in kind else (0,)
+def array_offsets(header: BinHeader) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Path in Weights, shape and offset of each array, in the file's order."""
+    expected = shapes(header.config)
+    offset = header.start
+    for kind in ORDER[min(header.version, 1)]:
+        blocks = range(header.config.layers) if ".N." in kind else (0,)
         for block in blocks:
             path = kind.replace(".N.", f".{block}.")
             if path == "angles":
-                offset += 4 * head.config.context * head.config.head_dim
-            elif path in every:  # a tied matrix is not
-                yield path, every[path], offset
-                offset += head.bytes_of(path, every[path])
-    assert offset == head.size, f"{offset=} {head.size=}"
+                offset += 4 * header.config.context * header.config.head_dim
+            elif path in expected:  # without the output matrix if it is tied
+                yield path, expected[path], offset
+                offset += header.bytes_of(path, expected[path])
+    assert offset == header.size, f"{offset=} {header.size=}"
 
 
 def read_entries(path: Path) -> dict[str, Stored]:
-    """Every array of a `.bin`, by Meta's names."""
-    head = checked_head(path)
-    numbers = np.memmap(path, np.uint8, mode="c")  # writable, as PyTorch wants it; the file does not change
+    """Every array of a `.bin`, under Meta's names."""
+    header = read_bin_header(path)
+    numbers = np.memmap(path, np.uint8, mode="c")  # copy-on-write, because PyTorch wants writable memory
 
     def entry(shape: tuple[int, ...], offset: int) -> Stored:
         count = math.prod(shape)
 
-        if head.version < 2 or len(shape) != 2:
+        if header.version < 2 or len(shape) != 2:
             return mapped(shape, "float32", lambda: numbers[offset : offset + 4 * count].view("<i4").reshape(shape))
 
         def grouped() -> Mapped:
-            small = numbers[offset : offset + count].view(np.int8).reshape(-1, head.group)
-            scales = numbers[offset + count : offset + count + 4 * (count // head.group)].view("<f4")
+            small = numbers[offset : offset + count].view(np.int8).reshape(-1, header.group)
+            scales = numbers[offset + count : offset + count + 4 * (count // header.group)].view("<f4")
             with np.errstate(all="ignore"):  # damaged scales may be infinite
                 return Mapped("float32", (small * scales[:, None]).view(np.int32).reshape(shape))
 
         return Stored(shape, "float32", grouped)
 
-    return {meta.name_of(at): entry(shape, offset) for at, shape, offset in layout(head)}
+    return {meta.name_of(at): entry(shape, offset) for at, shape, offset in array_offsets(header)}
 
 
 # --------------------------------------------------------------------------------------------- train.py's .pt
 
 
 def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
-    """What llama2.c's train.py saves: `model_args`, and under `model` the tensors by Meta's names."""
-    told = read_pickle(path)
-    arguments = told.get("model_args") if isinstance(told, dict) else None
-    if not isinstance(arguments, dict) or "model" not in told:
-        raise LlucidError(f"{path}: not a checkpoint of llama2.c, which has model_args and model")
-    arguments = {
-        key: value for key, value in arguments.items() if isinstance(value, int | float | str)
-    }  # no endless lists
-    entries = entries_of(told["model"], path)
+    """Reads what llama2.c's train.py saves: `model_args`, and the tensors in `model` under Meta's names."""
+    saved = read_pickle(path)
+    arguments = saved.get("model_args") if isinstance(saved, dict) else None
+    if not isinstance(arguments, dict) or "model" not in saved:
+        raise LlucidError(f"{path}: not a llama2.c checkpoint: expected model_args and model")
+    # Nested lists that share parts could make an error message endless.
+    arguments = {key: value for key, value in arguments.items() if isinstance(value, int | float | str)}
+    entries = entries_of(saved["model"], path)
     twin = meta.NAMES["output"] if meta.twinned(entries) else None
-    for needless in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
-        entries.pop(str(needless), None)
+    for unused in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
+        entries.pop(str(unused), None)
 
     dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
     names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
@@ -218,42 +221,42 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
     return config, entries
 
 
-# --------------------------------------------------------------------------------------------- the room
+# --------------------------------------------------------------------------------------------- both kinds of file
 
 
 def read_config(path: Path) -> Config:
-    """The Config that a header says; what it does not say is as llama2.c has it: base 10,000, epsilon 1e-5."""
-    return read_checkpoint(path)[0] if is_archive(path) else checked_head(path).config
+    """The Config from the header; RoPE base 10,000 and epsilon 1e-5, which it lacks, are those of llama2.c."""
+    return read_checkpoint(path)[0] if is_archive(path) else read_bin_header(path).config
 
 
 def read_header(path: Path) -> Header:
-    """The arrays of a file by Meta's names: those of a `.bin` have none."""
+    """Shape and type of each array, under Meta's names; a `.bin` itself contains no names."""
     if is_archive(path):
         return {name: (entry.shape, entry.dtype) for name, entry in read_checkpoint(path)[1].items()}
-    head = checked_head(path)
-    quantised = f"int8 in groups of {head.group}"
-    kinds = {1: "float32", 2: quantised if head.version == 2 else "float32"}
-    return {meta.name_of(at): (shape, kinds[len(shape)]) for at, shape, _ in layout(head)}
+    header = read_bin_header(path)
+    quantised = f"int8 in groups of {header.group}"
+    kinds = {1: "float32", 2: quantised if header.version == 2 else "float32"}
+    return {meta.name_of(at): (shape, kinds[len(shape)]) for at, shape, _ in array_offsets(header)}
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights: float32, mapped; those of version 2 are dequantised, one by one as they are read."""
+    """The weights: float32, memory-mapped; those of version 2 are dequantised one by one when they are read."""
     entries = read_checkpoint(path)[1] if is_archive(path) else read_entries(path)
     return gather(config, entries, meta.name_of, str(path))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer beside: in the same folder."""
+    """The tokenizer in the same folder."""
     return load_tokenizer(path.parent)
 
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """What that tokenizer is."""
+    """A short description of the tokenizer in the same folder."""
     return read_info(path.parent)
 
 
-def refuse(config: Config) -> None:
-    """Raises LlucidError, by name, for what llama2.c's programs take for granted."""
+def check_config(config: Config) -> None:
+    """Raises LlucidError for a number that differs from the one fixed in llama2.c's programs."""
     width = config.dim / config.heads
     for name, value, fixed in (
         ("rope_theta", config.rope_theta, 10_000.0),
@@ -265,10 +268,10 @@ def refuse(config: Config) -> None:
             raise LlucidError(f"llama2.c's format cannot hold {name}={value}; its programs have {fixed}")
 
 
-def quantise(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
-    """int8 numbers in −127…127 and the scale of each group: the largest becomes ±127, as in llama2.c's export.
+def quantize_groups(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
+    """int8 numbers from −127 to 127, and a scale per group that makes its largest number ±127, as in llama2.c's export.
 
-    Quantising what was read from such a file gives the file again: 127 times a scale rounds to the number it is from.
+    Quantising dequantised numbers gives the same bytes: 127 times the scale rounds to the largest number again.
     """
     import torch
 
@@ -281,70 +284,68 @@ def quantise(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
 def write(
     out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None, version: int | None = None
 ) -> None:
-    """Writes a `.bin` of this version (0 when None) and the tokenizer beside it. Refuses what the format cannot hold.
+    """Writes a `.bin` of this version (0 when None) and the tokenizer in the same folder.
 
-    The group of version 2 is 64, halved until it divides dim, as llama2.c's export does, and ffn_dim: its runq.c counts
-    whole groups in a row of either, and would pass over the rest of a row.
+    The group size of version 2 is 64, halved until it divides dim, as in llama2.c's export, and also ffn_dim: runq.c
+    only reads whole groups of a row. Raises LlucidError for a model that the format cannot hold.
     """
-
     config = model.config
     version = version or 0
-    refuse(config)
+    check_config(config)
     if version not in (0, 1, 2):
-        raise LlucidError(f"--version {version}: llama2.c's format has the versions 0, 1 and 2")
+        raise LlucidError(f"version={version}: llama2.c's format has the versions 0, 1 and 2")
     if dtype and full_name(dtype) != "float32":
-        raise LlucidError(f"--dtype {dtype}: llama2.c's format holds float32, and int8 with --version 2")
+        raise LlucidError(f"dtype={dtype}: llama2.c's format holds float32, or int8 with version=2")
     if out.is_dir():
-        raise LlucidError(f"{out}: is a folder; llama2.c's format is a file, as in {out / 'model.bin'}")
+        raise LlucidError(f"{out}: is a folder; a llama2.c model is a file, as in {out / 'model.bin'}")
     group = math.gcd(GROUP, config.dim, config.ffn_dim) if version == 2 else 1
-    head = Head(version, config, group)
+    header = BinHeader(version, config, group)
     leaves = dict(named_leaves(model.weights))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with beside(out.parent, model.tokenizer), atomic_file(out) as temporary, open(temporary, "wb") as file:
-        file.write(encoded(head))
-        for path, shape, offset in layout(head):
+    with tokenizer_beside(out.parent, model.tokenizer), atomic_file(out) as temporary, open(temporary, "wb") as file:
+        file.write(encode_header(header))
+        for path, shape, offset in array_offsets(header):
             if path == "output":
                 file.write(angles(config) if version == 0 else b"")
             assert file.tell() == offset, f"{path=} {offset=}"
             if version == 2 and len(shape) == 2:
-                small, scale = quantise(tensor_of(leaves[path]), group)
+                small, scale = quantize_groups(tensor_of(leaves[path]), group)
                 file.write(bytes_of(small, "int8"))
                 file.write(bytes_of(scale, "float32"))
             else:
                 file.write(bytes_of(leaves[path], "float32"))
-            progress(file.tell(), head.size)
+            progress(file.tell(), header.size)
         if version == 0 and config.tied_embeddings:
             file.write(angles(config))
-        assert file.tell() == head.size, f"{file.tell()=} {head.size=}"
+        assert file.tell() == header.size, f"{file.tell()=} {header.size=}"
 
 
-def encoded(head: Head) -> bytes:
-    """The header's bytes."""
-    config = head.config
-    vocab = config.vocab_size if head.version or config.tied_embeddings else -config.vocab_size
+def encode_header(header: BinHeader) -> bytes:
+    """The bytes of the header."""
+    config = header.config
+    vocab = config.vocab_size if header.version or config.tied_embeddings else -config.vocab_size
     sizes = (config.dim, config.ffn_dim, config.layers, config.heads, config.kv_heads, vocab, config.context)
-    if head.version == 0:
-        return SEVEN.pack(*sizes)
-    marked = struct.pack("<Ii", MAGIC, head.version) + SEVEN.pack(*sizes) + bytes([config.tied_embeddings])
-    return (marked + (struct.pack("<i", head.group) if head.version == 2 else b"")).ljust(256, b"\0")
+    if header.version == 0:
+        return SIZES.pack(*sizes)
+    data = struct.pack("<Ii", MAGIC, header.version) + SIZES.pack(*sizes) + bytes([config.tied_embeddings])
+    return (data + (struct.pack("<i", header.group) if header.version == 2 else b"")).ljust(256, b"\0")
 
 
 def angles(config: Config) -> bytes:
-    """Version 0's tables of RoPE, cos and then sin, [context, head_dim/2] each. Its own programs pass over them too."""
+    """The RoPE tables of version 0: cos, then sin, each [context, head_dim/2]. run.c skips them too."""
     import torch
 
     pair = torch.arange(0, config.head_dim, 2)
-    turns = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
-    return bytes(bytes_of(turns.cos(), "float32")) + bytes(bytes_of(turns.sin(), "float32"))
+    angle = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
+    return bytes(bytes_of(angle.cos(), "float32")) + bytes(bytes_of(angle.sin(), "float32"))
 
 
 @contextmanager
-def beside(folder: Path, tokenizer: Tokenizer | None) -> Generator[None]:
-    """Leaves `tokenizer.bin`, or `tokenizer.json` for what llama2.c's format cannot hold, in the folder once the body
-    has run.
+def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None) -> Generator[None]:
+    """Puts the tokenizer into the folder when the body has run without an error.
 
-    Raises LlucidError, at the beginning, if the folder holds another tokenizer, which one of the two models would be
-    read with.
+    It is `tokenizer.bin`, or `tokenizer.json` if llama2.c's format cannot hold it. Raises LlucidError before the body
+    if the folder has a different tokenizer, because both models would be read with the same one.
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 

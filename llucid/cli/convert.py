@@ -31,7 +31,7 @@ class Convert:
     def run(self) -> None:
         """Writes, then prints what opening the new file will have to guess."""
         from llucid.checkpoints import convert, describe
-        from llucid.checkpoints.gguf_file import read_head
+        from llucid.checkpoints.gguf_file import read_file_header
         from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
 
         with progress_bar() as progress:
@@ -50,7 +50,7 @@ class Convert:
         if packed and self.dtype is None and "int" not in after:
             message = f"{' and '.join(packed)} weights were written as {after}; --dtype chooses another type"
             print(message, file=sys.stderr)
-        if self.to == "gguf" and WHOLE_JSON in read_head(Path(self.out)).fields:
+        if self.to == "gguf" and WHOLE_JSON in read_file_header(Path(self.out)).fields:
             print(
                 "llama.cpp encodes some texts differently: it adds a space before them where this tokenizer adds none, "
                 "as before a text that begins with a space. llucid does not: it reads the tokenizer.json in the file",

@@ -1,4 +1,4 @@
-"""GGUF files by llama.cpp's own Python package, and by us with something changed."""
+"""Writes GGUF files for tests: with llama.cpp's own Python package, and with llucid after a change."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from llucid.checkpoints import Model
-from llucid.checkpoints import gguf as room
-from llucid.checkpoints import gguf_file as container
+from llucid.checkpoints import Model, gguf_file
+from llucid.checkpoints import gguf as gguf_format
 from llucid.config import Config
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.weights import named_leaves
@@ -18,7 +17,7 @@ from llucid.weights import named_leaves
 gguf = pytest.importorskip("gguf", reason='the gguf package is not installed: pip install "llucid[gguf]"')
 
 BLOCK = re.compile(r"\.(\d+)\.")
-THEIRS = {
+PACKAGE_NAMES = {
     "embedding": "TOKEN_EMBD",
     "norm": "OUTPUT_NORM",
     "output": "OUTPUT",
@@ -34,23 +33,23 @@ THEIRS = {
 }
 
 
-def their_name(path: str) -> str:
-    """The package's name of the array at our path."""
+def package_name(path: str) -> str:
+    """The package's name of the array at `path` in Weights."""
     block = BLOCK.search(path)
-    name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[THEIRS[BLOCK.sub(".", path)]]]
+    name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[PACKAGE_NAMES[BLOCK.sub(".", path)]]]
     return name.format(bid=block[1] if block else None) + ".weight"
 
 
-def by_their_writer(
+def write_with_package(
     path: Path,
     model: Model,
     tensors: dict[str, tuple[np.ndarray, Any]],
-    big: bool = False,
+    big_endian: bool = False,
     alignment: int | None = None,
 ) -> None:
-    """Writes the model with the package's writer: these tensors, and keys as llama.cpp's converter has them."""
+    """Writes `tensors` with the package's writer, with the metadata that llama.cpp's converter writes for `model`."""
     config = model.config
-    endian = gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE
+    endian = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
     writer = gguf.GGUFWriter(path, "llama", endianess=endian)
     if alignment:
         writer.add_custom_alignment(alignment)
@@ -83,31 +82,39 @@ def by_their_writer(
     writer.close()
 
 
-def plain(model: Model) -> dict[str, tuple[np.ndarray, Any]]:
-    return {their_name(path): (leaf.numpy(), None) for path, leaf in named_leaves(model.weights)}
+def unquantised(model: Model) -> dict[str, tuple[np.ndarray, Any]]:
+    return {package_name(path): (leaf.numpy(), None) for path, leaf in named_leaves(model.weights)}
 
 
 def file_of(
     path: Path, model: Model, keys: dict[str, Any] | None = None, tensors: dict[str, Tensor | None] | None = None
 ) -> Path:
-    """Writes a file like ours but for these keys and tensors; None leaves one out."""
-    told = room.keys_of(model.config, "float32") | write_vocabulary(model.tokenizer, model.config.vocab_size)
-    told = {key: value for key, value in (told | (keys or {})).items() if value is not None}
-    every: dict[str, Tensor | None] = {room.name_of(at): leaf for at, leaf in named_leaves(model.weights)}
-    parts = [room.part_of(name, leaf, None) for name, leaf in (every | (tensors or {})).items() if leaf is not None]
-    data = [b"".join(map(bytes, container.pieces_of(part))) for part in parts]
-    path.write_bytes(container.encoded(told, parts) + b"".join(numbers + bytes(-len(numbers) % 32) for numbers in data))
+    """Writes the model as llucid does, with these keys and tensors changed; None leaves one out."""
+    metadata = gguf_format.config_metadata(model.config, "float32") | write_vocabulary(
+        model.tokenizer, model.config.vocab_size
+    )
+    metadata = {key: value for key, value in (metadata | (keys or {})).items() if value is not None}
+    changed: dict[str, Tensor | None] = {gguf_format.name_of(at): leaf for at, leaf in named_leaves(model.weights)}
+    pending = [
+        gguf_format.pending_tensor(name, leaf, None)
+        for name, leaf in (changed | (tensors or {})).items()
+        if leaf is not None
+    ]
+    data = [b"".join(map(bytes, gguf_file.tensor_chunks(tensor))) for tensor in pending]
+    path.write_bytes(
+        gguf_file.encode_header(metadata, pending) + b"".join(numbers + bytes(-len(numbers) % 32) for numbers in data)
+    )
     return path
 
 
-# Of each type of blocks, where its float16 numbers are.
+# Offsets of the float16 numbers in a block of each type.
 HALVES = dict(Q4_0=[0], Q4_1=[0, 2], Q5_0=[0], Q5_1=[0, 2], Q8_0=[0])
 HALVES |= dict(Q2_K=[80, 82], Q3_K=[108], Q4_K=[0, 2], Q5_K=[0, 2], Q6_K=[208])
 WIDE = Config(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=300, context=32)
 
 
 def random_blocks(name: str, rows: int, numbers: int) -> np.ndarray:
-    """Blocks of random bytes, but for scales that are small numbers."""
+    """Blocks of random bytes with small scales."""
     generator = np.random.default_rng(0)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
     blocks = generator.integers(0, 256, (rows * numbers // block, size), np.uint8)

@@ -1,4 +1,4 @@
-"""GGUF files held to llama.cpp's own Python package, which writes what we read and reads what we write."""
+"""GGUF compared with llama.cpp's own Python package: it reads files of llucid, and llucid reads its files."""
 
 import math
 import sys
@@ -13,12 +13,20 @@ import torch
 from llucid.arrays.quantize import quantize_matrix
 from llucid.arrays.quantized import from_blocks, to_blocks
 from llucid.checkpoints import convert, describe, gguf_blocks, load, save
-from llucid.checkpoints import gguf as room
+from llucid.checkpoints import gguf as gguf_format
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.rope import slowdowns
 from llucid.weights import named_leaves
-from tests.checkpoints.gguf_files import HALVES, WIDE, by_their_writer, gguf, plain, random_blocks, their_name
+from tests.checkpoints.gguf_files import (
+    HALVES,
+    WIDE,
+    gguf,
+    package_name,
+    random_blocks,
+    unquantised,
+    write_with_package,
+)
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_hostile import TINY
 from tests.configs import CONFIGS
@@ -29,28 +37,28 @@ def config(request: pytest.FixtureRequest) -> Config:
     return request.param
 
 
-def test_their_reader_reads_ours(config: Config, tmp_path: Path) -> None:
+def test_the_package_reads_our_files(config: Config, tmp_path: Path) -> None:
     model = model_of(config)
     save(model, tmp_path / "a.gguf", "gguf")
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for path, leaf in named_leaves(model.weights):
-        tensor = tensors.pop(their_name(path))
+        tensor = tensors.pop(package_name(path))
         assert tensor.tensor_type == gguf.GGMLQuantizationType.F32
         np.testing.assert_array_equal(tensor.data, leaf.numpy())
     assert tensors.keys() == ({"rope_freqs.weight"} if config.rope_scaling else set())
-    told = {key: field.contents() for key, field in reader.fields.items()}
-    assert told["general.architecture"] == "llama"
-    assert told["general.quantization_version"] == gguf.GGML_QUANT_VERSION
-    assert told["llama.attention.head_count_kv"] == config.kv_heads
-    assert told["llama.rope.dimension_count"] == told["llama.attention.value_length"] == config.head_dim
-    assert told["llama.attention.layer_norm_rms_epsilon"] == np.float32(config.norm_eps)
-    assert told["tokenizer.ggml.tokens"][:2] == ["0", "1"]
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    assert metadata["general.architecture"] == "llama"
+    assert metadata["general.quantization_version"] == gguf.GGML_QUANT_VERSION
+    assert metadata["llama.attention.head_count_kv"] == config.kv_heads
+    assert metadata["llama.rope.dimension_count"] == metadata["llama.attention.value_length"] == config.head_dim
+    assert metadata["llama.attention.layer_norm_rms_epsilon"] == np.float32(config.norm_eps)
+    assert metadata["tokenizer.ggml.tokens"][:2] == ["0", "1"]
 
 
-def test_we_read_theirs(config: Config, tmp_path: Path) -> None:
+def test_we_read_files_of_the_package(config: Config, tmp_path: Path) -> None:
     model = model_of(replace(config, vocab_size=300, rope_scaling=None))
-    by_their_writer(tmp_path / "a.gguf", model, plain(model))
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model))
     found = load(tmp_path / "a.gguf", device="cpu")
     assert found.config == model.config
     assert same(found.weights, model.weights)
@@ -60,14 +68,14 @@ def test_we_read_theirs(config: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alignment", [8, 64, 4096])
-def test_tensors_begin_where_the_alignment_says(alignment: int, tmp_path: Path) -> None:
+def test_other_alignments(alignment: int, tmp_path: Path) -> None:
     model = model_of(replace(TINY, ffn_dim=5, vocab_size=301))
-    by_their_writer(tmp_path / "a.gguf", model, plain(model), alignment=alignment)
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model), alignment=alignment)
     assert same(load(tmp_path / "a.gguf", device="cpu").weights, model.weights)
 
 
-def test_rows_are_those_of_their_converter(tmp_path: Path) -> None:
-    """convert_hf_to_gguf.py permutes what transformers has (LlamaModel.permute); so do two of our rooms together."""
+def test_rows_are_in_the_order_of_llama_cpps_converter(tmp_path: Path) -> None:
+    """convert_hf_to_gguf.py permutes the rows of transformers (LlamaModel.permute); so must our conversion."""
     from safetensors.numpy import load_file
 
     config = CONFIGS["explicit head_dim"]
@@ -82,8 +90,8 @@ def test_rows_are_those_of_their_converter(tmp_path: Path) -> None:
         assert not np.array_equal(rows, permuted)
 
 
-def their_rope_factors(config: Config, scaling: RopeScaling) -> np.ndarray:
-    """What convert_hf_to_gguf.py writes as rope_freqs (LlamaModel.generate_extra_tensors), in its float32."""
+def converter_rope_factors(config: Config, scaling: RopeScaling) -> np.ndarray:
+    """rope_freqs as convert_hf_to_gguf.py computes it, in float32 (LlamaModel.generate_extra_tensors)."""
     frequencies = 1.0 / (
         config.rope_theta ** (torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     )
@@ -108,70 +116,70 @@ def their_rope_factors(config: Config, scaling: RopeScaling) -> np.ndarray:
 def test_rope_factors(factor: float, head_dim: int, tmp_path: Path) -> None:
     scaling = RopeScaling(factor=factor)
     config = replace(TINY, head_dim=head_dim, rope_theta=500_000.0, vocab_size=300)
-    theirs = their_rope_factors(config, scaling)
+    theirs = converter_rope_factors(config, scaling)
     np.testing.assert_allclose(slowdowns(replace(config, rope_scaling=scaling)), theirs, rtol=1e-4)
     model = model_of(config)
-    by_their_writer(tmp_path / "a.gguf", model, plain(model) | {"rope_freqs.weight": (theirs, None)})
-    assert room.read_config(tmp_path / "a.gguf") == replace(config, rope_scaling=scaling)
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model) | {"rope_freqs.weight": (theirs, None)})
+    assert gguf_format.read_config(tmp_path / "a.gguf") == replace(config, rope_scaling=scaling)
     ones = {"rope_freqs.weight": (np.ones_like(theirs), None)}
-    by_their_writer(tmp_path / "b.gguf", model, plain(model) | ones)
-    assert room.read_config(tmp_path / "b.gguf") == config
+    write_with_package(tmp_path / "b.gguf", model, unquantised(model) | ones)
+    assert gguf_format.read_config(tmp_path / "b.gguf") == config
     for other in (theirs * 1.01, theirs[::-1].copy(), theirs[1:], theirs * np.nan, theirs / 2, np.full_like(theirs, 3)):
-        by_their_writer(tmp_path / "c.gguf", model, plain(model) | {"rope_freqs.weight": (other, None)})
+        write_with_package(tmp_path / "c.gguf", model, unquantised(model) | {"rope_freqs.weight": (other, None)})
         with pytest.raises(LlucidError, match=r"c\.gguf: rope_freqs\.weight"):
-            room.read_config(tmp_path / "c.gguf")
+            gguf_format.read_config(tmp_path / "c.gguf")
 
 
 @pytest.mark.parametrize("name", HALVES)
 def test_every_quantised_type(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers as of the package by itself, in a file that it wrote; in several goes."""
-    monkeypatch.setattr(gguf_blocks, "AT_ONCE", 256 * 7)
+    """Files of the package, dequantised in several chunks, give the same numbers as the package."""
+    monkeypatch.setattr(gguf_blocks, "CHUNK", 256 * 7)
     kind = gguf.GGMLQuantizationType[name]
     model = model_of(WIDE)
     raw = {
-        their_name(path): (random_blocks(name, len(leaf), leaf.shape[1]), kind)
+        package_name(path): (random_blocks(name, len(leaf), leaf.shape[1]), kind)
         for path, leaf in named_leaves(model.weights)
         if leaf.dim() == 2
     }
-    by_their_writer(tmp_path / "a.gguf", model, plain(model) | raw)
-    header, weights = room.read_header(tmp_path / "a.gguf"), load(tmp_path / "a.gguf", device="cpu").weights
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model) | raw)
+    header, weights = gguf_format.read_header(tmp_path / "a.gguf"), load(tmp_path / "a.gguf", device="cpu").weights
     for path, leaf in named_leaves(weights):
         if leaf.dim() == 2:
-            assert header[room.name_of(path)] == (tuple(leaf.shape), name)
-            np.testing.assert_array_equal(leaf.numpy(), gguf.dequantize(*raw[their_name(path)]))
+            assert header[gguf_format.name_of(path)] == (tuple(leaf.shape), name)
+            np.testing.assert_array_equal(leaf.numpy(), gguf.dequantize(*raw[package_name(path)]))
     assert load(tmp_path / "a.gguf", dtype="bfloat16", device="cpu").weights.embedding.dtype == torch.bfloat16
 
 
-def literally_q8_0(block: bytes) -> list[np.float32]:
+def definition_q8_0(block: bytes) -> list[np.float32]:
     scale = np.frombuffer(block[:2], "<f2")[0].astype(np.float32)
     return [scale * np.float32(byte - 256 if byte > 127 else byte) for byte in block[2:]]
 
 
-def literally_q4_0(block: bytes) -> list[np.float32]:
-    """The low halves of 16 bytes, then their high halves, less 8 (ggml-quants.c, dequantize_row_q4_0)."""
+def definition_q4_0(block: bytes) -> list[np.float32]:
+    """The low 4 bits of 16 bytes, then their high 4 bits, minus 8 (ggml-quants.c, dequantize_row_q4_0)."""
     scale = np.frombuffer(block[:2], "<f2")[0].astype(np.float32)
     low, high = [byte & 0x0F for byte in block[2:]], [byte >> 4 for byte in block[2:]]
     return [np.float32(number - 8) * scale for number in low + high]
 
 
-@pytest.mark.parametrize(("name", "literally"), [("Q8_0", literally_q8_0), ("Q4_0", literally_q4_0)])
-def test_blocks_by_the_letter(name: str, literally: Any) -> None:
+@pytest.mark.parametrize(("name", "definition"), [("Q8_0", definition_q8_0), ("Q4_0", definition_q4_0)])
+def test_dequantising_follows_the_definition(name: str, definition: Any) -> None:
     raw = random_blocks(name, 5, 96)
-    kind = next(kind for kind in gguf_blocks.KINDS.values() if kind.name == name)
-    found = gguf_blocks.dequantised(raw.reshape(-1), kind, (5, 96))
+    kind = next(kind for kind in gguf_blocks.GGML_TYPES.values() if kind.name == name)
+    found = gguf_blocks.dequantize_blocks(raw.reshape(-1), kind, (5, 96))
     expected = [
-        number for at in range(0, raw.size, kind.size) for number in literally(raw.tobytes()[at : at + kind.size])
+        number for at in range(0, raw.size, kind.size) for number in definition(raw.tobytes()[at : at + kind.size])
     ]
     np.testing.assert_array_equal(found.floats().reshape(-1), np.array(expected, np.float32))
 
 
 @pytest.mark.parametrize(("name", "bits"), [("Q8_0", 8), ("Q4_0", 4)])
-def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> None:
+def test_quantising_equals_the_package_and_round_trips(name: str, bits: Any) -> None:
     numbers = torch.randn(300, 64, generator=torch.Generator().manual_seed(0))
     numbers[0] = 0
-    numbers[1] = torch.arange(64) - 31.5  # among them halves of a step, which are rounded away from zero
+    numbers[1] = torch.arange(64) - 31.5  # includes halves of a step, which round away from zero
     numbers[2, :32] = torch.tensor([127.0, *[n + 0.5 for n in range(-16, 15)]])
-    numbers[3] *= 1e-6  # whose steps float16 rounds off to nearly nothing
+    numbers[3] *= 1e-6  # steps so small that float16 rounds them to zero or almost
     kind = gguf.GGMLQuantizationType[name]
     expected = gguf.quantize(numbers.numpy(), kind)
     blocks = torch.from_numpy(expected).view(300, 2, -1)
@@ -183,10 +191,12 @@ def test_numbers_are_quantised_as_they_do_and_stay_so(name: str, bits: Any) -> N
         assert held.dense().tolist() == gguf.dequantize(expected[:rows], kind).tolist()
 
 
-def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_only_types_that_need_it_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(WIDE)
     blocks = {"output.weight": (random_blocks("Q6_K", 300, 256), gguf.GGMLQuantizationType.Q6_K)}
-    by_their_writer(tmp_path / "a.gguf", model, plain(model) | blocks)
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model) | blocks)
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert describe(tmp_path / "a.gguf")["dtype"] == "Q6_K, float32"
     with pytest.raises(LlucidError, match=r'Q6_K need the gguf package: pip install "llucid\[gguf\]"'):
@@ -196,15 +206,15 @@ def test_without_the_package_only_what_needs_it_is_refused(tmp_path: Path, monke
     load(tmp_path / "b.gguf", device="cpu")
 
 
-def test_the_tables_are_theirs() -> None:
-    for number, name in gguf_blocks.OTHERS.items():
+def test_the_tables_equal_the_packages() -> None:
+    for number, name in gguf_blocks.UNSUPPORTED.items():
         assert gguf.GGMLQuantizationType(number).name == name
     short = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    for number, kind in gguf_blocks.KINDS.items():
+    for number, kind in gguf_blocks.GGML_TYPES.items():
         theirs = gguf.GGMLQuantizationType(number)
         assert gguf.GGML_QUANT_SIZES[theirs] == (kind.block, kind.size)
         assert short.get(theirs.name, theirs.name) == kind.name
-    for name, number in room.FILE_TYPES.items():
+    for name, number in gguf_format.FILE_TYPES.items():
         full = {theirs: ours for ours, theirs in short.items()}.get(name, name)
         assert gguf.LlamaFileType(number).name.endswith(full)
-    assert {kind.name for kind in gguf_blocks.KINDS.values()} == {*HALVES, *short.values()}
+    assert {kind.name for kind in gguf_blocks.GGML_TYPES.values()} == {*HALVES, *short.values()}

@@ -1,4 +1,4 @@
-"""llama2.c's files, byte for byte as its export writes them, and its published story."""
+"""llama2.c's files, equal to its export byte for byte, and the story it documents."""
 
 import os
 import re
@@ -32,7 +32,7 @@ Lily didn't want to help her mom, so she"""
 
 
 def exported(model: Model, version: int) -> bytes:
-    """What llama2.c's export.py writes, array by array: an independent reading of it."""
+    """What llama2.c's export.py writes, array by array; an independent implementation."""
     config, leaves = model.config, dict(named_leaves(model.weights))
     tied = config.tied_embeddings
     layers = range(config.layers)
@@ -41,51 +41,56 @@ def exported(model: Model, version: int) -> bytes:
         return tensor.numpy().astype("<f4").tobytes()
 
     def int8(tensor: torch.Tensor) -> bytes:
-        groups = tensor.numpy().reshape(-1, 32)  # 64 halved until it divides 96 too
+        groups = tensor.numpy().reshape(-1, 32)  # 64, halved until it also divides 96
         scale = np.abs(groups).max(1) / np.float32(127)
         return np.round(groups / scale[:, None]).astype("<i1").tobytes() + scale.astype("<f4").tobytes()
 
-    def every(name: str, write: Any = plain) -> bytes:
+    def all_layers(name: str, write: Any = plain) -> bytes:
         return b"".join(write(leaves[f"blocks.{layer}.{name}"]) for layer in layers)
 
     sizes = (config.dim, config.ffn_dim, config.layers, config.heads, config.kv_heads)
     attention = [f"attention.{name}" for name in ("query", "key", "value", "output")]
     w1_w2_w3 = [f"feed_forward.{name}" for name in ("gate", "down", "up")]
     if version == 0:
-        turns = np.outer(np.arange(config.context), 10_000.0 ** -(np.arange(0, 8, 2) / 8))
+        angles = np.outer(np.arange(config.context), 10_000.0 ** -(np.arange(0, 8, 2) / 8))
         parts = [struct.pack("<7i", *sizes, 50 if tied else -50, config.context), plain(leaves["embedding"])]
-        parts += [every("attention_norm"), *map(every, attention), every("feed_forward_norm"), *map(every, w1_w2_w3)]
-        parts += [plain(leaves["norm"]), bytes(turns.nbytes)]
+        parts += [
+            all_layers("attention_norm"),
+            *map(all_layers, attention),
+            all_layers("feed_forward_norm"),
+            *map(all_layers, w1_w2_w3),
+        ]
+        parts += [plain(leaves["norm"]), bytes(angles.nbytes)]
     else:
         write = plain if version == 1 else int8
-        head = b"24ka" + struct.pack("<8iB", version, *sizes, 50, config.context, tied)
-        head += struct.pack("<i", 32) if version == 2 else b""
-        parts = [head + bytes(256 - len(head)), every("attention_norm"), every("feed_forward_norm")]
+        header = b"24ka" + struct.pack("<8iB", version, *sizes, 50, config.context, tied)
+        header += struct.pack("<i", 32) if version == 2 else b""
+        parts = [header + bytes(256 - len(header)), all_layers("attention_norm"), all_layers("feed_forward_norm")]
         parts += [plain(leaves["norm"]), write(leaves["embedding"])]
-        parts += [every(name, write) for name in attention + w1_w2_w3]
+        parts += [all_layers(name, write) for name in attention + w1_w2_w3]
     return b"".join(parts) + (b"" if tied else (int8 if version == 2 else plain)(leaves["output"]))
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_the_file_is_what_llama2c_exports(version: int, tied: bool, tmp_path: Path) -> None:
+def test_written_files_equal_llama2cs_export(version: int, tied: bool, tmp_path: Path) -> None:
     model = model_of(replace(SMALL, tied_embeddings=tied))
     save(model, tmp_path / "out.bin", "llama2c", version=version)
     found, expected = (tmp_path / "out.bin").read_bytes(), exported(model, version)
-    if version == 0:  # its tables of RoPE, which are passed over, are equal to float32 rounding
+    if version == 0:  # the RoPE tables, which readers skip, are equal up to float32 rounding
         end = len(expected) - (0 if tied else 50 * 64 * 4)
         begin = end - 32 * 8 * 4
         tables = np.frombuffer(found[begin:end], "<f4").reshape(2, 32, 4)
-        turns = np.outer(np.arange(32), 10_000.0 ** -(np.arange(0, 8, 2) / 8))
-        np.testing.assert_allclose(tables, [np.cos(turns), np.sin(turns)], atol=1e-5)
+        angles = np.outer(np.arange(32), 10_000.0 ** -(np.arange(0, 8, 2) / 8))
+        np.testing.assert_allclose(tables, [np.cos(angles), np.sin(angles)], atol=1e-5)
         found, expected = found[:begin] + found[end:], expected[:begin] + expected[end:]
     assert found == expected
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_what_llama2c_exports_is_read(version: int, tied: bool, tmp_path: Path) -> None:
-    """Of version 2, the whole numbers times their scales."""
+def test_llama2cs_exports_are_read(version: int, tied: bool, tmp_path: Path) -> None:
+    """The matrices of version 2 are the int8 numbers times their scales."""
     model = model_of(replace(SMALL, tied_embeddings=tied))
     (tmp_path / "out.bin").write_bytes(exported(model, version))
     model.tokenizer.save(tmp_path)
@@ -112,7 +117,7 @@ def checkpoint(model: Model, **changes: Any) -> dict[str, Any]:
     return {"model": state, "model_args": arguments, "optimizer": optimizer} | rest
 
 
-def test_checkpoints_of_its_training(tmp_path: Path) -> None:
+def test_checkpoints_of_llama2cs_training(tmp_path: Path) -> None:
     model = model_of(replace(SMALL, tied_embeddings=True))
     torch.save(checkpoint(model), tmp_path / "ckpt.pt")
     model.tokenizer.save(tmp_path)
@@ -127,39 +132,39 @@ def test_checkpoints_of_its_training(tmp_path: Path) -> None:
     torch.save(checkpoint(model, n_kv_heads=None), tmp_path / "ckpt.pt")
     with pytest.raises(LlucidError, match=re.escape("attention.wk.weight has shape [32, 64]; expected [64, 64]")):
         load(tmp_path / "ckpt.pt")
-    for changes, said in (
+    for changes, message in (
         (dict(vocab_size=51), "vocab_size is 51, but tok_embeddings.weight has 50 rows"),
         (dict(dim="64"), 'dim should be a whole number and is "64"'),
-        (dict(n_layers=2**31 - 1), "layers are promised"),
+        (dict(n_layers=2**31 - 1), "layers, but there are only"),
     ):
         torch.save(checkpoint(model, **changes), tmp_path / "ckpt.pt")
-        with pytest.raises(LlucidError, match=said):
+        with pytest.raises(LlucidError, match=message):
             load(tmp_path / "ckpt.pt")
     for other in (["model_args"], {"model_args": 3, "model": {}}, {"model_args": {"dim": 64}}):
         torch.save(other, tmp_path / "ckpt.pt")
-        with pytest.raises(LlucidError, match=r"not a checkpoint of llama2\.c, which has model_args and model"):
+        with pytest.raises(LlucidError, match=r"not a llama2\.c checkpoint: expected model_args and model"):
             load(tmp_path / "ckpt.pt")
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_lengths_and_headers_that_lie(version: int, tmp_path: Path) -> None:
+def test_wrong_lengths_and_sizes_are_refused(version: int, tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     save(model_of(SMALL), file, "llama2c", version=version)
-    whole = file.read_bytes()
-    for damaged, said in (
-        (whole[:-1], "truncated: its header's numbers make"),
-        (whole + b"\0", "longer than it should be"),
-        (whole[:200], "truncated|ends within its header"),
-        (whole[:20], "not a model" if version == 0 else "ends within its header"),
+    content = file.read_bytes()
+    for damaged, message in (
+        (content[:-1], "truncated: by its header it should have"),
+        (content + b"\0", "too long: by its header it should have"),
+        (content[:200], "truncated|ends within its header"),
+        (content[:20], "not a model" if version == 0 else "ends within its header"),
     ):
         file.write_bytes(damaged)
-        with pytest.raises(LlucidError, match=said):
+        with pytest.raises(LlucidError, match=message):
             load(file)
     at = 0 if version == 0 else 8
     for field in range(7):
         for value in (0, -1, 3, 2**31 - 1, -(2**31)):
-            file.write_bytes(whole[: at + 4 * field] + struct.pack("<i", value) + whole[at + 4 * field + 4 :])
-            if version and field == 6 and value > 0:  # a context changes no size; any is possible
+            file.write_bytes(content[: at + 4 * field] + struct.pack("<i", value) + content[at + 4 * field + 4 :])
+            if version and field == 6 and value > 0:  # the context changes no size, so any is valid
                 assert load(file, device="cpu").config.context == value
                 continue
             with pytest.raises(LlucidError):
@@ -167,24 +172,26 @@ def test_lengths_and_headers_that_lie(version: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "form", "value", "said"),
+    ("at", "form", "value", "message"),
     [
-        *((4, "<i", version, f"version {version} and shared=1 are not known") for version in (0, 3, -1)),
-        (36, "<B", 2, "version 2 and shared=2 are not known"),
-        *((37, "<i", group, f"groups of {group} do not divide every matrix") for group in (0, -32, 48)),
+        *((4, "<i", version, f"version {version} with shared=1 is not supported") for version in (0, 3, -1)),
+        (36, "<B", 2, "version 2 with shared=2 is not supported"),
+        *((37, "<i", group, f"its group size {group} does not divide") for group in (0, -32, 48)),
     ],
 )
-def test_marks_of_no_version(at: int, form: str, value: int, said: str, tmp_path: Path) -> None:
+def test_unknown_versions_and_group_sizes_are_refused(
+    at: int, form: str, value: int, message: str, tmp_path: Path
+) -> None:
     file = tmp_path / "model.bin"
     save(model_of(replace(SMALL, tied_embeddings=True)), file, "llama2c", version=2)
-    head = bytearray(file.read_bytes())
-    struct.pack_into(form, head, at, value)
-    file.write_bytes(head)
-    with pytest.raises(LlucidError, match=said):
+    header = bytearray(file.read_bytes())
+    struct.pack_into(form, header, at, value)
+    file.write_bytes(header)
+    with pytest.raises(LlucidError, match=message):
         load(file)
 
 
-def test_a_negative_vocabulary_means_untied(tmp_path: Path) -> None:
+def test_a_negative_vocab_size_means_untied(tmp_path: Path) -> None:
     for tied in (True, False):
         save(model_of(replace(SMALL, tied_embeddings=tied)), tmp_path / f"{tied}.bin", "llama2c")
         assert struct.unpack_from("<i", (tmp_path / f"{tied}.bin").read_bytes(), 20) == (50 if tied else -50,)
@@ -193,7 +200,7 @@ def test_a_negative_vocabulary_means_untied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_one_head_and_an_odd_feed_forward(version: int, tmp_path: Path) -> None:
-    """In version 2 each number is a group of its own, which int8 and a scale hold to float32 rounding."""
+    """In version 2 each number is a group of its own: int8 times its scale is exact up to float32 rounding."""
     model = model_of(replace(SMALL, heads=1, kv_heads=1, head_dim=64, ffn_dim=55))
     save(model, tmp_path / "a" / "b" / "model.bin", "llama2c", version=version)
     found = load(tmp_path / "a" / "b" / "model.bin", device="cpu")
@@ -202,15 +209,15 @@ def test_one_head_and_an_odd_feed_forward(version: int, tmp_path: Path) -> None:
         torch.testing.assert_close(read, expected, rtol=1e-6, atol=0)
 
 
-def test_groups_that_divide_some_matrices_only(tmp_path: Path) -> None:
+def test_group_sizes_that_divide_only_some_matrices_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.bin"
     save(model_of(replace(SMALL, tied_embeddings=True)), file, "llama2c", version=2)
-    whole = file.read_bytes()
+    content = file.read_bytes()
     for at, value in ((12, 95), (16 + 12, 51)):  # ffn_dim and vocab_size, after magic, version and dim
         assert (64 * value) % 128
-        changed = whole[:at] + struct.pack("<i", value) + whole[at + 4 :]
+        changed = content[:at] + struct.pack("<i", value) + content[at + 4 :]
         file.write_bytes(changed[:37] + struct.pack("<i", 128) + changed[41:])
-        with pytest.raises(LlucidError, match="groups of 128 do not divide every matrix"):
+        with pytest.raises(LlucidError, match="its group size 128 does not divide"):
             load(file)
 
 
@@ -219,7 +226,7 @@ def story(model: Model) -> str:
 
 
 def test_the_story_of_llama2c(data: Path) -> None:
-    """llama2.c documents what stories260K writes greedily in 200 steps, byte for byte."""
+    """Greedy decoding of stories260K for 200 steps gives the text that llama2.c documents."""
     model = load(data / "stories260K.bin", tokenizer=data / "tok512.bin", dtype="float32", device="cpu")
     assert story(model) == STORY
 
@@ -239,7 +246,7 @@ def test_the_story_through_every_format(formats: tuple[str, ...], data: Path, tm
     model = load(at, device="cpu")
     assert model.tokenizer.bos == 1
     assert story(model) == STORY
-    if formats == ("llama2c 1",):  # on the way through other formats the scores become ranks
+    if formats == ("llama2c 1",):  # other formats turn the tokenizer's scores into ranks
         assert at.with_name("tokenizer.bin").read_bytes() == (data / "tok512.bin").read_bytes()
 
 
@@ -248,15 +255,15 @@ def test_the_story_through_every_format_and_transformers(data: Path, tmp_path: P
     for format in ("llama2c", "gguf", "meta", "huggingface"):
         convert(at, tmp_path / format / "model", format, tokenizer=tokenizer)
         at, tokenizer = tmp_path / format / "model", None
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(at)
-    words = transformers.AutoTokenizer.from_pretrained(at)
-    ids = theirs.generate(words("", return_tensors="pt").input_ids, max_new_tokens=200, do_sample=False)
-    assert words.decode(ids[0], skip_special_tokens=True) == STORY
+    model = transformers.AutoModelForCausalLM.from_pretrained(at)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(at)
+    ids = model.generate(tokenizer("", return_tensors="pt").input_ids, max_new_tokens=200, do_sample=False)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True) == STORY
 
 
 @pytest.mark.slow
 def test_llama2cs_own_programs_run_our_files(data: Path, tmp_path: Path) -> None:
-    """run.c reads version 0, runq.c version 2. Their source is not in this project: LLUCID_LLAMA2C names its folder."""
+    """run.c reads version 0, runq.c version 2. LLUCID_LLAMA2C names the folder with their source."""
     source = Path(os.environ.get("LLUCID_LLAMA2C", "/nowhere"))
     if not (source / "run.c").is_file():
         pytest.skip("LLUCID_LLAMA2C does not name a folder with llama2.c's source")
@@ -270,5 +277,5 @@ def test_llama2cs_own_programs_run_our_files(data: Path, tmp_path: Path) -> None
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         written[program] = done.stdout
     assert written["run"].strip() == STORY
-    # Its activations are int8 too, so that its story is its own; of the groups that are ours it makes sentences.
+    # runq.c also quantises activations, so its story differs; wrong groups would not give sentences.
     assert written["runq"].startswith("Once upon a time, there was a little girl named Lily.")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from llucid.checkpoints import Model, load, save
 from llucid.checkpoints.gguf import read_tokenizer_info
-from llucid.checkpoints.gguf_file import read_head
+from llucid.checkpoints.gguf_file import read_file_header
 from llucid.dialogs.templates import encode_template, template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -121,7 +121,7 @@ def test_round_trip_through_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None
     found = load(tmp_path / "a.gguf", device="cpu")
     assert found.tokenizer.encode(TALE) == tokenizer.encode(TALE)
     assert found.config == config
-    tokens = read_head(tmp_path / "a.gguf").value("tokenizer.ggml.tokens")
+    tokens = read_file_header(tmp_path / "a.gguf").value("tokenizer.ggml.tokens")
     assert len(tokens) == config.vocab_size
     assert read_tokenizer_info(tmp_path / "a.gguf")[1:] == info_of(tokenizer)[1:]
 
@@ -189,7 +189,7 @@ def test_named_chat_templates_survive(tmp_path: Path) -> None:
         save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
         found = load(tmp_path / "a.gguf", device="cpu").tokenizer
         assert [template_of(found, name) for name in names] == [row["template"] for row in rows]
-        head = read_head(tmp_path / "a.gguf")
+        head = read_file_header(tmp_path / "a.gguf")
         assert head.value("tokenizer.chat_templates") == [name for name in names if name != "default"]
         assert ("tokenizer.chat_template" in head.fields) == ("default" in names)
 
