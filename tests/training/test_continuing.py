@@ -158,7 +158,7 @@ def test_ctrl_c_interrupts_after_saving(
 
 
 def test_a_state_is_saved_before_it_is_measured(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If measuring fails, as without enough memory, the resumed run measures first, and ends like an undisturbed one."""
+    """If measuring fails, as without enough memory, the resumed run measures first; the result is that of any run."""
     out, straight = tmp_path / "run", tmp_path / "straight"
     how = {"steps": 8, "evaluations": 2}
     small(corpus, straight, **how)
