@@ -38,7 +38,7 @@ from llucid.presets import PRESETS
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from llucid.weights import leaves, tree_map
+from llucid.weights import leaves, parameter_count, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +177,7 @@ def describe(path: str | Path) -> dict[str, str]:
     facts = {
         "format": name,
         "family": f"Llama, size {same[0]}" if same else "Llama, no published size",
-        "parameters": f"{config.parameters:,}",
+        "parameters": f"{parameter_count(config):,}",
         "bytes": f"{size_of(path):,}",
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }

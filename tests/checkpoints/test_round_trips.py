@@ -34,7 +34,7 @@ from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.presets import PRESETS
-from llucid.weights import count, leaves, tree_map
+from llucid.weights import count, leaves, parameter_count, tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint
 from tests.configs import CONFIGS
@@ -199,7 +199,7 @@ def test_mapped_and_quantised_weights_can_be_saved(format: str, version: int | N
     save(model, tmp_path / "a.gguf", "gguf", dtype="Q8_0")
     for number, (path, how) in enumerate([("hf", None), ("a.gguf", "file")]):
         mapped = load(tmp_path / path, quantize=how, mapped=True, device="cpu")
-        assert count(mapped.weights) == model.config.parameters
+        assert count(mapped.weights) == parameter_count(model.config)
         out = tmp_path / f"out{number}" / "model"
         save(mapped, out, format, version=version)
         found, expected = load(out, device="cpu").weights, tree_map(dense, mapped.weights)
@@ -232,7 +232,7 @@ def test_progress_is_reported_in_bytes(format: str, version: int | None, tmp_pat
     assert done == sorted(set(done))
     assert {total for _, total in reports} == {done[-1]}
     if version in (None, 1):
-        assert done[-1] - done[0] == 4 * (config.parameters - config.dim * (1 if version else config.vocab_size))
+        assert done[-1] - done[0] == 4 * (parameter_count(config) - config.dim * (1 if version else config.vocab_size))
 
 
 def test_describe_reads_headers(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_describe_reads_headers(tmp_path: Path) -> None:
         save(model_of(config, dtype=torch.bfloat16), out, format, version=version)
         facts = describe(out)
         assert facts["format"] == format
-        assert facts["parameters"] == f"{config.parameters:,}"
+        assert facts["parameters"] == f"{parameter_count(config):,}"
         dtypes = {"llama2c 2": "float32, int8 in groups of 8", "gguf None": "bfloat16, float32"}
         own = "float32" if format == "llama2c" else "bfloat16"
         assert facts["dtype"] == dtypes.get(f"{format} {version}", own)

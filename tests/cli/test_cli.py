@@ -22,6 +22,7 @@ import llucid
 from llucid.cli import COMMANDS, command_class, main, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
+from llucid.weights import parameter_count
 from tests.training.test_run import DEFAULT_HANGUP, TEXT, after, command, do
 
 PROMPT = "the goose "
@@ -146,7 +147,7 @@ def test_predict_toy_shows_each_step() -> None:
 def test_info_prints_every_number(made: Path) -> None:
     shown = dict(re.split(r" {2,}", line) for line in do("info", made / "run").stdout.splitlines())
     model = llucid.load(made / "run", device="cpu")
-    assert shown["parameters"] == f"{model.config.parameters:,}"
+    assert shown["parameters"] == f"{parameter_count(model.config):,}"
     assert shown["bytes"] == f"{(made / 'run' / 'model.safetensors').stat().st_size:,}"
     assert {name: shown[name] for name in ("dim", "context", "rope_theta")} == {
         "dim": "64",
