@@ -138,6 +138,39 @@ def decode(options: argparse.Namespace, folder: Path) -> None:
     print(f"| 10 | {1000 * near:.2f} |\n| 1,000 | {1000 * far:.2f} |\n| ratio | {far / near:.2f} |")
 
 
+def positions(options: argparse.Namespace, folder: Path) -> None:
+    """Median milliseconds per token (stories110M, bfloat16) on adjacent and on scattered pages of the cache."""
+    import numpy as np
+    import torch
+
+    from llucid.generation.pages import Part
+    from llucid.generation.reading import Reader
+    from llucid.presets import PRESETS
+    from llucid.weights import initialise, to
+
+    config = PRESETS["stories110M"].config
+    reader = Reader(to(initialise(config), torch.bfloat16), config)
+    print("| position | adjacent pages | scattered pages |\n|---|---|---|")
+    for position in (10, 1000, 8000):
+        sequence = reader.pages.open([])
+        reader.pages.extend(sequence, position + 1)
+        for array in (*reader.pages.memory.keys, *reader.pages.memory.values):
+            array[:] = 0
+        sequence.length = position
+        orders = (sequence.numbers, np.random.default_rng(0).permutation(sequence.numbers))
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for _ in range(5 * options.rounds):
+            for order, times in zip(orders, seconds, strict=True):
+                sequence.numbers = order
+                begun = time.perf_counter()
+                reader.read([Part(sequence, [5], 1, 1)])
+                times.append(time.perf_counter() - begun)
+        print(f"| {position:,} | " + " | ".join(f"{1000 * statistics.median(times):.2f}" for times in seconds) + " |")
+        sequence.numbers = orders[0]
+        sequence.length = 0
+        reader.pages.close(sequence)
+
+
 def speculation(options: argparse.Namespace, folder: Path) -> None:
     """Tokens per second with and without --speculate, alternating, on texts with more and less repetition.
 
@@ -327,6 +360,7 @@ def main() -> None:
     functions = (
         start,
         decode,
+        positions,
         speculation,
         load,
         spellings,

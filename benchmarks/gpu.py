@@ -47,7 +47,7 @@ from llucid.presets import PRESETS
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.training.step import loss_sum, train_step
-from llucid.weights import Weights, assemble, leaves, tree_map
+from llucid.weights import Weights, assemble, leaves, parameter_count, tree_map
 
 
 class Task(NamedTuple):
@@ -318,7 +318,7 @@ def train(task: Task, peak: float) -> list[dict[str, Any]]:
             torch.cuda.reset_peak_memory_stats(device)
         return result
 
-    shape = f"{config.parameters / 1e9:.2f} B parameters, {task.windows} × {config.context} tokens"
+    shape = f"{parameter_count(config) / 1e9:.2f} B parameters, {task.windows} × {config.context} tokens"
     rows = [row(f"train {shape}", seconds_of(ours, device, budget=10.0))]
     weights = optimizers = None  # frees their memory
     torch.compiler.reset()

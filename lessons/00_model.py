@@ -15,6 +15,7 @@ import llucid
 from figures import whole_llama
 from llucid.chat import STORYTELLER
 from llucid.llama import llama
+from llucid.weights import parameter_count
 
 torch.set_grad_enabled(False)
 
@@ -25,7 +26,7 @@ torch.set_grad_enabled(False)
 # %%
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
 config, weights, tokenizer = model.config, model.weights, model.tokenizer
-print(f"{config.parameters:,} parameters, {config.layers} blocks, {tokenizer.vocab_size:,} tokens")
+print(f"{parameter_count(config):,} parameters, {config.layers} blocks, {tokenizer.vocab_size:,} tokens")
 
 # %% [markdown]
 # ## One question

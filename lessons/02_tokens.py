@@ -18,6 +18,7 @@ from llucid import PRESETS, LlucidError
 from llucid.chat import STORYTELLER
 from llucid.corpora import open_corpus
 from llucid.tokenizers.characters import Characters
+from llucid.weights import parameter_count
 
 text = "The fox rang the bell. The fox rang the"
 
@@ -249,10 +250,10 @@ print(f"{'':13} vocabulary   share of all parameters")
 for name in ("llama-2-7b", "llama-3-8b", "llama-3-70b", "llama-3.2-1b"):
     config = PRESETS[name].config
     tables = config.vocab_size * config.dim * (1 if config.tied_embeddings else 2)
-    print(f"{name:13} {config.vocab_size:10,} {tables / config.parameters:12.1%}")
-    assert name != "llama-3-70b" or round(100 * tables / config.parameters) == 3
-    assert name != "llama-3.2-1b" or round(100 * tables / config.parameters) == 21
-tied = tokenizer.vocab_size * model.config.dim / model.config.parameters
+    print(f"{name:13} {config.vocab_size:10,} {tables / parameter_count(config):12.1%}")
+    assert name != "llama-3-70b" or round(100 * tables / parameter_count(config)) == 3
+    assert name != "llama-3.2-1b" or round(100 * tables / parameter_count(config)) == 21
+tied = tokenizer.vocab_size * model.config.dim / parameter_count(model.config)
 print(f"{'storyteller':13} {tokenizer.vocab_size:10,} {tied:12.1%}")
 
 # %% [markdown]

@@ -15,6 +15,7 @@ from figures import whole_llama
 from llucid import PRESETS
 from llucid.chat import STORYTELLER
 from llucid.llama import Placement, block, rms_norm, rope_frequencies, rotations, swiglu, unembed
+from llucid.weights import parameter_count
 
 torch.set_grad_enabled(False)
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -93,7 +94,7 @@ ax.legend()
 # %%
 for name in ("llama-2-7b", "llama-3-8b", "llama-3.1-405b"):
     c = PRESETS[name].config
-    share = c.layers * 3 * c.dim * c.ffn_dim / c.parameters
+    share = c.layers * 3 * c.dim * c.ffn_dim / parameter_count(c)
     print(f"{name:15} ffn_dim / dim = {c.ffn_dim / c.dim:.2f}, feed-forward {share:.0%}")
     assert share > 0.6
 
@@ -170,8 +171,8 @@ parts = {
     "norms": (2 * config.layers + 1) * config.dim,
 }
 for name, numbers in parts.items():
-    print(f"{name:21}{numbers:9,}  {numbers / config.parameters:6.1%}")
-assert sum(parts.values()) == config.parameters
+    print(f"{name:21}{numbers:9,}  {numbers / parameter_count(config):6.1%}")
+assert sum(parts.values()) == parameter_count(config)
 
 # %% [markdown]
 # ## Exercises

@@ -16,7 +16,7 @@ from llucid import Config
 from llucid.corpora import open_corpus
 from llucid.llama import llama
 from llucid.training.muon import Muon
-from llucid.weights import initialise, leaves
+from llucid.weights import initialise, leaves, parameter_count
 
 # %% tags=["plot"]
 # The whole Llama with the loss highlighted.
@@ -192,7 +192,7 @@ def validation_loss(weights):
 
 
 weights = initialise(config, seed=0)
-print(f"{config.parameters:,} parameters; untrained loss {validation_loss(weights):.3f},")
+print(f"{parameter_count(config):,} parameters; untrained loss {validation_loss(weights):.3f},")
 print(f"ln {config.vocab_size} = {math.log(config.vocab_size):.3f}, the entropy {corpus.floor:.3f}")
 
 # %% [markdown]

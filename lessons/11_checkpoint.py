@@ -19,7 +19,7 @@ import llucid
 from llucid.chat import STORYTELLER
 from llucid.corpora import open_corpus
 from llucid.llama import llama, rotate, rotations
-from llucid.weights import leaves
+from llucid.weights import leaves, parameter_count
 
 torch.set_grad_enabled(False)
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -223,7 +223,7 @@ print(f"correct: {bin_size(config):,} bytes")
 # %% tags=["answer"]
 def bin_size(config: llucid.Config) -> int:
     """Header, parameters, and the two tables."""
-    return 7 * 4 + 4 * config.parameters + 2 * 4 * config.context * config.head_dim // 2
+    return 7 * 4 + 4 * parameter_count(config) + 2 * 4 * config.context * config.head_dim // 2
 
 
 # %% [markdown]

@@ -18,7 +18,7 @@ from llucid import PRESETS
 from llucid.chat import STORYTELLER
 from llucid.corpora import open_corpus
 from llucid.llama import llama
-from llucid.weights import tree_map
+from llucid.weights import parameter_count, tree_map
 
 torch.set_grad_enabled(False)
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -65,7 +65,7 @@ print(f"in the time of reading a number it could be used {uses:.0f} times")
 # %%
 print(f"{'':13}", *(f"{bits:>3} bits" for bits in (32, 16, 8, 4)))
 for name in ("llama-3.2-1b", "llama-3-8b", "llama-3-70b"):
-    parameters = PRESETS[name].config.parameters
+    parameters = parameter_count(PRESETS[name].config)
     bounds = (bandwidth / (parameters * bits / 8) for bits in (32, 16, 8, 4))
     print(f"{name:13}", *(f"{bound:8.2f}" for bound in bounds))
 
@@ -74,7 +74,7 @@ for name in ("llama-3.2-1b", "llama-3-8b", "llama-3-70b"):
 
 # %%
 for bits in (32, 16, 8, 4):
-    size = PRESETS["llama-3-8b"].config.parameters * bits / 8
+    size = parameter_count(PRESETS["llama-3-8b"].config) * bits / 8
     print(f"Llama 3 8B in {bits:2} bits: {size / 1e9:4.1f} GB")
 
 # %% [markdown]
@@ -203,7 +203,7 @@ def most(parameters: int, bits: float, gigabytes: float) -> float:
 assert math.isclose(most(10**9, 8, 100), 100)
 assert math.isclose(most(8 * 10**9, 16, 3200), 200)
 llama_8b = PRESETS["llama-3-8b"].config
-print(f"correct: Llama 3 8B, 16 bits, 100 GB/s: {most(llama_8b.parameters, 16, 100):.1f} tokens/s")
+print(f"correct: Llama 3 8B, 16 bits, 100 GB/s: {most(parameter_count(llama_8b), 16, 100):.1f} tokens/s")
 
 
 # %% tags=["answer"]
@@ -262,4 +262,4 @@ print(f"correct: Llama 3 8B, {as_large(llama_8b):,.0f} tokens")
 # %% tags=["answer"]
 def as_large(config: llucid.Config) -> float:
     """Parameters over the numbers that one token leaves in the cache."""
-    return config.parameters / (2 * config.layers * config.kv_heads * config.head_dim)
+    return parameter_count(config) / (2 * config.layers * config.kv_heads * config.head_dim)

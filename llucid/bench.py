@@ -33,7 +33,7 @@ from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
 from llucid.training.settings import Settings
 from llucid.training.step import train_step
-from llucid.weights import Weights, initialise, leaves, to, tree_map
+from llucid.weights import Weights, initialise, leaves, parameter_count, to, tree_map
 
 PROMPT = 512
 """Tokens of a prompt."""
@@ -129,7 +129,7 @@ def work(weights: Weights, config: Config, rows: int, new: int, before: int, sco
     moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + rows * (before + new) * slots * number
     head = config.vocab_size * config.dim
     gains = (2 * config.layers + 1) * config.dim
-    inner = config.parameters - gains - head * (1 if config.tied_embeddings else 2)
+    inner = parameter_count(config) - gains - head * (1 if config.tied_embeddings else 2)
     seen = new * before + new * (new + 1) // 2
     attended = 2 * config.layers * config.heads * config.head_dim * seen
     return moved, 2 * rows * (new * inner + scored * head + attended)
@@ -230,7 +230,7 @@ def measure(
             yield decoding(model, device, rows)
     config = model.config
     del model
-    if 16 * config.parameters < free_memory(device) / 2:  # weights, gradients, AdamW's two, in float32
+    if 16 * parameter_count(config) < free_memory(device) / 2:  # weights, gradients, AdamW's two, in float32
         report("train")
         yield training(config, device)
 

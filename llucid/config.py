@@ -131,14 +131,6 @@ class Config:
         if not 0 <= self.dropout < 1:
             raise LlucidError(f"dropout={self.dropout} must be at least 0 and less than 1")
 
-    @property
-    def parameters(self) -> int:
-        """Numbers to learn; a tied embedding counts once."""
-        attention = 2 * self.dim * self.head_dim * (self.heads + self.kv_heads)
-        block = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
-        embeddings = self.vocab_size * self.dim * (1 if self.tied_embeddings else 2)
-        return embeddings + self.layers * block + self.dim
-
 
 def head_width(dim: int, heads: int) -> int:
     """dim / heads, the usual width of a head. Raises LlucidError if that is not a whole number."""

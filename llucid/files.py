@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name, then renamed. And the folder of what is made."""
+"""Atomic writes: under a temporary name, then renamed. Bounded reads. And the cache folder."""
 
 import json
 import os
@@ -10,18 +10,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from llucid.errors import LlucidError
 
 
 @contextmanager
 def atomic_file(path: Path) -> Generator[Path]:
-    """A temporary path beside `path`; what is written there takes its place at once, or not at all.
+    """Yields a temporary path beside `path`, and renames it to `path` at the end.
 
-    A kill at any moment leaves the old file or the new one, with the old one's permissions. Where `path` is a link,
-    what it leads to is replaced; to a pipe or a device is written. Errors remove the temporary file; a disk
-    that is full is an OSError, which names `path`.
+    A kill at any moment leaves the old file or the new one. The new file keeps the permissions of the old one. Of a
+    link, the target is replaced; a pipe or a device is written to directly. An error removes the temporary file.
+    A full disk raises an OSError that names `path`.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
@@ -36,51 +34,53 @@ def atomic_file(path: Path) -> Generator[Path]:
             os.fsync(written.fileno())
         os.replace(temporary, place)
     except OSError as error:
-        if error.errno is None:  # what NumPy makes of a full disk
+        if error.errno is None:  # as NumPy reports a full disk
             raise OSError(f"{path} cannot be written: {error}") from error
         if error.filename is None or str(error.filename) == str(temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    except SafetensorError as error:  # what the safetensors library makes of one
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # safetensors reports a full disk so; importing it takes time
+            raise
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
-        with suppress(OSError):  # where nothing can be written, not even what is not there can be removed
+        with suppress(OSError):  # on a read-only file system, even removing a missing file fails
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming(unfinished: Path, out: Path) -> Generator[None]:
-    """Inside, an OSError tells of what is in `unfinished` as of what will be in `out`: by the user's own name."""
+    """Replaces the path `unfinished` by `out`, which the user knows, in each OSError raised inside."""
     try:
         yield
     except OSError as error:
-        if error.filename is None:  # and `replacing` has told of the file in words
+        if error.filename is None:  # `atomic_file` has put the path in the message
             raise OSError(str(error).replace(str(unfinished), str(out))) from error
         name = str(error.filename).replace(str(unfinished), str(out))
         raise OSError(error.errno, error.strerror, name) from error
 
 
 def is_occupied(out: Path) -> bool:
-    """Whether there is anything at `out` but an empty folder, or what a killed process left unfinished in one."""
+    """Whether `out` exists, other than as an empty folder or one with only the partial files of a killed process."""
     return out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir()))
 
 
 @contextmanager
 def atomic_folder(out: Path) -> Generator[Path]:
-    """A folder whose files are `out`'s once all of them are there, and else nobody's.
+    """Yields a temporary folder, and moves it to `out` at the end; an error removes it.
 
-    Raises OSError, which names `out`. An empty folder is filled and not replaced: a shell may be in it, or a disk
-    mounted there. Where `out` is a link to nothing, what it leads to is made.
+    An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. Of a
+    dangling link, the target is made. An OSError names `out`.
     """
     place, there = Path(os.path.realpath(out)), out.is_dir()
     unfinished = (place if there else place.parent) / f".{place.name}.{os.getpid()}.partial"
     try:
         with naming(unfinished, out):
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had our number
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
             yield unfinished
             if there:
-                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, is the last
+                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, comes last
                     made.rename(place / made.name)
             else:
                 unfinished.rename(place)
@@ -89,40 +89,40 @@ def atomic_folder(out: Path) -> Generator[Path]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Writes `text` as UTF-8, whole or not at all."""
+    """Writes `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
 def cache_folder() -> Path:
-    """Where what can be made or fetched again is kept: $LLUCID_CACHE, or llucid/ in the user's cache folder.
+    """The folder for files that can be made or fetched again: $LLUCID_CACHE, or llucid/ in the user's cache folder.
 
-    Raises OSError for a user who has no home, as a container's may be.
+    Raises OSError for a user without a home folder, as in some containers.
     """
-    if told := os.environ.get("LLUCID_CACHE"):
-        return Path(told)
+    if folder := os.environ.get("LLUCID_CACHE"):
+        return Path(folder)
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "llucid"
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llucid"
     except RuntimeError as error:
-        raise OSError("this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps") from error
+        raise OSError("this user has no home folder; set LLUCID_CACHE to a folder for llucid's cache") from error
 
 
 def cache_file(name: str) -> Path:
-    """The file of this name in the cache, there or not; its folder is. Raises LlucidError if that cannot be made."""
+    """The path of a file in the cache; makes its folder. Raises LlucidError if the folder cannot be made."""
     file = cache_folder() / name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LlucidError(
-            f"{file.parent}: cannot be made ({error.strerror}); LLUCID_CACHE can name another for what llucid keeps"
+            f"{file.parent}: cannot be made ({error.strerror}); set LLUCID_CACHE to another folder for llucid's cache"
         ) from error
     return file
 
 
 def first_bytes(file: Path, count: int) -> bytes:
-    """At most `count` bytes of a regular file; none of anything else, such as a pipe, which could wait for ever."""
+    """At most `count` bytes of a regular file; none of anything else, since reading a pipe could block forever."""
     if not file.is_file():
         return b""
     with open(file, "rb") as opened:
@@ -130,20 +130,20 @@ def first_bytes(file: Path, count: int) -> bytes:
 
 
 def refuse_pointer(file: Path) -> None:
-    """Raises LlucidError if the file is what Git LFS leaves in place of a large file."""
+    """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file."""
     if first_bytes(file, 30).startswith(b"version https://git-lfs"):
-        raise LlucidError(f"{file}: is only a pointer to the file, left by Git LFS; fetch the file with: git lfs pull")
+        raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
 
 
 LARGEST_JSON = 2**24
-"""Bytes of a JSON file that describes a model. As Python objects they may take 25 times as much memory."""
+"""The largest JSON file about a model, in bytes. As Python objects it may take 25 times as much memory."""
 
 
 def read_file(path: Path, limit: int) -> bytes:
     """The content of a regular file.
 
-    Raises LlucidError if it cannot be read, if it has more than `limit` bytes, or if it is no regular file: reading a
-    pipe may wait for ever, and a device may have no end.
+    Raises LlucidError if it cannot be read, has more than `limit` bytes, or is not a regular file: reading a pipe may
+    block forever, and a device may have no end.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
@@ -153,23 +153,23 @@ def read_file(path: Path, limit: int) -> bytes:
     except OSError as error:
         raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > limit:
-        raise LlucidError(f"{path}: larger than {limit:,} bytes, the most that is read of such a file")
+        raise LlucidError(f"{path}: larger than {limit:,} bytes, the limit for such a file")
     return content
 
 
 def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
-    """The object in a JSON file. Raises LlucidError if the file holds anything else, and as `read_file` does."""
+    """The object in a JSON file. Raises LlucidError if it is not an object, and as `read_file` does."""
     return parse_json(read_file(path, limit), path)
 
 
 def parse_json(content: bytes, path: Path) -> dict[str, Any]:
-    """The object in a JSON file's content. Raises LlucidError if it is anything else."""
-    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:  # `[]` takes 25 times its size in memory
-        raise LlucidError(f"{path}: not read, since it is mostly empty lists or objects")
+    """The JSON object in `content`, read from `path`. Raises LlucidError if it is not an object."""
+    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:  # `[]` takes 25 times as much memory
+        raise LlucidError(f"{path}: not a plausible JSON file: mostly empty lists or objects")
     try:
-        told = json.loads(content)
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(told, dict):
-        raise LlucidError(f"{path}: expected a JSON object, found {type(told).__name__}")
-    return told
+    if not isinstance(value, dict):
+        raise LlucidError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -7,13 +7,13 @@
        x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
        logits = O RMSNorm(x)
 
-   In a block they wait after q, k, v and the cache, after the heads, after O, after the gate, and after D.
+   In a block they synchronise after q, k, v and the cache, after the heads, after O, after the gate, and after D.
 
    The tokens are a flat list, each with its sequence and its position there; a sequence is a list of pages of the
    cache, and a token attends to the slots of its own sequence up to its own position. Activations are float32; what
    multiplies whole numbers is first rounded to 8 bits. Matrices are read as they are stored (float32, bfloat16,
    float16, or groups of 32 whole numbers with a scale, see arrays/quantized.py), once for all tokens, since with few
-   tokens reading takes the time. Each token's scores are, to the bit, those that it has when it is read alone.
+   tokens reading takes the time. A token's scores are bit for bit those that it has when it is read alone.
    Sources as in llama.py. native/step.py checks every size and calls `llama_step`.
 
    native/numbers.h   numbers as they are stored

@@ -166,6 +166,11 @@ def dequantize(weights: Weights) -> Weights:
     return tree_map(lambda leaf: leaf.dense() if isinstance(leaf, Quantized) else leaf, weights)
 
 
+def parameter_count(config: Config) -> int:
+    """How many numbers a Llama learns; a tied embedding counts once."""
+    return sum(math.prod(shape) for shape in shapes(config).values())
+
+
 def count(weights: object) -> int:
     """How many numbers a tree of arrays holds; a tied embedding counts once."""
     return sum(leaf.numel() for leaf in leaves(weights))

@@ -19,7 +19,7 @@ from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama import attention_written_out, llama
 from llucid.presets import PRESETS
-from llucid.weights import initialise, leaves, to
+from llucid.weights import initialise, leaves, parameter_count, to
 from tests.configs import CONFIGS
 from tests.engine import greedy
 from tests.training.test_run import do
@@ -95,7 +95,7 @@ def test_every_job_has_a_row(dtype: torch.dtype | None):
     assert all(row.seconds > 0 and row.limit > 0 for row in rows)
     assert [row.tokens for row in rows] == [0, 64, 1, 8, 128]
     assert len(names_reported) == 5
-    numbers = PRESETS["nano"].config.parameters * (2 if dtype else 4)
+    numbers = parameter_count(PRESETS["nano"].config) * (2 if dtype else 4)
     assert 0 < rows[0].bytes - numbers < 10_000  # a header
     drawn = bench.table(rows)
     assert drawn.row_count == 5

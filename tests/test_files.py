@@ -1,4 +1,4 @@
-"""Files that are replaced: whole or not at all, and no more of what was there than the bytes."""
+"""Atomic replacement of files and folders; only the content of the old file is replaced."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from llucid.errors import LlucidError, one_line
 from llucid.files import atomic_file, atomic_folder, cache_folder, is_occupied, naming, write_text_atomically
 
 
-def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
+def test_links_and_permissions_are_kept(tmp_path: Path) -> None:
     file, link = tmp_path / "talk.json", tmp_path / "link.json"
     file.write_text("old")
     file.chmod(0o600)
@@ -25,13 +25,13 @@ def test_a_link_and_permissions_stay(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [link, file]
 
 
-def test_a_link_to_nothing_gets_something(tmp_path: Path) -> None:
+def test_the_target_of_a_dangling_link_is_written(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     write_text_atomically(tmp_path / "link", "new")
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_link_to_nothing_gets_a_folder(tmp_path: Path) -> None:
+def test_the_target_of_a_dangling_link_becomes_a_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("folder")
     with atomic_folder(tmp_path / "link") as folder:
         (folder / "file").write_text("new")
@@ -39,7 +39,7 @@ def test_a_link_to_nothing_gets_a_folder(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "folder", tmp_path / "folder" / "file", tmp_path / "link"]
 
 
-def test_an_empty_folder_is_filled_at_the_end_or_not_at_all(tmp_path: Path) -> None:
+def test_an_empty_folder_is_filled_atomically(tmp_path: Path) -> None:
     for failing, left in ((True, set[str]()), (False, {"one", "two"})):
         with contextlib.suppress(KeyboardInterrupt), atomic_folder(tmp_path) as folder:
             (folder / "one").write_text("1")
@@ -50,8 +50,8 @@ def test_an_empty_folder_is_filled_at_the_end_or_not_at_all(tmp_path: Path) -> N
         assert {file.name for file in tmp_path.iterdir()} == left
 
 
-def test_what_is_made_is_moved_in_the_order_of_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """train.toml, which makes a run of a folder, after the model that it tells of."""
+def test_files_are_moved_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """train.toml, which makes the folder a run, comes after the model."""
     moved, real = list[str](), Path.rename
     monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(to.name), real(path, to)))
     names = {f"{digit}" for digit in range(9)} | {"model.safetensors", "train.toml", "config.json"}
@@ -61,7 +61,7 @@ def test_what_is_made_is_moved_in_the_order_of_its_names(tmp_path: Path, monkeyp
     assert moved == sorted(names)
 
 
-def test_what_a_killed_process_left_takes_no_place(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_process_do_not_occupy_a_folder(tmp_path: Path) -> None:
     assert not is_occupied(tmp_path / "nothing")
     assert not is_occupied(tmp_path)
     (tmp_path / ".run.7.partial").mkdir()
@@ -72,8 +72,8 @@ def test_what_a_killed_process_left_takes_no_place(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_what_a_killed_process_of_our_number_left_is_not_taken_in(there: bool, tmp_path: Path) -> None:
-    """In a container, every process may have the same one."""
+def test_partial_files_of_a_process_with_our_id_are_removed(there: bool, tmp_path: Path) -> None:
+    """In containers, processes often have the same id."""
     out = tmp_path / "out"
     left = (out if there else tmp_path) / f".out.{os.getpid()}.partial"
     left.mkdir(parents=True)
@@ -84,19 +84,19 @@ def test_what_a_killed_process_of_our_number_left_is_not_taken_in(there: bool, t
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_the_cache_is_where_the_user_or_the_system_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "own"
     monkeypatch.setenv("LLUCID_CACHE", "")
     assert cache_folder() == tmp_path / "xdg" / "llucid"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")  # unset, as the specification has it
+    monkeypatch.setenv("XDG_CACHE_HOME", "")  # empty counts as unset in the XDG specification
     assert cache_folder() == tmp_path / ".cache" / "llucid"
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (OSError("wrote 3 of 4 bytes"), "file cannot be written: wrote 3 of 4 bytes"),
         (OSError(errno.ENOSPC, "No space left"), "file: No space left"),
@@ -104,47 +104,47 @@ def test_the_cache_is_where_the_user_or_the_system_says(tmp_path: Path, monkeypa
         (OSError(errno.EACCES, "Permission denied", "/another"), "/another: Permission denied"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_named(error: Exception, told: str, tmp_path: Path) -> None:
+def test_errors_of_writing_name_the_file(error: Exception, message: str, tmp_path: Path) -> None:
     def fail() -> None:
         with atomic_file(tmp_path / "file") as temporary:
             temporary.write_text("half")
             raise error
 
-    with pytest.raises(OSError, match=told.rsplit(": ")[-1]) as caught:
+    with pytest.raises(OSError, match=message.rsplit(": ")[-1]) as caught:
         fail()
-    assert one_line(caught.value).removeprefix(f"{tmp_path}/") == told
+    assert one_line(caught.value).removeprefix(f"{tmp_path}/") == message
     assert not any(tmp_path.iterdir())
 
 
-def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
-    pipe, heard = tmp_path / "pipe", list[str]()
+def test_a_pipe_is_written_to_directly(tmp_path: Path) -> None:
+    pipe, received = tmp_path / "pipe", list[str]()
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: heard.append(pipe.read_text()))
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
     reader.start()
     write_text_atomically(pipe, "new")
     reader.join(10)
-    assert heard == ["new"]
+    assert received == ["new"]
     assert pipe.is_fifo()
 
 
-def test_a_pipe_by_a_name_of_its_own_is_written_to() -> None:
+def test_a_pipe_in_dev_fd_is_written_to_directly() -> None:
     reading, writing = os.pipe()
     with open(reading) as read, open(writing, "w"):
         write_text_atomically(Path(f"/dev/fd/{writing}"), "new\n")
         assert read.readline() == "new\n"
 
 
-def test_an_error_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_an_error_keeps_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     with pytest.raises(UnicodeEncodeError):
         write_text_atomically(tmp_path / "file", "half" * 10_000 + "\ud800")
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("file", "old")]
 
 
-def test_where_nothing_can_be_written_the_user_s_own_name_is_told(
+def test_errors_on_a_read_only_file_system_name_the_user_s_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a read-only file system, to remove what is not there is an error too, and must not be the one that is told."""
+    """Removing a missing file also fails there; that error must not replace the first one."""
 
     def refused(path: Path, **_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
@@ -160,5 +160,5 @@ def test_where_nothing_can_be_written_the_user_s_own_name_is_told(
     assert one_line(caught.value) == f"{tmp_path / 'out' / 'state'}: Read-only file system"
 
 
-def test_what_a_file_says_does_not_steer_the_terminal_that_an_error_is_shown_in() -> None:
+def test_error_messages_have_no_control_characters() -> None:
     assert one_line(LlucidError("a \x1b]0;title\x07\nb\x9b[2J")) == "a ␛]0;title␇ b\ufffd[2J"

@@ -21,7 +21,7 @@ from llucid.llama_module import Llama
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.training.step import train_step
-from llucid.weights import Weights, initialise, leaves, named_leaves, to, tree_map
+from llucid.weights import Weights, initialise, leaves, named_leaves, parameter_count, to, tree_map
 from tests.configs import CONFIGS
 from tests.engine import greedy
 from tests.test_llama import EXACT, FAR, lively, some_tokens
@@ -113,7 +113,7 @@ def test_the_engine_writes_with_its_weights() -> None:
 
 def test_a_new_module_has_the_untrained_weights(config: Config) -> None:
     module = Llama(config, seed=3)
-    assert sum(parameter.numel() for parameter in module.parameters()) == config.parameters
+    assert sum(parameter.numel() for parameter in module.parameters()) == parameter_count(config)
     for (path, leaf), parameter in zip(named_leaves(initialise(config, 3)), leaves(module.weights()), strict=True):
         assert torch.equal(leaf, parameter), path
         assert parameter.requires_grad

@@ -21,6 +21,7 @@ from llucid.files import cache_folder
 from llucid.generation import Sampling
 from llucid.generation.screen import screen
 from llucid.model import Model
+from llucid.weights import parameter_count
 
 Answer = Generator[str]
 
@@ -83,7 +84,9 @@ def description(session: Session) -> str:
         "one, try --format plain",
         "llama3": "It uses Llama 3's chat format",
     }
-    size = f"{config.parameters:,} parameters, {str(embedding.dtype).removeprefix('torch.')} on {embedding.device}"
+    size = (
+        f"{parameter_count(config):,} parameters, {str(embedding.dtype).removeprefix('torch.')} on {embedding.device}"
+    )
     return (
         f"{size}, context of {config.context:,} tokens. {formats.get(session.format, 'It uses its own chat template')}."
     )

@@ -1,13 +1,16 @@
-"""Models from files and to files: one module per format, one function to open them (`load`) and one to write (`save`).
+"""Model files: one module per format, `load` to open a model and `save` to write it.
 
-format.py        what each format offers
+format.py        the functions that the module of each format has
 huggingface.py   config.json and model.safetensors
 meta.py          params.json and consolidated.00.pth
 llama2c.py       llama2.c's .bin, and the .pt of its training
-gguf.py          llama.cpp's .gguf; gguf_file.py: the container; gguf_blocks.py: its quantised numbers
-pickles.py       PyTorch's files, read without running them
-tensors.py       tensors not yet read, and how strictly a Llama is gathered from them; metadata.py: numbers likewise
+gguf.py          llama.cpp's .gguf; gguf_file.py: the container; gguf_blocks.py: its quantised formats
+pickles.py       PyTorch's files, read without executing them
+tensors.py       tensors that are read on demand, and the check that they make up a Llama
+metadata.py      validated numbers from a file's metadata
 hub.py           models by the name of a Hugging Face repository
+
+generation_config.py  the sampling settings of a Hugging Face folder
 """
 
 import importlib
@@ -35,7 +38,7 @@ from llucid.presets import PRESETS
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from llucid.weights import leaves, tree_map
+from llucid.weights import leaves, parameter_count, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +48,19 @@ __all__ = ["FORMATS", "Model", "choose_device", "choose_dtype", "convert", "desc
 
 Quantization = Literal["int8", "int4", "file"]
 FORMATS = ("huggingface", "meta", "llama2c", "gguf")
-"""The modules, in the order in which they are asked whether a path is theirs; `save` writes each."""
+"""The names of the modules, in the order in which `format_of` tries them."""
+
+KIND_NAMES = {
+    "JsonTokenizer": "Hugging Face tokenizer",
+    "TiktokenRanks": "tiktoken",
+    "Llama2cTokenizer": "llama2.c",
+    "Characters": "characters",
+}
+"""What `llucid info` calls each class of tokenizer, where that is not the name of the class."""
 
 
 def format_of(path: Path) -> tuple[str, Format]:
-    """The format of what is at `path`, by its content. Raises LlucidError if it is of none."""
+    """The format of the model at `path`, recognised by its content. Raises LlucidError if there is no model."""
     if not path.exists():
         command = f"llucid train --out {shlex.quote(str(path))}"
         raise LlucidError(f"{path}: there is no such file or folder; train a model with: {command}")
@@ -59,11 +70,11 @@ def format_of(path: Path) -> tuple[str, Format]:
     if path.is_file():
         refuse_pointer(path)
         if any(_format(name).recognises(path.parent) for name in FORMATS):
-            raise LlucidError(f"{path}: is one file of a model; give the folder it is in, {path.parent}")
+            raise LlucidError(f"{path}: one file of a model; give the folder it is in, {path.parent}")
     if (path / "adapter_config.json").is_file():
-        raise LlucidError(f"{path}: is a LoRA adapter, not a model; merge it into its base model first, with peft")
-    expected = "a Hugging Face folder (config.json), Meta's (params.json), a .bin or .pt of llama2.c's, or a .gguf"
-    raise LlucidError(f"{path}: not a model, or not a whole one; expected {expected}")
+        raise LlucidError(f"{path}: a LoRA adapter, not a model; merge it into its base model first, with peft")
+    expected = "a Hugging Face folder (config.json), a Meta folder (params.json), llama2.c's .bin or .pt, or a .gguf"
+    raise LlucidError(f"{path}: not a model, or an incomplete one; expected {expected}")
 
 
 def _format(name: str) -> Format:
@@ -79,15 +90,18 @@ def load(
     quantize: Quantization | None = None,
     mapped: bool = False,
 ) -> Model:
-    """The model at `path`: a run, any Llama in a format of FORMATS, or the name of a Hugging Face repository.
+    """Opens the model at `path`: a run, a Llama in a format of FORMATS, or the name of a Hugging Face repository.
 
-    The weights keep the file's own dtype (if it has several, that of the embedding) unless `dtype` names another;
-    what can be mapped from the file is mapped. `device` is chosen when None; `tokenizer` is the path of another
-    tokenizer than the model's own. `quantize` holds matrices in 8 or 4 bits ("int8", "int4"), except those that GGUF
-    has in Q8_0 or Q4_0, which stay so; "file" only keeps these, on a CPU. `mapped` leaves weights as NumPy's arrays
-    (llucid/arrays) if nothing else is asked for and llama.c can read them: for `llucid.generation`, which then imports
-    PyTorch only if that pays.
-    Raises LlucidError for what is not there, not whole, or not a Llama. The tokenizer is None if there is none.
+    dtype: of the weights; None keeps the dtype of the file, or that of the embedding if the file has several.
+    device: None chooses a GPU if there is one.
+    tokenizer: the path of a tokenizer to use instead of the model's own.
+    quantize: "int8" or "int4" quantises the matrices, except those that are Q8_0 or Q4_0 in a GGUF file, which are
+        kept; "file" only keeps these, on a CPU.
+    mapped: leaves the weights as NumPy's memory maps if no option needs PyTorch and llama.c can read them;
+        `llucid.generation` then imports PyTorch only if it is faster.
+
+    Weights are mapped from the file where possible. A model without a tokenizer opens, with `tokenizer` None.
+    Raises LlucidError for a model that does not exist, is incomplete, or is not a Llama.
     """
     if quantize not in (None, *get_args(Quantization)):
         raise LlucidError(f"quantize={quantize}: expected int8 or int4")
@@ -99,7 +113,9 @@ def load(
                 return model._replace(weights=tree_map(lambda leaf: next(arrays), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
     if dtype and not dtype.is_floating_point:
-        raise LlucidError(f'dtype={dtype}: expected floating-point numbers; for others: quantize="int8" or "int4"')
+        raise LlucidError(
+            f"dtype={dtype}: expected floating-point numbers; for integers: quantize=int8 or quantize=int4"
+        )
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     keep = quantize is not None and (quantize != "file" or device.type == "cpu")
     model = _open(find(path), tokenizer, keep)
@@ -121,7 +137,7 @@ def load(
 
 
 def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model:
-    """The model at `path`, its weights Stored; `keep`: what the file has quantised stays so when it is read."""
+    """The model at `path` with Stored weights; `keep`: quantised matrices stay quantised when they are read."""
     _, format = format_of(path)
     config = format.read_config(path)
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
@@ -142,14 +158,14 @@ def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | N
         tokenizer = tokenizer.within(config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise LlucidError(
-            f"{other or path}: this tokenizer has {tokenizer.vocab_size} ids, but the model only {config.vocab_size}; "
-            "it belongs to another model"
+            f"{other or path}: this tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; "
+            "it is the tokenizer of another model"
         )
     return tokenizer
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """What `llucid info` prints about the model at `path`, read from headers: facts by name, in order.
+    """The facts that `llucid info` prints about the model at `path`, by name, in order. Reads headers only.
 
     Raises LlucidError as `load` does.
     """
@@ -160,25 +176,26 @@ def describe(path: str | Path) -> dict[str, str]:
     same = [name for name, preset in PRESETS.items() if preset.config == config]
     facts = {
         "format": name,
-        "family": f"Llama, size {same[0]}" if same else "Llama, of a size of its own",
-        "parameters": f"{config.parameters:,}",
+        "family": f"Llama, size {same[0]}" if same else "Llama, no published size",
+        "parameters": f"{parameter_count(config):,}",
         "bytes": f"{size_of(path):,}",
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
         tokenizer = format.read_tokenizer_info(path)
-        facts["tokenizer"] = f"{tokenizer.kind}, {tokenizer.vocab_size:,} ids"
-        facts["bos, eos"] = f"{tokenizer.bos}, {tokenizer.eos}"
+        facts["tokenizer"] = f"{KIND_NAMES.get(tokenizer.kind, tokenizer.kind)}, {tokenizer.vocab_size:,} ids"
+        facts["bos, eos"] = ", ".join("none" if token is None else str(token) for token in tokenizer[2:4])
     except LlucidError as error:
         facts["tokenizer"] = f"none ({one_line(error)})"
-    facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "nothing"
+    facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "none"
     inferred = getattr(format, "inferred", lambda path: set[str]())(path)
-    note = dict.fromkeys(inferred, " (inferred: no file says it)")
-    return facts | {item.name: f"{getattr(config, item.name)}{note.get(item.name, '')}" for item in fields(config)}
+    note = dict.fromkeys(inferred, " (inferred: not in any file)")
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    return facts | {name: f"{'none' if value is None else value}{note.get(name, '')}" for name, value in values.items()}
 
 
 def size_of(path: Path) -> int:
-    """Bytes of the files that hold the weights of the model at `path`."""
+    """The size in bytes of the files that hold the weights of the model at `path`."""
     weight_files = getattr(format_of(path)[1], "weight_files", lambda file: [file])
     return sum(file.stat().st_size for file in weight_files(path))
 
@@ -192,16 +209,16 @@ def save(
     dtype: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Writes the model to `out` in the named format: a folder for huggingface and meta, a file for the others.
+    """Writes the model to `out`: a folder for the formats huggingface and meta, a file for llama2c and gguf.
 
-    `version` is that of llama2c's format; `dtype` names another than the model's own. Each file is written whole or not
-    at all, and so is a folder that was not there, or empty. Raises LlucidError for an unknown format, and for what a
-    format cannot hold.
+    `version` is the version of the llama2c format; `dtype` is the name of the dtype to write, None the model's own.
+    Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
+    a model that the format cannot hold.
     """
     if format not in FORMATS:
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
-        raise LlucidError(f"version={version}: only llama2c's format has versions")
+        raise LlucidError(f"version={version}: only the format llama2c has versions")
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):
@@ -221,15 +238,15 @@ def convert(
     dtype: str | None = None,
     progress: Progress = no_progress,
 ) -> dict[str, tuple[object, object]]:
-    """Writes the model at `path` to `out` in another format, one tensor in memory at a time.
+    """Converts the model at `path` to another format, with one tensor in memory at a time.
 
-    Returns the numbers of the Config that the format cannot hold, so that opening the result will infer them: their
-    values before and after. Meta's has no context, none has the dropout. Raises LlucidError, before anything is
-    written, if there is something at `out`, and for what the format cannot hold.
+    Returns the values of the Config that the format cannot hold and that differ when the result is opened, before and
+    after: Meta's format has no context, and none has the dropout. Raises LlucidError, before anything is written, if
+    `out` exists and for a model that the format cannot hold.
     """
     out = Path(out)
     if is_occupied(out):
-        raise LlucidError(f"{out}: something is there already; name another {'folder' if out.is_dir() else 'file'}")
+        raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
     model = _open(find(path), tokenizer)
     weights = tree_map(lambda leaf: leaf.to(model.weights.dtype), model.weights)  # as in `load`
     model = model._replace(weights=weights)

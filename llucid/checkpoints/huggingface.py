@@ -1,6 +1,6 @@
-"""Hugging Face folders: `config.json` and `model.safetensors`, as transformers' LlamaForCausalLM has them.
+"""Hugging Face folders: `config.json` and `model.safetensors`, as transformers' LlamaForCausalLM reads them.
 
-The weights may also be in several files with an index, or in PyTorch's own files, `pytorch_model.bin`.
+The weights may also be in several files with an index, or in PyTorch's format, `pytorch_model.bin`.
 """
 
 import json
@@ -49,13 +49,13 @@ NAMES = {
 
 
 def name_of(path: str) -> str:
-    """Hugging Face's name of the array at our path."""
+    """Hugging Face's name for the array at our path."""
     return renamed(path, NAMES)
 
 
 def halves_from_pairs(matrix: Array, heads: int) -> Array:
-    """The rows of a query or key matrix [heads·head_dim, dim] from Meta's order (RoPE turns x₀ with x₁) to Hugging
-    Face's (x₀ with the row half a head later). For tensors and for NumPy's arrays."""
+    """Permutes the rows of a query or key matrix [heads·head_dim, dim] from Meta's order (RoPE rotates x₀ with x₁) to
+    Hugging Face's (x₀ with the row half a head later). For tensors and NumPy arrays."""
     return matrix.reshape(heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
 
 
@@ -65,13 +65,13 @@ def pairs_from_halves(matrix: Array, heads: int) -> Array:
 
 
 def heads_of(path: str, config: Config) -> int | None:
-    """How many heads the rows of the array at our path make up, if its rows are turned by RoPE at all."""
+    """The number of heads in the rows of the array at our path, if RoPE rotates its rows."""
     return {"query": config.heads, "key": config.kv_heads}.get(path.rpartition(".")[2])
 
 
 # --------------------------------------------------------------------------------------------- config.json
 
-# What a Llama has, by the keys of config.json that could say otherwise.
+# The allowed values of keys in config.json by which other models differ from a Llama.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
@@ -92,41 +92,41 @@ def recognises(path: Path) -> bool:
 def read_config(path: Path) -> Config:
     """The Config of a folder's `config.json`.
 
-    Raises LlucidError for a model that is not a Llama, or is one with something that llucid lacks, by its name.
+    Raises LlucidError, with the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
     file = path / "config.json"
-    told = read_json(file)
-    if told.get("quantization"):
-        raise LlucidError(f"{file}: this model was quantised by MLX, which llucid does not open; take the original")
-    odd = [key for key, allowed in EXPECTED.items() if told.get(key, allowed[0]) not in allowed]
+    values = read_json(file)
+    if values.get("quantization"):
+        raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
+    odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
-        found = ", ".join(f"{key} {json.dumps(told[key])}" for key in odd)
+        found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
         wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
-        raise LlucidError(f"{file}: not a model that llucid opens: it has {found}; a Llama has {wanted}")
+        raise LlucidError(f"{file}: not a model that llucid opens: has {found}; a Llama has {wanted}")
 
-    dim, heads = whole(told, "hidden_size", file), whole(told, "num_attention_heads", file)
-    theta, scaling = read_rope(told, file)
+    dim, heads = whole(values, "hidden_size", file), whole(values, "num_attention_heads", file)
+    theta, scaling = read_rope(values, file)
     with prefix_errors(file):
         return Config(
             dim=dim,
-            layers=whole(told, "num_hidden_layers", file),
+            layers=whole(values, "num_hidden_layers", file),
             heads=heads,
-            kv_heads=whole(told, "num_key_value_heads", file, heads),
-            head_dim=whole(told, "head_dim", file, dim // max(1, heads)),
-            ffn_dim=whole(told, "intermediate_size", file),
-            vocab_size=whole(told, "vocab_size", file),
-            context=whole(told, "max_position_embeddings", file, 2048),
-            norm_eps=real(told, "rms_norm_eps", file, 1e-6),
+            kv_heads=whole(values, "num_key_value_heads", file, heads),
+            head_dim=whole(values, "head_dim", file, dim // max(1, heads)),
+            ffn_dim=whole(values, "intermediate_size", file),
+            vocab_size=whole(values, "vocab_size", file),
+            context=whole(values, "max_position_embeddings", file, 2048),
+            norm_eps=real(values, "rms_norm_eps", file, 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
-            tied_embeddings=bool(told.get("tie_word_embeddings", False)),
+            tied_embeddings=bool(values.get("tie_word_embeddings", False)),
         )
 
 
-def read_rope(told: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
-    """Base and scaling of RoPE. `rope_scaling` is the word of transformers 4 and may be null, `rope_parameters` that
-    of 5, which has the base inside. Raises LlucidError for a scaling that llucid lacks, and if the two differ."""
-    ropes = [told[key] for key in ("rope_parameters", "rope_scaling") if told.get(key)] or [{}]
+def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
+    """RoPE's base and scaling. transformers 4 writes `rope_scaling`, which may be null; 5 writes `rope_parameters`,
+    with the base in it. Raises LlucidError for a scaling that llucid lacks, and if the two keys differ."""
+    ropes = [values[key] for key in ("rope_parameters", "rope_scaling") if values.get(key)] or [{}]
     for rope in ropes:
         if not isinstance(rope, dict):
             raise LlucidError(f"{file}: rope_scaling should be an object and is {json.dumps(rope)}")
@@ -135,17 +135,17 @@ def read_rope(told: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
         if key != "type" and other[0][key] != rope.get(key, other[0][key]):
             raise LlucidError(
                 f"{file}: {key} is {json.dumps(rope[key])} in rope_parameters and {json.dumps(other[0][key])} in "
-                "rope_scaling; take one of the two away"
+                "rope_scaling; remove one of the two"
             )
-    theta = real(rope, "rope_theta", file, real(told, "rope_theta", file, 10_000.0))
+    theta = real(rope, "rope_theta", file, real(values, "rope_theta", file, 10_000.0))
     if real(rope, "partial_rotary_factor", file, 1.0) != 1:
         raise LlucidError(f"{file}: partial_rotary_factor {rope['partial_rotary_factor']} is not supported; 1 is")
     with prefix_errors(file):
-        return theta, read_scaling(rope, told, file)
+        return theta, read_scaling(rope, values, file)
 
 
-def read_scaling(rope: dict[str, Any], told: dict[str, Any], file: Path) -> Scaling | None:
-    """The scaling that `rope` describes; what it leaves out is as in transformers' modeling_rope_utils.py."""
+def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Scaling | None:
+    """The scaling that `rope` describes; the defaults are those of transformers' modeling_rope_utils.py."""
     kind = rope["rope_type"]
     if kind == "default":
         return None
@@ -157,11 +157,11 @@ def read_scaling(rope: dict[str, Any], told: dict[str, Any], file: Path) -> Scal
         return LinearScaling(factor=factor)
     if kind == "dynamic":
         return DynamicScaling(factor=factor)
-    context = whole(told, "max_position_embeddings", file, 2048)
+    context = whole(values, "max_position_embeddings", file, 2048)
     original = whole(rope, "original_max_position_embeddings", file, context if kind == "yarn" else None)
     if kind == "yarn":
         if rope.get("truncate") is False:
-            raise LlucidError(f"{file}: truncate false is not supported in YaRN's scaling of RoPE")
+            raise LlucidError(f"{file}: truncate=false is not supported with YaRN scaling")
         one, all_dim = (real(rope, key, file, 0.0) for key in ("mscale", "mscale_all_dim"))
         growth = math.log(max(factor, 1)) / 10
         default = (1 + one * growth) / (1 + all_dim * growth) if one and all_dim else 1 + growth
@@ -190,17 +190,17 @@ def write_rope(scaling: Scaling | None) -> dict[str, Any]:
         case DynamicScaling():
             return {"rope_type": "dynamic", "factor": scaling.factor}
         case _:
-            told = {"rope_type": "yarn" if isinstance(scaling, YarnScaling) else "llama3", **vars(scaling)}
-            return told | {"original_max_position_embeddings": told.pop("original_context")}
+            rope = {"rope_type": "yarn" if isinstance(scaling, YarnScaling) else "llama3", **vars(scaling)}
+            return rope | {"original_max_position_embeddings": rope.pop("original_context")}
 
 
 def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtype: str) -> None:
-    """Writes the `config.json` of `config`, with the RoPE numbers under the keys of transformers 4 and of 5."""
+    """Writes `config.json`, with RoPE's values under the keys of transformers 4 and 5."""
     rope = write_rope(config.rope_scaling)
     bos, ends = (tokenizer.bos, sorted(tokenizer.stop_ids)) if tokenizer else (None, [])
-    if bos is None and isinstance(tokenizer, JsonTokenizer):  # of no text, but what `generate` begins with on nothing
+    if bos is None and isinstance(tokenizer, JsonTokenizer):  # transformers' `generate` begins with it without a prompt
         bos = tokenizer.named("bos_token")
-    told = {
+    values = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": config.dim,
@@ -224,46 +224,46 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtyp
         "dtype": dtype,
         "torch_dtype": dtype,
     }
-    write_text_atomically(folder / "config.json", json.dumps(told, indent=2) + "\n")
+    write_text_atomically(folder / "config.json", json.dumps(values, indent=2) + "\n")
 
 
 # --------------------------------------------------------------------------------------------- weights
 
 SAFETENSORS = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
-# One file, or the index of several; the first that is there is read.
+# The weights, or the index of several files; the first that exists is read.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files that the folder's weights are in. Raises LlucidError if there are none, or not all of an index."""
+    """The files with the folder's weights. Raises LlucidError if there are none, or one of the index is missing."""
     file, places = index_of(path)
     if not places:
         return [file]
     for name in places.values():
-        if Path(name).name != name or not (path / name).is_file():  # a name with a folder in it could lead anywhere
-            raise LlucidError(f"{path / name}: there is no such file beside {file.name}, which names it")
+        if Path(name).name != name or not (path / name).is_file():  # a path could lead anywhere
+            raise LlucidError(f"{path / name}: does not exist, but {file.name} names it")
     return [path / name for name in sorted(set(places.values()))]
 
 
 def index_of(path: Path) -> tuple[Path, dict[str, str]]:
-    """The file of the weights, or the index of several and the file that it names for each tensor."""
+    """The file with the weights, or the index of several files, with the file name of each tensor."""
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None:
-        raise LlucidError(f"{path}: there is a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
+        raise LlucidError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
     if file.suffix != ".json":
         return file, {}
     places = read_json(file).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise LlucidError(f"{file}: weight_map should say which file each tensor is in, and does not")
+        raise LlucidError(f"{file}: expected weight_map to be an object of tensor names and file names")
     return file, {bare(str(name)): place for name, place in places.items()}
 
 
 def read_entries(path: Path) -> dict[str, Stored]:
-    """Every tensor in the folder, unread, from the file that the index names. Names of a LlamaModel without its head
-    get the prefix that they have in a LlamaForCausalLM.
+    """Every tensor in the folder, Stored, from the file that the index names. The names of a LlamaModel, which has no
+    head, get the prefix that they have in a LlamaForCausalLM.
 
-    Raises LlucidError if a tensor is in two files and the index does not choose.
+    Raises LlucidError if a tensor is in two files and the index does not name one of them.
     """
     _, places = index_of(path)
     entries: dict[str, Stored] = {}
@@ -271,7 +271,7 @@ def read_entries(path: Path) -> dict[str, Stored]:
         found = safetensors_entries(file) if file.suffix == ".safetensors" else entries_of(read_pickle(file), file)
         found = {name: entry for name, entry in found.items() if places.get(name, file.name) == file.name}
         if twice := entries.keys() & found.keys():
-            raise LlucidError(f"{file}: {min(twice)} is in another file beside it as well")
+            raise LlucidError(f"{file}: {min(twice)} is also in another file of the folder")
         entries |= found
     if "embed_tokens.weight" in entries:
         return {name if name.startswith("lm_head") else f"model.{name}": entry for name, entry in entries.items()}
@@ -283,20 +283,20 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
     names = {short: name for name, short in SAFETENSORS.items()}
     refuse_pointer(file)
     try:
-        with safe_open(file, framework="np"), open(file, "rb") as opened:  # the library checks what the header says
+        with safe_open(file, framework="np"), open(file, "rb") as opened:  # the library validates the header
             start = 8 + int.from_bytes(opened.read(8), "little")
             header = parse_json(opened.read(start - 8), file)
-        numbers = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch wants it; the file does not change
+        content = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch requires; the file does not change
 
-        def entry(told: dict[str, Any]) -> Stored:
-            shape, kind, (begin, end) = tuple(told["shape"]), names.get(told["dtype"]), told["data_offsets"]
+        def entry(tensor: dict[str, Any]) -> Stored:
+            shape, kind, (begin, end) = tuple(tensor["shape"]), names.get(tensor["dtype"]), tensor["data_offsets"]
             width = f"<i{int(kind[-2:]) // 8}" if kind else "u1"
-            bits = lambda: numbers[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
-            return mapped(shape, kind or told["dtype"], bits)
+            bits = lambda: content[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
+            return mapped(shape, kind or tensor["dtype"], bits)
 
-        return {bare(name): entry(told) for name, told in header.items() if name != "__metadata__"}
+        return {bare(name): entry(tensor) for name, tensor in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
-        raise LlucidError(f"{file}: not a whole safetensors file ({error})") from error
+        raise LlucidError(f"{file}: not a complete safetensors file ({error})") from error
 
 
 def read_header(path: Path) -> Header:
@@ -305,32 +305,32 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, in the file's own dtype and, when they are read, Meta's order of rows.
+    """The weights in a folder, in the dtype of the file. Reading permutes the rows to Meta's order.
 
-    Strict: a tensor that is missing, of another shape, or not one of a Llama's is an error that names it.
+    Raises LlucidError as `gather` does.
     """
     entries = read_entries(path)
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
-    if config.tied_embeddings and head and not embedding:  # as safetensors itself saves a model: the first name stays
+    if config.tied_embeddings and head and not embedding:  # safetensors keeps the first of two names
         entries[NAMES["embedding"]] = head
-    idle = {name for name in entries if name.startswith("v_head.")}  # of a value function (trl): no part of the Llama
+    unused = {name for name in entries if name.startswith("v_head.")}  # trl's value function
     if config.tied_embeddings:
-        idle.add(NAMES["output"])
+        unused.add(NAMES["output"])
         twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
         if twins and not alike(*twins):
-            note(f"{path}: {NAMES['output']} is not used, since config.json says tie_word_embeddings")
-    if any(name.startswith("v_head.") for name in idle):
-        note(f"{path}: v_head is not used; it is not a part of a Llama")
+            note(f"{path}: {NAMES['output']} is ignored, since config.json has tie_word_embeddings")
+    if any(name.startswith("v_head.") for name in unused):
+        note(f"{path}: v_head is ignored; it is not part of a Llama")
 
     def in_pairs(path: str, array: Mapped) -> Mapped:
         heads = heads_of(path, config)
         if not heads:
             return array
         paired = Mapped(array.dtype, pairs_from_halves(array.numbers, heads))
-        release(array.numbers)  # so that the old order does not stay in memory, too
+        release(array.numbers)  # so that memory does not hold both orders
         return paired
 
-    return gather(config, entries, name_of, str(path), in_pairs, idle)
+    return gather(config, entries, name_of, str(path), in_pairs, unused)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -339,12 +339,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """What that tokenizer is."""
+    """Describes that tokenizer without building it."""
     return read_info(path)
 
 
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":
-    """The array at our path in Hugging Face's order of rows, on the CPU."""
+    """The array at our path with its rows in Hugging Face's order, on the CPU."""
     tensor, heads = tensor_of(leaf), heads_of(path, config)
     return (halves_from_pairs(tensor, heads) if heads else tensor).contiguous()
 
@@ -352,7 +352,7 @@ def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":
 def write_weights(
     folder: Path, weights: Weights, config: Config, dtype: str | None = None, progress: Progress = no_progress
 ) -> None:
-    """Writes `model.safetensors`, one tensor in memory at a time, whole or not at all."""
+    """Writes `model.safetensors` atomically, with one tensor in memory at a time."""
     kinds = {path: dtype or name_of_dtype(leaf.dtype) for path, leaf in named_leaves(weights)}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     total = done = 0
@@ -364,7 +364,7 @@ def write_weights(
             "data_offsets": [begin, total],
         }
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the numbers begin at a multiple of eight
+    encoded += b" " * (-len(encoded) % 8)  # aligns the tensors to 8 bytes
     with atomic_file(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
         for path, leaf in named_leaves(weights):
@@ -374,7 +374,7 @@ def write_weights(
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
-    """Writes a folder that transformers opens: `config.json`, `model.safetensors` and the tokenizer's files."""
+    """Writes a folder for transformers: `config.json`, `model.safetensors` and the tokenizer's files."""
     kind = checked_dtype(dtype)
     if model.tokenizer:
         model.tokenizer.save(out)

@@ -29,7 +29,7 @@ from llucid.files import atomic_file, first_bytes, naming
 from llucid.model import Model
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.info import TokenizerInfo, read_info
-from llucid.weights import Weights, named_leaves, shapes
+from llucid.weights import Weights, named_leaves, parameter_count, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class BinHeader(NamedTuple):
         """Bytes of the whole file."""
         config = self.config
         norms = config.dim * (2 * config.layers + 1)
-        matrices = config.parameters - norms
+        matrices = parameter_count(config) - norms
         angles = config.context * config.head_dim if self.version == 0 else 0
         packed = matrices + 4 * (matrices // self.group) if self.version == 2 else 4 * matrices
         return self.start + 4 * (norms + angles) + packed

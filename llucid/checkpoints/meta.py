@@ -1,4 +1,4 @@
-"""Meta's own folders: `params.json` beside `consolidated.00.pth` and so on, one file a model-parallel GPU."""
+"""Meta's folders: `params.json`, and `consolidated.00.pth` and so on, one shard per model-parallel GPU."""
 
 import json
 import math
@@ -39,20 +39,20 @@ NAMES = {
     "norm": "norm.weight",
     "output": "output.weight",
 }
-"""Our names and Meta's. The rows of query and key are in the order in which we hold them."""
+"""Our names and Meta's. The rows of query and key have the same order as ours."""
 
-# What a params.json may say. Another key would be of another model (sliding_window, moe, vision, quantization_args).
+# The keys of a params.json. Others belong to other models (sliding_window, moe, vision, quantization_args).
 KNOWN = {
     *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps"),
     *("rope_theta", "use_scaled_rope", "rope_scaling_factor", "max_seq_len", "max_batch_size"),
 }
 
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
-"""What Meta's code does where params.json says use_scaled_rope (llama-models, models/llama3/model.py)."""
+"""The scaling in Meta's code if params.json says use_scaled_rope (llama-models, models/llama3/model.py)."""
 
 
 def name_of(path: str) -> str:
-    """Meta's name of the array at our path."""
+    """Meta's name for the array at our path."""
     return renamed(path, NAMES)
 
 
@@ -65,88 +65,89 @@ def weight_files(path: Path) -> list[Path]:
     files = sorted(path.glob("consolidated.*.pth"))
     for number, file in enumerate(files):
         if file.name != f"consolidated.{number:02}.pth":
-            raise LlucidError(f"{path}: consolidated.{number:02}.pth is missing; the next there is {file.name}")
+            raise LlucidError(f"{path}: consolidated.{number:02}.pth is missing; the next shard is {file.name}")
     if not files:
-        raise LlucidError(f"{path}: there is a params.json but no consolidated.00.pth")
+        raise LlucidError(f"{path}: has a params.json but no consolidated.00.pth")
     return files
 
 
 def read_entries(path: Path, dim: int) -> dict[str, Stored]:
-    """Every tensor of the folder, its shards put together."""
+    """Every tensor of the folder, with its shards concatenated."""
     parts = [entries_of(read_pickle(file), file) for file in weight_files(path)]
     for number, part in enumerate(parts):
         if odd := part.keys() ^ parts[0].keys():
-            raise LlucidError(f"{path}: {min(odd)} is in consolidated.00.pth or in consolidated.{number:02}.pth alone")
-    names = parts[0].keys() - {"rope.freqs"}  # angles that Llama 1 and 2 carry: they follow from the config
+            raise LlucidError(
+                f"{path}: {min(odd)} is in only one of consolidated.00.pth and consolidated.{number:02}.pth"
+            )
+    names = parts[0].keys() - {"rope.freqs"}  # angles in the files of Llama 1 and 2; follow from the config
     if all(map(twinned, parts)):
         names -= {NAMES["output"]}
     return {name: join(path, name, [part[name] for part in parts], dim) for name in parts[0] if name in names}
 
 
 def join(path: Path, name: str, parts: list[Stored], dim: int) -> Stored:
-    """One tensor of its shards. Norms are copies. Of a matrix, attention's wo and the feed-forward's w2, which end in
-    the residual stream, are cut along their input (axis 1), the others along their output (axis 0). The embedding is
-    cut along its width in Llama 1 and 2 and along its vocabulary in Llama 3: its shape decides."""
+    """Concatenates the shards of a tensor. Each shard has a copy of the norms. wo and w2, which write to the residual
+    stream, are split along their input (axis 1), the other matrices along their output (axis 0). The embedding is split
+    along its width in Llama 1 and 2 and along its vocabulary in Llama 3: its shape tells which."""
     first = parts[0]
     if any(part.shape != first.shape or part.dtype != first.dtype for part in parts):
         raise LlucidError(f"{path}: the shards of {name} differ in shape or dtype")
     if len(parts) == 1 or len(first.shape) != 2:
         return first
-    within = name.endswith((".wo.weight", ".w2.weight"))
-    axis = 1 if within or (name == NAMES["embedding"] and first.shape[1] != dim) else 0
+    by_input = name.endswith((".wo.weight", ".w2.weight"))
+    axis = 1 if by_input or (name == NAMES["embedding"] and first.shape[1] != dim) else 0
     shape = list(first.shape)
     shape[axis] *= len(parts)
 
     def read() -> Mapped:
         mapped = [part.read().numbers for part in parts]
-        whole = np.empty(shape, mapped[0].dtype)
-        for piece, numbers in zip(np.split(whole, len(parts), axis), mapped, strict=True):
+        joined = np.empty(shape, mapped[0].dtype)
+        for piece, numbers in zip(np.split(joined, len(parts), axis), mapped, strict=True):
             piece[...] = numbers
             release(numbers)
-        return Mapped(first.dtype, whole)
+        return Mapped(first.dtype, joined)
 
     return Stored(tuple(shape), first.dtype, read)
 
 
 def read_config(path: Path) -> Config:
-    """The Config of a folder, from `params.json` and, for what is not in it, the tensors.
+    """The Config of a folder, from `params.json` and the shapes of the tensors.
 
-    The width of the feed-forward, the size of the vocabulary and tying are those of the tensors: a tied output matrix
-    is absent, or equal to the embedding. What no file says is inferred (`inferred`). Raises LlucidError for keys of
-    other models.
+    `ffn_dim`, `vocab_size` and `tied_embeddings` follow from the tensors: a tied output matrix is missing, or equal to
+    the embedding. Some values are in no file: see `inferred`. Raises LlucidError for keys of other models.
     """
     return read(path)[0]
 
 
 def inferred(path: Path) -> set[str]:
-    """The numbers of the Config that no file of the folder says."""
+    """The names of the Config's values that are inferred because they are in no file of the folder."""
     return read(path)[1]
 
 
 def read(path: Path) -> tuple[Config, set[str]]:
-    """The Config of a folder, and which of its numbers are inferred: those of the published model of these sizes.
+    """The Config of a folder, and the names of its inferred values, taken from the published model of these sizes.
 
-    For other sizes, the scaling factor is 32 with tied embeddings (Llama 3.2), else 8 (3.1). The context is 131,072
-    with scaled RoPE, 16,384 with a base of 10⁶ (Code Llama), 8,192 with one of 500,000 (3), 2,048 with an epsilon of
-    1e-6 or 64 ungrouped heads (Llama 1, of which 65B has no such epsilon), else 4,096 (Llama 2, but for the first
-    downloads of 7B-chat, which say 1e-6 too).
+    For other sizes, the scaling factor is 32 with tied embeddings (as in Llama 3.2), otherwise 8 (3.1). The context is
+    131,072 with scaled RoPE, 16,384 if rope_theta is 10⁶ (Code Llama), 8,192 if it is 500,000 (Llama 3), 2,048 if
+    norm_eps is 1e-6 or there are 64 heads and as many KV heads (Llama 1, whose 65B has norm_eps 1e-5), otherwise 4,096
+    (Llama 2, although the first downloads of 7B-chat also have norm_eps 1e-6).
     """
     file = path / "params.json"
-    told = {key: value for key, value in read_json(file).items() if value is not None}
-    if unknown := told.keys() - KNOWN:
-        raise LlucidError(f"{file}: {min(unknown)} is no number of a Llama that llucid opens")
-    dim, heads, eps = whole(told, "dim", file), whole(told, "n_heads", file), real(told, "norm_eps", file)
-    kv_heads, theta = whole(told, "n_kv_heads", file, heads), real(told, "rope_theta", file, 10_000.0)
+    params = {key: value for key, value in read_json(file).items() if value is not None}
+    if unknown := params.keys() - KNOWN:
+        raise LlucidError(f"{file}: {min(unknown)} is not a parameter of a Llama that llucid opens")
+    dim, heads, eps = whole(params, "dim", file), whole(params, "n_heads", file), real(params, "norm_eps", file)
+    kv_heads, theta = whole(params, "n_kv_heads", file, heads), real(params, "rope_theta", file, 10_000.0)
     entries = read_entries(path, dim)
     vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
-    if whole(told, "vocab_size", file, -1) not in (-1, vocab):
-        raise LlucidError(f"{file}: vocab_size is {told['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
-    scaled, tied = bool(told.get("use_scaled_rope", False)), NAMES["output"] not in entries
+    if whole(params, "vocab_size", file, -1) not in (-1, vocab):
+        raise LlucidError(f"{file}: vocab_size is {params['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
+    scaled, tied = bool(params.get("use_scaled_rope", False)), NAMES["output"] not in entries
     context = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
     with prefix_errors(file):
         config = Config(
             dim=dim,
-            layers=whole(told, "n_layers", file),
+            layers=whole(params, "n_layers", file),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_width(dim, max(1, heads)),
@@ -158,38 +159,38 @@ def read(path: Path) -> tuple[Config, set[str]]:
             rope_scaling=RopeScaling(factor=32.0 if tied else 8.0) if scaled else None,
             tied_embeddings=tied,
         )
-        config = next((preset.config for preset in PRESETS.values() if alike_but_for_inferred(preset, config)), config)
-        guessed = {"context", "rope_scaling"} if scaled else {"context"}
-        if "max_seq_len" in told:
-            config = replace(config, context=whole(told, "max_seq_len", file))
-            guessed -= {"context"}
-        if scaled and "rope_scaling_factor" in told:
-            config = replace(config, rope_scaling=RopeScaling(factor=real(told, "rope_scaling_factor", file)))
-            guessed -= {"rope_scaling"}
-    return config, guessed
+        config = next((preset.config for preset in PRESETS.values() if matches_preset(preset, config)), config)
+        missing = {"context", "rope_scaling"} if scaled else {"context"}
+        if "max_seq_len" in params:
+            config = replace(config, context=whole(params, "max_seq_len", file))
+            missing -= {"context"}
+        if scaled and "rope_scaling_factor" in params:
+            config = replace(config, rope_scaling=RopeScaling(factor=real(params, "rope_scaling_factor", file)))
+            missing -= {"rope_scaling"}
+    return config, missing
 
 
-def alike_but_for_inferred(preset: Preset, config: Config) -> bool:
-    """Whether the numbers that a params.json says are those of a preset."""
+def matches_preset(preset: Preset, config: Config) -> bool:
+    """Whether `config` is the preset's, except for the values that may be inferred."""
     theirs = replace(preset.config, context=config.context, rope_scaling=config.rope_scaling)
     return theirs == config and bool(preset.config.rope_scaling) == bool(config.rope_scaling)
 
 
 def rows(entries: dict[str, Stored], name: str, path: Path) -> int:
-    """How many rows a matrix has."""
+    """The number of rows of a matrix. Raises LlucidError if it is missing."""
     if name not in entries or len(entries[name].shape) != 2:
         raise LlucidError(f"{path}: {name} is missing; expected a matrix")
     return entries[name].shape[0]
 
 
 def twinned(entries: dict[str, Stored]) -> bool:
-    """Whether the output matrix is the embedding once more, bit for bit. Reads them only as far as they are alike."""
+    """Whether the output matrix equals the embedding bit for bit. Stops reading at the first difference."""
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
     return bool(embedding and output and len(embedding.shape) == 2 and alike(embedding, output))
 
 
 def read_header(path: Path) -> Header:
-    """The shape and dtype of every tensor in a folder, its shards put together."""
+    """The shape and dtype of every tensor in a folder, with its shards concatenated."""
     dim = read_json(path / "params.json").get("dim")
     return {
         name: (entry.shape, entry.dtype) for name, entry in read_entries(path, dim if type(dim) is int else 0).items()
@@ -197,39 +198,39 @@ def read_header(path: Path) -> Header:
 
 
 def open_weights(path: Path, config: Config) -> Weights:
-    """The weights in a folder, in the file's own dtype. Strict, as every room is."""
+    """The weights in a folder, in the dtype of the file. Raises LlucidError as `gather` does."""
     return gather(config, read_entries(path, config.dim), name_of, str(path))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the folder, or above it."""
+    """The tokenizer in the folder, or in its parent."""
     return load_tokenizer(tokenizer_place(path))
 
 
 def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """What that tokenizer is."""
+    """Describes that tokenizer without building it."""
     return read_info(tokenizer_place(path))
 
 
 def tokenizer_place(path: Path) -> Path:
-    """Where the tokenizer is: in the folder or, as Meta's downloads of Llama 1 and 2 have one for all sizes, above."""
-    above = path / ".." / "tokenizer.model"
-    return above if above.is_file() and not any((path / name).is_file() for name in FILES) else path
+    """Where the tokenizer is: in the folder, or in its parent, as in Meta's downloads of Llama 1 and 2."""
+    in_parent = path / ".." / "tokenizer.model"
+    return in_parent if in_parent.is_file() and not any((path / name).is_file() for name in FILES) else path
 
 
 def refuse(config: Config) -> None:
-    """Raises LlucidError, by name, for what no params.json can say."""
+    """Raises LlucidError for values that a params.json cannot hold."""
     if config.head_dim * config.heads != config.dim:
         raise LlucidError(
             f"Meta's format has no head_dim: {config.head_dim} must be dim / heads = {config.dim}/{config.heads}"
         )
     scaling = config.rope_scaling
     if scaling and (not isinstance(scaling, RopeScaling) or scaling != RopeScaling(factor=scaling.factor)):
-        raise LlucidError(f"Meta's format has no rope_scaling but Llama 3.1's, {SCALING}; this one is {scaling}")
+        raise LlucidError(f"Meta's format can only hold the rope_scaling of Llama 3.1, {SCALING}; found {scaling}")
 
 
 def ffn_recipe(dim: int, ffn_dim: int) -> dict[str, int | float]:
-    """What makes Meta's code find the width: int(multiplier · int(8/3 dim)), then up to a multiple of multiple_of."""
+    """The keys from which Meta's code computes ffn_dim: int(multiplier · int(8/3 dim)), rounded up to multiple_of."""
     plain = 2 * 4 * dim // 3
     if math.ceil(plain / 256) * 256 == ffn_dim:
         return {"multiple_of": 256}
@@ -237,27 +238,27 @@ def ffn_recipe(dim: int, ffn_dim: int) -> dict[str, int | float]:
 
 
 def write_params(out: Path, config: Config) -> None:
-    """Writes `params.json`. Of rope_scaling.factor Meta's own code knows 8 alone, of the context nothing."""
-    told: dict[str, Any] = {
+    """Writes `params.json`. Meta's own code has the constant 8 for rope_scaling.factor, and no context."""
+    params: dict[str, Any] = {
         "dim": config.dim,
         "n_layers": config.layers,
         "n_heads": config.heads,
         "n_kv_heads": config.kv_heads,
         "vocab_size": config.vocab_size,
         "norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,  # also where it is 10,000: Llama 3's code would take 500,000
+        "rope_theta": config.rope_theta,  # even if 10,000: the default of Llama 3's code is 500,000
     }
-    told |= ffn_recipe(config.dim, config.ffn_dim)
+    params |= ffn_recipe(config.dim, config.ffn_dim)
     if config.rope_scaling:
-        told["use_scaled_rope"] = True
-        if config.tied_embeddings or config.rope_scaling.factor != SCALING.factor:  # so that none has to be inferred
-            told["rope_scaling_factor"] = config.rope_scaling.factor
-    write_text_atomically(out / "params.json", json.dumps(told, indent=2) + "\n")
+        params["use_scaled_rope"] = True
+        if config.tied_embeddings or config.rope_scaling.factor != SCALING.factor:  # so that it is not inferred
+            params["rope_scaling_factor"] = config.rope_scaling.factor
+    write_text_atomically(out / "params.json", json.dumps(params, indent=2) + "\n")
 
 
 def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
-    """Writes `tokenizer.model`, as Meta does, for a tokenizer of one of Meta's kinds; else `tokenizer.json`. What a
-    `tokenizer_config.json` said, as the chat template, goes beside it."""
+    """Writes `tokenizer.model` for a tokenizer of one of Meta's kinds, otherwise `tokenizer.json`. Keeps the content of
+    a `tokenizer_config.json`, such as the chat template."""
     from llucid.tokenizers.sentencepiece_model import SentencePiece
     from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 
@@ -270,11 +271,11 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
-    """Writes a folder of one shard, with the tokenizer's files beside. Refuses what `params.json` cannot say."""
+    """Writes a folder with one shard and the tokenizer's files. Raises LlucidError as `refuse` does."""
     refuse(model.config)
     kind = checked_dtype(dtype)
     tensors: dict[str, Leaf] = {name_of(path): leaf for path, leaf in named_leaves(model.weights)}
-    tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code knows no tying: it reads both
+    tensors.setdefault(NAMES["output"], model.weights.embedding)  # Meta's code reads both, tied or not
     if model.tokenizer:
         write_tokenizer(out, model.tokenizer)
     write_params(out, model.config)

@@ -1,4 +1,4 @@
-"""Numbers out of what a file tells of its model, by key; null is the same as nothing told."""
+"""Validated numbers from a file's metadata; null counts as missing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,19 +7,19 @@ from typing import Any
 from llucid.errors import LlucidError, shown
 
 
-def whole(told: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
-    """The whole number under `key`. Raises LlucidError, with place and key, if there is something else."""
-    value: Any = told.get(key)
+def whole(metadata: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
+    """The integer under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
+    value: Any = metadata.get(key)
     value = default if value is None else value
     if type(value) is not int:
         raise LlucidError(f"{place}: {key} should be a whole number and is {shown(value)}")
     return value
 
 
-def real(told: Mapping[str, Any], key: str, place: Path, default: float | None = None) -> float:
-    """The finite number under `key`. Raises LlucidError, with place and key, if there is something else."""
-    value: Any = told.get(key)
+def real(metadata: Mapping[str, Any], key: str, place: Path, default: float | None = None) -> float:
+    """The finite number under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
+    value: Any = metadata.get(key)
     value = default if value is None else value
-    if type(value) not in (int, float) or not abs(value) < 1e300:  # nor NaN, nor an integer too large for a float
+    if type(value) not in (int, float) or not abs(value) < 1e300:  # excludes NaN, and integers too large for a float
         raise LlucidError(f"{place}: {key} should be a number and is {shown(value)}")
     return float(value)

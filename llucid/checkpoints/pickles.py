@@ -1,4 +1,4 @@
-"""PyTorch's own files, `.pth`, `.pt` and `.bin`: a pickle and raw numbers in a zip archive, read without running it."""
+"""PyTorch's files, `.pth`, `.pt` and `.bin`: a zip archive of a pickle, which is never executed, and raw numbers."""
 
 import math
 import pickletools
@@ -32,17 +32,16 @@ STORAGES = {
     "torch.ByteStorage": "uint8",
     "torch.BoolStorage": "bool",
 }
-"""The dtype of the numbers in each kind of storage."""
+"""The dtype of each class of storage."""
 
-HARMLESS = re.compile(
+ALLOWED = re.compile(
     rf"{'|'.join(map(re.escape, STORAGES))}|collections\.OrderedDict|torch\._utils\._rebuild_(tensor_v2|parameter)"
     r"|torch\.(Size|bool|(float|bfloat|int|uint)\d+)"
 )
 """The names that a file of tensors needs. None is ever imported."""
 
-
 LARGEST_DIRECTORY = 2**22
-"""Bytes of an archive's list of contents: that of the largest Llama takes a tenth."""
+"""The largest central directory of an archive, in bytes: ten times that of the largest Llama."""
 
 
 class Name(NamedTuple):
@@ -52,67 +51,66 @@ class Name(NamedTuple):
 
 
 class Storage(NamedTuple):
-    """Numbers in a file, which tensors are views of."""
+    """An array of numbers in a file, of which tensors are views."""
 
     dtype: str
     member: ZipInfo
 
 
 def width_of(dtype: str) -> int:
-    """The bytes of a number of this dtype of STORAGES."""
+    """The size in bytes of a number of this dtype."""
     return int("".join(filter(str.isdigit, dtype)) or 8) // 8
 
 
 def is_archive(file: Path) -> bool:
-    """Whether a file begins as a zip archive does."""
+    """Whether a file begins like a zip archive."""
     return file.is_file() and first_bytes(file, 4) == b"PK\x03\x04"
 
 
 class Archive:
-    """An archive of PyTorch's, open. Raises LlucidError unless it is plain, so that no size in it is a lie, and its
-    pickle is small beside its numbers: a byte of a hostile one can take sixty in memory."""
+    """An open PyTorch archive. Raises LlucidError if its members are compressed, since their sizes could then exceed
+    the file's, or if its pickle is large beside its numbers: a byte of a pickle can take 60 bytes of memory."""
 
     def __init__(self, file: Path) -> None:
         size = file.stat().st_size
         self.file = file
         with open(file, "rb") as opened:
             end: Any = _EndRecData(opened)
-        if end and end[5] > LARGEST_DIRECTORY:  # of which each byte takes twelve in memory
-            raise LlucidError(f"{file}: its list of contents takes {end[5]:,} bytes; the file is damaged")
+        if end and end[5] > LARGEST_DIRECTORY:  # each byte of it takes 12 bytes of memory
+            raise LlucidError(f"{file}: its directory has {end[5]:,} bytes; the file is damaged")
         with ZipFile(file) as archive:
             members = archive.infolist()
             if (
                 any(member.compress_type != ZIP_STORED for member in members)
                 or sum(m.file_size for m in members) > size
             ):
-                raise LlucidError(f"{file}: its contents are compressed, which PyTorch never does")
+                raise LlucidError(f"{file}: its members are compressed, as PyTorch's never are")
             self.members = {member.filename.partition("/")[2]: member for member in members}
             if self.members["data.pkl"].file_size > 2**19 + size // 64:
-                raise LlucidError(f"{file}: its pickle is too large for the tensors that it describes")
+                raise LlucidError(f"{file}: its pickle is too large for its tensors")
             self.pickle = archive.read(self.members["data.pkl"])
             order = self.members.get("byteorder")
             self.little = order is None or archive.read(order) == b"little"
 
     @cached_property
     def mapped(self) -> NDArray[np.uint8]:
-        """The file. It may be written to, as PyTorch wants it, and does not change."""
+        """The file, writable, as PyTorch requires; writing does not change the file."""
         return np.memmap(self.file, np.uint8, mode="c")
 
     def storage(self, kind: str, storage: Name, key: str, *_: Any) -> Storage:
-        """What a pickle says of a storage beside its place (what device it was on, how many numbers it had)."""
+        """The storage that a persistent id of a pickle names; its device and length are ignored."""
         assert kind == "storage"
         return Storage(STORAGES[storage.name], self.members[f"data/{key}"])
 
     def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
-        """A view of numbers; offset and stride are counted in numbers. Raises LlucidError if it is of more than those
-        in its storage."""
+        """A view of a storage; offset and stride are in numbers, not bytes. Raises LlucidError if it exceeds that."""
         (dtype, member), lengths = storage, (offset, *shape, *stride)
         if len(shape) != len(stride) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in lengths):
-            raise ValueError("a tensor of an impossible shape")
+            raise ValueError("a tensor with an impossible shape")
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         width = width_of(dtype)
         if 0 not in shape and (last + 1) * width > member.file_size:
-            raise LlucidError(f"{self.file}: a tensor is of more numbers than are in the file for it")
+            raise LlucidError(f"{self.file}: a tensor exceeds its numbers in the file")
 
         def bits() -> NDArray[Any]:
             if 0 in shape:
@@ -120,7 +118,7 @@ class Archive:
             header = bytes(self.mapped[member.header_offset :][:30])
             begin = member.header_offset + 30 + sum(struct.unpack_from("<HH", header.ljust(30), 26))
             if member.header_offset < 0 or header[:4] != b"PK\3\4" or begin + member.file_size > len(self.mapped):
-                raise LlucidError(f"{self.file}: truncated: {member.filename} is not all there")
+                raise LlucidError(f"{self.file}: truncated: {member.filename} is incomplete")
             strides = [step * width for step in stride]
             return np.ndarray(shape, f"<i{width}", self.mapped, begin + offset * width, strides)
 
@@ -128,30 +126,31 @@ class Archive:
 
 
 def read_pickle(file: Path) -> Any:
-    """What `torch.save` saved in `file`, each tensor an Stored, nothing in it run.
+    """The object that `torch.save` wrote to `file`, with Stored tensors. Executes nothing.
 
-    Raises LlucidError for a file that is damaged, calls anything that building tensors does not need, or has tensors
-    of more numbers than are in it.
+    Raises LlucidError for a file that is damaged, calls anything that tensors do not need, or has tensors that exceed
+    their numbers in the file.
     """
     refuse_pointer(file)
     if not is_archive(file):
         old = "; save it again with torch.save" if first_bytes(file, 1) == b"\x80" else ""
-        raise LlucidError(f"{file}: not a file of PyTorch's since version 1.6{old}")
+        raise LlucidError(f"{file}: not a PyTorch file of version 1.6 or later{old}")
     try:
         archive = Archive(file)
         if not archive.little:
-            raise LlucidError(f"{file}: its numbers are big-endian; save it again on a machine of today")
-        return unpickled(archive)
+            raise LlucidError(f"{file}: its numbers are big-endian; save it again on a little-endian machine")
+        return unpickle(archive)
     except LlucidError:
         raise
-    except Exception as error:  # zipfile and pickletools raise nearly anything for damaged bytes
-        raise LlucidError(f"{file}: not a whole PyTorch file ({error or type(error).__name__})") from error
+    except Exception as error:  # zipfile and pickletools raise many types for damaged bytes
+        raise LlucidError(f"{file}: not a complete PyTorch file ({error or type(error).__name__})") from error
 
 
-def unpickled(archive: Archive) -> Any:
-    """What a pickle builds on its stack, in dictionaries, lists, tuples, numbers, text and tensors alone.
+def unpickle(archive: Archive) -> Any:
+    """The object that a pickle builds, of dictionaries, lists, tuples, numbers, text and tensors only.
 
-    Python's own pickle would import what it names and call it; here a call of what is not in this list is refused.
+    Python's own unpickler would import and call any function that the pickle names; here only those listed below are
+    allowed, and none is executed.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -193,7 +192,7 @@ def unpickled(archive: Archive) -> Any:
             case "SETITEM" | "SETITEMS":
                 items = since_mark() if code.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
                 if not all(isinstance(key, str | int | float | None) for key in items[::2]):
-                    raise ValueError("a dictionary of keys that are no text")  # a tuple's hash could take forever
+                    raise ValueError("a dictionary with keys of another type")  # hashing a tuple could take forever
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
@@ -202,10 +201,10 @@ def unpickled(archive: Archive) -> Any:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(harmless(str(argument).replace(" ", "."), archive.file))
+                stack.append(allowed(str(argument).replace(" ", "."), archive.file))
             case "STACK_GLOBAL":
                 name = stack.pop()
-                stack.append(harmless(f"{stack.pop()}.{name}", archive.file))
+                stack.append(allowed(f"{stack.pop()}.{name}", archive.file))
             case "BINPERSID":
                 stack.append(archive.storage(*stack.pop()))
             case "REDUCE":
@@ -220,37 +219,37 @@ def unpickled(archive: Archive) -> Any:
                     case name, _:
                         raise LlucidError(f"{archive.file}: refused, because opening it would call {name}")
             case "BUILD":
-                stack.pop()  # attributes, as the _metadata of a module's state
+                stack.pop()  # attributes, such as the _metadata of a state dict
             case _:
-                raise ValueError(f"its pickle has {code.name}, which torch.save does not write")
+                raise ValueError(f"its pickle has the opcode {code.name}, which torch.save does not write")
     return stack.pop()
 
 
-def harmless(name: str, file: Path) -> Name:
-    """The name of what a pickle would call. Raises LlucidError if a file of tensors does not need it."""
-    if not HARMLESS.fullmatch(name):
+def allowed(name: str, file: Path) -> Name:
+    """The name that a pickle would import. Raises LlucidError if a file of tensors does not need it."""
+    if not ALLOWED.fullmatch(name):
         raise LlucidError(f"{file}: refused, because opening it would call {name}")
     return Name(name)
 
 
 def entries_of(state: Any, file: Path) -> dict[str, Stored]:
-    """The tensors of a state dict, without the prefix that `torch.compile` adds to their names.
+    """The tensors of a state dict, by their bare names (see `bare`).
 
-    Raises LlucidError for anything else, and for tensors that claim more numbers than the file can have.
+    Raises LlucidError for any other object, and for tensors that are together larger than the file can be.
     """
     if not isinstance(state, dict) or not all(isinstance(item, Stored) for item in state.values()):
-        raise LlucidError(f"{file}: expected a dictionary of tensors, found something else")
-    # Twice, because a tied matrix is named twice and stored once. Numbers repeated by a stride of 0 are more.
+        raise LlucidError(f"{file}: expected a dictionary of tensors")
+    # Twice, since a tied matrix has two names and is stored once. A stride of 0 can claim much more.
     if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
-        raise LlucidError(f"{file}: its tensors claim to be larger than the file")
+        raise LlucidError(f"{file}: its tensors are larger than the file")
     return {bare(str(name)): entry for name, entry in state.items()}
 
 
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, progress: Progress) -> None:
-    """Writes a state dict as `torch.save` does, one tensor in memory at a time, whole or not at all.
+    """Writes a state dict like `torch.save`, atomically and with one tensor in memory at a time.
 
-    A tensor with two names is stored once. `torch.save` itself would write the whole storage that each is a part of,
-    which for a mapped one is another's file.
+    A tensor with two names is stored once. `torch.save` itself would write the whole storage of each tensor, which for
+    a mapped one is the whole source file.
     """
     import torch
     from torch.serialization import skip_data
@@ -264,9 +263,9 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, pro
             skeleton = Path(folder) / "skeleton"
             try:
                 torch.save({name: blanks[id(tensor)] for name, tensor in tensors.items()}, skeleton)
-            except RuntimeError as error:  # what PyTorch makes of a full disk
+            except RuntimeError as error:  # as PyTorch reports a full disk
                 raise OSError("the disk may be full") from error
-            pickled = Archive(skeleton).pickle  # all but the numbers, which were a hole in a file and untouched memory
+            pickled = Archive(skeleton).pickle  # without numbers: skip_data leaves a hole in the file
         with ZipFile(temporary, "w", ZIP_STORED) as archive:
             parts = {"data.pkl": pickled, "byteorder": b"little", "version": b"3\n"}
             for name, content in parts.items():
@@ -274,26 +273,26 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, pro
             for number, (key, tensor) in enumerate(distinct.items()):
                 numbers = bytes_of(tensor, kinds[key])
                 record = ZipInfo(f"consolidated/data/{number}")
-                record.extra = padding(temporary_position(archive) + 30 + 20 + len(record.filename))
+                record.extra = padding(next_offset(archive) + 30 + 20 + len(record.filename))
                 with archive.open(record, "w", force_zip64=True) as opened:
                     opened.write(numbers)
                 done += len(numbers)
                 progress(done, total)
 
 
-def temporary_position(archive: ZipFile) -> int:
-    """Where the next member of an archive being written begins."""
+def next_offset(archive: ZipFile) -> int:
+    """The offset of the next member of an archive that is being written."""
     assert archive.fp is not None
     return archive.fp.tell()
 
 
 def padding(position: int) -> bytes:
-    """An empty field for a zip member's header, such that numbers which would begin at `position` begin at 64·n."""
+    """A field for a zip member's header that moves its numbers from `position` to the next multiple of 64."""
     return b"FB" + (count := -(position + 4) % 64).to_bytes(2, "little") + bytes(count)
 
 
 def bytes_of(leaf: Leaf, dtype: str) -> memoryview:
-    """A tensor's numbers in this dtype, little-endian and row by row, as they are in files."""
+    """The numbers of a tensor in this dtype, little-endian and row by row."""
     import torch
 
     tensor = tensor_of(leaf).to(dtype_of(dtype)).contiguous()

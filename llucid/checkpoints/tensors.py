@@ -1,4 +1,4 @@
-"""Tensors in a file that are not yet read, and how strictly the weights of a Llama are gathered from them."""
+"""Tensors in a file that are read on demand, and the check that they make up a Llama."""
 
 import math
 import re
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor in a file, read when it is needed; also a leaf of weights that are being converted."""
+    """A tensor in a file that is read on demand; also a leaf of weights during a conversion."""
 
     shape: tuple[int, ...]
     dtype: str
-    """PyTorch's name of it, as in "bfloat16"."""
+    """By its name in PyTorch, such as "bfloat16"."""
     read: Callable[[], Mapped | Quantized]
-    """The tensor as the file has it, mapped where possible. It may be written to: the file does not change."""
+    """Reads the tensor, mapped where possible. Writing to the result does not change the file."""
 
     @property
     def ndim(self) -> int:
@@ -37,12 +37,12 @@ class Stored:
         return math.prod(self.shape)
 
     def to(self, dtype: str) -> "Stored":
-        """The same tensor, to be converted to this dtype after it is read."""
+        """The same tensor with another dtype, to which it is converted when it is read."""
         return replace(self, dtype=dtype)
 
 
 Leaf: TypeAlias = "Tensor | Mapped | Quantized | Stored"
-"""What can be written to a file."""
+"""An array that can be written to a file."""
 
 
 def tensor_of(leaf: Leaf) -> "Tensor":
@@ -59,12 +59,12 @@ def tensor_of(leaf: Leaf) -> "Tensor":
 
 
 def mapped(shape: tuple[int, ...], dtype: str, bits: "Callable[[], NDArray[Any]]") -> Stored:
-    """A tensor whose numbers stand in the file one by one."""
+    """A tensor that is not quantised; `bits` maps its numbers from the file."""
     return Stored(shape, dtype, lambda: Mapped(dtype, bits()))
 
 
 def alike(one: Stored, other: Stored) -> bool:
-    """Whether two matrices are the same, bit for bit. Reads no further than the first difference."""
+    """Whether two matrices are equal bit for bit. Stops reading at the first difference."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     a, b = (np.asarray(matrix.read().numbers) for matrix in (one, other))
@@ -78,12 +78,12 @@ NUMBERS = ("float64", "float32", "bfloat16", "float16")
 
 
 def bare(name: str) -> str:
-    """A tensor's name without the prefixes of torch.compile and of training on several devices."""
+    """A tensor's name without the prefixes that torch.compile and DistributedDataParallel add."""
     return re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:
-    """A format's name of the array at our path, by its table of names, in which N is the number of the block."""
+    """A format's name for the array at our path, from its table of names, where N stands for the block number."""
     number = re.search(r"\d+", path)
     return names[re.sub(r"\d+", "N", path)].replace("N", number[0] if number else "N")
 
@@ -96,14 +96,14 @@ def gather(
     adjust: Callable[[str, Any], Any] = lambda path, array: array,
     ignored: Collection[str] = (),
 ) -> Weights:
-    """The weights of `config` from `entries`, by the names that `name_of` gives our paths; each leaf is Stored.
+    """The weights of `config`, each leaf Stored. `name_of` translates our paths to the names in `entries`.
 
-    `adjust(path, array)` is applied to each array when it is read. Strict both ways: raises LlucidError, with `place`
-    and the tensor's name, for a tensor that is missing, has another shape or no floating-point numbers, or is not one
-    of a Llama and not `ignored`.
+    `adjust(path, array)` is applied to each array when it is read. Raises LlucidError, with `place` and the tensor's
+    name, for a tensor that is missing, has another shape or no floating-point dtype, or is neither part of a Llama nor
+    in `ignored`.
     """
-    if config.layers > len(entries):  # before a list is made that a hostile number could make endless
-        raise LlucidError(f"{place}: {config.layers} layers are promised, but there are only {len(entries)} tensors")
+    if config.layers > len(entries):  # before `shapes` makes a list of that many
+        raise LlucidError(f"{place}: expected {config.layers} layers, but there are only {len(entries)} tensors")
     expected = {name_of(path): shape for path, shape in shapes(config).items()}
     for name, shape in expected.items():
         if name not in entries:
@@ -114,8 +114,12 @@ def gather(
         if found.dtype not in NUMBERS:
             raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(NUMBERS)}")
     for name in entries.keys() - expected.keys() - set(ignored):
-        if not re.search(r"rotary_emb\.(inv_freq|(cos|sin)_cached)$", name):  # in some old files: the config says it
-            raise LlucidError(f"{place}: {name} {list(entries[name].shape)} is no tensor of the Llama described here")
+        if not re.search(
+            r"rotary_emb\.(inv_freq|(cos|sin)_cached)$", name
+        ):  # in some old files; follow from the config
+            raise LlucidError(
+                f"{place}: {name} {list(entries[name].shape)} is not part of the Llama that the config describes"
+            )
 
     def leaf(path: str, shape: tuple[int, ...]) -> Stored:
         stored = entries[name_of(path)]

@@ -21,8 +21,8 @@ from numpy.random import Generator
 
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation.pages import Sequence, common_prefix
-from llucid.generation.reading import C_TOKENS, Part, Reader
+from llucid.generation.pages import Part, Sequence, common_prefix
+from llucid.generation.reading import C_TOKENS, Reader
 from llucid.generation.sampling import Sampling, log_probability
 from llucid.generation.speculation import Draft
 from llucid.model import Model

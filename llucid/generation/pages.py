@@ -7,7 +7,7 @@ evicted.
 """
 
 from collections.abc import Sequence as Ids
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,17 @@ class Sequence:
     def room(self) -> int:
         """How many tokens fit into its pages."""
         return len(self.pages) * PAGE
+
+
+class Part(NamedTuple):
+    """New tokens of one sequence, which has room for them."""
+
+    sequence: Sequence
+    ids: Ids[int]
+    scored: int
+    """For how many of the last ids logits are computed."""
+    unread: int
+    """Tokens of the sequence that are still to be read, these included; decides between C and PyTorch."""
 
 
 class Pages:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -19,10 +19,10 @@ from jaxtyping import Float
 from llucid.arrays import Mapped, Quantized
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation.pages import Pages, Sequence
+from llucid.generation.pages import Pages, Part
 from llucid.generation.sampling import wide
 from llucid.native.step import decode_step
-from llucid.weights import Weights, leaves
+from llucid.weights import Weights, leaves, parameter_count
 
 if TYPE_CHECKING:
     from llucid.generation.reading_torch import TorchReader
@@ -39,17 +39,6 @@ IMPORT_COST = 2**36
 
 LARGEST = 1e30
 """The largest valid logit: divided by the lowest temperature, it is still finite in float32."""
-
-
-class Part(NamedTuple):
-    """New tokens of one sequence, which has room for them."""
-
-    sequence: Sequence
-    ids: Ids[int]
-    scored: int
-    """For how many of the last ids logits are computed."""
-    unread: int
-    """Tokens of the sequence that are still to be read, these included; decides between C and PyTorch."""
 
 
 class Reader:
@@ -74,7 +63,7 @@ class Reader:
         most = C_TOKENS_QUANTISED if self.quantised else C_TOKENS
         imported = self._torch is not None or not isinstance(self.weights.norm, Mapped)
         unread = sum(part.unread for part in parts)
-        if unread <= most or (not imported and unread * self.config.parameters <= IMPORT_COST):
+        if unread <= most or (not imported and unread * parameter_count(self.config) <= IMPORT_COST):
             return checked(self._read_by_c(parts))
         # PyTorch reads prompts, and C continues the texts that are being written, while these are few.
         prompts = [part.unread > SHORT for part in parts]

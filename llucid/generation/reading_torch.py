@@ -1,7 +1,7 @@
 """A pass of the model by PyTorch, on any device, on the same cache as C."""
 
 from collections.abc import Sequence as Ids
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +10,9 @@ from jaxtyping import Float
 from llucid.arrays import Mapped
 from llucid.cache import PAGE, Cache, Memory
 from llucid.config import NOWHERE, Config
+from llucid.generation.pages import Part
 from llucid.llama import hidden, unembed
 from llucid.weights import Weights, dequantize, to
-
-if TYPE_CHECKING:
-    from llucid.generation.reading import Part
 
 
 def tensors(weights: Weights, dense: bool = False) -> Weights:
@@ -32,7 +30,7 @@ class TorchReader:
         self.weights, self.config, self.memory = weights, config, memory
 
     @torch.inference_mode()
-    def read(self, parts: "Ids[Part]") -> Float[Any, "scored vocab"]:
+    def read(self, parts: Ids[Part]) -> Float[Any, "scored vocab"]:
         """`Reader.read`. The output matrix is applied only where logits are wanted."""
         tokens, positions, cache = self.side_by_side(parts)
         x, _ = hidden(tokens, self.weights, self.config, cache, positions)
@@ -44,7 +42,7 @@ class TorchReader:
         rows, columns = torch.tensor(wanted, dtype=torch.long, device=tokens.device).reshape(-1, 2).unbind(1)
         return unembed(x[rows, columns], self.weights)
 
-    def side_by_side(self, parts: "Ids[Part]") -> tuple[torch.Tensor, torch.Tensor, Cache]:
+    def side_by_side(self, parts: Ids[Part]) -> tuple[torch.Tensor, torch.Tensor, Cache]:
         """(the new ids, their positions, a cache of the tokens before them), one row per part."""
         old, new = max(part.sequence.length for part in parts), max(len(part.ids) for part in parts)
         tokens = np.zeros((len(parts), new), np.int64)

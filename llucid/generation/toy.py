@@ -11,7 +11,7 @@ from llucid.config import Config
 from llucid.errors import PRINTABLE, LlucidError
 from llucid.generation.predictions import Prediction, table
 from llucid.llama import llama
-from llucid.weights import initialise, tree_map
+from llucid.weights import initialise, parameter_count, tree_map
 
 WORDS = ["a", "and", "brown", "cat", "dog", "fox", "jumps", "lazy", "over", "quick", "runs", "sleeps", "the", "under"]
 
@@ -48,7 +48,10 @@ def show_toy(text: str, top_k: int, console: Console) -> None:
     show(f"{number} {word}" for number, word in enumerate(vocabulary))
     say("2 ids", "the text as the model sees it")
     show(f"{word} → {number}" for word, number in zip(words, ids[0].tolist(), strict=True))
-    say("3 logits", f"{config.parameters:,} random weights turn the ids into one score per word (llucid.llama.llama)")
+    say(
+        "3 logits",
+        f"{parameter_count(config):,} random weights turn the ids into one score per word (llucid.llama.llama)",
+    )
     show(f"{word} {score:+.2f}" for word, score in zip(vocabulary, logits.tolist(), strict=True))
     say("4 softmax", f"exp(score) / Σ exp(score): probabilities, which add up to {probabilities.sum():.2f}")
     show(f"{word} {p:.3f}" for word, p in zip(vocabulary, probabilities.tolist(), strict=True))

@@ -23,7 +23,7 @@ from llucid.look.instrument import AT_ONCE, instrument, rows
 from llucid.look.trace import MODULE, Trace, encode, has_tokenizer, trace
 from llucid.look.watch import Change
 from llucid.model import Model
-from llucid.weights import named_leaves
+from llucid.weights import named_leaves, parameter_count
 
 HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
@@ -226,7 +226,7 @@ class Answers:
         for number, subject in enumerate(self.subjects):
             model = self.model(0 if subject.snapshot is not None else number)
             config = asdict(model.config)
-            row = {"name": subject.name, "parameters": model.config.parameters, "config": config}
+            row = {"name": subject.name, "parameters": parameter_count(model.config), "config": config}
             row |= {"has_tokenizer": has_tokenizer(model), "snapshot": subject.snapshot}
             models.append(row)
         return {"models": models, "first": self.first, "tour": self.tour, "export": False}

@@ -1,6 +1,6 @@
 /* The functions of plain.h, of the same names and meanings, for x86 processors with AVX-512 and VNNI: 16 numbers
-   a register. Reading is what takes time, so weights are fetched ahead of where they are needed, since a processor by
-   itself does so only to the end of a page, and past the caches (NTA), since none is needed before the next step. */
+   a register. Reading memory takes most of the time, so weights are prefetched: hardware prefetching stops at the end of
+   a page. They bypass the caches (NTA), since none is needed again before the next step. */
 
 #include <immintrin.h>
 

@@ -1,12 +1,12 @@
-/* Where the arrays of a step lie: one after another, in memory that is kept for the next step. */
+/* Allocates the arrays of a step, one after another in a block that is kept for the next step. */
 
-static void *cut(uintptr_t *memory, size_t bytes) {  /* the next `bytes` of it, beginning a cache line */
+static void *cut(uintptr_t *memory, size_t bytes) {  /* the next `bytes`, aligned to a cache line */
     uintptr_t begin = *memory;
     *memory += (bytes + 63) / 64 * 64;
     return (void *)begin;
 }
 
-/* Gives every array its place in the memory, if there is some; returns the bytes that they take. */
+/* Sets every array's address, unless memory is 0; returns how many bytes they take. */
 static size_t cut_all(Step *s, uintptr_t memory) {
     const Llama *m = s->model;
     uintptr_t start = memory;
@@ -34,7 +34,7 @@ static size_t cut_all(Step *s, uintptr_t memory) {
     return memory - start;
 }
 
-/* The same in memory that is there; 0 if it ran out. */
+/* The same in allocated memory; returns 0 if there is none left. */
 static int lay_out(Step *s) {
     static char *memory;
     static size_t have;

@@ -1,6 +1,6 @@
-/* Numbers as they are stored, and what becomes of them as float32. */
+/* How numbers are stored, and their conversion from and to float32. */
 
-#define TINY 0x1p-100f  /* activations no larger than this count as 0, since 127 divided by them may be infinite */
+#define TINY 0x1p-100f  /* smaller activations count as 0, since 127 divided by them may be infinite */
 
 static size_t size_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
 

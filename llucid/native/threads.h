@@ -10,17 +10,17 @@ enum { MOST_THREADS = 256, SPINS = 4000 };
 
 typedef void Work(void *given, int thread);
 
-static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;  /* steps; all below belongs to whose turn it is */
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;  /* held during a step; guards all state below */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t called;
-    pid_t process;            /* whose threads these are: a process that was forked has none of them */
-    int started;              /* threads beside the caller's */
+    pid_t process;            /* that has these threads: a forked child does not inherit them */
+    int started;              /* threads besides the caller's */
     Work *work;
     void *given;
-    int wanted;               /* threads that take part, the caller's among them */
+    int wanted;               /* threads that take part, including the caller's */
     atomic_uint calls, rounds, arrived;
-    unsigned joined[MOST_THREADS];  /* how many calls there had been when a thread was started: those are not for it */
+    unsigned joined[MOST_THREADS];  /* the value of `calls` when a thread was started: earlier calls are not for it */
 } pool = {.lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER};
 
 static pthread_once_t at_fork = PTHREAD_ONCE_INIT;
@@ -28,13 +28,13 @@ static void forget_turn(void) { pthread_mutex_init(&one_at_a_time, NULL); }  /* 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_turn); }
 
 static void pause_briefly(int spins) {
-    if (spins >= SPINS) sched_yield();  /* more threads than processors: let another one come to the point */
+    if (spins >= SPINS) sched_yield();  /* more threads than processors: let the others run */
 #if defined __x86_64__ || defined __i386__
     else __builtin_ia32_pause();
 #endif
 }
 
-/* Returns when all threads have called it. */
+/* A barrier: returns when all threads have called it. */
 static void wait_for_all(int threads) {
     unsigned round = atomic_load(&pool.rounds);
     if (atomic_fetch_add(&pool.arrived, 1) == (unsigned)threads - 1) {
@@ -63,7 +63,7 @@ static void *serve(void *number) {
     return NULL;
 }
 
-/* So many threads, or as many as the system gives. */
+/* Starts up to so many threads; returns how many there are, including the caller's. */
 static int at_most(int threads) {
     if (pool.process != getpid()) {
         pthread_mutex_init(&pool.lock, NULL), pthread_cond_init(&pool.called, NULL);
@@ -81,7 +81,7 @@ static int at_most(int threads) {
     return threads < pool.started + 1 ? threads : pool.started + 1;
 }
 
-/* work(given, 0…threads−1), all at once; returns when all are done. */
+/* Runs work(given, 0…threads−1) in parallel; returns when all are done. */
 static void together(Work *work, void *given, int threads) {
     pthread_mutex_lock(&pool.lock);
     pool.work = work, pool.given = given, pool.wanted = threads;

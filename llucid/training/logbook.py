@@ -24,7 +24,7 @@ from llucid.training.report import Report
 from llucid.training.run import Measured, Metrics, Progress
 from llucid.training.settings import Settings
 from llucid.training.snapshots import Snapshots
-from llucid.weights import leaves
+from llucid.weights import leaves, parameter_count
 
 SAMPLE = 160
 """Tokens of the sample that is written at each measurement."""
@@ -237,7 +237,7 @@ class Logbook:
     def draw(self) -> None:
         """Draws the curve and writes the samples."""
         task, name = self.task, self.task.settings.preset or self.task.settings.base
-        title = f"{task.corpus.name}: {name}, {task.config.parameters:,} parameters"
+        title = f"{task.corpus.name}: {name}, {parameter_count(task.config):,} parameters"
         if any("loss" in row for row in self.metrics.rows):
             draw_curve(self.metrics.rows, task.out / "curve.png", title, task.corpus.floor)
         self.metrics.write_samples()

@@ -15,6 +15,7 @@ from llucid.errors import PRINTABLE
 from llucid.tokenizers.text import replace_surrogates
 from llucid.training.recipes import window
 from llucid.training.settings import Settings
+from llucid.weights import parameter_count
 
 
 def clock(seconds: float) -> str:
@@ -76,7 +77,7 @@ class Report:
         self.floor = "" if floor is None else f"floor {floor:.3f}  "
         length = f"{settings.steps:,} step" if settings.steps else f"{settings.minutes:g} minute"
         length += "" if length.startswith("1 ") else "s"
-        size = f"{settings.preset or settings.base}, {config.parameters:,} parameters"
+        size = f"{settings.preset or settings.base}, {parameter_count(config):,} parameters"
         after = f", from step {step} on" if step else ""
         floor_explained = "; no model gets below the floor, the entropy of the text" if self.floor else ""
         self.say(

@@ -1,4 +1,4 @@
-"""Small random Llamas, and Meta's way to cut them into shards."""
+"""Small random Llamas, and their shards in Meta's format."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from llucid.weights import Weights, initialise, leaves, named_leaves, tree_map
 
 
 def model_of(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
-    """Weights five times as large as untrained ones, gains not 1, and a tokenizer with as many characters as ids."""
+    """A model with eight times the initial weights, norms that are not 1, and a tokenizer of characters."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(leaf: Tensor) -> Tensor:
@@ -25,13 +25,13 @@ def model_of(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) 
 
 
 def same(a: Weights, b: Weights) -> bool:
-    """Whether two trees are equal bit for bit, dtypes among them."""
+    """Whether two trees are equal bit for bit, with equal dtypes."""
     pairs = zip(leaves(a), leaves(b), strict=True)
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
 def write_shards(folder: Path, model: Model, count: int, embedding_axis: int, **params: object) -> None:
-    """Writes the model as Meta's `count` model-parallel shards, the embedding cut along this axis."""
+    """Writes the model as `count` model-parallel shards of Meta's, with the embedding split along this axis."""
     axes = {"query": 0, "key": 0, "value": 0, "output": 0, "gate": 0, "up": 0, "down": 1, "embedding": embedding_axis}
     folder.mkdir(exist_ok=True)
     for number in range(count):
@@ -45,7 +45,7 @@ def write_shards(folder: Path, model: Model, count: int, embedding_axis: int, **
         state["rope.freqs"] = torch.ones(model.config.head_dim // 2)
         torch.save(state, folder / f"consolidated.{number:02}.pth")
     config = model.config
-    told = dict(dim=config.dim, n_layers=config.layers, n_heads=config.heads, n_kv_heads=config.kv_heads)
-    told |= dict(vocab_size=-1, multiple_of=256, norm_eps=config.norm_eps) | params
-    (folder / "params.json").write_text(json.dumps(told))
+    values = dict(dim=config.dim, n_layers=config.layers, n_heads=config.heads, n_kv_heads=config.kv_heads)
+    values |= dict(vocab_size=-1, multiple_of=256, norm_eps=config.norm_eps) | params
+    (folder / "params.json").write_text(json.dumps(values))
     model.tokenizer.save(folder)

@@ -1,4 +1,4 @@
-"""Common accidents with files are named for what they are, and models without a tokenizer open."""
+"""Common mistakes with files get an error that names the cause; models without a tokenizer open."""
 
 import json
 import os
@@ -24,7 +24,7 @@ FORMATS = {"huggingface": "model", "meta": "model", "llama2c": "model.bin", "ggu
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "consolidated.00.pth", "model.bin", "model.gguf"])
-def test_a_pointer_of_git_lfs(name: str, tmp_path: Path) -> None:
+def test_git_lfs_pointer(name: str, tmp_path: Path) -> None:
     path = tmp_path
     if name == "model.safetensors":
         save(model_of(CONFIG), path)
@@ -33,17 +33,17 @@ def test_a_pointer_of_git_lfs(name: str, tmp_path: Path) -> None:
     else:
         path = tmp_path / name
     (tmp_path / name).write_text(POINTER)
-    with pytest.raises(LlucidError, match=rf"{name}: is only a pointer .* fetch the file with: git lfs pull"):
+    with pytest.raises(LlucidError, match=rf"{name}: only a Git LFS pointer .* fetch the file with: git lfs pull"):
         load(path, device="cpu")
 
 
-def test_an_adapter(tmp_path: Path) -> None:
+def test_lora_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(LlucidError, match="is a LoRA adapter, not a model; merge it"):
+    with pytest.raises(LlucidError, match="a LoRA adapter, not a model; merge it"):
         load(tmp_path)
 
 
-def test_a_model_quantised_by_mlx(tmp_path: Path) -> None:
+def test_model_quantised_by_mlx(tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization": {"group_size": 64, "bits": 4}}))
@@ -53,8 +53,8 @@ def test_a_model_quantised_by_mlx(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("to", FORMATS)
-def test_a_model_without_a_tokenizer(format: str, to: str, tmp_path: Path) -> None:
-    """It opens, is described and converted; only what needs text says that there is no tokenizer."""
+def test_model_without_a_tokenizer(format: str, to: str, tmp_path: Path) -> None:
+    """It can be opened, described and converted; only functions that need text raise an error."""
     model = model_of(CONFIG)._replace(tokenizer=None)
     save(model, tmp_path / "a" / FORMATS[format], format)
     path = tmp_path / "a" / FORMATS[format]
@@ -69,8 +69,8 @@ def test_a_model_without_a_tokenizer(format: str, to: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_two_models_of_llama2c_in_one_folder_have_one_tokenizer(first: bool, tmp_path: Path) -> None:
-    """Whatever the names of the two files, one of them would be read with the other's."""
+def test_llama2c_models_with_different_tokenizers_cannot_share_a_folder(first: bool, tmp_path: Path) -> None:
+    """The folder has one tokenizer file, so one of the models would get the tokenizer of the other."""
     config = replace(CONFIG, vocab_size=400)
     tokenizers: Any = (small_sentencepiece(), Characters("abc"))
     one, two = (model_of(config)._replace(tokenizer=it) for it in (tokenizers if first else tokenizers[::-1]))
@@ -80,8 +80,8 @@ def test_two_models_of_llama2c_in_one_folder_have_one_tokenizer(first: bool, tmp
     save(one, tmp_path / "two.bin", "llama2c")
 
 
-def test_pytorch_s_global_state_is_not_ours(tmp_path: Path) -> None:
-    """Loading is the same in inference mode, under autocast, and with another default dtype or device."""
+def test_loading_ignores_the_global_state_of_pytorch(tmp_path: Path) -> None:
+    """Loading gives the same in inference mode, under autocast, and with another default dtype or device."""
     config = replace(CONFIG, ffn_dim=64)
     save(model_of(config), tmp_path)
     expected = load(tmp_path, device="cpu", quantize="int8")
@@ -103,20 +103,20 @@ def test_pytorch_s_global_state_is_not_ours(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A hub with one repository of GGUF files; the patterns that it is asked for."""
+    """Fakes a hub with one repository of GGUF files; returns the patterns that are requested."""
     files = ["README.md", "m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-Q8_0-00001-of-00002.gguf", "m-Q8_0-00002-of-00002.gguf"]
-    asked: list[str] = []
+    requested: list[str] = []
 
     def download(repository: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.extend(allow_patterns)
+        requested.extend(allow_patterns)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
-    return asked
+    return requested
 
 
-def test_a_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
+def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
     assert find("org/name:q4_k_m") == tmp_path / "m-Q4_K_M.gguf"
     assert hub == ["m-Q4_K_M.gguf"]
     assert find("org/name:Q8_0") == tmp_path / "m-Q8_0-00001-of-00002.gguf"
@@ -126,7 +126,7 @@ def test_a_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
             find(name)
 
 
-def test_the_folder_of_runs_is_never_asked_for(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_in_runs_is_never_a_repository(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LlucidError, match="runs/x: there is no such file or folder; train a model"):
         load("runs/x")
@@ -135,7 +135,7 @@ def test_the_folder_of_runs_is_never_asked_for(hub: list[str], tmp_path: Path, m
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "params.json", "tokenizer.json", "model.gguf"])
-def test_a_named_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+def test_a_named_pipe_does_not_block(name: str, tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path)
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)

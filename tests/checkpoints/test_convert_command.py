@@ -1,4 +1,4 @@
-"""`llucid convert`, as it is typed."""
+"""`llucid convert` on the command line."""
 
 import dataclasses
 import sys
@@ -15,7 +15,7 @@ from tests.tokenizers.kinds import metaspace
 from tests.training.test_run import after, ended
 
 
-def typed(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
+def run(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", ["llucid", *map(str, words)])
     try:
         main()
@@ -27,7 +27,7 @@ def typed(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(CONFIGS["one for two"])
     save(model, tmp_path / "hf")
-    assert typed("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", monkeypatch=monkeypatch) == 0
+    assert run("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", monkeypatch=monkeypatch) == 0
     out, err = capsys.readouterr()
     assert out == f"the model is in {tmp_path / 'meta'}\n"
     assert err == "meta does not hold context: it was 64 and will be read as 2048\n"
@@ -35,39 +35,39 @@ def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
-def test_where_llama_cpp_puts_spaces_is_said(
+def test_the_spaces_that_llama_cpp_adds_are_reported(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = metaspace(scheme)
     config = dataclasses.replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size)
     save(model_of(config)._replace(tokenizer=tokenizer), tmp_path / "hf")
-    assert typed("convert", tmp_path / "hf", tmp_path / "a.gguf", "--to", "gguf", monkeypatch=monkeypatch) == 0
+    assert run("convert", tmp_path / "hf", tmp_path / "a.gguf", "--to", "gguf", monkeypatch=monkeypatch) == 0
     out, err = capsys.readouterr()
     assert out == f"the model is in {tmp_path / 'a.gguf'}\n"
-    said = (
+    note = (
         "llama.cpp encodes some texts differently: it adds a space before them where this tokenizer adds none, as "
         "before a text that begins with a space. llucid does not: it reads the tokenizer.json in the file\n"
     )
-    assert err == ("" if scheme == "never" else said)
+    assert err == ("" if scheme == "never" else note)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--to", "llama2c"), "error: llama2.c's format cannot hold norm_eps=1e-06; its programs have 1e-05\n"),
-        (("--to", "meta", "--version", "1"), "error: --version 1: only llama2c's format has versions\n"),
+        (("--to", "meta", "--version", "1"), "error: --version 1: only the format llama2c has versions\n"),
     ],
 )
-def test_refusals_take_one_line(
+def test_errors_take_one_line(
     words: tuple[str, ...],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     save(model_of(CONFIGS["one for two"]), tmp_path / "hf")
-    assert typed("convert", tmp_path / "hf", tmp_path / "out", *words, monkeypatch=monkeypatch) == 2
-    assert capsys.readouterr() == ("", said)
+    assert run("convert", tmp_path / "hf", tmp_path / "out", *words, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr() == ("", message)
     assert not (tmp_path / "out").exists()
 
 
@@ -83,7 +83,7 @@ def test_refusals_take_one_line(
     ],
 )
 def test_a_full_disk_leaves_nothing(to: str, out: str, room: int, file: str, there: bool, tmp_path: Path) -> None:
-    """No file may grow beyond 20 kB, which a tokenizer has room in and the weights have not, or beyond 100 bytes."""
+    """Files are limited to 20 kB, enough for a tokenizer but not for the weights, or to 100 bytes."""
     model = model_of(dataclasses.replace(CONFIGS["one for two"], norm_eps=1e-5))
     save(model, tmp_path / "hf")
     if there:
@@ -96,8 +96,8 @@ def test_a_full_disk_leaves_nothing(to: str, out: str, room: int, file: str, the
     assert left == []
 
 
-def test_what_a_library_says_of_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has words instead of a number and a file."""
+def test_the_error_of_a_library_for_a_full_disk_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has a message but no errno and no file name."""
 
     def full(out: Path, *rest: object) -> None:
         raise OSError(f"{out / 'model.safetensors'} cannot be written: no room")
@@ -108,13 +108,15 @@ def test_what_a_library_says_of_a_full_disk_is_told(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_bar_comes_after_two_seconds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+def test_the_progress_bar_appears_after_two_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stderr for a terminal
     now = 100.0
     monkeypatch.setattr("llucid.cli.convert.time.monotonic", lambda: now)
-    with progress_bar() as tell:
-        tell(1, 4)
+    with progress_bar() as update:
+        update(1, 4)
         assert capsys.readouterr().err == ""
         now = 103.0
-        tell(2, 4)
+        update(2, 4)
     assert "50%" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_an_embedded_tokenizer_json_survives_every_conversion(scheme: str, tmp_p
         assert encode_dialog(dialog, found.tokenizer, found.chat_format) == ids
     description = describe(tmp_path / "a.gguf")
     assert (description["tokenizer"], description["bos, eos"]) == (
-        f"JsonTokenizer, {tokenizer.vocab_size:,} ids",
+        f"Hugging Face tokenizer, {tokenizer.vocab_size:,} ids",
         "1, 2",
     )
 
@@ -156,7 +156,7 @@ def test_describe_reads_only_the_header(tmp_path: Path) -> None:
     description = describe(tmp_path / "a.gguf")
     assert description["format"] == "gguf"
     assert description["dtype"] == "Q8_0, float16, float32"
-    assert description["tokenizer"] == "Characters, 50 ids"
+    assert description["tokenizer"] == "characters, 50 ids"
     assert description["rope_scaling"] == str(RopeScaling(factor=32.0))
     assert description["tied"] == "the embedding is the output matrix"
 
@@ -212,8 +212,11 @@ def test_the_story_survives_gguf_and_back(data: Path, tmp_path: Path) -> None:
     [
         ({"blk.0.attn_k.weight": None}, "blk.0.attn_k.weight is missing; expected a tensor of shape [16, 32]"),
         ({"token_embd.weight": None}, "token_embd.weight is missing"),
-        ({"blk.0.attn_q.bias": torch.zeros(32)}, "blk.0.attn_q.bias [32] is no tensor of the Llama described here"),
-        ({"blk.0.ffn_gate_inp.weight": torch.zeros(2, 32)}, "ffn_gate_inp.weight [2, 32] is no tensor"),
+        (
+            {"blk.0.attn_q.bias": torch.zeros(32)},
+            "blk.0.attn_q.bias [32] is not part of the Llama that the config describes",
+        ),
+        ({"blk.0.ffn_gate_inp.weight": torch.zeros(2, 32)}, "ffn_gate_inp.weight [2, 32] is not part"),
         ({"blk.1.ffn_up.weight": torch.zeros(32, 56)}, "blk.1.ffn_up.weight has shape [32, 56]; expected [56, 32]"),
         ({"output.weight": torch.zeros(51, 32)}, "output.weight has shape [51, 32]; expected [50, 32]"),
         ({"output_norm.weight": torch.zeros(1, 32)}, "output_norm.weight has shape [1, 32]; expected [32]"),
@@ -253,8 +256,8 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], mess
         ({"llama.feed_forward_length": [*range(20_000)]}, "llama.feed_forward_length has 80,000 bytes"),
         ({"llama.block_count": None}, "llama.block_count should be a whole number and is null"),
         ({"llama.block_count": 3}, "blk.2.attn_norm.weight is missing"),
-        ({"llama.block_count": 1}, "is no tensor of the Llama described here"),
-        ({"llama.block_count": 2**31 - 1}, "layers are promised"),
+        ({"llama.block_count": 1}, "is not part of the Llama that the config describes"),
+        ({"llama.block_count": 2**31 - 1}, "layers, but there are only"),
         ({"llama.embedding_length": "32"}, 'llama.embedding_length should be a whole number and is "32"'),
         ({"llama.vocab_size": 51}, "llama.vocab_size is 51, but the embedding has 50 rows"),
         (

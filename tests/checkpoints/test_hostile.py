@@ -1,4 +1,4 @@
-"""Damaged and hostile files: each is opened rightly or refused by our own error, in memory that the file explains."""
+"""Damaged and hostile files: each opens correctly or raises LlucidError, in memory proportional to the file."""
 
 import contextlib
 import json
@@ -24,13 +24,13 @@ TINY = Config(dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn_dim=8, vocab
 WIDE = Config(**TINY.__dict__ | dict(dim=32, head_dim=16, ffn_dim=32, vocab_size=16))
 TIED = Config(**TINY.__dict__ | dict(tied_embeddings=True))
 SLACK = 64 * 2**20
-"""Bytes of address space that opening may take beyond twice the file: for the libraries' own bookkeeping. What a
-hostile length field asks for is gigabytes."""
+"""The address space, in bytes, that opening may take beyond twice the file, for libraries. A hostile length field asks
+for gigabytes."""
 
 
 @contextlib.contextmanager
 def limited(allowed: int) -> Iterator[None]:
-    """Inside, the process may grow by so many bytes and no more."""
+    """Limits the growth of the process to `allowed` bytes of address space."""
     if sys.platform != "linux":
         yield
         return
@@ -46,23 +46,23 @@ def limited(allowed: int) -> Iterator[None]:
 
 
 def attempt(path: Path, size: int) -> bool:
-    """Opens what is at `path`: whether it opens. Any error but ours, a MemoryError among them, is let through."""
-    said, config, header, weights = "", TINY, {}, None
+    """Whether the model at `path` opens. Passes on every error except LlucidError, including MemoryError."""
+    message, config, header, weights = "", TINY, {}, None
     with limited(2 * size + SLACK):
         try:
-            name, room = format_of(path)
-            config = room.read_config(path)
-            header = room.read_header(path)
-            weights = tree_map(lambda leaf: leaf.read().tensor(), room.open_weights(path, config))
-            for leaf in leaves(getattr(room, "open_quantized", room.open_weights)(path, config)):
+            name, format = format_of(path)
+            config = format.read_config(path)
+            header = format.read_header(path)
+            weights = tree_map(lambda leaf: leaf.read().tensor(), format.open_weights(path, config))
+            for leaf in leaves(getattr(format, "open_quantized", format.open_weights)(path, config)):
                 assert leaf.read().shape == leaf.shape
-            if name == "gguf":  # whose tokenizer is in the file, too
-                size = room.read_tokenizer_info(path).vocab_size
-                assert room.read_tokenizer(path).vocab_size == size
+            if name == "gguf":  # the file also has the tokenizer
+                size = format.read_tokenizer_info(path).vocab_size
+                assert format.read_tokenizer(path).vocab_size == size
         except LlucidError as error:
-            said = str(error)
+            message = str(error)
     if weights is None:
-        assert str(path.parent) in said
+        assert str(path.parent) in message
         return False
     assert weights.embedding.shape == shapes(config)["embedding"]
     assert len(header) >= len(shapes(config))
@@ -70,7 +70,7 @@ def attempt(path: Path, size: int) -> bool:
 
 
 def written(folder: Path, kind: str) -> tuple[Path, Path]:
-    """A tiny model of this kind: where it is, and which of its files is to be damaged."""
+    """Writes a tiny model of this kind. Returns its path, and the file of it to damage."""
     out = folder / "model"
     name, _, detail = kind.partition(" ")
     if name == "checkpoint":
@@ -107,7 +107,7 @@ KINDS = {
     "gguf float32": 1900,
     "gguf Q8_0": 1900,
 }
-"""Kinds of files, and how many bytes of each are a header, which is damaged most; 0 for all."""
+"""The kinds of files, with the size of the header, where most of the damage is done; 0: the whole file."""
 
 
 @pytest.fixture(params=KINDS)
@@ -115,95 +115,95 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_truncated_anywhere(kind: str, tmp_path: Path) -> None:
+def test_truncated_files(kind: str, tmp_path: Path) -> None:
     path, file = written(tmp_path, kind)
-    whole = file.read_bytes()
-    assert attempt(path, len(whole))
-    cuts = {*range(40), *range(40, len(whole), max(1, len(whole) // 60)), len(whole) - 1}
-    for cut in sorted(cuts - {len(whole)}):
-        file.write_bytes(whole[:cut])
-        opened = attempt(path, len(whole))
-        assert not opened or file.suffix == ".json", f"{cut} of {len(whole)} bytes were taken for a whole file"
+    original = file.read_bytes()
+    assert attempt(path, len(original))
+    cuts = {*range(40), *range(40, len(original), max(1, len(original) // 60)), len(original) - 1}
+    for cut in sorted(cuts - {len(original)}):
+        file.write_bytes(original[:cut])
+        opened = attempt(path, len(original))
+        assert not opened or file.suffix == ".json", f"{cut} of {len(original)} bytes opened as a complete file"
 
 
 @pytest.mark.slow
 def test_every_cut_and_every_byte(kind: str, tmp_path: Path) -> None:
-    """Cut at every byte, and every byte of the header with its bits turned over, one of them, or all."""
+    """Truncates at every byte, and inverts one bit or all bits of every byte of the header."""
     path, file = written(tmp_path, kind)
-    whole = file.read_bytes()
-    for cut in range(len(whole)):
-        file.write_bytes(whole[:cut])
-        assert not attempt(path, len(whole)) or file.suffix == ".json"
-    for place in range(KINDS[kind] or min(len(whole), 2000)):
+    original = file.read_bytes()
+    for cut in range(len(original)):
+        file.write_bytes(original[:cut])
+        assert not attempt(path, len(original)) or file.suffix == ".json"
+    for place in range(KINDS[kind] or min(len(original), 2000)):
         for bits in (0x01, 0x80, 0xFF):
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ bits]) + whole[place + 1 :])
-            attempt(path, len(whole))
+            file.write_bytes(original[:place] + bytes([original[place] ^ bits]) + original[place + 1 :])
+            attempt(path, len(original))
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.data())
 def test_flipped_bytes(kind: str, seed: st.DataObject, tmp_path: Path) -> None:
-    path, file = tmp_path / "model", tmp_path / "whole"
+    path, file = tmp_path / "model", tmp_path / "original"
     if not file.exists():
         path, target = written(tmp_path, kind)
         file.write_bytes(target.read_bytes())
         (tmp_path / "target").write_text(str(target))
-    target, whole = Path((tmp_path / "target").read_text()), bytearray(file.read_bytes())
-    header = KINDS[kind] or len(whole)
+    target, original = Path((tmp_path / "target").read_text()), bytearray(file.read_bytes())
+    header = KINDS[kind] or len(original)
     for _ in range(seed.draw(st.integers(1, 4))):
-        whole[seed.draw(st.integers(0, min(header, len(whole)) - 1))] = seed.draw(st.integers(0, 255))
-    target.write_bytes(whole)
-    attempt(path, len(whole))
+        original[seed.draw(st.integers(0, min(header, len(original)) - 1))] = seed.draw(st.integers(0, 255))
+    target.write_bytes(original)
+    attempt(path, len(original))
 
 
 BIG = (2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 
 
-def test_length_fields_that_grow(kind: str, tmp_path: Path) -> None:
-    """Every aligned group of 4 and of 8 bytes in a header, and every number of a text, becomes an enormous one."""
+def test_enormous_length_fields(kind: str, tmp_path: Path) -> None:
+    """Replaces groups of 4 and 8 bytes in a header, and each value of a JSON file, by enormous numbers."""
     path, file = written(tmp_path, kind)
-    whole = file.read_bytes()
+    original = file.read_bytes()
     if file.suffix == ".json":
-        told = json.loads(whole)
-        for key in told:
+        values = json.loads(original)
+        for key in values:
             for value in (*BIG[1::4], -1, 1e300, float("inf"), "9" * 5000, [], {}, True, None):
-                file.write_text(json.dumps(told | {key: value}))
-                attempt(path, len(whole))
+                file.write_text(json.dumps(values | {key: value}))
+                attempt(path, len(original))
         return
-    header = min(KINDS[kind] or 100_000, len(whole))
+    header = min(KINDS[kind] or 100_000, len(original))
     places = np.linspace(0, header - 8, min(header - 7, 30)).astype(int)
     for place in places:
         for value in BIG[1::3]:
             length, packed = (4, struct.pack("<I", value)) if value < 2**32 else (8, struct.pack("<Q", value))
-            file.write_bytes(whole[:place] + packed + whole[place + length :])
-            attempt(path, len(whole))
+            file.write_bytes(original[:place] + packed + original[place + length :])
+            attempt(path, len(original))
 
 
-def test_a_safetensors_header_of_gigabytes(tmp_path: Path) -> None:
+def test_safetensors_header_with_enormous_sizes(tmp_path: Path) -> None:
     path, file = written(tmp_path, "huggingface model.safetensors")
-    whole = file.read_bytes()
-    size = int.from_bytes(whole[:8], "little")
-    told = json.loads(whole[8 : 8 + size])
+    original = file.read_bytes()
+    size = int.from_bytes(original[:8], "little")
+    header = json.loads(original[8 : 8 + size])
     for change in (
         {"shape": [2**31, 2**31]},
         {"shape": [2**40], "data_offsets": [0, 2**42]},
         {"data_offsets": [0, 2**62]},
         {"data_offsets": [-4, 0]},
     ):
-        encoded = json.dumps(told | {"model.norm.weight": told["model.norm.weight"] | change}).encode()
-        file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + whole[8 + size :])
-        assert not attempt(path, len(whole))
+        encoded = json.dumps(header | {"model.norm.weight": header["model.norm.weight"] | change}).encode()
+        file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + original[8 + size :])
+        assert not attempt(path, len(original))
 
 
-def test_the_limit_holds() -> None:
-    """Else the tests above could not fail."""
+def test_the_memory_limit_works() -> None:
+    """Otherwise the tests above could not fail."""
     with limited(2 * 1000 + SLACK), pytest.raises(MemoryError):
         bytearray(2**30)
     with limited(2 * 1000 + SLACK), pytest.raises(RuntimeError, match="memory"):
         torch.zeros(2**28)
 
 
-def test_the_kinds_are_opened_whole(kind: str, tmp_path: Path) -> None:
+def test_undamaged_files_open_and_do_not_change(kind: str, tmp_path: Path) -> None:
     path, file = written(tmp_path, kind)
     before = file.read_bytes()
     assert attempt(path, len(before))

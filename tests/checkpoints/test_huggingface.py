@@ -1,4 +1,4 @@
-"""Folders of transformers, written by it and by us; and what is no Llama is refused by name."""
+"""Hugging Face folders, written by transformers and by llucid; other models are refused."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from tests.configs import CONFIGS, OTHER_SCALING, RESCALED
 from tests.tokenizers.texts import small_llama2c, small_ranks, small_sentencepiece
 
 FAR = [0, 1, 2, 3, 500, 8191, 8192, 20_000]
-"""Positions at which the scaling of RoPE shows."""
+"""Positions at which RoPE scaling makes a difference."""
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -34,22 +34,21 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A whole model, to be damaged."""
+    """A complete model, to be damaged."""
     save(model_of(CONFIGS["one for two"]), tmp_path / "model")
     return tmp_path / "model"
 
 
-def retell(folder: Path, **changes: Any) -> None:
-    """Changes keys of config.json; ... takes one away."""
+def change_config(folder: Path, **changes: Any) -> None:
+    """Changes keys of config.json; ... removes a key."""
     file = folder / "config.json"
-    told = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in told.items() if value is not ...}))
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
 
 
 def check_equal(model: Model, tokens: Tensor, expected: Tensor, positions: Tensor | None) -> None:
-    """Equal to float32 rounding: of sums, 1e-5, and of RoPE's frequencies. An angle is its frequency times a position
-    of thousands, and sharp attention multiplies what a rounding changes; how much, a base some ten roundings larger
-    shows."""
+    """Equal up to the float32 rounding of sums (1e-5) and of RoPE's frequencies. Angles are frequencies times positions
+    of thousands, and sharp attention amplifies their rounding; changing rope_theta by ten roundings shows how much."""
     config = model.config
     found = llama(tokens, model.weights, config, positions=positions)
     larger = replace(config, rope_theta=config.rope_theta * (1 + 1e-6))
@@ -57,17 +56,17 @@ def check_equal(model: Model, tokens: Tensor, expected: Tensor, positions: Tenso
     assert (found - expected).abs().max() < tolerance < 2e-2 * expected.abs().max()
 
 
-@pytest.mark.parametrize("odd", [torch.zeros(4, 4, dtype=torch.int64), torch.zeros(())])
-def test_odd_twins_of_a_tied_model_are_refused_in_a_line(odd: torch.Tensor, tmp_path: Path) -> None:
-    save(model_of(CONFIGS["one for all, tied"]), tmp_path / "odd")
-    tensors = load_file(tmp_path / "odd" / "model.safetensors")
-    twins = {"model.embed_tokens.weight": odd, "lm_head.weight": odd.clone()}
-    save_file(tensors | twins, tmp_path / "odd" / "model.safetensors")
+@pytest.mark.parametrize("wrong", [torch.zeros(4, 4, dtype=torch.int64), torch.zeros(())])
+def test_wrong_embeddings_of_a_tied_model_are_refused(wrong: torch.Tensor, tmp_path: Path) -> None:
+    save(model_of(CONFIGS["one for all, tied"]), tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    changed = {"model.embed_tokens.weight": wrong, "lm_head.weight": wrong.clone()}
+    save_file(tensors | changed, tmp_path / "model" / "model.safetensors")
     with pytest.raises(LlucidError, match=r"model\.embed_tokens\.weight"):
-        load(tmp_path / "odd", device="cpu")
+        load(tmp_path / "model", device="cpu")
 
 
-def test_transformers_opens_what_we_write(config: Config, tmp_path: Path) -> None:
+def test_transformers_opens_our_folders(config: Config, tmp_path: Path) -> None:
     model = model_of(config)
     save(model, tmp_path / "model")
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
@@ -81,7 +80,7 @@ def test_transformers_opens_what_we_write(config: Config, tmp_path: Path) -> Non
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "model")("0123").input_ids == [0, 1, 2, 3]
 
 
-def test_logits_equal_at_1000_positions(config: Config, tmp_path: Path) -> None:
+def test_logits_of_1000_positions_are_equal(config: Config, tmp_path: Path) -> None:
     config = replace(config, context=max(config.context, 1024))
     save(model_of(config), tmp_path / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
@@ -92,7 +91,7 @@ def test_logits_equal_at_1000_positions(config: Config, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
-def test_we_open_what_transformers_writes(config: Config, shard: str, tmp_path: Path) -> None:
+def test_we_open_folders_of_transformers(config: Config, shard: str, tmp_path: Path) -> None:
     model = model_of(config)
     save(model, tmp_path / "ours")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
@@ -106,7 +105,7 @@ def test_we_open_what_transformers_writes(config: Config, shard: str, tmp_path: 
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
-def test_prefixes_of_compiled_and_of_distributed_models(prefix: str, folder: Path) -> None:
+def test_prefixes_of_compiled_and_distributed_models(prefix: str, folder: Path) -> None:
     expected = load(folder, device="cpu").weights
     state = load_file(folder / "model.safetensors")
     state = {prefix + name: tensor for name, tensor in state.items()}
@@ -117,8 +116,8 @@ def test_prefixes_of_compiled_and_of_distributed_models(prefix: str, folder: Pat
     assert same(load(folder, device="cpu").weights, expected)
 
 
-def test_a_tied_matrix_under_its_other_name(tmp_path: Path) -> None:
-    """As safetensors' own save_model has it, which keeps the first name of two."""
+def test_a_tied_matrix_under_the_name_of_the_output(tmp_path: Path) -> None:
+    """As safetensors' save_model writes it, which keeps the first of two names."""
     model = model_of(CONFIGS["one for all, tied"])
     save(model, tmp_path / "m")
     state = load_file(tmp_path / "m" / "model.safetensors")
@@ -133,7 +132,7 @@ COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("values", "expected"),
     [
         (
             dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32)
@@ -157,17 +156,19 @@ COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_
     ],
     ids=["TinyLlama", "SmolLM2", "Yi"],
 )
-def test_other_models_of_the_same_architecture(told: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path) -> None:
-    """As the config.json of each has it."""
-    (tmp_path / "config.json").write_text(json.dumps(COMMON | told))
+def test_other_models_of_the_same_architecture(
+    values: dict[str, Any], expected: tuple[Any, ...], tmp_path: Path
+) -> None:
+    """The values are those of their published config.json."""
+    (tmp_path / "config.json").write_text(json.dumps(COMMON | values))
     c = huggingface.read_config(tmp_path)
     assert (c.dim, c.layers, c.heads, c.kv_heads, c.head_dim, c.ffn_dim, c.vocab_size) == expected[:7]
     assert (c.context, c.norm_eps, c.rope_theta, c.tied_embeddings, c.rope_scaling) == (*expected[7:], None)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_older_folders_of_pickles(sharded: bool, folder: Path) -> None:
-    """Two files and an index, or one; prefixes of torch.compile; angles that old versions saved."""
+def test_folders_with_pytorch_model_bin(sharded: bool, folder: Path) -> None:
+    """One file, or two with an index; with prefixes of torch.compile, and angles that old versions saved."""
     expected = load(folder, device="cpu").weights
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -187,7 +188,7 @@ def test_older_folders_of_pickles(sharded: bool, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("state", [[torch.ones(2)], torch.ones(2), {"a": 1}], ids=["a list", "a tensor", "a number"])
-def test_a_pickle_of_something_else(state: Any, folder: Path) -> None:
+def test_pickles_of_other_objects_are_refused(state: Any, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(LlucidError, match=r"pytorch_model\.bin: expected a dictionary of tensors"):
@@ -202,21 +203,21 @@ SCALED = {
 }
 
 
-def test_numbers_begin_at_a_multiple_of_eight(tmp_path: Path) -> None:
-    """As safetensors' own files, so that they can be mapped as numbers of any dtype."""
+def test_tensors_are_aligned_to_8_bytes(tmp_path: Path) -> None:
+    """As in safetensors' own files, so that tensors of any dtype can be mapped."""
     for layers in (1, 2, 3, 11):
         save(model_of(replace(CONFIGS["one for two"], layers=layers)), tmp_path / f"{layers}")
         with open(tmp_path / f"{layers}" / "model.safetensors", "rb") as file:
             assert int.from_bytes(file.read(8), "little") % 8 == 0
 
 
-def test_config_json_says_what_transformers_4_reads(tmp_path: Path) -> None:
-    """It knows no rope_parameters and no dtype."""
+def test_config_json_has_the_keys_of_transformers_4(tmp_path: Path) -> None:
+    """It reads neither rope_parameters nor dtype."""
     for config, scaling in ((RESCALED, SCALED | {"rope_type": "llama3"}), (CONFIGS["theta of Llama 3"], None)):
         save(model_of(config, dtype=torch.bfloat16), tmp_path / f"{config.head_dim}")
-        told = json.loads((tmp_path / f"{config.head_dim}" / "config.json").read_text())
-        assert (told["rope_theta"], told["rope_scaling"]) == (500_000.0, scaling)
-        assert told["torch_dtype"] == "bfloat16"
+        values = json.loads((tmp_path / f"{config.head_dim}" / "config.json").read_text())
+        assert (values["rope_theta"], values["rope_scaling"]) == (500_000.0, scaling)
+        assert values["torch_dtype"] == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def test_config_json_says_what_transformers_4_reads(tmp_path: Path) -> None:
         (lambda: Characters("ab"), None),
     ],
 )
-def test_config_json_says_what_ends_a_text(make: Any, ends: Any, tmp_path: Path) -> None:
+def test_config_json_has_the_ids_that_end_a_text(make: Any, ends: Any, tmp_path: Path) -> None:
     config = replace(CONFIGS["one for two"], vocab_size=600)
     save(Model(config, model_of(config).weights, make()), tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["eos_token_id"] == ends
@@ -250,16 +251,18 @@ def test_config_json_says_what_ends_a_text(make: Any, ends: Any, tmp_path: Path)
         ),
     ],
 )
-def test_the_spellings_of_one_config(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_other_spellings_of_one_config(changes: dict[str, Any], tmp_path: Path) -> None:
     config = replace(RESCALED, head_dim=8, tied_embeddings=True)
     save(model_of(config), tmp_path / "model")
-    retell(tmp_path / "model", **changes)
+    change_config(tmp_path / "model", **changes)
     assert huggingface.read_config(tmp_path / "model") == config
 
 
 def test_defaults_of_transformers(folder: Path) -> None:
-    retell(folder, rope_parameters=None, rope_scaling=None, rope_theta=..., num_key_value_heads=None, head_dim=...)
-    retell(folder, tie_word_embeddings=..., rms_norm_eps=..., max_position_embeddings=..., mlp_bias=...)
+    change_config(
+        folder, rope_parameters=None, rope_scaling=None, rope_theta=..., num_key_value_heads=None, head_dim=...
+    )
+    change_config(folder, tie_word_embeddings=..., rms_norm_eps=..., max_position_embeddings=..., mlp_bias=...)
     found = huggingface.read_config(folder)
     theirs = transformers.LlamaConfig()
     assert (found.rope_theta, found.norm_eps, found.context) == (10_000.0, theirs.rms_norm_eps, 2048)
@@ -268,7 +271,7 @@ def test_defaults_of_transformers(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (dict(model_type="mistral", sliding_window=4096), 'model_type "mistral", sliding_window 4096'),
         (dict(architectures=["MistralForCausalLM"], model_type=...), '["MistralForCausalLM"]'),
@@ -298,12 +301,12 @@ def test_defaults_of_transformers(folder: Path) -> None:
         (dict(num_key_value_heads=3), "not divisible by kv_heads=3"),
         (dict(rms_norm_eps=float("nan")), "rms_norm_eps should be a number"),
         (dict(rms_norm_eps=10**400), "rms_norm_eps should be a number"),
-        (dict(num_hidden_layers=2**31 - 1), "2147483647 layers are promised"),
+        (dict(num_hidden_layers=2**31 - 1), "2147483647 layers, but there are only"),
     ],
 )
-def test_what_is_no_llama_is_refused_by_name(changes: dict[str, Any], said: str, folder: Path) -> None:
-    retell(folder, **changes)
-    with pytest.raises(LlucidError, match=said if "\\" in said else re.escape(said)) as caught:
+def test_other_models_are_refused(changes: dict[str, Any], message: str, folder: Path) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(LlucidError, match=message if "\\" in message else re.escape(message)) as caught:
         load(folder, device="cpu")
     assert str(folder) in str(caught.value)
 
@@ -312,15 +315,18 @@ OUTPUT, NORM = "lm_head.weight", "model.norm.weight"
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda t: t.pop(NORM), "model.norm.weight is missing; expected a tensor of shape [32]"),
         (lambda t: t.pop(OUTPUT), "lm_head.weight is missing; expected a tensor of shape [50, 32]"),
         (
             lambda t: t.update({"model.layers.2.mlp.up_proj.weight": t[NORM] * 1}),
-            "model.layers.2.mlp.up_proj.weight [32] is no",
+            "model.layers.2.mlp.up_proj.weight [32] is not part",
         ),
-        (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[NORM] * 1}), "q_proj.bias [32] is no tensor"),
+        (
+            lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": t[NORM] * 1}),
+            "q_proj.bias [32] is not part of the Llama",
+        ),
         (lambda t: t.update({NORM: t[NORM][1:].clone()}), "model.norm.weight has shape [31]; expected [32]"),
         (
             lambda t: t.update({OUTPUT: t[OUTPUT].T.contiguous()}),
@@ -330,15 +336,15 @@ OUTPUT, NORM = "lm_head.weight", "model.norm.weight"
         (lambda t: t.update({NORM: t[NORM].to(torch.float8_e5m2)}), "model.norm.weight is F8_E5M2; expected"),
     ],
 )
-def test_strict_both_ways(damage: Any, said: str, folder: Path) -> None:
+def test_wrong_tensors_are_refused(damage: Any, message: str, folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     damage(tensors)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(LlucidError, match=re.escape(said)):
+    with pytest.raises(LlucidError, match=re.escape(message)):
         load(folder, device="cpu")
 
 
-def test_an_output_beside_a_tied_embedding_must_equal_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_of_a_tied_model_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(CONFIGS["one for all, tied"])
     save(model, tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"
@@ -349,25 +355,25 @@ def test_an_output_beside_a_tied_embedding_must_equal_it(tmp_path: Path, capsys:
     tensors[OUTPUT][3, 3] += 1
     save_file(tensors, file)
     assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
-    assert "note: " in (said := capsys.readouterr().err)
-    assert said.endswith("lm_head.weight is not used, since config.json says tie_word_embeddings\n")
+    assert "note: " in (message := capsys.readouterr().err)
+    assert message.endswith("lm_head.weight is ignored, since config.json has tie_word_embeddings\n")
 
 
 @pytest.mark.parametrize(
-    ("places", "said"),
+    ("places", "message"),
     [
-        ({NORM: "../model.safetensors"}, "there is no such file beside"),
-        ({NORM: "/etc/passwd"}, "there is no such file beside"),
-        ({NORM: "part-2.safetensors"}, "there is no such file beside"),
-        ({NORM: 3}, "weight_map should say"),
-        (["part-1.safetensors"], "weight_map should say"),
-        (None, "weight_map should say"),
+        ({NORM: "../model.safetensors"}, "does not exist, but model"),
+        ({NORM: "/etc/passwd"}, "does not exist, but model"),
+        ({NORM: "part-2.safetensors"}, "does not exist, but model"),
+        ({NORM: 3}, "expected weight_map to be"),
+        (["part-1.safetensors"], "expected weight_map to be"),
+        (None, "expected weight_map to be"),
     ],
 )
-def test_an_index_leads_nowhere_else(places: Any, said: str, folder: Path) -> None:
+def test_an_index_can_only_name_files_of_its_folder(places: Any, message: str, folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "part-1.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    with pytest.raises(LlucidError, match=said):
+    with pytest.raises(LlucidError, match=message):
         load(folder, device="cpu")
 
 
@@ -377,7 +383,7 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
     save_file({NORM: tensors[NORM]}, folder / "part-2.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {OUTPUT: "part-1.safetensors", "other": "part-2.safetensors"}}))
-    with pytest.raises(LlucidError, match=r"part-2\.safetensors: model\.norm\.weight is in another file beside it"):
+    with pytest.raises(LlucidError, match=r"part-2\.safetensors: model\.norm\.weight is also in another file"):
         load(folder, device="cpu")
     for chosen in ("part-1.safetensors", "part-2.safetensors"):
         save_file({NORM: tensors[NORM] + 1}, folder / "part-2.safetensors")
@@ -387,8 +393,8 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
         assert torch.equal(norm, tensors[NORM] + (chosen == "part-2.safetensors"))
 
 
-def test_tensors_beside_the_llama_are_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A value head of trl's, and angles that old versions saved."""
+def test_additional_tensors_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """trl's value head, and angles that old versions saved."""
     model = model_of(CONFIGS["one for two"])
     save(model, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -396,15 +402,15 @@ def test_tensors_beside_the_llama_are_not_used(tmp_path: Path, capsys: pytest.Ca
     tensors["model.layers.0.self_attn.rotary_emb.cos_cached"] = torch.ones(9, 8)
     save_file(tensors, tmp_path / "model.safetensors")
     assert same(load(tmp_path, device="cpu").weights, model.weights)
-    assert "v_head is not used" in capsys.readouterr().err
+    assert "v_head is ignored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_llama_model_without_its_head(tied: bool, tmp_path: Path) -> None:
-    """As transformers' LlamaModel saves itself."""
+    """As transformers saves a LlamaModel."""
     model = model_of(CONFIGS["one for all, tied" if tied else "one for two"])
     save(model, tmp_path)
-    retell(tmp_path, architectures=["LlamaModel"])
+    change_config(tmp_path, architectures=["LlamaModel"])
     tensors = load_file(tmp_path / "model.safetensors")
     tensors.pop(OUTPUT, None)
     save_file({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
@@ -415,56 +421,56 @@ def test_a_llama_model_without_its_head(tied: bool, tmp_path: Path) -> None:
             load(tmp_path, device="cpu")
 
 
-def test_a_model_of_several_dtypes_gets_that_of_its_embedding(tmp_path: Path) -> None:
+def test_a_model_with_several_dtypes_gets_that_of_the_embedding(tmp_path: Path) -> None:
     model = model_of(CONFIGS["one for two"], dtype=torch.bfloat16)
     mixed = model.weights._replace(norm=model.weights.norm.float())
     save(Model(model.config, mixed, model.tokenizer), tmp_path / "model")
     assert {leaf.dtype for leaf in leaves(load(tmp_path / "model", device="cpu").weights)} == {torch.bfloat16}
 
 
-def test_messages_for_paths_that_are_no_model(folder: Path) -> None:
+def test_errors_for_paths_without_a_model(folder: Path) -> None:
     (folder.parent / "text.txt").write_text("To be, or not to be, that is the question: whether")
     (folder.parent / "empty").mkdir()
-    for path, said in (
+    for path, message in (
         (folder.parent / "nothing", "there is no such file or folder"),
         (folder.parent / "text.txt", "not a model"),
         (folder.parent / "empty", "not a model"),
         (folder / "model.safetensors", "give the folder it is in"),
     ):
-        with pytest.raises(LlucidError, match=said):
+        with pytest.raises(LlucidError, match=message):
             load(path)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(LlucidError, match=r"there is a config\.json but no weights"):
+    with pytest.raises(LlucidError, match=r"has a config\.json but no weights"):
         load(folder)
 
 
-def test_the_template_of_a_folder_is_of_its_own_tokenizer(folder: Path) -> None:
+def test_another_tokenizer_does_not_get_the_folder_s_template(folder: Path) -> None:
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": "{{ messages }}"}))
     assert load(folder, device="cpu").chat_format == "{{ messages }}"
     assert load(folder, device="cpu", tokenizer=folder / "tokenizer.json").chat_format is None
 
 
-def test_a_repository_is_fetched_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
+def test_a_repository_is_downloaded_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[tuple[str, list[str]]] = []
 
     def fetch(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        asked.append((name, allow_patterns))
+        requested.append((name, allow_patterns))
         if name != "org/llama-1.5":
             raise ConnectionError("no route to host\nand more")
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert same(load("org/llama-1.5").weights, load(folder).weights)
-    assert asked == [("org/llama-1.5", ["*.json", "*.safetensors", "*.model", "*.jinja"])]
+    assert requested == [("org/llama-1.5", ["*.json", "*.safetensors", "*.model", "*.jinja"])]
     with pytest.raises(LlucidError, match=r"^org/other: .* no repository .* \(no route to host\)$"):
         load("org/other")
     with pytest.raises(LlucidError, match="there is no such file or folder; train"):
         load("a/b/c")
-    assert len(asked) == 2
+    assert len(requested) == 2
 
 
-def test_of_an_older_repository_pytorchs_own_files_are_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_files_of_an_older_repository_are_downloaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load(folder).weights
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -478,8 +484,8 @@ def test_of_an_older_repository_pytorchs_own_files_are_fetched(folder: Path, mon
     assert same(load("org/llama-1.5").weights, expected)
 
 
-def test_initialised_weights_keep_their_gradients_to_themselves(tmp_path: Path) -> None:
-    """What training saves requires gradients; what is saved does not."""
+def test_saved_weights_do_not_require_gradients(tmp_path: Path) -> None:
+    """Although the weights that training saves do."""
     config = CONFIGS["one for two"]
     weights = initialise(config)
     for leaf in leaves(weights):

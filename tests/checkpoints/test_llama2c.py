@@ -135,7 +135,7 @@ def test_checkpoints_of_llama2cs_training(tmp_path: Path) -> None:
     for changes, message in (
         (dict(vocab_size=51), "vocab_size is 51, but tok_embeddings.weight has 50 rows"),
         (dict(dim="64"), 'dim should be a whole number and is "64"'),
-        (dict(n_layers=2**31 - 1), "layers are promised"),
+        (dict(n_layers=2**31 - 1), "layers, but there are only"),
     ):
         torch.save(checkpoint(model, **changes), tmp_path / "ckpt.pt")
         with pytest.raises(LlucidError, match=message):

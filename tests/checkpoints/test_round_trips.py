@@ -1,4 +1,4 @@
-"""What is written is what is read, in every format; and what a format cannot hold is refused by name."""
+"""Writing and reading gives the same model, in every format; what a format cannot hold is refused."""
 
 import math
 import subprocess
@@ -34,12 +34,12 @@ from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.presets import PRESETS
-from llucid.weights import count, leaves, tree_map
+from llucid.weights import count, leaves, parameter_count, tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint
 from tests.configs import CONFIGS
 
-# What llama2.c and Meta's params.json have no word for.
+# Values that llama2.c's format cannot hold.
 PLAIN = dict(norm_eps=1e-5, rope_theta=10_000.0, rope_scaling=None)
 TARGETS = [("huggingface", None), ("meta", None), ("gguf", None), ("llama2c", 0), ("llama2c", 1), ("llama2c", 2)]
 
@@ -50,22 +50,22 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 
 def fitting(config: Config, format: str) -> Config:
-    """The config with what this format cannot hold left out."""
+    """The config without the values that this format cannot hold."""
     changes = {} if format in ("huggingface", "gguf") else dict(head_dim=config.dim // config.heads)
     return replace(config, **changes | (PLAIN if format == "llama2c" else {}))
 
 
-def told(config: Config, format: str) -> Config:
-    """The config but for the context, which Meta's format does not have."""
+def comparable(config: Config, format: str) -> Config:
+    """The config without the context for Meta's format, which has none."""
     return replace(config, context=1) if format == "meta" else config
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
-def test_to_and_from_is_the_same_bit_for_bit(config: Config, format: str, version: int | None, tmp_path: Path) -> None:
+def test_save_and_load_are_exact(config: Config, format: str, version: int | None, tmp_path: Path) -> None:
     model = model_of(fitting(config, format))
     save(model, tmp_path / "one", format, version=version)
     once = load(tmp_path / "one", device="cpu")
-    assert told(once.config, format) == told(model.config, format)
+    assert comparable(once.config, format) == comparable(model.config, format)
     assert version == 2 or same(once.weights, model.weights)
     assert once.tokenizer.encode("0123AB") == model.tokenizer.encode("0123AB")
 
@@ -79,7 +79,7 @@ def test_to_and_from_is_the_same_bit_for_bit(config: Config, format: str, versio
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("format", ["huggingface", "meta"])
-def test_dtypes_stay_and_change(format: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_dtypes_are_kept_or_converted(format: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = model_of(fitting(CONFIGS["one for two"], format), dtype=dtype)
     save(model, tmp_path / "own", format)
     assert same(load(tmp_path / "own", device="cpu").weights, model.weights)
@@ -91,7 +91,7 @@ def test_dtypes_stay_and_change(format: str, dtype: torch.dtype, tmp_path: Path)
 
 
 def test_loading_does_not_change_the_file(tmp_path: Path) -> None:
-    """Rows of query and key are put in order where they are mapped: privately."""
+    """Although the weights are mapped and writable."""
     for format in ("huggingface", "meta", "llama2c", "gguf"):
         save(model_of(fitting(CONFIGS["one for two"], format)), tmp_path / format / "model", format)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
@@ -104,18 +104,20 @@ def test_loading_does_not_change_the_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", TARGETS[:5])
 @pytest.mark.parametrize("target", TARGETS)
-def test_convert_any_to_any(source: tuple[str, int | None], target: tuple[str, int | None], tmp_path: Path) -> None:
+def test_convert_every_format_to_every_format(
+    source: tuple[str, int | None], target: tuple[str, int | None], tmp_path: Path
+) -> None:
     model = model_of(fitting(CONFIGS["one for all, tied"], "llama2c"))
     steps: list[tuple[int, int]] = []
     save(model, tmp_path / "from" / "a", source[0], version=source[1])
-    guessed = convert(
+    differences = convert(
         tmp_path / "from" / "a",
         tmp_path / "to" / "b",
         target[0],
         version=target[1],
         progress=lambda done, total: steps.append((done, total)),
     )
-    assert guessed.keys() <= {"context"}
+    assert differences.keys() <= {"context"}
     found = load(tmp_path / "to" / "b", device="cpu")
     assert target[1] == 2 or same(found.weights, model.weights)
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
@@ -123,7 +125,7 @@ def test_convert_any_to_any(source: tuple[str, int | None], target: tuple[str, i
     assert not [file for file in tmp_path.rglob("*") if "partial" in file.name]
 
 
-def test_convert_says_what_is_lost_and_refuses_what_is_there(tmp_path: Path) -> None:
+def test_convert_returns_what_is_lost_and_refuses_to_overwrite(tmp_path: Path) -> None:
     save(model_of(CONFIGS["one for two"]), tmp_path / "hf")
     assert convert(tmp_path / "hf", tmp_path / "meta", "meta") == {"context": (64, 2048)}
     with pytest.raises(LlucidError, match="something is there already"):
@@ -136,7 +138,7 @@ TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, voc
 
 
 @pytest.mark.parametrize(
-    ("format", "change", "said"),
+    ("format", "change", "message"),
     [
         ("llama2c", dict(rope_theta=5e5), "rope_theta=500000"),
         ("llama2c", dict(rope_scaling=RopeScaling()), "rope_scaling="),
@@ -146,30 +148,30 @@ TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, voc
         ("meta", dict(rope_scaling=RopeScaling(original_context=4096)), "original_context=4096"),
     ],
 )
-def test_what_a_format_cannot_hold_is_refused_by_name(
-    format: str, change: dict[str, object], said: str, tmp_path: Path
+def test_values_that_a_format_cannot_hold_are_refused(
+    format: str, change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(LlucidError, match=said):
+    with pytest.raises(LlucidError, match=message):
         save(model_of(replace(TINY, **change)), tmp_path / "out", format)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("format", "options", "said"),
+    ("format", "options", "message"),
     [
         ("llama2c", dict(version=3), "version=3"),
         ("llama2c", dict(dtype="float16"), "dtype=float16"),
-        ("huggingface", dict(version=1), "only llama2c"),
+        ("huggingface", dict(version=1), "only the format llama2c"),
         ("meta", dict(dtype="int8"), "dtype=int8"),
     ],
 )
-def test_options_that_cannot_be_are_refused(format: str, options: dict[str, object], said: str, tmp_path: Path) -> None:
-    with pytest.raises(LlucidError, match=said):
+def test_impossible_options_are_refused(format: str, options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(LlucidError, match=message):
         save(model_of(TINY), tmp_path / "out", format, **options)
     assert not list(tmp_path.iterdir())
 
 
-def test_another_models_tokenizer_is_not_overwritten(tmp_path: Path) -> None:
+def test_the_tokenizer_of_another_model_is_not_overwritten(tmp_path: Path) -> None:
     save(model_of(TINY), tmp_path / "a.bin", "llama2c")
     save(model_of(TINY, seed=1), tmp_path / "b.bin", "llama2c")
     kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
@@ -178,7 +180,7 @@ def test_another_models_tokenizer_is_not_overwritten(tmp_path: Path) -> None:
     assert kept == {file: file.read_bytes() for file in tmp_path.iterdir()}
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     def fail(done: int, total: int) -> None:
         if done > total / 2:
             raise OSError(28, "No space left on device")
@@ -197,7 +199,7 @@ def test_mapped_and_quantised_weights_can_be_saved(format: str, version: int | N
     save(model, tmp_path / "a.gguf", "gguf", dtype="Q8_0")
     for number, (path, how) in enumerate([("hf", None), ("a.gguf", "file")]):
         mapped = load(tmp_path / path, quantize=how, mapped=True, device="cpu")
-        assert count(mapped.weights) == model.config.parameters
+        assert count(mapped.weights) == parameter_count(model.config)
         out = tmp_path / f"out{number}" / "model"
         save(mapped, out, format, version=version)
         found, expected = load(out, device="cpu").weights, tree_map(dense, mapped.weights)
@@ -207,7 +209,7 @@ def test_mapped_and_quantised_weights_can_be_saved(format: str, version: int | N
             assert same(found, expected)
 
 
-def test_large_twins_are_compared_to_their_last_row() -> None:
+def test_large_matrices_are_compared_to_the_last_row() -> None:
     numbers = np.arange(600 * 3, dtype=np.float32).reshape(600, 3)
 
     def entry(array: np.ndarray) -> Stored:
@@ -221,38 +223,38 @@ def test_large_twins_are_compared_to_their_last_row() -> None:
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
-def test_progress_is_told_in_bytes(format: str, version: int | None, tmp_path: Path) -> None:
+def test_progress_is_reported_in_bytes(format: str, version: int | None, tmp_path: Path) -> None:
     config = fitting(CONFIGS["one for two"], format)
-    heard: list[tuple[int, int]] = []
-    save(model_of(config), tmp_path / "out", format, version=version, progress=lambda *told: heard.append(told))
-    done = [so_far for so_far, _ in heard]
-    assert len(heard) == 21  # matrices and norms
+    reports: list[tuple[int, int]] = []
+    save(model_of(config), tmp_path / "out", format, version=version, progress=lambda *report: reports.append(report))
+    done = [so_far for so_far, _ in reports]
+    assert len(reports) == 21  # matrices and norms
     assert done == sorted(set(done))
-    assert {total for _, total in heard} == {done[-1]}
+    assert {total for _, total in reports} == {done[-1]}
     if version in (None, 1):
-        assert done[-1] - done[0] == 4 * (config.parameters - config.dim * (1 if version else config.vocab_size))
+        assert done[-1] - done[0] == 4 * (parameter_count(config) - config.dim * (1 if version else config.vocab_size))
 
 
-def test_describe_answers_from_headers(tmp_path: Path) -> None:
+def test_describe_reads_headers(tmp_path: Path) -> None:
     for format, version in TARGETS:
         config = fitting(CONFIGS["one for all, tied"], format)
         out = tmp_path / f"{format}{version}" / "model"
         save(model_of(config, dtype=torch.bfloat16), out, format, version=version)
         facts = describe(out)
         assert facts["format"] == format
-        assert facts["parameters"] == f"{config.parameters:,}"
+        assert facts["parameters"] == f"{parameter_count(config):,}"
         dtypes = {"llama2c 2": "float32, int8 in groups of 8", "gguf None": "bfloat16, float32"}
         own = "float32" if format == "llama2c" else "bfloat16"
         assert facts["dtype"] == dtypes.get(f"{format} {version}", own)
         assert facts["tied"] == "the embedding is the output matrix"
-        assert facts["tokenizer"] == "Characters, 50 ids"
+        assert facts["tokenizer"] == "characters, 50 ids"
         for item in fields(config):
-            assert item.name == "context" or facts[item.name] == str(getattr(config, item.name))
+            assert item.name == "context" or facts[item.name] == str(getattr(config, item.name)).replace("None", "none")
     for name, config in (("nano", PRESETS["nano"].config), (None, CONFIGS["one for two"])):
         save(model_of(config), tmp_path / str(name))
         facts = describe(tmp_path / str(name))
-        assert facts["family"] == (f"Llama, size {name}" if name else "Llama, of a size of its own")
-        assert facts["tied"] == ("the embedding is the output matrix" if config.tied_embeddings else "nothing")
+        assert facts["family"] == (f"Llama, size {name}" if name else "Llama, no published size")
+        assert facts["tied"] == ("the embedding is the output matrix" if config.tied_embeddings else "none")
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one, as in tokenizer=PATH" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]
@@ -260,7 +262,7 @@ def test_describe_answers_from_headers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("format", "version"), [*TARGETS, ("pytorch_model.bin", None), ("pt", None)])
 def test_describe_does_not_import_pytorch(format: str, version: int | None, tmp_path: Path) -> None:
-    """Which takes longer than all else."""
+    """PyTorch's import takes longer than the rest."""
     out, model = tmp_path / "model", model_of(TINY)
     if format == "pt":
         torch.save(checkpoint(model_of(replace(TINY, tied_embeddings=True))), out)
@@ -275,8 +277,8 @@ def test_describe_does_not_import_pytorch(format: str, version: int | None, tmp_
 
 
 @pytest.mark.parametrize("group", [1, 4, 64])
-def test_quantising_is_llama2cs_and_changes_nothing_twice(group: int) -> None:
-    """The export of llama2.c, written out: scale = max|w|/127, then round half to even."""
+def test_quantising_is_that_of_llama2c_and_idempotent(group: int) -> None:
+    """As in llama2.c's export.py: scale = max|w|/127, then round half to even."""
     matrix = torch.randn(512, 192, generator=torch.Generator().manual_seed(0))
     matrix[0] = 0
     small, scale = llama2c.quantize_groups(matrix, group)
@@ -291,8 +293,8 @@ def test_quantising_is_llama2cs_and_changes_nothing_twice(group: int) -> None:
     assert torch.equal(again[0].float() * again[1][:, None], opened)
 
 
-def test_the_group_divides_the_rows_of_every_matrix(tmp_path: Path) -> None:
-    """runq.c counts whole groups in a row of dim and in one of ffn_dim."""
+def test_the_group_size_divides_the_rows_of_every_matrix(tmp_path: Path) -> None:
+    """runq.c needs complete groups in rows of dim and of ffn_dim numbers."""
     for dim, ffn, group in ((64, 192, 64), (64, 172, 4), (32, 56, 8)):
         config = replace(TINY, dim=dim, head_dim=dim // 4, ffn_dim=ffn)
         save(model_of(config), tmp_path / f"{ffn}.bin", "llama2c", version=2)
@@ -300,58 +302,58 @@ def test_the_group_divides_the_rows_of_every_matrix(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
-def test_what_is_dequantised_is_let_go_before_the_next(
+def test_dequantised_matrices_are_freed_one_by_one(
     format: str, version: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a conversion, and in loading in another dtype than float32: no more than two are in memory at once."""
+    """Converting, or loading in another dtype than float32, holds at most two of them in memory."""
     config = replace(TINY, layers=4, ffn_dim=64, vocab_size=50)
     save(model_of(config), tmp_path / "a.gguf", "gguf", dtype="Q8_0")
-    made: list[weakref.ref[Mapped]] = []
-    most: list[int] = []
+    arrays: list[weakref.ref[Mapped]] = []
+    counts: list[int] = []
 
     def watched(*arguments: Any) -> Mapped:
         array = gguf_blocks.dequantize_blocks(*arguments)
-        made.append(weakref.ref(array.numbers))
-        most.append(sum(one() is not None for one in made))
+        arrays.append(weakref.ref(array.numbers))
+        counts.append(sum(one() is not None for one in arrays))
         return array
 
     monkeypatch.setattr(gguf_file, "dequantize_blocks", watched)
     convert(tmp_path / "a.gguf", tmp_path / "out" / "b", format, version=version)
-    assert len(most) == 4 * 7 + 2
-    assert max(most) <= 2
-    most.clear()
+    assert len(counts) == 4 * 7 + 2
+    assert max(counts) <= 2
+    counts.clear()
     load(tmp_path / "a.gguf", device="cpu", dtype="bfloat16")
-    assert len(most) == 4 * 7 + 2
-    assert max(most) <= 2
+    assert len(counts) == 4 * 7 + 2
+    assert max(counts) <= 2
     load(tmp_path / "a.gguf", device="cpu")
-    assert max(most) == 4 * 7 + 2  # else this could not fail
+    assert max(counts) == 4 * 7 + 2  # otherwise this test could not fail
 
 
 @pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantize": "int8"}], ids=str)
-def test_what_is_put_in_order_is_let_go_before_the_next(
+def test_permuted_matrices_are_freed_one_by_one(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Query and key out of a Hugging Face folder, in loading them in another dtype or in fewer bits."""
+    """Query and key of a Hugging Face folder, loaded in another dtype or quantised."""
     save(model_of(replace(TINY, layers=4)), tmp_path / "hf")
-    made: list[weakref.ref[Any]] = []
-    most: list[int] = []
+    arrays: list[weakref.ref[Any]] = []
+    counts: list[int] = []
 
     def watched(*arguments: Any) -> Any:
         array = pairs_from_halves(*arguments)
-        made.append(weakref.ref(array))
-        most.append(sum(one() is not None for one in made))
+        arrays.append(weakref.ref(array))
+        counts.append(sum(one() is not None for one in arrays))
         return array
 
     monkeypatch.setattr(huggingface, "pairs_from_halves", watched)
     load(tmp_path / "hf", device="cpu", **options)
-    assert len(most) == 4 * 2
-    assert max(most) <= 2
+    assert len(counts) == 4 * 2
+    assert max(counts) <= 2
     load(tmp_path / "hf", device="cpu")
-    assert max(most) == 4 * 2  # else this could not fail
+    assert max(counts) == 4 * 2  # otherwise this test could not fail
 
 
 @pytest.mark.parametrize("given", ["Q8_0", "q8_0", "BF16", "bfloat16", "f16", "FP16", "F32", "Float32"])
-def test_dtypes_as_people_spell_them(given: str, tmp_path: Path) -> None:
+def test_other_spellings_of_dtypes(given: str, tmp_path: Path) -> None:
     full = {"b": "bfloat16", "q": "Q8_0", "f": "float16"}[given[0].lower()]
     full = "float32" if "32" in given else full
     save(model_of(replace(TINY, ffn_dim=64)), tmp_path / "a.gguf", "gguf", dtype=given)
@@ -362,7 +364,7 @@ def test_dtypes_as_people_spell_them(given: str, tmp_path: Path) -> None:
 
 
 def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
-    """Progress is told between tensors: after the first, the file is not yet half written."""
+    """Progress is reported once per tensor."""
     model: Model = model_of(replace(TINY, layers=6))
     for format in ("huggingface", "meta", "llama2c", "gguf"):
         steps: list[int] = []
@@ -371,19 +373,19 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path: Path) -> None:
         assert len(steps) == 6 * 9 + 3
 
 
-def test_whether_there_is_a_gpu_is_told_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where none can be told to be absent for sure, PyTorch is asked."""
-    there: set[str] = set()
-    monkeypatch.setattr("os.path.exists", lambda path: path in there)
+def test_gpus_are_detected_by_their_drivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch is only imported if a GPU cannot be ruled out."""
+    existing: set[str] = set()
+    monkeypatch.setattr("os.path.exists", lambda path: path in existing)
     for system, driver, expected in (
         ("linux", "", True),
         ("linux", "/proc/driver/nvidia", False),  # NVIDIA's
-        ("linux", "/dev/nvmap", False),  # its small machines'
+        ("linux", "/dev/nvmap", False),  # NVIDIA's Jetson
         ("linux", "/dev/kfd", False),  # AMD's
-        ("linux", "/dev/dxg", False),  # Windows', under which Linux runs
+        ("linux", "/dev/dxg", False),  # WSL
         ("darwin", "", False),
     ):
-        there.clear()
-        there.add(driver)
+        existing.clear()
+        existing.add(driver)
         monkeypatch.setattr("sys.platform", system)
         assert only_cpu() == expected, (system, driver)

@@ -22,6 +22,7 @@ import llucid
 from llucid.cli import COMMANDS, command_class, main, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
+from llucid.weights import parameter_count
 from tests.training.test_run import DEFAULT_HANGUP, TEXT, after, command, do
 
 PROMPT = "the goose "
@@ -146,7 +147,7 @@ def test_predict_toy_shows_each_step() -> None:
 def test_info_prints_every_number(made: Path) -> None:
     shown = dict(re.split(r" {2,}", line) for line in do("info", made / "run").stdout.splitlines())
     model = llucid.load(made / "run", device="cpu")
-    assert shown["parameters"] == f"{model.config.parameters:,}"
+    assert shown["parameters"] == f"{parameter_count(model.config):,}"
     assert shown["bytes"] == f"{(made / 'run' / 'model.safetensors').stat().st_size:,}"
     assert {name: shown[name] for name in ("dim", "context", "rope_theta")} == {
         "dim": "64",
@@ -184,8 +185,8 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "prompt too long": (("generate", "{made}/run", "the goose " * 9), "90 tokens"),
     "impossible numbers": ((*TRAIN, "{made}/geese.txt", "--model.heads", "3"), "dim=64 is not divisible by heads=3"),
     "impossible config": (("info", "{config}"), "heads=4 is not divisible by kv_heads=3"),
-    "truncated weights": (("generate", "{truncated}", "x"), "not a whole safetensors file"),
-    "foreign weights": (("generate", "{foreign}", "x"), "2 layers are promised, but there are only 1 tensors"),
+    "truncated weights": (("generate", "{truncated}", "x"), "not a complete safetensors file"),
+    "foreign weights": (("generate", "{foreign}", "x"), "expected 2 layers, but there are only 1 tensors"),
     "unwritable folder": ((*TRAIN, "{made}/geese.txt", "--out", "/proc/run"), "/proc"),
     "out is taken": ((*TRAIN, "{made}/geese.txt", "--out", "{made}/run"), "something is there already"),
     "resume of nothing": (("train", "--resume", "--out", "{tmp}/none"), "{tmp}/none"),
@@ -275,7 +276,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "top-p": (("generate", "{made}/run", "x", "--top-p", "1.5"), "--top-p 1.5"),
     "top-k of predict": (("predict", "{made}/run", "x", "--top-k", "0"), "--top-k 0"),
     "device": (("generate", "{made}/run", "x", "--device", "abacus"), "--device abacus: there is no such device"),
-    "another's tokenizer": (("generate", "{made}/run", "x", "--tokenizer", "{big}"), "belongs to another model"),
+    "another's tokenizer": (
+        ("generate", "{made}/run", "x", "--tokenizer", "{big}"),
+        "is the tokenizer of another model",
+    ),
 }
 
 
@@ -347,7 +351,7 @@ def test_a_cache_that_cannot_be_made_is_reported(made: Path, tmp_path: Path) -> 
     message = do(*TRAIN, made / "geese.txt", "--model.context", 32, status=2, cwd=tmp_path, env=nowhere).stderr
     assert message == (
         "error: /proc/none/tokens: cannot be made (No such file or directory); "
-        "LLUCID_CACHE can name another for what llucid keeps\n"
+        "set LLUCID_CACHE to another folder for llucid's cache\n"
     )
     assert not list(tmp_path.iterdir())
 
@@ -356,7 +360,7 @@ def test_a_user_without_a_home_folder_can_generate(made: Path, tmp_path: Path) -
     """As in a container whose user is only a number: nothing is cached, and training says what to do."""
     unknown = "import os, pathlib, pwd; pwd.getpwuid = lambda user: {}[user]"
     env = {name: os.environ[name] for name in os.environ.keys() - {"HOME", "XDG_CACHE_HOME", "LLUCID_CACHE"}}
-    message = "this user has no home folder; LLUCID_CACHE can name a folder for what llucid keeps"
+    message = "this user has no home folder; set LLUCID_CACHE to a folder for llucid's cache"
     words = after(unknown, "generate", made / "run", PROMPT, "--seed", 1, "--max-tokens", 5)
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert (done.returncode, len(done.stdout)) == (0, len(PROMPT) + 6)

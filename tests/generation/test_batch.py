@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -303,19 +303,22 @@ LONG = Config(**vars(CONFIG) | {"context": 3 * PAGE, "head_dim": 32})  # matrice
 LONG_WEIGHTS = spread(LONG, 1)
 
 
-@pytest.fixture(scope="module")
-def c_reads_all() -> Iterator[None]:
+@pytest.fixture
+def c_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where C can read, it reads prompts of any length, so that all is equal to the bit."""
-    most, reading.C_TOKENS = reading.C_TOKENS, 10**9
-    yield
-    reading.C_TOKENS = most
+    monkeypatch.setattr(reading, "C_TOKENS", 10**9)
 
 
 PIECES = [ids(count, seed) for seed, count in enumerate((3, PAGE - 1, PAGE, 2 * PAGE + 4))]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(
+    max_examples=8,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(plan=st.data())
 def test_what_comes_and_goes_beside_a_text_changes_nothing(form: str, c_reads_all: None, plan: st.DataObject):
     """With shared prefixes, sliding contexts, speculation and eviction; and no page leaks."""

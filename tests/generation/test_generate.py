@@ -11,6 +11,7 @@ import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
 
+from llucid.cache import PAGE
 from llucid.checkpoints import Model
 from llucid.config import Config
 from llucid.errors import LlucidError
@@ -79,7 +80,7 @@ def writing(model: Model, script: list[int]) -> Model:
 
 
 def test_more_texts_than_memory_holds_take_turns():
-    page = 32 * 2 * 2 * 2 * 8 * 8  # bytes
+    page = PAGE * 2 * 2 * 2 * 8 * 8  # bytes
     texts = [
         [completion.text for completion in generate_batch(MODEL, ["a", "b", "c"], max_tokens=20, seed=1, memory=memory)]
         for memory in (None, 2 * page, 3 * page)

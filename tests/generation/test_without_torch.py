@@ -35,7 +35,7 @@ from llucid.generation.sampling import draw, library_of, softmax, top_p
 from llucid.llama import llama, rope_frequencies
 from llucid.model import Model
 from llucid.rope import frequencies
-from llucid.weights import leaves, to
+from llucid.weights import leaves, parameter_count, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, RESCALED
 
@@ -212,7 +212,7 @@ def test_much_to_read_is_left_to_pytorch(
         return tokens, isinstance(batch.reader.weights.norm, Mapped)
 
     text, _ = texts()
-    monkeypatch.setattr(reading, "IMPORT_COST", CONFIG.parameters * 10)
+    monkeypatch.setattr(reading, "IMPORT_COST", parameter_count(CONFIG) * 10)
     monkeypatch.setattr(reading, "C_TOKENS", 1)
     assert texts() == (text, alone)
 

@@ -192,8 +192,8 @@ WRONG: dict[str, list[list[str]]] = {
             "    return head * head_dim + 2 * (at % (head_dim // 2)) + at // (head_dim // 2)",
         ],
         [
-            "def bin_size(config): return 28 + 4 * config.parameters",
-            "def bin_size(config): return 28 + 4 * config.parameters + 4 * config.context * config.head_dim // 2",
+            "def bin_size(config): return 28 + 4 * parameter_count(config)",
+            "def bin_size(config): return 28 + 4 * parameter_count(config) + 4 * config.context * config.head_dim // 2",
         ],
         [
             "def score_at(distance, wrong): return (q.T @ k).item()",
@@ -221,8 +221,8 @@ WRONG: dict[str, list[list[str]]] = {
             "    return (numbers / (scale or 1)).round(), scale",
         ],
         [
-            "def as_large(config): return config.parameters / (config.layers * config.kv_heads * config.head_dim)",
-            "def as_large(config): return config.parameters / (2 * config.layers * config.heads * config.head_dim)",
+            "def as_large(c): return parameter_count(c) / (c.layers * c.kv_heads * c.head_dim)",
+            "def as_large(c): return parameter_count(c) / (2 * c.layers * c.heads * c.head_dim)",
         ],
     ],
     "13_look": [

@@ -16,7 +16,7 @@ from llucid import LlucidError
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.server import LARGEST_BODY, Server
-from llucid.weights import named_leaves, quantize
+from llucid.weights import named_leaves, parameter_count, quantize
 from tests.configs import CONFIGS
 from tests.look.test_trace import GROUPED, lively_model, some_ids
 
@@ -90,7 +90,7 @@ def test_what_there_is(client: Client) -> None:
     told = client.get("")
     assert [model["name"] for model in told["models"]] == ["a", "b"]
     assert told["models"][0]["config"]["kv_heads"] == 2
-    assert told["models"][0]["parameters"] == GROUPED.parameters
+    assert told["models"][0]["parameters"] == parameter_count(GROUPED)
     assert told["export"] is False
 
 

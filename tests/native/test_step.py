@@ -61,7 +61,7 @@ def ids(config: Config, count: int) -> list[int]:
     return torch.randint(0, config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def memory_of(config: Config, slots: int = 1024, dtype: str = "float32") -> Memory:
+def memory_of(config: Config, slots: int = 2048, dtype: str = "float32") -> Memory:
     """A cache whose numbers, where nothing has been written, would spoil everything."""
     memory = Memory(config, slots, dtype)
     for array in (*memory.keys, *memory.values):
@@ -187,7 +187,7 @@ def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: 
     weights = to(drawn(WIDE), form) if isinstance(form, torch.dtype) else quantize(drawn(WIDE), form)
     step, rows = built(weights, WIDE, flags), torch.tensor(ids(WIDE, 25 * 40)).view(25, 40)
     alone = torch.stack([by_step(step, row) for row in rows.tolist()])
-    assert torch.equal(together(step, rows.tolist(), memory_of(WIDE, 2048)), alone)
+    assert torch.equal(together(step, rows.tolist(), memory_of(WIDE)), alone)
     for count in (*range(1, 12), 25):  # every remainder of what is multiplied at once
         memory = memory_of(WIDE)
         first = together(step, rows[:count, :1].tolist(), memory)
@@ -203,7 +203,7 @@ def test_pieces_of_any_size_on_any_pages_come_out_as_one_to_the_bit(form: Any):
     alone = [by_step(step, text) for text in texts]
     for seed in range(5):
         rng, memory, done = np.random.default_rng(seed), memory_of(WIDE), [0, 0, 0]
-        pages = rng.permutation(30).astype(np.int32).reshape(3, 10)
+        pages = rng.permutation(1024 // PAGE).astype(np.int32)[: 3 * -(-150 // PAGE)].reshape(3, -1)
         while any(length < 150 for length in done):
             sizes = [int(rng.integers(0, min(50, 150 - length) + 1)) for length in done]
             parts = [(texts[n][done[n] : done[n] + size], done[n], pages[n]) for n, size in enumerate(sizes) if size]
@@ -464,7 +464,7 @@ def test_sizes_are_checked_before_the_call():
         with pytest.raises(ValueError, match="are not in the sequence's 1 pages"):
             step([([1] * count, at, one)], memory, [0])
     for page in (2, -1):
-        with pytest.raises(ValueError, match="is not in the memory of 64 slots"):
+        with pytest.raises(ValueError, match=f"is not in the memory of {2 * PAGE} slots"):
             step([([1], 0, one + page)], memory, [0])
     for wanted in (1, -1):
         with pytest.raises(ValueError, match="there are 1 tokens"):
@@ -610,7 +610,7 @@ for config in (*CONFIGS.values(), WIDE, narrow):
             step = built(weights, config, (*FLAGS, *sys.argv[1:]))
             name = str(kept).removeprefix("torch.")
             by_step(step, ids(config, 12), memory_of(config, 64, name))
-            together(step, torch.tensor(ids(config, 33)).view(11, 3).tolist(), memory_of(config, 512, name))
+            together(step, torch.tensor(ids(config, 33)).view(11, 3).tolist(), memory_of(config, 1024, name))
             for size in (1e-37, 1e-42, float("nan")):  # 127 divided by such activations is infinite
                 blocks = (block._replace(attention_norm=block.attention_norm * size) for block in weights.blocks)
                 odd = weights._replace(blocks=tuple(blocks))
