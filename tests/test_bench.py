@@ -129,8 +129,8 @@ def test_an_unknown_preset_is_refused():
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json():
-    told = json.loads(do("bench", "--preset", "nano", "--json").stdout)
-    assert [row["name"].split(",")[0] for row in told["rows"]] == ["load", "prefill", "decode", "decode", "train"]
+    reported = json.loads(do("bench", "--preset", "nano", "--json").stdout)
+    assert [row["name"].split(",")[0] for row in reported["rows"]] == ["load", "prefill", "decode", "decode", "train"]
     said = do("bench", "--preset", "nano").stdout
     for word in ("random weights, nano", "prefill, 64", "tokens/s", "of the limit", "GB/s"):
         assert word in said
@@ -177,10 +177,10 @@ def test_the_script_for_gpus_runs_in_miniature(tmp_path: Path):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    told = json.loads(out.read_text())
-    assert len(told["rows"]) == 3 + 3 + 2 + 1
-    assert not [row for row in told["rows"] if "failed" in row]
-    assert all(0 < row.get("fraction_of_copy_bandwidth", 0.5) < 1 for row in told["rows"])
+    reported = json.loads(out.read_text())
+    assert len(reported["rows"]) == 3 + 3 + 2 + 1
+    assert not [row for row in reported["rows"] if "failed" in row]
+    assert all(0 < row.get("fraction_of_copy_bandwidth", 0.5) < 1 for row in reported["rows"])
 
 
 def test_peers_are_told_in_one_table_and_one_chart(tmp_path: Path):

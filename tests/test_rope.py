@@ -107,7 +107,7 @@ def test_other_formats_refuse_them(format: str, name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("told", "expected"),
+    ("reported", "expected"),
     [
         ({"type": "linear", "factor": 4.0}, LinearScaling(factor=4.0)),
         ({"type": "dynamic", "factor": 2}, DynamicScaling(factor=2.0)),
@@ -117,10 +117,10 @@ def test_other_formats_refuse_them(format: str, name: str, tmp_path: Path) -> No
         ),
     ],
 )
-def test_spellings_of_config_json(told: dict[str, Any], expected: Any, tmp_path: Path) -> None:
+def test_spellings_of_config_json(reported: dict[str, Any], expected: Any, tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     config = json.loads(file.read_text())
     del config["rope_parameters"]
-    file.write_text(json.dumps(config | {"rope_scaling": told}))
+    file.write_text(json.dumps(config | {"rope_scaling": reported}))
     assert load(tmp_path / "model", device="cpu").config.rope_scaling == expected

@@ -111,8 +111,8 @@ class Answers:
             text = text_or_ids if isinstance(text_or_ids, str) else None
             ids = encode(opened, text_or_ids)
             parent = self.read(model, text_or_ids) if changes else None
-            told = [self._fingerprints[model], ids, list(changes)]
-            name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+            key = [self._fingerprints[model], ids, list(changes)]
+            name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
             held = Reading(model, tuple(ids), text, tuple(changes), parent)
             if name not in self.readings:
                 self._run(name, held)
@@ -123,8 +123,8 @@ class Answers:
     def adopt(self, held: Trace) -> str:
         """Takes a trace that was made elsewhere, as of the first model; returns the reading's id."""
         changes = [{"kind": "code", "name": name} for name in held.changed]
-        told = json.dumps([fingerprint(held.model), held.ids, changes])
-        name = hashlib.sha256(told.encode()).hexdigest()[:16]
+        key = json.dumps([fingerprint(held.model), held.ids, changes])
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
         self.readings[name] = Reading(0, tuple(held.ids), None, tuple(changes), None)
         self._adopted[name] = held
         return name
@@ -154,30 +154,30 @@ class Answers:
         while len(self._traces) > HELD:
             self._traces.popitem(last=False)
 
-    def _change(self, told: Mapping[str, Any]) -> Change:
+    def _change(self, body: Mapping[str, Any]) -> Change:
         kinds: dict[str, Callable[..., Change]] = {
             "ablate": lambda layer, head=None, part=None: ablate(layer, head=head, part=part),
             "scale": lambda name, factor: scale(name, float(factor)),
             "patch": lambda name, from_, position=None: patch(name, self.trace(from_), position),
             "zero_frequency": lambda pair: zero_frequency(pair),
         }
-        kind = kinds.get(told.get("kind", ""))
+        kind = kinds.get(body.get("kind", ""))
         if kind is None:
-            raise LlucidError(f"change {shown(told)}: kind is one of {', '.join(kinds)}")
-        fields = {"from_" if name == "from" else name: value for name, value in told.items() if name != "kind"}
+            raise LlucidError(f"change {shown(body)}: kind is one of {', '.join(kinds)}")
+        fields = {"from_" if name == "from" else name: value for name, value in body.items() if name != "kind"}
         try:
             inspect.signature(kind).bind(**fields)
         except TypeError as error:
-            raise LlucidError(f"change {shown(told)}: {error}") from error
+            raise LlucidError(f"change {shown(body)}: {error}") from error
         expected = {"layer": int, "pair": int, "head": int, "position": int, "factor": float, "name": str, "from_": str}
         for name, value in fields.items():
             if value is None and name in ("head", "part", "position"):
                 continue
             if name == "part" and value not in ("attention", "feed_forward"):
-                raise LlucidError(f"change {shown(told)}: part is attention or feed_forward")
+                raise LlucidError(f"change {shown(body)}: part is attention or feed_forward")
             wanted = expected.get(name, str)
             if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
-                raise LlucidError(f"change {shown(told)}: {name.rstrip('_')} must be of type {wanted.__name__}")
+                raise LlucidError(f"change {shown(body)}: {name.rstrip('_')} must be of type {wanted.__name__}")
         return kind(**fields)
 
     # ------------------------------------------------------------------------------------- answers
@@ -199,11 +199,11 @@ class Answers:
             answer = method(self, *given, **parameters(method, parts.query))
         return answer if isinstance(answer, Answer) else as_json(answer)
 
-    def post(self, path: str, told: Mapping[str, Any]) -> Answer:
+    def post(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a POST of this path: the id of a reading. Raises as `get`."""
         _, _, *parts = path.split("/")
         if parts == ["read"]:
-            model, text, ids = (told.get(key) for key in ("model", "text", "ids"))
+            model, text, ids = (body.get(key) for key in ("model", "text", "ids"))
             if (text is None) == (ids is None):
                 raise LlucidError("give text or ids, and not both")
             given: Any = ids if text is None else text
@@ -213,7 +213,7 @@ class Answers:
                 raise LlucidError(f"model={shown(model)}: must be a whole number")
             return as_json({"id": self.read(model or 0, given)})
         if len(parts) == 2 and parts[1] == "edit":
-            changes = told.get("changes")
+            changes = body.get("changes")
             if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
                 raise LlucidError("changes must be a list of objects")
             with self._lock:
@@ -243,10 +243,10 @@ class Answers:
     def tokens(self, reading: str) -> dict[str, Any]:
         """The tokens of a reading, and how expected each of them was."""
         held, found = self._reading(reading), self.trace(reading)
-        told = held._asdict() | {"id": reading}
-        del told["ids"]
+        body = held._asdict() | {"id": reading}
+        del body["ids"]
         if held.text is None and has_tokenizer(found.model):
-            told["text"] = found.model.text().decode(held.ids)
+            body["text"] = found.model.text().decode(held.ids)
         log_p = found.logits.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).nan_to_num(0).sum(-1)
         ids = torch.tensor(held.ids[1:], device=log_p.device)
@@ -254,7 +254,7 @@ class Answers:
         rank = [None, *(log_p[:-1] > own).sum(-1).tolist()]
         rows = zip(held.ids, found.tokens, found.surprise.tolist(), rank, entropy.tolist(), strict=True)
         keys = ("id", "piece", "surprise", "rank", "entropy")
-        return told | {"tokens": [dict(zip(keys, row, strict=True)) for row in rows]}
+        return body | {"tokens": [dict(zip(keys, row, strict=True)) for row in rows]}
 
     def next(self, reading: str, position: int = -1, top: int = 200) -> dict[str, Any]:
         """The likeliest tokens after a position."""
@@ -272,9 +272,9 @@ class Answers:
         found = self.trace(reading)
         values = found.names(expressions=True)
         index = {value.name: number for number, value in enumerate(values)}
-        told = [{key: getattr(value, key) for key in ("name", "shape", "axes", "site", "layer")} for value in values]
+        body = [{key: getattr(value, key) for key in ("name", "shape", "axes", "site", "layer")} for value in values]
         seen = [[at, layer, path if weight else index[path]] for at, layer, path, weight in found.seen]
-        return {"values": told, "seen": seen}
+        return {"values": body, "seen": seen}
 
     def summaries(self, reading: str, layer: int | None = None) -> dict[str, Any]:
         """Statistics of the values of a layer, or of those outside the blocks."""
@@ -310,12 +310,12 @@ class Answers:
         found = self.trace(reading)
         logits = found.logits[_within("position", position, len(found.ids))]
         token = int(logits.argmax()) if token is None else token
-        told: list[dict[str, Any]] = []
+        body: list[dict[str, Any]] = []
         for part, value in found.attribution(position, token).items():
             _, layer, _, head = [*part.split("."), None, None, None][:4]
             numbers = {"layer": layer and int(layer), "head": head and int(head)}
-            told.append({"name": part, **numbers, "value": value})
-        return {"token": token, "piece": found.pieces([token])[0], "logit": float(logits[token]), "parts": told}
+            body.append({"name": part, **numbers, "value": value})
+        return {"token": token, "piece": found.pieces([token])[0], "logit": float(logits[token]), "parts": body}
 
     def heads(self, reading: str) -> dict[str, Any]:
         """Scores of heads."""
@@ -335,8 +335,8 @@ class Answers:
         q, k = found[f"{at}.attend.q.2"][0, head, position], found[f"{at}.attend.k.2"][0, kv, key]
         pairs = ((q * k).unflatten(-1, (-1, 2)).sum(-1) / math.sqrt(config.head_dim)).tolist()
         frequencies = found["rope_frequencies" if "rope_frequencies" in found.described else "theta"].tolist()
-        told = [{"frequency": each, "value": value} for each, value in zip(frequencies, pairs, strict=True)]
-        return {"score": math.fsum(pairs), "pairs": told}
+        body = [{"frequency": each, "value": value} for each, value in zip(frequencies, pairs, strict=True)]
+        return {"score": math.fsum(pairs), "pairs": body}
 
     def compare(self, reading: str, with_: str) -> dict[str, Any]:
         """Two readings of the same tokens."""
@@ -501,11 +501,11 @@ def summary(x: Tensor) -> dict[str, Any]:
 
 def fingerprint(model: Model) -> str:
     """What tells a model from others: its numbers, and some of each array's."""
-    told = hashlib.sha256(repr(model.config).encode())
+    digest = hashlib.sha256(repr(model.config).encode())
     for path, leaf in named_leaves(model.weights):
-        told.update(path.encode())
-        told.update(rows(leaf, 0, 1).cpu().numpy().tobytes())
-    return told.hexdigest()
+        digest.update(path.encode())
+        digest.update(rows(leaf, 0, 1).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _are_numbers(given: object) -> bool:

@@ -205,7 +205,7 @@ def page_files() -> dict[str, bytes]:
     return {file.relative_to(PAGE).as_posix(): file.read_bytes() for file in files}
 
 
-def _html(told: dict[str, Any]) -> bytes:
+def _html(content: dict[str, Any]) -> bytes:
     """index.html with the modules as data: URLs, the style and the answers in it."""
     files = page_files()
     whole = files["index.html"].decode()
@@ -215,7 +215,7 @@ def _html(told: dict[str, Any]) -> bytes:
         if name.endswith(".js")
     }
     imports = f'<script type="importmap">{json.dumps({"imports": modules})}</script>'
-    answers = json.dumps(told, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    answers = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     for pattern, text in (
         (r'<script type="importmap">.*?</script>', imports),
         (r'<link rel="stylesheet"[^>]*>', f"<style>{files['style.css'].decode()}</style>"),

@@ -206,12 +206,12 @@ class _Handler(BaseHTTPRequestHandler):
         if int(length) > LARGEST_BODY:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {LARGEST_BODY} bytes")
         try:
-            told = json.loads(self.rfile.read(int(length)))
+            body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError) as error:
             raise LlucidError("the request is not valid JSON") from error
-        if not isinstance(told, dict):
+        if not isinstance(body, dict):
             raise LlucidError("the request must be a JSON object")
-        return exported(self.answers, told) if self.path == "/look/export" else self.answers.post(self.path, told)
+        return exported(self.answers, body) if self.path == "/look/export" else self.answers.post(self.path, body)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal shows the address and no more."""
@@ -232,9 +232,9 @@ def page_file(name: str) -> Answer:
     return Answer(f"{TYPES[Path(name).suffix]}; charset=utf-8", {}, body)
 
 
-def exported(answers: Answers, told: dict[str, Any]) -> Answer:
+def exported(answers: Answers, body: dict[str, Any]) -> Answer:
     """The page as a file, as the browser asks for it: with a reading, what it was changed from, and these answers."""
-    name, urls, state = told.get("id"), told.get("urls", []), told.get("state", {})
+    name, urls, state = body.get("id"), body.get("urls", []), body.get("state", {})
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not isinstance(state, dict):
         raise LlucidError("urls must be a list of strings, state an object")
     if (reading := answers.readings.get(str(name))) is None:

@@ -1,4 +1,4 @@
-"""What the system is told of memory: that tensors stay what they are, and that it listens."""
+"""Memory advice to the system: tensors keep their contents, and the advice has an effect."""
 
 import os
 import re
@@ -52,16 +52,16 @@ def test_what_is_copied_out_of_a_file_is_given_back(tmp_path: Path, monkeypatch:
     assert sum(given) == sum(leaf.numel() for leaf in leaves(model.weights) if leaf.dim() == 2)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is told, and tells of it in /proc/self/smaps")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes the advice, and shows it in /proc/self/smaps")
 def test_memory_is_given_back(tmp_path: Path) -> None:
     """No memory is held for what was given back."""
 
     def area(tensor: torch.Tensor) -> dict[str, str]:
         middle = tensor.data_ptr() + tensor.nbytes // 2
-        for told in re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
-            begin, end = (int(place, 16) for place in told.split(" ", 1)[0].split("-"))
+        for reported in re.split(r"\n(?=[0-9a-f]+-)", Path("/proc/self/smaps").read_text()):
+            begin, end = (int(place, 16) for place in reported.split(" ", 1)[0].split("-"))
             if begin <= middle < end:
-                return dict(line.split(":", 1) for line in told.splitlines()[1:])
+                return dict(line.split(":", 1) for line in reported.splitlines()[1:])
         raise AssertionError("in no area of memory")
 
     torch.save({"a": torch.ones(2**20)}, tmp_path / "file")
@@ -93,7 +93,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library elsewhere is not glibc")
 def test_freed_memory_is_kept_for_the_next_tensors():
-    # glibc is told to ask the system each time, since what it does of itself depends on what lies around in memory.
+    # glibc is set to ask the system each time, since its default depends on what is free in memory.
     asks = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
     def faults(kept: str) -> int:

@@ -18,7 +18,7 @@ from tests.dialogs.test_formats import said
 GREEDY = Sampling(temperature=0.0, top_p=None)
 
 
-def told(session: Session, question: str) -> str:
+def printed(session: Session, question: str) -> str:
     return "".join(session.reply(question))
 
 
@@ -35,14 +35,14 @@ def goes_on(model: Model, ids: Sequence[int], max_tokens: int) -> str:
 def test_only_what_is_new_is_read() -> None:
     session = Session(reciter(), system="Be brief.", sampling=GREEDY)
     header = 1 + len("assistant") + 1 + 2
-    assert told(session, "Who?") == LETTERS
+    assert printed(session, "Who?") == LETTERS
     first = 1 + (1 + 6 + 1 + 2 + len("Be brief.") + 1) + (1 + 4 + 1 + 2 + 4 + 1) + header
     assert session.statistics.prompt_tokens == first
     assert session.used == first + 26
     assert session.reason == "stop"
     for question in ("And who else?", "Nobody"):
         before = session.used
-        assert told(session, question) == LETTERS
+        assert printed(session, question) == LETTERS
         new = 1 + (1 + 4 + 1 + 2 + len(question) + 1) + header  # the answer's <|eot_id|>, which ended it, is the first
         assert session.statistics.prompt_tokens == new
         assert session.used == before + new + 26
@@ -53,17 +53,17 @@ def test_an_answer_is_what_a_model_without_memory_would_say() -> None:
     session = Session(model, system="Be brief.", sampling=GREEDY, max_tokens=40)
     for question in ("Who?", "And who else?", "Nobody", "Who?"):
         asked = [*session.conversation.dialog(), {"role": "user", "content": question}]
-        assert told(session, question) == alone(model, asked, 40)
+        assert printed(session, question) == alone(model, asked, 40)
         assert len(session.conversation.messages[-1]["content"]) == 40
     session.conversation = session.conversation._replace(system="Be kind.")
     asked = [*session.conversation.dialog(), {"role": "user", "content": "Why?"}]
-    assert told(session, "Why?") == alone(model, asked, 40)
+    assert printed(session, "Why?") == alone(model, asked, 40)
 
 
 def test_a_seed_gives_the_same_conversation_and_retry_another_answer() -> None:
     def answers(seed: int) -> list[str]:
         session = Session(rambler(), sampling=Sampling(temperature=40.0), max_tokens=20, seed=seed)
-        return [told(session, "a"), told(session, "b"), "".join(session.retry())]
+        return [printed(session, "a"), printed(session, "b"), "".join(session.retry())]
 
     assert answers(1) == answers(1)
     assert answers(0) == answers(0)
@@ -77,8 +77,8 @@ def test_retry_takes_the_place_of_the_last_answer() -> None:
     session = Session(reciter(), sampling=GREEDY)
     with pytest.raises(LlucidError, match="there is no question yet"):
         session.retry()
-    told(session, "Who?")
-    told(session, "And who else?")
+    printed(session, "Who?")
+    printed(session, "And who else?")
     before = session.conversation
     session.max_tokens = 3
     assert "".join(session.retry()) == "abc"
@@ -98,7 +98,7 @@ def test_an_interrupted_answer_keeps_what_was_said() -> None:
     assert session.conversation.messages == ()
     answer.close()
     assert session.conversation.messages == tuple(said("Who?", "abcde"))
-    assert told(session, "And?") == LETTERS
+    assert printed(session, "And?") == LETTERS
     assert session.statistics.prompt_tokens == len("e") + 1 + (1 + 4 + 1 + 2 + 4 + 1) + (1 + 9 + 1 + 2)
 
     silent = session.reply("?")
@@ -108,7 +108,7 @@ def test_an_interrupted_answer_keeps_what_was_said() -> None:
 
 def test_an_interrupt_before_the_first_word_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(reciter(), sampling=GREEDY)
-    told(session, "Who?")
+    printed(session, "Who?")
     before = session.conversation
 
     def interrupted(*arguments: object) -> None:
@@ -125,7 +125,7 @@ def test_an_answer_of_no_words_is_an_answer() -> None:
     model = reciter()
     model.weights.output[model.tokenizer.special["<|eot_id|>"], ord("\n")] = 2
     session = Session(model, sampling=GREEDY)
-    assert told(session, "Who?") == ""
+    assert printed(session, "Who?") == ""
     assert session.conversation.messages == tuple(said("Who?", ""))
 
 
@@ -135,7 +135,7 @@ def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> Non
     session = Session(model, system="Be brief.", sampling=GREEDY)
     seen: list[int] = []
     for number in range(9):
-        assert told(session, f"Question {number}") == LETTERS
+        assert printed(session, f"Question {number}") == LETTERS
         assert session.reason == "stop"
         seen.append(session.conversation.forgotten)
         known = session.conversation.dialog()
@@ -172,15 +172,15 @@ def test_what_is_forgotten_is_a_question_with_its_answer() -> None:
 def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
     model = reciter(200, endless=True)
     session = Session(model, sampling=GREEDY, max_tokens=50)
-    told(session, "first")
-    told(session, "second")
+    printed(session, "first")
+    printed(session, "second")
     assert session.conversation.forgotten == 0
     session.max_tokens = 100
-    assert told(session, "third") == (LETTERS * 9)[:100]
+    assert printed(session, "third") == (LETTERS * 9)[:100]
     assert session.conversation.forgotten == 4
     assert session.reason == "length"
     session.max_tokens = 1000
-    answer = told(session, "fourth")
+    answer = printed(session, "fourth")
     assert session.reason == "context"
     assert session.conversation.forgotten == 6
     begun = encode_dialog(said("fourth"), model.tokenizer)
@@ -192,10 +192,10 @@ def test_an_answer_that_goes_on_is_read_right() -> None:
     """With a model to whom every token matters: what is after a forgotten turn is what it would be without it."""
     model = rambler(200)
     session = Session(model, sampling=GREEDY, max_tokens=60)
-    told(session, "first")
+    printed(session, "first")
     begun = encode_dialog([*session.conversation.messages, *said("second")], model.tokenizer)
     session.max_tokens = 140
-    answer = told(session, "second")
+    answer = printed(session, "second")
     assert session.conversation.forgotten == 2
     room = 200 - len(begun) + 1
     ids = [*encode_dialog(said("second"), model.tokenizer), *model.tokenizer.encode(answer[:room])]
@@ -205,24 +205,24 @@ def test_an_answer_that_goes_on_is_read_right() -> None:
 
 def test_a_question_too_long_is_refused_and_changes_nothing() -> None:
     session = Session(reciter(200), system="Be brief.", sampling=GREEDY)
-    told(session, "Who?")
+    printed(session, "Who?")
     before = session.conversation
     with pytest.raises(
         LlucidError, match=r"the question has \d{3} tokens together with the system's text, but .* is 200"
     ):
-        told(session, "x" * 250)
+        printed(session, "x" * 250)
     assert session.conversation == before
-    assert told(session, "Who?") == LETTERS
+    assert printed(session, "Who?") == LETTERS
     room = 200 - len(encode_dialog(said(""), session.model.tokenizer))
-    assert told(Session(reciter(200), sampling=GREEDY), "x" * room) == "a"
+    assert printed(Session(reciter(200), sampling=GREEDY), "x" * room) == "a"
     with pytest.raises(LlucidError, match="the question has 201 tokens"):
-        told(Session(reciter(200), sampling=GREEDY), "x" * (room + 1))
+        printed(Session(reciter(200), sampling=GREEDY), "x" * (room + 1))
 
 
 def test_save_and_load(tmp_path: Path) -> None:
     session = Session(reciter(200), system="Be brief. 🦙", sampling=GREEDY)
     for question in ("Who?", " And\nwho? ", "Ünd \ud83e\udd99?", "So?", "Ah"):
-        told(session, question)
+        printed(session, question)
     assert session.conversation.forgotten
     file = tmp_path / "talk.json"
     session.conversation.save(file)
@@ -234,7 +234,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert loaded == session.conversation._replace(forgotten=0)
     again = Session(reciter(200), sampling=GREEDY)
     again.conversation = loaded
-    assert told(again, "Now?") == LETTERS
+    assert printed(again, "Now?") == LETTERS
     assert again.conversation.forgotten
     for short in (Conversation(), Conversation("Be brief."), Conversation(messages=tuple(said("Who?", "abc")))):
         short.save(file)
@@ -269,7 +269,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_reset_keeps_the_system() -> None:
     session = Session(reciter(), system="Be brief.")
-    told(session, "Who?")
+    printed(session, "Who?")
     session.reset()
     assert session.conversation == Conversation("Be brief.")
 
@@ -279,17 +279,17 @@ def test_a_template_that_ends_turns_in_its_own_way_is_heard() -> None:
     model = reciter()
     model.tokenizer.stop_ids = frozenset({999})
     session = Session(model, format=LLAMA3, sampling=GREEDY)
-    assert told(session, "Who?") == LETTERS
+    assert printed(session, "Who?") == LETTERS
     assert session.reason == "stop"
     assert model.tokenizer.stop_ids == {999}
     with pytest.raises(LlucidError, match="format=chatml: not a format of dialogues"):
         Session(model, format="chatml")
-    assert told(Session(model, format=CHATML, sampling=GREEDY, max_tokens=3), "Who?") == "abc"
+    assert printed(Session(model, format=CHATML, sampling=GREEDY, max_tokens=3), "Who?") == "abc"
 
 
 def test_the_white_space_before_an_answer_is_no_part_of_it() -> None:
     session = Session(reciter(begins=" "), sampling=GREEDY)
-    assert told(session, "Who?") == LETTERS
+    assert printed(session, "Who?") == LETTERS
     assert session.conversation.messages[-1]["content"] == LETTERS
 
 
@@ -299,8 +299,8 @@ def test_plain_text_goes_on() -> None:
     with pytest.raises(NotAChatModel):
         Session(base)
     session = Session(base, format="plain", sampling=GREEDY, max_tokens=4)
-    assert told(session, "once a") == "bcde"
-    assert told(session, " x") == "yzab"
+    assert printed(session, "once a") == "bcde"
+    assert printed(session, " x") == "yzab"
     read = base.tokenizer.encode("once abcde\n xyza")
     assert session.batch.pages.shared(read) == len(read) == session.used
 

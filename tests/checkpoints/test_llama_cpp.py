@@ -57,8 +57,8 @@ def test_llama_cpp_itself_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Pat
         if "\0" not in text:  # where a text ends for some of its functions
             assert model.tokenize(text.encode(), add_bos=False, special=False) == tokenizer.encode(text)
     assert tokenizer.bos is None or model.token_bos() == tokenizer.bos
-    told = write_vocabulary(tokenizer, config.vocab_size)
-    assert model.token_eos() == told.get("tokenizer.ggml.eos_token_id", -1)
+    reported = write_vocabulary(tokenizer, config.vocab_size)
+    assert model.token_eos() == reported.get("tokenizer.ggml.eos_token_id", -1)
 
 
 @pytest.mark.parametrize("scheme", ["always", "first"])
@@ -68,8 +68,8 @@ def test_llama_cpp_itself_gives_other_ids_only_where_it_puts_spaces(scheme: str,
     config = replace(TINY, dim=32, head_dim=16, ffn_dim=32, vocab_size=tokenizer.vocab_size + 7)
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
     model = library.Llama(str(tmp_path / "a.gguf"), n_ctx=16, n_threads=1, verbose=False)
-    told = write_vocabulary(tokenizer, config.vocab_size)
-    by_rule = read_vocabulary({key: value for key, value in told.items() if key != WHOLE_JSON})
+    reported = write_vocabulary(tokenizer, config.vocab_size)
+    by_rule = read_vocabulary({key: value for key, value in reported.items() if key != WHOLE_JSON})
     other: list[str] = []
     for text in (*texts_for(tokenizer), MARK, "a<|turn|>bell", "a<|turn|>  bell"):
         if "\0" not in text:

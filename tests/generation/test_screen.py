@@ -37,9 +37,9 @@ def test_pieces_change_nothing(text: str, cuts: list[int], width: int) -> None:
 
 @given(ANY, st.integers(2, 12))
 def test_only_space_is_changed(text: str, width: int) -> None:
-    told = shown([text], width)
-    assert re.sub(r"\s", "", told) == re.sub(r"\s", "", text)
-    assert told.count("\n") >= text.count("\n")
+    reported = shown([text], width)
+    assert re.sub(r"\s", "", reported) == re.sub(r"\s", "", text)
+    assert reported.count("\n") >= text.count("\n")
     if text.isascii():
         assert shown([text], 10_000) == text.expandtabs(8)
     assert shown([text], None) == text

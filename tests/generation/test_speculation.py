@@ -76,7 +76,7 @@ def test_a_guess_is_what_its_definition_says(row: list[int], most: int):
 
 
 def events(prompt: list[int], max_tokens: int, speculate: bool, keep: int = 0, **options: Any) -> list[tuple[Any, ...]]:
-    """All that is told of a text, but for the last digits of log-probabilities."""
+    """The events of a text, with log-probabilities rounded."""
     batch = Batch(MODEL_OF_IDS)
     batch.keep = keep
     (found,) = run(batch, request(prompt, max_tokens, **options, draft=Draft() if speculate else None))
@@ -89,7 +89,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool]) -> list[tuple
     made: list[tuple[int, ...]] = []
     turn = iter(right * 1000)
 
-    def told(row: Sequence[int], most: int) -> tuple[int, ...]:
+    def reported(row: Sequence[int], most: int) -> tuple[int, ...]:
         row, found = list(row), []
         for _ in range(most):
             best = int(last_logits(row).argmax())
@@ -98,7 +98,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool]) -> list[tuple
         made.append(tuple(found))
         return made[-1]
 
-    monkeypatch.setattr(speculation, "guess", told)
+    monkeypatch.setattr(speculation, "guess", reported)
     return made
 
 
@@ -186,7 +186,7 @@ def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature
     guessed = 0
     model = MODEL._replace(weights=to(MODEL.weights, dtype))
     for seed in range(12):
-        told = [Statistics(), Statistics()]
+        reported = [Statistics(), Statistics()]
         plain, quick = (
             list(
                 generate(
@@ -196,15 +196,19 @@ def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature
                     temperature=temperature,
                     seed=seed,
                     stop=stop,
-                    statistics=told[speculate],
+                    statistics=reported[speculate],
                     speculate=bool(speculate),
                 )
             )
             for speculate in (0, 1)
         )
         assert plain == quick
-        assert (told[0].tokens, told[0].reason, told[0].slid) == (told[1].tokens, told[1].reason, told[1].slid)
-        guessed += told[1].guessed
+        assert (reported[0].tokens, reported[0].reason, reported[0].slid) == (
+            reported[1].tokens,
+            reported[1].reason,
+            reported[1].slid,
+        )
+        guessed += reported[1].guessed
     assert guessed > 0 or stop
 
 

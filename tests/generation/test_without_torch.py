@@ -113,10 +113,10 @@ def test_texts_are_those_that_pytorch_helps_to_write(name: str, tmp_path: Path) 
     most = 80 if FORMATS[name][1] == "float32" else CONFIG.context - 3
     for sampling in ({"temperature": 0.0}, {"seed": 1}, {"seed": 2, "top_k": 5, "min_p": 0.01}):
         options: dict[str, Any] = sampling | {"max_tokens": most}
-        told, other = Statistics(), Statistics()
-        text = "".join(generate(model, "ABC", statistics=told, **options))
+        reported, other = Statistics(), Statistics()
+        text = "".join(generate(model, "ABC", statistics=reported, **options))
         assert text == "".join(generate(helped, "ABC", statistics=other, **options))
-        assert (told.slid, told.prompt_tokens) == (other.slid, other.prompt_tokens) == (most == 80, 3)
+        assert (reported.slid, reported.prompt_tokens) == (other.slid, other.prompt_tokens) == (most == 80, 3)
         assert text == "".join(generate(model, "ABC", speculate=True, **options))
     prompts = ["ABC", "D", "EFGHI"]
     alone = ["".join(generate(model, prompt, seed=3, max_tokens=12)) for prompt in prompts]
@@ -348,7 +348,7 @@ def test_numpy_chooses_as_pytorch_does(spread: float) -> None:
 
 
 def probe(code: str, said: str = "", **environment: str) -> str:
-    """What a new process prints when it is told something."""
+    """What a new process prints that runs this code."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
     done = subprocess.run([sys.executable, "-c", code], input=said, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -31,8 +31,13 @@ class File:
 
     def __init__(self, text: str) -> None:
         found = re.search(r'<script type="application/json" id="answers">(.*?)</script>', text, re.DOTALL)
-        told = json.loads(found[1])
-        self.text, self.answers, self.left_out, self.state = text, told["answers"], told["left_out"], told["state"]
+        reported = json.loads(found[1])
+        self.text, self.answers, self.left_out, self.state = (
+            text,
+            reported["answers"],
+            reported["left_out"],
+            reported["state"],
+        )
 
     def body(self, url: str) -> bytes:
         kept = self.answers[self.answers[url].get("same", url)]
@@ -62,10 +67,10 @@ def file(found: Trace, tmp_path_factory: pytest.TempPathFactory) -> File:
 
 
 def test_the_file_has_the_answers_of_the_trace(file: File, found: Trace) -> None:
-    told = file.json("/look")
-    assert told["export"] is True
-    assert told["readings"] == [told["first"]]
-    reading = told["first"]
+    reported = file.json("/look")
+    assert reported["export"] is True
+    assert reported["readings"] == [reported["first"]]
+    reading = reported["first"]
     assert [token["id"] for token in file.json(address(reading))["tokens"]] == IDS
     assert file.json("/look/source")["text"].startswith('"""The Llama as its equations')
     for position in range(len(IDS)):
@@ -133,8 +138,8 @@ def test_a_trace_with_changes_in_code_says_what_was_changed(tmp_path: Path) -> N
     found = trace(MODEL, IDS, change=ablate(0, part="attention"))
     assert export(found, tmp_path / "a.html") == []
     file = File((tmp_path / "a.html").read_text(encoding="utf-8"))
-    told = file.json(address(file.json("/look")["first"]))
-    assert told["changes"] == [{"kind": "code", "name": "blocks.0.attention"}]
+    reported = file.json(address(file.json("/look")["first"]))
+    assert reported["changes"] == [{"kind": "code", "name": "blocks.0.attention"}]
 
 
 def test_what_does_not_fit_is_left_out_and_said() -> None:

@@ -21,10 +21,10 @@ def test_it_serves_until_ctrl_c() -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         url = running.stdout.readline().strip()
         try:
-            told = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=60))
-            assert [model["name"] for model in told["models"]] == ["the storyteller", "the storyteller, int8"]
-            assert told["tour"] is True
-            reading = json.load(urllib.request.urlopen(url + told["first"], timeout=60))
+            reported = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=60))
+            assert [model["name"] for model in reported["models"]] == ["the storyteller", "the storyteller, int8"]
+            assert reported["tour"] is True
+            reading = json.load(urllib.request.urlopen(url + reported["first"], timeout=60))
             assert reading["text"] == "Once upon a time"
             with urllib.request.urlopen(url, timeout=60) as page:
                 assert page.headers["Content-Type"].startswith("text/html")

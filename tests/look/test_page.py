@@ -192,9 +192,9 @@ def test_chips_show_the_tokens_and_their_surprise(page: Any, seen: Trace) -> Non
     assert page.locator(".chip").count() == len(seen.ids)
     for place in (1, 8, len(seen.ids) - 1):
         page.hover(f'[data-place="{place}"]')
-        told = page.inner_text(".tip")
-        assert f"id {seen.ids[place]}," in told
-        surprise = number(told.split("surprise ")[1].split(" nats")[0])
+        reported = page.inner_text(".tip")
+        assert f"id {seen.ids[place]}," in reported
+        surprise = number(reported.split("surprise ")[1].split(" nats")[0])
         assert surprise == pytest.approx(float(seen.surprise[place]), rel=6e-3)
 
 
@@ -306,9 +306,9 @@ def test_a_click_on_the_wall_opens_a_head_that_looks_where_the_trace_says(page: 
     p = seen.attention_of(layer)[head, place]
     shown = page.eval_on_selector_all(".looked button", "all => all.map(one => +one.dataset.p)")
     assert shown == pytest.approx(p.topk(4).values.tolist(), abs=1e-4)
-    told = tip(page, ".head", 0.03, 0.03)
-    assert "(0) looks at" in told
-    assert "p = 1.0000" in told
+    reported = tip(page, ".head", 0.03, 0.03)
+    assert "(0) looks at" in reported
+    assert "p = 1.0000" in reported
 
 
 def test_scores_and_sorting(page: Any, seen: Trace) -> None:
@@ -340,9 +340,9 @@ def test_an_expression_shows_its_numbers(page: Any, seen: Trace) -> None:
     head = int(page.inner_text(".opened h3").split("3.")[1][0])
     expected = seen["blocks.3.attention.p"][0].flatten(0, 1)[head]
     settled(page)
-    told = tip(page, ".inspector .map", 0.5 / len(seen.ids), 9.5 / len(seen.ids))
-    assert number(told.split("= ")[1].split("\n")[0]) == pytest.approx(float(expected[9, 0]), rel=1e-4)
-    assert "slots 0" in told
+    reported = tip(page, ".inspector .map", 0.5 / len(seen.ids), 9.5 / len(seen.ids))
+    assert number(reported.split("= ")[1].split("\n")[0]) == pytest.approx(float(expected[9, 0]), rel=1e-4)
+    assert "slots 0" in reported
     values = seen["blocks.3.attention.p"]
     numbers = page.inner_text(".inspector .numbers")
     assert number(numbers.split("…")[1].split("±")[0]) == pytest.approx(float(values.mean()), rel=6e-3)
@@ -448,18 +448,18 @@ def test_layers_parts_and_clocks_can_be_taken_out_as_well(page: Any) -> None:
 
 def test_the_tour_has_eight_steps_that_choose_what_they_speak_of(page: Any, seen: Trace) -> None:
     page.click("#tour")
-    told = set()
+    reported = set()
     for step in range(8):
         page.wait_for_selector(f'.tour:has-text("{step + 1} of 8")')
         page.wait_for_selector(".pane.told")
         settled(page)
-        told.add(page.inner_text(".tour h2"))
+        reported.add(page.inner_text(".tour h2"))
         if step == 6:
             layer, head = divmod(int(head_scores(seen).induction.argmax()), seen.model.config.heads)
             page.wait_for_selector(f'.opened h3:has-text("head {layer}.{head}")')
             assert f"Head {layer}.{head}" in page.inner_text(".tour")
         page.click("#tour-next")
-    assert len(told) == 8
+    assert len(reported) == 8
     page.wait_for_selector(".tour", state="detached")
 
 

@@ -87,11 +87,11 @@ def found() -> Trace:
 
 
 def test_what_there_is(client: Client) -> None:
-    told = client.get("")
-    assert [model["name"] for model in told["models"]] == ["a", "b"]
-    assert told["models"][0]["config"]["kv_heads"] == 2
-    assert told["models"][0]["parameters"] == parameter_count(GROUPED)
-    assert told["export"] is False
+    reported = client.get("")
+    assert [model["name"] for model in reported["models"]] == ["a", "b"]
+    assert reported["models"][0]["config"]["kv_heads"] == 2
+    assert reported["models"][0]["parameters"] == parameter_count(GROUPED)
+    assert reported["export"] is False
 
 
 def test_source_and_names_lead_from_a_place_to_its_values(client: Client, first: str, found: Trace) -> None:
@@ -110,24 +110,29 @@ def test_source_and_names_lead_from_a_place_to_its_values(client: Client, first:
 
 
 def test_tokens(client: Client, first: str, found: Trace) -> None:
-    told = client.get(first)
-    assert (told["id"], told["parent"], told["changes"], told["text"]) == (first, None, [], MODEL.tokenizer.decode(IDS))
-    assert [token["id"] for token in told["tokens"]] == IDS
-    assert [token["piece"] for token in told["tokens"]] == found.tokens
-    assert told["tokens"][0]["surprise"] is None
+    reported = client.get(first)
+    assert (reported["id"], reported["parent"], reported["changes"], reported["text"]) == (
+        first,
+        None,
+        [],
+        MODEL.tokenizer.decode(IDS),
+    )
+    assert [token["id"] for token in reported["tokens"]] == IDS
+    assert [token["piece"] for token in reported["tokens"]] == found.tokens
+    assert reported["tokens"][0]["surprise"] is None
     p = found.logits.double().softmax(-1)
-    for at, token in enumerate(told["tokens"][1:]):
+    for at, token in enumerate(reported["tokens"][1:]):
         assert token["surprise"] == pytest.approx(-math.log(p[at, IDS[at + 1]]), rel=1e-4)
         assert token["rank"] == p[at].argsort(descending=True).tolist().index(IDS[at + 1])
-    assert told["tokens"][-1]["entropy"] == pytest.approx(-float((p[-1] * p[-1].log()).sum()), rel=1e-4)
+    assert reported["tokens"][-1]["entropy"] == pytest.approx(-float((p[-1] * p[-1].log()).sum()), rel=1e-4)
 
 
 def test_next(client: Client, first: str, found: Trace) -> None:
-    told = client.get(f"{first}/next", position=3, top=7)
+    reported = client.get(f"{first}/next", position=3, top=7)
     best = found.logits[3].softmax(-1).topk(7)
-    assert [token["id"] for token in told["tokens"]] == best.indices.tolist()
-    assert [token["p"] for token in told["tokens"]] == pytest.approx(best.values.tolist(), rel=1e-4)
-    assert told["log_sum"] == pytest.approx(float(found.logits[3].logsumexp(-1)), rel=1e-4)
+    assert [token["id"] for token in reported["tokens"]] == best.indices.tolist()
+    assert [token["p"] for token in reported["tokens"]] == pytest.approx(best.values.tolist(), rel=1e-4)
+    assert reported["log_sum"] == pytest.approx(float(found.logits[3].logsumexp(-1)), rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -198,10 +203,10 @@ def test_attention(client: Client, first: str, found: Trace) -> None:
 
 
 def test_lens_and_stream(client: Client, first: str, found: Trace) -> None:
-    lens, told = found.logit_lens(), client.get(f"{first}/lens")
-    assert told["ids"] == lens.ids.tolist()
-    torch.testing.assert_close(torch.tensor(told["p"]), lens.p, rtol=1e-5, atol=1e-6)
-    assert told["pieces"][str(told["ids"][0][1][2])] == lens.tokens[0][1][2]
+    lens, reported = found.logit_lens(), client.get(f"{first}/lens")
+    assert reported["ids"] == lens.ids.tolist()
+    torch.testing.assert_close(torch.tensor(reported["p"]), lens.p, rtol=1e-5, atol=1e-6)
+    assert reported["pieces"][str(reported["ids"][0][1][2])] == lens.tokens[0][1][2]
     norms = client.get(f"{first}/stream")
     torch.testing.assert_close(torch.tensor(norms["stream"]), found.stream.norm(dim=-1), rtol=1e-5, atol=0)
     written = found["blocks.1.feed_forward"][0].norm(dim=-1)
@@ -209,45 +214,52 @@ def test_lens_and_stream(client: Client, first: str, found: Trace) -> None:
 
 
 def test_parts(client: Client, first: str, found: Trace) -> None:
-    told = client.get(f"{first}/parts", position=4)
-    assert told["token"] == int(found.logits[4].argmax())
-    assert sum(part["value"] for part in told["parts"]) == pytest.approx(told["logit"], abs=1e-4)
-    assert told["parts"][0] == {"name": "embedding", "layer": None, "head": None, "value": told["parts"][0]["value"]}
-    heads = [(part["layer"], part["head"]) for part in told["parts"] if part["head"] is not None]
+    reported = client.get(f"{first}/parts", position=4)
+    assert reported["token"] == int(found.logits[4].argmax())
+    assert sum(part["value"] for part in reported["parts"]) == pytest.approx(reported["logit"], abs=1e-4)
+    assert reported["parts"][0] == {
+        "name": "embedding",
+        "layer": None,
+        "head": None,
+        "value": reported["parts"][0]["value"],
+    }
+    heads = [(part["layer"], part["head"]) for part in reported["parts"] if part["head"] is not None]
     assert heads == [(layer, head) for layer in range(2) for head in range(4)]
-    assert told["parts"][-1]["name"] == "blocks.1.feed_forward"
-    assert told["parts"][-1]["layer"] == 1
+    assert reported["parts"][-1]["name"] == "blocks.1.feed_forward"
+    assert reported["parts"][-1]["layer"] == 1
 
 
 def test_heads(client: Client) -> None:
     ids = [1, 2, 3, 1, 2, 3]
-    told, scores = client.get(f"{client.post('read', {'ids': ids})}/heads"), head_scores(trace(MODEL, ids))
-    torch.testing.assert_close(torch.tensor(told["induction"]), scores.induction, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(torch.tensor(told["copying"]), scores.copying, rtol=1e-4, atol=1e-6)
+    reported, scores = client.get(f"{client.post('read', {'ids': ids})}/heads"), head_scores(trace(MODEL, ids))
+    torch.testing.assert_close(torch.tensor(reported["induction"]), scores.induction, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(reported["copying"]), scores.copying, rtol=1e-4, atol=1e-6)
     assert client.get(f"{client.post('read', {'ids': [1, 2, 3]})}/heads")["induction"] is None
 
 
 def test_clocks_add_up_to_the_score(client: Client, first: str, found: Trace) -> None:
-    told = client.get(f"{first}/clocks", layer=1, head=3, position=9, key=4)
+    reported = client.get(f"{first}/clocks", layer=1, head=3, position=9, key=4)
     score = float(found["blocks.1.attention.scores"][0, 1, 1, 9, 4])
-    assert told["score"] == pytest.approx(score, rel=1e-4)
-    assert sum(pair["value"] for pair in told["pairs"]) == pytest.approx(score, rel=1e-4)
-    assert [pair["frequency"] for pair in told["pairs"]] == pytest.approx(found["theta"].tolist(), rel=1e-5)
+    assert reported["score"] == pytest.approx(score, rel=1e-4)
+    assert sum(pair["value"] for pair in reported["pairs"]) == pytest.approx(score, rel=1e-4)
+    assert [pair["frequency"] for pair in reported["pairs"]] == pytest.approx(found["theta"].tolist(), rel=1e-5)
 
 
 def test_summaries(client: Client, first: str, found: Trace) -> None:
-    told = client.get(f"{first}/summaries", layer=1)
+    reported = client.get(f"{first}/summaries", layer=1)
     gate = found["blocks.1.feed_forward.gate"]
-    assert told["blocks.1.feed_forward.gate"]["mean"] == pytest.approx(float(gate.mean()), rel=1e-3)
-    assert told["blocks.1.feed_forward.gate"]["std"] == pytest.approx(float(gate.std(correction=0)), rel=1e-3)
+    assert reported["blocks.1.feed_forward.gate"]["mean"] == pytest.approx(float(gate.mean()), rel=1e-3)
+    assert reported["blocks.1.feed_forward.gate"]["std"] == pytest.approx(float(gate.std(correction=0)), rel=1e-3)
     counts, _ = torch.histogram(gate.flatten(), 20)
-    assert sum(told["blocks.1.feed_forward.gate"]["histogram"]) == gate.numel()
-    assert told["blocks.1.feed_forward.gate"]["histogram"] == pytest.approx(counts.tolist(), abs=1)  # rounding at edges
+    assert sum(reported["blocks.1.feed_forward.gate"]["histogram"]) == gate.numel()
+    assert reported["blocks.1.feed_forward.gate"]["histogram"] == pytest.approx(
+        counts.tolist(), abs=1
+    )  # rounding at edges
     assert "logits" in client.get(f"{first}/summaries")
 
 
 @pytest.mark.parametrize(
-    ("told", "change"),
+    ("reported", "change"),
     [
         ({"kind": "ablate", "layer": 1, "head": 2}, lambda other: ablate(1, head=2)),
         ({"kind": "ablate", "layer": 0, "part": "feed_forward"}, lambda other: ablate(0, part="feed_forward")),
@@ -257,17 +269,17 @@ def test_summaries(client: Client, first: str, found: Trace) -> None:
         ({"kind": "patch", "name": "blocks.0", "position": -1}, lambda other: patch("blocks.0", other, position=-1)),
     ],
 )
-def test_changes(client: Client, first: str, told: dict[str, Any], change: Any) -> None:
+def test_changes(client: Client, first: str, reported: dict[str, Any], change: Any) -> None:
     other = [*IDS[:-1], 0]
-    if told["kind"] == "patch":
-        told = told | {"from": client.post("read", {"ids": other})}
-    edited = client.post(f"{first}/edit", {"changes": [told]})
+    if reported["kind"] == "patch":
+        reported = reported | {"from": client.post("read", {"ids": other})}
+    edited = client.post(f"{first}/edit", {"changes": [reported]})
     reading = client.get(edited)
-    assert (reading["parent"], reading["changes"]) == (first, [told])
+    assert (reading["parent"], reading["changes"]) == (first, [reported])
     expected = trace(MODEL, IDS, change=change(trace(MODEL, other)))
     assert torch.equal(client.get(f"{edited}/value", name="logits", as_="f32").float()[0], expected.logits)
     assert not torch.equal(expected.logits, trace(MODEL, IDS).logits)
-    assert client.post(f"{first}/edit", {"changes": [told]}) == edited
+    assert client.post(f"{first}/edit", {"changes": [reported]}) == edited
 
 
 def test_several_changes_and_forgotten_traces(client: Client, first: str) -> None:
@@ -277,26 +289,26 @@ def test_several_changes_and_forgotten_traces(client: Client, first: str) -> Non
     edited = client.post(f"{first}/edit", {"changes": changes})
     for token in range(10):
         client.post("read", {"ids": [token, 1]})
-    told = client.get(f"{edited}/next", top=3)
-    assert [token["p"] for token in told["tokens"]] == pytest.approx(expected.values.tolist(), rel=1e-4)
+    reported = client.get(f"{edited}/next", top=3)
+    assert [token["p"] for token in reported["tokens"]] == pytest.approx(expected.values.tolist(), rel=1e-4)
     assert client.get(first)["tokens"][3]["id"] == IDS[3]
 
 
 def test_another_model_is_compared(client: Client, first: str) -> None:
     other = client.post("read", {"ids": IDS, "model": 1})
-    told = client.get(f"{first}/compare", with_=other)
+    reported = client.get(f"{first}/compare", with_=other)
     ours, theirs = trace(MODEL, IDS), trace(OTHER, IDS)
     p, q = (found.logits.double().softmax(-1) for found in (ours, theirs))
-    assert told["kl"] == pytest.approx((p * (p / q).log()).sum(-1).tolist(), rel=1e-3)
+    assert reported["kl"] == pytest.approx((p * (p / q).log()).sum(-1).tolist(), rel=1e-3)
     cosine = torch.nn.functional.cosine_similarity(ours.stream, theirs.stream, dim=-1)
-    torch.testing.assert_close(torch.tensor(told["cosine"]), cosine, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.tensor(reported["cosine"]), cosine, rtol=1e-4, atol=1e-5)
     assert client.get(f"{first}/compare", with_=first)["kl"] == pytest.approx([0] * len(IDS), abs=1e-5)
 
 
 def test_text_is_encoded_as_the_model_does(client: Client) -> None:
-    told = client.get(client.post("read", {"text": "0A<"}))
-    assert told["text"] == "0A<"
-    assert [token["piece"] for token in told["tokens"]] == ["0", "A", "<"]
+    reported = client.get(client.post("read", {"text": "0A<"}))
+    assert reported["text"] == "0A<"
+    assert [token["piece"] for token in reported["tokens"]] == ["0", "A", "<"]
 
 
 # ------------------------------------------------------------------------------------------------ caching
@@ -439,8 +451,8 @@ def test_a_full_memory_is_said_in_one_line(
         raise error
 
     monkeypatch.setattr(answers, "trace", full)
-    told = client.error("GET", address(f"{answers.first}/stream"))
-    assert told == (500, "there is not enough memory for this; a shorter text needs less")
+    reported = client.error("GET", address(f"{answers.first}/stream"))
+    assert reported == (500, "there is not enough memory for this; a shorter text needs less")
 
 
 def test_a_client_that_goes_away_leaves_no_trace(client: Client, capfd: pytest.CaptureFixture[str]) -> None:
