@@ -4,6 +4,9 @@
 # In lesson 6 we computed attention by hand to see it. `llucid.look` does that for every value: it runs
 # llama.py's own source and keeps what each expression gave. We use it to follow *bell* through
 # the model, part by part, and to change the model while it thinks.
+#
+# The same as a page: `llucid look "" "The fox rang the bell. The fox rang the"`. It is also there as one
+# file, [docs/look.html](../docs/look.html): download it, and a browser opens it from disk.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt

@@ -2,7 +2,7 @@
 
 ./dev lessons               runs all, and writes HTML pages to lessons/build (equations as MathML)
 ./dev lessons 03 07         some of them
-./dev lessons --publish     also writes the Markdown pages and pictures of docs/lessons
+./dev lessons --publish     also writes the Markdown pages and pictures of docs/lessons, and docs/look.html
 ./dev lessons --notebooks   runs nothing; writes a notebook beside each lesson, for you to run and change
 
 A lesson is a Python file in jupytext's percent format. Tags of its cells:
@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import os
 import re
+import subprocess
 import sys
 import time
 from base64 import b64decode
@@ -43,6 +44,8 @@ PAGE = LESSONS / "page"
 ROOT = LESSONS.parent
 PUBLISHED = ROOT / "docs" / "lessons"
 STORYTELLER = ROOT / "llucid" / "chat" / "storyteller" / "model.safetensors"
+LOOK_TEXT = "The fox rang the bell. The fox rang the"
+"""What docs/look.html shows; lesson 13 follows the same text."""
 SECONDS = 600
 """Time limit of a cell: far more than any needs, also on a slow machine."""
 FOLDED = {"setup": "Imports", "plot": "Code of the figure", "answer": "An answer"}
@@ -387,6 +390,17 @@ def main() -> None:
     index.write_text(contents(everything), encoding="utf-8")
     if options.publish:
         (PUBLISHED / "README.md").write_text(published_contents(everything), encoding="utf-8")
+        look = [
+            sys.executable,
+            "-m",
+            "llucid",
+            "look",
+            "",
+            LOOK_TEXT,
+            "--html",
+            str(ROOT / "docs" / "look.html"),
+        ]
+        subprocess.run(look, check=True)
     print(f"open {index.relative_to(ROOT)} in a browser")
 
 

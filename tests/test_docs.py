@@ -1,5 +1,8 @@
 """README and docs: length, links, quotations of code, and a map that matches the tree."""
 
+import base64
+import gzip
+import json
 import re
 from pathlib import Path
 
@@ -50,6 +53,16 @@ def test_the_readme_quotes_the_code_as_it_is() -> None:
     lines = {line.strip() for line in (ROOT / "llucid" / "llama.py").read_text(encoding="utf-8").splitlines()}
     for line in filter(None, map(str.strip, quoted[1].splitlines())):
         assert line in lines or "…" in line, line
+
+
+def test_the_exported_page_shows_the_code_as_it_is() -> None:
+    """`./dev lessons --publish 13` writes it again."""
+    page = (ROOT / "docs" / "look.html").read_text(encoding="utf-8")
+    answers = re.search(r'<script[^>]*id="answers"[^>]*>(.*?)</script>', page, re.DOTALL)
+    assert answers
+    source = json.loads(answers[1])["answers"]["/look/source"]
+    shown = json.loads(gzip.decompress(base64.b64decode(source["body"])))["text"]
+    assert shown == (ROOT / "llucid" / "llama.py").read_text(encoding="utf-8")
 
 
 def test_the_map_matches_the_tree() -> None:

@@ -33,7 +33,7 @@ __all__ = ["ModelNumbers", "Settings", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """`train`, for which PyTorch is imported only now, and told to wait passively if the machine is busy."""
+    """`train`. PyTorch is imported only now, after deciding how its threads wait on a busy machine."""
     if name != "train":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from llucid.training.busy import wait_passively_if_busy

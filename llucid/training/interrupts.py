@@ -26,10 +26,10 @@ def interruption() -> Generator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    heeded = [signal.SIGINT, signal.SIGTERM]
+    handled = [signal.SIGINT, signal.SIGTERM]
     if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
-        heeded.append(HANGUP)
-    previous = {number: signal.signal(number, catch) for number in heeded}
+        handled.append(HANGUP)
+    previous = {number: signal.signal(number, catch) for number in handled}
     try:
         yield lambda: caught[0] if caught else 0
     finally:

@@ -62,7 +62,7 @@ class Logbook:
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
         self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
         self.measuring = 0.0  # seconds of all measurements in this process
-        self.watch, self.watched, self.told_busy = Watch(), first.seconds, False
+        self.watch, self.watched, self.reported_busy = Watch(), first.seconds, False
         samples = task.out / "samples.txt"
         if self.metrics.samples() and (
             not samples.is_file() or samples.read_bytes() != self.metrics.samples().encode()
@@ -81,12 +81,12 @@ class Logbook:
         self.unwritten.append((progress.step, rate, loss))
         if self.report.due():
             self.report.now(progress.step, loss.item() * self.per_character, *self.speed(progress))
-        if not self.told_busy and (seconds := progress.seconds - self.watched) > WATCH_EVERY:
+        if not self.reported_busy and (seconds := progress.seconds - self.watched) > WATCH_EVERY:
             share = self.watch.share(seconds)
             self.watched = progress.seconds
             if share > HIGHEST_SHARE:
                 self.report.busy(self.speed(progress)[0], share)
-                self.told_busy = True
+                self.reported_busy = True
 
     def speed(self, progress: Progress) -> tuple[float, float]:
         """Tokens per second of training in this process, without measuring, and the seconds left."""
@@ -222,7 +222,7 @@ class Logbook:
         settings, step, held = self.task.settings, progress.step, self.measured.model_step
         if not self.finished(progress):
             command = f"llucid train --resume --out {shlex.quote(str(self.task.out))}"
-            self.report.say(f"stopped at step {step}; go on with: {command}")
+            self.report.say(f"stopped at step {step}; continue with: {command}")
         elif share_done(settings, progress) < 1:
             self.report.say(f"stopped early at step {step}: {settings.patience} measurements did not improve")
         if held == 0 and step and settings.base:

@@ -55,8 +55,8 @@ def test_a_chat_model_learns_to_answer(straight: Path, file: Path) -> None:
     assert measured[-1] < measured[0]
     model = llucid.load(straight, device="cpu")
     session = Session(model, sampling=Sampling(temperature=0.0), max_tokens=60)
-    told = "".join(session.reply("A tale!"))
-    assert told.split()[1:3] == ["lost", "a"]
+    tale = "".join(session.reply("A tale!"))
+    assert tale.split()[1:3] == ["lost", "a"]
     assert session.reason == "stop"
     assert "› A tale!" in (straight / "samples.txt").read_text()
 
@@ -266,7 +266,7 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     assert inputs[0].tolist().count(tokenizer.eos) >= 3
 
 
-def test_conversations_that_do_not_fit_are_said_to_be_left_out(tmp_path: Path) -> None:
+def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     talk = tmp_path / "talk.jsonl"
     with open(talk, "w") as out:
         for number in range(20):

@@ -54,10 +54,10 @@ def measured(out: Path) -> list[int]:
     return [row["step"] for row in losses(out) if "validation" in row]
 
 
-# ------------------------------------------------------------------------------------------------------ going on
+# ------------------------------------------------------------------------------------------------------ resuming
 
 
-def test_a_finished_run_goes_on_with_more_steps(corpus: Path, tmp_path: Path) -> None:
+def test_a_finished_run_continues_with_more_steps(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small(corpus, out, steps=6, evaluations=2)
     with pytest.raises(LlucidError, match=r"steps=5: the run in .* has done 6 already"):
@@ -73,7 +73,7 @@ def test_a_finished_run_goes_on_with_more_steps(corpus: Path, tmp_path: Path) ->
     assert (read_toml(out / "train.toml").steps, len(losses(out))) == (None, 13)
 
 
-def test_a_run_goes_on_from_another_working_directory(
+def test_a_run_resumes_in_another_working_directory(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And where the text has been moved to another place."""
@@ -133,7 +133,7 @@ def test_a_worse_model_does_not_replace_a_better_one_when_stopped(tmp_path: Path
 def test_ctrl_c_interrupts_after_saving(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
-    """A second one ends the measurement, and it is said that the model is untrained."""
+    """A second one ends the measurement. A message says that the model is untrained."""
     out, said = tmp_path / "run", io.StringIO()
     take, evaluate = loop.training_batch, TorchBackend.evaluate
 
@@ -153,12 +153,12 @@ def test_ctrl_c_interrupts_after_saving(
     with pytest.raises(KeyboardInterrupt):
         train(settings, Console(file=said, width=200))
     assert progress(out)["step"] == 3
-    assert "stopped at step 3; go on with: llucid train --resume" in said.getvalue()
+    assert "stopped at step 3; continue with: llucid train --resume" in said.getvalue()
     assert ("the model in the folder is untrained" in said.getvalue()) == again
 
 
 def test_a_state_is_saved_before_it_is_measured(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where measuring fails, as for want of memory, the run goes on with the measurement; then all is as it was."""
+    """If measuring fails, as without enough memory, the resumed run measures first; the result is that of any run."""
     out, straight = tmp_path / "run", tmp_path / "straight"
     how = {"steps": 8, "evaluations": 2}
     small(corpus, straight, **how)
@@ -196,7 +196,7 @@ def test_samples_and_curve_that_a_kill_prevented_are_made(corpus: Path, tmp_path
 def test_measuring_begins_early_and_takes_a_tenth_of_the_time(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float, expected: int
 ) -> None:
-    """A step takes a second and a measurement four, on a clock of the test's own."""
+    """A step takes one second and a measurement four, on a clock that the test replaces."""
     now, take, evaluate, out = 0.0, loop.training_batch, TorchBackend.evaluate, tmp_path / "run"
 
     def batch(*arguments: Any) -> object:
@@ -265,7 +265,7 @@ def test_a_base_without_a_tokenizer_takes_one(data: Path, corpus: Path, tmp_path
 # ------------------------------------------------------------------------------------------------ folders and names
 
 
-def test_runs_that_want_one_name_get_several(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_with_the_same_name_are_numbered(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others appear between the choice of a name and the end of making the folder."""
     monkeypatch.chdir(tmp_path)
     free, others = run.free_name, [Path("runs/geese"), Path("runs/geese-2")]
@@ -323,7 +323,7 @@ def test_names_are_printed_and_drawn_as_they_are(tmp_path: Path, name: str) -> N
     text.parent.mkdir(parents=True, exist_ok=True)
     text.write_text(TEXT)
     said = small(text, out, steps=2, stop_after=1)
-    assert out.name in said.split("go on with")[1]
+    assert out.name in said.split("continue with")[1]
     again: dict[str, Any] = {} if utf8 else {"corpus": (str(text),)}
     resumed(out, **again)
     assert len(losses(out)) == 2
@@ -411,8 +411,8 @@ def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monke
 # ------------------------------------------------------------------------------------------------------ busy machines
 
 
-def test_a_busy_machine_is_said_to_be_one_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread waits for a core in 30 % of the time, by clocks of the test's own."""
+def test_a_busy_machine_is_reported_once(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread waits for a core in 30 % of the time, on clocks that the test replaces."""
     now, take = 0.0, loop.training_batch
 
     def batch(*arguments: Any) -> object:
@@ -457,7 +457,7 @@ def test_waiting_is_counted() -> None:
     assert 0 <= busy.Watch().share(1.0) <= 1
 
 
-def test_few_steps_are_said_to_be_few(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_steps_are_reported(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, take = 0.0, loop.training_batch
 
     def batch(*arguments: Any) -> object:
@@ -471,7 +471,7 @@ def test_few_steps_are_said_to_be_few(corpus: Path, tmp_path: Path, monkeypatch:
     assert "only 3 steps fitted into 1 minutes" in said
 
 
-def test_a_report_says_what_it_is_given() -> None:
+def test_a_report_prints_its_lines_without_markup() -> None:
     console = Console(file=io.StringIO(), width=40)
     Report(console).say("[bold]" + "x" * 60 + ":smile:\x1b[31m\ud800")
     assert console.file.getvalue() == "[bold]" + "x" * 60 + ":smile:␛[31m\ufffd\n"

@@ -125,7 +125,7 @@ def test_resumed_equals_straight_bit_for_bit(
         straight = tmp_path / "straight"
         do(*fresh(corpus, straight, *DROPOUT, *how))
     said = do(*fresh(corpus, out, *DROPOUT, *how, "--stop-after", 17)).stdout
-    assert f"stopped at step 17; go on with: llucid train --resume --out {out}" in said
+    assert f"stopped at step 17; continue with: llucid train --resume --out {out}" in said
     do("train", "--resume", "--out", out)
     assert_same_run(out, straight)
 
@@ -257,7 +257,7 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
     running.send_signal(signal.SIGINT)
     said, _ = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert f"go on with: llucid train --resume --out {out}" in said
+    assert f"continue with: llucid train --resume --out {out}" in said
     reached = len(losses(out))
     assert 0 < reached < 4000
     assert "the model in the folder is untrained" not in said
@@ -301,19 +301,19 @@ def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
     """SIGTERM like Ctrl-C; the second one interrupts; other threads catch none."""
     first = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     before = signal.getsignal(signal.SIGINT), signal.SIG_IGN
-    told: list[int] = []
+    numbers: list[int] = []
 
     def stopped() -> None:
         with interruption() as interrupted:
-            told.append(interrupted())
+            numbers.append(interrupted())
             signal.raise_signal(signal.SIGTERM)
-            told.append(interrupted())
+            numbers.append(interrupted())
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         stopped()
     afterwards = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGTERM, first)
-    assert told == [0, signal.SIGTERM]
+    assert numbers == [0, signal.SIGTERM]
     assert afterwards == before
 
     def beside() -> int:
@@ -491,8 +491,8 @@ def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> N
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
-    told = evaluate(model.weights, model.config, tokens) * a_character
-    assert losses(out)[-1]["validation"] == pytest.approx(told, rel=0.02)
+    expected = evaluate(model.weights, model.config, tokens) * a_character
+    assert losses(out)[-1]["validation"] == pytest.approx(expected, rel=0.02)
     assert f"val {losses(out)[-1]['validation']:.3f} nats" in said
     blind = math.log(model.config.vocab_size) * a_character  # as at the first step, when nothing has been learned
     assert losses(out)[0]["loss"] == pytest.approx(blind, rel=0.1)
@@ -514,8 +514,8 @@ def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Pa
 
 
 def test_clock() -> None:
-    told = {0.4: "0:00", 59.6: "1:00", 83.0: "1:23", 3599.4: "59:59", 3600.0: "1:00:00", 36_123.0: "10:02:03"}
-    assert {seconds: clock(seconds) for seconds in told} == told
+    expected = {0.4: "0:00", 59.6: "1:00", 83.0: "1:23", 3599.4: "59:59", 3600.0: "1:00:00", 36_123.0: "10:02:03"}
+    assert {seconds: clock(seconds) for seconds in expected} == expected
     assert clock(-1.0) == "0:00"
 
 
@@ -535,9 +535,9 @@ def test_a_measurement_fits_a_terminal() -> None:
 def test_measuring_does_not_count_in_the_training_speed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tokens per second leave measuring out; the time left includes it. Both are those of this process. The clock
-    is the test's own."""
-    now, told = 0.0, list[tuple[float, float]]()
+    """Tokens per second exclude measuring; the time left includes it. Both count this process only. The test replaces
+    the clock."""
+    now, printed = 0.0, list[tuple[float, float]]()
     take, measure = loop.training_batch, TorchBackend.evaluate
 
     def batch(*arguments: Any) -> object:
@@ -553,16 +553,16 @@ def test_measuring_does_not_count_in_the_training_speed(
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(TorchBackend, "evaluate", slowly)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(Report, "measured", lambda *figures: told.append(figures[-2:]))
+    monkeypatch.setattr(Report, "measured", lambda *figures: printed.append(figures[-2:]))
     here(*fresh(corpus, tmp_path / "out", "--steps", 10, "--evaluations", 5, "--stop-after", 6))
     here("train", "--resume", "--out", tmp_path / "out")
-    speeds, left = zip(*told, strict=True)
+    speeds, left = zip(*printed, strict=True)
     assert speeds == (4 * 16 / 0.5,) * 5
     assert left == pytest.approx([1 / 2 * 8, 12 / 4 * 6, 23 / 6 * 4, 1 / 2 * 2, 0])
 
 
 def test_minutes_are_counted_while_it_trains(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second per step on a clock of the test's own, and a pause between two processes."""
+    """With half a second per step, on a clock that the test replaces, and a pause between two processes."""
     now, take, out = 0.0, loop.training_batch, tmp_path / "out"
 
     def batch(*arguments: Any) -> object:
@@ -601,9 +601,9 @@ def test_tensorboard_gets_the_same_figures(corpus: Path, tmp_path: Path) -> None
     events = EventAccumulator(str(out / "tensorboard"))
     events.Reload()
     for name in ("loss", "validation", "rate"):
-        told = [(event.step, event.value) for event in events.Scalars(name)]
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
         kept = [(row["step"], pytest.approx(row[name], rel=1e-6)) for row in losses(out) if name in row]
-        assert told == kept
+        assert logged == kept
 
 
 def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None:
