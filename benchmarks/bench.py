@@ -144,7 +144,7 @@ def positions(options: argparse.Namespace, folder: Path) -> None:
     import torch
 
     from llucid.generation.pages import Part
-    from llucid.generation.reading import Reader
+    from llucid.generation.reader import Reader
     from llucid.presets import PRESETS
     from llucid.weights import initialise, to
 

@@ -32,7 +32,7 @@ from llucid.arrays import Quantized
 from llucid.cache import PAGE, Memory
 from llucid.checkpoints import Model, load, save
 from llucid.generation import Batch
-from llucid.generation.reading import Reader
+from llucid.generation.reader import Reader
 from llucid.native.build import compiler
 from llucid.native.step import decode_step
 from llucid.presets import PRESETS

@@ -27,7 +27,7 @@ or as the format calls its quantised one ("Q8_0")."""
 class Format(Protocol):
     """One format. Every function raises LlucidError, in one line, for bytes that are not a whole Llama.
 
-    A module may also have `weight_files(path)`, for models that are folders; `inferred(path)`, the names of the
+    A module may also have `weight_files(path)`, for models of several files; `inferred(path)`, the names of the
     Config's numbers that no file says; and `open_quantized`, `open_weights` that keeps what the file has quantised.
     """
 

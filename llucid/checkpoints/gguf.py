@@ -1,5 +1,6 @@
-"""Models in GGUF, llama.cpp's format, with the architecture "llama": one file, which also contains the tokenizer.
+"""Models in GGUF, llama.cpp's format, with the architecture "llama".
 
+A model is one file, which also contains the tokenizer, or is split over several files, of which one opens the first.
 The rows of query and key are in Meta's order, as in memory. Source of the names and keys: llama.cpp,
 src/llama-arch.cpp and convert_hf_to_gguf.py.
 """
@@ -23,6 +24,8 @@ from llucid.checkpoints.gguf_file import (
     PendingTensor,
     encode_header,
     read_file_header,
+    read_model_header,
+    read_parts,
     stored_tensor,
     tensor_chunks,
 )
@@ -124,23 +127,22 @@ def recognises(path: Path) -> bool:
     return path.is_file() and first_bytes(path, 4) == b"GGUF"
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files of the model: several if it is split and `path` is part 1."""
+    return [part.path for part in read_parts(path)]
+
+
 def read_config(path: Path) -> Config:
     """The Config from the file's metadata. The embedding gives the vocabulary size; no output matrix means tied.
 
     Raises LlucidError, which names the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
-    return config_from_header(read_file_header(path))
+    return config_from_header(read_model_header(path))
 
 
 def config_from_header(header: FileHeader) -> Config:
     """The Config from a file's header."""
     path = header.path
-    parts = header.uniform_value("split.count") if "split.count" in header.fields else 1
-    if parts not in (0, 1):
-        raise LlucidError(
-            f"{path}: is one of {parts} files that are one model; join them with llama.cpp's tool: "
-            "llama-gguf-split --merge FIRST_FILE NEW_FILE"
-        )
     metadata = {key: header.uniform_value(key) for key in header.fields if key.startswith("llama.") or key in EXPECTED}
     unsupported = [key for key, allowed in EXPECTED.items() if metadata.get(key) not in allowed]
     if unsupported:
@@ -220,7 +222,7 @@ def read_scaling(header: FileHeader, config: Config, metadata: dict[str, Any]) -
             f"{SLOWDOWNS} has shape {list(tensor.shape)} and is {tensor.kind.name}; "
             f"expected [{config.head_dim // 2}] and float32"
         )
-    llama3 = llama3_scaling(header.numbers[tensor.at : tensor.at + tensor.size].view("<f4"), config)
+    llama3 = llama3_scaling(tensor.data.view("<f4"), config)
     if llama3 and scaling:
         raise LlucidError(f"{SLOWDOWNS} and {SCALING_KEYS['type']} both scale RoPE; expected only one of them")
     return llama3 or scaling
@@ -241,7 +243,7 @@ def scaling_metadata(scaling: Scaling | None) -> dict[str, Any]:
 
 def read_header(path: Path) -> Header:
     """The shape and type of every tensor in the file."""
-    return {name: (tensor.shape, tensor.kind.name) for name, tensor in read_file_header(path).tensors.items()}
+    return {name: (tensor.shape, tensor.kind.name) for name, tensor in read_model_header(path).tensors.items()}
 
 
 def open_weights(path: Path, config: Config) -> Weights:
@@ -258,7 +260,7 @@ def open_quantized(path: Path, config: Config) -> Weights:
 
 
 def _open(path: Path, config: Config, keep: bool) -> Weights:
-    header = read_file_header(path)
+    header = read_model_header(path)
     # Both follow from the config: the slowdowns, and the RoPE angles that very old files contain.
     ignored = {name for name in header.tensors if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
     entries = {name: stored_tensor(header, name, keep) for name in header.tensors}

@@ -22,9 +22,11 @@ from llucid.checkpoints.gguf_blocks import (
     GgmlType,
     dequantize_blocks,
 )
+from llucid.checkpoints.metadata import whole
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, tensor_of
 from llucid.errors import LlucidError
+from llucid.files import first_bytes, refuse_pointer
 
 NUMBER_TYPES = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -61,9 +63,16 @@ class TensorInfo(NamedTuple):
 
     shape: tuple[int, ...]
     kind: GgmlType
+    file: NDArray[np.uint8]
+    """The whole file that contains it, memory-mapped."""
     at: int
     size: int
     """Bytes."""
+
+    @property
+    def data(self) -> NDArray[np.uint8]:
+        """The tensor's bytes."""
+        return self.file[self.at : self.at + self.size]
 
 
 class Cursor:
@@ -245,6 +254,56 @@ def read_file_header(path: Path) -> FileHeader:
     return header
 
 
+def split_position(header: FileHeader) -> tuple[int, int]:
+    """Which part of a split model the file is, counted from 1, and the number of parts; (1, 1) if it is not split."""
+    values = {key: header.uniform_value(key) for key in ("split.no", "split.count") if key in header.fields}
+    return whole(values, "split.no", header.path, 0) + 1, whole(values, "split.count", header.path, 1) or 1
+
+
+def read_parts(path: Path) -> list[FileHeader]:
+    """The header of every file of a model. Other files are found by the names that llama.cpp gives to parts.
+
+    Raises LlucidError if `path` is not part 1, or if another part is missing, damaged or of another model.
+    """
+    first = read_file_header(path)
+    number, count = split_position(first)
+    if count == 1:
+        return [first]
+    position = f"is part {number} of a model that is split into {count} files"
+    if number != 1:
+        raise LlucidError(f"{path}: {position}; open part 1")
+    ending = f"-00001-of-{count:05}.gguf"
+    if not path.name.endswith(ending):
+        raise LlucidError(f"{path}: {position}; its name must end in {ending}")
+    parts = [first]
+    for number in range(2, count + 1):
+        file = path.with_name(f"{path.name.removesuffix(ending)}-{number:05}-of-{count:05}.gguf")
+        if not file.is_file():
+            raise LlucidError(f"{file}: is missing; the model is split into {count} files")
+        refuse_pointer(file)
+        if first_bytes(file, 4) != b"GGUF":
+            raise LlucidError(f"{file}: is not a GGUF file; the model is split into {count} files")
+        parts.append(read_file_header(file))
+        if (found := split_position(parts[-1])) != (number, count):
+            raise LlucidError(f"{file}: is part {found[0]} of {found[1]}; expected part {number} of {count}")
+    return parts
+
+
+def read_model_header(path: Path) -> FileHeader:
+    """The header of a model: of a split one, the metadata of part 1 and the tensors of all parts."""
+    parts = read_parts(path)
+    tensors: dict[str, TensorInfo] = {}
+    for part in parts:
+        if twice := tensors.keys() & part.tensors.keys():
+            raise LlucidError(f"{part.path}: {min(twice)} occurs twice; it is in another part, too")
+        tensors |= part.tensors
+    if len(parts) > 1 and "split.tensors.count" in parts[0].fields:
+        expected = parts[0].uniform_value("split.tensors.count")
+        if expected != len(tensors):
+            raise LlucidError(f"{path}: has {len(tensors)} tensors in {len(parts)} files; expected {expected!r:.40}")
+    return parts[0]._replace(tensors=tensors)
+
+
 def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
     """Reads the list's entry for one tensor; its offset counts from the first tensor."""
     dimensions = cursor.uint32()
@@ -259,17 +318,15 @@ def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
     shape = tuple(reversed(lengths))
     if 0 in shape or shape[-1] % kind.block:
         raise LlucidError(f"{cursor.path}: {name} has shape {list(shape)}, which {kind.name} does not allow")
-    return TensorInfo(shape, kind, at, math.prod(shape) // kind.block * kind.size)
+    return TensorInfo(shape, kind, cursor.numbers, at, math.prod(shape) // kind.block * kind.size)
 
 
 def stored_tensor(header: FileHeader, name: str, keep: bool) -> Stored:
     """A tensor of the file, to be read later; with `keep`, Q8_0 and Q4_0 matrices stay quantised."""
-    shape, kind, at, size = header.tensors[name]
+    tensor = header.tensors[name]
+    shape, kind, raw = tensor.shape, tensor.kind, tensor.data
     if kind.block == 1:
-        width = f"<i{kind.size}"
-        return mapped(shape, kind.name, lambda: header.numbers[at : at + size].view(width).reshape(shape))
-
-    raw = header.numbers[at : at + size]
+        return mapped(shape, kind.name, lambda: raw.view(f"<i{kind.size}").reshape(shape))
     if keep and kind.name in QUANTIZED_BITS and len(shape) == 2:
         return Stored(shape, "float32", lambda: from_blocks(raw.reshape(shape[0], -1, kind.size)))
     return Stored(shape, "float32", lambda: dequantize_blocks(raw, kind, shape))

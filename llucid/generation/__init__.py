@@ -6,7 +6,7 @@ stream.py       the engine's ids as pieces of text; stopping.py: stop strings, o
 batch.py        the engine: ids → ids, for requests that come and go
 sampling.py     logits → logits → one token
 speculation.py  several tokens for one pass, where the text repeats itself
-reading.py      ids → logits, by C or by PyTorch (reading_torch.py)
+reader.py       ids → logits, by C or by PyTorch (torch_reader.py)
 pages.py        who has which pages of the cache, and shares them
 screen.py       text as a terminal shows it: lines end between words
 """

@@ -22,7 +22,7 @@ from numpy.random import Generator
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.pages import Part, Sequence, common_prefix
-from llucid.generation.reading import C_TOKENS, Reader
+from llucid.generation.reader import C_TOKENS, Reader
 from llucid.generation.sampling import Sampling, log_probability
 from llucid.generation.speculation import Draft
 from llucid.model import Model

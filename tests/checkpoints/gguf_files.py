@@ -46,11 +46,12 @@ def write_with_package(
     tensors: dict[str, tuple[np.ndarray, Any]],
     big_endian: bool = False,
     alignment: int | None = None,
+    split_max_tensors: int = 0,
 ) -> None:
     """Writes `tensors` with the package's writer, with the metadata that llama.cpp's converter writes for `model`."""
     config = model.config
     endian = gguf.GGUFEndian.BIG if big_endian else gguf.GGUFEndian.LITTLE
-    writer = gguf.GGUFWriter(path, "llama", endianess=endian)
+    writer = gguf.GGUFWriter(path, "llama", endianess=endian, split_max_tensors=split_max_tensors)
     if alignment:
         writer.add_custom_alignment(alignment)
     writer.add_context_length(config.context)

@@ -242,9 +242,9 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], mess
         ({"general.type": "adapter"}, 'it has general.type "adapter"'),
         (
             {"split.count": 3},
-            "one of 3 files that are one model; join them with llama.cpp's tool: llama-",
+            "is part 1 of a model that is split into 3 files; its name must end in -00001-of-00003.gguf",
         ),
-        ({"split.count": 2, "general.architecture": None}, "is one of 2 files"),
+        ({"split.count": 2, "general.architecture": None}, "split into 2 files"),
         ({"llama.expert_count": 8, "llama.expert_used_count": 2}, "it has llama.expert_count 8"),
         ({"llama.rope.scaling.type": "longrope"}, 'it has llama.rope.scaling.type "longrope"'),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.5}, "rope_scaling.factor=0.5"),

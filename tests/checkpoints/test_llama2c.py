@@ -221,6 +221,25 @@ def test_group_sizes_that_divide_only_some_matrices_are_refused(tmp_path: Path) 
             load(file)
 
 
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_memory_for_very_many_layers_is_bounded(version: int, tmp_path: Path) -> None:
+    """Tiny layers take 100 bytes in the file and 14,000 as Python objects, so their number is limited."""
+    from tests.checkpoints.test_hostile import SLACK, limited  # which imports this module
+
+    file = tmp_path / "model.bin"
+    tiny = Config(**SMALL.__dict__ | dict(dim=2, heads=1, kv_heads=1, head_dim=2, ffn_dim=1, vocab_size=1, context=1))
+    for layers in (llama2c.MAX_LAYERS + 1, 2**31 - 1, llama2c.MAX_LAYERS):
+        header = llama2c.BinHeader(version, replace(tiny, layers=layers), 1)
+        size = header.size if layers < 2**20 else 256
+        file.write_bytes(llama2c.encode_header(header).ljust(size, b"\0"))
+        with limited(2 * size + SLACK):
+            if layers > llama2c.MAX_LAYERS:
+                with pytest.raises(LlucidError, match="not a model" if version == 0 else f"layers={layers}"):
+                    load(file, device="cpu")
+            else:
+                assert len(llama2c.open_weights(file, llama2c.read_config(file)).blocks) == layers
+
+
 def story(model: Model) -> str:
     return "".join(llucid.generate(model, "", max_tokens=200, temperature=0.0))
 

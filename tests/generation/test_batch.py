@@ -16,9 +16,9 @@ from torch import Tensor
 from llucid.cache import PAGE, Memory
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation import Batch, Draft, Event, Request, Sampling, Statistics, generator, reading, reading_torch
+from llucid.generation import Batch, Draft, Event, Request, Sampling, Statistics, generator, reader, torch_reader
 from llucid.generation.batch import CHUNK, window
-from llucid.generation.reading import LARGEST, checked
+from llucid.generation.reader import LARGEST, checked
 from llucid.llama import llama
 from llucid.model import Model
 from llucid.weights import Weights, initialise, quantize, to, tree_map
@@ -142,13 +142,13 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_whole(
 
 def test_a_prompt_of_any_length_goes_through_the_model_in_chunks(monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
-    real = reading_torch.hidden
+    real = torch_reader.hidden
 
     def hidden(tokens: Tensor, *more: Any) -> Any:
         sizes.append(tokens.shape[1])
         return real(tokens, *more)
 
-    monkeypatch.setattr(reading_torch, "hidden", hidden)
+    monkeypatch.setattr(torch_reader, "hidden", hidden)
     batch = Batch(Model(replace(CONFIG, context=2 * CHUNK), WEIGHTS, None))
     run(batch, request(ids(CHUNK + 9), 1))
     assert sizes == [CHUNK, 9]
@@ -165,13 +165,13 @@ def test_texts_go_on_while_a_long_prompt_is_read():
 
 def test_only_what_is_scored_is_unembedded(monkeypatch: pytest.MonkeyPatch):
     shapes: list[tuple[int, ...]] = []
-    real = reading_torch.unembed
+    real = torch_reader.unembed
 
     def unembed(x: Tensor, weights: Weights) -> Tensor:
         shapes.append(tuple(x.shape))
         return real(x, weights)
 
-    monkeypatch.setattr(reading_torch, "unembed", unembed)
+    monkeypatch.setattr(torch_reader, "unembed", unembed)
     run(Batch(MODEL), request(ids(20), 1), request(ids(7, 1), 1))
     assert shapes == [(2, CONFIG.dim)]
 
@@ -306,7 +306,7 @@ LONG_WEIGHTS = spread(LONG, 1)
 @pytest.fixture
 def c_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where C can read, it reads prompts of any length, so that all is equal to the bit."""
-    monkeypatch.setattr(reading, "C_TOKENS", 10**9)
+    monkeypatch.setattr(reader, "C_TOKENS", 10**9)
 
 
 PIECES = [ids(count, seed) for seed, count in enumerate((3, PAGE - 1, PAGE, 2 * PAGE + 4))]
@@ -487,4 +487,4 @@ def test_long_prompts_are_pytorchs_beside_texts_that_c_writes(monkeypatch: pytes
     assert [event.token for event in events if event.number == second] == written(
         run(Batch(model), request(ids(50, 1), 4))[0]
     )
-    assert reading.C_TOKENS < 50
+    assert reader.C_TOKENS < 50

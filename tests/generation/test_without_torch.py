@@ -28,8 +28,8 @@ from llucid.generation import (
     generate_batch,
     generator,
     predict,
-    reading,
-    reading_torch,
+    reader,
+    torch_reader,
 )
 from llucid.generation.sampling import draw, library_of, softmax, top_p
 from llucid.llama import llama, rope_frequencies
@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_equations(tmp_path: Path) -> None:
 def test_scores_are_those_of_the_same_step_on_tensors(name: str, tmp_path: Path) -> None:
     """To the bit: the step on tensors is held to the equations elsewhere."""
     model, tokens = mapped(written(tmp_path, name)), ids(40)
-    plain = model._replace(weights=reading_torch.tensors(model.weights))
+    plain = model._replace(weights=torch_reader.tensors(model.weights))
     assert any(isinstance(leaf, Quantized) for leaf in leaves(plain.weights)) == ("Q" in name)
     one_by_one = Batch(plain)
     for length in range(1, 41):
@@ -169,7 +169,7 @@ def test_long_prompts_are_left_to_pytorch_unless_it_had_to_dequantise_weights(
     name: str, by_c: int, tmp_path: Path
 ) -> None:
     model = mapped(written(tmp_path, name))
-    batch, step = watched(model._replace(weights=reading_torch.tensors(model.weights)))
+    batch, step = watched(model._replace(weights=torch_reader.tensors(model.weights)))
     batch.read(ids(40))
     assert step.tokens == by_c
 
@@ -178,7 +178,7 @@ def test_long_prompts_are_left_to_pytorch_unless_it_had_to_dequantise_weights(
 def test_such_prompts_wait_for_no_import_either(
     name: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    monkeypatch.setattr(reader, "IMPORT_COST", 0)
     batch = Batch(mapped(written(tmp_path, name)))
     batch.read(ids(40))
     assert isinstance(batch.reader.weights.norm, Mapped) == alone
@@ -188,7 +188,7 @@ def test_pieces_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.
     """To the bit."""
     model = mapped(written(tmp_path, "gguf"))
     whole = Batch(model).read(ids(40))
-    monkeypatch.setattr(reading, "C_CHUNK", 8)
+    monkeypatch.setattr(reader, "C_CHUNK", 8)
     assert np.array_equal(Batch(model).read(ids(40)), whole)
 
 
@@ -212,8 +212,8 @@ def test_much_to_read_is_left_to_pytorch(
         return tokens, isinstance(batch.reader.weights.norm, Mapped)
 
     text, _ = texts()
-    monkeypatch.setattr(reading, "IMPORT_COST", parameter_count(CONFIG) * 10)
-    monkeypatch.setattr(reading, "C_TOKENS", 1)
+    monkeypatch.setattr(reader, "IMPORT_COST", parameter_count(CONFIG) * 10)
+    monkeypatch.setattr(reader, "C_TOKENS", 1)
     assert texts() == (text, alone)
 
 
@@ -223,12 +223,12 @@ def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatc
     path = written(tmp_path, name)
     model, helped = mapped(path), load(path, quantize="file", device="cpu")
     options: dict[str, Any] = dict(max_tokens=6, seed=1)
-    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    monkeypatch.setattr(reader, "IMPORT_COST", 0)
     for limit in ("C_TOKENS", "C_TOKENS_QUANTISED"):
-        monkeypatch.setattr(reading, limit, 4)
+        monkeypatch.setattr(reader, limit, 4)
     many = [[text.text for text in generate_batch(it, ["AB"], samples=5, **options)] for it in (model, helped)]
     assert many[0] == many[1]
-    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    monkeypatch.setattr(reader, "IMPORT_COST", 0)
     prompt = "ABCDE" * 5
     assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
     monkeypatch.setenv("LLUCID_C", "0")
@@ -237,16 +237,16 @@ def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatc
 
 def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who stopped an answer asks again: what is imported by half would fail then."""
-    model, late = mapped(written(tmp_path, "gguf")), "llucid.generation.reading_torch"
+    model, late = mapped(written(tmp_path, "gguf")), "llucid.generation.torch_reader"
 
     class Pressed:
         def find_spec(self, name: str, path: object = None, target: object = None) -> None:
             if name == late:
                 signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    monkeypatch.setattr(reader, "IMPORT_COST", 0)
     monkeypatch.delitem(sys.modules, late)
-    monkeypatch.setattr("llucid.generation.reading_torch", reading_torch)  # as it is to be again afterwards
+    monkeypatch.setattr("llucid.generation.torch_reader", torch_reader)  # as it is to be again afterwards
     monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -260,7 +260,7 @@ def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
     done: list[int] = []
 
     def work() -> None:
-        with reading.delayed_interrupts():
+        with reader.delayed_interrupts():
             done.append(1)
 
     thread = threading.Thread(target=work)
@@ -272,12 +272,12 @@ def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
 def test_what_c_has_read_pytorch_does_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, tokens = Batch(mapped(written(tmp_path, "gguf"))), ids(30)
     batch.read(tokens[:20])
-    monkeypatch.setattr(reading, "C_TOKENS", 1)
-    monkeypatch.setattr(reading, "IMPORT_COST", 0)
+    monkeypatch.setattr(reader, "C_TOKENS", 1)
+    monkeypatch.setattr(reader, "IMPORT_COST", 0)
     read: list[int] = []
-    real = reading_torch.TorchReader.read
+    real = torch_reader.TorchReader.read
     monkeypatch.setattr(
-        reading_torch.TorchReader, "read", lambda self, parts: read.append(len(parts[0].ids)) or real(self, parts)
+        torch_reader.TorchReader, "read", lambda self, parts: read.append(len(parts[0].ids)) or real(self, parts)
     )
     scores = torch.from_numpy(batch.read(tokens))
     assert read == [10]

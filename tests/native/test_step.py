@@ -301,7 +301,7 @@ STORY = (
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
 def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
     import llucid
-    from llucid.generation import reading
+    from llucid.generation import reader
 
     model = llucid.load(data / "stories260K.bin", tokenizer=data / "tok512.bin")
     steps: list[DecodeStep] = []
@@ -310,7 +310,7 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
         steps.append(built(weights, config, flags))
         return steps[-1]
 
-    monkeypatch.setattr(reading, "decode_step", counted)
+    monkeypatch.setattr(reader, "decode_step", counted)
     assert "".join(llucid.generate(model, max_tokens=200, temperature=0.0)) == STORY
     assert len(steps) == 1
 

@@ -1,6 +1,6 @@
 """One pass of the model: new ids of some sequences in, logits out; keys and values go into the cache.
 
-Two implementations share the cache: C (native/step.py), which is faster for few tokens, and PyTorch (reading_torch.py),
+Two implementations share the cache: C (native/step.py), which is faster for few tokens, and PyTorch (torch_reader.py),
 which is faster for many. `Reader` chooses for each pass. With quantised weights C also reads all but very long prompts,
 since PyTorch must dequantise them first; and until PyTorch is imported, C reads whatever takes less time than the
 import.
@@ -25,7 +25,7 @@ from llucid.native.step import decode_step
 from llucid.weights import Weights, leaves, parameter_count
 
 if TYPE_CHECKING:
-    from llucid.generation.reading_torch import TorchReader
+    from llucid.generation.torch_reader import TorchReader
 
 C_TOKENS, C_TOKENS_QUANTISED = 24, 4096
 """Up to so many tokens per pass, C is faster than PyTorch: with plain weights, with quantised ones."""
@@ -106,7 +106,7 @@ class Reader:
         """PyTorch's reader, created when first needed."""
         if self._torch is None:
             with delayed_interrupts():
-                from llucid.generation.reading_torch import TorchReader, tensors
+                from llucid.generation.torch_reader import TorchReader, tensors
 
             weights = tensors(self.weights, dense=self.step is None)
             if self.step is not None and weights is not self.weights:
