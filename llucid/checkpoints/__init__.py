@@ -15,9 +15,10 @@ generation_config.py  the sampling settings of a Hugging Face folder
 
 import importlib
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
@@ -27,15 +28,17 @@ from llucid.arrays.devices import choose_device, only_cpu
 from llucid.arrays.dtypes import choose_dtype, dtype_of
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
+from llucid.checkpoints.generation_config import copy_generation_config
 from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
-from llucid.errors import LlucidError, NoTokenizer, one_line
+from llucid.errors import LlucidError, NoTokenizer, note, one_line
 from llucid.files import atomic_folder, is_occupied, refuse_pointer
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
-from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
+from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import leaves, parameter_count, tree_map
@@ -241,16 +244,60 @@ def convert(
     """Converts the model at `path` to another format, with one tensor in memory at a time.
 
     Returns the values of the Config that the format cannot hold and that differ when the result is opened, before and
-    after: Meta's format has no context, and none has the dropout. Raises LlucidError, before anything is written, if
-    `out` exists and for a model that the format cannot hold.
+    after: Meta's format has no context, and none has the dropout. The result is opened and its tokenizer is compared
+    with the original; if only dialogues differ, a note says so. Raises LlucidError, and leaves nothing behind, if `out`
+    exists, for a model that the format cannot hold, and if the result gives other token ids.
     """
-    out = Path(out)
+    path, out = find(path), Path(out)
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
-    model = _open(find(path), tokenizer)
+    model = _open(path, tokenizer)
     weights = tree_map(lambda leaf: leaf.to(model.weights.dtype), model.weights)  # as in `load`
     model = model._replace(weights=weights)
-    save(model, out, format, version=version, dtype=dtype, progress=progress)
-    before, after = model.config, format_of(out)[1].read_config(out)
-    pairs = {item.name: (getattr(before, item.name), getattr(after, item.name)) for item in fields(Config)}
+    with _removed_on_error(out):
+        save(model, out, format, version=version, dtype=dtype, progress=progress)
+        if format == format_of(path)[0] == "huggingface":
+            copy_generation_config(path, out, token_ids=tokenizer is None)
+        result = _open(out, None)
+        _compare(model, result, out)
+    pairs = {
+        item.name: (getattr(model.config, item.name), getattr(result.config, item.name)) for item in fields(Config)
+    }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+@contextmanager
+def _removed_on_error(out: Path) -> Generator[None]:
+    """Removes the model at `out`, a new file or folder or an empty folder, if an error is raised inside."""
+    was_folder = out.is_dir()
+    files = [out.parent / name for name in (*FILES, "tokenizer_config.json", "generation_config.json")]
+    new = [out, *(file for file in files if not file.exists())]
+    try:
+        yield
+    except BaseException:
+        if out.is_dir():
+            for path in [*out.iterdir()] if was_folder else [out]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        elif out.exists():
+            for file in new:
+                file.unlink(missing_ok=True)
+        raise
+
+
+def _compare(model: Model, result: Model, out: Path) -> None:
+    """Raises LlucidError if the tokenizer of `result` differs from that of `model`; notes different dialogues."""
+    from llucid.dialogs.comparison import first_difference_in_dialog  # imports jinja2, which takes time
+
+    one, two = model.tokenizer, result.tokenizer
+    if one is None or two is None:
+        difference = (
+            None if one is two else f"{'only the new' if one is None else 'only the old'} model has a tokenizer"
+        )
+    else:
+        difference = first_difference(one, two)
+    if difference:
+        raise LlucidError(f"{out}: not written, since the tokenizer would change: {difference}")
+    if one and two:
+        formats = (model.chat_format, result.chat_format)
+        if difference := first_difference_in_dialog(one, two, format=formats[0], other_format=formats[1]):
+            note(f"{out}: chat differs from the original: {difference}")

@@ -1,10 +1,13 @@
 """The sampling settings of a Hugging Face folder: the defaults of `generate` and `chat` for its model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from llucid.errors import LlucidError
-from llucid.files import read_json
+from llucid.files import read_json, write_text_atomically
+
+FILE = "generation_config.json"
 
 KINDS = {
     "temperature": (int, float),
@@ -21,10 +24,25 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
     Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`.
     """
     try:
-        config = read_json(path / "generation_config.json")
+        config = read_json(path / FILE)
     except LlucidError:
         return {}
     found = {name: config[name] for name, kinds in KINDS.items() if type(config.get(name)) in kinds}
     if found.get("top_k") == 0:  # no limit in transformers
         del found["top_k"]
     return found if config.get("do_sample") is True else {}
+
+
+def copy_generation_config(folder: Path, out: Path, token_ids: bool) -> None:
+    """Copies the folder's `generation_config.json` to another; a missing or damaged file is not copied.
+
+    `token_ids`: whether the ids of BOS, EOS and so on are also copied. Ids that are in the file in `out` are kept.
+    """
+    try:
+        config = read_json(folder / FILE)
+    except LlucidError:
+        return
+    kept = {key: value for key, value in config.items() if token_ids or not key.endswith("_token_id")}
+    if (out / FILE).is_file():
+        kept |= read_json(out / FILE)
+    write_text_atomically(out / FILE, json.dumps(kept, indent=2) + "\n")

@@ -480,3 +480,71 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         archive.writestr("a/data.pkl", bytes(10**7))
     with pytest.raises(LlucidError, match="compressed"):
         read_pickle(file)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickle_protocols(protocol: int, tmp_path: Path) -> None:
+    state = {"a": VIEWS, "again": VIEWS, "b": torch.nn.Parameter(VIEWS[:4].half()), "sizes": torch.Size((2, 3))}
+    torch.save(state, tmp_path / "file", pickle_protocol=protocol)
+    found = read_pickle(tmp_path / "file")
+    assert found["sizes"] == (2, 3)
+    for name in ("a", "again", "b"):
+        assert torch.equal(found[name].read().tensor(), state[name].detach())
+    torch.save({"a": Malicious(os.system, "true")}, tmp_path / "file", pickle_protocol=protocol)
+    with pytest.raises(LlucidError, match=r"refused, because opening it would call .*system"):
+        read_pickle(tmp_path / "file")
+
+
+@pytest.mark.parametrize("offset", [3, 2**31 - 1])
+def test_an_empty_tensor_at_any_offset(offset: int, tmp_path: Path) -> None:
+    """It needs no numbers, so its offset may exceed the storage; as in torch.load, it has its shape and dtype."""
+    torch.save({"a": VIEWS[3:43].view(5, 8)}, tmp_path / "file")
+    with zipfile.ZipFile(tmp_path / "file") as archive:
+        pickled = archive.read("file/data.pkl")
+    changed = pickled.replace(b"K\x03K\x05K\x08\x86", b"J" + offset.to_bytes(4, "little") + b"K\x00K\x08\x86")
+    found = read_pickle(rewritten(tmp_path / "file", data=changed))["a"]
+    assert (found.shape, found.dtype) == ((0, 8), "float32")
+    assert found.read().tensor().shape == (0, 8)
+
+
+@pytest.mark.parametrize("before", [9, 60])
+def test_a_negative_member_offset_is_refused(before: int, tmp_path: Path) -> None:
+    """zipfile adds a number, which a false offset of the directory makes negative, to the offset of each member. Here
+    data/0 is `before` bytes before the file, where Python's slices see the end of the file: a copy of a header."""
+    torch.save({"a": VIEWS}, tmp_path / "file")
+    content = bytearray(rewritten(tmp_path / "file").read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    directory = int.from_bytes(content[end + 16 : end + 20], "little")
+    for name in zipfile.ZipFile(tmp_path / "file").namelist():
+        at = content.index(name.encode(), directory) - 4
+        offset = 0 if name == "file/data/0" else int.from_bytes(content[at : at + 4], "little") + before
+        content[at : at + 4] = offset.to_bytes(4, "little")
+    content[end + 16 : end + 22] = (directory + before).to_bytes(4, "little") + before.to_bytes(2, "little")
+    (tmp_path / "file").write_bytes(content + b"PK\x03\x04".ljust(before, b"\0"))
+    assert zipfile.ZipFile(tmp_path / "file").getinfo("file/data/0").header_offset == -before
+    with pytest.raises(LlucidError, match="truncated: file/data/0 is incomplete"):
+        read_pickle(tmp_path / "file")["a"].read()
+
+
+def test_archives_with_too_many_or_too_large_members_are_refused(tmp_path: Path) -> None:
+    """An empty member takes 12 times its size in memory; members that overlap claim more than the file has."""
+    file = tmp_path / "file"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02}.")
+        for number in range(5):
+            archive.writestr(f"a/{number:065000}", b"")
+    assert read_pickle(file) == {}
+    with zipfile.ZipFile(file, "a") as archive:
+        for number in range(5, 70):
+            archive.writestr(f"a/{number:065000}", b"")
+    with pytest.raises(LlucidError, match=r"its directory has 4,\d+,\d+ bytes; the file is damaged"):
+        read_pickle(file)
+
+    torch.save({"a": VIEWS}, file)
+    content = bytearray(rewritten(file).read_bytes())
+    directory = int.from_bytes(content[-6:-2], "little")
+    at = content.index(b"file/data/0", directory) - 46
+    content[at + 20 : at + 28] = 2 * len(content).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(LlucidError, match="its members are compressed"):
+        read_pickle(file)

@@ -1,5 +1,7 @@
 """Writing and reading gives the same model, in every format; what a format cannot hold is refused."""
 
+import importlib
+import json
 import math
 import subprocess
 import sys
@@ -28,16 +30,20 @@ from llucid.checkpoints import (
     save,
 )
 from llucid.checkpoints.format import Progress
+from llucid.checkpoints.generation_config import sampling_defaults
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.tensors import Stored, alike, mapped
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.presets import PRESETS
+from llucid.tokenizers.llama2c import Llama2cTokenizer
+from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.weights import count, leaves, parameter_count, tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint
 from tests.configs import CONFIGS
+from tests.tokenizers.texts import sentencepiece_model, small_llama2c, small_sentencepiece
 
 # Values that llama2.c's format cannot hold.
 PLAIN = dict(norm_eps=1e-5, rope_theta=10_000.0, rope_scaling=None)
@@ -132,6 +138,71 @@ def test_convert_returns_what_is_lost_and_refuses_to_overwrite(tmp_path: Path) -
         convert(tmp_path / "hf", tmp_path / "meta", "huggingface")
     with pytest.raises(LlucidError, match="format='onnx': expected one of huggingface, meta, llama2c, gguf"):
         convert(tmp_path / "hf", tmp_path / "out", "onnx")
+
+
+def other_llama2c() -> Llama2cTokenizer:
+    """`small_llama2c` with its last pieces preferred in the opposite order."""
+    pieces, scores = small_llama2c().pieces, small_llama2c().scores
+    return Llama2cTokenizer(pieces, [*scores[:300], *reversed(scores[300:])])
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize("format", ["huggingface", "meta", "llama2c", "gguf"])
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        (small_llama2c, other_llama2c, "the ids of"),
+        (small_llama2c, lambda: None, "only the old model has a tokenizer"),
+        (lambda: None, small_llama2c, "only the new model has a tokenizer"),
+    ],
+)
+def test_a_conversion_that_changes_the_tokenizer_is_refused(
+    before: Any, after: Any, message: str, format: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And leaves nothing behind."""
+    config = replace(TINY, vocab_size=small_llama2c().vocab_size)
+    save(model_of(config)._replace(tokenizer=before()), tmp_path / "from")
+    out = tmp_path / "out" if format in ("huggingface", "meta") else tmp_path / "out" / "model"
+    if there:
+        (tmp_path / "out").mkdir()
+    module = importlib.import_module(f"llucid.checkpoints.{format}")
+    write = module.write
+    monkeypatch.setattr(module, "write", lambda out, model, *rest: write(out, model._replace(tokenizer=after()), *rest))
+    with pytest.raises(LlucidError, match=f"out.*: not written, since the tokenizer would change: {message}"):
+        convert(tmp_path / "from", out, format)
+    assert not list((tmp_path / "out").rglob("*"))
+    assert out.is_dir() == (there and out.parent == tmp_path)
+
+
+def test_a_conversion_that_loses_the_chat_format_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{{ bos_token }}{% for message in messages %}{{ message.content }}</s>{% endfor %}"
+    tokenizer = SentencePiece(sentencepiece_model(), {"chat_template": template})
+    save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=tokenizer), tmp_path / "a")
+    for format in ("huggingface", "meta", "gguf"):
+        convert(tmp_path / "a", tmp_path / format / "b", format)
+        assert capsys.readouterr().err == ""
+        assert load(tmp_path / format / "b", device="cpu").tokenizer.config["chat_template"] == template
+    convert(tmp_path / "a", tmp_path / "b.bin", "llama2c")
+    message = f"note: {tmp_path / 'b.bin'}: chat differs from the original: the format of dialogues is lost\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("ends", [2, [2, 5]])
+def test_generation_config_survives_between_hugging_face_folders(ends: int | list[int], tmp_path: Path) -> None:
+    save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=small_sentencepiece()), tmp_path / "a")
+    sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    file = tmp_path / "a" / "generation_config.json"
+    file.write_text(json.dumps(sampling | {"bos_token_id": 1, "eos_token_id": ends}))
+    convert(tmp_path / "a", tmp_path / "b", "huggingface", dtype="float16")
+    found = json.loads((tmp_path / "b" / "generation_config.json").read_text())
+    assert found == sampling | {"bos_token_id": 1, "eos_token_id": ends}
+    assert sampling_defaults(tmp_path / "b") == {"temperature": 0.6, "top_p": 0.9}
+    small_sentencepiece().write(tmp_path / "other.model")
+    convert(tmp_path / "a", tmp_path / "c", "huggingface", tokenizer=tmp_path / "other.model")
+    assert json.loads((tmp_path / "c" / "generation_config.json").read_text()) == sampling
+    file.write_text("{")
+    convert(tmp_path / "a", tmp_path / "d", "huggingface")
+    assert not (tmp_path / "d" / "generation_config.json").exists()
 
 
 TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, vocab_size=50, context=64)
