@@ -29,7 +29,7 @@ FABLES = 4_000_000
 """Characters in the corpus of fables."""
 BUILT_IN = ("shakespeare", "fables")
 OWN_FOLDERS = (("train.toml", "state"), ("ladder.png", "metrics.json"))
-"""What the folder of a run, and that of a ladder, has in it."""
+"""Files by which the folder of a run, and that of a ladder, is recognised."""
 END = "\0"
 """The character that ends a document within a file. The end of a file ends one, too."""
 
@@ -56,7 +56,7 @@ class Corpus(NamedTuple):
         return (piece for piece in self.pieces(split) if piece != END)
 
     def pieces(self, split: str) -> Iterator[str]:
-        """The same, with END after each document that ends within the split."""
+        """Like `text`, with END after each document that ends within the split."""
         border = int(TRAIN_SHARE * self.size())
         start, stop = (0, border) if split == "train" else (border, self.size())
         for piece in _decoded(self.files, start, stop):
@@ -143,7 +143,8 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
         if not name or not path.exists():
             if len(names) > 1 and name in BUILT_IN:
                 raise LlucidError(
-                    f"corpus={' '.join(names)}: shakespeare and fables stand alone; give one of them, or only paths"
+                    f"corpus={' '.join(names)}: shakespeare and fables cannot be combined with others; give one of "
+                    "them, or only paths"
                 )
             raise LlucidError(f"corpus={name}: no such file or folder; expected shakespeare, fables, or a path")
         if not path.is_dir():

@@ -51,12 +51,14 @@ def open_conversations(name: str) -> Corpus:
                 out.writelines(fable_dialogues.lines(FABLES))
         return Corpus("fables", (file,))
     if not Path(name).is_file():
-        raise LlucidError(f"chat={name}: no such file; expected fables, or a file of conversations, one JSON a line")
+        raise LlucidError(
+            f"chat={name}: no such file; expected fables, or a file of conversations, one JSON object per line"
+        )
     return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
 
 
 def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str, Conversation]]:
-    """(where it is in the file, the conversation) of the "train" or the "validation" split, or of both.
+    """Pairs (place in the file, conversation) of the "train" or the "validation" split, or of both.
 
     Raises LlucidError, naming the place, for what is not a conversation with an answer, and for fewer than two.
     """

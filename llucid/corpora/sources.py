@@ -16,7 +16,7 @@ from llucid.errors import LlucidError
 from llucid.files import atomic_file, cache_file
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
-"""The first bytes of these files. JSON lines are text, and only their name, .jsonl, tells."""
+"""The first bytes of these files. JSON lines are text, so they are recognised by their name, .jsonl."""
 
 
 def text_file(path: Path, column: str) -> Path:

@@ -235,7 +235,7 @@ def read_measured(out: Path, progress: Progress) -> Measured:
 
 
 def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
-    """Writes `train.toml` anew if a resumed run has other settings than it began with, and allows it to improve."""
+    """Rewrites `train.toml` if a resumed run has other settings than before; then patience counts from 0 again."""
     toml, text = out / "train.toml", write_toml(settings)
     if toml.read_text(encoding="utf-8") != text:
         write_text_atomically(toml, text)

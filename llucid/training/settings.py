@@ -59,9 +59,9 @@ class Settings:
     corpus: tuple[str, ...] = ("shakespeare",)
     """Text to learn: shakespeare, fables, or paths of files and folders (text, .gz, .jsonl, .parquet)."""
     column: str = "text"
-    """Where .jsonl and .parquet files hold the text: a key, or a column."""
+    """Key or column that holds the text in .jsonl and Parquet files."""
     chat: str | None = None
-    """Learn the assistant's answers instead: fables, or a file of conversations, {"messages": [...]} a line."""
+    """Learn the assistant's answers instead: fables, or a file of conversations, one JSON object per line."""
     base: str | None = None
     """Fine-tune this model: begin with its weights, tokenizer and numbers (default: begin at random)."""
     tokenizer: str | None = None
@@ -75,7 +75,7 @@ class Settings:
     minutes: float | None = None
     """Minutes to train for, with the schedule fitted to them (default: the preset's)."""
     stop_after: int | None = None
-    """Stop this process after this many steps, as Ctrl-C would; --resume continues."""
+    """Stop after this many steps of this process, as Ctrl-C would; --resume continues."""
     out: str | None = None
     """Folder of the run (default: runs/CORPUS, or the first free name like it)."""
     resume: bool = False
@@ -89,13 +89,13 @@ class Settings:
     compile: bool = False
     """Compile the step with torch.compile."""
     seed: int = 0
-    """Of initial weights, batches and dropout."""
+    """Random seed of initial weights, batches and dropout."""
     batch: int | None = None
     """Windows in a step (default: the preset's)."""
     accumulate: int = 1
     """Parts in which a step's windows are computed one after the other, to save memory; the result is the same."""
     optimizer: Literal["muon", "adamw"] | None = None
-    """muon (AdamW still trains embeddings and gains), or adamw alone (default: muon; adamw with --backend jax)."""
+    """muon (AdamW still trains embeddings and gains), or only adamw (default: muon; adamw with --backend jax)."""
     learning_rate: float | None = None
     """Peak learning rate of AdamW (default: the preset's)."""
     muon_learning_rate: float | None = None

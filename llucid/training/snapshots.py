@@ -1,4 +1,4 @@
-"""Copies of the model as it was on the way, for looking at training over time.
+"""Copies of the model during training, so that its development can be examined.
 
     RUN/snapshots/step-1/  RUN/snapshots/step-12/  RUN/snapshots/step-144/  ...
 

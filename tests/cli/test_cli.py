@@ -262,7 +262,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         (*TRAIN, "{made}/geese.txt", "--model.ffn-dim", f"1{'0' * 30}"),
         "more than any format can hold",
     ),
-    "batch of all": ((*TRAIN, "{made}/geese.txt", "--batch", f"1{'0' * 30}"), "no memory holds so many"),
+    "batch of all": (
+        (*TRAIN, "{made}/geese.txt", "--batch", f"1{'0' * 30}"),
+        "--batch 1000000000000000000000000000000: must be less than 2^31",
+    ),
     "vocabulary of all": ((*TRAIN, "{made}/geese.txt", "--tokenizer", f"bpe:1{'0' * 30}"), "as in bpe:1024"),
     "for ever": (("train", "--minutes", "inf"), "--minutes inf: must be more than 0, and finite"),
     "seed": ((*TRAIN, "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),

@@ -1,4 +1,4 @@
-"""Text and tokens: nothing is lost, nothing is read twice, and each time they are the same."""
+"""Text and tokens: complete, without repetition, and reproducible."""
 
 import itertools
 import resource
@@ -145,7 +145,7 @@ def counting(length: int, folder: Path) -> Tokens:
     return Tokens(file, "uint16", length)
 
 
-def test_batches_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
+def test_batches_depend_only_on_seed_and_step(tmp_path: Path) -> None:
     tokens = counting(1000, tmp_path)
     inputs, targets = training_batch(tokens, 8, 16, seed=3, step=5)
     assert torch.equal(targets, inputs + 1)
@@ -245,7 +245,7 @@ def test_built_in_corpora_cannot_be_combined(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("abc")
     for names in (["fables", "texts"], ["texts", "shakespeare"], ["shakespeare", "fables"]):
-        with pytest.raises(LlucidError, match=f"corpus={' '.join(names)}: shakespeare and fables stand alone"):
+        with pytest.raises(LlucidError, match=f"corpus={' '.join(names)}: shakespeare and fables cannot be combined"):
             open_corpus(names)
     (tmp_path / "fables").mkdir()
     (tmp_path / "fables" / "b.txt").write_text("def")
