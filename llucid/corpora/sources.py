@@ -81,7 +81,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise LlucidError(
-            f"{path}: reading Parquet needs pyarrow, which is not installed; pip install pyarrow"
+            f"{path}: reading Parquet needs pyarrow, which is not installed; pip install llucid[data]"
         ) from error
     try:
         table = parquet.ParquetFile(path)
