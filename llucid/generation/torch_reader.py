@@ -58,8 +58,11 @@ class TorchReader:
         device = self.memory.device
         keys, values = self.memory.tensors
         placed = torch.from_numpy(places).to(device)
-        if len(parts) == 1 and (np.diff(slots[0]) == 1).all():  # adjacent slots: a view instead of a gather
-            cache = Cache(keys, values, placed, old, start=int(slots[0, 0]), stride=old + new)
+        first = slots[:, 0]
+        stride = int(first[1] - first[0]) if len(parts) > 1 else old + new
+        even = first[0] + stride * np.arange(len(parts))[:, None] + np.arange(old + new)
+        if stride > 0 and (slots == even).all():
+            cache = Cache(keys, values, placed, old, int(first[0]), stride)  # adjacent slots: views instead of gathers
         else:
             cache = Cache(keys, values, placed, old, slots=torch.from_numpy(slots).to(device))
         return torch.from_numpy(tokens).to(device), placed[:, old:].clone(), cache

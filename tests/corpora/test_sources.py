@@ -69,7 +69,7 @@ def test_a_parquet_file(tmp_path: Path) -> None:
 def test_a_parquet_file_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 99)
-    with pytest.raises(LlucidError, match="needs pyarrow, which is not installed; pip install pyarrow"):
+    with pytest.raises(LlucidError, match=r"needs pyarrow, which is not installed; pip install llucid\[data\]"):
         open_corpus([str(tmp_path / "a.parquet")])
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "a.parquet"]
 

@@ -18,6 +18,7 @@ from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation import Batch, Draft, Event, Request, Sampling, Statistics, generator, reader, torch_reader
 from llucid.generation.batch import CHUNK, window
+from llucid.generation.pages import Part
 from llucid.generation.reader import LARGEST, checked
 from llucid.llama import llama
 from llucid.model import Model
@@ -227,6 +228,23 @@ def test_unequal_prompts_are_each_alone():
     texts = run(Batch(MODEL), *(request(prompt, 30) for prompt in prompts))  # all but the third slide on the way
     for events, prompt in zip(texts, prompts, strict=True):
         assert written(events) == by_hand(prompt, 30)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1)])
+def test_pytorch_reads_rows_wherever_their_pages_lie(order: tuple[int, ...]):
+    """As views of the memory where they are evenly spaced, else gathered; never backwards."""
+    batch = Batch(MODEL)
+    sequences = [batch.pages.open([]) for _ in order]
+    for sequence in sequences:
+        batch.pages.extend(sequence, 20)
+    rows = [ids(20, seed) for seed in range(3)]
+    for count in (7, 13):
+        parts = [Part(sequences[at], rows[at][:7] if count == 7 else rows[at][7:], 1, count) for at in order]
+        scores = torch.from_numpy(batch.reader.read(parts))
+        for part in parts:
+            batch.pages.commit(part.sequence, part.ids)
+    for at, found in zip(order, scores, strict=True):
+        torch.testing.assert_close(found, last_logits(rows[at]))
 
 
 def test_a_text_that_ends_is_reported_no_more_and_the_others_go_on():
