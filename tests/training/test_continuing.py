@@ -453,7 +453,19 @@ def test_the_command_decides_how_to_wait_before_it_imports_pytorch(corpus: Path,
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts it")
 def test_waiting_is_counted() -> None:
     assert busy.waited()
-    assert busy.other_load() >= 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts the ticks of processors in /proc/stat")
+def test_the_load_of_others_is_measured_and_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    for used in (0, 1, 30):  # seconds of all cores, while this program sleeps
+        counted = iter([7, 7 + used * ticks])
+        monkeypatch.setattr(busy, "processor_ticks", lambda counted=counted: next(counted))
+        load = busy.other_load(0.01)
+        assert 0 <= load <= used / 0.01
+        assert (load > 0) == (used > 0)
+    monkeypatch.undo()
+    assert busy.processor_ticks() > 0
     assert 0 <= busy.Watch().share(1.0) <= 1
 
 
