@@ -14,10 +14,10 @@ from time import perf_counter
 
 import torch
 
-from llucid.config import PRESETS
 from llucid.llama import llama
 from llucid.look import trace
 from llucid.model import Model
+from llucid.presets import PRESETS
 from llucid.weights import assemble
 
 

@@ -68,8 +68,8 @@ def trace(
 
     Computes in float32 (float64, if the weights are that) whatever the weights are stored in. The trace keeps the
     stream and little else: other values of a block are computed once more, from its stream, when they are asked for.
-    64 tokens of Llama 3.2 1B in bfloat16 take about as long as 1.4 to 3.3 plain passes (a busy machine with 2 cores)
-    and 0.6 GB beyond the weights: benchmarks/look.py.
+    64 tokens of Llama 3.2 1B in bfloat16 take 2.8 s and 0.6 GB beyond the weights (2 cores of an AMD EPYC, Zen 5): ten
+    plain passes, since that processor multiplies bfloat16 many times as fast as float32 (benchmarks/look.py).
     With `only`, names or patterns (`blocks.*.attention.p`), exactly those values are kept, and no others can be asked
     for. `change` maps names to functions whose results go on instead of the values; see `llucid.look.changes`.
 
