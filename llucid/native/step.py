@@ -111,7 +111,7 @@ class DecodeStep:
     def _matrix(self, leaf: Any) -> CMatrix:
         match leaf:
             case Quantized():
-                return CMatrix(KINDS[leaf.bits], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales))
+                return CMatrix(KINDS[leaf.form], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales))
             case Mapped():
                 numbers = np.require(leaf.numbers, None, ["C", "A"])
             case _:
