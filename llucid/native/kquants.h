@@ -121,13 +121,23 @@ INLINE void blocks_of(int kind, const uint8_t *w, const uint16_t *scales, const 
     for (int i = 0; i < count; i++) _mm512_mask_storeu_ps(y + (size_t)(first + i) * stride, rest(rows), sum[i]);
 }
 
+/* For so many vectors there is a copy: the lengths of parts into which any number is taken apart. */
+#define BY_PART(call)                                  \
+    switch (some) {                                    \
+        case 1: { enum { COUNT = 1 }; call; break; }   \
+        case 2: { enum { COUNT = 2 }; call; break; }   \
+        case 4: { enum { COUNT = 4 }; call; break; }   \
+        default: { enum { COUNT = AT_ONCE }; call; }   \
+    }
+
 static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int blocks, int count, int rows,
                    float *y, size_t stride) {
     for (int first = 0, some; first < count; first += some) {
-        some = count - first < AT_ONCE ? count - first : AT_ONCE;
-        if (kind == Q4_K) BY_COUNT(some, blocks_of(Q4_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
-        else if (kind == Q5_K) BY_COUNT(some, blocks_of(Q5_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
-        else BY_COUNT(some, blocks_of(Q6_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        some = count - first;
+        some = some >= AT_ONCE ? AT_ONCE : some >= 4 ? 4 : some >= 2 ? 2 : 1;
+        if (kind == Q4_K) BY_PART(blocks_of(Q4_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        else if (kind == Q5_K) BY_PART(blocks_of(Q5_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        else BY_PART(blocks_of(Q6_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
     }
 }
 

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llucid import fast
 from llucid.cache import PAGE, Memory, empty_cache
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
@@ -183,10 +184,13 @@ def test_quantised_weights_are_the_equation_on_them(form: str, flags: tuple[str,
     # as most: 0.6 % of a product. What these weights make of it on the way through nine of them is a tenth at most.
     assert (found - exact).square().mean().sqrt() < 0.1 * exact.std()
     linear = F.linear
+    monkeypatch.setattr(fast, "quick", lambda x, *matrices: False)
     monkeypatch.setattr(F, "linear", lambda x, w: linear(rounded(x), w))
-    same = equation(weights, config, tokens)
+    rows = torch.tensor(tokens).view(20, 3)  # short texts, since what differs in one token changes those after it
+    found = together(built(weights, config, flags), rows.tolist()).flatten(0, 1)
+    same = llama(rows, to(dequantize(weights), torch.float32), config).flatten(0, 1)
     # The same rounding in PyTorch: the same scores, but at positions where a last bit moved a number over a half.
-    assert ((found - same).abs().amax(1) < 1e-5).float().mean() > 0.7
+    assert ((found - same).abs().amax(1) < 2e-5 * exact.std()).float().mean() > 0.7
     assert (found - same).square().mean().sqrt() < 0.01 * exact.std()
 
 
