@@ -8,7 +8,7 @@ import torch
 
 from llucid.config import Config
 
-Tree = TypeVar("Tree", bound=tuple[Any, ...])
+Tree = TypeVar("Tree")
 
 DEVIATIONS = {"embedding": 1.0, "position": 1.0, "table": 0.02, "down": 0.02, "output": 0.02}
 """Standard deviations of matrices by name, as in `weights.initialise`; of all others 1/√dim."""
