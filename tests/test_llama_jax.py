@@ -28,7 +28,7 @@ from llucid.weights import Weights, leaves, named_leaves, tree_map  # noqa: E402
 from tests.configs import CONFIGS, RESCALED  # noqa: E402
 from tests.engine import greedy  # noqa: E402
 from tests.oracles import numpy_llama  # noqa: E402
-from tests.test_llama import FAR, lively, some_tokens  # noqa: E402
+from tests.test_llama import FAR, random_weights, some_tokens  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 logits_of = jax.jit(llama_jax.llama, static_argnames="config")
@@ -48,7 +48,7 @@ def config(request: pytest.FixtureRequest) -> Config:
 def test_equals_pytorch_and_numpy_in_float64(config: Config) -> None:
     """Values at far positions, and all gradients. 1e-10 is 10⁶ roundings of float64: room for another order of sums,
     none for another formula."""
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
     positions = jnp.array(FAR)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
@@ -78,7 +78,7 @@ def test_equals_pytorch_and_numpy_in_float64(config: Config) -> None:
 @pytest.mark.usefixtures("float64")
 def test_loss_and_gradients_equal_numpy_oracle() -> None:
     config = CONFIGS["one for all, tied"]
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 17).numpy()
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 17).numpy()
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     arrays = tree_map(lambda leaf: leaf.numpy(), weights)
     expected_loss, expected = numpy_llama.loss_and_gradients(inputs[0], targets[0], arrays, config)
@@ -93,7 +93,7 @@ def test_in_fewer_bits_it_is_within_their_rounding(dtype: torch.dtype) -> None:
     """Against PyTorch in float64 on the same rounded weights: some tens of roundings along a path, on logits of
     deviation about 1."""
     config = CONFIGS["scaling of Llama 3.1"]
-    weights, tokens = lively(config, dtype=dtype), some_tokens(config, 1, len(FAR))
+    weights, tokens = random_weights(config, dtype=dtype), some_tokens(config, 1, len(FAR))
     found = logits_of(jnp.array(tokens[0]), from_torch(weights), config, jnp.array(FAR))
     assert found.dtype.name == str(dtype).removeprefix("torch.")
     exact = llama(tokens, tree_map(Tensor.double, weights), config, positions=torch.tensor(FAR))[0].numpy()
@@ -106,7 +106,7 @@ def test_in_fewer_bits_it_is_within_their_rounding(dtype: torch.dtype) -> None:
 def test_loss_counts_what_is_to_be_counted() -> None:
     """Also in float32: equal to PyTorch's sum over its number of tokens, −100 left out."""
     config = CONFIGS["one for two"]
-    weights, tokens = lively(config), some_tokens(config, 3, 13)
+    weights, tokens = random_weights(config), some_tokens(config, 3, 13)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
     targets[0, :5] = -100
     found = loss_of(jnp.array(inputs), jnp.array(targets), from_torch(weights), config=config)
@@ -119,7 +119,7 @@ def test_loss_counts_what_is_to_be_counted() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_weights_come_back_as_they_went(dtype: torch.dtype) -> None:
     config = CONFIGS["one for all, tied"]
-    weights = lively(config, dtype=dtype)
+    weights = random_weights(config, dtype=dtype)
     with jax.enable_x64(dtype == torch.float64):
         there = from_torch(weights)
         assert {leaf.dtype.name for leaf in leaves(there)} == {str(dtype).removeprefix("torch.")}
@@ -213,7 +213,7 @@ def test_silu_has_gradients_at_both_ends() -> None:
 
 def test_no_logit_depends_on_a_later_token() -> None:
     config = CONFIGS["one for two"]
-    weights, tokens = from_torch(lively(config)), jnp.array(some_tokens(config, 1, 12)[0])
+    weights, tokens = from_torch(random_weights(config)), jnp.array(some_tokens(config, 1, 12)[0])
     before = logits_of(tokens, weights, config)
     for changed in (0, 5, 11):
         other = tokens.at[changed].set((tokens[changed] + 1) % config.vocab_size)
@@ -228,7 +228,7 @@ def test_no_logit_depends_on_a_later_token() -> None:
 @pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
 def test_greedy_text_is_pytorchs(name: str) -> None:
     config = CONFIGS[name]
-    weights, prompts = lively(config), some_tokens(config, 4, 7)
+    weights, prompts = random_weights(config), some_tokens(config, 4, 7)
     expected = greedy(weights, config, prompts.tolist(), 40)
     theirs = from_torch(weights)
     assert [llama_jax.generate(jnp.array(prompt), theirs, config, 40).tolist() for prompt in prompts] == expected
@@ -238,7 +238,7 @@ def test_greedy_text_is_pytorchs(name: str) -> None:
 def test_temperature_draws_in_proportion() -> None:
     """At temperature 2, in proportion to e^(score/2): 4,000 draws, each share within five deviations."""
     config = replace(CONFIGS["one for two"], vocab_size=4)
-    weights, prompt = from_torch(lively(config)), jnp.array([1, 2, 3])
+    weights, prompt = from_torch(random_weights(config)), jnp.array([1, 2, 3])
     seeds = jnp.arange(4000)
     drawn = jax.vmap(lambda seed: llama_jax.generate(prompt, weights, config, 1, 2.0, seed)[0])(seeds)
     expected = np.asarray(jax.nn.softmax(logits_of(prompt, weights, config)[-1] / 2))
@@ -249,7 +249,7 @@ def test_temperature_draws_in_proportion() -> None:
 
 def test_a_text_longer_than_the_context_is_refused() -> None:
     config = CONFIGS["one for two"]
-    weights = from_torch(lively(config))
+    weights = from_torch(random_weights(config))
     with pytest.raises(LlucidError, match="60 tokens and max_tokens=5"):
         llama_jax.generate(jnp.zeros(60, int), weights, config, 5)
     with pytest.raises(LlucidError, match="prompt of 0 tokens"):

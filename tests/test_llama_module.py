@@ -24,7 +24,7 @@ from llucid.training.step import train_step
 from llucid.weights import Weights, initialise, leaves, named_leaves, parameter_count, to, tree_map
 from tests.configs import CONFIGS
 from tests.engine import greedy
-from tests.test_llama import EXACT, FAR, lively, some_tokens
+from tests.test_llama import EXACT, FAR, random_weights, some_tokens
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -50,7 +50,7 @@ def copied(weights: Weights) -> Weights:
 @pytest.mark.parametrize("far", [False, True])
 def test_equals_the_functions(config: Config, far: bool) -> None:
     """Values and gradients, in order and at far positions, in float64."""
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     positions = torch.tensor(FAR) if far else None
     module, weights = Llama.from_weights(copied(weights), config), copied(weights)
@@ -65,7 +65,7 @@ def test_equals_the_functions(config: Config, far: bool) -> None:
 @torch.no_grad()
 def test_bfloat16_is_within_its_rounding_of_float64(config: Config) -> None:
     """As the functions are: 2⁻⁹ per rounding, root mean square, some tens along a path, also at far positions."""
-    weights, tokens = lively(config, dtype=torch.bfloat16), some_tokens(config, 2, len(FAR))
+    weights, tokens = random_weights(config, dtype=torch.bfloat16), some_tokens(config, 2, len(FAR))
     found = Llama.from_weights(weights, config)(tokens, positions=torch.tensor(FAR))
     exact = llama(tokens, to(weights, torch.float64), config, positions=torch.tensor(FAR))
     assert found.dtype == torch.bfloat16
@@ -74,7 +74,7 @@ def test_bfloat16_is_within_its_rounding_of_float64(config: Config) -> None:
 
 @pytest.mark.parametrize("sizes", [[1] * 24, [10, 1, 1, 7, 5]], ids=str)
 def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 3, 24)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 3, 24)
     module = Llama.from_weights(weights, config)
     cache, pieces = empty_cache(config, 3, 24, weights), []
     with torch.no_grad():
@@ -88,7 +88,7 @@ def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
 @torch.no_grad()
 def test_padding_nowhere_changes_nothing() -> None:
     config = CONFIGS["one for two"]
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 8)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 8)
     module = Llama.from_weights(weights, config)
     positions = torch.tensor([[NOWHERE] * 3 + list(range(5))])
     padded, cache = module(tokens, empty_cache(config, 1, 8, weights), positions)
@@ -99,7 +99,7 @@ def test_padding_nowhere_changes_nothing() -> None:
 def test_the_engine_writes_with_its_weights() -> None:
     """Greedy text by the common engine equals that of the module, called on the whole text each time."""
     config = CONFIGS["one for two"]
-    module = Llama.from_weights(lively(config), config)
+    module = Llama.from_weights(random_weights(config), config)
     texts = some_tokens(config, 4, 5)
     written = torch.tensor(greedy(module.weights(), config, texts.tolist(), 20))
     for _ in range(20):
@@ -120,7 +120,7 @@ def test_a_new_module_has_the_untrained_weights(config: Config) -> None:
 
 
 def test_storage_is_shared_both_ways(config: Config) -> None:
-    weights = lively(config)
+    weights = random_weights(config)
     module = Llama.from_weights(weights, config)
     for (path, leaf), parameter in zip(named_leaves(weights), leaves(module.weights()), strict=True):
         assert leaf.data_ptr() == parameter.data_ptr(), path
@@ -160,7 +160,7 @@ def test_weights_that_do_not_fit_are_refused(change: dict, said: str) -> None:
 def test_state_dict_round_trip() -> None:
     """Through a file, into a module without storage."""
     config = CONFIGS["one for all, tied"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 1, 9)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 1, 9)
     torch.save(module.state_dict(), file := io.BytesIO())
     file.seek(0)
     other = Llama(config, seed=None)
@@ -174,7 +174,7 @@ def test_state_dict_round_trip() -> None:
 
 def test_dropout_drops_in_training_alone() -> None:
     config = replace(CONFIGS["one for two"], dropout=0.25)
-    weights, tokens = lively(config), some_tokens(config, 1, 16)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 16)
     module = Llama.from_weights(weights, config)
     torch.manual_seed(1)
     first = module(tokens)
@@ -206,7 +206,7 @@ def test_dropout_is_where_the_functions_have_it() -> None:
 
 def test_forward_hooks_see_every_part() -> None:
     config = CONFIGS["one for two"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 2, 6)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 6)
     seen: dict[str, Tensor] = {}
     handles = [
         part.register_forward_hook(lambda part, inputs, output, name=name: seen.__setitem__(name, output))
@@ -237,7 +237,7 @@ def test_lora_by_peft() -> None:
     """Adapters on every matrix: they alone learn; merged, `weights()` holds them."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     config = CONFIGS["one for two"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 2, 12)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 12)
     before, untouched = module(tokens).detach(), copied(module.weights())
     adapted = peft.get_peft_model(
         module, peft.LoraConfig(r=4, target_modules=r"blocks\..*\.(" + "|".join(LORA_TARGETS) + ")")
@@ -275,7 +275,7 @@ def test_lora_by_peft() -> None:
 def test_compiled_equals_eager() -> None:
     """Logits and gradients, in one graph and with no warning of complex numbers; also of a Decoder alone."""
     config = CONFIGS["scaling of Llama 3.1"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 2, 16)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 16)
     compiled = torch.compile(module, fullgraph=True)
     gradients = []
     for each in (compiled, module):
@@ -293,7 +293,7 @@ def test_compiled_equals_eager() -> None:
 def test_exported_equals_eager(tmp_path: Path) -> None:
     """A program for any batch and length, through a file."""
     config = CONFIGS["one for two"]
-    module = Llama.from_weights(lively(config), config).eval()
+    module = Llama.from_weights(random_weights(config), config).eval()
     batch, seq = torch.export.Dim("batch", max=64), torch.export.Dim("seq", max=config.context)
     program = torch.export.export(module, (some_tokens(config, 2, 8),), dynamic_shapes=({0: batch, 1: seq},))
     torch.export.save(program, tmp_path / "llama.pt2")
@@ -309,7 +309,7 @@ def test_exported_equals_eager(tmp_path: Path) -> None:
 def test_exported_in_bfloat16_takes_any_length() -> None:
     """Also one at which eager attention goes another way; equal to it within the rounding of bfloat16."""
     config = CONFIGS["one for two"]
-    module = Llama.from_weights(lively(config, dtype=torch.bfloat16), config).eval()
+    module = Llama.from_weights(random_weights(config, dtype=torch.bfloat16), config).eval()
     program = torch.export.export(
         module, (some_tokens(config, 2, 8),), dynamic_shapes=({1: torch.export.Dim("seq", max=512)},)
     )
@@ -326,7 +326,7 @@ def one_of_two(rank: int, meeting: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
     config = CONFIGS["one for all, tied"]
-    weights, tokens = lively(config), some_tokens(config, 2, 12)
+    weights, tokens = random_weights(config), some_tokens(config, 2, 12)
     whole, module = copied(weights), Llama.from_weights(copied(weights), config)
     init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))

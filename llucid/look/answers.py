@@ -78,7 +78,7 @@ def address(path: str, **parameters: object) -> str:
 
 
 class Answers:
-    """Readings of some models, and every answer about them. One pass at a time, whoever asks."""
+    """Readings of some models, and every answer about them. One pass at a time, also for several callers."""
 
     def __init__(self, subjects: Sequence[Subject], first: str | Sequence[int] | Trace, tour: bool = False) -> None:
         """The first reading is of a text, of ids, or a trace, all of the first model. Raises LlucidError as `trace`."""
@@ -471,7 +471,7 @@ def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
 
 
 def summary(x: Tensor) -> dict[str, Any]:
-    """Statistics of the finite numbers of a value; of complex ones, of their lengths."""
+    """Statistics of the finite numbers of a value; of complex numbers, of their absolute values."""
     x = (x.abs() if x.is_complex() else x).float().flatten()
     x = x[x.isfinite()]
     if not len(x):
@@ -489,7 +489,7 @@ def summary(x: Tensor) -> dict[str, Any]:
 
 
 def fingerprint(model: Model) -> str:
-    """What tells a model from others: its numbers, and some of each array's."""
+    """A hash that distinguishes models: of the Config, and of the first row of each array."""
     digest = hashlib.sha256(repr(model.config).encode())
     for path, leaf in named_leaves(model.weights):
         digest.update(path.encode())

@@ -451,7 +451,7 @@ def test_the_tour_has_eight_steps_that_choose_what_they_speak_of(page: Any, seen
     reported = set()
     for step in range(8):
         page.wait_for_selector(f'.tour:has-text("{step + 1} of 8")')
-        page.wait_for_selector(".pane.told")
+        page.wait_for_selector(".pane.highlighted")
         settled(page)
         reported.add(page.inner_text(".tour h2"))
         if step == 6:
