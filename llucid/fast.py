@@ -1,10 +1,12 @@
 """x Wᵀ and E[tokens] for each kind of matrix, and attention, by the fastest way that PyTorch has.
 
 PyTorch gives float32 products on a CPU to MKL, which uses only half the vector width of AMD processors. oneDNN, which
-PyTorch has too and uses for bfloat16, takes half the time there (benchmarks/products.py).
+PyTorch has too and uses for bfloat16, takes half the time there; on Intel's, MKL is faster (benchmarks/products.py).
 """
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +19,24 @@ from llucid.arrays import Mapped, Quantized
 
 Matrix = Float[Tensor, "rows columns"] | Quantized
 
-HAS_FAST_ONEDNN = (
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def is_amd() -> bool:
+    """Whether the processor is one of AMD's, by the vendor's name that MKL itself looks at."""
+    found = CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else platform.processor()
+    return "AuthenticAMD" in found
+
+
+HAS_ONEDNN = (
     torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether oneDNN is used: with AVX-512. The gain was measured on AMD's processors, where MKL does not use AVX-512."""
+"""Whether PyTorch has both libraries and the processor has AVX-512."""
+ONEDNN_IS_FASTER = HAS_ONEDNN and is_amd()
+"""Whether oneDNN is known to be faster for float32."""
 LARGE = 2**20
 """Multiplications from which on oneDNN is faster: a call of it takes 15 microseconds longer."""
 SMALL = 2**14
@@ -57,21 +70,21 @@ def linear(x: Float[Tensor, "*batch columns"], w: Matrix) -> Float[Tensor, "*bat
             w = w.dense()
         case _:
             pass
-    if not is_faster_by_onednn(x, w):
+    if not use_onednn(x, w):
         return F.linear(x, w)
     return Linear.apply(x, w) if torch.is_grad_enabled() else product(x, w)  # type: ignore[return-value]
 
 
 def linear_each(x: Float[Tensor, "*batch columns"], *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
     """x Wᵀ for each W: in training as one product, which is faster than several small ones."""
-    if torch.is_grad_enabled() and is_faster_by_onednn(x, *matrices):
+    if torch.is_grad_enabled() and use_onednn(x, *matrices):
         return Linear.apply(x, *matrices)  # type: ignore[return-value]
     return tuple(linear(x, w) for w in matrices)
 
 
-def is_faster_by_onednn(x: Tensor, *matrices: Tensor | Quantized) -> bool:
+def use_onednn(x: Tensor, *matrices: Tensor | Quantized) -> bool:
     """Whether oneDNN is faster: the product is large enough, and of plain float32 tensors on the CPU."""
-    if not HAS_FAST_ONEDNN or x.numel() * sum(w.shape[0] for w in matrices) < LARGE or torch.compiler.is_compiling():
+    if not ONEDNN_IS_FASTER or x.numel() * sum(w.shape[0] for w in matrices) < LARGE or torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]  # torch.func's grad and vmap
         return False
