@@ -1,4 +1,4 @@
-"""The classes against the functions, and with each tool of PyTorch's that needs classes."""
+"""The classes against the functions, and with the tools of PyTorch that need classes."""
 
 import io
 import subprocess
@@ -33,8 +33,8 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Shapes are not checked inside: a compiler cannot read the checks."""
+def without_shape_checks() -> Iterator[None]:
+    """Without shape checks, which a compiler cannot trace."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -64,7 +64,7 @@ def test_equals_the_functions(config: Config, far: bool) -> None:
 
 @torch.no_grad()
 def test_bfloat16_is_within_its_rounding_of_float64(config: Config) -> None:
-    """As the functions are: 2⁻⁹ per rounding, root mean square, some tens along a path, also at far positions."""
+    """As for the functions: 2⁻⁹ per rounding (root mean square), some tens of roundings; also at far positions."""
     weights, tokens = random_weights(config, dtype=torch.bfloat16), some_tokens(config, 2, len(FAR))
     found = Llama.from_weights(weights, config)(tokens, positions=torch.tensor(FAR))
     exact = llama(tokens, to(weights, torch.float64), config, positions=torch.tensor(FAR))
@@ -86,7 +86,7 @@ def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_padding_nowhere_changes_nothing() -> None:
+def test_padding_changes_nothing() -> None:
     config = CONFIGS["one for two"]
     weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 8)
     module = Llama.from_weights(weights, config)
@@ -105,7 +105,7 @@ def test_the_engine_writes_with_its_weights() -> None:
     for _ in range(20):
         texts = torch.cat((texts, module(texts)[:, -1:].argmax(-1)), 1)
     assert torch.equal(texts[:, 5:], written)
-    assert len(written.unique(dim=0)) == 4  # one text whatever is asked would be equal by accident
+    assert len(written.unique(dim=0)) == 4  # equal texts for all prompts would prove nothing
 
 
 # --------------------------------------------------------------------------------------------- weights
@@ -132,7 +132,7 @@ def test_storage_is_shared_both_ways(config: Config) -> None:
 
 
 def test_a_functional_step_trains_the_module() -> None:
-    """The optimizers and the step of `llucid.training` move a module through the tree of its parameters."""
+    """The optimizers and the step of `llucid.training` train a module by the tree of its parameters."""
     config = CONFIGS["one for all, tied"]
     settings = Settings(steps=1, learning_rate=0.01, optimizer="adamw")
     tokens, weights = some_tokens(config, 4, 13), copied(initialise(config))
@@ -143,7 +143,7 @@ def test_a_functional_step_trains_the_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"ffn_dim": 60}, r"feed_forward\.gate: expected shape \(60, 32\), found \(56, 32\)"),
         ({"layers": 3}, r"blocks\.2\.\S+: expected shape \(32,\), found None"),
@@ -151,9 +151,9 @@ def test_a_functional_step_trains_the_module() -> None:
     ],
     ids=str,
 )
-def test_weights_that_do_not_fit_are_refused(change: dict, said: str) -> None:
+def test_weights_that_do_not_fit_are_refused(change: dict, message: str) -> None:
     config = CONFIGS["one key head a query head"]
-    with pytest.raises(LlucidError, match=said):
+    with pytest.raises(LlucidError, match=message):
         Llama.from_weights(initialise(config), replace(config, **change))
 
 
@@ -172,7 +172,7 @@ def test_state_dict_round_trip() -> None:
 # --------------------------------------------------------------------------------------------- dropout
 
 
-def test_dropout_drops_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     config = replace(CONFIGS["one for two"], dropout=0.25)
     weights, tokens = random_weights(config), some_tokens(config, 1, 16)
     module = Llama.from_weights(weights, config)
@@ -189,7 +189,7 @@ def test_dropout_drops_in_training_alone() -> None:
     assert not torch.equal(module(tokens), llama(tokens, weights, config))
 
 
-def test_dropout_is_where_the_functions_have_it() -> None:
+def test_dropout_is_in_the_same_places_as_in_the_functions() -> None:
     """After the embedding, the attention and the feed-forward network of each block: 1 + 2 · layers times."""
     config = replace(CONFIGS["one for two"], dropout=0.25)
     module = Llama(config)
@@ -234,7 +234,7 @@ LORA_TARGETS = ["query", "key", "value", "output", "gate", "up", "down"]
 
 
 def test_lora_by_peft() -> None:
-    """Adapters on every matrix: they alone learn; merged, `weights()` holds them."""
+    """Adapters on every matrix: only they learn; after merging, `weights()` includes them."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     config = CONFIGS["one for two"]
     module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 12)
@@ -270,10 +270,10 @@ def test_lora_by_peft() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # PyTorch's own, on first compiling
 def test_compiled_equals_eager() -> None:
-    """Logits and gradients, in one graph and with no warning of complex numbers; also of a Decoder alone."""
+    """Logits and gradients, in one graph and with no warning of complex numbers; also of a Decoder by itself."""
     config = CONFIGS["scaling of Llama 3.1"]
     module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 16)
     compiled = torch.compile(module, fullgraph=True)
@@ -289,7 +289,7 @@ def test_compiled_equals_eager() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_shape_checks")
 def test_exported_equals_eager(tmp_path: Path) -> None:
     """A program for any batch and length, through a file."""
     config = CONFIGS["one for two"]
@@ -305,9 +305,9 @@ def test_exported_equals_eager(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_shape_checks")
 def test_exported_in_bfloat16_takes_any_length() -> None:
-    """Also one at which eager attention goes another way; equal to it within the rounding of bfloat16."""
+    """Also a length for which eager attention computes in pieces; equal within the rounding of bfloat16."""
     config = CONFIGS["one for two"]
     module = Llama.from_weights(random_weights(config, dtype=torch.bfloat16), config).eval()
     program = torch.export.export(
@@ -319,7 +319,7 @@ def test_exported_in_bfloat16_takes_any_length() -> None:
         assert (found - expected).square().mean().sqrt() < 30 * 2**-9 * expected.std()
 
 
-def one_of_two(rank: int, meeting: Path) -> None:
+def train_sharded(rank: int, meeting: Path) -> None:
     """One of two processes, each of which keeps half of every parameter and learns from one of two rows."""
     from torch.distributed import barrier, destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
@@ -347,7 +347,7 @@ def one_of_two(rank: int, meeting: Path) -> None:
 @pytest.mark.slow
 def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
     """Over two processes: logits of each one's row, and the gradients of the mean over both."""
-    script = "import sys, pathlib; from tests.test_llama_module import *; one_of_two(int(sys.argv[1]), "
+    script = "import sys, pathlib; from tests.test_llama_module import *; train_sharded(int(sys.argv[1]), "
     words = [sys.executable, "-c", f"{script}pathlib.Path(sys.argv[2]))"]
     both = [
         subprocess.Popen([*words, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
