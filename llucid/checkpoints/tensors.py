@@ -77,7 +77,7 @@ NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 
 
-def without_wrappers(name: str) -> str:
+def plain_name(name: str) -> str:
     """A tensor's name without the prefixes that torch.compile and DistributedDataParallel add."""
     return re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
 

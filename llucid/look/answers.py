@@ -7,7 +7,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -40,12 +39,6 @@ class Subject(NamedTuple):
     """Opens it, when it is first needed."""
     snapshot: int | None = None
     """The step of a training run after which it was kept."""
-
-
-def snapshots(run: Path) -> list[tuple[int, Path]]:
-    """The folders of a run's snapshots (`train --snapshots`), each with its step, by step."""
-    found = [(folder.name.removeprefix("step-"), folder) for folder in run.glob("snapshots/step-*")]
-    return sorted((int(step), folder) for step, folder in found if step.isdecimal())
 
 
 class Reading(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 from llucid.chat import STORYTELLER
 from llucid.cli import main
-from llucid.look.answers import snapshots
+from llucid.training.snapshots import snapshots_of
 from tests.look.test_export import File
 from tests.training.test_run import command, do
 
@@ -76,5 +76,5 @@ def test_bad_input(
 def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
     for name in ("step-144", "step-1", "step-12", "step-x", "other"):
         (tmp_path / "snapshots" / name).mkdir(parents=True)
-    assert [step for step, _ in snapshots(tmp_path)] == [1, 12, 144]
-    assert snapshots(STORYTELLER) == []
+    assert [step for step, _ in snapshots_of(tmp_path)] == [1, 12, 144]
+    assert snapshots_of(STORYTELLER) == []
