@@ -25,6 +25,7 @@ from llucid.weights import Weights, initialise, leaves, named_leaves, parameter_
 from tests.configs import CONFIGS
 from tests.engine import greedy
 from tests.test_llama import EXACT, FAR, random_weights, some_tokens
+from tests.waiting import LIMIT
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -354,5 +355,5 @@ def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for process in both:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, said

@@ -19,6 +19,7 @@ from llucid.look.server import LARGEST_BODY, Server
 from llucid.weights import named_leaves, parameter_count, quantize
 from tests.configs import CONFIGS
 from tests.look.test_trace import GROUPED, random_model, some_ids
+from tests.waiting import LIMIT
 
 MODEL, IDS = random_model(GROUPED), some_ids(GROUPED)
 OTHER = random_model(CONFIGS["explicit head_dim"])
@@ -29,7 +30,7 @@ class Client:
         self.port = server.server_port
 
     def ask(self, method: str, url: str, body: object = None, **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
         if body is not None:
             headers = {"Content-Type": "application/json"} | headers
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
