@@ -56,7 +56,7 @@ def test_products_and_gradients_are_those_of_the_definition(
 
 def test_torch_func_transforms_what_is_computed():
     x, w = torch.randn(8, 64), torch.randn(96, 64)
-    large = lambda x, w: (linear_each(x, w, w)[1] + linear(x, w)).square().sum()  # noqa: E731
+    large = lambda x, w: (linear_each(x, (w, None), (w, None))[1] + linear(x, w)).square().sum()  # noqa: E731
     old, fast.LARGE = fast.LARGE, 0
     try:
         gradient = torch.func.grad(large, argnums=1)(x, w)
@@ -86,7 +86,8 @@ def test_several_matrices_are_applied_as_one(products: list[Any]):
     torch.manual_seed(0)
     x = torch.randn(3, 7, 12, requires_grad=True)
     matrices = [torch.randn(rows, 12, requires_grad=rows != 4) for rows in (16, 4, 5)]
-    ys = linear_each(x, *matrices)
+    pairs = [(w, None) for w in matrices]
+    ys = linear_each(x, *pairs)
     dys = [torch.randn(3, 7, len(w)) for w in matrices]
     asked = (x, matrices[0], matrices[2])
     found = torch.autograd.grad(ys, asked, dys)
@@ -96,9 +97,9 @@ def test_several_matrices_are_applied_as_one(products: list[Any]):
     torch.testing.assert_close(found, torch.autograd.grad(plain, asked, dys), rtol=0, atol=25 * 2**-24 * 50)
     products.clear()
     with torch.no_grad():  # where joining the matrices would be a copy for nothing
-        torch.testing.assert_close(linear_each(x, *matrices), ys, rtol=0, atol=12 * 2**-24 * 20)
+        torch.testing.assert_close(linear_each(x, *pairs), ys, rtol=0, atol=12 * 2**-24 * 20)
     assert len(products) == 3
-    double = linear_each(x.double(), *(w.double() for w in matrices))
+    double = linear_each(x.double(), *((w.double(), None) for w in matrices))
     torch.testing.assert_close(double[1], x.double() @ matrices[1].double().mT)
     assert len(products) == 3
 

@@ -11,7 +11,7 @@ import numpy as np
 from llucid.arrays import Mapped, Quantized
 from llucid.arrays.dtypes import dtype_of
 from llucid.config import Config
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, note
 from llucid.weights import Weights, assemble, shapes
 
 if TYPE_CHECKING:
@@ -88,6 +88,21 @@ def renamed(path: str, names: Mapping[str, str]) -> str:
     return names[re.sub(r"\d+", "N", path)].replace("N", number[0] if number else "N")
 
 
+def missing_biases(
+    config: Config, entries: Mapping[str, Stored], name_of: Callable[[str], str], place: str
+) -> dict[str, Stored]:
+    """Zeros for each bias that the config has and that is in no block of `entries`, with a note."""
+    biases = {path: shape for path, shape in shapes(config).items() if path.endswith("_bias")}
+    kinds = {re.sub(r"\d+", "N", path) for path in biases if name_of(path) in entries}
+    zeros: dict[str, Stored] = {}
+    for path, (rows,) in biases.items():
+        if re.sub(r"\d+", "N", path) not in kinds:
+            if path.startswith("blocks.0."):
+                note(f"{place}: {name_of(path)} and those of other blocks are missing; taken to be zero")
+            zeros[name_of(path)] = mapped((rows,), "float32", lambda rows=rows: np.zeros(rows, "<i4"))
+    return zeros
+
+
 def gather(
     config: Config,
     entries: Mapping[str, Stored],
@@ -98,12 +113,14 @@ def gather(
 ) -> Weights:
     """The weights of `config`, each leaf Stored. `name_of` translates our paths to the names in `entries`.
 
-    `adjust(path, array)` is applied to each array when it is read. Raises LlucidError, with `place` and the tensor's
+    `adjust(path, array)` is applied to each array when it is read. A bias that no block has is zero, with a note, as
+    in transformers. Raises LlucidError, with `place` and the tensor's
     name, for a tensor that is missing, has another shape or no floating-point dtype, or is neither part of a Llama nor
     in `ignored`.
     """
     if config.layers > len(entries):  # before `shapes` makes a list of that many
         raise LlucidError(f"{place}: expected {config.layers} layers, but there are only {len(entries)} tensors")
+    entries = {**entries, **missing_biases(config, entries, name_of, place)}
     expected = {name_of(path): shape for path, shape in shapes(config).items()}
     for name, shape in expected.items():
         if name not in entries:

@@ -76,7 +76,7 @@ def test_parts_add_up_to_every_logit(model: Model) -> None:
     found = trace_of(model)
     for position, token in ((0, 3), (5, 0), (-1, model.config.vocab_size - 1)):
         parts = found.attribution(position, token)
-        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1)
+        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1 + model.config.attention_bias)
         assert math.fsum(parts.values()) == pytest.approx(float(found.logits[position, token]), abs=1e-4)
 
 

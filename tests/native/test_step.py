@@ -28,7 +28,7 @@ from llucid.native import build
 from llucid.native.build import FLAGS, X86, compiler, load
 from llucid.native.step import DecodeStep, decode_step
 from llucid.native.types import layout
-from llucid.weights import Weights, dequantize, initialise, quantize, to, tree_map
+from llucid.weights import Weights, dequantize, initialise, leaves, named_leaves, quantize, to, tree_map
 from tests.configs import CONFIGS
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +39,7 @@ NARROW = [(*PLAIN, "-mno-avx512f"), (*PLAIN, "-mno-avx")] if platform.machine().
 WIDE = Config(
     dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=1024,
     rope_theta=500_000.0, rope_scaling=RopeScaling(original_context=256), tied_embeddings=True,
+    attention_bias=True, mlp_bias=True,
 )  # fmt: skip
 """Every row a multiple of 32 numbers, and a vocabulary that is no multiple of 16."""
 
@@ -52,9 +53,13 @@ def two_threads() -> Iterator[None]:
 
 
 def drawn(config: Config) -> Weights:
-    """Random weights with gains that differ, and scores that do."""
+    """Random weights with gains and biases that differ, and scores that do."""
     gains = {1: lambda leaf: leaf * torch.linspace(0.5, 1.5, len(leaf)), 2: lambda leaf: leaf * 3}
-    return tree_map(lambda leaf: gains[leaf.ndim](leaf), initialise(config))
+    weights = tree_map(lambda leaf: gains[leaf.ndim](leaf), initialise(config))
+    for path, leaf in named_leaves(weights):
+        if path.endswith("_bias"):
+            leaf += torch.linspace(-0.5, 0.5, len(leaf)) ** 3
+    return weights
 
 
 def ids(config: Config, count: int) -> list[int]:
@@ -155,7 +160,7 @@ def test_quantised_weights_are_the_equation_on_them(bits: Any, flags: tuple[str,
     # as most: 0.6 % of a product. What these weights make of it on the way through nine of them is a tenth at most.
     assert (found - exact).square().mean().sqrt() < 0.1 * exact.std()
     linear = F.linear
-    monkeypatch.setattr(F, "linear", lambda x, w: linear(rounded(x), w))
+    monkeypatch.setattr(F, "linear", lambda x, w, bias=None: linear(rounded(x), w, bias))
     same = equation(weights, WIDE, tokens)
     # The same rounding in PyTorch: the same scores, but at positions where a last bit moved a number over a half.
     assert ((found - same).abs().amax(1) < 1e-5).float().mean() > 0.7
@@ -500,7 +505,7 @@ def test_one_scale_that_is_not_a_number_spoils_the_scores(change: float, bits: A
     """Though what it scales is one number of a group, and the vectors are rounded group by group."""
     for matrix in range(7):
         weights = quantize(drawn(WIDE), bits)
-        damaged: Any = (*weights.blocks[0].attention, *weights.blocks[0].feed_forward)[matrix]
+        damaged: Any = [leaf for leaf in leaves(weights.blocks[0]) if leaf.ndim == 2][matrix]
         damaged.scales[0, 0, 5] = change
         scores = together(built(weights, WIDE, flags), [[1, 2, 3]])
         assert not scores.isfinite().all(), f"{matrix=}"
