@@ -32,7 +32,8 @@ whole_llama("tokens", "embedding", "block", "norm", "attention", "position", "fe
 # %%
 print("weights.embedding", list(weights.embedding.shape))
 print("weights.blocks   ", len(weights.blocks), "of them; in each:")
-for name, array in named_leaves(weights.blocks[0]):
+one = weights.blocks[0]
+for name, array in named_leaves(one):
     print(f"    {name:18} {list(array.shape)}")
 print("weights.norm     ", list(weights.norm.shape))
 print("weights.output   ", "None: the embedding is used" if weights.output is None else "a matrix")
