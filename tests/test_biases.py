@@ -28,6 +28,7 @@ from llucid.look import trace
 from llucid.training.optimizer import make_optimizers
 from llucid.training.settings import Settings
 from llucid.weights import initialise, named_leaves, parameter_count, tree_map
+from tests.checkpoints.gguf_files import file_of
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
 from tests.test_llama import lively, some_tokens
@@ -155,12 +156,28 @@ def test_biases_that_no_block_has_are_zero(tmp_path: Path, capsys: pytest.Captur
     found = load(tmp_path / "model", device="cpu")
     assert same(found.weights, model.weights)
     note = capsys.readouterr().err
-    assert "model.layers.0.self_attn.o_proj.bias and those of other blocks are missing; taken to be zero\n" in note
-    assert note.count("\n") == 1
+    assert (
+        note == f"note: {tmp_path / 'model'}: model.layers.*.self_attn.o_proj.bias are missing and taken to be zero\n"
+    )
     tokens = some_tokens(model.config, 1, 20)
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
     expected = theirs(tokens).logits.detach()
     torch.testing.assert_close(llama(tokens, found.weights, found.config), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gguf_file_with_some_biases(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of query, key and value, as from InternLM: the others are zero."""
+    model = model_of(BOTH)
+    for path, leaf in named_leaves(model.weights):
+        if path.endswith(("output_bias", "gate_bias", "up_bias", "down_bias")):
+            leaf.zero_()
+    names = ("attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    left_out = {f"blk.{layer}.{name}.bias": None for layer in range(2) for name in names}
+    found = load(file_of(tmp_path / "a.gguf", model, tensors=left_out), device="cpu")
+    assert found.config == replace(BOTH, mlp_bias=False)
+    assert capsys.readouterr().err.endswith("a.gguf: blk.*.attn_output.bias are missing and taken to be zero\n")
+    tokens = some_tokens(BOTH, 1, 20)
+    assert torch.equal(llama(tokens, found.weights, found.config), llama(tokens, model.weights, BOTH))
 
 
 @pytest.mark.parametrize(

@@ -88,19 +88,15 @@ def renamed(path: str, names: Mapping[str, str]) -> str:
     return names[re.sub(r"\d+", "N", path)].replace("N", number[0] if number else "N")
 
 
-def missing_biases(
-    config: Config, entries: Mapping[str, Stored], name_of: Callable[[str], str], place: str
-) -> dict[str, Stored]:
-    """Zeros for each bias that the config has and that is in no block of `entries`, with a note."""
+def zero_biases(config: Config, names: Collection[str], name_of: Callable[[str], str]) -> dict[str, Stored]:
+    """Zeros for the biases of each kind, as of `blocks.N.attention.output_bias`, of which none is in `names`."""
     biases = {path: shape for path, shape in shapes(config).items() if path.endswith("_bias")}
-    kinds = {re.sub(r"\d+", "N", path) for path in biases if name_of(path) in entries}
-    zeros: dict[str, Stored] = {}
-    for path, (rows,) in biases.items():
-        if re.sub(r"\d+", "N", path) not in kinds:
-            if path.startswith("blocks.0."):
-                note(f"{place}: {name_of(path)} and those of other blocks are missing; taken to be zero")
-            zeros[name_of(path)] = mapped((rows,), "float32", lambda rows=rows: np.zeros(rows, "<i4"))
-    return zeros
+    kinds = {re.sub(r"\d+", "N", path) for path in biases if name_of(path) in names}
+    return {
+        name_of(path): mapped(shape, "float32", lambda shape=shape: np.zeros(shape, "<i4"))
+        for path, shape in biases.items()
+        if re.sub(r"\d+", "N", path) not in kinds
+    }
 
 
 def gather(
@@ -120,7 +116,8 @@ def gather(
     """
     if config.layers > len(entries):  # before `shapes` makes a list of that many
         raise LlucidError(f"{place}: expected {config.layers} layers, but there are only {len(entries)} tensors")
-    entries = {**entries, **missing_biases(config, entries, name_of, place)}
+    zeros = zero_biases(config, entries, name_of)
+    entries = {**entries, **zeros}
     expected = {name_of(path): shape for path, shape in shapes(config).items()}
     for name, shape in expected.items():
         if name not in entries:
@@ -137,6 +134,9 @@ def gather(
             raise LlucidError(
                 f"{place}: {name} {list(entries[name].shape)} is not part of the Llama that the config describes"
             )
+    if zeros:
+        kinds = ", ".join(sorted({re.sub(r"\d+", "*", name) for name in zeros}))
+        note(f"{place}: {kinds} are missing and taken to be zero")
 
     def leaf(path: str, shape: tuple[int, ...]) -> Stored:
         stored = entries[name_of(path)]

@@ -421,5 +421,7 @@ def test_tokens_have_their_spaces_names_and_bytes(data: Path) -> None:
 def test_a_model_that_computes_nan_says_where() -> None:
     model = lively_model(GROUPED)
     model.weights.blocks[1].feed_forward.up[3, 4] = math.nan
-    with pytest.raises(LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up\) on"):
+    with pytest.raises(
+        LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up, weights\.up_bias\) on"
+    ):
         trace_of(model)
