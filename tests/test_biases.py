@@ -31,7 +31,7 @@ from llucid.weights import initialise, named_leaves, parameter_count, tree_map
 from tests.checkpoints.gguf_files import file_of
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
-from tests.test_llama import lively, some_tokens
+from tests.test_llama import random_weights, some_tokens
 
 WITHOUT = CONFIGS["one for two"]
 BOTH = replace(WITHOUT, attention_bias=True, mlp_bias=True)
@@ -67,7 +67,7 @@ def without_biases(model: llucid.Model) -> llucid.Model:
 @pytest.mark.filterwarnings("ignore:This is a friendly reminder")
 def test_every_spelling_equals_transformers(dtype: torch.dtype, config: Config, tmp_path: Path) -> None:
     """Beyond the context as well, where scalings differ; through our folder and through theirs."""
-    model = model_of(config)._replace(weights=lively(config, dtype=dtype))
+    model = model_of(config)._replace(weights=random_weights(config, dtype=dtype))
     weights, tokens = model.weights, some_tokens(config, 1, 200)
     save(model, tmp_path / "ours")
     theirs, report = transformers.LlamaForCausalLM.from_pretrained(
@@ -94,7 +94,7 @@ def test_every_spelling_equals_transformers(dtype: torch.dtype, config: Config, 
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_c_equals_pytorch(config: Config, quantize: Any, tmp_path: Path) -> None:
     """Through a file that is mapped, too. That C's results are the same to the bit in batches is in native."""
-    save(model_of(config)._replace(weights=lively(config)), tmp_path / "model")
+    save(model_of(config)._replace(weights=random_weights(config)), tmp_path / "model")
     ids = some_tokens(config, 1, 60)[0].tolist()
     batch = Batch(model := load(tmp_path / "model", device="cpu", quantize=quantize))
     found = np.asarray(batch.read(ids))
@@ -238,7 +238,7 @@ def test_several_matrices_have_each_its_bias() -> None:
 
 
 def test_a_trace_sees_them(config: Config) -> None:
-    model = model_of(config)._replace(weights=lively(config))
+    model = model_of(config)._replace(weights=random_weights(config))
     ids = some_tokens(config, 1, 9)[0].tolist()
     found = trace(model, ids)
     torch.testing.assert_close(found.logits, llama(torch.tensor([ids]), model.weights, config)[0], rtol=1e-5, atol=1e-5)
