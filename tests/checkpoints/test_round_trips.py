@@ -57,7 +57,9 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 def fitting(config: Config, format: str) -> Config:
     """The config without the values that this format cannot hold."""
-    changes = {} if format in ("huggingface", "gguf") else dict(head_dim=config.dim // config.heads)
+    if format in ("huggingface", "gguf"):
+        return config
+    changes = dict(head_dim=config.dim // config.heads, attention_bias=False, mlp_bias=False)
     return replace(config, **changes | (PLAIN if format == "llama2c" else {}))
 
 
@@ -215,6 +217,10 @@ TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, voc
         ("llama2c", dict(rope_scaling=RopeScaling()), "rope_scaling="),
         ("llama2c", dict(head_dim=12), "head_dim=12"),
         ("llama2c", dict(norm_eps=1e-6), "norm_eps=1e-06"),
+        ("llama2c", dict(attention_bias=True), "attention_bias=True"),
+        ("llama2c", dict(mlp_bias=True), "mlp_bias=True"),
+        ("meta", dict(attention_bias=True), "attention_bias=True"),
+        ("meta", dict(mlp_bias=True), "mlp_bias=True"),
         ("meta", dict(head_dim=12), "head_dim: 12"),
         ("meta", dict(rope_scaling=RopeScaling(original_context=4096)), "original_context=4096"),
     ],
