@@ -23,6 +23,6 @@ def random_blocks(form: str, rows: int, columns: int, seed: int = 0, size: float
     return blocks
 
 
-def random_matrix(form: str, rows: int, columns: int, seed: int = 0, size: float = 1) -> Quantized:
+def random_quantized(form: str, rows: int, columns: int, seed: int = 0, size: float = 1) -> Quantized:
     """A matrix of such blocks, its arrays tensors."""
     return from_blocks(random_blocks(form, rows, columns, seed, size), form).tensor()
