@@ -1,6 +1,6 @@
 """Decoding compared with llama.cpp: tokens per second on the same GGUF files, alternating, with the memory bandwidth.
 
-    OMP_NUM_THREADS=2 python benchmarks/decode_c.py --shape 110m 1b --kind float32 bfloat16 q8_0 q4_0
+    OMP_NUM_THREADS=2 python benchmarks/decode_c.py --shape 110m 1b --kind float32 bfloat16 q8_0 q4_0 q4_k_m
 
 needs llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary llama-cpp-python`; --site
 names the folder if it was installed with --target) and the tokenizers in $LLUCID_DATA. Weights are random, written by
@@ -41,6 +41,8 @@ from llucid.weights import assemble, leaves
 
 GREEDY = ["--max-tokens", "200", "--temperature", "0", "--device", "cpu"]
 SHAPES = {"110m": ("stories110M", "llama2-tokenizer.model"), "1b": ("llama-3.2-1b", "llama3-tokenizer.model")}
+QUANTISED_BY_LLAMA_CPP = {"q2_k": 10, "q3_k_m": 12, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "iq4_xs": 30}
+"""llama.cpp's number (llama_ftype) of each kind that it is asked to write."""
 READ = r"""
 #include <pthread.h>
 #include <stdint.h>
@@ -106,8 +108,16 @@ def built(source: str, out: Path, *more: str) -> Path:
 
 
 def made(folder: Path, shape: str, kind: str) -> Path:
-    """A GGUF file of random weights, written if it does not exist."""
+    """A GGUF file of random weights, written if it does not exist; by llama.cpp in the forms that only it writes."""
     out = folder / f"{shape}-{kind}.gguf"
+    if kind in QUANTISED_BY_LLAMA_CPP and not out.is_file():
+        cpp: Any = importlib.import_module("llama_cpp")
+        parameters = cpp.llama_model_quantize_default_params()
+        parameters.ftype = QUANTISED_BY_LLAMA_CPP[kind]
+        parameters.nthread = torch.get_num_threads()
+        source = made(folder, shape, "bfloat16")
+        failed = cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(parameters))
+        assert not failed, f"llama.cpp could not write {out}"
     if not out.is_file():
         preset, tokenizer = SHAPES[shape]
         config = replace(PRESETS[preset].config, context=2048)
@@ -167,7 +177,7 @@ def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
 
     def seconds_of(tokens: list[int], fresh: bool, kept: object = silent) -> float:
         if fresh:
-            cpp.llama_kv_self_clear(context)
+            cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
         begun = time.perf_counter()
         given = (cpp.llama_token * len(tokens))(*tokens)
         assert cpp.llama_decode(context, cpp.llama_batch_get_one(given, len(tokens))) == 0
@@ -280,9 +290,9 @@ def processes(options: argparse.Namespace, scratch: Path) -> None:
 def main() -> None:
     """Prints a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    kinds = ["float32", "bfloat16", "q8_0", "q4_0"]
+    kinds = ["float32", "bfloat16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
-    parser.add_argument("--kind", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--kind", nargs="+", choices=[*kinds, *QUANTISED_BY_LLAMA_CPP], default=kinds)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, help="tokens per round (default: 100 for 110m, 16 for 1b)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")

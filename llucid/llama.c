@@ -29,7 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
 enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q5_K": 6, "Q6_K": 7}
+KINDS = {
+    name: number for number, name in enumerate("float32 bfloat16 float16 Q8_0 Q4_0 Q2_K Q3_K Q4_K Q5_K Q6_K".split())
+}
 """llama.c's numbers for how a matrix is stored: by its dtype or, if it is quantised, its form."""
 
 

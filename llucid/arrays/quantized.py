@@ -43,6 +43,8 @@ class Form(NamedTuple):
 FORMS = {
     "Q8_0": Form(32, 34, slice(0, 2)),
     "Q4_0": Form(32, 18, slice(0, 2)),
+    "Q2_K": Form(256, 84, slice(80, 84)),
+    "Q3_K": Form(256, 110, slice(108, 110)),
     "Q4_K": Form(256, 144, slice(0, 4)),
     "Q5_K": Form(256, 176, slice(0, 4)),
     "Q6_K": Form(256, 210, slice(208, 210)),
@@ -176,7 +178,15 @@ def dequantized(blocks: "UInt8[Tensor, '*rows blocks bytes']", form: str) -> "Fl
 
     kind = FORMS[form]
     scales = blocks[..., kind.scales].contiguous().view(torch.float16).float()
-    split = {"Q8_0": split_q8_0, "Q4_0": split_q4_0, "Q4_K": split_q4_k, "Q5_K": split_q5_k, "Q6_K": split_q6_k}[form]
+    split = {
+        "Q8_0": split_q8_0,
+        "Q4_0": split_q4_0,
+        "Q2_K": split_q2_k,
+        "Q3_K": split_q3_k,
+        "Q4_K": split_q4_k,
+        "Q5_K": split_q5_k,
+        "Q6_K": split_q6_k,
+    }[form]
     return split(blocks[..., kind.numbers], scales).flatten(-3)
 
 
@@ -197,6 +207,19 @@ def split_q8_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
 
 def split_q4_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     return ((planes(numbers, 4, 16).float() - 8) * scales)[..., None, :]
+
+
+def split_q2_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    q = planes(numbers[..., 16:], 2, 32).unflatten(-1, (16, 16)).float()
+    scale, less = scales[..., :1] * (numbers[..., :16] & 15), scales[..., 1:] * (numbers[..., :16] >> 4)
+    return q * scale[..., None] - less[..., None]
+
+
+def split_q3_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    q = planes(numbers[..., 32:96], 2, 32) | planes(numbers[..., :32], 1, 32) << 2
+    whole = planes(numbers[..., 96:104], 4, 8) | planes(numbers[..., 104:], 2, 4) << 4
+    scale = scales * (whole.float() - 32)
+    return (q.unflatten(-1, (16, 16)).float() - 4) * scale[..., None]
 
 
 def split_q4_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":

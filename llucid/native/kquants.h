@@ -7,11 +7,12 @@ enum { BLOCK_GROUPS = 8, BLOCK_NUMBERS = 256, WORD = 4 * TILE };  /* of a block;
 
 /* Words of a block; its float16 scales; how many numbers share a whole one; the lower bits of a q, its upper bit or
    bits. */
-#define WORDS(kind) ((kind) == Q4_K ? 35 : (kind) == Q5_K ? 43 : 52)
-#define SCALES(kind) ((kind) == Q6_K ? 1 : 2)
-#define SHARE(kind) ((kind) == Q6_K ? 16 : 32)
-#define LOWER(kind) 0x0f0f0f0f
-#define UPPER(kind) ((kind) == Q4_K ? 0 : (kind) == Q5_K ? 0x10101010 : 0x30303030)
+#define WORDS(kind) ((kind) == Q2_K ? 20 : (kind) == Q3_K ? 27 : (kind) == Q4_K ? 35 : (kind) == Q5_K ? 43 : 52)
+#define SCALES(kind) ((kind) == Q3_K || (kind) == Q6_K ? 1 : 2)
+#define SHARE(kind) ((kind) == Q4_K || (kind) == Q5_K ? 32 : 16)
+#define LOWER(kind) ((kind) == Q2_K || (kind) == Q3_K ? 0x03030303 : 0x0f0f0f0f)
+#define UPPER(kind) ((kind) == Q3_K ? 0x04040404 : (kind) == Q5_K ? 0x10101010 : (kind) == Q6_K ? 0x30303030 : 0)
+#define MIDDLE(kind) ((kind) == Q3_K ? 4 : 32)  /* what is taken off a q, where there is one float16 */
 
 typedef struct {  /* four numbers of each row: (lower >> shift & LOWER) | (upper << left >> right & UPPER) */
     const uint8_t *lower, *upper;  /* [8 words]: for each four numbers of a group of 32 */
@@ -29,6 +30,9 @@ static inline Planes planes_of(int kind, const uint8_t *w, int group) {
     if (kind == Q6_K) {
         lower = group / 4 * 16 + group % 2 * 8, shift = group / 2 % 2 * 4;
         upper = 32 + group / 4 * 8, turn = group % 4 * 2 - 4;
+    } else if (kind == Q2_K || kind == Q3_K) {
+        lower = (kind == Q2_K ? 4 : 8) + group / 4 * 8, shift = group % 4 * 2;
+        upper = 0, turn = group - 2;
     } else {
         lower = (kind == Q4_K ? 3 : 11) + group / 2 * 8, shift = group % 2 * 4;
         upper = 3, turn = group - 4;
@@ -39,7 +43,12 @@ static inline Planes planes_of(int kind, const uint8_t *w, int group) {
 /* The whole number that scales the `at`-th 16 or 32 numbers of a row, or (`min`) that is taken off. */
 static inline int32_t whole_scale(int kind, const uint8_t *w, int at, int row, int min) {
     const int shift = at % 4 * 8;
-    if (kind == Q6_K) return (int8_t)(word_at(w, 48 + at / 4, row) >> shift);
+    if (kind == Q6_K) return (int32_t)(word_at(w, 48 + at / 4, row) << (24 - shift)) >> 24;  /* signed */
+    if (kind == Q3_K) {  /* four bits and two, less 32 */
+        uint32_t low = word_at(w, 24 + at / 4 % 2, row) >> shift >> at / 8 * 4, high = word_at(w, 26, row) >> shift;
+        return (int32_t)((low & 15) | (high >> at / 4 * 2 & 3) << 4) - 32;
+    }
+    if (kind == Q2_K) return (int32_t)(word_at(w, at / 4, row) >> shift >> 4 * min & 15);
     uint32_t first = word_at(w, min, row) >> shift, rest = word_at(w, 2, row) >> shift;  /* 6 bits of either of them */
     return (int32_t)(at < 4 ? first & 63 : (rest >> 4 * min & 15) | (first >> 6 & 3) << 4);
 }
@@ -54,7 +63,7 @@ static inline void scales_of(int kind, const uint8_t *w, const uint16_t *scales,
     for (int at = 0; at < BLOCK_NUMBERS / SHARE(kind); at++)
         for (int row = 0; row < TILE; row++) {
             scale[at][row] = d[row] * (float)whole_scale(kind, w, at, row, 0);
-            less[at][row] = SCALES(kind) == 2 ? min[row] * (float)whole_scale(kind, w, at, row, 1) : 32 * scale[at][row];
+            less[at][row] = SCALES(kind) == 2 ? min[row] * (float)whole_scale(kind, w, at, row, 1) : MIDDLE(kind) * scale[at][row];
         }
 }
 
@@ -69,7 +78,7 @@ static float number_in_block(const Matrix *m, size_t row, size_t column) {
     uint32_t lower = word_at(p.lower, quad, r) >> p.shift & LOWER(kind);
     uint32_t upper = UPPER(kind) ? word_at(p.upper, quad, r) << p.left >> p.right & (uint32_t)UPPER(kind) : 0;
     float q = (float)((lower | upper) >> byte & 255), scale = from_float16(scales[r]) * (float)whole_scale(kind, w, at, r, 0);
-    if (SCALES(kind) == 1) return scale * (q - 32);
+    if (SCALES(kind) == 1) return scale * (q - MIDDLE(kind));
     float product = scale * q, less = from_float16(scales[TILE + r]) * (float)whole_scale(kind, w, at, r, 1);
     return product - less;
 }
@@ -78,7 +87,8 @@ static float number_in_block(const Matrix *m, size_t row, size_t column) {
 
 INLINE void blocks_of(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int blocks, int first,
                       int count, int rows, float *y, size_t stride) {
-    const size_t groups = (size_t)blocks * BLOCK_GROUPS;
+    const size_t groups = (size_t)blocks * BLOCK_GROUPS, stride_x = groups * GROUP;
+    const int shares = GROUP / SHARE(kind), quads = 8 / shares;  /* of a group; fours of numbers in a share */
     const __m512i of_lower = _mm512_set1_epi32(LOWER(kind)), of_upper = _mm512_set1_epi32(UPPER(kind));
     __m512 sum[AT_ONCE];
     for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
@@ -89,32 +99,31 @@ INLINE void blocks_of(int kind, const uint8_t *w, const uint16_t *scales, const 
             const size_t at = (size_t)first * groups + (size_t)(block * BLOCK_GROUPS + group);
             const Planes p = planes_of(kind, w, group);
             const __m512i shift = _mm512_set1_epi32(p.shift), turn = _mm512_set1_epi32(p.right - p.left);
-            __m512i sums[2][AT_ONCE];
-            for (int i = 0; i < count; i++) sums[0][i] = sums[1][i] = _mm512_setzero_si512();
             for (int word = 0; word < WORDS(kind); word += BLOCK_GROUPS) fetch(w + (word + group) * WORD + AHEAD);
-            for (int quad = 0; quad < 8; quad++) {
-                const int8_t *x = v->whole + at * GROUP + quad * 4;
-                __m512i q = _mm512_srlv_epi32(_mm512_loadu_si512(p.lower + quad * WORD), shift);
-                q = _mm512_and_si512(q, of_lower);
-                if (UPPER(kind)) {
-                    __m512i upper = _mm512_rorv_epi32(_mm512_loadu_si512(p.upper + quad * WORD), turn);
-                    q = _mm512_or_si512(q, _mm512_and_si512(upper, of_upper));
+            for (int share = 0; share < shares; share++) {
+                __m512i sums[AT_ONCE];
+                for (int i = 0; i < count; i++) sums[i] = _mm512_setzero_si512();
+                _Pragma("GCC unroll 8") for (int next = 0; next < quads; next++) {
+                    const int quad = share * quads + next;
+                    const int8_t *x = v->whole + at * GROUP + quad * 4;
+                    __m512i q = _mm512_srlv_epi32(_mm512_loadu_si512(p.lower + quad * WORD), shift);
+                    q = _mm512_and_si512(q, of_lower);
+                    if (UPPER(kind)) {
+                        __m512i upper = _mm512_rorv_epi32(_mm512_loadu_si512(p.upper + quad * WORD), turn);
+                        q = _mm512_or_si512(q, _mm512_and_si512(upper, of_upper));
+                    }
+                    for (int i = 0; i < count; i++)
+                        sums[i] = _mm512_dpbusd_epi32(sums[i], q, four(x + (size_t)i * stride_x));
                 }
-                for (int i = 0; i < count; i++, x += groups * GROUP) {
-                    __m512i *to = &sums[SHARE(kind) == 16 && quad >= 4][i];
-                    *to = _mm512_dpbusd_epi32(*to, q, four(x));
+                const __m512 by = _mm512_loadu_ps(scale[group * shares + share]);
+                const __m512 off = _mm512_loadu_ps(less[group * shares + share]);
+                for (int i = 0; i < count; i++) {
+                    const size_t of = at + (size_t)i * groups;
+                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i]), by);
+                    sum[i] = _mm512_fmadd_ps(product, _mm512_set1_ps(v->scale[of]), sum[i]);
+                    for (int half = share; half <= share + 2 - shares; half++)
+                        sum[i] = _mm512_fnmadd_ps(off, _mm512_set1_ps(v->half[of * 2 + (size_t)half]), sum[i]);
                 }
-            }
-            const int low = SHARE(kind) == 16 ? group * 2 : group, high = SHARE(kind) == 16 ? low + 1 : low;
-            const __m512 scale_low = _mm512_loadu_ps(scale[low]), less_low = _mm512_loadu_ps(less[low]);
-            const __m512 scale_high = _mm512_loadu_ps(scale[high]), less_high = _mm512_loadu_ps(less[high]);
-            for (int i = 0; i < count; i++) {
-                const size_t of = at + (size_t)i * groups;
-                __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[0][i]), scale_low);
-                if (SHARE(kind) == 16) product = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[1][i]), scale_high, product);
-                sum[i] = _mm512_fmadd_ps(product, _mm512_set1_ps(v->scale[of]), sum[i]);
-                sum[i] = _mm512_fnmadd_ps(less_low, _mm512_set1_ps(v->half[of * 2]), sum[i]);
-                sum[i] = _mm512_fnmadd_ps(less_high, _mm512_set1_ps(v->half[of * 2 + 1]), sum[i]);
             }
         }
     }
@@ -135,7 +144,9 @@ static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vec
     for (int first = 0, some; first < count; first += some) {
         some = count - first;
         some = some >= AT_ONCE ? AT_ONCE : some >= 4 ? 4 : some >= 2 ? 2 : 1;
-        if (kind == Q4_K) BY_PART(blocks_of(Q4_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        if (kind == Q2_K) BY_PART(blocks_of(Q2_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        else if (kind == Q3_K) BY_PART(blocks_of(Q3_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        else if (kind == Q4_K) BY_PART(blocks_of(Q4_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
         else if (kind == Q5_K) BY_PART(blocks_of(Q5_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
         else BY_PART(blocks_of(Q6_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
     }
@@ -149,7 +160,7 @@ typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int blocks, int count, int rows,
                    float *y, size_t stride) {
     const size_t groups = (size_t)blocks * BLOCK_GROUPS;
-    const int fine = SHARE(kind) == 16;
+    const int shares = GROUP / SHARE(kind), quads = 8 / shares;  /* of a group; fours of numbers in a share */
     float scale[BLOCK_NUMBERS / 16][TILE], less[BLOCK_NUMBERS / 16][TILE];
     for (int i = 0; i < count; i++)
         for (int row = 0; row < rows; row++) y[(size_t)i * stride + (size_t)row] = 0;
@@ -164,25 +175,25 @@ static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vec
                     memcpy(&q[quad][part], p.lower + from, sizeof upper), memcpy(&upper, p.upper + from, sizeof upper);
                     q[quad][part] = (q[quad][part] >> p.shift & LOWER(kind)) | (upper << p.left >> p.right & UPPER(kind));
                 }
-            for (int i = 0; i < count; i++) {
-                const size_t at = (size_t)i * groups + (size_t)(block * BLOCK_GROUPS + group);
-                const int8_t *x = v->whole + at * GROUP;
-                Lanes lanes[2][TILE / LANES] = {0};
-                int32_t sums[2][TILE];
-                for (int quad = 0; quad < 8; quad++)
-                    for (int part = 0; part < TILE / LANES; part++) {
-                        Words four = q[quad][part];
-                        for (int byte = 0; byte < 4; byte++, four >>= 8)
-                            lanes[fine && quad >= 4][part] += (Lanes)(four & 255) * x[quad * 4 + byte];
-                    }
-                memcpy(sums, lanes, sizeof sums);
-                const int low = fine ? group * 2 : group, high = fine ? low + 1 : low;
-                for (int row = 0; row < rows; row++) {
-                    float product = scale[low][row] * (float)sums[0][row] + scale[high][row] * (float)sums[1][row];
-                    float taken = less[low][row] * v->half[at * 2] + less[high][row] * v->half[at * 2 + 1];
-                    y[(size_t)i * stride + (size_t)row] += product * v->scale[at] - taken;
+            for (int i = 0; i < count; i++)
+                for (int share = 0; share < shares; share++) {
+                    const size_t at = (size_t)i * groups + (size_t)(block * BLOCK_GROUPS + group);
+                    const int8_t *x = v->whole + at * GROUP;
+                    const float *by = scale[group * shares + share], *off = less[group * shares + share];
+                    const float *half = v->half + at * 2, of_x = shares == 2 ? half[share] : half[0] + half[1];
+                    Lanes lanes[TILE / LANES] = {0};
+                    int32_t sums[TILE];
+                    for (int quad = share * quads; quad < (share + 1) * quads; quad++)
+                        for (int part = 0; part < TILE / LANES; part++) {
+                            Words four = q[quad][part];
+                            for (int byte = 0; byte < 4; byte++, four >>= 8)
+                                lanes[part] += (Lanes)(four & 255) * x[quad * 4 + byte];
+                        }
+                    memcpy(sums, lanes, sizeof sums);
+                    for (int row = 0; row < rows; row++)
+                        y[(size_t)i * stride + (size_t)row] +=
+                            by[row] * (float)sums[row] * v->scale[at] - off[row] * of_x;
                 }
-            }
         }
     }
 }

@@ -6,9 +6,10 @@ from numpy.typing import NDArray
 from llucid.arrays import Quantized
 from llucid.arrays.quantized import FORMS, from_blocks
 
-MIDDLE = {"Q4_K": 7.5, "Q5_K": 15.5}
+MIDDLE = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 """Of the integers, in forms with minima: a minimum of so many scales makes the numbers symmetric around 0."""
-LARGEST = {"Q8_0": 128, "Q4_0": 8, "Q4_K": 63 * 7.5, "Q5_K": 63 * 15.5, "Q6_K": 128 * 32}
+LARGEST = {"Q8_0": 128, "Q4_0": 8, "Q2_K": 15 * 1.5, "Q3_K": 32 * 4}
+LARGEST |= {"Q4_K": 63 * 7.5, "Q5_K": 63 * 15.5, "Q6_K": 128 * 32}
 """About the largest number of a block whose scale is 1."""
 
 

@@ -49,7 +49,7 @@ WIDE = Config(
 """Every row a multiple of 32 numbers, and a vocabulary that is no multiple of 16."""
 BROAD = Config(**vars(WIDE) | {"dim": 256, "head_dim": 64, "ffn_dim": 512})
 """Every row a multiple of 256 numbers."""
-QUANTISED = ["Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M"]
+QUANTISED = ["Q8_0", "Q4_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M"]
 """The forms of quantised matrices; the last is a mixture of them, as in the files of that name."""
 
 
