@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from llucid.arrays import Quantized
 from llucid.arrays.dtypes import full_name, name_of_dtype
+from llucid.arrays.quantized import FORMS
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.gguf_blocks import GGML_TYPES, NUMBERS, WRITABLE, GgmlType
+from llucid.checkpoints.gguf_blocks import GGML_TYPES, NUMBERS, SAME_IN_Q8_0, WRITABLE, GgmlType
 from llucid.checkpoints.gguf_file import (
     ALIGNMENT,
     FileHeader,
@@ -34,7 +35,7 @@ from llucid.checkpoints.gguf_file import (
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
-from llucid.errors import LlucidError, prefix_errors
+from llucid.errors import LlucidError, note, prefix_errors
 from llucid.files import atomic_file, first_bytes
 from llucid.model import Model
 from llucid.rope import slowdowns
@@ -289,7 +290,27 @@ def _open(path: Path, config: Config, keep: bool) -> Weights:
     # Both follow from the config: the slowdowns, and the RoPE angles that very old files contain.
     ignored = {name for name in header.tensors if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
     entries = {name: stored_tensor(header, name, keep) for name in header.tensors}
+    if keep:
+        note_floats(header)
     return gather(config, entries, name_of, str(path), ignored=ignored)
+
+
+def note_floats(header: FileHeader) -> None:
+    """Says how much memory the file takes, if matrices in it are quantised in a way that only float32 can hold."""
+    kinds: set[str] = set()
+    size = stored = 0
+    for shape, kind, _, _, bytes_ in header.tensors.values():
+        stored += bytes_
+        if kind.block > 1 and kind.name not in (*FORMS, *SAME_IN_Q8_0):
+            kinds.add(kind.name)
+            bytes_ = 4 * math.prod(shape)
+        size += bytes_
+    if kinds:
+        names = ", ".join(sorted(kinds))
+        note(
+            f"{header.path}: {names} matrices are opened as float32, "
+            f"{size / 1e9:.1f} GB in memory for a file of {stored / 1e6:.0f} MB"
+        )
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from llucid.arrays import Mapped
@@ -39,6 +40,15 @@ GGML_TYPES = {
     12: GgmlType("Q4_K", 256, 144),
     13: GgmlType("Q5_K", 256, 176),
     14: GgmlType("Q6_K", 256, 210),
+    16: GgmlType("IQ2_XXS", 256, 66),
+    17: GgmlType("IQ2_XS", 256, 74),
+    18: GgmlType("IQ3_XXS", 256, 98),
+    19: GgmlType("IQ1_S", 256, 50),
+    20: GgmlType("IQ4_NL", 32, 18),
+    21: GgmlType("IQ3_S", 256, 110),
+    22: GgmlType("IQ2_S", 256, 82),
+    23: GgmlType("IQ4_XS", 256, 136),
+    29: GgmlType("IQ1_M", 256, 56),
     30: GgmlType("bfloat16", 1, 2),
 }
 """The types that llucid reads, by their number in ggml."""
@@ -47,12 +57,35 @@ WRITABLE = ("float32", "float16", "bfloat16", "Q8_0", "Q4_0")
 """The types that plain numbers can be written in."""
 QUANTIZED_BITS: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
 """The types that matrices are quantised to, with their bits."""
-_FROM_15 = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
-UNSUPPORTED = {9: "Q8_1", **dict(enumerate(_FROM_15.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+UNSUPPORTED = {9: "Q8_1", 15: "Q8_K", **dict(enumerate("I8 I16 I32 I64 F64".split(), 24))}
+UNSUPPORTED |= {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 """The types that llucid does not read."""
 
 CHUNK = 2**21
 """Numbers that are quantised or dequantised at a time."""
+
+
+SAME_IN_Q8_0 = ("Q5_0", "IQ4_NL")
+"""The types whose numbers are 8-bit integers times the scale of 32: `as_q8_0` repacks them without any change."""
+IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+
+def as_q8_0(
+    blocks: UInt8[NDArray[np.uint8], "rows blocks bytes"], kind: GgmlType
+) -> UInt8[NDArray[np.uint8], "rows blocks 34"]:
+    """The same numbers as blocks of Q8_0. `kind` is one of SAME_IN_Q8_0."""
+    found = np.empty((*blocks.shape[:2], 34), np.uint8)
+    found[..., :2] = blocks[..., :2]
+    packed = blocks[..., -16:]
+    integers = found[..., 2:].view(np.int8)
+    for half, four_bits in enumerate((packed & 15, packed >> 4)):
+        place = slice(16 * half, 16 * half + 16)
+        if kind.name == "IQ4_NL":
+            integers[..., place] = IQ4_NL[four_bits]
+        else:
+            fifth = np.unpackbits(blocks[..., 2:6], axis=-1, bitorder="little")[..., place]
+            integers[..., place] = (four_bits | fifth << 4).view(np.int8) - 16
+    return found
 
 
 def dequantize_blocks(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, ...]) -> Mapped:

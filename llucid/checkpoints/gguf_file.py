@@ -19,8 +19,10 @@ from llucid.checkpoints.gguf_blocks import (
     GGML_TYPES,
     NUMBERS,
     QUANTIZED_BITS,
+    SAME_IN_Q8_0,
     UNSUPPORTED,
     GgmlType,
+    as_q8_0,
     dequantize_blocks,
 )
 from llucid.checkpoints.metadata import whole
@@ -323,7 +325,7 @@ def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
 
 
 def stored_tensor(header: FileHeader, name: str, keep: bool) -> Stored:
-    """A tensor of the file, to be read later; with `keep`, matrices in one of FORMS stay quantised."""
+    """A tensor of the file, to be read later; with `keep`, what FORMS or `as_q8_0` can hold stays quantised."""
     tensor = header.tensors[name]
     shape, kind, raw = tensor.shape, tensor.kind, tensor.data
     if kind.block == 1:
@@ -331,6 +333,9 @@ def stored_tensor(header: FileHeader, name: str, keep: bool) -> Stored:
     if keep and kind.name in FORMS and len(shape) == 2:
         blocks = raw.reshape(shape[0], -1, kind.size)
         return Stored(shape, "float32", lambda: from_blocks(blocks, kind.name, done=release))
+    if keep and kind.name in SAME_IN_Q8_0 and len(shape) == 2:
+        blocks = raw.reshape(shape[0], -1, kind.size)
+        return Stored(shape, "float32", lambda: from_blocks(as_q8_0(blocks, kind), "Q8_0"))
     return Stored(shape, "float32", lambda: dequantize_blocks(raw, kind, shape))
 
 

@@ -111,6 +111,7 @@ def file_of(
 
 # Offsets of the float16 numbers in a block of each type.
 HALVES = dict(Q4_0=[0], Q4_1=[0, 2], Q5_0=[0], Q5_1=[0, 2], Q8_0=[0])
+HALVES |= {name: [0] for name in "IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()} | {"IQ1_M": []}
 HALVES |= dict(Q2_K=[80, 82], Q3_K=[108], Q4_K=[0, 2], Q5_K=[0, 2], Q6_K=[208])
 WIDE = Config(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=300, context=32)
 
@@ -122,4 +123,6 @@ def random_blocks(name: str, rows: int, numbers: int) -> np.ndarray:
     blocks = generator.integers(0, 256, (rows * numbers // block, size), np.uint8)
     for at in HALVES[name]:
         blocks[:, at : at + 2] = generator.normal(0, 0.05, len(blocks)).astype("<f2").view(np.uint8).reshape(-1, 2)
+    if name == "IQ1_M":  # its scale is the upper half of the last bytes, two by two: 0x2a66 is 0.05
+        blocks[:, 49::2] = blocks[:, 49::2] & 15 | [0x60, 0x60, 0xA0, 0x20]
     return blocks.reshape(rows, -1)

@@ -181,6 +181,23 @@ def test_quantised_matrices_stay_as_they_are_in_every_form(mapped: bool, tmp_pat
         assert torch.equal(one, dense(two))
 
 
+@pytest.mark.parametrize("name", sorted(HALVES.keys() - FORMS.keys()))
+def test_other_types_are_repacked_without_change_or_opened_as_float32(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = model_of(WIDE)
+    raw = random_blocks(name, *model.weights.embedding.shape)
+    blocks = {"token_embd.weight": (raw, gguf.GGMLQuantizationType[name])}
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model) | blocks)
+    leaf = load(tmp_path / "a.gguf", device="cpu", quantize="file").weights.embedding
+    np.testing.assert_array_equal(dense(leaf).numpy(), gguf.dequantize(*blocks["token_embd.weight"]))
+    repacked = isinstance(leaf, Quantized) and leaf.form == "Q8_0"
+    assert repacked == (name in ("Q5_0", "IQ4_NL"))
+    said = capsys.readouterr().err
+    expected = f"{name} matrices are opened as float32, 0.0 GB in memory for a file of 2 MB\n"
+    assert said == "" if repacked else said.endswith(expected)
+
+
 def definition_q8_0(block: bytes) -> list[np.float32]:
     scale = np.frombuffer(block[:2], "<f2")[0].astype(np.float32)
     return [scale * np.float32(byte - 256 if byte > 127 else byte) for byte in block[2:]]
