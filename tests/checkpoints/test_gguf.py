@@ -158,7 +158,7 @@ def test_describe_reads_only_the_header(tmp_path: Path) -> None:
     assert description["dtype"] == "Q8_0, float16, float32"
     assert description["tokenizer"] == "characters, 50 ids"
     assert description["rope_scaling"] == str(RopeScaling(factor=32.0))
-    assert description["tied"] == "the embedding is the output matrix"
+    assert description["tied_embeddings"] == "True"
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
