@@ -10,6 +10,8 @@ from llucid.files import read_json, write_text_atomically
 
 FILE = "generation_config.json"
 
+LARGEST = 1e9
+"""Larger numbers are ignored: they may not even be numbers that float can hold."""
 KINDS = {
     "temperature": (int, float),
     "top_k": (int,),
@@ -29,6 +31,7 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
     except LlucidError:
         return {}
     found = {name: config[name] for name, kinds in KINDS.items() if type(config.get(name)) in kinds}
+    found = {name: number for name, number in found.items() if abs(number) < LARGEST}
     if found.get("top_k") == 0:  # no limit in transformers
         del found["top_k"]
     return found if config.get("do_sample") is True else {}

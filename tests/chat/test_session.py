@@ -315,5 +315,5 @@ def test_the_model_s_own_settings_are_the_default() -> None:
     model = rambler(200)
     assert Session(model).sampling == Sampling()
     assert Session(model._replace(sampling={"temperature": 0.1})).sampling == Sampling(temperature=0.1)
-    assert Session(model._replace(sampling={"temperature": -1})).sampling == Sampling()
+    assert Session(model._replace(sampling={"temperature": -1.0})).sampling == Sampling()
     assert Session(model._replace(sampling={"temperature": 0.1}), sampling=GREEDY).sampling == GREEDY

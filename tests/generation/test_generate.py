@@ -152,12 +152,12 @@ def test_settings_that_are_not_given_are_the_model_s_own():
         return completion.text
 
     own: dict[str, Any] = {}
-    usual, greedy = text(), text(temperature=0)
+    usual, greedy = text(), text(temperature=0.0)
     assert usual != greedy
     own = {"temperature": 1e-6, "top_p": 1.0}
     assert text() == greedy
     assert text(temperature=0.8, top_p=0.95) == usual
-    own = {"temperature": -1}  # impossible
+    own = {"temperature": -1.0}  # impossible
     assert text() == usual
 
 
