@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -147,9 +148,10 @@ def read_file(path: Path, limit: int) -> bytes:
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise LlucidError(f"{path}: not a regular file")
-            content = file.read(limit + 1)
+            content = file.read(min(limit, found.st_size) + 1)  # allocates as much as it is asked for
     except OSError as error:
         raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > limit:
@@ -167,7 +169,11 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:  # `[]` takes 25 times as much memory
         raise LlucidError(f"{path}: not a plausible JSON file: mostly empty lists or objects")
     try:
-        value = json.loads(content)
+        text = content.decode(json.detect_encoding(content))
+        value = json.loads(text)
+        if re.search(r"\\u[dD]", text):  # perhaps half of a UTF-16 pair, which no file can hold; becomes U+FFFD
+            text = json.dumps(value, ensure_ascii=False)
+            value = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except (ValueError, RecursionError) as error:
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(value, dict):
