@@ -229,9 +229,11 @@ def read_measured(out: Path, progress: Progress) -> Measured:
     """The measurements of the run in `out` up to `progress`."""
     try:
         measured = Measured(**json.loads((out / "state" / "measured.json").read_bytes()))
-        return measured if measured.step <= progress.step else Measured()
-    except (OSError, ValueError, TypeError):  # none yet
-        return Measured()
+        if all(type(number) in (int, float) for number in measured) and measured.step <= progress.step:
+            return measured
+    except (OSError, ValueError, TypeError, RecursionError):  # none yet
+        pass
+    return Measured()
 
 
 def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
