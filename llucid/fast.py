@@ -1,10 +1,12 @@
 """x Wᵀ and E[tokens] for each kind of matrix, and attention, by the fastest way that PyTorch has.
 
 PyTorch gives float32 products on a CPU to MKL, which uses only half the vector width of AMD processors. oneDNN, which
-PyTorch has too and uses for bfloat16, takes half the time there (benchmarks/products.py).
+PyTorch has too and uses for bfloat16, takes half the time there; on Intel's, MKL is faster (benchmarks/products.py).
 """
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +19,24 @@ from llucid.arrays import Mapped, Quantized
 
 Matrix = Float[Tensor, "rows columns"] | Quantized
 
-QUICK = (
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def is_amd() -> bool:
+    """Whether the processor is one of AMD's, by the vendor's name that MKL itself looks at."""
+    found = CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else platform.processor()
+    return "AuthenticAMD" in found
+
+
+HAS_ONEDNN = (
     torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether oneDNN is used: with AVX-512. Its gain was measured on AMD's processors, on which MKL does not use that."""
+"""Whether PyTorch has both libraries and the processor has AVX-512."""
+QUICK = HAS_ONEDNN and is_amd()
+"""Whether oneDNN is used for float32: where it is known to be faster."""
 LARGE = 2**20
 """Multiplications that outweigh the 15 microseconds by which a call of oneDNN takes longer."""
 SMALL = 2**14

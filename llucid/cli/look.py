@@ -30,7 +30,7 @@ class Look(ModelOptions):
     model: str = positional("[MODEL]", "")
     """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf.
     (default: llucid's own storyteller)"""
-    text: str = positional("[TEXT]", "")
+    text: str | None = positional("[TEXT]", None)
     """Text to read; - reads it from standard input. (default: a sentence, twice)"""
     ids: str | None = option("N,N,…")
     """Read these token ids instead of a text."""
@@ -84,7 +84,7 @@ class Look(ModelOptions):
         """The text read by the model."""
         from llucid.look.answers import Answers
 
-        if self.ids is not None and self.text:
+        if self.ids is not None and self.text is not None:
             raise LlucidError("ids=: give a text or ids, not both")
         [first, *others] = self.subjects()
         model = first.model()
@@ -124,7 +124,7 @@ class Look(ModelOptions):
         """The text that is given, or else one that the tokenizer can encode."""
         from llucid.look.trace import has_tokenizer
 
-        if self.text:
+        if self.text is not None:
             return read_text(self.text)
         for text in TEXTS if has_tokenizer(model) else ():
             with contextlib.suppress(LlucidError):

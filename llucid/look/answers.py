@@ -400,24 +400,13 @@ class Answers:
         return numbers(p, [1, *pool], axes, as_, of=(0.0, 1.0))
 
 
-ANSWERS: dict[str, Callable[..., Any]] = {
-    "look": Answers.look,
-    "source": Answers.source,
-    "reading": Answers.tokens,
-    "next": Answers.next,
-    "names": Answers.names,
-    "summaries": Answers.summaries,
-    "lens": Answers.lens,
-    "stream": Answers.stream,
-    "parts": Answers.parts,
-    "heads": Answers.heads,
-    "clocks": Answers.clocks,
-    "compare": Answers.compare,
-    "value": Answers.value,
-    "weight": Answers.weight,
-    "attention": Answers.attention,
-}
+_NAMES = (
+    *("look", "source", "next", "names", "summaries", "lens", "stream", "parts", "heads", "clocks", "compare"),
+    *("value", "weight", "attention"),
+)
+ANSWERS: dict[str, Callable[..., Any]] = {name: getattr(Answers, name) for name in _NAMES}
 """By the last part of the address."""
+ANSWERS["reading"] = Answers.tokens
 
 
 def parameters(method: Callable[..., Any], query: str) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from torch import Tensor
 from llucid import fast
 from llucid.arrays import Quantized
 
-AT_ONCE = 2**25
-"""Numbers of a matrix that are widened in one go, which bounds the memory that this takes."""
+AT_ONCE = 2**21
+"""Numbers of a matrix that are widened in one go: 8 MB, which allocators reuse. Fresh memory for a whole matrix takes
+several times as long as its product with 64 vectors."""
 
 Span = tuple[int, int, int, int]
 """Line (from 1), column (of characters, from 0), last line, column after the last character."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.look.instrument import AT_ONCE, Kind, Site, Span, instrument, rows
+from llucid.look.instrument import Kind, Site, Span, instrument, rows
 from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
@@ -22,6 +22,8 @@ from llucid.weights import initialise
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
 """Of every block, what is kept beside the stream: as small as that, and asked for most."""
+SCORES = 2**25
+"""Logits that the logit lens computes in one go."""
 
 
 class Value(NamedTuple):
@@ -68,8 +70,8 @@ def trace(
 
     Computes in float32 (float64, if the weights are that) whatever the weights are stored in. The trace keeps the
     stream and little else: other values of a block are computed once more, from its stream, when they are asked for.
-    64 tokens of Llama 3.2 1B in bfloat16 take 2.8 s and 0.6 GB beyond the weights (2 cores of an AMD EPYC, Zen 5): ten
-    plain passes, since that processor multiplies bfloat16 many times as fast as float32 (benchmarks/look.py).
+    64 tokens of Llama 3.2 1B in bfloat16 take 0.7 s and 0.3 GB beyond the weights (2 cores of an AMD EPYC, Zen 5), 2.5
+    times a plain pass in bfloat16 (benchmarks/look.py).
     With `only`, names or patterns (`blocks.*.attention.p`), exactly those values are kept, and no others can be asked
     for. `change` maps names to functions whose results go on instead of the values; see `llucid.look.changes`.
 
@@ -241,7 +243,7 @@ class Trace:
         if top < 1:
             raise LlucidError(f"top={top}: must be at least 1")
         vocab, (streams, seq, _) = self.model.config.vocab_size, self.stream.shape
-        some = self.stream.flatten(0, 1).split(max(1, AT_ONCE // vocab))
+        some = self.stream.flatten(0, 1).split(max(1, SCORES // vocab))
         best = [self.lens(x).softmax(-1).topk(min(top, vocab)) for x in some]
         ids = torch.cat([each.indices for each in best]).unflatten(0, (streams, seq))
         p = torch.cat([each.values for each in best]).unflatten(0, (streams, seq))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llucid.arrays import Quantized
 from llucid.look.instrument import Instrumented, widened
-from llucid.weights import Weights, tree_map
+from llucid.weights import Weights
 
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 """From names of values to functions of them, which return a new value of the same shape."""
@@ -67,7 +67,7 @@ class _Frame(NamedTuple):
 
 
 class Watch:
-    """Runs functions of an instrumented module on weights, block by block in float32.
+    """Runs functions of an instrumented module on weights; values are in float32 at least.
 
     `change(name, value)` returns the value that goes on. `keep(name)` says whether to hold a value in `values`.
     """
@@ -179,11 +179,10 @@ class Watch:
         return inside
 
     def open_block(self, layer: int, block: Any) -> Any:
-        """A block's weights in float32, known by their paths until the next block is opened."""
-        opened = tree_map(widened, block)
+        """A block's weights, known by their paths until the next block is opened."""
         self._paths = {key: entry for key, entry in self._paths.items() if not entry[0].startswith("blocks.")}
-        self._register(opened, f"blocks.{layer}")
-        return opened
+        self._register(block, f"blocks.{layer}")
+        return block
 
     def _register(self, tree: object, path: str) -> None:
         self._paths[id(tree)] = path, tree
@@ -199,7 +198,7 @@ class Watch:
 
 
 class _Blocks(Sequence[Any]):
-    """The blocks of a tree, each widened when it is asked for."""
+    """The blocks of a tree, each registered when it is asked for."""
 
     def __init__(self, blocks: Sequence[Any], watch: Watch) -> None:
         self.blocks, self.watch = blocks, watch

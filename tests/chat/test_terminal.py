@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,7 @@ def test_a_base_model_continues_the_text(tmp_path: Path, open_terminal: Callable
     assert terminal.process.wait(timeout=30) == 0
 
     with pytest.raises(NotAChatModel):  # through a pipe
-        talk(llucid.load(tmp_path / "base", device="cpu"), "base")
+        talk(partial(Session, llucid.load(tmp_path / "base", device="cpu")), "base")
 
 
 def test_through_a_pipe(endless: Path, tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_a_terminal_needs_both_input_and_output(reads: bool, writes: bool, monke
         stream = io.StringIO()
         monkeypatch.setattr(stream, "isatty", lambda is_one=is_one: is_one)
         monkeypatch.setattr(sys, name, stream)
-    talk(reciter(), "a model")
+    talk(partial(Session, reciter()), "a model")
     assert used == ["in_terminal" if reads and writes else "through_pipe"]
 
 

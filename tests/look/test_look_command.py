@@ -49,6 +49,7 @@ def test_it_writes_one_file(tmp_path: Path) -> None:
         (["--ids", "1,x"], "--ids 1,x: expected whole numbers"),
         (["--ids", "1,99999"], "id 99999: this model has ids 0 to 1535"),
         (["", "a", "--ids", "1"], "--ids: give a text or ids, not both"),
+        (["", "", "--no-browser"], "the text is empty"),
         (["--port", "99999", "--no-browser"], "--port 99999: cannot be listened on"),
         (["--html", "x.html", "--compare", "int8"], "--compare int8: a file shows one model"),
         (["--html", "x.html", "--size", "0"], "--size 0.0: must be positive"),

@@ -1,6 +1,7 @@
 """What a trace says, against transformers, against changed weights, and against itself."""
 
 import gc
+import importlib
 import inspect
 import math
 import re
@@ -21,7 +22,7 @@ from llucid.chat import STORYTELLER
 from llucid.config import Config
 from llucid.corpora.fables import tale
 from llucid.llama import llama
-from llucid.look import Trace, ablate, head_scores, patch, scale, trace, watch, zero_frequency
+from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.heads import copying
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import dequantize, quantize, to
@@ -279,28 +280,32 @@ def test_narrow_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None
     torch.testing.assert_close(found.logits, wide.logits, rtol=1e-6, atol=1e-6)
 
 
-def test_widened_blocks_are_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_are_widened_some_rows_at_a_time_and_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when Python next collects cycles: a block of a large model is hundreds of megabytes."""
     model = lively_model(GROUPED)
     narrow = model._replace(weights=to(model.weights, torch.bfloat16))
-    widened, made = watch.widened, list[weakref.ref[Tensor]]()
+    whole = trace_of(narrow).logits
+    module = importlib.import_module("llucid.look.instrument")
+    widened, made = module.widened, list[weakref.ref[Tensor]]()
 
     def noted(leaf: Tensor) -> Tensor:
         wide = widened(leaf)
-        if leaf.dtype == torch.bfloat16:
-            made.append(weakref.ref(wide))
+        assert wide.numel() <= 5 * leaf.shape[-1]
+        made.append(weakref.ref(wide))
         return wide
 
-    monkeypatch.setattr(watch, "widened", noted)
+    monkeypatch.setattr(module, "widened", noted)
+    monkeypatch.setattr(module, "AT_ONCE", 5 * GROUPED.dim)
     gc.collect()
     gc.disable()
     try:
         found = trace_of(narrow)
         assert found.attention.shape[0] == 2
-        assert len(made) > 2 * 9
-        assert [reference for reference in made if (left := reference()) is not None and left.dim() == 2] == []
+        assert len(made) > 2 * 7 * 2
+        assert [reference for reference in made if reference() is not None] == []
     finally:
         gc.enable()
+    torch.testing.assert_close(found.logits, whole, rtol=1e-6, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ heads

@@ -11,7 +11,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from safetensors.torch import load_file
 import llucid
 from llucid.cli import read_command
 from llucid.corpora import open_corpus
-from llucid.corpora.tokens import tokenise
+from llucid.corpora.tokens import tokenise, validation_batches
 from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.training import logbook, loop, run
@@ -36,7 +35,7 @@ from llucid.training.optimizer import learning_rate
 from llucid.training.report import Report, clock
 from llucid.training.run import Metrics
 from llucid.training.settings import ModelNumbers, Settings, read_toml
-from llucid.training.step import evaluate
+from llucid.training.step import mean_loss
 from llucid.weights import initialise
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
@@ -218,7 +217,9 @@ def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
     assert measured[-1] > min(measured)
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
-    assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(measured), rel=1e-5)
+    assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
+        min(measured), rel=1e-5
+    )
     latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
     assert not torch.equal(latest, model.weights.embedding)
 
@@ -491,7 +492,7 @@ def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> N
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
-    expected = evaluate(model.weights, model.config, tokens) * a_character
+    expected = mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) * a_character
     assert losses(out)[-1]["validation"] == pytest.approx(expected, rel=0.02)
     assert f"val {losses(out)[-1]['validation']:.3f} nats" in said
     blind = math.log(model.config.vocab_size) * a_character  # as at the first step, when nothing has been learned
@@ -522,13 +523,14 @@ def test_clock() -> None:
 def test_a_measurement_fits_a_terminal() -> None:
     """Of 80 columns. Samples are cut to its width, and their control characters are replaced."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    report = Report(console, floor=None, context=256)
+    report = Report(console)
+    report.context = 256
     report.measured(1500, 1.6, 1.7, 64, "\n\n" + "漢" * 60 + "\n[bold]\t:smile:\x1b[31m\x0e\r\nc\nd", 142_876.0, 72.0)
     first, *sample = console.file.getvalue().splitlines()
     assert first == "step 1500  train 1.600  val 1.700 nats 2.453 bits  window 64  142,876 tokens/s"
     assert sample == ["    " + "漢" * 38, "    [bold]  :smile:␛[31m␎␍", "    c"]
     narrow = Console(file=io.StringIO(), force_terminal=True, width=20, color_system=None)
-    Report(narrow, floor=None, context=64).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
+    Report(narrow).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
     assert max(cell_len(line) for line in narrow.file.getvalue().splitlines()) <= 20
 
 
@@ -623,7 +625,9 @@ def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None
     assert full[-1] > min(full)
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
-    assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(full), rel=1e-5)
+    assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
+        min(full), rel=1e-5
+    )
 
 
 def test_short_windows_are_trained_on_first(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,6 +652,6 @@ def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
     [measured] = [row for row in losses(out) if "validation" in row]
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
-    at = {length: evaluate(model.weights, replace(model.config, context=length), tokens) for length in (64, 256)}
+    at = {length: mean_loss(validation_batches(tokens, length), model.weights, model.config) for length in (64, 256)}
     assert measured["validation"] == pytest.approx(at[64], rel=1e-6)
     assert at[256] != pytest.approx(at[64], rel=1e-5)
