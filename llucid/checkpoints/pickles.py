@@ -97,7 +97,7 @@ class Archive:
         """The file, writable, as PyTorch requires; writing does not change the file."""
         return np.memmap(self.file, np.uint8, mode="c")
 
-    def storage(self, kind: str, storage: Name, key: str, *_: Any) -> Storage:
+    def storage(self, kind: Any, storage: Any, key: Any, *_: Any) -> Storage:
         """The storage that a persistent id of a pickle names; its device and length are ignored."""
         if kind != "storage" or type(key) is not str:  # the text of nested lists that share parts may be endless
             raise ValueError("a storage without a name")

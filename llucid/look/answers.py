@@ -178,7 +178,7 @@ class Answers:
             wanted = expected.get(name, str)
             if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
                 raise LlucidError(f"change {shown(body)}: {name.rstrip('_')} must be of type {wanted.__name__}")
-            if wanted is float and not abs(value) < 1e300:
+            if isinstance(value, int | float) and not abs(value) < 1e300:
                 raise LlucidError(f"change {shown(body)}: {name} must be finite")
         return kind(**fields)
 
