@@ -1,6 +1,6 @@
-"""llucid beside transformers, llama.cpp, llama2.c and nanoGPT: the same sizes and machine, alternating.
+"""llucid compared with transformers, llama.cpp, llama2.c and nanoGPT: the same sizes and machine, alternating.
 
-    python benchmarks/peers.py                                     beside transformers only
+    python benchmarks/peers.py                                     only with transformers
     python benchmarks/peers.py prefill --sizes stories110M --llama-cpp SITE --llama2c SOURCE --nanogpt SOURCE
 
     prefill    reading 512 tokens           decode    writing one text, the median token

@@ -111,7 +111,7 @@ class Cache(NamedTuple):
     def append(self, positions: Int[Any, "batch seq"]) -> "Cache":
         """The cache with slots taken for tokens at these positions; `write` fills them, layer by layer.
 
-        Raises ValueError if there are too few.
+        Raises ValueError if there are too few slots.
         """
         start, end = self.length, self.length + positions.shape[1]
         if end > self.positions.shape[1]:

@@ -17,7 +17,7 @@ from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
-from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, alike, bare, gather, mapped, renamed, tensor_of
+from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, note, prefix_errors
 from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
@@ -256,7 +256,7 @@ def index_of(path: Path) -> tuple[Path, dict[str, str]]:
     places = read_json(file).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise LlucidError(f"{file}: expected weight_map to be an object of tensor names and file names")
-    return file, {bare(str(name)): place for name, place in places.items()}
+    return file, {plain_name(str(name)): place for name, place in places.items()}
 
 
 def read_entries(path: Path) -> dict[str, Stored]:
@@ -294,7 +294,7 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
             bits = lambda: content[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
             return mapped(shape, kind or tensor["dtype"], bits)
 
-        return {bare(name): entry(tensor) for name, tensor in header.items() if name != "__metadata__"}
+        return {plain_name(name): entry(tensor) for name, tensor in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a complete safetensors file ({error})") from error
 
@@ -317,7 +317,7 @@ def open_weights(path: Path, config: Config) -> Weights:
     if config.tied_embeddings:
         unused.add(NAMES["output"])
         twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
-        if twins and not alike(*twins):
+        if twins and not equal_bits(*twins):
             note(f"{path}: {NAMES['output']} is ignored, since config.json has tie_word_embeddings")
     if any(name.startswith("v_head.") for name in unused):
         note(f"{path}: v_head is ignored; it is not part of a Llama")

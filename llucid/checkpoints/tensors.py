@@ -63,7 +63,7 @@ def mapped(shape: tuple[int, ...], dtype: str, bits: "Callable[[], NDArray[Any]]
     return Stored(shape, dtype, lambda: Mapped(dtype, bits()))
 
 
-def alike(one: Stored, other: Stored) -> bool:
+def equal_bits(one: Stored, other: Stored) -> bool:
     """Whether two matrices are equal bit for bit. Stops reading at the first difference."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
@@ -77,7 +77,7 @@ NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 
 
-def bare(name: str) -> str:
+def plain_name(name: str) -> str:
     """A tensor's name without the prefixes that torch.compile and DistributedDataParallel add."""
     return re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
 

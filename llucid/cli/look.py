@@ -101,7 +101,8 @@ class Look(ModelOptions):
     def subjects(self) -> list["Subject"]:
         """The model, the one to compare with, and the snapshots of its run."""
         from llucid.chat import STORYTELLER
-        from llucid.look.answers import Subject, snapshots
+        from llucid.look.answers import Subject
+        from llucid.training.snapshots import snapshots_of
 
         path, name = self.model or str(STORYTELLER), self.model or "the storyteller"
         found = [Subject(name, lambda: self.open(path))]
@@ -109,7 +110,7 @@ class Look(ModelOptions):
             found.append(Subject(f"{name}, {self.compare}", lambda: self.open(path, self.compare)))
         elif other := self.compare:
             found.append(Subject(other, lambda: self.open(other)))
-        for step, folder in snapshots(Path(path)):
+        for step, folder in snapshots_of(Path(path)):
             found.append(Subject(f"step {step}", lambda folder=folder: self.open(str(folder)), step))
         return found
 

@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
 
     def read(self, starts: NDArray[np.int64], length: int) -> Int[Tensor, "rows length"]:
         """One row of `length` ids from each start, the first replaced by BOS if there is one."""
-        # Mapped anew each time, so that the pages of a large file do not stay with the process.
+        # Mapped again each time, so that the pages of a large file do not stay with the process.
         mapped = np.memmap(self.file, self.dtype, "r", shape=(self.length,))
         rows = torch.from_numpy(np.stack([mapped[start : start + length] for start in starts]).astype(np.int64))
         if self.bos is not None:

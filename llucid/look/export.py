@@ -155,7 +155,7 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
 
 
 def value_urls(reading: str, value: Value, heads: int) -> list[str]:
-    """What the page asks of a value: of the batch the first, and each head alone."""
+    """What the page asks of a value: the first of the batch, and each head separately."""
     kv = value.shape[value.axes.index("kv_heads")] if "kv_heads" in value.axes else heads
     urls: dict[str, None] = {}
     for head in range(heads):

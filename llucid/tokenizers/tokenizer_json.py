@@ -82,7 +82,7 @@ class JsonTokenizer:
     `tokenizer.json`.
 
     Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
-    by the same model without the special tokens in its vocabulary. The unknown token, which stands for a character
+    by the same model without the special tokens in its vocabulary. The unknown token, which replaces a character
     without an id, is the only special token that a text can have.
     """
 
@@ -321,7 +321,7 @@ LONGEST_WORD = 64
 
 
 def _interruptible(work: Callable[[], None]) -> None:
-    """Does `work`, which computes outside of Python for long, so that signals are heeded meanwhile."""
+    """Calls `work` in a thread, since it computes outside of Python for long: so signals are handled meanwhile."""
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -21,9 +21,9 @@ from llucid.look import Trace, ablate, export, trace
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.export import page, page_files, widest_of
 from llucid.model import Model
-from tests.look.test_trace import GROUPED, lively_model, some_ids
+from tests.look.test_trace import GROUPED, random_model, some_ids
 
-MODEL, IDS = lively_model(GROUPED), some_ids(GROUPED)
+MODEL, IDS = random_model(GROUPED), some_ids(GROUPED)
 
 
 class File:
@@ -113,7 +113,7 @@ def test_it_needs_nothing_but_itself(file: File) -> None:
 def test_text_that_looks_like_code_stays_text() -> None:
     tokenizer = llucid.load(STORYTELLER, device="cpu").tokenizer
     config = llucid.Config(**vars(GROUPED) | {"vocab_size": tokenizer.vocab_size})
-    model = lively_model(config)._replace(tokenizer=tokenizer)
+    model = random_model(config)._replace(tokenizer=tokenizer)
     text = '</script><script>alert("\x1b[31m\x00")</script><!--'
     answers = Answers([Subject("</script>", lambda: model)], text)
     made = File(page(answers, [answers.first], state={"text": text}).html.decode())

@@ -11,9 +11,10 @@ import pytest
 
 from llucid.chat import STORYTELLER
 from llucid.cli import main
-from llucid.look.answers import snapshots
+from llucid.training.snapshots import snapshots_of
 from tests.look.test_export import File
 from tests.training.test_run import command, do
+from tests.waiting import LIMIT
 
 
 def test_it_serves_until_ctrl_c() -> None:
@@ -21,16 +22,16 @@ def test_it_serves_until_ctrl_c() -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         url = running.stdout.readline().strip()
         try:
-            reported = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=60))
+            reported = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=LIMIT))
             assert [model["name"] for model in reported["models"]] == ["the storyteller", "the storyteller, int8"]
             assert reported["tour"] is True
-            reading = json.load(urllib.request.urlopen(url + reported["first"], timeout=60))
+            reading = json.load(urllib.request.urlopen(url + reported["first"], timeout=LIMIT))
             assert reading["text"] == "Once upon a time"
-            with urllib.request.urlopen(url, timeout=60) as page:
+            with urllib.request.urlopen(url, timeout=LIMIT) as page:
                 assert page.headers["Content-Type"].startswith("text/html")
         finally:
             running.send_signal(signal.SIGINT)
-        out, errors = running.communicate(timeout=60)
+        out, errors = running.communicate(timeout=LIMIT)
     assert (running.returncode, out, errors.strip()) == (0, "", "")
 
 
@@ -76,5 +77,5 @@ def test_bad_input(
 def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
     for name in ("step-144", "step-1", "step-12", "step-x", "other"):
         (tmp_path / "snapshots" / name).mkdir(parents=True)
-    assert [step for step, _ in snapshots(tmp_path)] == [1, 12, 144]
-    assert snapshots(STORYTELLER) == []
+    assert [step for step, _ in snapshots_of(tmp_path)] == [1, 12, 144]
+    assert snapshots_of(STORYTELLER) == []

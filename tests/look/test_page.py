@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from llucid.look import Trace, ablate, head_scores, trace
 from llucid.look.answers import Answers, Subject
 from llucid.look.export import page as exported
 from llucid.look.server import Server
+from tests.waiting import LIMIT
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set CHROMIUM")
@@ -77,7 +79,7 @@ def opened(browser: Any, url: str, expected: str = "nothing", **options: Any) ->
     """The page; when it is done, it must have had no error but the expected one, and asked no other host."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, "color_scheme": "light"} | options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(1000 * LIMIT)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
@@ -102,7 +104,8 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 
 def until(page: Any, condition: str) -> None:
     """Waits until this JavaScript is true; `wait_for_function` would need eval, which the page does not allow."""
-    for _ in range(600):
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
         if page.evaluate(condition):
             return
         page.wait_for_timeout(100)
@@ -451,7 +454,7 @@ def test_the_tour_has_eight_steps_that_choose_what_they_speak_of(page: Any, seen
     reported = set()
     for step in range(8):
         page.wait_for_selector(f'.tour:has-text("{step + 1} of 8")')
-        page.wait_for_selector(".pane.told")
+        page.wait_for_selector(".pane.highlighted")
         settled(page)
         reported.add(page.inner_text(".tour h2"))
         if step == 6:

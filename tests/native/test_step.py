@@ -30,6 +30,7 @@ from llucid.native.step import DecodeStep, decode_step
 from llucid.native.types import layout
 from llucid.weights import Weights, dequantize, initialise, quantize, to, tree_map
 from tests.configs import CONFIGS
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 PLAIN = (*FLAGS, "-DPLAIN")
@@ -430,7 +431,7 @@ def test_a_command_for_the_compiler_that_is_none_is_a_reason(monkeypatch: pytest
 
 def test_a_child_of_a_process_whose_threads_decode_can_decode(tmp_path: Path):
     """It has none of them, also not the one that would end the step that was going on."""
-    done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     assert done.stdout == "done\n" * 5, done.stderr[-2000:]
 
 

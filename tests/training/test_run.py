@@ -37,6 +37,7 @@ from llucid.training.run import Metrics
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
 from llucid.weights import initialise
+from tests.waiting import LIMIT, wait_for
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
 SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--batch", "4", "--evaluations", "4"]
@@ -69,7 +70,7 @@ def do(*arguments: object, status: int = 0, **options: object) -> subprocess.Com
 
 
 def ended(words: list[str], status: int, **options: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
@@ -251,12 +252,9 @@ def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
 def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     running = subprocess.Popen(command(*fresh(corpus, out, "--steps", 4000)), stdout=subprocess.PIPE, text=True)
-    wait_for(out / "model.safetensors")
-    deadline = time.monotonic() + 60
-    while not (out / "curve.png").exists() and time.monotonic() < deadline:  # the first measurement is after it
-        time.sleep(0.01)
+    wait_for(out / "curve.png")  # the first measurement is done
     running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=60)
+    said, _ = running.communicate(timeout=LIMIT)
     assert running.returncode == 130
     assert f"continue with: llucid train --resume --out {out}" in said
     reached = len(losses(out))
@@ -277,7 +275,7 @@ def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> N
     while b"step 1" not in shown:
         shown += os.read(terminal, 1 << 16)
     os.close(terminal)
-    running.wait(timeout=60)
+    running.wait(timeout=LIMIT)
     assert 0 < progress(out)["step"] == len(losses(out))
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert not any("validation" in row for row in losses(out))
@@ -317,12 +315,12 @@ def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
     assert numbers == [0, signal.SIGTERM]
     assert afterwards == before
 
-    def beside() -> int:
+    def in_other_thread() -> int:
         with interruption() as interrupted:
             return interrupted()
 
     with ThreadPoolExecutor(1) as other:
-        assert not other.submit(beside).result()
+        assert not other.submit(in_other_thread).result()
 
 
 def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,13 +334,6 @@ def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch
     assert torch.equal(begun.weights.embedding, initialise(begun.config, 3).embedding)
     here("train", "--resume", "--out", out)
     assert len(losses(out)) == 5
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.1, 0.4])
