@@ -376,11 +376,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[*benchmarks, []], help="what to measure (default: everything)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: everything)")
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's source, to measure it as well")
     parser.add_argument("--seeds", type=int, default=1, help="training runs of each kind")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of each short measurement")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(benchmarks):
+        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(benchmarks)}")
     for name in options.names or benchmarks:
         print(f"\n{name}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n", flush=True)
         with tempfile.TemporaryDirectory() as folder:

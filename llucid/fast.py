@@ -63,23 +63,30 @@ def embed(tokens: Int[Tensor, "*shape"], w: Matrix) -> Float[Tensor, "*shape col
             return F.embedding(tokens, w)
 
 
-def linear(x: Float[Tensor, "*batch columns"], w: Matrix) -> Float[Tensor, "*batch rows"]:
-    """x Wᵀ."""
+def linear(
+    x: Float[Tensor, "*batch columns"], w: Matrix, bias: Float[Tensor, " rows"] | None = None
+) -> Float[Tensor, "*batch rows"]:
+    """x Wᵀ + b, or x Wᵀ where there is no bias."""
     match w:
         case Quantized():
             w = w.dense()
         case _:
             pass
     if not use_onednn(x, w):
-        return F.linear(x, w)
-    return Linear.apply(x, w) if torch.is_grad_enabled() else product(x, w)  # type: ignore[return-value]
+        return F.linear(x, w, bias)
+    y: Any = Linear.apply(x, w) if torch.is_grad_enabled() else product(x, w)
+    return y if bias is None else y + bias
 
 
-def linear_each(x: Float[Tensor, "*batch columns"], *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
-    """x Wᵀ for each W: in training as one product, which is faster than several small ones."""
+def linear_each(
+    x: Float[Tensor, "*batch columns"], *pairs: tuple[Tensor | Quantized, Tensor | None]
+) -> tuple[Tensor, ...]:
+    """`linear` for each matrix and its bias: in training as one product, which is faster than several small ones."""
+    matrices = [w for w, _ in pairs]
     if torch.is_grad_enabled() and use_onednn(x, *matrices):
-        return Linear.apply(x, *matrices)  # type: ignore[return-value]
-    return tuple(linear(x, w) for w in matrices)
+        products: Any = Linear.apply(x, *matrices)
+        return tuple(y if bias is None else y + bias for y, (_, bias) in zip(products, pairs, strict=True))
+    return tuple(linear(x, w, bias) for w, bias in pairs)
 
 
 def use_onednn(x: Tensor, *matrices: Tensor | Quantized) -> bool:

@@ -33,10 +33,11 @@ enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows t
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
 
-typedef struct {  /* [rows, columns], applied as y = W x */
+typedef struct {  /* [rows, columns], applied as y = W x + bias */
     int32_t kind, rows, columns;
     const void *numbers;
     const uint16_t *scales;  /* float16, of INT8 and INT4 only */
+    const float *bias;  /* [rows], or null */
 } Matrix;
 
 typedef struct {
@@ -107,7 +108,7 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
     return (Part){from < rows ? from : rows, to < rows ? to : rows};
 }
 
-/* y = W x for each x, the rows of `part` of it. */
+/* y = W x + bias for each x, the rows of `part` of it. */
 static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
     const int together = w->kind < INT8 ? ROWS : TILE;
@@ -122,6 +123,9 @@ static void multiply(const Matrix *w, const Vectors *v, int count, Part part, fl
         const uint8_t *numbers = (const uint8_t *)w->numbers + (size_t)row * columns / (w->kind == INT8 ? 1 : 2);
         tiles(w->kind, numbers, scales, v, (int)groups, count, rows, y + row, (size_t)w->rows);
     }
+    if (!w->bias) return;
+    for (int token = 0; token < count; token++, y += w->rows)
+        for (int row = part.from; row < part.to; row++) y[row] += w->bias[row];
 }
 
 /* x as what `w` is applied to: rounded to whole numbers if those of the matrix are. */
@@ -319,6 +323,7 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
 /* Sizes and offsets of the types above, in the order of native/types.py, which compares them with its own. */
 const int32_t llama_layout[] = {
     sizeof(Matrix), AT(Matrix, kind), AT(Matrix, rows), AT(Matrix, columns), AT(Matrix, numbers), AT(Matrix, scales),
+    AT(Matrix, bias),
     sizeof(Block), AT(Block, attention_norm), AT(Block, query), AT(Block, key), AT(Block, value), AT(Block, output),
     AT(Block, feed_forward_norm), AT(Block, gate), AT(Block, up), AT(Block, down),
     sizeof(Llama), AT(Llama, dim), AT(Llama, layers), AT(Llama, heads), AT(Llama, kv_heads), AT(Llama, head_dim),

@@ -76,7 +76,7 @@ def test_torch_func_grad_and_vmap(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fast, "ONEDNN_IS_FASTER", fast.HAS_ONEDNN)
     monkeypatch.setattr(fast, "LARGE", 0)
     x, w = torch.randn(8, 64), torch.randn(96, 64)
-    large = lambda x, w: (linear_each(x, w, w)[1] + linear(x, w)).square().sum()  # noqa: E731
+    large = lambda x, w: (linear_each(x, (w, None), (w, None))[1] + linear(x, w)).square().sum()  # noqa: E731
     gradient = torch.func.grad(large, argnums=1)(x, w)
     each = torch.func.vmap(large, in_dims=(0, None))(x, w)
     assert torch.allclose(gradient, 8 * (x @ w.T).T @ x, rtol=1e-4, atol=1e-3)
@@ -102,7 +102,8 @@ def test_several_matrices_are_multiplied_as_one(products: list[Any]):
     torch.manual_seed(0)
     x = torch.randn(3, 7, 12, requires_grad=True)
     matrices = [torch.randn(rows, 12, requires_grad=rows != 4) for rows in (16, 4, 5)]
-    ys = linear_each(x, *matrices)
+    pairs = [(w, None) for w in matrices]
+    ys = linear_each(x, *pairs)
     dys = [torch.randn(3, 7, len(w)) for w in matrices]
     asked = (x, matrices[0], matrices[2])
     found = torch.autograd.grad(ys, asked, dys)
@@ -112,9 +113,9 @@ def test_several_matrices_are_multiplied_as_one(products: list[Any]):
     torch.testing.assert_close(found, torch.autograd.grad(plain, asked, dys), rtol=0, atol=25 * 2**-24 * 50)
     products.clear()
     with torch.no_grad():  # here concatenating the matrices would be a useless copy
-        torch.testing.assert_close(linear_each(x, *matrices), ys, rtol=0, atol=12 * 2**-24 * 20)
+        torch.testing.assert_close(linear_each(x, *pairs), ys, rtol=0, atol=12 * 2**-24 * 20)
     assert len(products) == 3
-    double = linear_each(x.double(), *(w.double() for w in matrices))
+    double = linear_each(x.double(), *((w.double(), None) for w in matrices))
     torch.testing.assert_close(double[1], x.double() @ matrices[1].double().mT)
     assert len(products) == 3
 

@@ -33,11 +33,11 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 
 def random_weights(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:
-    """Random weights and gains, larger than untrained ones: the logits have a standard deviation of about 1."""
+    """Random weights, gains and biases, larger than untrained ones: logits have a standard deviation of about 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> Tensor:
-        if len(shape) == 1:
+        if len(shape) == 1 and not path.endswith("_bias"):
             return torch.empty(shape).uniform_(0.5, 1.5, generator=generator).to(dtype)
         return torch.empty(shape).normal_(0, 0.16, generator=generator).to(dtype)
 
@@ -95,6 +95,8 @@ def as_transformers(config: Config, weights: Weights) -> transformers.LlamaForCa
             rms_norm_eps=config.norm_eps,
             rope_parameters=rope,
             tie_word_embeddings=config.tied_embeddings,
+            attention_bias=config.attention_bias,
+            mlp_bias=config.mlp_bias,
             attn_implementation="eager",
         )
     )

@@ -125,7 +125,8 @@ def test_storage_is_shared_both_ways(config: Config) -> None:
     module = Llama.from_weights(weights, config)
     for (path, leaf), parameter in zip(named_leaves(weights), leaves(module.weights()), strict=True):
         assert leaf.data_ptr() == parameter.data_ptr(), path
-    paths = {f"{path}.weight" for path, _ in named_leaves(weights)}
+    paths = {path for path, _ in named_leaves(weights)}
+    paths = {f"{path[:-5]}.bias" if path.endswith("_bias") else f"{path}.weight" for path in paths}
     assert dict(module.named_parameters()).keys() == module.state_dict().keys() == paths
     with torch.no_grad():
         module.blocks[1].attention.key.weight.zero_()

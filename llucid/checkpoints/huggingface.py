@@ -39,10 +39,17 @@ NAMES = {
     "blocks.N.attention.key": "model.layers.N.self_attn.k_proj.weight",
     "blocks.N.attention.value": "model.layers.N.self_attn.v_proj.weight",
     "blocks.N.attention.output": "model.layers.N.self_attn.o_proj.weight",
+    "blocks.N.attention.query_bias": "model.layers.N.self_attn.q_proj.bias",
+    "blocks.N.attention.key_bias": "model.layers.N.self_attn.k_proj.bias",
+    "blocks.N.attention.value_bias": "model.layers.N.self_attn.v_proj.bias",
+    "blocks.N.attention.output_bias": "model.layers.N.self_attn.o_proj.bias",
     "blocks.N.feed_forward_norm": "model.layers.N.post_attention_layernorm.weight",
     "blocks.N.feed_forward.gate": "model.layers.N.mlp.gate_proj.weight",
     "blocks.N.feed_forward.up": "model.layers.N.mlp.up_proj.weight",
     "blocks.N.feed_forward.down": "model.layers.N.mlp.down_proj.weight",
+    "blocks.N.feed_forward.gate_bias": "model.layers.N.mlp.gate_proj.bias",
+    "blocks.N.feed_forward.up_bias": "model.layers.N.mlp.up_proj.bias",
+    "blocks.N.feed_forward.down_bias": "model.layers.N.mlp.down_proj.bias",
     "norm": "model.norm.weight",
     "output": "lm_head.weight",
 }
@@ -54,19 +61,19 @@ def name_of(path: str) -> str:
 
 
 def halves_from_pairs(matrix: Array, heads: int) -> Array:
-    """Permutes the rows of a query or key matrix [heads·head_dim, dim] from Meta's order (RoPE rotates x₀ with x₁) to
-    Hugging Face's (x₀ with the row half a head later). For tensors and NumPy arrays."""
-    return matrix.reshape(heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
+    """Permutes the rows of a query or key matrix [heads·head_dim, dim], or of a bias, from Meta's order (RoPE rotates
+    x₀ with x₁) to Hugging Face's (x₀ with the row half a head later). For tensors and NumPy arrays."""
+    return matrix.reshape(heads, -1, 2, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def pairs_from_halves(matrix: Array, heads: int) -> Array:
     """The inverse of `halves_from_pairs`."""
-    return matrix.reshape(heads, 2, -1, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
+    return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def heads_of(path: str, config: Config) -> int | None:
     """The number of heads in the rows of the array at our path, if RoPE rotates its rows."""
-    return {"query": config.heads, "key": config.kv_heads}.get(path.rpartition(".")[2])
+    return {"query": config.heads, "key": config.kv_heads}.get(path.rpartition(".")[2].removesuffix("_bias"))
 
 
 # --------------------------------------------------------------------------------------------- config.json
@@ -77,8 +84,8 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
     "sliding_window": (None,),
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
+    "attention_bias": (False, True, None),
+    "mlp_bias": (False, True, None),
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
@@ -122,6 +129,8 @@ def read_config(path: Path) -> Config:
             rope_theta=theta,
             rope_scaling=scaling,
             tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+            attention_bias=bool(values.get("attention_bias", False)),
+            mlp_bias=bool(values.get("mlp_bias", False)),
         )
 
 
@@ -219,8 +228,8 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtyp
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied_embeddings,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
         "bos_token_id": bos,
         "eos_token_id": ends if len(ends) > 1 else tokenizer and tokenizer.eos,
         "dtype": dtype,

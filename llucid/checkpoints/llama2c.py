@@ -263,6 +263,8 @@ def check_config(config: Config) -> None:
         ("rope_scaling", config.rope_scaling, None),
         ("head_dim", config.head_dim, width),
         ("norm_eps", config.norm_eps, 1e-5),
+        ("attention_bias", config.attention_bias, False),
+        ("mlp_bias", config.mlp_bias, False),
     ):
         if value != fixed:
             raise LlucidError(f"llama2.c's format cannot hold {name}={value}; its programs have {fixed}")

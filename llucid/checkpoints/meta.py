@@ -224,6 +224,9 @@ def refuse(config: Config) -> None:
         raise LlucidError(
             f"Meta's format has no head_dim: {config.head_dim} must be dim / heads = {config.dim}/{config.heads}"
         )
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(config, name):
+            raise LlucidError(f"Meta's format cannot hold {name}=True; huggingface and gguf can")
     scaling = config.rope_scaling
     if scaling and (not isinstance(scaling, RopeScaling) or scaling != RopeScaling(factor=scaling.factor)):
         raise LlucidError(f"Meta's format can only hold the rope_scaling of Llama 3.1, {SCALING}; found {scaling}")

@@ -38,7 +38,7 @@ class Chat(SamplingOptions, ModelOptions):
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
-        from llucid.chat import STORYTELLER, Session
+        from llucid.chat import Session
         from llucid.chat.terminal import talk
 
         values = {
@@ -48,9 +48,9 @@ class Chat(SamplingOptions, ModelOptions):
         }
         begin = partial(
             Session,
-            self.load(str(STORYTELLER)),
+            self.load("storyteller"),
             system=self.system or "",
-            sampling=self.sampling(self.path(str(STORYTELLER))),
+            sampling=self.sampling(self.path("storyteller")),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},

@@ -203,17 +203,18 @@ def rows(w: Tensor | Quantized, start: int, end: int) -> Tensor:
     return widened(w[start:end])
 
 
-def linear(x: Tensor, w: Tensor | Quantized) -> Tensor:
-    """x Wᵀ; W is widened some rows at a time if it is narrower than x."""
+def linear(x: Tensor, w: Tensor | Quantized, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b; W is widened some rows at a time if it is narrower than x."""
     if w.dtype == x.dtype and not isinstance(w, Quantized):
-        return fast.linear(x, w)
+        return fast.linear(x, w, bias)
     step = max(1, AT_ONCE // w.shape[1])
-    return torch.cat([fast.linear(x, rows(w, start, start + step)) for start in range(0, w.shape[0], step)], -1)
+    y = torch.cat([fast.linear(x, rows(w, start, start + step)) for start in range(0, w.shape[0], step)], -1)
+    return y if bias is None else y + bias
 
 
-def linear_each(x: Tensor, *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
-    """x Wᵀ for each W."""
-    return tuple(linear(x, w) for w in matrices)
+def linear_each(x: Tensor, *pairs: tuple[Tensor | Quantized, Tensor | None]) -> tuple[Tensor, ...]:
+    """`linear` for each matrix and its bias."""
+    return tuple(linear(x, w, bias) for w, bias in pairs)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, written_out: Callable[..., Tensor]) -> Tensor:

@@ -5,12 +5,16 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import llucid
 from llucid.chat import STORYTELLER
-from llucid.cli import main
+from llucid.cli import main, read_command
+from llucid.cli.look import TEXTS
+from llucid.tokenizers.prompts import prompt_ids
 from llucid.training.snapshots import snapshots_of
 from tests.look.test_export import File
 from tests.training.test_run import command, do
@@ -72,6 +76,13 @@ def test_bad_input(
     assert last.startswith("error: ")
     assert message in last
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_default_text_is_cut_to_a_short_context(tmp_path: Path) -> None:
+    model = llucid.load("storyteller")
+    llucid.save(model._replace(config=replace(model.config, context=8)), tmp_path / "short")
+    look = read_command(["look", str(tmp_path / "short")])
+    assert look.first_text(look.open(look.model)) == prompt_ids(model.text(), TEXTS[0])[:8]
 
 
 def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_parts_add_up_to_every_logit(model: Model) -> None:
     found = trace_of(model)
     for position, token in ((0, 3), (5, 0), (-1, model.config.vocab_size - 1)):
         parts = found.attribution(position, token)
-        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1)
+        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1 + model.config.attention_bias)
         assert math.fsum(parts.values()) == pytest.approx(float(found.logits[position, token]), abs=1e-4)
 
 
@@ -426,5 +426,7 @@ def test_tokens_have_their_spaces_names_and_bytes(data: Path) -> None:
 def test_a_model_that_computes_nan_says_where() -> None:
     model = random_model(GROUPED)
     model.weights.blocks[1].feed_forward.up[3, 4] = math.nan
-    with pytest.raises(LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up\) on"):
+    with pytest.raises(
+        LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up, weights\.up_bias\) on"
+    ):
         trace_of(model)
