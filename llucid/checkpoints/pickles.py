@@ -69,7 +69,7 @@ def is_archive(file: Path) -> bool:
 
 class Archive:
     """An open PyTorch archive. Raises LlucidError if its members are compressed, since their sizes could then exceed
-    the file's, or if its pickle is large beside its numbers: a byte of a pickle can take 60 bytes of memory."""
+    the file's, or if its pickle is large compared with its numbers: a byte of a pickle can take 60 bytes of memory."""
 
     def __init__(self, file: Path) -> None:
         size = file.stat().st_size

@@ -1,4 +1,4 @@
-"""What the page asks, answered: the protocol of server.py without the network."""
+"""Answers to the page's requests: the protocol of server.py without the network."""
 
 import hashlib
 import inspect
