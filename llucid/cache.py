@@ -84,7 +84,7 @@ class Memory:
 class Cache(NamedTuple):
     """Keys and values of the tokens of some sequences: a value that knows its length, returned longer by `llama`.
 
-    A longer cache shares slots with the one it grew from, which stays true up to its own length: to go back, keep the
+    A longer cache shares slots with the one it grew from, which stays valid up to its own length: to go back, keep the
     old value (and grow only one of the two). Rows lie `stride` slots apart, from slot `start` on, each in order, or
     where `slots` says.
     """

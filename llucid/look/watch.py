@@ -1,4 +1,4 @@
-"""One pass of llama.py under watch: every value gets a name, may be replaced, and may be kept.
+"""One recorded pass of llama.py: every value gets a name, can be replaced, and can be kept.
 
 A function that is given a value and a part of the weights' tree is at that part: what `attention` computes for block 3
 is named `blocks.3.attention.q` and so on, and what it returns is `blocks.3.attention`. A function without weights is

@@ -16,7 +16,6 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from llucid.errors import LlucidError
-from llucid.files import read_json as read_json  # chat.session imports it from here
 from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
 from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, write_folder
 from llucid.tokenizers.text import replace_surrogates

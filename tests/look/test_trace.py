@@ -120,7 +120,7 @@ def test_scaling_equals_scaled_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
-def test_without_frequencies_the_order_of_what_is_behind_does_not_matter(name: str) -> None:
+def test_without_frequencies_the_order_of_earlier_tokens_does_not_matter(name: str) -> None:
     """In one layer; with RoPE it does."""
     config = replace(CONFIGS[name], layers=1)
     model, ids = random_model(config), some_ids(config)
@@ -140,7 +140,7 @@ def test_patching_everything_gives_the_others_logits(model: Model) -> None:
     assert torch.equal(stream.logits, other.logits)
 
 
-def test_patching_one_position_changes_what_follows_it_alone() -> None:
+def test_patching_one_position_changes_only_later_ones() -> None:
     model = random_model(GROUPED)
     one, other = trace(model, some_ids(GROUPED, 1)), trace(model, some_ids(GROUPED, 2))
     patched = trace(model, one.ids, change=patch("blocks.0", other, position=5))
@@ -209,7 +209,7 @@ def test_every_name_shows_where_it_is_in_the_source() -> None:
     assert [lines[line - 1][start:end] for line, start, _, end in p.spans] == ["p", "scores.softmax(-1)"]
 
 
-def test_what_is_computed_once_more_is_what_was_computed() -> None:
+def test_recomputed_values_are_equal() -> None:
     """Also after changes; `only` keeps what the pass itself computed."""
     model, changes = random_model(GROUPED), [ablate(0, head=1), scale("blocks.1.attention.scores", 2.0)]
     again, kept = trace_of(model, change=changes), trace_of(model, change=changes, only=["*"])
@@ -225,7 +225,7 @@ def test_scores_stay_as_they_were_before_the_mask_is_added_in_place() -> None:
     assert found["blocks.0.attention.scores"].isinf().any()
 
 
-def test_only_what_is_named_is_kept() -> None:
+def test_only_named_values_are_kept() -> None:
     found = trace_of(random_model(GROUPED), only=["blocks.*.attention.p", "logits"])
     assert found.attention.shape == (2, 4, SEQ, SEQ)
     assert found.logits.shape == (SEQ, GROUPED.vocab_size)
@@ -246,7 +246,7 @@ def test_the_last_lens_is_the_prediction(model: Model) -> None:
     assert lens.tokens[-1][4][0] == model.tokenizer.decode([int(found.logits[4].argmax())])
 
 
-def test_a_trace_says_what_it_is() -> None:
+def test_repr_of_a_trace() -> None:
     assert re.fullmatch(r"<Trace of 12 tokens, \d\d\d values>", repr(trace_of(random_model(GROUPED))))
     changed = trace_of(random_model(GROUPED), change=scale("blocks.0", 2.0))
     assert repr(changed).endswith(" values, changed: blocks.0>")
@@ -261,7 +261,7 @@ def test_surprise_is_the_loss_of_each_token() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_weights_show_what_they_stand_for(bits: int) -> None:
+def test_quantised_weights_are_shown_dequantised(bits: int) -> None:
     model = random_model(Config(**SIZES | dict(ffn_dim=64)))
     held = model._replace(weights=quantize(model.weights, bits))
     found = trace_of(held)
@@ -272,7 +272,7 @@ def test_quantised_weights_show_what_they_stand_for(bits: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None:
+def test_narrow_weights_are_computed_in_float32(dtype: torch.dtype) -> None:
     model = random_model(GROUPED)
     narrow = model._replace(weights=to(model.weights, dtype))
     found, wide = trace_of(narrow), trace_of(model._replace(weights=to(narrow.weights, torch.float32)))
