@@ -15,6 +15,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype, name_of_dtype
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
+from llucid.checkpoints.generation_config import write_sampling
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
@@ -105,6 +106,8 @@ def read_config(path: Path) -> Config:
     values = read_json(file)
     if values.get("quantization"):
         raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
+    if values.get("use_sliding_window") is False:
+        values["sliding_window"] = None
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
@@ -161,13 +164,13 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
     if kind not in ("llama3", "linear", "dynamic", "yarn"):
         known = "default, llama3, linear, dynamic and yarn"
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
-    factor = real(rope, "factor", file)
+    context = whole(values, "max_position_embeddings", file, 2048)
+    original = whole(rope, "original_max_position_embeddings", file, context)
+    factor = real(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
     if kind == "linear":
         return LinearScaling(factor=factor)
     if kind == "dynamic":
         return DynamicScaling(factor=factor)
-    context = whole(values, "max_position_embeddings", file, 2048)
-    original = whole(rope, "original_max_position_embeddings", file, context if kind == "yarn" else None)
     if kind == "yarn":
         if rope.get("truncate") is False:
             raise LlucidError(f"{file}: truncate=false is not supported with YaRN scaling")
@@ -383,9 +386,11 @@ def write_weights(
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
-    """Writes a folder for transformers: `config.json`, `model.safetensors` and the tokenizer's files."""
+    """Writes a folder for transformers: `config.json`, `generation_config.json` if it has something to say,
+    `model.safetensors` and the tokenizer's files."""
     kind = checked_dtype(dtype)
     if model.tokenizer:
         model.tokenizer.save(out)
+    write_sampling(out, model.sampling)
     write_config(out, model.config, model.tokenizer, kind or name_of_dtype(model.weights.dtype))
     write_weights(out, model.weights, model.config, kind, progress)

@@ -1,6 +1,5 @@
 """llucid chat."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,11 +46,12 @@ class Chat(SamplingOptions, ModelOptions):
             "documents": self.documents and read_list("documents", self.documents),
             "enable_thinking": self.enable_thinking,
         }
+        model = self.load("storyteller")
         begin = partial(
             Session,
-            self.load("storyteller"),
+            model,
             system=self.system or "",
-            sampling=self.sampling(self.path("storyteller")),
+            sampling=self.sampling(model),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},
@@ -61,11 +61,11 @@ class Chat(SamplingOptions, ModelOptions):
 
 def read_list(name: str, file: str) -> Any:
     """The list of objects in a JSON file that the option `name` gives."""
-    from llucid.files import LARGEST_JSON, read_file
+    from llucid.files import LARGEST_JSON, json_value, read_file
 
     content = read_file(Path(file), LARGEST_JSON)
-    with suppress(ValueError, RecursionError):
-        items = json.loads(content)
+    with suppress(ValueError):
+        items = json_value(content)
         if isinstance(items, list) and all(isinstance(item, dict) for item in items):
             return items
     raise LlucidError(f"{name}={file}: expected a JSON list of objects")
