@@ -57,8 +57,15 @@ WRITABLE = ("float32", "float16", "bfloat16", "Q8_0", "Q4_0")
 """The types that plain numbers can be written in."""
 QUANTIZED_BITS: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
 """The types that matrices are quantised to, with their bits."""
-UNSUPPORTED = {9: "Q8_1", 15: "Q8_K", **dict(enumerate("I8 I16 I32 I64 F64".split(), 24))}
-UNSUPPORTED |= {34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
+UNSUPPORTED = {
+    9: "Q8_1",
+    15: "Q8_K",
+    34: "TQ1_0",
+    35: "TQ2_0",
+    39: "MXFP4",
+    40: "NVFP4",
+    **dict(enumerate("I8 I16 I32 I64 F64".split(), 24)),
+}
 """The types that llucid does not read."""
 
 CHUNK = 2**21
