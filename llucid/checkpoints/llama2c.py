@@ -336,7 +336,7 @@ def encode_header(header: BinHeader) -> bytes:
 
 
 def angles(config: Config) -> Iterator[memoryview]:
-    """The RoPE tables of version 0: cos, then sin, each [context, head_dim/2], some rows at a time. run.c skips them."""
+    """Version 0's RoPE tables: cos, then sin, each [context, head_dim/2], some rows at a time. run.c skips them."""
     import torch
 
     pair = torch.arange(0, config.head_dim, 2)
