@@ -23,7 +23,8 @@ torch.set_grad_enabled(False)  # nothing is trained here, so PyTorch need not pr
 # llucid comes with a Llama that was trained on fables, the *storyteller*. It is tiny, so that
 # we can look at all of it, but its equations are those of the large ones. We load it onto the CPU,
 # with every number in 32 bits. It has *parameters*, the numbers that were learned; *blocks*, its
-# repeated part, drawn below; and *tokens*, the pieces of text that it knows.
+# repeated part, drawn below; and *tokens*, the pieces of text that it knows. (If PyTorch is new to
+# you: what you need of it stands before the exercises.)
 
 # %%
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -180,7 +181,7 @@ a.view(3, 2)                      # the same numbers in another shape
 a[None].shape                     # one more axis, in front
 """
 for line in lines.strip().splitlines():
-    print(f"{line.split('  #')[0]:30}", " ".join(str(eval(line)).split()))
+    print(f"{line.split('#')[0].strip():30}", " ".join(str(eval(line)).split()))
 
 # %% [markdown]
 # Derivatives begin in lesson 1: a tensor with `requires_grad=True` remembers what was computed from

@@ -147,9 +147,9 @@ assert p[-1, -1, target] > p[0, -1, target]
 
 # %% [markdown]
 # The first guess is the token that was read, *the*. The storyteller's output matrix is its embedding
-# (they are tied), and no row fits a row of the embedding as well as itself. While blocks add to the
-# vector it goes on looking like its own token, and only late in the model what was found for the
-# answer becomes the larger part.
+# (they are tied), and a row of the embedding fits no row as well as itself. As blocks add to it, the
+# vector still points mostly towards its own token; only late in the model does the answer become the
+# larger part.
 
 # %% tags=["picture"]
 # The best guess after each block at every token; dark is a high probability of that guess.

@@ -246,9 +246,9 @@ assert layer > 0
 
 # %% tags=["plot"]
 # Where the last token looks, by the induction head: mostly at "bell".
-figure, ax = plt.subplots(figsize=(7.4, 0.7))
+figure, ax = plt.subplots(figsize=(7.4, 0.5))
 strength = maps[layer, head, -1]
-boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.sqrt().numpy()), width=44)
+boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.sqrt().numpy()), width=47)
 
 # %% [markdown]
 # Is it the cause? Take this head away, by setting its columns of the output matrix to zero, and ask

@@ -295,11 +295,11 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3), sharey=True)
 for name, (losses, measured) in results.items():
     (line,) = left.plot(losses, lw=0.8, alpha=0.7)
     left.plot(*zip(*measured, strict=True), "o", ms=4, color=line.get_color(), label=name)
-left.set(title="three optimizers", xlabel="step", ylabel="nats per character", ylim=(0, None))
+left.set(title="three optimizers", xlabel="step", ylabel="nats per character")
 right.plot(remembered, lw=0.8, label="training, 1,000 characters")
 right.plot(*zip(*forgot, strict=True), "o-", ms=3.5, label="validation")
 right.axhline(corpus.floor, color="#3f7f4f", ls="--", lw=1.2, label="entropy of the corpus")
-right.set(title="overfitting", xlabel="step")
+right.set(title="overfitting", xlabel="step", ylim=(0, None))
 for ax in (left, right):
     ax.grid(axis="y")
     ax.legend(fontsize=7.5)

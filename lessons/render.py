@@ -50,7 +50,7 @@ INTRODUCTION = """\
 From the question what a language model is to a Llama that you write, train, open and change yourself. You \
 need Python, and some mathematics: vectors and the matrix product, $e^x$ and logarithms, derivatives from \
 lesson 1 on, and for single sections variance, complex numbers and singular values. The lessons compute with \
-PyTorch; half a page at the end of lesson 0 shows what they use of it. Every number and picture was made by \
+PyTorch; half a page in lesson 0 shows what they use of it. Every number and picture was made by \
 the code beside it."""
 SECONDS = 600
 """Time limit of a cell: far more than any needs, also on a slow machine."""
