@@ -1,6 +1,5 @@
 """llucid chat."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +38,7 @@ class Chat(SamplingOptions, ModelOptions):
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
-        from llucid.chat import STORYTELLER, Session
+        from llucid.chat import Session
         from llucid.chat.terminal import talk
 
         values = {
@@ -49,9 +48,9 @@ class Chat(SamplingOptions, ModelOptions):
         }
         begin = partial(
             Session,
-            self.load(str(STORYTELLER)),
+            self.load("storyteller"),
             system=self.system or "",
-            sampling=self.sampling(self.path(str(STORYTELLER))),
+            sampling=self.sampling(self.path("storyteller")),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},
@@ -61,11 +60,11 @@ class Chat(SamplingOptions, ModelOptions):
 
 def read_list(name: str, file: str) -> Any:
     """The list of objects in a JSON file that the option `name` gives."""
-    from llucid.files import LARGEST_JSON, read_file
+    from llucid.files import LARGEST_JSON, json_value, read_file
 
     content = read_file(Path(file), LARGEST_JSON)
-    with suppress(ValueError, RecursionError):
-        items = json.loads(content)
+    with suppress(ValueError):
+        items = json_value(content)
         if isinstance(items, list) and all(isinstance(item, dict) for item in items):
             return items
     raise LlucidError(f"{name}={file}: expected a JSON list of objects")

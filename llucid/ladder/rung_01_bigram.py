@@ -1,4 +1,4 @@
-"""Bigram table: the next character is predicted from the current one alone, by its row of scores in a table."""
+"""Bigram table: the next character is predicted only from the current one, by its row of scores in a table."""
 
 from typing import Any, NamedTuple
 

@@ -25,6 +25,8 @@ def untrained(kind: type[Tree]) -> Callable[[Config, int], Tree]:
         def arrays(kind: type[Any]) -> Any:
             made: list[Any] = []
             for name, hint in get_type_hints(kind).items():
+                if name in kind._field_defaults:  # biases, which no rung has
+                    continue
                 if hasattr(hint, "_fields"):
                     made.append(arrays(hint))
                     continue

@@ -253,9 +253,9 @@ class Trace:
         """What the embedding, each head and each feed-forward wrote towards a token's logit: they add up to it.
 
         The last norm's scale is held at what it was at this position (Elhage et al. 2021, "A Mathematical Framework
-        for Transformer Circuits"). Names are `embedding`, `blocks.2.heads.3` and `blocks.2.feed_forward`; if something
-        was changed there is `change`, too: what came from no part. Raises LlucidError for a position or token that is
-        not there.
+        for Transformer Circuits"). Names are `embedding`, `blocks.2.heads.3` and `blocks.2.feed_forward`; where the
+        output matrix has a bias, which is no head's, `blocks.2.attention_bias`; if something was changed there is
+        `change`, too: what came from no part. Raises LlucidError for a position or token that is not there.
         """
         config, weights = self.model.config, self.model.weights
         if not -len(self.ids) <= position < len(self.ids):
@@ -271,6 +271,8 @@ class Trace:
             heads = z * (towards @ rows(block.attention.output, 0, config.dim).double())
             for head, part in enumerate(heads.unflatten(-1, (config.heads, -1)).sum(-1).tolist()):
                 parts[f"blocks.{layer}.heads.{head}"] = part
+            if block.attention.output_bias is not None:
+                parts[f"blocks.{layer}.attention_bias"] = float(block.attention.output_bias.double() @ towards)
             written = self[f"blocks.{layer}.feed_forward"][0, position].double()
             parts[f"blocks.{layer}.feed_forward"] = float(written @ towards)
         if self._change:

@@ -1,4 +1,4 @@
-"""One pass of llama.py under watch: every value gets a name, may be replaced, and may be kept.
+"""One recorded pass of llama.py: every value gets a name, can be replaced, and can be kept.
 
 A function that is given a value and a part of the weights' tree is at that part: what `attention` computes for block 3
 is named `blocks.3.attention.q` and so on, and what it returns is `blocks.3.attention`. A function without weights is
@@ -113,7 +113,7 @@ class Watch:
         return self.run(call.function, *arguments)
 
     def release(self) -> None:
-        """Lets go of all but what was found, at once: the watch and its functions refer to one another."""
+        """Frees everything but what was found now, since the watch and its functions refer to one another."""
         self._namespace.clear()
         self._paths.clear()
         self._names.clear()
@@ -193,7 +193,7 @@ class Watch:
                     self._register(branch, _join(path, name))
 
     def _forget(self, prefix: str) -> None:
-        """Lets go of the values of a block that is done, but for those that are kept."""
+        """Frees the values of a block that is done, except those that are kept."""
         self._names = {key: entry for key, entry in self._names.items() if not entry[0].startswith(prefix)}
 
 
