@@ -19,7 +19,7 @@ from llucid.errors import LlucidError
 from llucid.generation.batch import Batch
 from llucid.llama import llama, rope_frequencies
 from llucid.llama_module import Llama
-from llucid.rope import frequencies, length, slowdowns
+from llucid.rope import dynamic_length, frequencies, slowdowns
 from tests.checkpoints.models import model_of
 from tests.test_llama import random_weights, some_tokens
 
@@ -80,8 +80,8 @@ def test_dynamic_scaling_begins_beyond_the_context() -> None:
     assert (slowdowns(config, 129)[1:] > 1).all()
     assert slowdowns(config, 256).max() == pytest.approx(3 * 2 - 2)
     padding = torch.tensor([2**31 - 1])
-    assert length(config, padding) == 0
-    assert length(config, torch.cat([torch.arange(256), padding])) == 256
+    assert dynamic_length(config, padding) == 0
+    assert dynamic_length(config, torch.cat([torch.arange(256), padding])) == 256
 
 
 def test_gguf_keeps_them(config: Config, tmp_path: Path) -> None:
