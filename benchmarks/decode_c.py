@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import assemble, leaves
 
+Average = Callable[[list[float]], float]
 GREEDY = ["--max-tokens", "200", "--temperature", "0", "--device", "cpu"]
 SHAPES = {"110m": ("stories110M", "llama2-tokenizer.model"), "1b": ("llama-3.2-1b", "llama3-tokenizer.model")}
 READ = r"""
@@ -137,8 +139,8 @@ def bytes_of(model: Model, slots: float) -> float:
     return total + slots * Memory.bytes_per_slot(config, Reader(weights, config).pages.memory.dtype)
 
 
-def ours(model: Model, tokens: int) -> Callable[[], float]:
-    """Seconds per token: the median over `tokens` tokens, starting from an empty cache."""
+def ours(model: Model, tokens: int, average: Average) -> Callable[[], float]:
+    """Seconds per token: `average` of `tokens` tokens, starting from an empty cache."""
     step = decode_step(model.weights, model.config)
     assert step is not None, "llama.c could not be built"
 
@@ -149,7 +151,7 @@ def ours(model: Model, tokens: int) -> Callable[[], float]:
             begun = time.perf_counter()
             step([([token + 10], token, pages)], memory, [0])
             seconds.append(time.perf_counter() - begun)
-        return statistics.median(seconds)
+        return average(seconds)
 
     return once
 
@@ -167,7 +169,7 @@ def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
 
     def seconds_of(tokens: list[int], anew: bool, kept: object = silent) -> float:
         if anew:
-            cpp.llama_kv_self_clear(context)
+            cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
         begun = time.perf_counter()
         given = (cpp.llama_token * len(tokens))(*tokens)
         assert cpp.llama_decode(context, cpp.llama_batch_get_one(given, len(tokens))) == 0
@@ -177,10 +179,10 @@ def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
     return seconds_of
 
 
-def theirs(path: Path, tokens: int, threads: int) -> Callable[[], float]:
+def theirs(path: Path, tokens: int, threads: int, average: Average) -> Callable[[], float]:
     """The same as `ours`, for llama.cpp."""
     seconds_of = opened(path, threads)
-    return lambda: statistics.median(seconds_of([token + 10], token == 0) for token in range(tokens))
+    return lambda: average([seconds_of([token + 10], token == 0) for token in range(tokens)])
 
 
 def prompts(options: argparse.Namespace, scratch: Path) -> None:
@@ -201,6 +203,18 @@ def prompts(options: argparse.Namespace, scratch: Path) -> None:
                 print(f"| {shape} | {kind} | {count} | {mine:.2f} | {their:.2f} | {ratio:.2f} |", flush=True)
 
 
+@contextmanager
+def busy(count: int) -> Generator[None]:
+    """Inside, so many other processes compute without a pause."""
+    others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def steps(options: argparse.Namespace, scratch: Path) -> None:
     """Times single decode steps, alternating."""
     threads = torch.get_num_threads()
@@ -215,34 +229,35 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
             best = max(best, 2**29 / (time.perf_counter() - begun))
         return best
 
-    print(
-        "| shape | form | llucid, tokens/s | llama.cpp | ratio (of pairs) | memory, GB/s | llucid reads | llama.cpp |"
-    )
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    names = ["shape", "form", "busy", "llucid, tokens/s", "llama.cpp", "ratio (of pairs)", "memory, GB/s"]
+    print(f"| {' | '.join([*names, 'llucid reads', 'llama.cpp'])} |\n|{'---|' * 9}", flush=True)
     for shape in options.shape:
         for kind in options.kind:
             path = made(options.folder, shape, kind)
             model = load(path, device="cpu", quantize="file")
             tokens = options.tokens or (100 if shape == "110m" else 16)
-            mine, other = ours(model, tokens), theirs(path, tokens, threads)
-            for warm in (mine, other):
-                warm()
-            rows: list[tuple[float, float, float]] = []
-            for _ in range(options.rounds):
-                row: list[float] = []
-                for measure in (bandwidth, mine, other):
-                    time.sleep(0.05)  # threads of the previous program may still be spinning
-                    row.append(measure())
-                rows.append((row[0], row[1], row[2]))
             size = bytes_of(model, tokens / 2)
-            medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-            ratio = statistics.median(other / mine for _, mine, other in rows)
-            shares = [statistics.median(size / row[at] / row[0] for row in rows) for at in (1, 2)]
-            print(
-                f"| {shape} | {kind} | {1 / medians[1]:.1f} | {1 / medians[2]:.1f} | {ratio:.2f} "
-                f"| {medians[0] / 1e9:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |",
-                flush=True,
-            )
+            for others in options.busy:
+                average = statistics.mean if others else statistics.median  # a token that has to wait counts
+                mine, other = ours(model, tokens, average), theirs(path, tokens, threads, average)
+                for warm in (mine, other):
+                    warm()
+                rows: list[tuple[float, float, float]] = []
+                for _ in range(options.rounds):
+                    row: list[float] = []
+                    for measure in (bandwidth, mine, other):
+                        time.sleep(0.05)  # threads of the previous program may still be spinning
+                        with busy(others):
+                            row.append(measure())
+                    rows.append((row[0], row[1], row[2]))
+                medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+                ratio = statistics.median(other / mine for _, mine, other in rows)
+                shares = [statistics.median(size / row[at] / row[0] for row in rows) for at in (1, 2)]
+                print(
+                    f"| {shape} | {kind} | {others} | {1 / medians[1]:.1f} | {1 / medians[2]:.1f} | {ratio:.2f} "
+                    f"| {medians[0] / 1e9:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |",
+                    flush=True,
+                )
 
 
 def processes(options: argparse.Namespace, scratch: Path) -> None:
@@ -283,6 +298,7 @@ def main() -> None:
     kinds = ["float32", "bfloat16", "q8_0", "q4_0"]
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     parser.add_argument("--kind", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--busy", nargs="+", type=int, default=[0], help="beside so many busy processes (default: 0)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, help="tokens per round (default: 100 for 110m, 16 for 1b)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")
