@@ -131,6 +131,7 @@ def test_an_unknown_preset_is_refused():
 def test_the_command_prints_a_table_or_json():
     reported = json.loads(do("bench", "--preset", "nano", "--json").stdout)
     assert [row["name"].split(",")[0] for row in reported["rows"]] == ["load", "prefill", "decode", "decode", "train"]
+    assert reported["prefetching"].keys() <= {"float32"}
     said = do("bench", "--preset", "nano").stdout
     for word in ("random weights, nano", "prefill, 64", "tokens/s", "of the limit", "GB/s"):
         assert word in said
