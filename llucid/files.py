@@ -17,8 +17,9 @@ from llucid.errors import LlucidError
 def atomic_file(path: Path) -> Generator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` at the end.
 
-    A kill at any moment leaves the old file or the new one. The new file keeps the permissions of the old one. Of a
-    link, the target is replaced; a pipe or a device is written to directly. An error removes the temporary file.
+    If the process is killed, either the old or the new file is there, complete. The new file keeps the permissions of
+    the old one. If `path` is a link, its target is replaced. A pipe or a device is written to directly. An error
+    removes the temporary file.
     A full disk raises an OSError that names `path`.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -49,8 +50,8 @@ def atomic_file(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def naming(unfinished: Path, out: Path) -> Generator[None]:
-    """Replaces the path `unfinished` by `out`, which the user knows, in each OSError raised inside."""
+def replaced_in_errors(unfinished: Path, out: Path) -> Generator[None]:
+    """Replaces the path `unfinished` by `out`, which the user knows, in every OSError raised inside."""
     try:
         yield
     except OSError as error:
@@ -69,13 +70,13 @@ def is_occupied(out: Path) -> bool:
 def atomic_folder(out: Path) -> Generator[Path]:
     """Yields a temporary folder, and moves it to `out` at the end; an error removes it.
 
-    An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. Of a
-    dangling link, the target is made. An OSError names `out`.
+    An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. If `out`
+    is a dangling link, its target is created. Every OSError names `out`.
     """
     place, there = Path(os.path.realpath(out)), out.is_dir()
     unfinished = (place if there else place.parent) / f".{place.name}.{os.getpid()}.partial"
     try:
-        with naming(unfinished, out):
+        with replaced_in_errors(unfinished, out):
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
             yield unfinished

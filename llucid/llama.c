@@ -35,10 +35,11 @@ enum { FEW_TOKENS = 8 };
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
 
-typedef struct {  /* [rows, columns], applied as y = W x */
+typedef struct {  /* [rows, columns], applied as y = W x + bias */
     int32_t kind, rows, columns;
     const void *numbers;
     const uint16_t *scales;  /* float16, of INT8 and INT4 only */
+    const float *bias;  /* [rows], or null */
 } Matrix;
 
 typedef struct {
@@ -110,7 +111,7 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
     return (Part){from < rows ? from : rows, to < rows ? to : rows};
 }
 
-/* y = W x for each x, the rows of `part` of it. */
+/* y = W x + bias for each x, the rows of `part` of it. */
 static void product(const Matrix *w, const Vectors *v, int count, Part part, float *y, size_t ahead) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
     const int together = w->kind < INT8 ? ROWS : TILE;
@@ -125,14 +126,17 @@ static void product(const Matrix *w, const Vectors *v, int count, Part part, flo
         const uint8_t *numbers = (const uint8_t *)w->numbers + (size_t)row * columns / (w->kind == INT8 ? 1 : 2);
         tiles(w->kind, numbers, ahead, scales, v, (int)groups, count, rows, y + row, (size_t)w->rows);
     }
+    if (!w->bias) return;
+    for (int token = 0; token < count; token++, y += w->rows)
+        for (int row = part.from; row < part.to; row++) y[row] += w->bias[row];
 }
 
 /* The same, as a sample of how fast it is with this distance where a trial is running. */
 static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
     int kind = count > FEW_TOKENS ? KINDS + w->kind : w->kind;
     struct Trial *t = &trials[kind];
-    int64_t begun = nanoseconds(), numbers = (int64_t)(part.to - part.from) * w->columns;
     int tried = t->running && (int64_t)w->rows * w->columns >= LEAST && llama_forced < 0;
+    int64_t begun = tried ? nanoseconds() : 0, numbers = (int64_t)(part.to - part.from) * w->columns;
     unsigned distance = atomic_load(&pool.rounds) % DISTANCES;  /* the same in all threads */
     product(w, v, count, part, y, tried ? (size_t)distances[distance] : ahead_of(kind));
     if (part.from || !part.to) return;  /* not the first thread */
@@ -341,6 +345,7 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
 /* Sizes and offsets of the types above, in the order of native/types.py, which compares them with its own. */
 const int32_t llama_layout[] = {
     sizeof(Matrix), AT(Matrix, kind), AT(Matrix, rows), AT(Matrix, columns), AT(Matrix, numbers), AT(Matrix, scales),
+    AT(Matrix, bias),
     sizeof(Block), AT(Block, attention_norm), AT(Block, query), AT(Block, key), AT(Block, value), AT(Block, output),
     AT(Block, feed_forward_norm), AT(Block, gate), AT(Block, up), AT(Block, down),
     sizeof(Llama), AT(Llama, dim), AT(Llama, layers), AT(Llama, heads), AT(Llama, kv_heads), AT(Llama, head_dim),

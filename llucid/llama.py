@@ -7,6 +7,8 @@ Read from top to bottom. A token becomes a vector (its row of E), the vector pas
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
     logits = RMSNorm(x) Oᵀ
 
+Each x Wᵀ inside a block may have a bias added to it; Meta's Llamas have none, and it is None.
+
 Shapes are in whole words: batch (sequences), seq (new tokens of each), slots (of the cache that are filled, or seq
 where there is none), capacity (all slots that it has), dim, heads, kv_heads, head_dim, half (head_dim/2), q (heads ·
 head_dim), kv (kv_heads · head_dim), ffn, vocab.
@@ -140,14 +142,16 @@ def attention(
     x: Float[Tensor, "batch seq dim"], weights: AttentionWeights, config: Config, at: Placement
 ) -> Float[Tensor, "batch seq dim"]:
     """Each token asks (query) and gathers (value) from those that answer (key). Vaswani et al. 2017, §3.2.2."""
-    q, k, v = linear_each(x, weights.query, weights.key, weights.value)
-    return linear(attend(q, k, v, config.head_dim, at), weights.output)
+    q, k, v = linear_each(
+        x, (weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias)
+    )
+    return linear(attend(q, k, v, config.head_dim, at), weights.output, weights.output_bias)
 
 
 def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Float[Tensor, "batch seq dim"]:
     """(silu(x Gᵀ) ⊙ x Uᵀ) Dᵀ with silu(z) = z / (1 + e⁻ᶻ): a gate decides what passes. Shazeer 2020, eq. 6."""
-    gate = F.silu(linear(x, weights.gate))
-    return linear(gate * linear(x, weights.up), weights.down)
+    gate = F.silu(linear(x, weights.gate, weights.gate_bias))
+    return linear(gate * linear(x, weights.up, weights.up_bias), weights.down, weights.down_bias)
 
 
 def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:

@@ -47,7 +47,7 @@ def length(config: Config, positions: Any) -> int:
 
 
 def pair_with(turns: float, config: Config, yarn: YarnScaling) -> float:
-    """The number of the pair, not rounded, that makes so many turns in the original context. Peng et al. 2023, §3.2."""
+    """The pair (not rounded) that makes this many turns in the original context. Peng et al. 2023, §3.2."""
     base = math.log(config.rope_theta) or math.inf  # with a base of 1, all pairs turn alike
     return config.head_dim * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * base)
 

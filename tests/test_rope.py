@@ -21,7 +21,7 @@ from llucid.llama import llama, rope_frequencies
 from llucid.llama_module import Llama
 from llucid.rope import frequencies, length, slowdowns
 from tests.checkpoints.models import model_of
-from tests.test_llama import lively, some_tokens
+from tests.test_llama import random_weights, some_tokens
 
 CONFIG = Config(
     dim=32, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=56, vocab_size=50, context=128, rope_theta=500.0
@@ -43,7 +43,7 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) -> None:
     """Through our folder, which they open, and through theirs, which we open; each spelling."""
-    weights, tokens = lively(config), some_tokens(config, 1, 300)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 300)
     save(model_of(config)._replace(weights=weights), tmp_path / "ours")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
     expected = theirs(tokens).logits.detach()
@@ -63,7 +63,7 @@ def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) 
 
 def test_the_engine_computes_the_same(config: Config) -> None:
     """In C where it can be built; within the context, where generation stays."""
-    weights, tokens = lively(config), some_tokens(config, 1, 100)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 100)
     found = Batch(model_of(config)._replace(weights=weights)).read(tokens[0].tolist())
     expected = llama(tokens, weights, config)[0, -1, : len(found)]
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-4, atol=1e-4)

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import write_text_atomically
+from llucid.files import read_json, write_text_atomically
 from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, stream
 from llucid.model import Model
 from llucid.tokenizers.text import replace_surrogates
-from llucid.tokenizers.tokenizer_json import read_json
 
 Message = dict[str, str]
 
@@ -61,14 +60,11 @@ class Conversation(NamedTuple):
     @classmethod
     def load(cls, path: Path) -> "Conversation":
         """The conversation in a JSON file. Raises LlucidError if the file holds anything else."""
-        try:
-            with prefix_errors(path):
-                messages = read_json(path).get("messages")
-                if not isinstance(messages, list):
-                    raise LlucidError("expected a list under 'messages'")
-                dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
-        except OSError as error:
-            raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
+        with prefix_errors(path):
+            messages = read_json(path).get("messages")
+            if not isinstance(messages, list):
+                raise LlucidError("expected a list under 'messages'")
+            dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
             raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")
         system = dialog.pop(0)["content"] if dialog and dialog[0]["role"] == "system" else ""

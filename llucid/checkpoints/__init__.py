@@ -65,8 +65,10 @@ KIND_NAMES = {
 def format_of(path: Path) -> tuple[str, Format]:
     """The format of the model at `path`, recognised by its content. Raises LlucidError if there is no model."""
     if not path.exists():
-        command = f"llucid train --out {shlex.quote(str(path))}"
-        raise LlucidError(f"{path}: there is no such file or folder; train a model with: {command}")
+        missing = f"{path}: there is no such file or folder"
+        if any(map(str.isspace, str(path))):
+            raise LlucidError(f"{missing}; if it is a text, name a model before it, such as storyteller")
+        raise LlucidError(f"{missing}; train a model with: llucid train --out {shlex.quote(str(path))}")
     for name in FORMATS:
         if (format := _format(name)).recognises(path):
             return name, format
@@ -190,7 +192,6 @@ def describe(path: str | Path) -> dict[str, str]:
         facts["bos, eos"] = ", ".join("none" if token is None else str(token) for token in tokenizer[2:4])
     except LlucidError as error:
         facts["tokenizer"] = f"none ({one_line(error)})"
-    facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "none"
     inferred = getattr(format, "inferred", lambda path: set[str]())(path)
     note = dict.fromkeys(inferred, " (inferred: not in any file)")
     values = {item.name: getattr(config, item.name) for item in fields(config)}

@@ -49,13 +49,22 @@ NAMES = {
     "blocks.N.attention.key": "blk.N.attn_k.weight",
     "blocks.N.attention.value": "blk.N.attn_v.weight",
     "blocks.N.attention.output": "blk.N.attn_output.weight",
+    "blocks.N.attention.query_bias": "blk.N.attn_q.bias",
+    "blocks.N.attention.key_bias": "blk.N.attn_k.bias",
+    "blocks.N.attention.value_bias": "blk.N.attn_v.bias",
+    "blocks.N.attention.output_bias": "blk.N.attn_output.bias",
     "blocks.N.feed_forward_norm": "blk.N.ffn_norm.weight",
     "blocks.N.feed_forward.gate": "blk.N.ffn_gate.weight",
     "blocks.N.feed_forward.up": "blk.N.ffn_up.weight",
     "blocks.N.feed_forward.down": "blk.N.ffn_down.weight",
+    "blocks.N.feed_forward.gate_bias": "blk.N.ffn_gate.bias",
+    "blocks.N.feed_forward.up_bias": "blk.N.ffn_up.bias",
+    "blocks.N.feed_forward.down_bias": "blk.N.ffn_down.bias",
     "norm": "output_norm.weight",
     "output": "output.weight",
 }
+ATTENTION_BIASES = tuple(f".attn_{name}.bias" for name in ("q", "k", "v", "output"))
+MLP_BIASES = tuple(f".ffn_{name}.bias" for name in ("gate", "up", "down"))
 SLOWDOWNS = "rope_freqs.weight"
 """The factor by which each pair of RoPE is slowed: Llama 3.1's scaling, precomputed."""
 
@@ -133,7 +142,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_config(path: Path) -> Config:
-    """The Config from the file's metadata. The embedding gives the vocabulary size; no output matrix means tied.
+    """The Config from the file's metadata and, where it has no key, from the tensors: the embedding gives the
+    vocabulary size, no output matrix means tied, and there may be biases.
 
     Raises LlucidError, which names the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
@@ -178,6 +188,8 @@ def config_from_header(header: FileHeader) -> Config:
             norm_eps=real(metadata, KEYS["norm_eps"], path),
             rope_theta=real(metadata, KEYS["rope_theta"], path, 10_000.0),
             tied_embeddings=NAMES["output"] not in header.tensors,
+            attention_bias=any(name.endswith(ATTENTION_BIASES) for name in header.tensors),
+            mlp_bias=any(name.endswith(MLP_BIASES) for name in header.tensors),
         )
         return replace(config, rope_scaling=read_scaling(header, config, metadata))
 
@@ -311,9 +323,9 @@ class Metadata(Mapping[str, Any]):
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes one file that contains the tokenizer, with one tensor in memory at a time.
 
-    `dtype` is the type of the matrices: float32, float16, bfloat16, Q8_0 or Q4_0. As in llama.cpp, norms are always
-    float32, and matrices whose rows are not a multiple of 32 numbers are float16 instead of Q8_0 or Q4_0. Raises
-    LlucidError, which names the number, for a model that GGUF cannot hold.
+    `dtype` is the type of the matrices: float32, float16, bfloat16, Q8_0 or Q4_0. As in llama.cpp, norms and biases
+    are always float32, and matrices whose rows are not a multiple of 32 numbers are float16 instead of Q8_0 or Q4_0.
+    Raises LlucidError, which names the number, for a model that GGUF cannot hold.
     """
     import torch
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llucid.arrays.dtypes import dtype_of, name_of_dtype
 from llucid.checkpoints.format import Progress
-from llucid.checkpoints.tensors import Leaf, Stored, bare, mapped, tensor_of
+from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, first_bytes, refuse_pointer
 
@@ -69,7 +69,7 @@ def is_archive(file: Path) -> bool:
 
 class Archive:
     """An open PyTorch archive. Raises LlucidError if its members are compressed, since their sizes could then exceed
-    the file's, or if its pickle is large beside its numbers: a byte of a pickle can take 60 bytes of memory."""
+    the file's, or if its pickle is large compared with its numbers: a byte of a pickle can take 60 bytes of memory."""
 
     def __init__(self, file: Path) -> None:
         size = file.stat().st_size
@@ -233,7 +233,7 @@ def allowed(name: str, file: Path) -> Name:
 
 
 def entries_of(state: Any, file: Path) -> dict[str, Stored]:
-    """The tensors of a state dict, by their bare names (see `bare`).
+    """The tensors of a state dict, by their plain names (see `plain_name`).
 
     Raises LlucidError for any other object, and for tensors that are together larger than the file can be.
     """
@@ -242,7 +242,7 @@ def entries_of(state: Any, file: Path) -> dict[str, Stored]:
     # Twice, since a tied matrix has two names and is stored once. A stride of 0 can claim much more.
     if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
         raise LlucidError(f"{file}: its tensors are larger than the file")
-    return {bare(str(name)): entry for name, entry in state.items()}
+    return {plain_name(str(name)): entry for name, entry in state.items()}
 
 
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Chat(SamplingOptions, ModelOptions):
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
-        from llucid.chat import STORYTELLER
+        from llucid.chat import Session
         from llucid.chat.terminal import talk
 
         values = {
@@ -46,17 +47,16 @@ class Chat(SamplingOptions, ModelOptions):
             "documents": self.documents and read_list("documents", self.documents),
             "enable_thinking": self.enable_thinking,
         }
-        talk(
-            self.load(str(STORYTELLER)),
-            self.model or "the storyteller",
-            hint="" if self.model else HINT,
+        begin = partial(
+            Session,
+            self.load("storyteller"),
             system=self.system or "",
-            format=self.format,
-            sampling=self.sampling(self.path(str(STORYTELLER))),
+            sampling=self.sampling(self.path("storyteller")),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},
         )
+        talk(begin, self.model or "the storyteller", format=self.format, hint="" if self.model else HINT)
 
 
 def read_list(name: str, file: str) -> Any:

@@ -19,7 +19,7 @@ class ModelOptions:
     TITLE: ClassVar = "opening the model"
 
     model: str = positional("MODEL")
-    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf."""
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, a .gguf, or storyteller."""
     tokenizer: str | None = option("PATH")
     """Use this tokenizer instead of the model's own."""
     dtype: str | None = option("{float32,bfloat16,float16}")

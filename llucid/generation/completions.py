@@ -50,7 +50,7 @@ class Completion(NamedTuple):
 
     prompt: str
     text: str
-    """The continuation alone."""
+    """The continuation, without the prompt."""
     tokens: tuple[int, ...]
     """The ids that were written; the one that ended it is among them."""
     reason: Reason

@@ -1,4 +1,4 @@
-"""What the page asks, answered: the protocol of server.py without the network."""
+"""Answers to the page's requests: the protocol of server.py without the network."""
 
 import hashlib
 import inspect
@@ -7,7 +7,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -42,12 +41,6 @@ class Subject(NamedTuple):
     """The step of a training run after which it was kept."""
 
 
-def snapshots(run: Path) -> list[tuple[int, Path]]:
-    """The folders of a run's snapshots (`train --snapshots`), each with its step, by step."""
-    found = [(folder.name.removeprefix("step-"), folder) for folder in run.glob("snapshots/step-*")]
-    return sorted((int(step), folder) for step, folder in found if step.isdecimal())
-
-
 class Reading(NamedTuple):
     """A text, a model, and changes."""
 
@@ -78,7 +71,7 @@ def address(path: str, **parameters: object) -> str:
 
 
 class Answers:
-    """Readings of some models, and every answer about them. One pass at a time, whoever asks."""
+    """Readings of some models, and every answer about them. One pass at a time, also for several callers."""
 
     def __init__(self, subjects: Sequence[Subject], first: str | Sequence[int] | Trace, tour: bool = False) -> None:
         """The first reading is of a text, of ids, or a trace, all of the first model. Raises LlucidError as `trace`."""
@@ -396,24 +389,13 @@ class Answers:
         return numbers(p, [1, *pool], axes, as_, of=(0.0, 1.0))
 
 
-ANSWERS: dict[str, Callable[..., Any]] = {
-    "look": Answers.look,
-    "source": Answers.source,
-    "reading": Answers.tokens,
-    "next": Answers.next,
-    "names": Answers.names,
-    "summaries": Answers.summaries,
-    "lens": Answers.lens,
-    "stream": Answers.stream,
-    "parts": Answers.parts,
-    "heads": Answers.heads,
-    "clocks": Answers.clocks,
-    "compare": Answers.compare,
-    "value": Answers.value,
-    "weight": Answers.weight,
-    "attention": Answers.attention,
-}
+_NAMES = (
+    *("look", "source", "next", "names", "summaries", "lens", "stream", "parts", "heads", "clocks", "compare"),
+    *("value", "weight", "attention"),
+)
+ANSWERS: dict[str, Callable[..., Any]] = {name: getattr(Answers, name) for name in _NAMES}
 """By the last part of the address."""
+ANSWERS["reading"] = Answers.tokens
 
 
 def parameters(method: Callable[..., Any], query: str) -> dict[str, Any]:
@@ -482,7 +464,7 @@ def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
 
 
 def summary(x: Tensor) -> dict[str, Any]:
-    """Statistics of the finite numbers of a value; of complex ones, of their lengths."""
+    """Statistics of the finite numbers of a value; of complex numbers, of their absolute values."""
     x = (x.abs() if x.is_complex() else x).float().flatten()
     x = x[x.isfinite()]
     if not len(x):
@@ -500,7 +482,7 @@ def summary(x: Tensor) -> dict[str, Any]:
 
 
 def fingerprint(model: Model) -> str:
-    """What tells a model from others: its numbers, and some of each array's."""
+    """A hash that distinguishes models: of the Config, and of the first row of each array."""
     digest = hashlib.sha256(repr(model.config).encode())
     for path, leaf in named_leaves(model.weights):
         digest.update(path.encode())

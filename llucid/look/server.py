@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(sent.body)
 
     def check_caller(self) -> None:
-        """Refuses what another site's page has sent, be it by a name that it has made lead here (DNS rebinding)."""
+        """Refuses requests of other sites' pages, also by another host name for this address (DNS rebinding)."""
         port = self.connection.getsockname()[1]
         own = {f"127.0.0.1:{port}", f"localhost:{port}"}
         if self.headers.get("Host") not in own:

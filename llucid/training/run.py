@@ -7,8 +7,8 @@
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
 
-Each file is replaced atomically, and a new folder gets its name only when it is complete, with a state inside. So a
-kill at any moment leaves a folder that opens and a run that continues.
+Each file is replaced atomically, and a new folder gets its name only when it is complete, with a state inside. So if
+the process is killed at any moment, the folder opens and the run can continue.
 """
 
 import errno
@@ -79,7 +79,7 @@ def free_name(name: str) -> Path:
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raises LlucidError if there is something at `out` but what a killed process left there unfinished."""
+    """Raises LlucidError if there is anything at `out`, except what a killed process left unfinished."""
     if is_occupied(out) and not is_unfinished(out):
         raise OccupiedError(out)
 
@@ -196,7 +196,7 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], progress: Progress)
 
 @contextmanager
 def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
-    """What `write_state` wrote: (tensors, progress). Raises LlucidError if it, or what is done inside, finds damage."""
+    """What `write_state` wrote: (tensors, progress). Raises LlucidError if it is damaged, also if that shows inside."""
     file = folder / "latest.safetensors"
     try:
         with safe_open(file, framework="pt") as opened:
@@ -210,7 +210,7 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
 
 @contextmanager
 def keeping_state(out: Path) -> Generator[None]:
-    """Puts the state that was saved before back if a LlucidError is raised inside."""
+    """Restores the state that was saved before if a LlucidError is raised inside."""
     state, before = out / "state" / "latest.safetensors", out / "state" / ".before.safetensors"
     before.unlink(missing_ok=True)
     with suppress(OSError):  # a file system without links

@@ -19,7 +19,7 @@ import huggingface_hub
 import pytest
 
 import llucid
-from llucid.cli import COMMANDS, command_class, main, read_command
+from llucid.cli import COMMANDS, command_class, main, overview, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
 from llucid.weights import parameter_count
@@ -398,6 +398,12 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
     assert "LlucidError" in failed.stderr
+
+
+def test_the_list_of_commands_has_a_line_for_each() -> None:
+    lines = overview().splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [*COMMANDS]
+    assert len(lines) == len(COMMANDS) + 8
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

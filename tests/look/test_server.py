@@ -18,10 +18,11 @@ from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.server import LARGEST_BODY, Server
 from llucid.weights import named_leaves, parameter_count, quantize
 from tests.configs import CONFIGS
-from tests.look.test_trace import GROUPED, lively_model, some_ids
+from tests.look.test_trace import GROUPED, random_model, some_ids
+from tests.waiting import LIMIT
 
-MODEL, IDS = lively_model(GROUPED), some_ids(GROUPED)
-OTHER = lively_model(CONFIGS["explicit head_dim"])
+MODEL, IDS = random_model(GROUPED), some_ids(GROUPED)
+OTHER = random_model(CONFIGS["explicit head_dim"])
 
 
 class Client:
@@ -29,7 +30,7 @@ class Client:
         self.port = server.server_port
 
     def ask(self, method: str, url: str, body: object = None, **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
         if body is not None:
             headers = {"Content-Type": "application/json"} | headers
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -323,11 +324,11 @@ def test_answers_about_a_reading_may_be_kept_for_ever(client: Client, first: str
 
 
 def test_other_weights_give_other_ids() -> None:
-    changed = lively_model(GROUPED)
+    changed = random_model(GROUPED)
     changed.weights.blocks[1].attention.query[0, 5] += 1
     ids = {Answers([Subject("a", lambda model=model: model)], IDS).first for model in (MODEL, changed)}
     assert len(ids) == 2
-    assert ids & {Answers([Subject("z", lambda: lively_model(GROUPED))], IDS).first}
+    assert ids & {Answers([Subject("z", lambda: random_model(GROUPED))], IDS).first}
 
 
 # ------------------------------------------------------------------------------------------------ refusals

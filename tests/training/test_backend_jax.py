@@ -3,7 +3,6 @@
 import shutil
 import signal
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +33,8 @@ from llucid.training.settings import ModelNumbers, Settings  # noqa: E402
 from llucid.training.step import loss_sum, train_step  # noqa: E402
 from llucid.weights import initialise, leaves, tree_map  # noqa: E402
 from tests.oracles import numpy_llama  # noqa: E402
-from tests.training.test_run import TEXT, after, command, do, ended, fresh, losses, wait_for  # noqa: E402
+from tests.training.test_run import TEXT, after, command, do, ended, fresh, losses  # noqa: E402
+from tests.waiting import LIMIT, wait_for  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -304,10 +304,9 @@ def test_ctrl_c_stops_cleanly(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     arguments = fresh(corpus, out, "--steps", 4000, "--backend", "jax")
     running = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, text=True)
-    wait_for(out / "metrics.jsonl")
-    time.sleep(1)
+    wait_for(out / "curve.png")  # the first measurement is done
     running.send_signal(signal.SIGINT)
-    printed, _ = running.communicate(timeout=60)
+    printed, _ = running.communicate(timeout=LIMIT)
     assert running.returncode == 130
     assert f"continue with: llucid train --resume --out {out}" in printed
     assert 0 < len(losses(out)) < 4000
