@@ -19,8 +19,8 @@ class _Scaling:
     def __post_init__(self) -> None:
         for item in fields(self):
             number = getattr(self, item.name)
-            if not 0 < number < math.inf:
-                raise LlucidError(f"rope_scaling.{item.name}={number} must be positive and finite")
+            if not 0 < number < 1 << 31:
+                raise LlucidError(f"rope_scaling.{item.name}={number!r:.60} must be positive and less than 2^31")
         if self.factor < 1:
             raise LlucidError(f"rope_scaling.factor={self.factor} must be at least 1, and finite")
 

@@ -27,7 +27,7 @@ from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.llama import Cache, Placement
-from llucid.rope import attention_factor, length
+from llucid.rope import attention_factor, dynamic_length
 from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
 
 
@@ -60,7 +60,7 @@ class RotaryPositionalEmbedding(nn.Module):
         self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]
     ) -> Float[Tensor, "batch 1 seq half 2"]:
         """On the device of x; in float32, or float64 if x is that."""
-        theta = equations.rope_frequencies(self.config, x, length(self.config, positions))
+        theta = equations.rope_frequencies(self.config, x, dynamic_length(self.config, positions))
         return equations.rotations(positions, theta, attention_factor(self.config))
 
 

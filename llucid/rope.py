@@ -39,7 +39,7 @@ def slowdowns(config: Config, length: int = 0) -> Float[NDArray[np.float64], " h
                 return 1 / ((1 - kept) / llama3.factor + kept)
 
 
-def length(config: Config, positions: Any) -> int:
+def dynamic_length(config: Config, positions: Any) -> int:
     """With DynamicScaling, one more than the largest position that is not NOWHERE; else 0, and no device is asked."""
     if not isinstance(config.rope_scaling, DynamicScaling) or not (positions != NOWHERE).any():
         return 0

@@ -112,6 +112,7 @@ def test_impossible_scalings_are_refused_by_name() -> None:
         ({"factor": math.inf}, "factor=inf"),
         ({"low_freq_factor": 4.0}, "low_freq_factor=4.0"),
         ({"original_context": 0}, "original_context=0"),
+        ({"original_context": 10**309}, r"original_context=10{59} must be positive and less than 2\^31"),
     ):
         with pytest.raises(LlucidError, match=message):
             RopeScaling(**change)

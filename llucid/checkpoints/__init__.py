@@ -100,8 +100,8 @@ def load(
     dtype: of the weights; None keeps the dtype of the file, or that of the embedding if the file has several.
     device: None chooses a GPU if there is one.
     tokenizer: the path of a tokenizer to use instead of the model's own.
-    quantize: "int8" or "int4" quantises the matrices, except those that are Q8_0 or Q4_0 in a GGUF file, which are
-        kept; "file" only keeps these, on a CPU.
+    quantize: "int8" or "int4" quantises the matrices, except those that a GGUF file has quantised (Q8_0, Q4_0, Q4_K,
+        Q5_K, Q6_K), which are kept; "file" only keeps these, on a CPU.
     mapped: leaves the weights as NumPy's memory maps if no option needs PyTorch and llama.c can read them;
         `llucid.generation` then imports PyTorch only if it is faster.
 

@@ -7,6 +7,7 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays import Quantized
 from llucid.arrays.dtypes import full_name, name_of_dtype
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.gguf_blocks import GGML_TYPES, WRITABLE, GgmlType
+from llucid.checkpoints.gguf_blocks import GGML_TYPES, NUMBERS, WRITABLE, GgmlType
 from llucid.checkpoints.gguf_file import (
     ALIGNMENT,
     FileHeader,
@@ -120,7 +122,16 @@ SCALING_KEYS = {
 ggml_rope_yarn."""
 
 
-FILE_TYPES = {"float32": 0, "float16": 1, "Q4_0": 2, "Q8_0": 7, "bfloat16": 32}
+FILE_TYPES = {
+    "float32": 0,
+    "float16": 1,
+    "Q4_0": 2,
+    "Q8_0": 7,
+    "bfloat16": 32,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "Q6_K": 18,
+}
 """llama.cpp's file type (llama_ftype) by the type of most matrices."""
 
 
@@ -267,7 +278,7 @@ def open_weights(path: Path, config: Config) -> Weights:
 
 
 def open_quantized(path: Path, config: Config) -> Weights:
-    """Like `open_weights`, but Q8_0 and Q4_0 matrices stay quantised, bit for bit."""
+    """Like `open_weights`, but matrices in a form that `Quantized` has stay quantised, bit for bit."""
     return _open(path, config, keep=True)
 
 
@@ -342,7 +353,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp writes it
     if model.tokenizer:
         vocabulary = write_vocabulary(model.tokenizer, config.vocab_size)
-    metadata = config_metadata(config, tensors[0].kind.name) | vocabulary
+    metadata = config_metadata(config, usual_kind(tensors)) | vocabulary
     total = sum(tensor.size for tensor in tensors)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -353,6 +364,14 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
                 done += file.write(chunk)
             file.write(bytes(-tensor.size % ALIGNMENT))
             progress(done, total)
+
+
+def usual_kind(tensors: list[PendingTensor]) -> str:
+    """The type of most numbers."""
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[tensor.kind.name] += tensor.numbers.numel()
+    return max(sizes, key=sizes.__getitem__)
 
 
 def check_config(config: Config) -> None:
@@ -386,14 +405,13 @@ def choose_type(dtype: str | None) -> GgmlType | None:
     name = full_name(dtype).replace("q8_0", "Q8_0").replace("q4_0", "Q4_0")
     if name not in WRITABLE:
         raise LlucidError(f"dtype={dtype}: GGUF can be written with {', '.join(WRITABLE)}")
-    return GGML_TYPES[WRITABLE[name]]
+    return GGML_TYPES[NUMBERS[name]]
 
 
 def pending_tensor(name: str, leaf: Leaf, chosen: GgmlType | None) -> PendingTensor:
     """The tensor with the type to store it in: the chosen one, or its own if `chosen` is None."""
-    bits = getattr(leaf, "bits", None)  # of a Quantized matrix
-    own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
-    kind = chosen or GGML_TYPES[WRITABLE.get(own, 0)]
+    own = leaf.form if isinstance(leaf, Quantized) else name_of_dtype(leaf.dtype)
+    kind = chosen or GGML_TYPES[NUMBERS.get(own, 0)]
     if leaf.ndim == 1:
         kind = GGML_TYPES[0]
     elif leaf.shape[-1] % kind.block:

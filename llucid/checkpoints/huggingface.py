@@ -105,6 +105,8 @@ def read_config(path: Path) -> Config:
     values = read_json(file)
     if values.get("quantization"):
         raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
+    if values.get("use_sliding_window") is False:
+        values["sliding_window"] = None
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
@@ -161,13 +163,13 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
     if kind not in ("llama3", "linear", "dynamic", "yarn"):
         known = "default, llama3, linear, dynamic and yarn"
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
-    factor = real(rope, "factor", file)
+    context = whole(values, "max_position_embeddings", file, 2048)
+    original = whole(rope, "original_max_position_embeddings", file, context)
+    factor = real(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
     if kind == "linear":
         return LinearScaling(factor=factor)
     if kind == "dynamic":
         return DynamicScaling(factor=factor)
-    context = whole(values, "max_position_embeddings", file, 2048)
-    original = whole(rope, "original_max_position_embeddings", file, context if kind == "yarn" else None)
     if kind == "yarn":
         if rope.get("truncate") is False:
             raise LlucidError(f"{file}: truncate=false is not supported with YaRN scaling")

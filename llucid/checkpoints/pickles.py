@@ -97,9 +97,10 @@ class Archive:
         """The file, writable, as PyTorch requires; writing does not change the file."""
         return np.memmap(self.file, np.uint8, mode="c")
 
-    def storage(self, kind: str, storage: Name, key: str, *_: Any) -> Storage:
+    def storage(self, kind: Any, storage: Any, key: Any, *_: Any) -> Storage:
         """The storage that a persistent id of a pickle names; its device and length are ignored."""
-        assert kind == "storage"
+        if kind != "storage" or type(key) is not str:  # the text of nested lists that share parts may be endless
+            raise ValueError("a storage without a name")
         return Storage(STORAGES[storage.name], self.members[f"data/{key}"])
 
     def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
@@ -203,8 +204,10 @@ def unpickle(archive: Archive) -> Any:
             case "GLOBAL":
                 stack.append(allowed(str(argument).replace(" ", "."), archive.file))
             case "STACK_GLOBAL":
-                name = stack.pop()
-                stack.append(allowed(f"{stack.pop()}.{name}", archive.file))
+                name, module = stack.pop(), stack.pop()
+                if type(module) is not str or type(name) is not str:
+                    raise ValueError("a name that is not text")
+                stack.append(allowed(f"{module}.{name}", archive.file))
             case "BINPERSID":
                 stack.append(archive.storage(*stack.pop()))
             case "REDUCE":

@@ -1,6 +1,5 @@
 """llucid chat."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -61,11 +60,11 @@ class Chat(SamplingOptions, ModelOptions):
 
 def read_list(name: str, file: str) -> Any:
     """The list of objects in a JSON file that the option `name` gives."""
-    from llucid.files import LARGEST_JSON, read_file
+    from llucid.files import LARGEST_JSON, json_value, read_file
 
     content = read_file(Path(file), LARGEST_JSON)
-    with suppress(ValueError, RecursionError):
-        items = json.loads(content)
+    with suppress(ValueError):
+        items = json_value(content)
         if isinstance(items, list) and all(isinstance(item, dict) for item in items):
             return items
     raise LlucidError(f"{name}={file}: expected a JSON list of objects")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from threading import RLock
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class NotFound(LlucidError):
     """There is nothing of this name or address."""
 
 
-def address(path: str, **parameters: object) -> str:
+def address(path: str, /, **parameters: object) -> str:
     """The path below /look and its parameters, sorted by name, as the page writes them."""
     given = sorted((name.rstrip("_"), str(value)) for name, value in parameters.items() if value is not None)
     query = "&".join(f"{name}={quote(value, safe=UNQUOTED)}" for name, value in given)
@@ -154,7 +154,7 @@ class Answers:
             "patch": lambda name, from_, position=None: patch(name, self.trace(from_), position),
             "zero_frequency": lambda pair: zero_frequency(pair),
         }
-        kind = kinds.get(body.get("kind", ""))
+        kind = kinds.get(str(body.get("kind")))
         if kind is None:
             raise LlucidError(f"change {shown(body)}: kind is one of {', '.join(kinds)}")
         fields = {"from_" if name == "from" else name: value for name, value in body.items() if name != "kind"}
@@ -171,6 +171,8 @@ class Answers:
             wanted = expected.get(name, str)
             if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
                 raise LlucidError(f"change {shown(body)}: {name.rstrip('_')} must be of type {wanted.__name__}")
+            if isinstance(value, int | float) and not abs(value) < 1e300:
+                raise LlucidError(f"change {shown(body)}: {name} must be finite")
         return kind(**fields)
 
     # ------------------------------------------------------------------------------------- answers
@@ -180,21 +182,23 @@ class Answers:
 
         Raises NotFound for what is not there, and LlucidError for a parameter that is wrong.
         """
-        parts = urlsplit(url)
-        _, root, *path = parts.path.split("/")
+        place, _, query = url.partition("?")
+        root, *path = place.removeprefix("/").split("/")
         reading = path[:1] if path and path[0] != "source" else []
         name = "look" if not path else path[1] if reading and len(path) == 2 else "reading" if reading else path[0]
         method = ANSWERS.get(name)
         if root != "look" or method is None or len(path) > 2 or (reading and name in ("look", "source")):
-            raise NotFound(f"{parts.path}: there is no such address")
+            raise NotFound(f"{place}: there is no such address")
         with self._lock, torch.no_grad():
             given = [self._reading(reading[0]) and reading[0]] if reading else []
-            answer = method(self, *given, **parameters(method, parts.query))
+            answer = method(self, *given, **parameters(method, query))
         return answer if isinstance(answer, Answer) else as_json(answer)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a POST of this path: the id of a reading. Raises as `get`."""
-        _, _, *parts = path.split("/")
+        root, *parts = path.removeprefix("/").split("/")
+        if root != "look":
+            raise NotFound(f"{path}: there is no such address")
         if parts == ["read"]:
             model, text, ids = (body.get(key) for key in ("model", "text", "ids"))
             if (text is None) == (ids is None):

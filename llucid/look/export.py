@@ -223,4 +223,4 @@ def _html(content: dict[str, Any]) -> bytes:
     ):
         whole, found = re.subn(pattern, lambda match, text=text: text, whole, count=1, flags=re.DOTALL)
         assert found, pattern
-    return whole.encode()
+    return whole.encode("utf-8", "replace")

@@ -124,7 +124,7 @@ class DecodeStep:
         at = None if bias is None else self._vector(bias)
         match leaf:
             case Quantized():
-                return CMatrix(KINDS[leaf.bits], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales), at)
+                return CMatrix(KINDS[leaf.form], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales), at)
             case Mapped():
                 numbers = np.require(leaf.numbers, None, ["C", "A"])
             case _:

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 
 from llucid.arrays import Quantized
 from llucid.arrays.quantize import quantize_matrix
-from llucid.arrays.quantized import CHUNK, from_blocks, to_blocks
+from llucid.arrays.quantized import CHUNK, FORMS, from_blocks, to_blocks
 from llucid.config import Config
 from llucid.fast import embed, linear
 from llucid.llama import llama
 from llucid.llama_module import Llama
 from llucid.presets import PRESETS
 from llucid.weights import Weights, count, dequantize, initialise, leaves, parameter_count, quantize, to
+from tests.arrays.blocks import random_quantized
 from tests.configs import CONFIGS
 
 
@@ -41,11 +42,11 @@ def test_results_equal_those_of_the_dequantised_matrix(bits: Any):
     held, x, ids = quantize_matrix(random_matrix(50, 96), bits), random_matrix(3, 96), torch.tensor([[49, 0], [16, 17]])
     plain = held.dense()
     assert (held.shape, held.ndim, held.dtype, held.device) == (plain.shape, 2, plain.dtype, plain.device)
-    assert (held.bits, held.numel()) == (bits, plain.numel())
+    assert (held.form, held.numel()) == (f"Q{bits}_0", plain.numel())
     assert torch.equal(linear(x, held), F.linear(x, plain))
     assert torch.equal(embed(ids, held), plain[ids])
     assert not quantize_matrix(random_matrix(50, 96).requires_grad_(), bits).scales.requires_grad
-    assert repr(held) == f"Quantized([50, 96], {bits} bits, torch.float32)"
+    assert repr(held) == f"Quantized([50, 96], Q{bits}_0, torch.float32)"
     half = held.to(dtype=torch.bfloat16)
     assert torch.equal(half.dense(), plain.bfloat16())
     assert torch.equal(embed(ids, half), plain.bfloat16()[ids])
@@ -59,7 +60,7 @@ def test_results_equal_those_of_the_dequantised_matrix(bits: Any):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_numpy_arrays_share_memory_with_tensors(bits: Any):
     held = quantize_matrix(random_matrix(50, 96), bits)
-    outside = Quantized(held.numbers.numpy(), held.scales.numpy(), held.rows, "float32")
+    outside = Quantized(held.form, held.numbers.numpy(), held.scales.numpy(), held.rows, "float32")
     assert (outside.shape, outside.device, outside.numel()) == (held.shape, "cpu", held.numel())
     assert outside.tensor().numbers.data_ptr() == held.numbers.data_ptr()
     assert outside.tensor().dtype == torch.float32
@@ -84,10 +85,32 @@ def test_rows_longer_than_a_chunk():
     assert torch.equal(held.dense()[16:, -32:], quantize_matrix(w[16:, -32:], 8).dense())
 
 
-@pytest.mark.parametrize(("size", "groups"), [(34, 2049), (18, 2049), (18, 2)])
-def test_blocks_of_a_file_survive_unchanged(size: int, groups: int):
-    blocks = torch.randint(256, (17, groups, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    assert torch.equal(to_blocks(from_blocks(blocks.numpy())), blocks)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [1, 2, 2049])
+def test_blocks_of_a_file_survive_unchanged(form: str, count: int):
+    size = FORMS[form].size
+    blocks = torch.randint(256, (35, count, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    done: list[int] = []
+    held = from_blocks(blocks.numpy(), form, lambda rows: done.append(len(rows)))
+    assert torch.equal(to_blocks(held), blocks)
+    assert sum(done) == len(blocks)
+    assert held.numbers.nbytes + held.scales.nbytes == 48 * count * size
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_products_and_copies_equal_those_of_the_dequantised_matrix(form: str):
+    """In every form of GGUF; for the numbers themselves see test_gguf_package.py."""
+    held, ids = random_quantized(form, 50, 512), torch.tensor([[49, 0], [16, 17]])
+    plain, x = held.dense(), random_matrix(3, 512)
+    assert plain.std() > 0.2
+    assert (held.shape, held.form) == ((50, 512), form)
+    assert torch.equal(embed(ids, held), plain[ids])
+    assert torch.equal(linear(x, held), F.linear(x, plain))
+    assert torch.equal(held.to(dtype=torch.bfloat16).dense(), plain.bfloat16())
+    twin = copy.deepcopy(held)
+    assert twin.numbers.data_ptr() != held.numbers.data_ptr()
+    assert torch.equal(twin.dense(), plain)
+    assert held.to("meta").dense().device.type == "meta"
 
 
 def bytes_of(weights: Weights) -> int:

@@ -407,6 +407,7 @@ def rewritten(file: Path, **changes: bytes) -> Path:
     return file
 
 
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
 NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
 
 
@@ -415,6 +416,8 @@ NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
     [
         (NESTED + b"h\x00K\x01s.", "a dictionary with keys of another type"),  # hashing it takes 2⁹⁹ steps
         (NESTED + b"(h\x00K\x01u.", "a dictionary with keys of another type"),
+        (NESTED + b"h\x00X\x01\x00\x00\x00a\x93.", "a name that is not text"),  # whose text has 2⁹⁹ characters
+        (NESTED + STORAGE + b"h\x00tQ.", "a storage without a name"),
         (b"\x80\x02" + b"]" * 2**20 + b".", "its pickle is too large"),
         (b"\x80\x02\x8f.", "its pickle has the opcode EMPTY_SET, which torch.save does not write"),
         (b"\x80\x02\x8e" + b"\xff" * 8 + b".", "not a complete PyTorch file"),  # bytes of 2⁶⁴

@@ -20,7 +20,7 @@ import transformers
 from rich.cells import cell_len
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import llucid
 from llucid.cli import read_command
@@ -33,7 +33,7 @@ from llucid.training.backend_torch import TorchBackend
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate
 from llucid.training.report import Report, clock
-from llucid.training.run import Metrics
+from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
 from llucid.weights import initialise
@@ -244,9 +244,27 @@ def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
     assert Metrics(tmp_path, 3, Settings()).rows == rows[:3]
     assert losses(tmp_path) == rows[:3]
-    for strange in ("3", "{}", '{"step": null}', "[]", "9" * 5000):
+    strange_rows = [
+        *("3", "{}", '{"step": null}', "[]", "9" * 5000, "[" * 5000, '{"step": 2, "loss": 1}', '{"step": "2"}'),
+        *('{"step": 2, "validation": "x"}', '{"step": 2, "loss": NaN, "rate": 1}', '{"step": 2, "sample": 1}'),
+    ]
+    for strange in strange_rows:
         (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(rows[0])}\n{strange}\n")
         assert Metrics(tmp_path, 3, Settings()).rows == rows[:1]
+
+
+def test_a_state_with_impossible_progress_is_refused(tmp_path: Path) -> None:
+    for progress in ('{"step": Infinity}', '{"step": -1}', '{"step": 1, "seconds": NaN}', '{"step": 1e999}', "[]", "1"):
+        save_file({}, tmp_path / "latest.safetensors", {"progress": progress})
+        with pytest.raises(LlucidError, match="not a state that this run can continue from"), read_state(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("measured", ['{"step": 1, "best": "x"}', '{"took": null}', '{"model_step": []}', "[" * 5000])
+def test_a_damaged_measurement_is_forgotten(measured: str, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "measured.json").write_text(measured)
+    assert read_measured(tmp_path, Progress(3)) == Measured()
 
 
 def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
