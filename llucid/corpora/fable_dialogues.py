@@ -67,6 +67,7 @@ from llucid.corpora.fable_words import (
     SUMMARY,
     SYSTEM_TEXTS,
     TALE_QUESTIONS,
+    THING_CLAUSE,
     THING_QUESTIONS,
     TOPICS,
     TRAIT_QUESTIONS,
@@ -256,6 +257,7 @@ def fill(row: Exchange, tale: Tale, rng: Random) -> Exchange:
     fate, key = FATES[tale.plot].split(" / ")
     marks = {
         "<there>": WHERE[tale.plot],
+        "<thing clause>": THING_CLAUSE.get(tale.plot, ""),
         "FIRST": FIRST,
         "LAST": LAST,
         "SUMMARY": SUMMARY,
@@ -306,7 +308,8 @@ def question(story: Story, rng: Random) -> Turn:
     if chance < 0.43 and tale.plot != "patience":
         coloured = facts["look"] in LOOKS[:8]
         answer, key = ("It was {look}.", "{look}") if coloured else (UNSAID, "does not say")
-        return make_turn(COLOUR, answer, key, "question", rng, facts)
+        message = COLOUR.replace("<thing clause>", THING_CLAUSE[tale.plot])
+        return make_turn(message, answer, key, "question", rng, facts)
     rows = questions_of(tale.plot, choose_weighted(((18, "plot"), (24, "characters"), (15, "tale")), rng))
     row = choose_weighted([(row.weight, row) for row in rows], rng)
     _, message, answer, key = fill(row, tale, rng)
@@ -363,7 +366,7 @@ def unsaid(story: Story, rng: Random) -> Turn:
     if chance < 0.55:
         message = choose(UNSAID_ABOUT_ANIMAL, rng).replace("{x}", choose(characters(story, rng), rng))
     elif chance < 0.75:
-        thing = "{seed}" if tale.plot == "patience" else "{thing}"
+        thing = {"patience": "{seed}", "stranger": choose(("{thing}", "{food}"), rng)}.get(tale.plot, "{thing}")
         other = f"Who {OTHER_DEEDS[tale.plot]} {{x}}?"
         message = (other if rng.random() < 0.3 else choose(UNSAID_ABOUT_THING, rng)).replace("{x}", f"the {thing}")
     else:
@@ -613,9 +616,18 @@ def dialogues(seed: int) -> Iterator[Dialogue]:
 
 
 def lines(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` conversations, each as a line of JSON that `llucid train --chat` reads."""
-    for _, made in zip(range(count), dialogues(seed), strict=False):
-        yield json.dumps({"messages": made.messages()}, ensure_ascii=False) + "\n"
+    """`count` conversations, each as a line of JSON that `llucid train --chat` reads.
+
+    Tales are long, and soon learned. So two conversations in three have them, and repetitions of them, only to be read:
+    their weight is 0, and what is learned there is to answer.
+    """
+    for number, made in zip(range(count), dialogues(seed), strict=False):
+        messages: list[dict[str, object]] = [*made.messages()]
+        if number % 3:
+            for turn, answer in zip(made.turns, messages[1 + bool(made.system) :: 2], strict=True):
+                if turn.kind in ("tale", "repeat"):
+                    answer["weight"] = 0
+        yield json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
 def main() -> None:

@@ -86,6 +86,21 @@ ABSENT = "There is no <absent> in this tale."
 
 PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
     "lost": exchanges("""
+        2 / [Whose {thing} [had vanished|vanished|disappeared|was gone|was away|went missing]|Who was [upset
+            |sad|unhappy|worried|sorry|cross] because [the|a] {thing} was [gone|lost|missing|away|not there]
+            |[From whom|To whom] did the {thing} go missing|Who had no {thing} any more]? / <hero> / {hero}
+        2 / [Thanks to whom|With whose help|Because of whom|By whom|Through whom] [was [it|the {thing}] [found
+            |brought back|discovered]|did {hero} get [it|the {thing}] back|has {hero} [it|the {thing}] again|is
+            the {thing} [back|there again]]? / <friend> / {friend}
+        3 / [Under what|Behind what|In what|Inside what|On what|Where exactly|Where precisely|At what exact
+            place] was [it|the {thing}] [found|hidden|lying|in the end|to be found|discovered]?|[Under what
+            |Behind what|In what] did [it|the {thing}] [lie|hide|rest]? / [2 It was|{friend} found it]
+            {place.corner}. / {place.corner}
+        2 / [Name|Tell me|Give me|Say] the [place|spot|location|scene] [where|at which] [{hero} lost [it|the
+            {thing}]|[it|the {thing}] [was lost|got lost|vanished|went missing|disappeared]]. / [It was lost
+            |{hero} lost it] {place.at}. / {place.at}
+        1 / What [happened|was done] after [it|the {thing}] [was lost|went missing|vanished]? / {friend} found it
+            {place.corner}. / {friend} & {place.corner}
         4 / Who [6 lost|dropped|mislaid|missed|could not find|was looking for|looked for|searched for] [3 the
             {thing}|it]? / <hero> / {hero}
         2 / [Whose {thing} [was|is] [it|this|that]|Who owned the {thing}|To whom did the {thing} belong|Who did
@@ -115,6 +130,21 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             the trouble]? / {hero} had lost {hero.his} {look} {thing}. / lost & {thing}
     """),
     "lent": exchanges("""
+        3 / [Whose fault [was|is] it|Who is to blame|Who was [guilty|at fault]|Who caused [it|the damage|the
+            trouble]|Because of whom did it break|Through whom did it come to pieces|Whose mistake was it|In whose
+            [hands|care] did [it|the {thing}] [break|come to pieces]]? / <friend> / {friend}
+        2 / [Thanks to whom|With whose help|By whom|Because of whom] [is [it|the {thing}] whole [again|now]|was
+            [it|the {thing}] [mended|repaired|fixed]]? / <friend> / {friend}
+        3 / What [happened|was done|did {friend} do|came|followed] [after|when|once] [it broke|it fell apart
+            |it was broken|it came to pieces|the damage was done|the {thing} was in pieces|the {thing} broke]? /
+            {friend} mended it. / {friend} & mended
+        2 / [Name|Tell me|Give me|Say] the [place|spot|location|scene] [where|at which] [it broke|the {thing}
+            broke|it came to pieces|it happened].|[Which|What] place was it where [it|the {thing}] [broke|fell
+            apart]?|Where did [it|the {thing}] [fall apart|come apart|go to pieces]? / It broke {place.at}. /
+            {place.at}
+        2 / [Who was [good|nice|kind|friendly] enough to [lend|give|offer] [it|the {thing}]|By whom was [it
+            |the {thing}] lent|From whom did {friend} [have|get|borrow] [it|the {thing}]|Who allowed {friend} to
+            use [it|the {thing}]]? / <hero> / {hero}
         4 / Who [5 lent [2 the {thing}|it]|owned the {thing}|gave [it|the {thing}] to {friend}|let {friend} have
             it |was the lender]? / <hero> / {hero}
         2 / [Whose {thing} [was|is] [it|this|that]|To whom did the {thing} belong|Who did the {thing} belong to
@@ -141,6 +171,16 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             {place.at}. / broke & {thing}
     """),
     "quarrel": exchanges("""
+        3 / [Over what|About what|Over which thing|About which thing|What thing|Which object|What object|For
+            the sake of what] did [they|the two|{hero} and {friend}|the {hero_kind} and the {friend_kind}|the
+            {friend_kind} and the {hero_kind}] [have a fight|not agree|pull|have a quarrel|want|compete|become
+            angry|get cross|struggle|dispute]? / A {look} {thing}. / {look} {thing}
+        2 / [Who [suggested|proposed|advised] [it|something|what to do|a way out|an answer]|By whom was it
+            [decided|judged|settled]|Whom did they ask|Whose advice was it|Whose idea was it|Who found a way out
+            |Whose words ended it]? / <third> / {third}
+        2 / [Which of [them|the two] [let go|gave in|gave up|was wiser|stopped]|Which of the two was the first
+            to [let go|give in|stop|leave it]|Who left [it|the {thing}] to the other|Whose hands let go first]?
+            / <hero> / {hero}
         3 / Who [3 let go|3 let go of [2 the {thing}|it]|gave up|gave in|gave way|yielded]? / <hero> / {hero}
         2 / Who [3 wanted it too|else wanted [it|the {thing}]|was the other one]? / <friend> / {friend}
         3 / Who [3 was [the judge|asked|the third]|judged|decided|was called|was asked to judge|came between
@@ -161,6 +201,20 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             [With {friend}.|<friend>] / {friend}
     """),
     "beacon": exchanges("""
+        2 / [Thanks to whom|With whose help|Because of whom|By whom|Through whom] [was {hero} [saved|rescued
+            |found|led home|guided]|did {hero} [come|get|find the way] home|is {hero} [home again|back|safe]]?
+            / <friend> / {friend}
+        3 / What [sound or light|noise|light|signal|sign|thing|call|object] [led|guided|called|helped|saved
+            |brought|reached] {hero}?|What [did {hero} follow|was the guide of {hero}|called {hero} home]? / A
+            {look} {thing}. / {look} {thing}
+        3 / [What [kind|sort] of weather|Which weather|What weather] [was the cause|made trouble|brought trouble
+            |was dangerous|hid the way|was the problem|came up|did {hero} get into]?|What [hid|covered] the way?
+            |What was bad that day?|In what did {hero} lose the way? / [It was|In] {peril}. / {peril}
+        2 / Where [was {friend} [when|while] {hero} was [gone|lost|out|away]|could one find {friend}|did
+            {friend} spend the time|did {friend} look out for {hero}|had {friend} stayed|did the {friend_kind}
+            stay]?|At what place did {friend} wait? / {friend} was {place.at}. / {place.at}
+        1 / Who did not [know|see|find] the [way|road|path]?|Who could not [go on|find home|see the path|tell
+            where the way was]? / <hero> / {hero}
         4 / Who [3 was lost|2 lost the way|2 came home|went out|got lost|went astray|could not find the way
             |strayed|did not come home|was late|was rescued|was in trouble]? / <hero> / {hero}
         4 / Who {thing.used} [2 the {thing}|it]? / <friend> / {friend}
@@ -187,6 +241,19 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             {peril}. / {hero} & {peril}
     """),
     "stranger": exchanges("""
+        3 / Who [was|proved to be|showed to be|is] [warm-hearted|charitable|giving|caring|noble|big-hearted
+            |helpful|the kindest|the best|gentle to {friend}|ready to help|willing to share|willing to help]? /
+            <hero> / {hero}
+        3 / Who [was [unwilling|not willing to help|not ready to share|heartless|cruel|unkind to {friend}|not
+            willing to share]|did not want to [share|help|open|give anything|let {friend} stay|have {friend}
+            there]|did not [open|give|care]]? / <third> / {third}
+        2 / [Who [ate|got|received|was given|had] half of the {food}|To whom did {hero} give [half|food|the
+            half of the {food}]|With whom did {hero} share [it|the {food}]]? / <friend> / {friend}
+        2 / By whom was {friend} [fed|helped|welcomed|taken in]?|Thanks to whom did {friend} eat?|Whose {food}
+            was it? / <hero> / {hero}
+        2 / By whom was {friend} [sent away|refused|turned away]? / <third> / {third}
+        2 / [How|With what|By what] [was {hero} [rewarded|thanked|paid]|did {friend} [thank|pay|reward]
+            {hero}]?|What did {hero} have from it? / With a {look} {thing}. / {look} {thing}
         4 / Who [3 shared|2 gave] [2 the {food}|a {food}]? / <hero> / {hero}
         2 / Who [was [kind|good|generous|friendly|hospitable]|had a {food}|helped|helped {friend}|let {friend}
             in|welcomed {friend}|fed {friend}|took {friend} in]? / <hero> / {hero}
@@ -212,6 +279,14 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             the {food}. / {hero} & shared
     """),
     "patience": exchanges("""
+        3 / Who [put|laid|placed|stuck|pushed|hid] [something|a seed|the {seed}|it|{seed.a}] [into|in] the
+            [ground|soil|garden bed]?|By whom was [it|the {seed}] [planted|sown]?|Whose [tree|idea|plan|seed]
+            was it?|Thanks to whom is there a tree? / <hero> / {hero}
+        3 / Who [did not think it [wise|clever|useful|would work]|did not think well of it|thought little of it
+            |was not convinced|expected nothing|shook the head over it|found the idea [bad|silly|foolish]|spoke
+            against it|had no faith in it]? / <friend> / {friend}
+        2 / Who [used|liked|had|profited from|was glad of] the [shade|tree|tree later|shade at last]?|Who [sat
+            |was|slept] there [many years later|later|in the end|when it was tall]? / <friend> / {friend}
         4 / Who [3 planted|set|sowed|put down|had] [2 the {seed}|it]? / <hero> / {hero}
         3 / Who [4 doubted it|laughed|could not wait|did not believe it|did not want to wait|made fun of it
             |thought it was foolish]? / <friend> / {friend}
@@ -485,7 +560,9 @@ TALE_QUESTIONS = exchanges("""
         [appear|come up]]? / <everyone>. / <names>
     1 / How many [animals|characters|creatures|heroes] are [there|there in it|in it|in the tale|in the story]?
         |How many are they?|How many [animals|characters] [take part|appear|come up|does it have]?|What is the
-        number of animals in it? / <count>: <everyone>. / <count> & <names>
+        number of animals in it?|How many [beings|animals|characters|heroes] [were there|are there in all|were
+        involved|do you tell of|does the tale have|are there all in all]?|How many were there? / <count>:
+        <everyone>. / <count> & <names>
     2 / What [3 is the [moral|lesson]|do we learn|does it [teach|teach us]|should I learn from it|can I learn
         from [it|that]|did they learn|is the point|was the moral]?|And the [moral|lesson]?|Is there a moral?
         |Does it have a moral? / <moral> / <moral>
@@ -496,10 +573,15 @@ TALE_QUESTIONS = exchanges("""
     3 / What happened before <following>?|What came before <following>? / <event>. / <event>
 """)
 THING_QUESTIONS = exchanges("""
+    2 / What [was|is] the [thing|object] <thing clause>?|What [was|is] the [thing|object] <thing clause> like?
+        |How did the thing <thing clause> look?|What do you call the thing <thing clause>?|Name the [thing|object]
+        <thing clause>. / A {look} {thing}. / {look} {thing}
     2 / [What [was|is] the {thing} like|What [sort|kind] of {thing} [was|is] it|What did the {thing} look like
-        |How did the {thing} look|Describe the {thing}|Can you describe the {thing}|What does the tale say about
-        the {thing}|Which {thing} was it|What is special about the {thing}|What do you know about the {thing}]? /
-        It was a {look} {thing}. / {look} {thing}
+        |How did the {thing} look|Describe the {thing}|Can you describe the {thing}|How would you describe the
+        {thing}|Give me a description of the {thing}|Say more about the {thing}|What do we learn about the {thing}
+        |Could you tell me what the {thing} looked like|In a word, what was the {thing} like|What does the tale say
+        about the {thing}|Which {thing} was it|What is special about the {thing}|What do you know about the
+        {thing}]? / It was a {look} {thing}. / {look} {thing}
     2 / What [thing|object] [is|was] [it|it about|in it|in the tale|in the story]?|Which thing [is|was] it
         about? / A {look} {thing}. / {look} {thing}
     2 / [Is|Was] there a [{thing}|{thing} in it|{thing} in the tale|{thing} in the story|{thing} somewhere]?|Is
@@ -511,8 +593,18 @@ THING_QUESTIONS = exchanges("""
     4 / What [3 happened to|became of|came of] the {thing}?|What about the {thing}?|And the {thing}?|Tell me
         about the {thing}.|What was the matter with the {thing}? / <fate>
 """)
-COLOUR = """[What colour|What color|Which colour] [was|is|did] the [{thing}|{thing} in the tale]?|What [was|is]
-    the [colour|color] of the {thing}?"""
+THING_CLAUSE: Mapping[str, str] = {  # what was done to the thing; replaces `<thing clause>`
+    "lost": """[that {hero} lost|that {friend} found|that was lost|that was found|that the {hero_kind} lost|that
+        went missing]""",
+    "lent": "[that {hero} lent|that {friend} broke|that was mended|that was lent|that the {friend_kind} mended]",
+    "quarrel": "[that they wanted|that both wanted|that they quarrelled about|that {hero} let go of]",
+    "beacon": """[that {friend} {thing.used}|that {hero} {thing.noticed}|that helped {hero}|that the {friend_kind}
+        {thing.used}]""",
+    "stranger": "[that {friend} gave {hero}|that {hero} got|that {friend} brought|that the {hero_kind} got]",
+}
+COLOUR = """[What|Which] [colour|color] [was|had] the [thing|object] <thing clause>?|[What colour|What color
+    |Which colour] [was|is|did] the [{thing}|{thing} in the tale]?|What [was|is] the [colour|color] of the
+    {thing}?"""
 CHARACTER_QUESTIONS = exchanges("""
     3 / Who [2 is|was] {who}? / [2 The|A] {who_kind} who <deed>. / {who_kind}
     3 / [3 What|What kind of [animal|creature]|What sort of [animal|creature]|What animal|Which animal] [is
@@ -703,11 +795,18 @@ TRAIT_QUESTIONS = exchanges("""
     2 / [Was|Is] {x} {other}?|Is {x} a {other} {kind}? / The tale says that {who} was {trait}. / was {trait}
 """)
 SAID = """What [3 did {x} [3 say|answer|tell them|reply|advise|shout or say]|does {x} say|were the words of
-    {x}]?|What was said by {x}? |Did {x} say [anything|something]?"""
+    {x}]?|What was said by {x}?|What did {x} [say then|say first|say about it|say to them|say to the others
+    |tell the other|tell the other one]?|[What|Which] words did {x} [use|speak]?|What [did {x} say|were {x}'s
+    words], word for word?|Quote {x}. |Did {x} say [anything|something]?"""
 DOING = """What [3 was {x} [3 doing|doing first|busy with|doing before]|did {x} stop doing|had {x} been doing
     |was {x} at work on]?"""
 DETAILS: tuple[tuple[str, str, str], ...] = (
-    ("Who [cried|wept|was in tears|shed tears|wept in the end]?", r"and (\w+) wept", "<found>."),
+    (
+        """Who [cried|wept|was in tears|shed tears|wept in the end|burst into tears|began to weep|was so sad
+            |could not hold back tears]?""",
+        r"and (\w+) wept",
+        "<found>.",
+    ),
     ("Who [found|discovered] [it|the {thing}]?", r" (found) a ", "{hero} and {friend}."),
     ("Who went red?|Who was ashamed?", r"and (\w+) went red", "<found>."),
     (
@@ -817,6 +916,53 @@ ANIMALS = (
 )
 
 SMALL_TALK = exchanges(f"""
+    6 / [2 Hi|Hello|Hey|Hiya|Good day|Morning|Evening|Hullo|Hello you][|!|,|.] [how are you|how are you
+        doing|how do you do|how is it going|all well|what is new|how do things stand|how goes it|is everything
+        fine|are you all right|how is your day|what is up][|?] / [Well enough, for a very small model|I am only a
+        small model, but my tales are well]. {OFFER} / well
+    4 / [How|What] [is|was] [your day|the day|business|everything|your health|the mood|it with you]?|[Are
+        |Is] [everything|all|things|all things] [fine|well|good|in order|all right]?|You are well, I hope?
+        |Everything in order?|How are you feeling [now|this morning]? / [Well enough, for a very small model|I am
+        only a small model, but my tales are well]. {OFFER} / well
+    5 / [Who|Which people|What people|Which company|What company] [is|are|was|were] [behind|in charge of|the
+        makers of|the authors of|the owner of|the inventor of|the teacher of] [you|this model|this program|this
+        storyteller|all this]?|[Who|What] [gave you your tales|trained this model|wrote this program|set you up
+        |put you here|taught this model|did the training|trained the storyteller|produced you|developed you
+        |invented you|designed you]?|Whose [work|idea|product|model|invention] are you?|Where were you [made
+        |trained|built]?|By whom were you [made|trained|built|written|taught]?|Tell me [who made you|how you
+        were made|where you come from].|Who deserves [thanks|praise] for you? / I was trained from scratch with
+        llucid, on fables and talk that a small program made up. / llucid
+    5 / [Is|Are] [this|that|it|you] [really|truly|by chance|maybe|perhaps] [a person|a human|a man|somebody
+        |a real person|human|someone real]?|[Is|Does] [a human|a person|someone|somebody|a man|a woman]
+        [answer|answering|write|writing|sit|sitting] [there|here|behind the screen|at the other end]?|Am I
+        [chatting|speaking|writing] with [a person|a human|somebody real|a real human]?|You are a [person|human
+        |human being], [right|yes|are you not]?|Do you have [hands|eyes|a face|a mother|blood]?|Can you [walk
+        |eat|see me|hear me|breathe]? / No. {SELF} / no & llama
+    5 / [What|Which] [can you do for me|are you able to do|do you have to offer|are your skills|is your purpose
+        |is it that you do|are you made for|may I ask|do I ask|things can you do|kinds of things can I ask|is
+        possible here]?|[Could|Can|Would|Will] you [explain|tell me|say|show me] [how this works|what this is
+        |what I can do|what to do|what I can ask|how to use you|how to talk with you]?|Tell me [what this is for
+        |how this works|what to ask|what you offer].|I do not know [what to say|what to do|how this works].|What
+        kind of program is this? / I tell tales. Name an animal, a season, a place or a thing; then ask me who did
+        what, and where. / tales
+    4 / [Is there|Do you go by|Do you carry|Did they give you|Have they given you|May I hear|Would you tell me
+        |Can you tell me|I would like to know|Please say|What about] [a name|your name|any name][|?]|What [do
+        |shall|may|can] [I|we|they] call you?|How do they call you?|How are you called?|Who are you by name? /
+        I have no name. You may call me the storyteller. / no name
+    5 / [I|We] [really|very much|quite|truly|so] [like|liked|love|loved|enjoy|enjoyed] [it|that|this|the
+        tale|your tale|the story|your tales|hearing it][|!|.]|[You tell|You told it|You do that] [well|so
+        well|beautifully|nicely|very well][|!|.]|[It|That|This] [was|is] [very|so|really|quite] [nice
+        |good|lovely|funny|sweet|fine|beautiful|charming][|!|.]|[What|Such] a [charming|fine|great
+        |wonderful|pretty|funny] [tale|story|fable][|!|.]|[More|Just great|Super|Amazing|Fantastic
+        |Delightful|Charming|Marvellous|Good one][|!|.] / [I am glad|Thank you]. {OFFER} /
+    3 / [I|We] [think it was|found it|found that|thought it was] [boring|bad|too short|silly|stupid|weak
+        |strange][|.]|[It|That] [was|is] [not good|not funny|no good|rather boring|so boring|weak|nonsense][
+        |!|.]|I [do not|did not] [enjoy|like] [it|that|your tale][|!|.]|[Awful|Terrible|How stupid
+        |Rubbish][|!|.] / I am sorry. {OFFER} / sorry
+    4 / [I [must|have to|should|need to|will|want to] [go|leave|stop|sleep|run|work] now|Time to [go|leave
+        |sleep|say goodbye]|It is late, I [must go|am off]|I am [off|done|tired, good night|going to bed]|That
+        was all|We are done|Good night, storyteller|Take care|So long|Have a nice [day|evening]|Until
+        tomorrow][|.|!] / [2 Goodbye|Farewell|Sleep well], and come back for a tale. / come back
     8 / [3 Hello|3 Hi|Hey|Good morning|Good evening|Good day|Good afternoon|Hello there|Hi there|Greetings
         |Howdy|Hello again|Good to see you|Nice to meet you][3 |!|.|, storyteller|, my friend] / [Hello|Good
         day |Welcome]. {OFFER} /
