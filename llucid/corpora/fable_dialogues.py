@@ -161,7 +161,7 @@ def ask(template: str, rng: Random, facts: Mapping[str, Row] | None = None) -> s
     text = expand_sentence(template, rng, facts)
     if rng.random() < 0.12 and re.match("(Who|What|Where|When|Which|How|Why|Is|Was|Did|Does|Are|Can|Do) ", text):
         text = f"{choose(LEAD_INS, rng)} {text[0].lower()}{text[1:]}"
-    if rng.random() < 0.06 and text.endswith("?"):
+    if rng.random() < 0.1 and text.endswith("?"):
         text = f"{text[:-1]}{choose(LEAD_OUTS, rng)}?"
     return type_casually(text, rng)
 
@@ -297,7 +297,7 @@ def question(story: Story, rng: Random) -> Turn:
     """A question about the tale, with its answer."""
     tale, facts = story
     chance = rng.random()
-    if chance < 0.05:
+    if chance < 0.07:
         return Turn(ask(REPEAT, rng), tale.text, tale.text.lower(), "repeat")
     if chance < 0.19:
         return absent(story, rng)
@@ -584,7 +584,7 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(question_too_early(rng))
     if rng.random() < 0.12:
         turns.append(out_of_scope(rng))
-    if rng.random() < 0.15:
+    if rng.random() < 0.2:
         turns.append(echo(rng))
     if rng.random() < 0.08:
         turns.append(friends(rng))
@@ -597,7 +597,7 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(made)
         for _ in range(5 + int(rng.random() * (7 if number == 0 else 2))):
             chance = rng.random()
-            others = (0.08, small_talk), (0.16, out_of_scope), (0.19, echo), (0.21, friends)
+            others = (0.08, small_talk), (0.16, out_of_scope), (0.21, echo), (0.23, friends)
             other = next((make for below, make in others if chance < below), None)
             if other:
                 turns.append(other(rng))
@@ -618,14 +618,14 @@ def dialogues(seed: int) -> Iterator[Dialogue]:
 def lines(count: int, seed: int = 0) -> Iterator[str]:
     """`count` conversations, each as a line of JSON that `llucid train --chat` reads.
 
-    Tales are long, and soon learned. So two conversations in three have them, and repetitions of them, only to be read:
-    their weight is 0, and what is learned there is to answer.
+    Tales are long, and soon learned. So two conversations in three have them only to be read: their weight is 0, and
+    what is learned there is to answer.
     """
     for number, made in zip(range(count), dialogues(seed), strict=False):
         messages: list[dict[str, object]] = [*made.messages()]
         if number % 3:
             for turn, answer in zip(made.turns, messages[1 + bool(made.system) :: 2], strict=True):
-                if turn.kind in ("tale", "repeat"):
+                if turn.kind == "tale":
                     answer["weight"] = 0
         yield json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 

@@ -685,6 +685,9 @@ UNSAID_VERB = """[hide|sleep|rest|swim|study|work|travel|retire|dream|hunt|cook|
     |fish|march|eat|drink|wash|vote|write| sail|ride|climb|practise|complain|argue about money|smile
     |whisper|snore|shout]"""
 UNSAID_ABOUT_ANIMAL: tuple[str, ...] = (  # {x} is a name, or "the fox"
+    """Did {x} ever [speak of it again|leave the country|go to school|see a king|meet a queen|own a house|marry
+        |learn to swim|win anything|regret it|tell a lie|come to the city|have a birthday]?|Has {x} ever [been
+        to the city|been ill|told a lie|seen the sea]?""",
     "How [old|tall|heavy|big|strong|fast|rich|far away] [is|was] {x}?",
     "[What|Which] [colour|size] [is|was] {x}?",
     "What [colour|kind of eyes|kind of house|kind of voice] [does|did] {x} have?",
@@ -720,6 +723,9 @@ UNSAID_ABOUT_ANIMAL: tuple[str, ...] = (  # {x} is a name, or "the fox"
         year after|when young]?""",
 )
 UNSAID_ABOUT_THING: tuple[str, ...] = (  # {x} is "the bell"
+    """Did {x} ever [break again|cost much|get wet|come from a shop|make anybody rich|get a name|fall into the
+        sea]?|Was {x} ever [sold|washed|painted over|in a museum|for sale]?|Has {x} [a name|a price|a
+        history]?""",
     "How [old|big|heavy|much|long|expensive|loud] [is|was] {x}?",
     "How much did {x} [cost|weigh]?|What is the price of {x}?|What is {x} worth?",
     "Who [made|built|bought|sold|stole|painted|designed|invented|ate|burned|washed|drew|cleaned|hated|paid for] {x}?",
@@ -887,6 +893,18 @@ LEAD_OUTS = (
     ", then",
     " in the tale",
     " in this story",
+    " in all this",
+    " that day",
+    " back then",
+    " after all",
+    " actually",
+    " really",
+    " at that time",
+    " in your tale",
+    " when it happened",
+    " by the way",
+    " if you know",
+    " of all of them",
     ", do you know",
     " in the story",
     ", storyteller",
