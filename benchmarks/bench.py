@@ -1,10 +1,10 @@
 """The measurements of docs/measurements.md. `./dev bench` runs all of them, `./dev bench learning decode` some.
 
-    learning     validation loss and time of the whole process on Tiny Shakespeare, beside nanoGPT (--nanogpt PATH)
-    fables       validation loss after three minutes, beside the exact entropy of the corpus
+    learning     validation loss and time of the whole process on Tiny Shakespeare; also of nanoGPT (--nanogpt PATH)
+    fables       validation loss after three minutes, compared with the exact entropy of the corpus
     decode       time per token at position 1,000 compared with position 10
     speculation  tokens per second with and without --speculate, on texts with more and less repetition
-    load         seconds and peak memory of opening a checkpoint of 4 GB, beside transformers; needs 15 GB of disk
+    load         seconds and peak memory of opening a checkpoint of 4 GB, also with transformers; needs 15 GB of disk
     memory       peak resident memory of training on a text of 1 GB
     prompt       memory for reading a prompt of 4,096 tokens, besides weights and cache
     start        seconds of `import llucid`, `llucid --help`, the first token and the first answer
@@ -316,7 +316,7 @@ def prompt(options: argparse.Namespace, folder: Path) -> None:
     batch.read([*range(1, count + 1)])
     seconds, more = time.perf_counter() - begun, resident("VmHWM") - before
     kept = [sum(leaf.nbytes for leaf in part) for part in (leaves(weights), (*memory.keys, *memory.values))]
-    print("| weights, MB | cache, MB | beside them at most, MB | seconds |\n|---|---|---|---|")
+    print("| weights, MB | cache, MB | most in addition, MB | seconds |\n|---|---|---|---|")
     print(f"| {kept[0] / 1e6:.0f} | {kept[1] / 1e6:.0f} | {more / 1e6:.0f} | {seconds:.1f} |")
 
 
@@ -376,11 +376,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="./dev bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[*benchmarks, []], help="what to measure (default: everything)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: everything)")
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's source, to measure it as well")
     parser.add_argument("--seeds", type=int, default=1, help="training runs of each kind")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of each short measurement")
     options = parser.parse_args()
+    if unknown := set(options.names) - set(benchmarks):
+        parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(benchmarks)}")
     for name in options.names or benchmarks:
         print(f"\n{name}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n", flush=True)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Decoding beside llama.cpp: tokens per second on the same GGUF files, alternating, with the memory bandwidth.
+"""Decoding compared with llama.cpp: tokens per second on the same GGUF files, alternating, with the memory bandwidth.
 
     OMP_NUM_THREADS=2 python benchmarks/decode_c.py --shape 110m 1b --kind float32 bfloat16 q8_0 q4_0
 
@@ -165,8 +165,8 @@ def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
     parameters.n_ctx, parameters.n_threads, parameters.n_threads_batch = 2048, threads, threads
     context = cpp.llama_init_from_model(model, parameters)
 
-    def seconds_of(tokens: list[int], anew: bool, kept: object = silent) -> float:
-        if anew:
+    def seconds_of(tokens: list[int], fresh: bool, kept: object = silent) -> float:
+        if fresh:
             cpp.llama_kv_self_clear(context)
         begun = time.perf_counter()
         given = (cpp.llama_token * len(tokens))(*tokens)

@@ -5,8 +5,8 @@
     python benchmarks/gpu.py --device cpu --tiny         the same with tiny sizes, to test the script
 
     decode      random weights of Llama 3.1 8B: bfloat16 and int8 at batch 1, bfloat16 at batch 64; compiled, one CUDA
-                graph per token, no synchronisation until the end; beside transformers
-    train       the shape of Llama 3.2 1B in bfloat16, windows of 4,096 tokens, AdamW; beside transformers
+                graph per token, no synchronisation until the end; compared with transformers
+    train       the shape of Llama 3.2 1B in bfloat16, windows of 4,096 tokens, AdamW; compared with transformers
     learn       `llucid train --preset small`: validation loss and wall time
 
 Decoding is reported as a fraction of the measured copy bandwidth (bytes of weights and filled cache slots per token),

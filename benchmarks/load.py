@@ -1,4 +1,4 @@
-"""Time and memory of opening a large checkpoint in each format, beside transformers."""
+"""Time and memory of opening a large checkpoint in each format, compared with transformers."""
 
 import argparse
 import json

@@ -1,8 +1,8 @@
-"""What a trace costs beside a plain forward pass: seconds, and memory beyond the weights.
+"""What a trace costs compared with a plain forward pass: seconds, and memory beyond the weights.
 
     python benchmarks/look.py [--size llama-3.2-1b] [--tokens 64] [--dtype bfloat16] [--repeat 3]
 
-Weights are random. Plain passes and traces take turns, and the quickest of each counts. Memory is the process's peak
+Weights are random. Plain passes and traces alternate, and the fastest of each counts. Memory is the process's peak
 (VmHWM), set back before each, so it needs Linux.
 """
 

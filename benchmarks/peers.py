@@ -1,6 +1,6 @@
-"""llucid beside transformers, llama.cpp, llama2.c and nanoGPT: the same sizes and machine, alternating.
+"""llucid compared with transformers, llama.cpp, llama2.c and nanoGPT: the same sizes and machine, alternating.
 
-    python benchmarks/peers.py                                     beside transformers only
+    python benchmarks/peers.py                                     only with transformers
     python benchmarks/peers.py prefill --sizes stories110M --llama-cpp SITE --llama2c SOURCE --nanogpt SOURCE
 
     prefill    reading 512 tokens           decode    writing one text, the median token
@@ -50,6 +50,13 @@ PROMPT = 512
 WRITTEN = 40
 WARM = 8
 """The first tokens written, which are not counted."""
+TITLE = """# Beside others, all figures
+
+Made by `benchmarks/peers.py` (its first lines say how), which measures the programs in turn, on random weights.
+Prefill is reading 512 tokens, decode writing one text, batch writing eight, train a training step. A figure is the
+median of its rounds, a ratio the median of the ratios of the rounds; in bold, how many times as fast llucid is. The
+limit is what the memory or the products of this machine allow, measured in each round.
+"""
 NANOGPT = SimpleNamespace(batch=12, block_size=64, n_layer=4, n_head=4, n_embd=128, vocab_size=65, dropout=0.0)
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 NAMES = {"float32": "F32", "bfloat16": "BF16"}
@@ -376,7 +383,11 @@ def order_of(comparison: tuple[str, Any]) -> tuple[int, int]:
 
 def table(known: dict[str, Any]) -> str:
     """Markdown: medians of tokens per second, and medians of the ratios of llucid to the others."""
-    lines = ["| tokens/s | llucid | of the limit | others: tokens/s (llucid / other) | on |", "|---|---|---|---|---|"]
+    lines = [
+        TITLE,
+        "| tokens/s | llucid | of the limit | others: tokens/s (llucid / other) | on |",
+        "|---|---|---|---|---|",
+    ]
     for name, comparison in known.items():
         rates = dict(comparison["tokens_per_second"])
         ours, limit = rates.pop("llucid"), rates.pop("limit", None)

@@ -13,6 +13,7 @@ import llucid
 from figures import boxes, whole_llama
 from llucid.chat import STORYTELLER
 from llucid.llama import Placement, attention, block, llama, rope_frequencies, rotations
+from llucid.weights import named_leaves
 
 torch.set_grad_enabled(False)
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -32,12 +33,7 @@ whole_llama("tokens", "embedding", "block", "norm", "attention", "position", "fe
 print("weights.embedding", list(weights.embedding.shape))
 print("weights.blocks   ", len(weights.blocks), "of them; in each:")
 one = weights.blocks[0]
-for name, array in (
-    ("attention_norm", one.attention_norm),
-    *((f"attention.{field}", getattr(one.attention, field)) for field in one.attention._fields),
-    ("feed_forward_norm", one.feed_forward_norm),
-    *((f"feed_forward.{f}", getattr(one.feed_forward, f)) for f in one.feed_forward._fields),
-):
+for name, array in named_leaves(one):
     print(f"    {name:18} {list(array.shape)}")
 print("weights.norm     ", list(weights.norm.shape))
 print("weights.output   ", "None: the embedding is used" if weights.output is None else "a matrix")

@@ -265,4 +265,6 @@ def table(rows: list[Row]) -> Table:
         bar = "█" * round(10 * min(row.fraction, 1)) or "▏"
         reached = f"{done / row.seconds / 1e9:,.1f} {unit}"
         drawn.add_row(row.name, f"{row.seconds:.4f}", rate, reached, f"{most / 1e9:,.1f}", f"{row.fraction:.2f} {bar}")
+    if any(row.fraction > 1.05 for row in rows):
+        drawn.caption = "above 1: the weights fit into the cache, or the machine was busy while its limit was measured"
     return drawn

@@ -84,7 +84,7 @@ class Memory:
 class Cache(NamedTuple):
     """Keys and values of the tokens of some sequences: a value that knows its length, returned longer by `llama`.
 
-    A longer cache shares slots with the one it grew from, which stays true up to its own length: to go back, keep the
+    A longer cache shares slots with the one it grew from, which stays valid up to its own length: to go back, keep the
     old value (and grow only one of the two). Rows lie `stride` slots apart, from slot `start` on, each in order, or
     where `slots` says.
     """
@@ -111,7 +111,7 @@ class Cache(NamedTuple):
     def append(self, positions: Int[Any, "batch seq"]) -> "Cache":
         """The cache with slots taken for tokens at these positions; `write` fills them, layer by layer.
 
-        Raises ValueError if there are too few.
+        Raises ValueError if there are too few slots.
         """
         start, end = self.length, self.length + positions.shape[1]
         if end > self.positions.shape[1]:

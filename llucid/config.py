@@ -19,8 +19,8 @@ class _Scaling:
     def __post_init__(self) -> None:
         for item in fields(self):
             number = getattr(self, item.name)
-            if not 0 < number < math.inf:
-                raise LlucidError(f"rope_scaling.{item.name}={number} must be positive and finite")
+            if not 0 < number < 1 << 31:
+                raise LlucidError(f"rope_scaling.{item.name}={number!r:.60} must be positive and less than 2^31")
         if self.factor < 1:
             raise LlucidError(f"rope_scaling.factor={self.factor} must be at least 1, and finite")
 
@@ -110,6 +110,10 @@ class Config:
     """How RoPE is changed for a context longer than the original one; Llama 3.1 and 3.2 do that."""
     tied_embeddings: bool = False
     """Whether the output matrix is the embedding itself, as in Llama 3.2 1B and 3B."""
+    attention_bias: bool = False
+    """Whether the four matrices of attention have biases; Meta's Llamas have none."""
+    mlp_bias: bool = False
+    """Whether the three matrices of the feed-forward network have biases; Meta's Llamas have none."""
     dropout: float = 0.0
     """Probability of dropping an activation while training; never used in inference."""
 

@@ -1,10 +1,12 @@
 """x Wᵀ and E[tokens] for each kind of matrix, and attention, by the fastest way that PyTorch has.
 
 PyTorch gives float32 products on a CPU to MKL, which uses only half the vector width of AMD processors. oneDNN, which
-PyTorch has too and uses for bfloat16, takes half the time there (benchmarks/products.py).
+PyTorch has too and uses for bfloat16, takes half the time there; on Intel's, MKL is faster (benchmarks/products.py).
 """
 
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +19,28 @@ from llucid.arrays import Mapped, Quantized
 
 Matrix = Float[Tensor, "rows columns"] | Quantized
 
-QUICK = (
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def is_amd() -> bool:
+    """Whether the processor is one of AMD's, by the vendor's name that MKL itself looks at."""
+    found = CPUINFO.read_text(errors="replace") if CPUINFO.is_file() else platform.processor()
+    return "AuthenticAMD" in found
+
+
+HAS_ONEDNN = (
     torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether oneDNN is used: with AVX-512. Its gain was measured on AMD's processors, on which MKL does not use that."""
+"""Whether PyTorch has both libraries and the processor has AVX-512."""
+ONEDNN_IS_FASTER = HAS_ONEDNN and is_amd()
+"""Whether oneDNN is known to be faster for float32."""
 LARGE = 2**20
-"""Multiplications that outweigh the 15 microseconds by which a call of oneDNN takes longer."""
+"""Multiplications from which on oneDNN is faster: a call of it takes 15 microseconds longer."""
 SMALL = 2**14
-"""Elements of W up to which MKL takes the gradient of W sooner: long sums, and few of them."""
+"""Elements of W up to which MKL computes the gradient of W faster: it has few sums, but long ones."""
 
 
 def dense(leaf: Tensor | Quantized | Mapped) -> Tensor:
@@ -50,28 +63,35 @@ def embed(tokens: Int[Tensor, "*shape"], w: Matrix) -> Float[Tensor, "*shape col
             return F.embedding(tokens, w)
 
 
-def linear(x: Float[Tensor, "*batch columns"], w: Matrix) -> Float[Tensor, "*batch rows"]:
-    """x Wᵀ."""
+def linear(
+    x: Float[Tensor, "*batch columns"], w: Matrix, bias: Float[Tensor, " rows"] | None = None
+) -> Float[Tensor, "*batch rows"]:
+    """x Wᵀ + b, or x Wᵀ where there is no bias."""
     match w:
         case Quantized():
             w = w.dense()
         case _:
             pass
-    if not quick(x, w):
-        return F.linear(x, w)
-    return Linear.apply(x, w) if torch.is_grad_enabled() else product(x, w)  # type: ignore[return-value]
+    if not use_onednn(x, w):
+        return F.linear(x, w, bias)
+    y: Any = Linear.apply(x, w) if torch.is_grad_enabled() else product(x, w)
+    return y if bias is None else y + bias
 
 
-def linear_each(x: Float[Tensor, "*batch columns"], *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
-    """x Wᵀ for each W: in training as one product, which is faster than several small ones."""
-    if torch.is_grad_enabled() and quick(x, *matrices):
-        return Linear.apply(x, *matrices)  # type: ignore[return-value]
-    return tuple(linear(x, w) for w in matrices)
+def linear_each(
+    x: Float[Tensor, "*batch columns"], *pairs: tuple[Tensor | Quantized, Tensor | None]
+) -> tuple[Tensor, ...]:
+    """`linear` for each matrix and its bias: in training as one product, which is faster than several small ones."""
+    matrices = [w for w, _ in pairs]
+    if torch.is_grad_enabled() and use_onednn(x, *matrices):
+        products: Any = Linear.apply(x, *matrices)
+        return tuple(y if bias is None else y + bias for y, (_, bias) in zip(products, pairs, strict=True))
+    return tuple(linear(x, w, bias) for w, bias in pairs)
 
 
-def quick(x: Tensor, *matrices: Tensor | Quantized) -> bool:
+def use_onednn(x: Tensor, *matrices: Tensor | Quantized) -> bool:
     """Whether oneDNN is faster: the product is large enough, and of plain float32 tensors on the CPU."""
-    if not QUICK or x.numel() * sum(w.shape[0] for w in matrices) < LARGE or torch.compiler.is_compiling():
+    if not ONEDNN_IS_FASTER or x.numel() * sum(w.shape[0] for w in matrices) < LARGE or torch.compiler.is_compiling():
         return False
     if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]  # torch.func's grad and vmap
         return False
@@ -130,8 +150,8 @@ def attention_fast(
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
     written_out: Attention,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """What `written_out` computes, the definition, by the quickest way here: fused, or in pieces where the CPU's fused
-    kernel is slow."""
+    """The same as `written_out`, the definition, computed faster: fused, or in pieces where the CPU's fused kernel is
+    slow."""
     if q.device.type != "cpu" or q.shape[2] == 1 or q.numel() == 0 or torch.compiler.is_compiling():
         return attention_fused(q, k, v, mask)
     if mask is None and q.dtype != torch.bfloat16:
@@ -149,7 +169,7 @@ def attention_fused(
     group = q.shape[1] // k.shape[1]
     if group == 1 or mask is None or q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=group > 1)
-    # The queries of one group follow one another, as if they were of a longer sequence: their keys are read but once.
+    # The queries of one group are concatenated, as if they were one longer sequence, so that keys are read only once.
     q = q.unflatten(1, (-1, group)).flatten(2, 3)
     return F.scaled_dot_product_attention(q, k, v, mask.repeat(1, 1, group, 1)).unflatten(2, (group, -1)).flatten(1, 2)
 
@@ -161,9 +181,10 @@ def attention_in_pieces(
     mask: Bool[Tensor, "batch 1 seq slots"] | None,
     written_out: Attention,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
-    """`written_out` in bfloat16, else `attention_fused`, for PIECE queries at a time, without keys that none sees.
+    """`written_out` in bfloat16, else `attention_fused`, for PIECE queries at a time, without keys that none of them
+    sees.
 
-    On a CPU that is sooner: the fused kernel works on what the mask hides as well, and is slow for bfloat16.
+    On a CPU this is faster: the fused kernel also computes what the mask hides, and is slow for bfloat16.
     """
     if mask is None:
         mask = torch.ones(len(q), 1, q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -17,8 +18,9 @@ from llucid.errors import LlucidError
 def atomic_file(path: Path) -> Generator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` at the end.
 
-    A kill at any moment leaves the old file or the new one. The new file keeps the permissions of the old one. Of a
-    link, the target is replaced; a pipe or a device is written to directly. An error removes the temporary file.
+    If the process is killed, either the old or the new file is there, complete. The new file keeps the permissions of
+    the old one. If `path` is a link, its target is replaced. A pipe or a device is written to directly. An error
+    removes the temporary file.
     A full disk raises an OSError that names `path`.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
@@ -49,8 +51,8 @@ def atomic_file(path: Path) -> Generator[Path]:
 
 
 @contextmanager
-def naming(unfinished: Path, out: Path) -> Generator[None]:
-    """Replaces the path `unfinished` by `out`, which the user knows, in each OSError raised inside."""
+def replaced_in_errors(unfinished: Path, out: Path) -> Generator[None]:
+    """Replaces the path `unfinished` by `out`, which the user knows, in every OSError raised inside."""
     try:
         yield
     except OSError as error:
@@ -69,13 +71,13 @@ def is_occupied(out: Path) -> bool:
 def atomic_folder(out: Path) -> Generator[Path]:
     """Yields a temporary folder, and moves it to `out` at the end; an error removes it.
 
-    An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. Of a
-    dangling link, the target is made. An OSError names `out`.
+    An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. If `out`
+    is a dangling link, its target is created. Every OSError names `out`.
     """
     place, there = Path(os.path.realpath(out)), out.is_dir()
     unfinished = (place if there else place.parent) / f".{place.name}.{os.getpid()}.partial"
     try:
-        with naming(unfinished, out):
+        with replaced_in_errors(unfinished, out):
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
             yield unfinished
@@ -147,9 +149,10 @@ def read_file(path: Path, limit: int) -> bytes:
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise LlucidError(f"{path}: not a regular file")
-            content = file.read(limit + 1)
+            content = file.read(min(limit, found.st_size) + 1)  # allocates as much as it is asked for
     except OSError as error:
         raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > limit:
@@ -164,12 +167,29 @@ def read_json(path: Path, limit: int = LARGEST_JSON) -> dict[str, Any]:
 
 def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     """The JSON object in `content`, read from `path`. Raises LlucidError if it is not an object."""
-    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:  # `[]` takes 25 times as much memory
-        raise LlucidError(f"{path}: not a plausible JSON file: mostly empty lists or objects")
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = json_value(content)
+    except ValueError as error:
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(value, dict):
         raise LlucidError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def json_value(content: bytes) -> Any:
+    """The JSON value in `content`, with U+FFFD for halves of UTF-16 pairs, which no file could hold.
+
+    Raises ValueError for anything else, for a value nested too deeply, and for one mostly of empty lists or objects,
+    which would take 25 times as much memory.
+    """
+    if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:
+        raise ValueError("mostly empty lists or objects")
+    try:
+        text = content.decode(json.detect_encoding(content))
+        value = json.loads(text)
+        if re.search(r"\\u[dD]", text):
+            text = json.dumps(value, ensure_ascii=False)
+            value = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     return value

@@ -20,7 +20,8 @@
    native/memory.h    where the arrays of a step lie
    native/threads.h   threads that start together, wait for one another, and sleep between tokens
    native/plain.h     sums of products in plain C, for any processor
-   native/avx512.h    the same for processors with AVX-512 and VNNI */
+   native/avx512.h    the same for processors with AVX-512 and VNNI
+   native/kquants.h   both for ggml's K-quants */
 
 #include <math.h>
 #include <stddef.h>
@@ -28,15 +29,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 };  /* how numbers are stored */
+enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
 enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
 
-typedef struct {  /* [rows, columns], applied as y = W x */
+typedef struct {  /* [rows, columns], applied as y = W x + bias */
     int32_t kind, rows, columns;
     const void *numbers;
-    const uint16_t *scales;  /* float16, of INT8 and INT4 only */
+    const uint16_t *scales;  /* float16, of whole numbers only */
+    const float *bias;  /* [rows], or null */
 } Matrix;
 
 typedef struct {
@@ -70,21 +72,24 @@ typedef struct {  /* what a step reads */
     const int32_t *wanted;             /* [scored]: which tokens are scored */
 } Tokens;
 
-typedef struct {  /* what a matrix is applied to, [tokens, columns]; for INT8 and INT4 rounded, group by group */
+typedef struct {  /* what a matrix is applied to, [tokens, columns]; for whole numbers rounded, group by group */
     const float *x;
     int8_t *whole;   /* x ≈ scale · whole */
     float *scale;    /* [tokens, columns/32] */
     int32_t *sum;    /* [tokens, columns/32]: of the whole numbers of a group */
+    float *half;     /* [tokens, columns/16]: scale · the sum of half a group */
 } Vectors;
 
 typedef struct { int from, to; } Part;
 
 #include "native/numbers.h"
 #if defined __AVX512F__ && defined __AVX512BW__ && defined __AVX512VL__ && defined __AVX512VNNI__ && !defined PLAIN
+#define AVX512
 #include "native/avx512.h"
 #else
 #include "native/plain.h"
 #endif
+#include "native/kquants.h"
 #include "native/threads.h"
 
 typedef struct {  /* one step: what it is given, and what its threads share */
@@ -107,7 +112,7 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
     return (Part){from < rows ? from : rows, to < rows ? to : rows};
 }
 
-/* y = W x for each x, the rows of `part` of it. */
+/* y = W x + bias for each x, the rows of `part` of it. */
 static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
     const int together = w->kind < INT8 ? ROWS : TILE;
@@ -118,10 +123,20 @@ static void multiply(const Matrix *w, const Vectors *v, int count, Part part, fl
             dots(w->kind, numbers, rows, v->x, w->columns, count, y + row, (size_t)w->rows);
             continue;
         }
+        if (w->kind > INT4) {
+            const size_t per_row = columns / BLOCK_NUMBERS, before = (size_t)row / TILE * per_row;
+            const uint8_t *numbers = (const uint8_t *)w->numbers + before * (size_t)WORDS(w->kind) * WORD;
+            const uint16_t *scales = w->scales + before * (size_t)SCALES(w->kind) * TILE;
+            blocks(w->kind, numbers, scales, v, (int)per_row, count, rows, y + row, (size_t)w->rows);
+            continue;
+        }
         const uint16_t *scales = w->scales + (size_t)row * groups;
         const uint8_t *numbers = (const uint8_t *)w->numbers + (size_t)row * columns / (w->kind == INT8 ? 1 : 2);
         tiles(w->kind, numbers, scales, v, (int)groups, count, rows, y + row, (size_t)w->rows);
     }
+    if (!w->bias) return;
+    for (int token = 0; token < count; token++, y += w->rows)
+        for (int row = part.from; row < part.to; row++) y[row] += w->bias[row];
 }
 
 /* x as what `w` is applied to: rounded to whole numbers if those of the matrix are. */
@@ -131,9 +146,13 @@ static const Vectors *for_matrix(const Matrix *w, const float *x, int count, Vec
     return v;
 }
 
+/* Whether two matrices are applied to the same: the vectors, or what they are rounded to. */
+static int alike(const Matrix *a, const Matrix *b) { return (a->kind < INT8) == (b->kind < INT8); }
+
 /* x = E[token]: the row of a token. */
 static void embed(const Matrix *e, int32_t token, Part part, float *x) {
-    for (int at = part.from; at < part.to; at++) x[at] = number_at(e, (size_t)token, (size_t)at);
+    float (*number)(const Matrix *, size_t, size_t) = e->kind > INT4 ? number_in_block : number_at;
+    for (int at = part.from; at < part.to; at++) x[at] = number(e, (size_t)token, (size_t)at);
 }
 
 /* x / √(mean(x²) + ε) ⊙ gain. Zhang & Sennrich 2019, eq. 4. Each thread does all of it for itself, which takes less
@@ -238,9 +257,8 @@ static void attention(const Step *s, const float *x, const Block *w, int layer, 
     Vectors *v = &s->own[thread].vectors;
     Part of_q = part(q, thread, s->threads, TILE), of_kv = part(kv, thread, s->threads, TILE);
     multiply(&w->query, for_matrix(&w->query, x, s->count, v), s->count, of_q, s->query);
-    multiply(&w->key, w->key.kind == w->query.kind ? v : for_matrix(&w->key, x, s->count, v), s->count, of_kv, s->key);
-    multiply(&w->value, w->value.kind == w->key.kind ? v : for_matrix(&w->value, x, s->count, v), s->count, of_kv,
-             s->value);
+    multiply(&w->key, alike(&w->key, &w->query) ? v : for_matrix(&w->key, x, s->count, v), s->count, of_kv, s->key);
+    multiply(&w->value, alike(&w->value, &w->key) ? v : for_matrix(&w->value, x, s->count, v), s->count, of_kv, s->value);
     rotate(s, of_q, (size_t)q, s->query), rotate(s, of_kv, (size_t)kv, s->key);
     write_slots(s, of_kv, (size_t)kv, s->key, s->cache->keys[layer]);
     write_slots(s, of_kv, (size_t)kv, s->value, s->cache->values[layer]);
@@ -257,7 +275,7 @@ static void swiglu(const Step *s, const float *x, const Block *w, int thread) {
     int ffn = w->gate.rows;
     Part rows = part(ffn, thread, s->threads, TILE);
     multiply(&w->gate, for_matrix(&w->gate, x, s->count, v), s->count, rows, s->gate);
-    multiply(&w->up, w->up.kind == w->gate.kind ? v : for_matrix(&w->up, x, s->count, v), s->count, rows, s->up);
+    multiply(&w->up, alike(&w->up, &w->gate) ? v : for_matrix(&w->up, x, s->count, v), s->count, rows, s->up);
     float *gate = s->gate;
     const float *up = s->up;
     for (int token = 0; token < s->count; token++, gate += ffn, up += ffn)
@@ -319,6 +337,7 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
 /* Sizes and offsets of the types above, in the order of native/types.py, which compares them with its own. */
 const int32_t llama_layout[] = {
     sizeof(Matrix), AT(Matrix, kind), AT(Matrix, rows), AT(Matrix, columns), AT(Matrix, numbers), AT(Matrix, scales),
+    AT(Matrix, bias),
     sizeof(Block), AT(Block, attention_norm), AT(Block, query), AT(Block, key), AT(Block, value), AT(Block, output),
     AT(Block, feed_forward_norm), AT(Block, gate), AT(Block, up), AT(Block, down),
     sizeof(Llama), AT(Llama, dim), AT(Llama, layers), AT(Llama, heads), AT(Llama, kv_heads), AT(Llama, head_dim),

@@ -7,6 +7,9 @@ Read from top to bottom. A token becomes a vector (its row of E), the vector pas
     x = x + Attention(RMSNorm(x));  x = x + SwiGLU(RMSNorm(x))       once per block
     logits = RMSNorm(x) Oᵀ
 
+`linear(x, W, b)` is x Wᵀ + b (Meta's Llamas have no biases: b is None), `linear_each` that for several W, `embed` the
+rows of E, and `attention_fast` what `attention_written_out` says; fast.py has them.
+
 Shapes are in whole words: batch (sequences), seq (new tokens of each), slots (of the cache that are filled, or seq
 where there is none), capacity (all slots that it has), dim, heads, kv_heads, head_dim, half (head_dim/2), q (heads ·
 head_dim), kv (kv_heads · head_dim), ffn, vocab.
@@ -24,7 +27,7 @@ from torch import Generator, Tensor
 from llucid.cache import Cache
 from llucid.config import Config
 from llucid.fast import attention_fast, embed, linear, linear_each
-from llucid.rope import attention_factor, length, slowdowns
+from llucid.rope import attention_factor, dynamic_length, slowdowns
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights
 
 
@@ -127,7 +130,10 @@ def attend(
     head_dim: int,
     at: Placement,
 ) -> Float[Tensor, "batch seq q"]:
-    """What the queries gather, head by head: RoPE turns queries and keys, and the cache adds what came before."""
+    """What the queries gather, head by head: RoPE turns queries and keys, and the cache adds what came before.
+
+    `attention_fast` is given the definition, which it uses where nothing is faster.
+    """
     q, k, v = (x.unflatten(-1, (-1, head_dim)).transpose(1, 2) for x in (q, k, v))
     turn = rotate_real if torch.compiler.is_compiling() else rotate
     q, k = turn(q, at.rotation), turn(k, at.rotation)
@@ -139,15 +145,20 @@ def attend(
 def attention(
     x: Float[Tensor, "batch seq dim"], weights: AttentionWeights, config: Config, at: Placement
 ) -> Float[Tensor, "batch seq dim"]:
-    """Each token asks (query) and gathers (value) from those that answer (key). Vaswani et al. 2017, §3.2.2."""
-    q, k, v = linear_each(x, weights.query, weights.key, weights.value)
-    return linear(attend(q, k, v, config.head_dim, at), weights.output)
+    """Attend(x Qᵀ, x Kᵀ, x Vᵀ) Oᵀ: each token asks (query) and gathers (value) from those that answer (key).
+
+    Vaswani et al. 2017, §3.2.2.
+    """
+    q, k, v = linear_each(
+        x, (weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias)
+    )
+    return linear(attend(q, k, v, config.head_dim, at), weights.output, weights.output_bias)
 
 
 def swiglu(x: Float[Tensor, "batch seq dim"], weights: FeedForwardWeights) -> Float[Tensor, "batch seq dim"]:
     """(silu(x Gᵀ) ⊙ x Uᵀ) Dᵀ with silu(z) = z / (1 + e⁻ᶻ): a gate decides what passes. Shazeer 2020, eq. 6."""
-    gate = F.silu(linear(x, weights.gate))
-    return linear(gate * linear(x, weights.up), weights.down)
+    gate = F.silu(linear(x, weights.gate, weights.gate_bias))
+    return linear(gate * linear(x, weights.up, weights.up_bias), weights.down, weights.down_bias)
 
 
 def drop(x: Tensor, rate: float, generator: Generator | None) -> Tensor:
@@ -200,7 +211,7 @@ def hidden(
     """
     positions, mask, cache = place(tokens, cache, positions)
     rotation = rotations(
-        positions, rope_frequencies(config, weights.norm, length(config, positions)), attention_factor(config)
+        positions, rope_frequencies(config, weights.norm, dynamic_length(config, positions)), attention_factor(config)
     )
     x = drop(embed(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
@@ -233,7 +244,7 @@ def llama(
 
     Without a cache, the logits. With one, `(logits, cache)`: the tokens follow those in the cache, and the new cache
     holds them too. `positions` (seq, or batch seq) says where tokens stand if not at 0, 1, 2 and so on; padding
-    stands NOWHERE. A `dropout` generator means training. Raises ValueError if the cache has too few slots left.
+    stands at `config.NOWHERE`. A `dropout` generator means training. Raises ValueError if the cache has too few slots.
     """
     x, grown = hidden(tokens, weights, config, cache, positions, dropout)
     logits = unembed(x, weights)

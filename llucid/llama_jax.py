@@ -115,19 +115,29 @@ def attend(
     return p.astype(v.dtype) @ v
 
 
+def linear(
+    x: Float[Array, " columns"], w: Float[Array, "rows columns"], bias: Float[Array, " rows"] | None
+) -> Float[Array, " rows"]:
+    """W x + b, or W x where there is no bias."""
+    return w @ x if bias is None else w @ x + bias
+
+
+Linear = tuple[Float[Array, "rows columns"], Float[Array, " rows"] | None]
+"""A matrix and its bias."""
+
+
 def attention_head(
     x: Float[Array, "seq dim"],
-    query: Float[Array, "head_dim dim"],
-    key: Float[Array, "head_dim dim"],
-    value: Float[Array, "head_dim dim"],
+    query: Linear,
+    key: Linear,
+    value: Linear,
     positions: Int[Array, " seq"],
     theta: Float[Array, " half"],
 ) -> Float[Array, "seq head_dim"]:
     """Each token asks (query) and gathers (value) from the tokens that answer (key). Vaswani et al. 2017, §3.2.2."""
     rotate = vmap(rope, (0, 0, None))  # seq
-    q = rotate(x @ query.T, positions, theta)
-    k = rotate(x @ key.T, positions, theta)
-    v = x @ value.T
+    q, k, v = (vmap(linear, (0, None, None))(x, *matrix) for matrix in (query, key, value))  # seq
+    q, k = rotate(q, positions, theta), rotate(k, positions, theta)
     return vmap(attend, (0, None, None, 0, None))(q, k, v, positions, positions)  # seq
 
 
@@ -143,13 +153,18 @@ def attention(
     Vaswani et al. 2017, §3.2.2; Ainslie et al. 2023 (GQA), §2.2. `vmap` computes a shared k and v once for its group,
     because nothing in them depends on the query head.
     """
-    query = attention_factor(config) ** 2 * weights.query.reshape(config.kv_heads, -1, config.head_dim, config.dim)
-    key = weights.key.reshape(config.kv_heads, config.head_dim, config.dim)
-    value = weights.value.reshape(config.kv_heads, config.head_dim, config.dim)
+
+    def by_head(array: Array, *shape: int) -> Array:
+        return array.reshape(config.kv_heads, *shape, config.head_dim, *array.shape[1:])
+
+    query = tree_map(
+        lambda array: attention_factor(config) ** 2 * by_head(array, -1), (weights.query, weights.query_bias)
+    )
+    key, value = tree_map(by_head, ((weights.key, weights.key_bias), (weights.value, weights.value_bias)))
     group = vmap(attention_head, (None, 0, None, None, None, None))  # query heads of a group
     heads = vmap(group, (None, 0, 0, 0, None, None))  # key and value heads
     outputs = heads(x, query, key, value, positions, theta)  # kv_heads group seq head_dim
-    return vmap(lambda of_token: weights.output @ of_token.ravel(), 2)(outputs)  # seq
+    return vmap(lambda of_token: linear(of_token.ravel(), weights.output, weights.output_bias), 2)(outputs)  # seq
 
 
 def silu(z: Float[Array, " ffn"]) -> Float[Array, " ffn"]:
@@ -160,7 +175,8 @@ def silu(z: Float[Array, " ffn"]) -> Float[Array, " ffn"]:
 
 def swiglu(x: Float[Array, " dim"], weights: FeedForwardWeights) -> Float[Array, " dim"]:
     """D (silu(G x) ⊙ U x): a gate decides what passes. Shazeer 2020, eq. 6."""
-    return weights.down @ (silu(weights.gate @ x) * (weights.up @ x))
+    gate = silu(linear(x, weights.gate, weights.gate_bias))
+    return linear(gate * linear(x, weights.up, weights.up_bias), weights.down, weights.down_bias)
 
 
 def block(

@@ -7,8 +7,9 @@ matrix is an `nn.Linear` or `nn.Embedding`, and is applied by calling it:
     logits = module(tokens)                                 batch seq -> batch seq vocab
     module.weights()                                        for `llucid.llama` and the generation engine
 
-A parameter has the path of its array in `Weights` plus ".weight", as in "blocks.0.attention.query.weight". There are no
-buffers: a module on the meta device needs nothing but its parameters. To shard a module over several devices:
+A parameter has the path of its array in `Weights` plus ".weight", as in "blocks.0.attention.query.weight"; its bias, if
+there is one, is "blocks.0.attention.query.bias". There are no buffers: a module on the meta device needs nothing but
+its parameters. To shard a module over several devices:
 
     for decoder in module.blocks: fully_shard(decoder)
     fully_shard(module)
@@ -26,8 +27,14 @@ from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.llama import Cache, Placement
-from llucid.rope import attention_factor, length
+from llucid.rope import attention_factor, dynamic_length
 from llucid.weights import Weights, assemble, initialise, named_leaves, shapes
+
+
+def parameter_path(path: str) -> tuple[str, str]:
+    """The module that holds the array at a path in `Weights`, and the name of its parameter."""
+    module = path.removesuffix("_bias")
+    return module, "weight" if module == path else "bias"
 
 
 class RMSNorm(nn.Module):
@@ -53,7 +60,7 @@ class RotaryPositionalEmbedding(nn.Module):
         self, positions: Int[Tensor, "batch seq"], x: Float[Tensor, "batch seq dim"]
     ) -> Float[Tensor, "batch 1 seq half 2"]:
         """On the device of x; in float32, or float64 if x is that."""
-        theta = equations.rope_frequencies(self.config, x, length(self.config, positions))
+        theta = equations.rope_frequencies(self.config, x, dynamic_length(self.config, positions))
         return equations.rotations(positions, theta, attention_factor(self.config))
 
 
@@ -64,10 +71,10 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.query = nn.Linear(config.dim, q, bias=False)
-        self.key = nn.Linear(config.dim, kv, bias=False)
-        self.value = nn.Linear(config.dim, kv, bias=False)
-        self.output = nn.Linear(q, config.dim, bias=False)
+        self.query = nn.Linear(config.dim, q, bias=config.attention_bias)
+        self.key = nn.Linear(config.dim, kv, bias=config.attention_bias)
+        self.value = nn.Linear(config.dim, kv, bias=config.attention_bias)
+        self.output = nn.Linear(q, config.dim, bias=config.attention_bias)
 
     def forward(self, x: Float[Tensor, "batch seq dim"], at: Placement) -> Float[Tensor, "batch seq dim"]:
         # The number of heads follows from the projections: tensor parallelism gives each device some of them.
@@ -89,9 +96,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.gate = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.up = nn.Linear(config.dim, config.ffn_dim, bias=config.mlp_bias)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
         self.activation = SwiGLU()
 
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
@@ -150,11 +157,12 @@ class Llama(nn.Module):
             if expected.get(path) != found.get(path):
                 raise LlucidError(f"{path}: expected shape {expected.get(path)}, found {found.get(path)}")
         for path, leaf in named_leaves(weights):
-            self.get_submodule(path).weight = nn.Parameter(dense(leaf).detach())
+            module, name = parameter_path(path)
+            setattr(self.get_submodule(module), name, nn.Parameter(dense(leaf).detach()))
 
     def weights(self) -> Weights:
         """The parameters as `Weights`, not copies: both see the same values and gradients."""
-        return assemble(self.config, lambda path, shape: self.get_parameter(f"{path}.weight"))
+        return assemble(self.config, lambda path, shape: self.get_parameter(".".join(parameter_path(path))))
 
     def forward(
         self,

@@ -1,11 +1,12 @@
 """A model in memory."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from llucid.config import Config
 from llucid.errors import NoTokenizer
 from llucid.tokenizers import Tokenizer
-from llucid.weights import Weights
+from llucid.weights import Weights, parameter_count
 
 
 class Model(NamedTuple):
@@ -18,6 +19,11 @@ class Model(NamedTuple):
     chat_format: str | None = None
     """The format of its dialogues: the chat template that it came with, or a name; None if only its tokenizer can tell
     (`chat.format_of`), or nothing can."""
+    sampling: Mapping[str, Any] = {}
+    """How its makers choose tokens: settings of `generation.Sampling` from its `generation_config.json`."""
+
+    def __repr__(self) -> str:
+        return f"<Model of {parameter_count(self.config):,} parameters, {self.weights.dtype}, {self.weights.device}>"
 
     def text(self) -> Tokenizer:
         """The tokenizer, for what needs text. Raises NoTokenizer, a LlucidError, if there is none."""

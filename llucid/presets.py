@@ -31,7 +31,7 @@ _V32: dict[str, Any] = _V3 | {"rope_scaling": RopeScaling(factor=32.0), "tied_em
 PRESETS: dict[str, Preset] = {
     "nano": Preset(_row(64, 2, 2, 2, 192, 65, 64), "seconds: tests, and watching every step"),
     "micro": Preset(_row(128, 3, 4, 4, 352, 65, 256), "a minute and a half on two CPU cores: the default there"),
-    "mini": Preset(_row(256, 6, 8, 8, 704, 65, 256), "twenty minutes, unless told otherwise"),
+    "mini": Preset(_row(256, 6, 8, 8, 704, 65, 256), "twenty minutes, by default"),
     "small": Preset(
         _row(384, 6, 6, 6, 992, 65, 256, dropout=0.2), "as large as nanoGPT's Shakespeare run: minutes on a GPU"
     ),

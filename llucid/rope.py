@@ -39,7 +39,7 @@ def slowdowns(config: Config, length: int = 0) -> Float[NDArray[np.float64], " h
                 return 1 / ((1 - kept) / llama3.factor + kept)
 
 
-def length(config: Config, positions: Any) -> int:
+def dynamic_length(config: Config, positions: Any) -> int:
     """With DynamicScaling, one more than the largest position that is not NOWHERE; else 0, and no device is asked."""
     if not isinstance(config.rope_scaling, DynamicScaling) or not (positions != NOWHERE).any():
         return 0
@@ -47,7 +47,7 @@ def length(config: Config, positions: Any) -> int:
 
 
 def pair_with(turns: float, config: Config, yarn: YarnScaling) -> float:
-    """The number of the pair, not rounded, that makes so many turns in the original context. Peng et al. 2023, §3.2."""
+    """The pair (not rounded) that makes this many turns in the original context. Peng et al. 2023, §3.2."""
     base = math.log(config.rope_theta) or math.inf  # with a base of 1, all pairs turn alike
     return config.head_dim * math.log(yarn.original_context / (turns * 2 * math.pi)) / (2 * base)
 

@@ -1,11 +1,13 @@
 """The arrays of a Llama, as plain named tuples: a tree that PyTorch and JAX both walk without help from us.
 
 Matrices are stored [out, in] and applied as x Wᵀ; q is heads · head_dim and kv is kv_heads · head_dim. Query and key
-rows are in Meta's order: within a head, rows 2j and 2j + 1 are the pair that RoPE turns by the j-th frequency.
+rows are in Meta's order: within a head, rows 2j and 2j + 1 are the pair that RoPE turns by the j-th frequency. Some
+Llamas add a bias to x Wᵀ; where there is none it is None.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from jaxtyping import Float
@@ -26,12 +28,19 @@ class AttentionWeights(NamedTuple):
     key: Float[Any, "kv dim"]
     value: Float[Any, "kv dim"]
     output: Float[Any, "dim q"]
+    query_bias: Float[Any, " q"] | None = None
+    key_bias: Float[Any, " kv"] | None = None
+    value_bias: Float[Any, " kv"] | None = None
+    output_bias: Float[Any, " dim"] | None = None
 
 
 class FeedForwardWeights(NamedTuple):
     gate: Float[Any, "ffn dim"]
     up: Float[Any, "ffn dim"]
     down: Float[Any, "dim ffn"]
+    gate_bias: Float[Any, " ffn"] | None = None
+    up_bias: Float[Any, " ffn"] | None = None
+    down_bias: Float[Any, " dim"] | None = None
 
 
 class BlockWeights(NamedTuple):
@@ -88,6 +97,12 @@ def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Wei
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
     dim, ffn, vocab = config.dim, config.ffn_dim, config.vocab_size
 
+    def attention_bias(path: str, rows: int) -> Any:
+        return leaf(path, (rows,)) if config.attention_bias else None
+
+    def mlp_bias(path: str, rows: int) -> Any:
+        return leaf(path, (rows,)) if config.mlp_bias else None
+
     def block(at: str) -> BlockWeights:
         return BlockWeights(
             attention_norm=leaf(f"{at}.attention_norm", (dim,)),
@@ -96,12 +111,19 @@ def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Wei
                 key=leaf(f"{at}.attention.key", (kv, dim)),
                 value=leaf(f"{at}.attention.value", (kv, dim)),
                 output=leaf(f"{at}.attention.output", (dim, q)),
+                query_bias=attention_bias(f"{at}.attention.query_bias", q),
+                key_bias=attention_bias(f"{at}.attention.key_bias", kv),
+                value_bias=attention_bias(f"{at}.attention.value_bias", kv),
+                output_bias=attention_bias(f"{at}.attention.output_bias", dim),
             ),
             feed_forward_norm=leaf(f"{at}.feed_forward_norm", (dim,)),
             feed_forward=FeedForwardWeights(
                 gate=leaf(f"{at}.feed_forward.gate", (ffn, dim)),
                 up=leaf(f"{at}.feed_forward.up", (ffn, dim)),
                 down=leaf(f"{at}.feed_forward.down", (dim, ffn)),
+                gate_bias=mlp_bias(f"{at}.feed_forward.gate_bias", ffn),
+                up_bias=mlp_bias(f"{at}.feed_forward.up_bias", ffn),
+                down_bias=mlp_bias(f"{at}.feed_forward.down_bias", dim),
             ),
         )
 
@@ -114,17 +136,18 @@ def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Wei
 
 
 def is_hidden_matrix(path: str, shape: Sequence[int]) -> bool:
-    """Whether an array is a matrix inside a block; embedding, output matrix and gains are not."""
+    """Whether an array is a matrix inside a block; embedding, output matrix, gains and biases are not."""
     return path.startswith("blocks.") and len(shape) == 2
 
 
 def initialise(config: Config, seed: int = 0) -> Weights:
     """Untrained weights, float32 on the CPU: the same for the same seed on every machine, to rounding.
 
-    Gains are 1. The embedding is standard normal, so that the residual stream begins at the scale that RMSNorm gives
-    its readers, whose rows are normal with deviation 1/√dim. What writes into the stream and into the logits is small,
-    0.02, for the stream divided by √(2·layers) (Radford et al. 2019 (GPT-2), §2.3), so that an untrained block hardly
-    changes anything and an untrained model guesses evenly; a tied embedding is therefore small, too.
+    Gains are 1, biases 0. The embedding is standard normal, so that the residual stream begins at the scale that
+    RMSNorm gives its readers, whose rows are normal with deviation 1/√dim. What writes into the stream and into the
+    logits is small, 0.02, for the stream divided by √(2·layers) (Radford et al. 2019 (GPT-2), §2.3), so that an
+    untrained block hardly changes anything and an untrained model guesses evenly; a tied embedding is therefore small,
+    too.
     """
     import torch
 
@@ -132,7 +155,7 @@ def initialise(config: Config, seed: int = 0) -> Weights:
 
     def draw(path: str, shape: tuple[int, ...]) -> torch.Tensor:
         if len(shape) == 1:
-            return torch.ones(shape, dtype=torch.float32, device="cpu")
+            return torch.full(shape, 0.0 if path.endswith("_bias") else 1.0, dtype=torch.float32, device="cpu")
         if path.endswith(("attention.output", "feed_forward.down")):
             deviation = 0.02 / math.sqrt(2 * config.layers)
         elif path == "output" or (config.tied_embeddings and path == "embedding"):
@@ -168,7 +191,9 @@ def dequantize(weights: Weights) -> Weights:
 
 def parameter_count(config: Config) -> int:
     """How many numbers a Llama learns; a tied embedding counts once."""
-    return sum(math.prod(shape) for shape in shapes(config).values())
+    counts = [sum(map(math.prod, shapes(replace(config, layers=layers)).values())) for layers in (1, 2)]
+    one, two = counts  # not all of them: a damaged file may claim 2³¹ layers
+    return one + (config.layers - 1) * (two - one)
 
 
 def count(weights: object) -> int:

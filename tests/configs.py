@@ -22,6 +22,7 @@ CONFIGS = {
         rope_scaling=RopeScaling(factor=32.0),
         tied_embeddings=True,
     ),
+    "biases": Config(**SIZES | dict(kv_heads=2), attention_bias=True, mlp_bias=True),
 }
 
 OTHER_SCALING = RopeScaling(factor=16.0, low_freq_factor=2.0, high_freq_factor=8.0, original_context=4096)

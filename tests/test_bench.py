@@ -43,7 +43,7 @@ def multiplications(config: Config, new: int, before: int) -> int:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_operations_are_those_that_pytorch_counts(config: Config, monkeypatch: pytest.MonkeyPatch):
+def test_operations_equal_those_that_pytorch_counts(config: Config, monkeypatch: pytest.MonkeyPatch):
     """Except for scores that the causal mask hides, which PyTorch counts and a kernel need not compute."""
     monkeypatch.setattr("llucid.fast.attention_fused", attention_written_out)
     weights = initialise(config)
@@ -58,7 +58,7 @@ def test_the_operations_are_those_that_pytorch_counts(config: Config, monkeypatc
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_bytes_are_those_of_weights_and_cache(config: Config):
+def test_bytes_equal_those_of_weights_and_cache(config: Config):
     weights = to(initialise(config), torch.bfloat16)
     cache = empty_cache(config, 2, 9, weights)
     filled = sum(leaf.nbytes for side in (cache.keys, cache.values) for leaf in side)
@@ -67,7 +67,7 @@ def test_the_bytes_are_those_of_weights_and_cache(config: Config):
     assert work(weights, config, 2, 1, 8, 1)[0] == every - looked_up + filled
 
 
-def test_the_fraction_is_of_the_tighter_limit():
+def test_the_fraction_refers_to_the_tighter_limit():
     limits = Limits(read=100.0, products=1000.0)
     row = Row("x", tokens=4, seconds=2.0, bytes=50, operations=1500, limits=limits)
     assert (row.rate, row.limit, row.fraction) == (2.0, 1.5, 0.75)
@@ -77,7 +77,7 @@ def test_the_fraction_is_of_the_tighter_limit():
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job runs only twice."""
     real = bench.seconds_of
     monkeypatch.setattr(bench, "seconds_of", lambda job, device, **_: real(job, device, budget=0.0, least=1))
@@ -85,7 +85,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "WRITTEN", 10)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("two_runs")
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_every_job_has_a_row(dtype: torch.dtype | None):
     names_reported: list[str] = []
@@ -102,7 +102,7 @@ def test_every_job_has_a_row(dtype: torch.dtype | None):
     assert json.loads(json.dumps([row.json() for row in rows]))[1].keys() > FIGURES
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("two_runs")
 def test_a_given_model_is_measured_in_its_own_dtype(tmp_path: Path):
     bench.save(bench.random_model("nano", torch.bfloat16), tmp_path / "model")
     (tmp_path / "model" / "state").mkdir()
@@ -115,7 +115,7 @@ def test_a_given_model_is_measured_in_its_own_dtype(tmp_path: Path):
     assert rows[0].bytes == (tmp_path / "model" / "model.safetensors").stat().st_size
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("two_runs")
 def test_training_is_left_out_without_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(bench, "free_memory", lambda device: 1e6)
     rows = list(bench.measure(None, "nano", torch.device("cpu"), None, lambda line: None))
@@ -129,11 +129,17 @@ def test_an_unknown_preset_is_refused():
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json():
-    reported = json.loads(do("bench", "--preset", "nano", "--json").stdout)
-    assert [row["name"].split(",")[0] for row in reported["rows"]] == ["load", "prefill", "decode", "decode", "train"]
-    said = do("bench", "--preset", "nano").stdout
+    rows = json.loads(do("bench", "--preset", "nano", "--json").stdout)["rows"]
+    assert [row["name"].split(",")[0] for row in rows] == [
+        "load",
+        "prefill",
+        "decode",
+        "decode",
+        "train",
+    ]
+    printed = do("bench", "--preset", "nano").stdout
     for word in ("random weights, nano", "prefill, 64", "tokens/s", "of the limit", "GB/s"):
-        assert word in said
+        assert word in printed
 
 
 def script(name: str) -> ModuleType:
@@ -147,7 +153,7 @@ def script(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_step_for_gpus_writes_what_the_engine_writes(tied: bool):
+def test_the_step_for_gpus_equals_the_engine(tied: bool):
     gpu = script("gpu")
     config = replace(PRESETS["nano"].config, kv_heads=1, tied_embeddings=tied)
     weights = gpu.random_weights(config, torch.float64, torch.device("cpu"))
@@ -172,18 +178,18 @@ def test_the_step_for_gpus_writes_what_the_engine_writes(tied: bool):
 
 
 @pytest.mark.slow
-def test_the_script_for_gpus_runs_in_miniature(tmp_path: Path):
+def test_the_script_for_gpus_runs_on_a_tiny_model(tmp_path: Path):
     out = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--tiny", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    reported = json.loads(out.read_text())
-    assert len(reported["rows"]) == 3 + 3 + 2 + 1
-    assert not [row for row in reported["rows"] if "failed" in row]
-    assert all(0 < row.get("fraction_of_copy_bandwidth", 0.5) < 1 for row in reported["rows"])
+    printed_json = json.loads(out.read_text())
+    assert len(printed_json["rows"]) == 3 + 3 + 2 + 1
+    assert not [row for row in printed_json["rows"] if "failed" in row]
+    assert all(0 < row.get("fraction_of_copy_bandwidth", 0.5) < 1 for row in printed_json["rows"])
 
 
-def test_peers_are_told_in_one_table_and_one_chart(tmp_path: Path):
+def test_peers_are_in_one_table_and_one_chart(tmp_path: Path):
     peers = script("peers")
     known = {
         "decode, tiny, F32": {
@@ -203,7 +209,7 @@ def test_peers_are_told_in_one_table_and_one_chart(tmp_path: Path):
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_peers_take_turns():
+def test_peers_alternate():
     peers = script("peers")
     turns: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Configs: Meta's published sizes come out, and what cannot be is refused by name."""
+"""Configs: Meta's published sizes, and impossible values, which are refused by name."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ PUBLISHED = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
 }
-"""Numbers of parameters as the models' own cards and files have them."""
+"""Numbers of parameters from the models' cards and files."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -40,7 +40,8 @@ GENERATIONS = {
     "llama-3.1": dict(rope_theta=500_000.0, rope_scaling=8.0, norm_eps=1e-5, context=131_072, tied_embeddings=False),
     "llama-3.2": dict(rope_theta=500_000.0, rope_scaling=32.0, norm_eps=1e-5, context=131_072, tied_embeddings=True),
 }
-"""What no number of parameters tells, of scaling the factor: params.json and, of 3.2, Hugging Face's config.json."""
+"""Values that the number of parameters does not show; of the scaling, the factor. From params.json and, for 3.2,
+Hugging Face's config.json."""
 META = [name for name in PRESETS if name.rpartition("-")[0] in GENERATIONS]
 
 
@@ -69,14 +70,14 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("name", META)
-def test_widths_of_the_feed_forward_are_what_metas_code_computes(name: str) -> None:
+def test_ffn_dim_equals_that_of_metas_code(name: str) -> None:
     config, (multiplier, multiple) = PRESETS[name].config, RECIPES.get(name, (1, 256))
     wanted = int(multiplier * int(2 * 4 * config.dim / 3))
     assert config.ffn_dim == -(-wanted // multiple) * multiple
 
 
 @pytest.mark.parametrize("name", ["nano", "micro", "stories260K"])
-def test_weights_have_the_shapes_that_the_config_counts(name: str) -> None:
+def test_weights_have_the_shapes_of_the_config(name: str) -> None:
     config = PRESETS[name].config
     weights = initialise(config)
     assert count(weights) == parameter_count(config)
@@ -85,7 +86,7 @@ def test_weights_have_the_shapes_that_the_config_counts(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"dim": 0}, "dim=0 must be a whole number"),
         ({"layers": -1}, "layers=-1 must be a whole number"),
@@ -99,24 +100,25 @@ def test_weights_have_the_shapes_that_the_config_counts(name: str) -> None:
         ({"dropout": 1.0}, "dropout=1.0 must be"),
     ],
 )
-def test_impossible_numbers_are_refused_by_name(change: dict[str, float], says: str) -> None:
-    with pytest.raises(LlucidError, match=says):
+def test_impossible_numbers_are_refused_by_name(change: dict[str, float], message: str) -> None:
+    with pytest.raises(LlucidError, match=message):
         replace(PRESETS["nano"].config, **change)
 
 
 def test_impossible_scalings_are_refused_by_name() -> None:
-    for change, says in (
+    for change, message in (
         ({"factor": 0.5}, "factor=0.5"),
         ({"factor": math.nan}, "factor=nan"),
         ({"factor": math.inf}, "factor=inf"),
         ({"low_freq_factor": 4.0}, "low_freq_factor=4.0"),
         ({"original_context": 0}, "original_context=0"),
+        ({"original_context": 10**309}, r"original_context=10{59} must be positive and less than 2\^31"),
     ):
-        with pytest.raises(LlucidError, match=says):
+        with pytest.raises(LlucidError, match=message):
             RopeScaling(**change)
 
 
-def test_initial_weights_depend_on_the_seed_alone_and_have_the_scales_they_should() -> None:
+def test_initial_weights_depend_only_on_the_seed_and_have_the_right_scales() -> None:
     config = PRESETS["micro"].config
     weights = initialise(config, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(leaves(weights), leaves(initialise(config, seed=1)), strict=True))

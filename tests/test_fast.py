@@ -1,5 +1,6 @@
-"""oneDNN's products against the definition in float64, and where they stand aside."""
+"""oneDNN's products against the definition in float64, and the cases that are left to PyTorch."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from llucid import fast
 from llucid.arrays.quantize import quantize_matrix
 from llucid.fast import linear, linear_each
 
-quick = pytest.mark.skipif(not fast.QUICK, reason="this processor has nothing to gain from oneDNN")
+has_onednn = pytest.mark.skipif(not fast.HAS_ONEDNN, reason="this processor has no AVX-512, or PyTorch no oneDNN")
 
 
 @pytest.fixture
@@ -25,20 +26,21 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     real = fast.product
     monkeypatch.setattr(fast, "product", counted)
+    monkeypatch.setattr(fast, "ONEDNN_IS_FASTER", True)
     monkeypatch.setattr(fast, "LARGE", 0)
     monkeypatch.setattr(fast, "SMALL", 0)
     return shapes
 
 
 def bound(x: Tensor, w: Tensor) -> Tensor:
-    """What rounding may do to sums of so many products in float32: n · 2⁻²⁴ · Σ|x||w| (Higham 2002, §3.1)."""
+    """The largest rounding error of a sum of n products in float32: n · 2⁻²⁴ · Σ|x||w| (Higham 2002, §3.1)."""
     return x.shape[-1] * 2**-24 * (x.abs() @ w.abs().mT)
 
 
-@quick
+@has_onednn
 @pytest.mark.parametrize("batch", [(), (1,), (7,), (3, 5), (2, 3, 4)])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 48), (48, 16), (33, 65)])
-def test_products_and_gradients_are_those_of_the_definition(
+def test_products_and_gradients_equal_the_definition(
     products: list[Any], batch: tuple[int, ...], rows: int, columns: int
 ):
     torch.manual_seed(0)
@@ -54,21 +56,35 @@ def test_products_and_gradients_are_those_of_the_definition(
     assert ((dw - rows_dy.mT @ rows_x).abs() <= bound(rows_dy.mT, rows_x.mT)).all()
 
 
-def test_torch_func_transforms_what_is_computed():
+@pytest.mark.parametrize(
+    ("cpuinfo", "amd"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC", True),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)", False),
+        ("processor\t: 0\nCPU implementer\t: 0x41", False),
+    ],
+)
+def test_oneDNN_is_used_where_it_is_known_to_be_faster(
+    cpuinfo: str, amd: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(fast, "CPUINFO", tmp_path / "cpuinfo")
+    assert fast.is_amd() == amd
+
+
+def test_torch_func_grad_and_vmap(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fast, "ONEDNN_IS_FASTER", fast.HAS_ONEDNN)
+    monkeypatch.setattr(fast, "LARGE", 0)
     x, w = torch.randn(8, 64), torch.randn(96, 64)
-    large = lambda x, w: (linear_each(x, w, w)[1] + linear(x, w)).square().sum()  # noqa: E731
-    old, fast.LARGE = fast.LARGE, 0
-    try:
-        gradient = torch.func.grad(large, argnums=1)(x, w)
-        each = torch.func.vmap(large, in_dims=(0, None))(x, w)
-    finally:
-        fast.LARGE = old
+    large = lambda x, w: (linear_each(x, (w, None), (w, None))[1] + linear(x, w)).square().sum()  # noqa: E731
+    gradient = torch.func.grad(large, argnums=1)(x, w)
+    each = torch.func.vmap(large, in_dims=(0, None))(x, w)
     assert torch.allclose(gradient, 8 * (x @ w.T).T @ x, rtol=1e-4, atol=1e-3)
     assert torch.allclose(each, 4 * (x @ w.T).square().sum(1), rtol=1e-4)
 
 
-@quick
-def test_only_gradients_that_are_asked_for_are_computed(products: list[Any]):
+@has_onednn
+def test_only_required_gradients_are_computed(products: list[Any]):
     x, w = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
     linear(x, w).sum().backward()
     assert products == [(4, 8, 6, 8), (6, 4, 8, 4)]
@@ -81,12 +97,13 @@ def test_only_gradients_that_are_asked_for_are_computed(products: list[Any]):
     assert products == [(4, 8, 6, 8)]
 
 
-@quick
-def test_several_matrices_are_applied_as_one(products: list[Any]):
+@has_onednn
+def test_several_matrices_are_multiplied_as_one(products: list[Any]):
     torch.manual_seed(0)
     x = torch.randn(3, 7, 12, requires_grad=True)
     matrices = [torch.randn(rows, 12, requires_grad=rows != 4) for rows in (16, 4, 5)]
-    ys = linear_each(x, *matrices)
+    pairs = [(w, None) for w in matrices]
+    ys = linear_each(x, *pairs)
     dys = [torch.randn(3, 7, len(w)) for w in matrices]
     asked = (x, matrices[0], matrices[2])
     found = torch.autograd.grad(ys, asked, dys)
@@ -95,15 +112,15 @@ def test_several_matrices_are_applied_as_one(products: list[Any]):
     torch.testing.assert_close(ys, tuple(plain), rtol=0, atol=12 * 2**-24 * 20)
     torch.testing.assert_close(found, torch.autograd.grad(plain, asked, dys), rtol=0, atol=25 * 2**-24 * 50)
     products.clear()
-    with torch.no_grad():  # where joining the matrices would be a copy for nothing
-        torch.testing.assert_close(linear_each(x, *matrices), ys, rtol=0, atol=12 * 2**-24 * 20)
+    with torch.no_grad():  # here concatenating the matrices would be a useless copy
+        torch.testing.assert_close(linear_each(x, *pairs), ys, rtol=0, atol=12 * 2**-24 * 20)
     assert len(products) == 3
-    double = linear_each(x.double(), *(w.double() for w in matrices))
+    double = linear_each(x.double(), *((w.double(), None) for w in matrices))
     torch.testing.assert_close(double[1], x.double() @ matrices[1].double().mT)
     assert len(products) == 3
 
 
-@quick
+@has_onednn
 def test_gradients_of_strided_and_broadcast_tensors(products: list[Any]):
     torch.manual_seed(0)
     w = torch.randn(5, 12, requires_grad=True)
@@ -116,7 +133,7 @@ def test_gradients_of_strided_and_broadcast_tensors(products: list[Any]):
     assert products
 
 
-def test_what_oneDNN_does_not_take_is_left_to_pytorch(products: list[Any]):
+def test_other_dtypes_and_devices_are_left_to_pytorch(products: list[Any]):
     x, w = torch.randn(4, 32), torch.randn(16, 32)
     for dtype in (torch.float64, torch.bfloat16, torch.float16):
         assert torch.equal(linear(x.to(dtype), w.to(dtype)), F.linear(x.to(dtype), w.to(dtype)))
@@ -125,15 +142,15 @@ def test_what_oneDNN_does_not_take_is_left_to_pytorch(products: list[Any]):
     assert products == []
 
 
-@quick
-def test_a_quantised_matrix_is_applied_as_what_it_stands_for(products: list[Any]):
+@has_onednn
+def test_a_quantised_matrix_equals_its_dequantised_one(products: list[Any]):
     x, w = torch.randn(4, 32), quantize_matrix(torch.randn(16, 32), 8)
     assert torch.equal(linear(x, w), linear(x, w.dense()))
     assert products == [(4, 32, 16, 32)] * 2
 
 
-@quick
-def test_few_numbers_are_left_to_pytorch_and_many_are_not(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
+@has_onednn
+def test_small_products_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
     monkeypatch.setattr(fast, "LARGE", 4 * 32 * 16)
     linear(torch.randn(3, 32), torch.randn(16, 32))
     assert products == []
@@ -141,8 +158,8 @@ def test_few_numbers_are_left_to_pytorch_and_many_are_not(monkeypatch: pytest.Mo
     assert products == [(4, 32, 16, 32)]
 
 
-@quick
-def test_a_small_matrix_has_its_gradient_from_pytorch(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
+@has_onednn
+def test_the_gradient_of_a_small_matrix_is_left_to_pytorch(monkeypatch: pytest.MonkeyPatch, products: list[Any]):
     monkeypatch.setattr(fast, "SMALL", 6 * 8)
     x, w = torch.randn(4, 8), torch.randn(6, 8, requires_grad=True)
     linear(x, w).sum().backward()
@@ -150,8 +167,8 @@ def test_a_small_matrix_has_its_gradient_from_pytorch(monkeypatch: pytest.Monkey
     torch.testing.assert_close(w.grad, torch.ones(6, 4) @ x)
 
 
-@quick
-def test_not_a_number_and_infinity_are_kept(products: list[Any]):
+@has_onednn
+def test_nan_and_infinity_are_kept(products: list[Any]):
     x = torch.tensor([[1.0, float("inf")], [float("nan"), 0.0], [1.0, 2.0]])
     y = linear(x, torch.ones(3, 2))
     assert y[0].isinf().all()

@@ -11,7 +11,14 @@ import pytest
 from safetensors import SafetensorError
 
 from llucid.errors import LlucidError, one_line
-from llucid.files import atomic_file, atomic_folder, cache_folder, is_occupied, naming, write_text_atomically
+from llucid.files import (
+    atomic_file,
+    atomic_folder,
+    cache_folder,
+    is_occupied,
+    replaced_in_errors,
+    write_text_atomically,
+)
 
 
 def test_links_and_permissions_are_kept(tmp_path: Path) -> None:
@@ -155,7 +162,7 @@ def test_errors_on_a_read_only_file_system_name_the_user_s_path(
         write_text_atomically(tmp_path / "file", "new")
     assert one_line(caught.value) == f"{tmp_path / 'file'}: Read-only file system"
     unfinished = tmp_path / ".out.7.partial"
-    with pytest.raises(OSError, match="Read-only") as caught, naming(unfinished, tmp_path / "out"):
+    with pytest.raises(OSError, match="Read-only") as caught, replaced_in_errors(unfinished, tmp_path / "out"):
         refused(unfinished / "state")
     assert one_line(caught.value) == f"{tmp_path / 'out' / 'state'}: Read-only file system"
 

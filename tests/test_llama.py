@@ -32,12 +32,12 @@ def config(request: pytest.FixtureRequest) -> Config:
     return request.param
 
 
-def lively(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:
-    """Random weights and gains, larger than untrained ones: logits of deviation about 1."""
+def random_weights(config: Config, seed: int = 0, dtype: torch.dtype = torch.float32) -> Weights:
+    """Random weights, gains and biases, larger than untrained ones: logits have a standard deviation of about 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> Tensor:
-        if len(shape) == 1:
+        if len(shape) == 1 and not path.endswith("_bias"):
             return torch.empty(shape).uniform_(0.5, 1.5, generator=generator).to(dtype)
         return torch.empty(shape).normal_(0, 0.16, generator=generator).to(dtype)
 
@@ -50,15 +50,15 @@ def some_tokens(config: Config, rows: int, seq: int, seed: int = 1) -> Tensor:
 
 def test_equals_numpy_oracle_in_float64(config: Config) -> None:
     """1e-10 is 10⁶ roundings of float64: room for sums in another order, none for another formula."""
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, len(FAR))
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, len(FAR))
     expected = numpy_llama.logits(tokens[0].numpy(), tree_map(lambda x: x.numpy(), weights), config, np.array(FAR))
     found = llama(tokens, weights, config, positions=torch.tensor(FAR))
     np.testing.assert_allclose(found[0].numpy(), expected, rtol=1e-10, atol=1e-10)
-    assert expected.std() > 0.3  # logits that hardly differ would agree by accident
+    assert expected.std() > 0.3  # nearly equal logits would agree by accident
 
 
 def test_gradients_equal_numpy_oracle_in_float64(config: Config) -> None:
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 17)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 17)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     expected_loss, expected = numpy_llama.loss_and_gradients(
         inputs[0].numpy(), targets[0].numpy(), tree_map(lambda x: x.numpy(), weights), config
@@ -95,6 +95,8 @@ def as_transformers(config: Config, weights: Weights) -> transformers.LlamaForCa
             rms_norm_eps=config.norm_eps,
             rope_parameters=rope,
             tie_word_embeddings=config.tied_embeddings,
+            attention_bias=config.attention_bias,
+            mlp_bias=config.mlp_bias,
             attn_implementation="eager",
         )
     )
@@ -107,7 +109,7 @@ def as_transformers(config: Config, weights: Weights) -> transformers.LlamaForCa
 def test_equals_transformers_in_float32(config: Config) -> None:
     """Logits and every gradient. Both round to float32 (2⁻²⁴ = 6e-8) after each of some hundred operations on numbers
     of about 1, in different orders: 1e-5 is some 170 roundings."""
-    weights, tokens = lively(config), some_tokens(config, 2, len(FAR) + 1)
+    weights, tokens = random_weights(config), some_tokens(config, 2, len(FAR) + 1)
     for leaf in leaves(weights):
         leaf.requires_grad_()
     theirs = as_transformers(config, weights)
@@ -133,7 +135,7 @@ def test_bfloat16_is_within_its_rounding_of_float32(config: Config, positions: l
     """bfloat16 keeps 8 bits: a rounding errs by 2⁻⁸ at most, by less than 2⁻⁹ in the root mean square. There are some
     tens along a path, on logits of deviation about 1. Angles keep all of their bits, also far away, where a rounded
     position would be another."""
-    weights, tokens, places = lively(config), some_tokens(config, 2, len(positions)), torch.tensor(positions)
+    weights, tokens, places = random_weights(config), some_tokens(config, 2, len(positions)), torch.tensor(positions)
     rounded = to(weights, torch.bfloat16)
     found = llama(tokens, rounded, config, positions=places)
     assert found.dtype == torch.bfloat16
@@ -161,7 +163,7 @@ def test_rotations_beside_bfloat16_have_length_one_in_float32(monkeypatch: pytes
 
     monkeypatch.setattr(equations, "rotate", rotate)
     config = CONFIGS["one for two"]
-    weights, tokens = lively(config, dtype=torch.bfloat16), some_tokens(config, 1, 32)
+    weights, tokens = random_weights(config, dtype=torch.bfloat16), some_tokens(config, 1, 32)
     llama(tokens, weights, config)
     Llama.from_weights(weights, config)(tokens)
     assert len(seen) == 2 * 2 * config.layers
@@ -170,7 +172,7 @@ def test_rotations_beside_bfloat16_have_length_one_in_float32(monkeypatch: pytes
 
 
 def test_rms_norm_in_bfloat16_equals_transformers_bit_for_bit() -> None:
-    """Statistics in float32, then rounded, and only then times the gain: in another order many a last bit differs."""
+    """Statistics in float32, then rounded, then multiplied by the gain: in another order many last bits differ."""
     generator = torch.Generator().manual_seed(0)
     x = torch.empty(100, 64).normal_(0, 0.01, generator=generator).bfloat16()
     theirs = LlamaRMSNorm(64, eps=1e-5).bfloat16()
@@ -178,14 +180,14 @@ def test_rms_norm_in_bfloat16_equals_transformers_bit_for_bit() -> None:
     assert torch.equal(equations.rms_norm(x, theirs.weight, 1e-5), theirs(x))
 
 
-# --------------------------------------------------------------------------------------------- with themselves
+# --------------------------------------------------------------------------------------------- with a cache
 
 EXACT = dict(rtol=1e-9, atol=1e-10)
 """For float64: the same sums in another order."""
 
 
-def fed(tokens: Tensor, sizes: list[int], weights: Weights, config: Config) -> Tensor:
-    """Logits of tokens that go in by pieces of these sizes, through a cache."""
+def logits_in_pieces(tokens: Tensor, sizes: list[int], weights: Weights, config: Config) -> Tensor:
+    """The logits of tokens that are read in pieces of these sizes, with a cache."""
     cache, pieces = empty_cache(config, len(tokens), tokens.shape[1], weights), []
     for piece in tokens.split(sizes, dim=1):
         logits, cache = llama(piece, weights, config, cache)
@@ -196,13 +198,15 @@ def fed(tokens: Tensor, sizes: list[int], weights: Weights, config: Config) -> T
 
 @pytest.mark.parametrize("sizes", [[1] * 24, [24], [10, 1, 1, 7, 5], [1, 23]], ids=str)
 def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 3, 24)
-    torch.testing.assert_close(fed(tokens, sizes, weights, config), llama(tokens, weights, config), **EXACT)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 3, 24)
+    torch.testing.assert_close(
+        logits_in_pieces(tokens, sizes, weights, config), llama(tokens, weights, config), **EXACT
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("batch", "seq"), [(1, 0), (0, 2), (0, 0)])
-def test_of_nothing_there_are_no_scores(batch: int, seq: int, dtype: torch.dtype) -> None:
+def test_empty_input_has_empty_logits(batch: int, seq: int, dtype: torch.dtype) -> None:
     config = CONFIGS["one for two"]
     weights, tokens = to(initialise(config), dtype), torch.zeros(batch, seq, dtype=torch.long)
     assert llama(tokens, weights, config).shape == (batch, seq, config.vocab_size)
@@ -213,9 +217,9 @@ def test_of_nothing_there_are_no_scores(batch: int, seq: int, dtype: torch.dtype
     assert cache.length == 3 + seq
 
 
-def test_an_old_cache_stays_true() -> None:
+def test_an_old_cache_stays_valid() -> None:
     config = CONFIGS["one for two"]
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 20)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 20)
     _, ten = llama(tokens[:, :10], weights, config, empty_cache(config, 1, 20, weights))
     once, _ = llama(tokens[:, 10:], weights, config, ten)
     again, _ = llama(tokens[:, 10:], weights, config, ten)
@@ -223,9 +227,9 @@ def test_an_old_cache_stays_true() -> None:
     assert ten.length == 10
 
 
-def test_a_full_cache_says_so() -> None:
+def test_a_full_cache_is_an_error() -> None:
     config = CONFIGS["one for two"]
-    weights = lively(config)
+    weights = random_weights(config)
     with pytest.raises(ValueError, match="has 4 slots and 5 tokens"):
         llama(some_tokens(config, 1, 5), weights, config, empty_cache(config, 1, 4, weights))
     _, full = llama(some_tokens(config, 1, 4), weights, config, empty_cache(config, 1, 4, weights))
@@ -234,9 +238,9 @@ def test_a_full_cache_says_so() -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batched_unequal_prompts_equal_each_alone(config: Config, side: str) -> None:
-    """Padding at position NOWHERE changes nothing, wherever it stands; each row goes on after its own last token."""
-    weights = lively(config, dtype=torch.float64)
+def test_prompts_of_unequal_length_in_a_batch_equal_separate_ones(config: Config, side: str) -> None:
+    """Padding at position NOWHERE changes nothing, wherever it is; each row continues after its own last token."""
+    weights = random_weights(config, dtype=torch.float64)
     lengths, seq = [3, 8, 5], 8
     rows = [some_tokens(config, 1, length + 4, seed=length)[0] for length in lengths]
     prompts, positions = torch.zeros(3, seq, dtype=torch.long), torch.full((3, seq), NOWHERE)
@@ -248,15 +252,15 @@ def test_batched_unequal_prompts_equal_each_alone(config: Config, side: str) -> 
     assert logits.isfinite().all()
     more, _ = llama(torch.stack([row[-4:] for row in rows]), weights, config, cache)
     for number, row in enumerate(rows):
-        alone = llama(row[None], weights, config)[0]
-        torch.testing.assert_close(torch.cat((logits[number, places[number]], more[number])), alone, **EXACT)
+        separate = llama(row[None], weights, config)[0]
+        torch.testing.assert_close(torch.cat((logits[number, places[number]], more[number])), separate, **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_padding_is_finite_in_every_dtype(dtype: torch.dtype) -> None:
-    """It sees itself: a softmax over nothing would be 0/0, and what it leaves in the cache would spoil the others."""
+    """It sees itself: a softmax over nothing would be 0/0, and such keys and values in the cache would spoil others."""
     config = CONFIGS["one for two"]
-    weights = lively(config, dtype=dtype)
+    weights = random_weights(config, dtype=dtype)
     positions = torch.tensor([[NOWHERE] * 3 + [0, 1], [0, 1, 2, 3, 4]])
     logits, cache = llama(some_tokens(config, 2, 5), weights, config, empty_cache(config, 2, 7, weights), positions)
     more, _ = llama(some_tokens(config, 2, 2), weights, config, cache)
@@ -281,9 +285,9 @@ def test_written_out_attention_equals_fused(config: Config) -> None:
 
 @pytest.mark.parametrize("attention_of", [equations.attention_written_out, attention_fused])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_no_score_is_so_large_or_so_small_that_it_undoes_the_mask(dtype: torch.dtype, attention_of: Attention) -> None:
-    """A query that sees nothing but the same huge negative score gathers the mean of what it sees, although a score
-    that it does not see is as huge and positive."""
+def test_extreme_scores_do_not_defeat_the_mask(dtype: torch.dtype, attention_of: Attention) -> None:
+    """If all scores that a query sees are equal, huge and negative, its result is the mean of the values that it sees,
+    although a score that it does not see is huge and positive."""
     generator = torch.Generator().manual_seed(0)
     q, v = (torch.randn(1, 2, 9, 8, generator=generator).to(dtype) for _ in "qv")
     k = torch.full_like(v, -torch.finfo(dtype).max / 1000)
@@ -295,8 +299,8 @@ def test_no_score_is_so_large_or_so_small_that_it_undoes_the_mask(dtype: torch.d
     assert (found - means[:, :, :-1]).abs().max() < 8 * torch.finfo(dtype).eps * v.abs().max()
 
 
-def test_the_softmax_of_bfloat16_is_float32s_rounded_once() -> None:
-    """Seen in what is gathered where each key's value is a one of its own. Sums in another order may tip a rounding."""
+def test_the_softmax_of_bfloat16_is_that_of_float32_rounded_once() -> None:
+    """Read from the result where the values are one-hot vectors. Sums in another order may change a rounding."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 2, 64, 64, generator=generator).bfloat16() for _ in "qk")
     found = equations.attention_written_out(q, k, torch.eye(64).bfloat16().expand(2, 2, -1, -1), None)
@@ -348,7 +352,7 @@ def test_rotation_by_complex_numbers_equals_real_ones(config: Config) -> None:
 
 
 def test_no_logit_depends_on_a_later_token(config: Config) -> None:
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 12)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 12)
     before = llama(tokens, weights, config)[0]
     for changed in range(12):
         other = tokens.clone()
@@ -369,9 +373,9 @@ def test_every_parameter_gets_a_gradient(config: Config) -> None:
 
 
 def test_silu_has_gradients_at_both_ends() -> None:
-    """z / (1 + e⁻ᶻ) by hand has none where e⁻ᶻ is infinite."""
+    """z / (1 + e⁻ᶻ), written so, has no gradient where e⁻ᶻ is infinite."""
     z = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
-    gate, up = torch.eye(6)[:5], torch.eye(6)[[5]].expand(5, 6)  # the gate takes z, what passes is the 1 after it
+    gate, up = torch.eye(6)[:5], torch.eye(6)[[5]].expand(5, 6)  # the gate is z, and up is the 1 after it
     x = torch.cat((z, torch.ones(1)))[None, None].requires_grad_()
     equations.swiglu(x, FeedForwardWeights(gate, up, gate.T)).sum().backward()
     slopes = torch.tensor([0, 0, 0.5, 1, 1])
@@ -382,7 +386,7 @@ def test_silu_has_gradients_at_both_ends() -> None:
 
 
 @given(m=st.integers(0, 100_000), n=st.integers(0, 100_000), shift=st.integers(0, 100_000), seed=st.integers(0, 99))
-def test_rotation_keeps_lengths_and_sees_distance_only(m: int, n: int, shift: int, seed: int) -> None:
+def test_rotation_keeps_lengths_and_depends_on_distance_only(m: int, n: int, shift: int, seed: int) -> None:
     config = CONFIGS["scaling of Llama 3.1"]
     q, k = torch.randn(2, 1, 1, 1, config.head_dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     theta = equations.rope_frequencies(config, q)
@@ -415,9 +419,9 @@ def test_frequencies_by_hand(config: Config, short: int, long: int, factor: int)
             assert after == pytest.approx((1 - smooth) * before / factor + smooth * before, rel=1e-12)
 
 
-def test_dropout_drops_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     config = Config(**CONFIGS["one for two"].__dict__ | dict(dropout=0.25))
-    weights, tokens = lively(config), some_tokens(config, 1, 16)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 16)
     inference = llama(tokens, weights, config)
     assert torch.equal(inference, llama(tokens, weights, CONFIGS["one for two"]))
     first, same, other = (

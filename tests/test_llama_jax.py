@@ -28,7 +28,7 @@ from llucid.weights import Weights, leaves, named_leaves, tree_map  # noqa: E402
 from tests.configs import CONFIGS, RESCALED  # noqa: E402
 from tests.engine import greedy  # noqa: E402
 from tests.oracles import numpy_llama  # noqa: E402
-from tests.test_llama import FAR, lively, some_tokens  # noqa: E402
+from tests.test_llama import FAR, random_weights, some_tokens  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 logits_of = jax.jit(llama_jax.llama, static_argnames="config")
@@ -48,7 +48,7 @@ def config(request: pytest.FixtureRequest) -> Config:
 def test_equals_pytorch_and_numpy_in_float64(config: Config) -> None:
     """Values at far positions, and all gradients. 1e-10 is 10⁶ roundings of float64: room for another order of sums,
     none for another formula."""
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
     positions = jnp.array(FAR)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
@@ -64,7 +64,7 @@ def test_equals_pytorch_and_numpy_in_float64(config: Config) -> None:
     expected_loss.backward()
 
     assert found.dtype == np.float64
-    assert expected.std() > 0.3  # logits that hardly differ would agree by accident
+    assert expected.std() > 0.3  # nearly equal logits would agree by accident
     np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-10, atol=1e-10)
     assert float(loss) == pytest.approx(expected_loss.item(), rel=1e-12)
     for (path, leaf), gradient in zip(named_leaves(weights), leaves(gradients), strict=True):
@@ -78,7 +78,7 @@ def test_equals_pytorch_and_numpy_in_float64(config: Config) -> None:
 @pytest.mark.usefixtures("float64")
 def test_loss_and_gradients_equal_numpy_oracle() -> None:
     config = CONFIGS["one for all, tied"]
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 17).numpy()
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 17).numpy()
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     arrays = tree_map(lambda leaf: leaf.numpy(), weights)
     expected_loss, expected = numpy_llama.loss_and_gradients(inputs[0], targets[0], arrays, config)
@@ -89,11 +89,11 @@ def test_loss_and_gradients_equal_numpy_oracle() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_in_fewer_bits_it_is_within_their_rounding(dtype: torch.dtype) -> None:
+def test_narrow_dtypes_are_within_their_rounding(dtype: torch.dtype) -> None:
     """Against PyTorch in float64 on the same rounded weights: some tens of roundings along a path, on logits of
     deviation about 1."""
     config = CONFIGS["scaling of Llama 3.1"]
-    weights, tokens = lively(config, dtype=dtype), some_tokens(config, 1, len(FAR))
+    weights, tokens = random_weights(config, dtype=dtype), some_tokens(config, 1, len(FAR))
     found = logits_of(jnp.array(tokens[0]), from_torch(weights), config, jnp.array(FAR))
     assert found.dtype.name == str(dtype).removeprefix("torch.")
     exact = llama(tokens, tree_map(Tensor.double, weights), config, positions=torch.tensor(FAR))[0].numpy()
@@ -103,10 +103,10 @@ def test_in_fewer_bits_it_is_within_their_rounding(dtype: torch.dtype) -> None:
     assert np.sqrt((difference**2).mean()) < allowed * exact.std()
 
 
-def test_loss_counts_what_is_to_be_counted() -> None:
-    """Also in float32: equal to PyTorch's sum over its number of tokens, −100 left out."""
+def test_loss_equals_that_of_pytorch() -> None:
+    """In float32: equal to PyTorch's sum divided by the number of tokens, without those of −100."""
     config = CONFIGS["one for two"]
-    weights, tokens = lively(config), some_tokens(config, 3, 13)
+    weights, tokens = random_weights(config), some_tokens(config, 3, 13)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
     targets[0, :5] = -100
     found = loss_of(jnp.array(inputs), jnp.array(targets), from_torch(weights), config=config)
@@ -117,16 +117,16 @@ def test_loss_counts_what_is_to_be_counted() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_weights_come_back_as_they_went(dtype: torch.dtype) -> None:
+def test_weights_survive_the_round_trip(dtype: torch.dtype) -> None:
     config = CONFIGS["one for all, tied"]
-    weights = lively(config, dtype=dtype)
+    weights = random_weights(config, dtype=dtype)
     with jax.enable_x64(dtype == torch.float64):
         there = from_torch(weights)
         assert {leaf.dtype.name for leaf in leaves(there)} == {str(dtype).removeprefix("torch.")}
         back = to_torch(there)
         before = tree_map(Tensor.clone, weights)
         for leaf in leaves(weights):
-            leaf.zero_()  # what changes in PyTorch does not reach JAX
+            leaf.zero_()  # a change in PyTorch does not reach JAX
         again = to_torch(there)
     assert isinstance(back, Weights)
     assert back.output is None
@@ -139,7 +139,7 @@ def test_weights_come_back_as_they_went(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("missing", "module"), [("jax", "llucid.llama_jax"), ("optax", "llucid.training.backend_jax")], ids=str
 )
-def test_what_is_missing_is_said(missing: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(missing: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, module, raising=False)
     with pytest.raises(LlucidError, match=r"pip install llucid\[jax\]"):
@@ -152,7 +152,7 @@ def test_what_is_missing_is_said(missing: str, module: str, monkeypatch: pytest.
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("config", [*CONFIGS.values(), RESCALED], ids=[*CONFIGS, "another scaling"])
 def test_rope_equals_pytorchs(config: Config) -> None:
-    """Also in the order of its numbers, which no logit shows."""
+    """Also the order of the numbers, which logits do not show."""
     x, positions = torch.randn(len(FAR), config.head_dim, dtype=torch.float64), torch.tensor(FAR)
     theta = equations.rope_frequencies(config, x)
     expected = equations.rotate(x[None, None], equations.rotations(positions[None], theta))[0, 0]
@@ -163,8 +163,8 @@ def test_rope_equals_pytorchs(config: Config) -> None:
 
 
 def test_rms_norm_in_bfloat16_equals_pytorchs() -> None:
-    """Statistics in float32, then rounded, and only then times the gain. The root is taken in another way, so that a
-    float32 may differ in its last bits, and one in some thousand then rounds to another bfloat16."""
+    """Statistics in float32, then rounded, then multiplied by the gain. The root is computed differently, so a float32
+    may differ in its last bits, and about one in a thousand then rounds to another bfloat16."""
     generator = torch.Generator().manual_seed(0)
     x, gain = torch.randn(100, 64, generator=generator).bfloat16(), torch.rand(64, generator=generator).bfloat16()
     theirs = (jnp.array(array.float().numpy(), jnp.bfloat16) for array in (x, gain))
@@ -173,8 +173,8 @@ def test_rms_norm_in_bfloat16_equals_pytorchs() -> None:
     assert (np.asarray(found, np.float32) == expected).mean() > 0.99
 
 
-def test_the_softmax_of_bfloat16_is_float32s_rounded_once() -> None:
-    """Seen in what is gathered where each key's value is a one of its own. Sums in another order may tip a rounding."""
+def test_the_softmax_of_bfloat16_is_that_of_float32_rounded_once() -> None:
+    """Read from the result where the values are one-hot vectors. Sums in another order may change a rounding."""
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(64, 64, generator=generator).bfloat16() for _ in "qk")
     theirs = (jnp.array(array.float().numpy(), jnp.bfloat16) for array in (q, k, torch.eye(64)))
@@ -183,7 +183,7 @@ def test_the_softmax_of_bfloat16_is_float32s_rounded_once() -> None:
     assert (np.asarray(found, np.float32) == scores.softmax(-1).bfloat16().float().numpy()).mean() > 0.99
 
 
-def test_no_score_is_so_large_or_so_small_that_it_undoes_the_mask() -> None:
+def test_extreme_scores_do_not_defeat_the_mask() -> None:
     k = jnp.full((9, 8), -1e35).at[-1].set(1e35)
     v = jnp.arange(72.0).reshape(9, 8)
     found = llama_jax.attend(jnp.ones(8), k, v, jnp.array(7), jnp.arange(9))
@@ -191,7 +191,7 @@ def test_no_score_is_so_large_or_so_small_that_it_undoes_the_mask() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-def test_rope_keeps_lengths_and_sees_distance_only() -> None:
+def test_rope_keeps_lengths_and_depends_on_distance_only() -> None:
     generator = np.random.default_rng(0)
     q, k = generator.normal(size=(2, 1000, 16))
     m, n, shift = generator.integers(0, 100_000, size=(3, 1000))
@@ -213,7 +213,7 @@ def test_silu_has_gradients_at_both_ends() -> None:
 
 def test_no_logit_depends_on_a_later_token() -> None:
     config = CONFIGS["one for two"]
-    weights, tokens = from_torch(lively(config)), jnp.array(some_tokens(config, 1, 12)[0])
+    weights, tokens = from_torch(random_weights(config)), jnp.array(some_tokens(config, 1, 12)[0])
     before = logits_of(tokens, weights, config)
     for changed in (0, 5, 11):
         other = tokens.at[changed].set((tokens[changed] + 1) % config.vocab_size)
@@ -228,17 +228,17 @@ def test_no_logit_depends_on_a_later_token() -> None:
 @pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
 def test_greedy_text_is_pytorchs(name: str) -> None:
     config = CONFIGS[name]
-    weights, prompts = lively(config), some_tokens(config, 4, 7)
+    weights, prompts = random_weights(config), some_tokens(config, 4, 7)
     expected = greedy(weights, config, prompts.tolist(), 40)
     theirs = from_torch(weights)
     assert [llama_jax.generate(jnp.array(prompt), theirs, config, 40).tolist() for prompt in prompts] == expected
-    assert len({tuple(text) for text in expected}) == 4  # one text whatever is asked would be equal by accident
+    assert len({tuple(text) for text in expected}) == 4  # equal texts for all prompts would prove nothing
 
 
 def test_temperature_draws_in_proportion() -> None:
     """At temperature 2, in proportion to e^(score/2): 4,000 draws, each share within five deviations."""
     config = replace(CONFIGS["one for two"], vocab_size=4)
-    weights, prompt = from_torch(lively(config)), jnp.array([1, 2, 3])
+    weights, prompt = from_torch(random_weights(config)), jnp.array([1, 2, 3])
     seeds = jnp.arange(4000)
     drawn = jax.vmap(lambda seed: llama_jax.generate(prompt, weights, config, 1, 2.0, seed)[0])(seeds)
     expected = np.asarray(jax.nn.softmax(logits_of(prompt, weights, config)[-1] / 2))
@@ -249,7 +249,7 @@ def test_temperature_draws_in_proportion() -> None:
 
 def test_a_text_longer_than_the_context_is_refused() -> None:
     config = CONFIGS["one for two"]
-    weights = from_torch(lively(config))
+    weights = from_torch(random_weights(config))
     with pytest.raises(LlucidError, match="60 tokens and max_tokens=5"):
         llama_jax.generate(jnp.zeros(60, int), weights, config, 5)
     with pytest.raises(LlucidError, match="prompt of 0 tokens"):
@@ -257,7 +257,7 @@ def test_a_text_longer_than_the_context_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("compiled_well")
-def test_stories260k_is_told_as_by_pytorch(data: Path) -> None:
+def test_the_story_of_stories260k_equals_that_of_pytorch(data: Path) -> None:
     """200 greedy tokens; and loss and gradients of that text, which a trained model finds likely, as the oracle's."""
     config, weights = load(data / "stories260K.bin", device="cpu", tokenizer=data / "tok512.bin")[:2]
     (expected,) = greedy(weights, config, [[1]], 200)

@@ -1,4 +1,4 @@
-"""The classes against the functions, and with each tool of PyTorch's that needs classes."""
+"""The classes against the functions, and with the tools of PyTorch that need classes."""
 
 import io
 import subprocess
@@ -24,7 +24,8 @@ from llucid.training.step import train_step
 from llucid.weights import Weights, initialise, leaves, named_leaves, parameter_count, to, tree_map
 from tests.configs import CONFIGS
 from tests.engine import greedy
-from tests.test_llama import EXACT, FAR, lively, some_tokens
+from tests.test_llama import EXACT, FAR, random_weights, some_tokens
+from tests.waiting import LIMIT
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
@@ -33,8 +34,8 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Shapes are not checked inside: a compiler cannot read the checks."""
+def without_shape_checks() -> Iterator[None]:
+    """Without shape checks, which a compiler cannot trace."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -50,7 +51,7 @@ def copied(weights: Weights) -> Weights:
 @pytest.mark.parametrize("far", [False, True])
 def test_equals_the_functions(config: Config, far: bool) -> None:
     """Values and gradients, in order and at far positions, in float64."""
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 2, len(FAR) + 1)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     positions = torch.tensor(FAR) if far else None
     module, weights = Llama.from_weights(copied(weights), config), copied(weights)
@@ -64,8 +65,8 @@ def test_equals_the_functions(config: Config, far: bool) -> None:
 
 @torch.no_grad()
 def test_bfloat16_is_within_its_rounding_of_float64(config: Config) -> None:
-    """As the functions are: 2⁻⁹ per rounding, root mean square, some tens along a path, also at far positions."""
-    weights, tokens = lively(config, dtype=torch.bfloat16), some_tokens(config, 2, len(FAR))
+    """As for the functions: 2⁻⁹ per rounding (root mean square), some tens of roundings; also at far positions."""
+    weights, tokens = random_weights(config, dtype=torch.bfloat16), some_tokens(config, 2, len(FAR))
     found = Llama.from_weights(weights, config)(tokens, positions=torch.tensor(FAR))
     exact = llama(tokens, to(weights, torch.float64), config, positions=torch.tensor(FAR))
     assert found.dtype == torch.bfloat16
@@ -74,7 +75,7 @@ def test_bfloat16_is_within_its_rounding_of_float64(config: Config) -> None:
 
 @pytest.mark.parametrize("sizes", [[1] * 24, [10, 1, 1, 7, 5]], ids=str)
 def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 3, 24)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 3, 24)
     module = Llama.from_weights(weights, config)
     cache, pieces = empty_cache(config, 3, 24, weights), []
     with torch.no_grad():
@@ -86,9 +87,9 @@ def test_cached_equals_whole(config: Config, sizes: list[int]) -> None:
 
 
 @torch.no_grad()
-def test_padding_nowhere_changes_nothing() -> None:
+def test_padding_changes_nothing() -> None:
     config = CONFIGS["one for two"]
-    weights, tokens = lively(config, dtype=torch.float64), some_tokens(config, 1, 8)
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 1, 8)
     module = Llama.from_weights(weights, config)
     positions = torch.tensor([[NOWHERE] * 3 + list(range(5))])
     padded, cache = module(tokens, empty_cache(config, 1, 8, weights), positions)
@@ -99,13 +100,13 @@ def test_padding_nowhere_changes_nothing() -> None:
 def test_the_engine_writes_with_its_weights() -> None:
     """Greedy text by the common engine equals that of the module, called on the whole text each time."""
     config = CONFIGS["one for two"]
-    module = Llama.from_weights(lively(config), config)
+    module = Llama.from_weights(random_weights(config), config)
     texts = some_tokens(config, 4, 5)
     written = torch.tensor(greedy(module.weights(), config, texts.tolist(), 20))
     for _ in range(20):
         texts = torch.cat((texts, module(texts)[:, -1:].argmax(-1)), 1)
     assert torch.equal(texts[:, 5:], written)
-    assert len(written.unique(dim=0)) == 4  # one text whatever is asked would be equal by accident
+    assert len(written.unique(dim=0)) == 4  # equal texts for all prompts would prove nothing
 
 
 # --------------------------------------------------------------------------------------------- weights
@@ -120,11 +121,12 @@ def test_a_new_module_has_the_untrained_weights(config: Config) -> None:
 
 
 def test_storage_is_shared_both_ways(config: Config) -> None:
-    weights = lively(config)
+    weights = random_weights(config)
     module = Llama.from_weights(weights, config)
     for (path, leaf), parameter in zip(named_leaves(weights), leaves(module.weights()), strict=True):
         assert leaf.data_ptr() == parameter.data_ptr(), path
-    paths = {f"{path}.weight" for path, _ in named_leaves(weights)}
+    paths = {path for path, _ in named_leaves(weights)}
+    paths = {f"{path[:-5]}.bias" if path.endswith("_bias") else f"{path}.weight" for path in paths}
     assert dict(module.named_parameters()).keys() == module.state_dict().keys() == paths
     with torch.no_grad():
         module.blocks[1].attention.key.weight.zero_()
@@ -132,7 +134,7 @@ def test_storage_is_shared_both_ways(config: Config) -> None:
 
 
 def test_a_functional_step_trains_the_module() -> None:
-    """The optimizers and the step of `llucid.training` move a module through the tree of its parameters."""
+    """The optimizers and the step of `llucid.training` train a module by the tree of its parameters."""
     config = CONFIGS["one for all, tied"]
     settings = Settings(steps=1, learning_rate=0.01, optimizer="adamw")
     tokens, weights = some_tokens(config, 4, 13), copied(initialise(config))
@@ -143,7 +145,7 @@ def test_a_functional_step_trains_the_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"ffn_dim": 60}, r"feed_forward\.gate: expected shape \(60, 32\), found \(56, 32\)"),
         ({"layers": 3}, r"blocks\.2\.\S+: expected shape \(32,\), found None"),
@@ -151,16 +153,16 @@ def test_a_functional_step_trains_the_module() -> None:
     ],
     ids=str,
 )
-def test_weights_that_do_not_fit_are_refused(change: dict, said: str) -> None:
+def test_weights_that_do_not_fit_are_refused(change: dict, message: str) -> None:
     config = CONFIGS["one key head a query head"]
-    with pytest.raises(LlucidError, match=said):
+    with pytest.raises(LlucidError, match=message):
         Llama.from_weights(initialise(config), replace(config, **change))
 
 
 def test_state_dict_round_trip() -> None:
     """Through a file, into a module without storage."""
     config = CONFIGS["one for all, tied"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 1, 9)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 1, 9)
     torch.save(module.state_dict(), file := io.BytesIO())
     file.seek(0)
     other = Llama(config, seed=None)
@@ -172,9 +174,9 @@ def test_state_dict_round_trip() -> None:
 # --------------------------------------------------------------------------------------------- dropout
 
 
-def test_dropout_drops_in_training_alone() -> None:
+def test_dropout_only_in_training() -> None:
     config = replace(CONFIGS["one for two"], dropout=0.25)
-    weights, tokens = lively(config), some_tokens(config, 1, 16)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 16)
     module = Llama.from_weights(weights, config)
     torch.manual_seed(1)
     first = module(tokens)
@@ -189,7 +191,7 @@ def test_dropout_drops_in_training_alone() -> None:
     assert not torch.equal(module(tokens), llama(tokens, weights, config))
 
 
-def test_dropout_is_where_the_functions_have_it() -> None:
+def test_dropout_is_in_the_same_places_as_in_the_functions() -> None:
     """After the embedding, the attention and the feed-forward network of each block: 1 + 2 · layers times."""
     config = replace(CONFIGS["one for two"], dropout=0.25)
     module = Llama(config)
@@ -206,7 +208,7 @@ def test_dropout_is_where_the_functions_have_it() -> None:
 
 def test_forward_hooks_see_every_part() -> None:
     config = CONFIGS["one for two"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 2, 6)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 6)
     seen: dict[str, Tensor] = {}
     handles = [
         part.register_forward_hook(lambda part, inputs, output, name=name: seen.__setitem__(name, output))
@@ -234,10 +236,10 @@ LORA_TARGETS = ["query", "key", "value", "output", "gate", "up", "down"]
 
 
 def test_lora_by_peft() -> None:
-    """Adapters on every matrix: they alone learn; merged, `weights()` holds them."""
+    """Adapters on every matrix: only they learn; after merging, `weights()` includes them."""
     peft = pytest.importorskip("peft", reason="peft is not installed")
     config = CONFIGS["one for two"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 2, 12)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 12)
     before, untouched = module(tokens).detach(), copied(module.weights())
     adapted = peft.get_peft_model(
         module, peft.LoraConfig(r=4, target_modules=r"blocks\..*\.(" + "|".join(LORA_TARGETS) + ")")
@@ -270,12 +272,12 @@ def test_lora_by_peft() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_shape_checks")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # PyTorch's own, on first compiling
 def test_compiled_equals_eager() -> None:
-    """Logits and gradients, in one graph and with no warning of complex numbers; also of a Decoder alone."""
+    """Logits and gradients, in one graph and with no warning of complex numbers; also of a Decoder by itself."""
     config = CONFIGS["scaling of Llama 3.1"]
-    module, tokens = Llama.from_weights(lively(config), config), some_tokens(config, 2, 16)
+    module, tokens = Llama.from_weights(random_weights(config), config), some_tokens(config, 2, 16)
     compiled = torch.compile(module, fullgraph=True)
     gradients = []
     for each in (compiled, module):
@@ -289,11 +291,11 @@ def test_compiled_equals_eager() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_shape_checks")
 def test_exported_equals_eager(tmp_path: Path) -> None:
     """A program for any batch and length, through a file."""
     config = CONFIGS["one for two"]
-    module = Llama.from_weights(lively(config), config).eval()
+    module = Llama.from_weights(random_weights(config), config).eval()
     batch, seq = torch.export.Dim("batch", max=64), torch.export.Dim("seq", max=config.context)
     program = torch.export.export(module, (some_tokens(config, 2, 8),), dynamic_shapes=({0: batch, 1: seq},))
     torch.export.save(program, tmp_path / "llama.pt2")
@@ -305,11 +307,11 @@ def test_exported_equals_eager(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("without_shape_checks")
 def test_exported_in_bfloat16_takes_any_length() -> None:
-    """Also one at which eager attention goes another way; equal to it within the rounding of bfloat16."""
+    """Also a length for which eager attention computes in pieces; equal within the rounding of bfloat16."""
     config = CONFIGS["one for two"]
-    module = Llama.from_weights(lively(config, dtype=torch.bfloat16), config).eval()
+    module = Llama.from_weights(random_weights(config, dtype=torch.bfloat16), config).eval()
     program = torch.export.export(
         module, (some_tokens(config, 2, 8),), dynamic_shapes=({1: torch.export.Dim("seq", max=512)},)
     )
@@ -319,14 +321,14 @@ def test_exported_in_bfloat16_takes_any_length() -> None:
         assert (found - expected).square().mean().sqrt() < 30 * 2**-9 * expected.std()
 
 
-def one_of_two(rank: int, meeting: Path) -> None:
+def train_sharded(rank: int, meeting: Path) -> None:
     """One of two processes, each of which keeps half of every parameter and learns from one of two rows."""
     from torch.distributed import barrier, destroy_process_group, init_process_group
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     config = CONFIGS["one for all, tied"]
-    weights, tokens = lively(config), some_tokens(config, 2, 12)
+    weights, tokens = random_weights(config), some_tokens(config, 2, 12)
     whole, module = copied(weights), Llama.from_weights(copied(weights), config)
     init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
@@ -347,12 +349,12 @@ def one_of_two(rank: int, meeting: Path) -> None:
 @pytest.mark.slow
 def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
     """Over two processes: logits of each one's row, and the gradients of the mean over both."""
-    script = "import sys, pathlib; from tests.test_llama_module import *; one_of_two(int(sys.argv[1]), "
+    script = "import sys, pathlib; from tests.test_llama_module import *; train_sharded(int(sys.argv[1]), "
     words = [sys.executable, "-c", f"{script}pathlib.Path(sys.argv[2]))"]
     both = [
         subprocess.Popen([*words, str(rank), str(tmp_path / "meeting")], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     for process in both:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, said

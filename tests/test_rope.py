@@ -19,9 +19,9 @@ from llucid.errors import LlucidError
 from llucid.generation.batch import Batch
 from llucid.llama import llama, rope_frequencies
 from llucid.llama_module import Llama
-from llucid.rope import frequencies, length, slowdowns
+from llucid.rope import dynamic_length, frequencies, slowdowns
 from tests.checkpoints.models import model_of
-from tests.test_llama import lively, some_tokens
+from tests.test_llama import random_weights, some_tokens
 
 CONFIG = Config(
     dim=32, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=56, vocab_size=50, context=128, rope_theta=500.0
@@ -43,7 +43,7 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) -> None:
     """Through our folder, which they open, and through theirs, which we open; each spelling."""
-    weights, tokens = lively(config), some_tokens(config, 1, 300)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 300)
     save(model_of(config)._replace(weights=weights), tmp_path / "ours")
     theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager")
     expected = theirs(tokens).logits.detach()
@@ -63,7 +63,7 @@ def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) 
 
 def test_the_engine_computes_the_same(config: Config) -> None:
     """In C where it can be built; within the context, where generation stays."""
-    weights, tokens = lively(config), some_tokens(config, 1, 100)
+    weights, tokens = random_weights(config), some_tokens(config, 1, 100)
     found = Batch(model_of(config)._replace(weights=weights)).read(tokens[0].tolist())
     expected = llama(tokens, weights, config)[0, -1, : len(found)]
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-4, atol=1e-4)
@@ -80,8 +80,8 @@ def test_dynamic_scaling_begins_beyond_the_context() -> None:
     assert (slowdowns(config, 129)[1:] > 1).all()
     assert slowdowns(config, 256).max() == pytest.approx(3 * 2 - 2)
     padding = torch.tensor([2**31 - 1])
-    assert length(config, padding) == 0
-    assert length(config, torch.cat([torch.arange(256), padding])) == 256
+    assert dynamic_length(config, padding) == 0
+    assert dynamic_length(config, torch.cat([torch.arange(256), padding])) == 256
 
 
 def test_gguf_keeps_them(config: Config, tmp_path: Path) -> None:
@@ -124,3 +124,24 @@ def test_spellings_of_config_json(reported: dict[str, Any], expected: Any, tmp_p
     del config["rope_parameters"]
     file.write_text(json.dumps(config | {"rope_scaling": reported}))
     assert load(tmp_path / "model", device="cpu").config.rope_scaling == expected
+
+
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+@pytest.mark.parametrize("inner", [{}, {"original_max_position_embeddings": 32}])
+@pytest.mark.parametrize("outer", [{}, {"original_max_position_embeddings": 64}])
+def test_where_the_original_context_is_said(
+    kind: str, inner: dict[str, Any], outer: dict[str, Any], tmp_path: Path
+) -> None:
+    """In the scaling, or nowhere: then it is the context. As in transformers, one beside the scaling is ignored."""
+    save(model_of(CONFIG), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]
+    scaling = {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind == "yarn":
+        scaling = {"rope_type": kind, "factor": None}
+    (tmp_path / "config.json").write_text(json.dumps(config | outer | {"rope_scaling": scaling | inner}))
+    found = load(tmp_path, device="cpu").config.rope_scaling
+    theirs = transformers.LlamaConfig.from_pretrained(tmp_path)
+    assert isinstance(found, YarnScaling | RopeScaling)
+    assert found.original_context == theirs.rope_parameters["original_max_position_embeddings"]
+    assert found.factor == (CONFIG.context / found.original_context if kind == "yarn" else 4.0)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, 8: 3, 4: 4}
-"""llama.c's numbers for how a matrix is stored: by its dtype or, if it is quantised, its bits."""
+KINDS = {"float32": 0, "bfloat16": 1, "float16": 2, "Q8_0": 3, "Q4_0": 4, "Q4_K": 5, "Q5_K": 6, "Q6_K": 7}
+"""llama.c's numbers for how a matrix is stored: by its dtype or, if it is quantised, its form."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,8 +26,9 @@ def keep_freed() -> None:
 
 
 def release(mapped: NDArray[Any]) -> None:
-    """Gives the memory of a contiguous mapped array that nobody has changed back to the system, so that a copy of it
-    does not count twice. It can still be read, from the file again. Pages that it shares with others stay (madvise(2)).
+    """Returns the memory of a contiguous, unchanged mapped array to the system, so that a copy does not count twice.
+
+    Reading the array again reads the file. Pages that it shares with other arrays stay (madvise(2)).
     """
     page, start = mmap.PAGESIZE, mapped.ctypes.data
     begin = -(-start // page) * page

@@ -1,12 +1,13 @@
-"""Matrices in groups of 32 integers that share a scale: w ≈ scale · integer, in 8 or in 4 bits.
+"""Quantised matrices: blocks of integers of a few bits that share scales, bit for bit as GGUF stores them.
 
-The groups are those of GGUF's Q8_0 and Q4_0, number for number: ggml's ggml-quants.c. llama.c reads them as they are
-stored here, which is why 16 rows lie side by side: of each group, 4 numbers of the first row, 4 of the second, and so
-on, then the next 4. PyTorch dequantises a matrix whenever it computes with it (llucid/fast.py).
+llama.c reads them as they are stored here, which is why 16 rows lie side by side: of each block, 4 bytes of the first
+row, 4 of the second, and so on, then the next 4. PyTorch dequantises a matrix whenever it computes with it
+(llucid/fast.py). Source of the forms: ggml's ggml-quants.c.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float16, Int, UInt8
@@ -16,33 +17,55 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GROUP = 32
-"""Numbers that share a scale."""
+"""Numbers that share a scale in Q8_0 and Q4_0."""
 TILE = 16
 """Rows that lie side by side."""
 CHUNK = 2**22
 """Numbers that are quantised or dequantised at a time, which bounds the memory that this takes."""
 
 
+class Form(NamedTuple):
+    """How a block of a row is stored in GGUF."""
+
+    block: int
+    """Numbers in a block."""
+    size: int
+    """Bytes of a block."""
+    scales: slice
+    """Those of its bytes that are float16: scales, and in some forms minima. They are its first or its last ones."""
+
+    @property
+    def numbers(self) -> slice:
+        """The other bytes."""
+        return slice(self.scales.stop, self.size) if self.scales.start == 0 else slice(self.scales.start)
+
+
+FORMS = {
+    "Q8_0": Form(32, 34, slice(0, 2)),
+    "Q4_0": Form(32, 18, slice(0, 2)),
+    "Q4_K": Form(256, 144, slice(0, 4)),
+    "Q5_K": Form(256, 176, slice(0, 4)),
+    "Q6_K": Form(256, 210, slice(208, 210)),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Quantized:
     """A quantised matrix [rows, columns]. Its arrays are PyTorch's or, where PyTorch is not imported, NumPy's."""
 
-    numbers: UInt8[Any, "tiles groups bits 16 4"]
-    """Each integer plus 128, one in a byte; or plus 8, two in a byte, number k of a group in the lower half and number
-    k + 16 in the upper one. A group of 32 takes `bits` words of 4 bytes."""
-    scales: Float16[Any, "tiles groups 16"]
+    form: str
+    """One of FORMS."""
+    numbers: UInt8[Any, "tiles blocks words 16 4"]
+    """All bytes of the blocks but the scales, in their order in the file; only Q8_0's integers are stored plus 128."""
+    scales: Float16[Any, "tiles scales 16"]
+    """Those of the first block, one or two, those of the second and so on."""
     rows: int
     dtype: Any
     """The dtype that it computes in; with NumPy's arrays, the name of that dtype."""
 
     @property
-    def bits(self) -> int:
-        """8 or 4."""
-        return self.numbers.shape[2]
-
-    @property
     def shape(self) -> tuple[int, int]:
-        return self.rows, self.numbers.shape[1] * GROUP
+        return self.rows, self.numbers.shape[1] * FORMS[self.form].block
 
     @property
     def ndim(self) -> int:
@@ -53,7 +76,7 @@ class Quantized:
         return self.numbers.device
 
     def __repr__(self) -> str:
-        return f"Quantized({list(self.shape)}, {self.bits} bits, {self.dtype})"
+        return f"Quantized({list(self.shape)}, {self.form}, {self.dtype})"
 
     def numel(self) -> int:
         return self.rows * self.shape[1]
@@ -65,12 +88,12 @@ class Quantized:
         if isinstance(self.numbers, torch.Tensor):
             return self
         arrays = torch.from_numpy(self.numbers), torch.from_numpy(self.scales)
-        return Quantized(*arrays, self.rows, getattr(torch, self.dtype))
+        return Quantized(self.form, *arrays, self.rows, getattr(torch, self.dtype))
 
     def to(self, device: Any = None, dtype: Any = None) -> "Quantized":
         """The same matrix, its arrays as tensors on this device, which computes in this dtype."""
         w = self.tensor()
-        return Quantized(w.numbers.to(device), w.scales.to(device), w.rows, dtype or w.dtype)
+        return replace(w, numbers=w.numbers.to(device), scales=w.scales.to(device), dtype=dtype or w.dtype)
 
     def dense(self) -> "Float[Tensor, 'rows columns']":
         """The matrix as an ordinary tensor, dequantised some rows at a time."""
@@ -78,19 +101,17 @@ class Quantized:
 
         w = self.tensor()
         dense = torch.empty(w.shape, dtype=w.dtype, device=w.device)
-        step = rows_in_chunk(w.shape[1]) // TILE
-        for start in range(0, len(w.numbers), step):
-            words = w.numbers[start : start + step].view(torch.int32)[..., 0].permute(0, 3, 1, 2).contiguous()
-            rows = dequantized(words[..., None].view(torch.uint8), w.scales[start : start + step].mT).flatten(0, 1)
-            begin = start * TILE
-            dense[begin : begin + len(rows)] = rows[: len(dense) - begin]
+        step = rows_in_chunk(w.shape[1])
+        for start in range(0, w.rows, step):
+            rows = dequantized(blocks_of(w, slice(start // TILE, (start + step) // TILE)), w.form)
+            dense[start : start + step] = rows[: w.rows - start]
         return dense
 
     def rows_of(self, ids: "Int[Tensor, '*shape']") -> "Float[Tensor, '*shape columns']":
         """Rows of `dense()`; no other rows are dequantised."""
         w = self.tensor()
         tile, row = ids // TILE, ids % TILE
-        return dequantized(w.numbers[tile, :, :, row], w.scales[tile, :, row]).to(w.dtype)
+        return dequantized(in_blocks(w.form, w.numbers[tile, :, :, row], w.scales[tile, :, row]), w.form).to(w.dtype)
 
 
 def rows_in_chunk(columns: int) -> int:
@@ -98,40 +119,108 @@ def rows_in_chunk(columns: int) -> int:
     return max(1, CHUNK // columns // TILE) * TILE
 
 
-def dequantized(
-    numbers: "UInt8[Tensor, '*rows groups bits 4']", scales: "Float16[Tensor, '*rows groups']"
-) -> "Float[Tensor, '*rows columns']":
-    """scale · integer."""
-    import torch
-
-    flat = numbers.flatten(-2)
-    integers = flat.float() - 128 if flat.shape[-1] == GROUP else torch.cat([flat & 15, flat >> 4], -1).float() - 8
-    return (integers * scales[..., None].float()).flatten(-2)
-
-
-def from_blocks(blocks: UInt8[NDArray[np.uint8], "rows groups bytes"]) -> Quantized:
-    """The matrix that GGUF stores in blocks, bit for bit: a float16 scale, then 32 bytes (Q8_0) or 16 (Q4_0)."""
-    rows, groups, size = blocks.shape
-    tiles, quads = -(-rows // TILE), (size - 2) // 4
-    words, scales = np.zeros((tiles, groups, quads, TILE), np.int32), np.zeros((tiles, groups, TILE), np.float16)
-    numbers, scale = blocks[..., 2:].view(np.int32), blocks[..., :2].view(np.float16)[..., 0]
-    whole, step = rows // TILE, max(1, 2**11 // groups)
+def from_blocks(
+    blocks: UInt8[NDArray[np.uint8], "rows blocks bytes"],
+    form: str,
+    done: Callable[[NDArray[np.uint8]], None] = lambda rows: None,
+) -> Quantized:
+    """The matrix that GGUF stores in these blocks; `done` is called with rows that are not read again."""
+    rows, count, _ = blocks.shape
+    tiles, kind = -(-rows // TILE), FORMS[form]
+    numbers, scales = blocks[..., kind.numbers].view(np.int32), blocks[..., kind.scales].view(np.float16)
+    size, each = numbers.shape[2], scales.shape[2]
+    words = np.zeros((tiles, count, size, TILE), np.int32)
+    halves = np.zeros((tiles, count, each, TILE), np.float16)
+    whole, step = rows // TILE, max(1, 2**14 // (count * size))
     for start, end in [*((start, min(start + step, whole)) for start in range(0, whole, step)), (whole, tiles)]:
         part, height = slice(start * TILE, end * TILE), TILE if end <= whole else rows % TILE
-        words[start:end, ..., :height] = numbers[part].reshape(-1, height, groups, quads).transpose(0, 2, 3, 1)
-        if quads == 8:  # from signed to + 128, while it is in the processor's cache
+        words[start:end, ..., :height] = numbers[part].reshape(-1, height, count, size).transpose(0, 2, 3, 1)
+        if form == "Q8_0":  # from signed to + 128, while it is in the processor's cache
             words[start:end] ^= np.int32(-0x7F7F7F80)
-        scales[start:end, ..., :height] = scale[part].reshape(-1, height, groups).swapaxes(1, 2)
-    return Quantized(words[..., None].view(np.uint8), scales, rows, "float32")
+        halves[start:end, ..., :height] = scales[part].reshape(-1, height, count, each).transpose(0, 2, 3, 1)
+        done(blocks[part])
+    return Quantized(form, words[..., None].view(np.uint8), halves.reshape(tiles, -1, TILE), rows, "float32")
 
 
-def to_blocks(w: Quantized) -> "UInt8[Tensor, 'rows groups bytes']":
+def to_blocks(w: Quantized) -> "UInt8[Tensor, 'rows blocks bytes']":
     """GGUF's blocks, bit for bit: the inverse of `from_blocks`."""
+    return blocks_of(w.tensor(), slice(None))[: w.rows]
+
+
+def blocks_of(w: Quantized, tiles: slice) -> "UInt8[Tensor, 'rows blocks bytes']":
+    """The blocks of all rows of some tiles."""
     import torch
 
-    w = w.tensor()
-    numbers = w.numbers.view(torch.int32)[..., 0].permute(0, 3, 1, 2).contiguous().view(torch.uint8).flatten(0, 1)
-    if w.bits == 8:
-        numbers = numbers ^ 128
-    scales = w.scales.mT.flatten(0, 1)[..., None].contiguous().view(torch.uint8)
-    return torch.cat([scales, numbers], -1)[: w.rows]
+    words = w.numbers[tiles].view(torch.int32)[..., 0].permute(0, 3, 1, 2).contiguous()
+    return in_blocks(w.form, words[..., None].view(torch.uint8).flatten(0, 1), w.scales[tiles].mT.flatten(0, 1))
+
+
+def in_blocks(
+    form: str, numbers: "UInt8[Tensor, '*rows blocks words 4']", scales: "Float16[Tensor, '*rows scales']"
+) -> "UInt8[Tensor, '*rows blocks bytes']":
+    """GGUF's blocks from their parts."""
+    import torch
+
+    numbers = numbers.flatten(-2)
+    parts = [numbers ^ 128 if form == "Q8_0" else numbers]
+    parts.insert(FORMS[form].scales.start, scales.contiguous().view(-1).view(torch.uint8).view(*numbers.shape[:-1], -1))
+    return torch.cat(parts, -1)
+
+
+# --------------------------------------------------------------------------------------------- dequantising
+
+
+def dequantized(blocks: "UInt8[Tensor, '*rows blocks bytes']", form: str) -> "Float[Tensor, '*rows columns']":
+    """w = scale · q − less in float32, rounded as ggml rounds it."""
+    import torch
+
+    kind = FORMS[form]
+    scales = blocks[..., kind.scales].contiguous().view(torch.float16).float()
+    split = {"Q8_0": split_q8_0, "Q4_0": split_q4_0, "Q4_K": split_q4_k, "Q5_K": split_q5_k, "Q6_K": split_q6_k}[form]
+    return split(blocks[..., kind.numbers], scales).flatten(-3)
+
+
+def planes(bytes_: "UInt8[Tensor, '*rows bytes']", bits: int, length: int) -> "UInt8[Tensor, '*rows numbers']":
+    """Numbers of so many bits: the lowest bits of the first `length` bytes, then the next bits of these, and so on."""
+    import torch
+
+    parts = bytes_.unflatten(-1, (-1, length))
+    shifts = [parts >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    return torch.stack(shifts, -2).flatten(-3)
+
+
+def split_q8_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    import torch
+
+    return (numbers.view(torch.int8).float() * scales)[..., None, :]
+
+
+def split_q4_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    return ((planes(numbers, 4, 16).float() - 8) * scales)[..., None, :]
+
+
+def split_q4_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    return affine(numbers[..., :12], planes(numbers[..., 12:], 4, 32), scales)
+
+
+def split_q5_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    q = planes(numbers[..., 44:], 4, 32) | planes(numbers[..., 12:44], 1, 32) << 4
+    return affine(numbers[..., :12], q, scales)
+
+
+def split_q6_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+    import torch
+
+    q = planes(numbers[..., :128], 4, 64) | planes(numbers[..., 128:192], 2, 32) << 4
+    scale = scales * numbers[..., 192:].contiguous().view(torch.int8)
+    return (q.unflatten(-1, (16, 16)).float() - 32) * scale[..., None]
+
+
+def affine(whole: "Tensor", q: "Tensor", scales: "Tensor") -> "Tensor":
+    """Eight scales and eight minima of 6 bits in 12 bytes: ggml-quants.c, get_scale_min_k4."""
+    import torch
+
+    first, second, rest = whole.unflatten(-1, (3, 4)).unbind(-2)
+    scale = torch.cat([first & 63, rest & 15 | first >> 6 << 4], -1) * scales[..., :1]
+    less = torch.cat([second & 63, rest >> 4 | second >> 6 << 4], -1) * scales[..., 1:]
+    return q.unflatten(-1, (8, 32)).float() * scale[..., None] - less[..., None]

@@ -5,12 +5,8 @@ terminal.py     the conversation in a terminal, or through a pipe
 storyteller/    a model to talk with, made by `llucid train --chat fables`
 """
 
-from pathlib import Path
-
 from llucid.chat.session import Conversation, Session
+from llucid.checkpoints.hub import STORYTELLER
 from llucid.dialogs import NotAChatModel, encode_dialog, encode_learned, format_of
 
 __all__ = ["STORYTELLER", "Conversation", "NotAChatModel", "Session", "encode_dialog", "encode_learned", "format_of"]
-
-STORYTELLER = Path(__file__).with_name("storyteller")
-"""The model that comes with the package: a Hugging Face folder."""

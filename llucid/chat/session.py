@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import write_text_atomically
-from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, stream
+from llucid.files import read_json, write_text_atomically
+from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, sampling_of, stream
 from llucid.model import Model
 from llucid.tokenizers.text import replace_surrogates
-from llucid.tokenizers.tokenizer_json import read_json
 
 Message = dict[str, str]
 
@@ -61,14 +60,11 @@ class Conversation(NamedTuple):
     @classmethod
     def load(cls, path: Path) -> "Conversation":
         """The conversation in a JSON file. Raises LlucidError if the file holds anything else."""
-        try:
-            with prefix_errors(path):
-                messages = read_json(path).get("messages")
-                if not isinstance(messages, list):
-                    raise LlucidError("expected a list under 'messages'")
-                dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
-        except OSError as error:
-            raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
+        with prefix_errors(path):
+            messages = read_json(path).get("messages")
+            if not isinstance(messages, list):
+                raise LlucidError("expected a list under 'messages'")
+            dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
             raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")
         system = dialog.pop(0)["content"] if dialog and dialog[0]["role"] == "system" else ""
@@ -78,9 +74,10 @@ class Conversation(NamedTuple):
 class Session:
     """A conversation with a model.
 
-    `format` is that of `encode_dialog`; None takes the model's own. `template_values` are more of its arguments: tools,
-    documents, enable_thinking. Raises NotAChatModel if the model has no format, and LlucidError for an unknown format
-    or for values that it has no place for.
+    `format` is that of `encode_dialog`; None takes the model's own. `sampling`: None takes the model's own
+    (`sampling_of`). `template_values` are more arguments of `encode_dialog`: tools, documents, enable_thinking. Raises
+    NotAChatModel if the model has no format, and LlucidError for an unknown format or for values that it has no place
+    for.
     """
 
     def __init__(
@@ -100,7 +97,7 @@ class Session:
         if self.template_values:  # refused now rather than after the first question
             encode_dialog([{"role": "user", "content": ""}], model.text(), self.format, **self.template_values)
         self.conversation = Conversation(system)
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
         self.reseed(seed)
         self.used = 0

@@ -4,23 +4,20 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Any
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
-from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.key_binding import KeyBindings
 from rich.console import Console
 
 from llucid.chat.session import Conversation, Session
 from llucid.dialogs.formats import NotAChatModel
 from llucid.errors import PRINTABLE, LlucidError, one_line
 from llucid.files import cache_folder
-from llucid.generation import Sampling
 from llucid.generation.screen import screen
-from llucid.model import Model
 from llucid.weights import parameter_count
 
 Answer = Generator[str]
@@ -28,43 +25,21 @@ Answer = Generator[str]
 KEYS = "Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Ctrl-D leaves, /help lists the commands"
 
 
-def talk(
-    model: Model,
-    name: str,
-    *,
-    system: str = "",
-    format: str | None = None,
-    sampling: Sampling | None = None,
-    max_tokens: int = 1024,
-    seed: int | None = None,
-    template_values: Mapping[str, Any] | None = None,
-    hint: str = "",
-) -> None:
+def talk(begin: Callable[..., Session], name: str, *, format: str | None = None, hint: str = "") -> None:
     """Runs a conversation with the model called `name`, until the user leaves or the input ends.
 
-    A terminal shows `hint`, which says what the model can be asked. Without a chat format, the model continues what the
-    user writes in a terminal; through a pipe that is NotAChatModel, and other bad input is a LlucidError.
+    `begin(format=…)` returns the session. A terminal shows `hint`, which says what the model can be asked. Without a
+    chat format, the model continues what the user writes in a terminal; through a pipe that is NotAChatModel, and other
+    bad input is a LlucidError.
     """
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     console = Console(highlight=False, markup=False, emoji=False)
-
-    def begin(format: str | None) -> Session:
-        return Session(
-            model,
-            system=system,
-            format=format,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            seed=seed,
-            template_values=template_values,
-        )
-
     try:
-        session = begin(format)
+        session = begin(format=format)
     except NotAChatModel:
         if not terminal:
             raise
-        session = begin("plain")
+        session = begin(format="plain")
     if terminal:
         for text, style in ((f"{name}: {description(session)}", ""), (hint, ""), (KEYS, "dim")):
             if text:
@@ -282,8 +257,8 @@ def forgotten_since(session: Session, before: int) -> list[str]:
 def line_editor(session: Session) -> "PromptSession[str]":
     """Edits several lines, with a history, completion of commands and a status line."""
     keys = KeyBindings()
-    keys.add("enter")(send)
-    keys.add("escape", "enter")(break_line)
+    keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     return PromptSession(
         multiline=True,
         key_bindings=keys,
@@ -296,14 +271,6 @@ def line_editor(session: Session) -> "PromptSession[str]":
         enable_suspend=True,  # Ctrl-Z
         bottom_toolbar=lambda: status_line(session),
     )
-
-
-def send(event: KeyPressEvent) -> None:
-    event.current_buffer.validate_and_handle()
-
-
-def break_line(event: KeyPressEvent) -> None:
-    event.current_buffer.insert_text("\n")
 
 
 def status_line(session: Session) -> str:

@@ -28,7 +28,7 @@ from llucid.arrays.devices import choose_device, only_cpu
 from llucid.arrays.dtypes import choose_dtype, dtype_of
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
-from llucid.checkpoints.generation_config import copy_generation_config
+from llucid.checkpoints.generation_config import copy_generation_config, sampling_defaults
 from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
@@ -65,8 +65,10 @@ KIND_NAMES = {
 def format_of(path: Path) -> tuple[str, Format]:
     """The format of the model at `path`, recognised by its content. Raises LlucidError if there is no model."""
     if not path.exists():
-        command = f"llucid train --out {shlex.quote(str(path))}"
-        raise LlucidError(f"{path}: there is no such file or folder; train a model with: {command}")
+        missing = f"{path}: there is no such file or folder"
+        if any(map(str.isspace, str(path))):
+            raise LlucidError(f"{missing}; if it is a text, name a model before it, such as storyteller")
+        raise LlucidError(f"{missing}; train a model with: llucid train --out {shlex.quote(str(path))}")
     for name in FORMATS:
         if (format := _format(name)).recognises(path):
             return name, format
@@ -98,8 +100,8 @@ def load(
     dtype: of the weights; None keeps the dtype of the file, or that of the embedding if the file has several.
     device: None chooses a GPU if there is one.
     tokenizer: the path of a tokenizer to use instead of the model's own.
-    quantize: "int8" or "int4" quantises the matrices, except those that are Q8_0 or Q4_0 in a GGUF file, which are
-        kept; "file" only keeps these, on a CPU.
+    quantize: "int8" or "int4" quantises the matrices, except those that a GGUF file has quantised (Q8_0, Q4_0, Q4_K,
+        Q5_K, Q6_K), which are kept; "file" only keeps these, on a CPU.
     mapped: leaves the weights as NumPy's memory maps if no option needs PyTorch and llama.c can read them;
         `llucid.generation` then imports PyTorch only if it is faster.
 
@@ -146,7 +148,8 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
     chat_format = template if isinstance(template, str) else None
     open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
-    return Model(config, open_weights(path, config), _tokenizer(path, format, config, tokenizer), chat_format)
+    tokens = _tokenizer(path, format, config, tokenizer)
+    return Model(config, open_weights(path, config), tokens, chat_format, sampling_defaults(path))
 
 
 def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None) -> Tokenizer | None:
@@ -190,7 +193,6 @@ def describe(path: str | Path) -> dict[str, str]:
         facts["bos, eos"] = ", ".join("none" if token is None else str(token) for token in tokenizer[2:4])
     except LlucidError as error:
         facts["tokenizer"] = f"none ({one_line(error)})"
-    facts["tied"] = "the embedding is the output matrix" if config.tied_embeddings else "none"
     inferred = getattr(format, "inferred", lambda path: set[str]())(path)
     note = dict.fromkeys(inferred, " (inferred: not in any file)")
     values = {item.name: getattr(config, item.name) for item in fields(config)}
@@ -222,6 +224,9 @@ def save(
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
         raise LlucidError(f"version={version}: only the format llama2c has versions")
+    if model.sampling and format != "huggingface":
+        lost = ", ".join(f"{name} {value:g}" for name, value in model.sampling.items())
+        note(f"{out}: this format has no place for the settings of generation_config.json: {lost}")
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):

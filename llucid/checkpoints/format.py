@@ -36,7 +36,7 @@ class Format(Protocol):
         ...
 
     def read_config(self, path: Path) -> Config:
-        """The numbers of the model, from headers alone."""
+        """The numbers of the model, from headers only."""
         ...
 
     def read_header(self, path: Path) -> Header:

@@ -7,6 +7,7 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays import Quantized
 from llucid.arrays.dtypes import full_name, name_of_dtype
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.gguf_blocks import GGML_TYPES, WRITABLE, GgmlType
+from llucid.checkpoints.gguf_blocks import GGML_TYPES, NUMBERS, WRITABLE, GgmlType
 from llucid.checkpoints.gguf_file import (
     ALIGNMENT,
     FileHeader,
@@ -49,13 +51,22 @@ NAMES = {
     "blocks.N.attention.key": "blk.N.attn_k.weight",
     "blocks.N.attention.value": "blk.N.attn_v.weight",
     "blocks.N.attention.output": "blk.N.attn_output.weight",
+    "blocks.N.attention.query_bias": "blk.N.attn_q.bias",
+    "blocks.N.attention.key_bias": "blk.N.attn_k.bias",
+    "blocks.N.attention.value_bias": "blk.N.attn_v.bias",
+    "blocks.N.attention.output_bias": "blk.N.attn_output.bias",
     "blocks.N.feed_forward_norm": "blk.N.ffn_norm.weight",
     "blocks.N.feed_forward.gate": "blk.N.ffn_gate.weight",
     "blocks.N.feed_forward.up": "blk.N.ffn_up.weight",
     "blocks.N.feed_forward.down": "blk.N.ffn_down.weight",
+    "blocks.N.feed_forward.gate_bias": "blk.N.ffn_gate.bias",
+    "blocks.N.feed_forward.up_bias": "blk.N.ffn_up.bias",
+    "blocks.N.feed_forward.down_bias": "blk.N.ffn_down.bias",
     "norm": "output_norm.weight",
     "output": "output.weight",
 }
+ATTENTION_BIASES = tuple(f".attn_{name}.bias" for name in ("q", "k", "v", "output"))
+MLP_BIASES = tuple(f".ffn_{name}.bias" for name in ("gate", "up", "down"))
 SLOWDOWNS = "rope_freqs.weight"
 """The factor by which each pair of RoPE is slowed: Llama 3.1's scaling, precomputed."""
 
@@ -111,7 +122,16 @@ SCALING_KEYS = {
 ggml_rope_yarn."""
 
 
-FILE_TYPES = {"float32": 0, "float16": 1, "Q4_0": 2, "Q8_0": 7, "bfloat16": 32}
+FILE_TYPES = {
+    "float32": 0,
+    "float16": 1,
+    "Q4_0": 2,
+    "Q8_0": 7,
+    "bfloat16": 32,
+    "Q4_K": 15,
+    "Q5_K": 17,
+    "Q6_K": 18,
+}
 """llama.cpp's file type (llama_ftype) by the type of most matrices."""
 
 
@@ -133,7 +153,8 @@ def weight_files(path: Path) -> list[Path]:
 
 
 def read_config(path: Path) -> Config:
-    """The Config from the file's metadata. The embedding gives the vocabulary size; no output matrix means tied.
+    """The Config from the file's metadata and, where it has no key, from the tensors: the embedding gives the
+    vocabulary size, no output matrix means tied, and there may be biases.
 
     Raises LlucidError, which names the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
@@ -178,6 +199,8 @@ def config_from_header(header: FileHeader) -> Config:
             norm_eps=real(metadata, KEYS["norm_eps"], path),
             rope_theta=real(metadata, KEYS["rope_theta"], path, 10_000.0),
             tied_embeddings=NAMES["output"] not in header.tensors,
+            attention_bias=any(name.endswith(ATTENTION_BIASES) for name in header.tensors),
+            mlp_bias=any(name.endswith(MLP_BIASES) for name in header.tensors),
         )
         return replace(config, rope_scaling=read_scaling(header, config, metadata))
 
@@ -255,7 +278,7 @@ def open_weights(path: Path, config: Config) -> Weights:
 
 
 def open_quantized(path: Path, config: Config) -> Weights:
-    """Like `open_weights`, but Q8_0 and Q4_0 matrices stay quantised, bit for bit."""
+    """Like `open_weights`, but matrices in a form that `Quantized` has stay quantised, bit for bit."""
     return _open(path, config, keep=True)
 
 
@@ -311,9 +334,9 @@ class Metadata(Mapping[str, Any]):
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
     """Writes one file that contains the tokenizer, with one tensor in memory at a time.
 
-    `dtype` is the type of the matrices: float32, float16, bfloat16, Q8_0 or Q4_0. As in llama.cpp, norms are always
-    float32, and matrices whose rows are not a multiple of 32 numbers are float16 instead of Q8_0 or Q4_0. Raises
-    LlucidError, which names the number, for a model that GGUF cannot hold.
+    `dtype` is the type of the matrices: float32, float16, bfloat16, Q8_0 or Q4_0. As in llama.cpp, norms and biases
+    are always float32, and matrices whose rows are not a multiple of 32 numbers are float16 instead of Q8_0 or Q4_0.
+    Raises LlucidError, which names the number, for a model that GGUF cannot hold.
     """
     import torch
 
@@ -330,7 +353,7 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp writes it
     if model.tokenizer:
         vocabulary = write_vocabulary(model.tokenizer, config.vocab_size)
-    metadata = config_metadata(config, tensors[0].kind.name) | vocabulary
+    metadata = config_metadata(config, usual_kind(tensors)) | vocabulary
     total = sum(tensor.size for tensor in tensors)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -341,6 +364,14 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
                 done += file.write(chunk)
             file.write(bytes(-tensor.size % ALIGNMENT))
             progress(done, total)
+
+
+def usual_kind(tensors: list[PendingTensor]) -> str:
+    """The type of most numbers."""
+    sizes = Counter[str]()
+    for tensor in tensors:
+        sizes[tensor.kind.name] += tensor.numbers.numel()
+    return max(sizes, key=sizes.__getitem__)
 
 
 def check_config(config: Config) -> None:
@@ -374,14 +405,13 @@ def choose_type(dtype: str | None) -> GgmlType | None:
     name = full_name(dtype).replace("q8_0", "Q8_0").replace("q4_0", "Q4_0")
     if name not in WRITABLE:
         raise LlucidError(f"dtype={dtype}: GGUF can be written with {', '.join(WRITABLE)}")
-    return GGML_TYPES[WRITABLE[name]]
+    return GGML_TYPES[NUMBERS[name]]
 
 
 def pending_tensor(name: str, leaf: Leaf, chosen: GgmlType | None) -> PendingTensor:
     """The tensor with the type to store it in: the chosen one, or its own if `chosen` is None."""
-    bits = getattr(leaf, "bits", None)  # of a Quantized matrix
-    own = f"Q{bits}_0" if bits else name_of_dtype(leaf.dtype)
-    kind = chosen or GGML_TYPES[WRITABLE.get(own, 0)]
+    own = leaf.form if isinstance(leaf, Quantized) else name_of_dtype(leaf.dtype)
+    kind = chosen or GGML_TYPES[NUMBERS.get(own, 0)]
     if leaf.ndim == 1:
         kind = GGML_TYPES[0]
     elif leaf.shape[-1] % kind.block:

@@ -42,9 +42,11 @@ GGML_TYPES = {
     30: GgmlType("bfloat16", 1, 2),
 }
 """The types that llucid reads, by their number in ggml."""
-WRITABLE = {GGML_TYPES[number].name: number for number in (0, 1, 30, 8, 2)}
+NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
+WRITABLE = ("float32", "float16", "bfloat16", "Q8_0", "Q4_0")
+"""The types that plain numbers can be written in."""
 QUANTIZED_BITS: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
-"""The types that a `Quantized` matrix can hold unchanged, with its bits."""
+"""The types that matrices are quantised to, with their bits."""
 _FROM_15 = "Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M"
 UNSUPPORTED = {9: "Q8_1", **dict(enumerate(_FROM_15.split(), 15)), 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4", 40: "NVFP4"}
 """The types that llucid does not read."""

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.arrays.quantized import from_blocks
+from llucid.arrays.memory import release
+from llucid.arrays.quantized import FORMS, from_blocks
 from llucid.checkpoints.gguf_blocks import (
     CHUNK,
     GGML_TYPES,
+    NUMBERS,
     QUANTIZED_BITS,
     UNSUPPORTED,
-    WRITABLE,
     GgmlType,
     dequantize_blocks,
 )
@@ -322,13 +323,14 @@ def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
 
 
 def stored_tensor(header: FileHeader, name: str, keep: bool) -> Stored:
-    """A tensor of the file, to be read later; with `keep`, Q8_0 and Q4_0 matrices stay quantised."""
+    """A tensor of the file, to be read later; with `keep`, matrices in one of FORMS stay quantised."""
     tensor = header.tensors[name]
     shape, kind, raw = tensor.shape, tensor.kind, tensor.data
     if kind.block == 1:
         return mapped(shape, kind.name, lambda: raw.view(f"<i{kind.size}").reshape(shape))
-    if keep and kind.name in QUANTIZED_BITS and len(shape) == 2:
-        return Stored(shape, "float32", lambda: from_blocks(raw.reshape(shape[0], -1, kind.size)))
+    if keep and kind.name in FORMS and len(shape) == 2:
+        blocks = raw.reshape(shape[0], -1, kind.size)
+        return Stored(shape, "float32", lambda: from_blocks(blocks, kind.name, done=release))
     return Stored(shape, "float32", lambda: dequantize_blocks(raw, kind, shape))
 
 
@@ -357,7 +359,7 @@ def encode_header(metadata: dict[str, Any], tensors: list[PendingTensor]) -> byt
     for tensor in tensors:
         lengths = [*reversed(tensor.numbers.shape)]
         header += encode_string(tensor.name) + struct.pack(f"<I{len(lengths)}Q", len(lengths), *lengths)
-        header += struct.pack("<IQ", WRITABLE[tensor.kind.name], at)
+        header += struct.pack("<IQ", NUMBERS[tensor.kind.name], at)
         at += tensor.size + -tensor.size % ALIGNMENT
     return bytes(header) + bytes(-len(header) % ALIGNMENT)
 
@@ -394,10 +396,10 @@ def tensor_chunks(tensor: PendingTensor) -> Iterator[bytes | memoryview]:
     from llucid.arrays.quantize import quantize_matrix
     from llucid.arrays.quantized import Quantized, to_blocks
 
-    bits, numbers = QUANTIZED_BITS[tensor.kind.name], tensor.numbers
-    if isinstance(numbers, Quantized) and numbers.bits == bits:
+    numbers = tensor.numbers
+    if isinstance(numbers, Quantized) and numbers.form == tensor.kind.name:
         yield to_blocks(numbers).numpy().tobytes()
         return
-    step = max(1, CHUNK // numbers.shape[-1])
+    bits, step = QUANTIZED_BITS[tensor.kind.name], max(1, CHUNK // numbers.shape[-1])
     for rows in tensor_of(numbers).split(step):
         yield to_blocks(quantize_matrix(rows, bits)).numpy().tobytes()

@@ -7,15 +7,19 @@ from llucid.errors import LlucidError
 
 OURS = "runs/"
 """Where training writes: never asked for on the hub."""
+STORYTELLER = Path(__file__).parents[1] / "chat" / "storyteller"
+"""The model that comes with llucid."""
 
 
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
     Of a repository that holds only GGUF files, "org/name:Q4_K_M" names one. A path whose folder exists here is never
-    looked up. Raises LlucidError if nothing can be fetched.
+    looked up. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can be fetched.
     """
     path = Path(name)
+    if str(name) == "storyteller" and not path.exists():
+        return STORYTELLER
     form = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", str(name))
     if path.exists() or path.parent.exists() or not form or str(name).startswith(OURS):
         return path

@@ -15,9 +15,10 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype, name_of_dtype
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
+from llucid.checkpoints.generation_config import write_sampling
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
-from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, alike, bare, gather, mapped, renamed, tensor_of
+from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, note, prefix_errors
 from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
@@ -39,10 +40,17 @@ NAMES = {
     "blocks.N.attention.key": "model.layers.N.self_attn.k_proj.weight",
     "blocks.N.attention.value": "model.layers.N.self_attn.v_proj.weight",
     "blocks.N.attention.output": "model.layers.N.self_attn.o_proj.weight",
+    "blocks.N.attention.query_bias": "model.layers.N.self_attn.q_proj.bias",
+    "blocks.N.attention.key_bias": "model.layers.N.self_attn.k_proj.bias",
+    "blocks.N.attention.value_bias": "model.layers.N.self_attn.v_proj.bias",
+    "blocks.N.attention.output_bias": "model.layers.N.self_attn.o_proj.bias",
     "blocks.N.feed_forward_norm": "model.layers.N.post_attention_layernorm.weight",
     "blocks.N.feed_forward.gate": "model.layers.N.mlp.gate_proj.weight",
     "blocks.N.feed_forward.up": "model.layers.N.mlp.up_proj.weight",
     "blocks.N.feed_forward.down": "model.layers.N.mlp.down_proj.weight",
+    "blocks.N.feed_forward.gate_bias": "model.layers.N.mlp.gate_proj.bias",
+    "blocks.N.feed_forward.up_bias": "model.layers.N.mlp.up_proj.bias",
+    "blocks.N.feed_forward.down_bias": "model.layers.N.mlp.down_proj.bias",
     "norm": "model.norm.weight",
     "output": "lm_head.weight",
 }
@@ -54,19 +62,19 @@ def name_of(path: str) -> str:
 
 
 def halves_from_pairs(matrix: Array, heads: int) -> Array:
-    """Permutes the rows of a query or key matrix [heads·head_dim, dim] from Meta's order (RoPE rotates x₀ with x₁) to
-    Hugging Face's (x₀ with the row half a head later). For tensors and NumPy arrays."""
-    return matrix.reshape(heads, -1, 2, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
+    """Permutes the rows of a query or key matrix [heads·head_dim, dim], or of a bias, from Meta's order (RoPE rotates
+    x₀ with x₁) to Hugging Face's (x₀ with the row half a head later). For tensors and NumPy arrays."""
+    return matrix.reshape(heads, -1, 2, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def pairs_from_halves(matrix: Array, heads: int) -> Array:
     """The inverse of `halves_from_pairs`."""
-    return matrix.reshape(heads, 2, -1, matrix.shape[1]).swapaxes(1, 2).reshape(matrix.shape)
+    return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
 
 def heads_of(path: str, config: Config) -> int | None:
     """The number of heads in the rows of the array at our path, if RoPE rotates its rows."""
-    return {"query": config.heads, "key": config.kv_heads}.get(path.rpartition(".")[2])
+    return {"query": config.heads, "key": config.kv_heads}.get(path.rpartition(".")[2].removesuffix("_bias"))
 
 
 # --------------------------------------------------------------------------------------------- config.json
@@ -77,8 +85,8 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
     "sliding_window": (None,),
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
+    "attention_bias": (False, True, None),
+    "mlp_bias": (False, True, None),
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
@@ -98,6 +106,8 @@ def read_config(path: Path) -> Config:
     values = read_json(file)
     if values.get("quantization"):
         raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
+    if values.get("use_sliding_window") is False:
+        values["sliding_window"] = None
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
@@ -120,6 +130,8 @@ def read_config(path: Path) -> Config:
             rope_theta=theta,
             rope_scaling=scaling,
             tied_embeddings=bool(values.get("tie_word_embeddings", False)),
+            attention_bias=bool(values.get("attention_bias", False)),
+            mlp_bias=bool(values.get("mlp_bias", False)),
         )
 
 
@@ -152,13 +164,13 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
     if kind not in ("llama3", "linear", "dynamic", "yarn"):
         known = "default, llama3, linear, dynamic and yarn"
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
-    factor = real(rope, "factor", file)
+    context = whole(values, "max_position_embeddings", file, 2048)
+    original = whole(rope, "original_max_position_embeddings", file, context)
+    factor = real(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
     if kind == "linear":
         return LinearScaling(factor=factor)
     if kind == "dynamic":
         return DynamicScaling(factor=factor)
-    context = whole(values, "max_position_embeddings", file, 2048)
-    original = whole(rope, "original_max_position_embeddings", file, context if kind == "yarn" else None)
     if kind == "yarn":
         if rope.get("truncate") is False:
             raise LlucidError(f"{file}: truncate=false is not supported with YaRN scaling")
@@ -217,8 +229,8 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtyp
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied_embeddings,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
         "bos_token_id": bos,
         "eos_token_id": ends if len(ends) > 1 else tokenizer and tokenizer.eos,
         "dtype": dtype,
@@ -256,7 +268,7 @@ def index_of(path: Path) -> tuple[Path, dict[str, str]]:
     places = read_json(file).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise LlucidError(f"{file}: expected weight_map to be an object of tensor names and file names")
-    return file, {bare(str(name)): place for name, place in places.items()}
+    return file, {plain_name(str(name)): place for name, place in places.items()}
 
 
 def read_entries(path: Path) -> dict[str, Stored]:
@@ -294,7 +306,7 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
             bits = lambda: content[start + begin : start + end].view(width).reshape(shape)  # noqa: E731
             return mapped(shape, kind or tensor["dtype"], bits)
 
-        return {bare(name): entry(tensor) for name, tensor in header.items() if name != "__metadata__"}
+        return {plain_name(name): entry(tensor) for name, tensor in header.items() if name != "__metadata__"}
     except (SafetensorError, OSError, ValueError) as error:
         raise LlucidError(f"{file}: not a complete safetensors file ({error})") from error
 
@@ -317,7 +329,7 @@ def open_weights(path: Path, config: Config) -> Weights:
     if config.tied_embeddings:
         unused.add(NAMES["output"])
         twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
-        if twins and not alike(*twins):
+        if twins and not equal_bits(*twins):
             note(f"{path}: {NAMES['output']} is ignored, since config.json has tie_word_embeddings")
     if any(name.startswith("v_head.") for name in unused):
         note(f"{path}: v_head is ignored; it is not part of a Llama")
@@ -374,9 +386,11 @@ def write_weights(
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
-    """Writes a folder for transformers: `config.json`, `model.safetensors` and the tokenizer's files."""
+    """Writes a folder for transformers: `config.json`, `generation_config.json` if it has something to say,
+    `model.safetensors` and the tokenizer's files."""
     kind = checked_dtype(dtype)
     if model.tokenizer:
         model.tokenizer.save(out)
+    write_sampling(out, model.sampling)
     write_config(out, model.config, model.tokenizer, kind or name_of_dtype(model.weights.dtype))
     write_weights(out, model.weights, model.config, kind, progress)

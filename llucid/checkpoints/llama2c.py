@@ -25,7 +25,7 @@ from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, is_archive
 from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, first_bytes, naming
+from llucid.files import atomic_file, first_bytes, replaced_in_errors
 from llucid.model import Model
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.info import TokenizerInfo, read_info
@@ -256,13 +256,18 @@ def read_tokenizer_info(path: Path) -> TokenizerInfo:
 
 
 def check_config(config: Config) -> None:
-    """Raises LlucidError for a number that differs from the one fixed in llama2.c's programs."""
+    """Raises LlucidError for a number that differs from the one fixed in llama2.c's programs, and for more layers than
+    `parse_header` accepts."""
+    if config.layers > MAX_LAYERS:
+        raise LlucidError(f"llama2.c's format: layers={config.layers}: llucid reads at most {MAX_LAYERS}")
     width = config.dim / config.heads
     for name, value, fixed in (
         ("rope_theta", config.rope_theta, 10_000.0),
         ("rope_scaling", config.rope_scaling, None),
         ("head_dim", config.head_dim, width),
         ("norm_eps", config.norm_eps, 1e-5),
+        ("attention_bias", config.attention_bias, False),
+        ("mlp_bias", config.mlp_bias, False),
     ):
         if value != fixed:
             raise LlucidError(f"llama2.c's format cannot hold {name}={value}; its programs have {fixed}")
@@ -351,7 +356,7 @@ def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None) -> Generator[Non
 
     unfinished = folder / f".tokenizer.{os.getpid()}.partial"
     try:
-        with naming(unfinished, folder):
+        with replaced_in_errors(unfinished, folder):
             unfinished.mkdir(exist_ok=True)
             if tokenizer:
                 try:

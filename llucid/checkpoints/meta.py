@@ -14,7 +14,7 @@ from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import real, whole
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
-from llucid.checkpoints.tensors import Leaf, Stored, alike, gather, renamed
+from llucid.checkpoints.tensors import Leaf, Stored, equal_bits, gather, renamed
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
@@ -186,7 +186,7 @@ def rows(entries: dict[str, Stored], name: str, path: Path) -> int:
 def twinned(entries: dict[str, Stored]) -> bool:
     """Whether the output matrix equals the embedding bit for bit. Stops reading at the first difference."""
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
-    return bool(embedding and output and len(embedding.shape) == 2 and alike(embedding, output))
+    return bool(embedding and output and len(embedding.shape) == 2 and equal_bits(embedding, output))
 
 
 def read_header(path: Path) -> Header:
@@ -224,6 +224,9 @@ def refuse(config: Config) -> None:
         raise LlucidError(
             f"Meta's format has no head_dim: {config.head_dim} must be dim / heads = {config.dim}/{config.heads}"
         )
+    for name in ("attention_bias", "mlp_bias"):
+        if getattr(config, name):
+            raise LlucidError(f"Meta's format cannot hold {name}=True; huggingface and gguf can")
     scaling = config.rope_scaling
     if scaling and (not isinstance(scaling, RopeScaling) or scaling != RopeScaling(factor=scaling.factor)):
         raise LlucidError(f"Meta's format can only hold the rope_scaling of Llama 3.1, {SCALING}; found {scaling}")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llucid.arrays.dtypes import dtype_of, name_of_dtype
 from llucid.checkpoints.format import Progress
-from llucid.checkpoints.tensors import Leaf, Stored, bare, mapped, tensor_of
+from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, first_bytes, refuse_pointer
 
@@ -69,7 +69,7 @@ def is_archive(file: Path) -> bool:
 
 class Archive:
     """An open PyTorch archive. Raises LlucidError if its members are compressed, since their sizes could then exceed
-    the file's, or if its pickle is large beside its numbers: a byte of a pickle can take 60 bytes of memory."""
+    the file's, or if its pickle is large compared with its numbers: a byte of a pickle can take 60 bytes of memory."""
 
     def __init__(self, file: Path) -> None:
         size = file.stat().st_size
@@ -97,9 +97,10 @@ class Archive:
         """The file, writable, as PyTorch requires; writing does not change the file."""
         return np.memmap(self.file, np.uint8, mode="c")
 
-    def storage(self, kind: str, storage: Name, key: str, *_: Any) -> Storage:
+    def storage(self, kind: Any, storage: Any, key: Any, *_: Any) -> Storage:
         """The storage that a persistent id of a pickle names; its device and length are ignored."""
-        assert kind == "storage"
+        if kind != "storage" or type(key) is not str:  # the text of nested lists that share parts may be endless
+            raise ValueError("a storage without a name")
         return Storage(STORAGES[storage.name], self.members[f"data/{key}"])
 
     def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
@@ -203,8 +204,10 @@ def unpickle(archive: Archive) -> Any:
             case "GLOBAL":
                 stack.append(allowed(str(argument).replace(" ", "."), archive.file))
             case "STACK_GLOBAL":
-                name = stack.pop()
-                stack.append(allowed(f"{stack.pop()}.{name}", archive.file))
+                name, module = stack.pop(), stack.pop()
+                if type(module) is not str or type(name) is not str:
+                    raise ValueError("a name that is not text")
+                stack.append(allowed(f"{module}.{name}", archive.file))
             case "BINPERSID":
                 stack.append(archive.storage(*stack.pop()))
             case "REDUCE":
@@ -233,7 +236,7 @@ def allowed(name: str, file: Path) -> Name:
 
 
 def entries_of(state: Any, file: Path) -> dict[str, Stored]:
-    """The tensors of a state dict, by their bare names (see `bare`).
+    """The tensors of a state dict, by their plain names (see `plain_name`).
 
     Raises LlucidError for any other object, and for tensors that are together larger than the file can be.
     """
@@ -242,7 +245,7 @@ def entries_of(state: Any, file: Path) -> dict[str, Stored]:
     # Twice, since a tied matrix has two names and is stored once. A stride of 0 can claim much more.
     if sum(math.prod(entry.shape) * width_of(entry.dtype) for entry in state.values()) > 2 * file.stat().st_size:
         raise LlucidError(f"{file}: its tensors are larger than the file")
-    return {bare(str(name)): entry for name, entry in state.items()}
+    return {plain_name(str(name)): entry for name, entry in state.items()}
 
 
 def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, progress: Progress) -> None:

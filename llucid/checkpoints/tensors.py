@@ -11,7 +11,7 @@ import numpy as np
 from llucid.arrays import Mapped, Quantized
 from llucid.arrays.dtypes import dtype_of
 from llucid.config import Config
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, note
 from llucid.weights import Weights, assemble, shapes
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def mapped(shape: tuple[int, ...], dtype: str, bits: "Callable[[], NDArray[Any]]
     return Stored(shape, dtype, lambda: Mapped(dtype, bits()))
 
 
-def alike(one: Stored, other: Stored) -> bool:
+def equal_bits(one: Stored, other: Stored) -> bool:
     """Whether two matrices are equal bit for bit. Stops reading at the first difference."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
@@ -77,7 +77,7 @@ NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 
 
-def bare(name: str) -> str:
+def plain_name(name: str) -> str:
     """A tensor's name without the prefixes that torch.compile and DistributedDataParallel add."""
     return re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
 
@@ -86,6 +86,17 @@ def renamed(path: str, names: Mapping[str, str]) -> str:
     """A format's name for the array at our path, from its table of names, where N stands for the block number."""
     number = re.search(r"\d+", path)
     return names[re.sub(r"\d+", "N", path)].replace("N", number[0] if number else "N")
+
+
+def zero_biases(config: Config, names: Collection[str], name_of: Callable[[str], str]) -> dict[str, Stored]:
+    """Zeros for the biases of each kind, as of `blocks.N.attention.output_bias`, of which none is in `names`."""
+    biases = {path: shape for path, shape in shapes(config).items() if path.endswith("_bias")}
+    kinds = {re.sub(r"\d+", "N", path) for path in biases if name_of(path) in names}
+    return {
+        name_of(path): mapped(shape, "float32", lambda shape=shape: np.zeros(shape, "<i4"))
+        for path, shape in biases.items()
+        if re.sub(r"\d+", "N", path) not in kinds
+    }
 
 
 def gather(
@@ -98,12 +109,15 @@ def gather(
 ) -> Weights:
     """The weights of `config`, each leaf Stored. `name_of` translates our paths to the names in `entries`.
 
-    `adjust(path, array)` is applied to each array when it is read. Raises LlucidError, with `place` and the tensor's
+    `adjust(path, array)` is applied to each array when it is read. A bias that no block has is zero, with a note, as
+    in transformers. Raises LlucidError, with `place` and the tensor's
     name, for a tensor that is missing, has another shape or no floating-point dtype, or is neither part of a Llama nor
     in `ignored`.
     """
     if config.layers > len(entries):  # before `shapes` makes a list of that many
         raise LlucidError(f"{place}: expected {config.layers} layers, but there are only {len(entries)} tensors")
+    zeros = zero_biases(config, entries, name_of)
+    entries = {**entries, **zeros}
     expected = {name_of(path): shape for path, shape in shapes(config).items()}
     for name, shape in expected.items():
         if name not in entries:
@@ -120,6 +134,9 @@ def gather(
             raise LlucidError(
                 f"{place}: {name} {list(entries[name].shape)} is not part of the Llama that the config describes"
             )
+    if zeros:
+        kinds = ", ".join(sorted({re.sub(r"\d+", "*", name) for name in zeros}))
+        note(f"{place}: {kinds} are missing and taken to be zero")
 
     def leaf(path: str, shape: tuple[int, ...]) -> Stored:
         stored = entries[name_of(path)]

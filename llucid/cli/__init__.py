@@ -34,7 +34,7 @@ def read_command(words: list[str]) -> Any:
 
 def overview() -> str:
     """What `llucid --help` prints."""
-    firsts = {name: str(inspect.getdoc(command_class(name))).split(". ")[0].removesuffix(".") for name in COMMANDS}
+    firsts = {name: re.split(r"\.(?=\s|$)", str(inspect.getdoc(command_class(name))))[0] for name in COMMANDS}
     return "\n".join(
         [
             "usage: llucid COMMAND [options]",

@@ -1,8 +1,8 @@
 """llucid chat."""
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Chat(SamplingOptions, ModelOptions):
 
     def run(self) -> None:
         """Talks until the user leaves or the input ends."""
-        from llucid.chat import STORYTELLER
+        from llucid.chat import Session
         from llucid.chat.terminal import talk
 
         values = {
@@ -47,26 +47,26 @@ class Chat(SamplingOptions, ModelOptions):
             "documents": self.documents and read_list("documents", self.documents),
             "enable_thinking": self.enable_thinking,
         }
-        talk(
-            self.load(str(STORYTELLER)),
-            self.model or "the storyteller",
-            hint="" if self.model else HINT,
+        model = self.load("storyteller")
+        begin = partial(
+            Session,
+            model,
             system=self.system or "",
-            format=self.format,
-            sampling=self.sampling(self.path(str(STORYTELLER))),
+            sampling=self.sampling(model),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},
         )
+        talk(begin, self.model or "the storyteller", format=self.format, hint="" if self.model else HINT)
 
 
 def read_list(name: str, file: str) -> Any:
     """The list of objects in a JSON file that the option `name` gives."""
-    from llucid.files import LARGEST_JSON, read_file
+    from llucid.files import LARGEST_JSON, json_value, read_file
 
     content = read_file(Path(file), LARGEST_JSON)
-    with suppress(ValueError, RecursionError):
-        items = json.loads(content)
+    with suppress(ValueError):
+        items = json_value(content)
         if isinstance(items, list) and all(isinstance(item, dict) for item in items):
             return items
     raise LlucidError(f"{name}={file}: expected a JSON list of objects")

@@ -16,7 +16,7 @@ class Convert:
     """Write a model in another format. Says what that format cannot hold."""
 
     model: str = positional("MODEL")
-    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf."""
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, a .gguf, or storyteller."""
     out: str = positional("OUT")
     """Folder to make, for huggingface and meta, or file, for llama2c and gguf."""
     to: Literal["huggingface", "meta", "llama2c", "gguf"]
@@ -32,6 +32,7 @@ class Convert:
         """Writes, then prints what opening the new file will have to guess."""
         from llucid.checkpoints import convert, describe
         from llucid.checkpoints.gguf_file import read_file_header
+        from llucid.tokenizers import FILES
         from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
 
         with progress_bar() as progress:
@@ -44,7 +45,10 @@ class Convert:
                 dtype=self.dtype,
                 progress=progress,
             )
-        print(f"the model is in {self.out}")
+        beside = [name for name in FILES if self.to == "llama2c" and (Path(self.out).parent / name).is_file()]
+        print(
+            f"the model is in {self.out}", *([f"its tokenizer beside it, in {beside[0]}"] if beside else []), sep=", "
+        )
         before, after = (describe(path)["dtype"] for path in (self.model, self.out))
         packed = [dtype for dtype in before.split(", ") if dtype.startswith(("Q", "int"))]
         if packed and self.dtype is None and "int" not in after:

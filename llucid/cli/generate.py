@@ -46,7 +46,8 @@ class Generate(SamplingOptions, ModelOptions):
         if self.prompt and self.prompts is not None:
             raise LlucidError("prompts=: leave out the PROMPT, or prompts=")
         prompts = [read_text(self.prompt)] if self.prompts is None else read_prompts(self.prompts)
-        model, sampling, statistics = self.load(), self.sampling(self.path()), Statistics()
+        model, statistics = self.load(), Statistics()
+        sampling = self.sampling(model)
         options: dict[str, Any] = {
             **dataclasses.asdict(sampling),
             "logit_bias": dict(sampling.logit_bias),
@@ -100,7 +101,7 @@ class Generate(SamplingOptions, ModelOptions):
 
 def read_prompts(file: str) -> list[str]:
     """The lines of a text file that are not empty, or the texts under "prompt" in a file of JSON lines."""
-    from llucid.files import read_file
+    from llucid.files import json_value, read_file
 
     try:
         text = read_file(Path(file), LARGEST).decode("utf-8-sig")
@@ -114,11 +115,11 @@ def read_prompts(file: str) -> list[str]:
     prompts: list[str] = []
     for number, line in enumerate(lines, 1):
         try:
-            prompt: Any = json.loads(line)["prompt"]
+            prompt: Any = json_value(line.encode())["prompt"]
             if not isinstance(prompt, str):
                 raise ValueError
             prompts.append(prompt)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             expected = '{"prompt": "Once upon a time"}'
             raise LlucidError(
                 f"prompts={file}: line {number}: expected {expected}, or plain text in all lines"

@@ -10,7 +10,7 @@ class Info:
     """Describe a model: format, sizes, parameters, bytes, tokenizer. Reads headers only."""
 
     model: str = positional("MODEL")
-    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf."""
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, a .gguf, or storyteller."""
 
     def run(self) -> None:
         """Prints one fact a line."""

@@ -30,7 +30,7 @@ class Look(ModelOptions):
     model: str = positional("[MODEL]", "")
     """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf.
     (default: llucid's own storyteller)"""
-    text: str = positional("[TEXT]", "")
+    text: str | None = positional("[TEXT]", None)
     """Text to read; - reads it from standard input. (default: a sentence, twice)"""
     ids: str | None = option("N,N,…")
     """Read these token ids instead of a text."""
@@ -84,7 +84,7 @@ class Look(ModelOptions):
         """The text read by the model."""
         from llucid.look.answers import Answers
 
-        if self.ids is not None and self.text:
+        if self.ids is not None and self.text is not None:
             raise LlucidError("ids=: give a text or ids, not both")
         [first, *others] = self.subjects()
         model = first.model()
@@ -100,16 +100,16 @@ class Look(ModelOptions):
 
     def subjects(self) -> list["Subject"]:
         """The model, the one to compare with, and the snapshots of its run."""
-        from llucid.chat import STORYTELLER
-        from llucid.look.answers import Subject, snapshots
+        from llucid.look.answers import Subject
+        from llucid.training.snapshots import snapshots_of
 
-        path, name = self.model or str(STORYTELLER), self.model or "the storyteller"
+        path, name = self.model or "storyteller", self.model or "the storyteller"
         found = [Subject(name, lambda: self.open(path))]
         if self.compare in ("int8", "int4"):
             found.append(Subject(f"{name}, {self.compare}", lambda: self.open(path, self.compare)))
         elif other := self.compare:
             found.append(Subject(other, lambda: self.open(other)))
-        for step, folder in snapshots(Path(path)):
+        for step, folder in snapshots_of(Path(path)):
             found.append(Subject(f"step {step}", lambda folder=folder: self.open(str(folder)), step))
         return found
 
@@ -123,11 +123,12 @@ class Look(ModelOptions):
     def first_text(self, model: "Model") -> str | list[int]:
         """The text that is given, or else one that the tokenizer can encode."""
         from llucid.look.trace import has_tokenizer
+        from llucid.tokenizers.prompts import prompt_ids
 
-        if self.text:
+        if self.text is not None:
             return read_text(self.text)
         for text in TEXTS if has_tokenizer(model) else ():
             with contextlib.suppress(LlucidError):
-                model.text().encode(text)
-                return text
+                ids = prompt_ids(model.text(), text)
+                return text if len(ids) <= model.config.context else ids[: model.config.context]
         return [0, 1, 0, 1]

@@ -13,7 +13,7 @@ class Predict(ModelOptions):
     """Show the likeliest next tokens and their probabilities."""
 
     model: str = positional("MODEL", "")
-    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, or a .gguf."""
+    """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, a .gguf, or storyteller."""
     text: str = positional("[TEXT]", "")
     """Text to continue; - reads it from standard input."""
     top_k: int = 5

@@ -1,7 +1,6 @@
 """Files of conversations, as OpenAI's and ShareGPT's formats have them: one JSON object a line, or one JSON array."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 from llucid.corpora import Corpus
 from llucid.dialogs.formats import check_messages
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, cache_file
+from llucid.files import atomic_file, cache_file, json_value
 from llucid.tokenizers.text import replace_surrogates
 
 Messages = list[dict[str, str]]
@@ -94,8 +93,8 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
 
 def _json(text: bytes) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_value(text)
+    except ValueError as error:
         raise LlucidError(f"not JSON ({error})") from error
 
 

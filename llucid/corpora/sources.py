@@ -4,7 +4,6 @@ import codecs
 import gzip
 import hashlib
 import importlib
-import json
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,15 @@ from typing import Any
 
 from llucid.corpora import CHUNK, END
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, cache_file
+from llucid.files import atomic_file, cache_file, json_value
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 """The first bytes of these files. JSON lines are text, so they are recognised by their name, .jsonl."""
+
+SLACK = 2**24
+"""Bytes of a line beyond four times the size of its file."""
+ROWS = 64
+"""Rows of a Parquet file that are read at once: a value that occurs often takes space in the file only once."""
 
 
 def text_file(path: Path, column: str) -> Path:
@@ -60,13 +64,16 @@ def _unzipped(path: Path) -> Generator[gzip.GzipFile]:
 
 
 def _json_lines(path: Path, column: str, zipped: bool) -> Iterator[str]:
+    longest = SLACK + 4 * path.stat().st_size  # zipped, a line of zeros takes a thousand times as much
     with _unzipped(path) if zipped else open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: lines.readline(longest + 1), b""), 1):
+            if len(line) > longest:
+                raise LlucidError(f"{path}, line {number}: longer than {longest:,} bytes; the file is damaged")
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                row = json_value(line)
+            except ValueError as error:
                 raise LlucidError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict) or not isinstance(text := row.get(column), str):
                 raise LlucidError(
@@ -86,7 +93,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         table = parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        batches = table.iter_batches(columns=[column]) if column in names else []
+        batches = table.iter_batches(ROWS, columns=[column]) if column in names else []
         for batch in batches:
             for text in batch.column(0).to_pylist():
                 if not isinstance(text, str | None):

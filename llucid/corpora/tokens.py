@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
 
     def read(self, starts: NDArray[np.int64], length: int) -> Int[Tensor, "rows length"]:
         """One row of `length` ids from each start, the first replaced by BOS if there is one."""
-        # Mapped anew each time, so that the pages of a large file do not stay with the process.
+        # Mapped again each time, so that the pages of a large file do not stay with the process.
         mapped = np.memmap(self.file, self.dtype, "r", shape=(self.length,))
         rows = torch.from_numpy(np.stack([mapped[start : start + length] for start in starts]).astype(np.int64))
         if self.bos is not None:
@@ -83,9 +83,9 @@ def tokenise(
 ) -> Tokens:
     """The ids of a split, read from the cache or else made, in constant memory, and kept there.
 
-    Each document begins with BOS and ends with EOS if the tokenizer has these; of one that the splits share, the second
-    half begins with BOS, too. `progress` is called with the number of characters just done. The file in the cache is
-    named after the content of corpus and tokenizer.
+    Each document begins with BOS and ends with EOS if the tokenizer has these; if the splits share a document, its
+    second part begins with BOS, too. `progress` is called with the number of characters just done. The file in the
+    cache is named after the content of corpus and tokenizer.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
     key = hashlib.sha256(f"{corpus.fingerprint()} {bos} {eos} {tokenizer.json()}".encode()).hexdigest()[:24]
@@ -110,8 +110,8 @@ def tokenise(
 
 
 def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The same pieces, cut before lines that do not begin with white space, since no token spans such a place, and at
-    the ends of documents; anywhere, if there is no such line for long."""
+    """The same text in pieces that end where no token can span the cut: before a line that does not begin with white
+    space, or at the end of a document. Without such a line for a megabyte, they end anywhere."""
     rest = ""
     for piece in chain(pieces, [""]):
         if piece in ("", END):

@@ -36,7 +36,7 @@ CHUNK = 512
 ROOM = 256
 """Slots that are reserved at once for new tokens, where memory allows: adjacent pages are read faster."""
 WORTH_WAITING = 8
-"""A request waits a step if another is just reading at least so many tokens that it could share."""
+"""A request waits a step if another is just reading at least this many tokens that it could share."""
 
 
 class Request(NamedTuple):

@@ -51,7 +51,7 @@ def token_text(tokenizer: Tokenizer, before: list[int], token: int) -> str:
 
 
 def table(predictions: list[Prediction]) -> "Table":
-    """The predictions as a table with bars; the longest bar, 30 characters, stands for certainty."""
+    """The predictions as a table with bars; the longest bar, 30 characters, is a probability of 1."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

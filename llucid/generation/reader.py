@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llucid.generation.torch_reader import TorchReader
 
 C_TOKENS, C_TOKENS_QUANTISED = 24, 4096
-"""Up to so many tokens per pass, C is faster than PyTorch: with plain weights, with quantised ones."""
+"""Up to this many tokens per pass, C is faster than PyTorch: with plain weights, with quantised ones."""
 C_CHUNK = 64
 """Tokens per call of C, which bounds its memory."""
 SHORT = 8

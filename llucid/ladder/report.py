@@ -1,8 +1,8 @@
 """What the ladder prints: each rung as it is trained, a live table below, and a summary at the end."""
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -54,14 +54,9 @@ class Report:
         """The table so far, and the progress line."""
         return Group(table(self.results) if self.results else "", Text(self.line, style="bold"))
 
-    @contextmanager
-    def live(self) -> Generator[None]:
+    def live(self) -> AbstractContextManager[Any]:
         """On a terminal, shows the live table inside the `with` block."""
-        if not self.console.is_terminal:
-            yield
-            return
-        with self.display:
-            yield
+        return self.display if self.console.is_terminal else nullcontext()
 
     def rung_started(self, rung: Rung, checks: list[Check]) -> None:
         """Prints what is new in a rung, and the results of its checks."""

@@ -16,7 +16,7 @@ from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.tokens import make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, write_text_atomically
+from llucid.files import atomic_file, is_occupied, write_text_atomically
 from llucid.generation.sampling import draw, generator, temperature
 from llucid.ladder import RUNGS, Rung
 from llucid.ladder.checks import check
@@ -90,7 +90,7 @@ def run_ladder(
         raise LlucidError(f"seed={seed}: must be at least 0 and less than 2^63")
     chosen = choose(rungs)
     folder = Path(out) if out else free_name("ladder")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_occupied(folder):
         raise LlucidError(f"out={out}: is not empty; choose another folder")
     task = prepare(corpus, steps, console)
     results: list[Result] = []

@@ -1,4 +1,4 @@
-"""Bigram table: the next character is predicted from the current one alone, by its row of scores in a table."""
+"""Bigram table: the next character is predicted only from the current one, by its row of scores in a table."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
-from llucid.ladder.sampling import normal
+from llucid.ladder.untrained import untrained
 
 CHANGE = "one table of scores"
 
@@ -16,10 +16,7 @@ class Weights(NamedTuple):
     table: Float[Any, "vocab vocab"]
 
 
-def init(config: Config, seed: int) -> Weights:
-    """Small random scores: nearly uniform predictions."""
-    draw = normal(seed)
-    return Weights(table=draw(0.02, config.vocab_size, config.vocab_size))
+init = untrained(Weights)
 
 
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:

@@ -1,6 +1,5 @@
 """RNN: a state is updated at every character, so that a prediction can depend on everything before it."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
-from llucid.ladder.sampling import normal
+from llucid.ladder.untrained import untrained
 
 CHANGE = "a recurrent state"
 
@@ -20,14 +19,7 @@ class Weights(NamedTuple):
     output: Float[Any, "vocab dim"]
 
 
-def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, with the standard deviations of `weights.initialise`."""
-    draw, dim, vocab = normal(seed), config.dim, config.vocab_size
-    return Weights(
-        embedding=draw(1.0, vocab, dim),
-        recurrent=draw(1 / math.sqrt(dim), dim, dim),
-        output=draw(0.02, vocab, dim),
-    )
+init = untrained(Weights)
 
 
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:

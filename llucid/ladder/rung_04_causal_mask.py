@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
-from llucid.ladder.sampling import normal
+from llucid.ladder.untrained import untrained
 from llucid.weights import AttentionWeights
 
 CHANGE = "the future is masked"
@@ -22,20 +22,7 @@ class Weights(NamedTuple):
     output: Float[Any, "vocab dim"]
 
 
-def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, with the standard deviations of `weights.initialise`."""
-    draw, dim, vocab = normal(seed), config.dim, config.vocab_size
-    return Weights(
-        embedding=draw(1.0, vocab, dim),
-        position=draw(1.0, config.context, dim),
-        attention=AttentionWeights(
-            query=draw(1 / math.sqrt(dim), dim, dim),
-            key=draw(1 / math.sqrt(dim), dim, dim),
-            value=draw(1 / math.sqrt(dim), dim, dim),
-            output=draw(0.02, dim, dim),
-        ),
-        output=draw(0.02, vocab, dim),
-    )
+init = untrained(Weights)
 
 
 def attention(x: Float[Tensor, "batch seq dim"], weights: AttentionWeights) -> Float[Tensor, "batch seq dim"]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
-from llucid.ladder.sampling import normal
+from llucid.ladder.untrained import untrained
 from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
 from llucid.weights import AttentionWeights, FeedForwardWeights
 
@@ -26,27 +26,7 @@ class Weights(NamedTuple):
     output: Float[Any, "vocab dim"]
 
 
-def init(config: Config, seed: int) -> Weights:
-    """Untrained weights, with the standard deviations of `weights.initialise`."""
-    draw, dim, vocab = normal(seed), config.dim, config.vocab_size
-    return Weights(
-        embedding=draw(1.0, vocab, dim),
-        attention_norm=torch.ones(dim),
-        attention=AttentionWeights(
-            query=draw(1 / math.sqrt(dim), dim, dim),
-            key=draw(1 / math.sqrt(dim), dim, dim),
-            value=draw(1 / math.sqrt(dim), dim, dim),
-            output=draw(0.02, dim, dim),
-        ),
-        feed_forward_norm=torch.ones(dim),
-        feed_forward=FeedForwardWeights(
-            gate=draw(1 / math.sqrt(dim), config.ffn_dim, dim),
-            up=draw(1 / math.sqrt(dim), config.ffn_dim, dim),
-            down=draw(0.02, dim, config.ffn_dim),
-        ),
-        norm=torch.ones(dim),
-        output=draw(0.02, vocab, dim),
-    )
+init = untrained(Weights)
 
 
 def attention(

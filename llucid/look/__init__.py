@@ -1,11 +1,11 @@
 """Look inside: every value that llama.py computes, what it means, and a page that shows both.
 
-instrument.py   llama.py's source with an eye on every expression
-watch.py        a pass under watch: names, changes, what is kept
+instrument.py   llama.py's source with a call of `see` around every expression
+watch.py        a recorded pass: names, changes, kept values
 trace.py        the values of a pass, and what is worked out from them
 changes.py      ablating, scaling, patching
 heads.py        scores that find heads
-answers.py      what the page asks, answered
+answers.py      answers to the page's requests
 export.py       the page as one file
 server.py       the page's server, and its protocol
 page/           what the browser gets

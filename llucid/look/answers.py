@@ -1,4 +1,4 @@
-"""What the page asks, answered: the protocol of server.py without the network."""
+"""Answers to the page's requests: the protocol of server.py without the network."""
 
 import hashlib
 import inspect
@@ -7,10 +7,9 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import torch
 import torch.nn.functional as F
@@ -42,12 +41,6 @@ class Subject(NamedTuple):
     """The step of a training run after which it was kept."""
 
 
-def snapshots(run: Path) -> list[tuple[int, Path]]:
-    """The folders of a run's snapshots (`train --snapshots`), each with its step, by step."""
-    found = [(folder.name.removeprefix("step-"), folder) for folder in run.glob("snapshots/step-*")]
-    return sorted((int(step), folder) for step, folder in found if step.isdecimal())
-
-
 class Reading(NamedTuple):
     """A text, a model, and changes."""
 
@@ -70,7 +63,7 @@ class NotFound(LlucidError):
     """There is nothing of this name or address."""
 
 
-def address(path: str, **parameters: object) -> str:
+def address(path: str, /, **parameters: object) -> str:
     """The path below /look and its parameters, sorted by name, as the page writes them."""
     given = sorted((name.rstrip("_"), str(value)) for name, value in parameters.items() if value is not None)
     query = "&".join(f"{name}={quote(value, safe=UNQUOTED)}" for name, value in given)
@@ -78,7 +71,7 @@ def address(path: str, **parameters: object) -> str:
 
 
 class Answers:
-    """Readings of some models, and every answer about them. One pass at a time, whoever asks."""
+    """Readings of some models, and every answer about them. One pass at a time, also for several callers."""
 
     def __init__(self, subjects: Sequence[Subject], first: str | Sequence[int] | Trace, tour: bool = False) -> None:
         """The first reading is of a text, of ids, or a trace, all of the first model. Raises LlucidError as `trace`."""
@@ -161,7 +154,7 @@ class Answers:
             "patch": lambda name, from_, position=None: patch(name, self.trace(from_), position),
             "zero_frequency": lambda pair: zero_frequency(pair),
         }
-        kind = kinds.get(body.get("kind", ""))
+        kind = kinds.get(str(body.get("kind")))
         if kind is None:
             raise LlucidError(f"change {shown(body)}: kind is one of {', '.join(kinds)}")
         fields = {"from_" if name == "from" else name: value for name, value in body.items() if name != "kind"}
@@ -178,6 +171,8 @@ class Answers:
             wanted = expected.get(name, str)
             if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
                 raise LlucidError(f"change {shown(body)}: {name.rstrip('_')} must be of type {wanted.__name__}")
+            if isinstance(value, int | float) and not abs(value) < 1e300:
+                raise LlucidError(f"change {shown(body)}: {name} must be finite")
         return kind(**fields)
 
     # ------------------------------------------------------------------------------------- answers
@@ -187,21 +182,23 @@ class Answers:
 
         Raises NotFound for what is not there, and LlucidError for a parameter that is wrong.
         """
-        parts = urlsplit(url)
-        _, root, *path = parts.path.split("/")
+        place, _, query = url.partition("?")
+        root, *path = place.removeprefix("/").split("/")
         reading = path[:1] if path and path[0] != "source" else []
         name = "look" if not path else path[1] if reading and len(path) == 2 else "reading" if reading else path[0]
         method = ANSWERS.get(name)
         if root != "look" or method is None or len(path) > 2 or (reading and name in ("look", "source")):
-            raise NotFound(f"{parts.path}: there is no such address")
+            raise NotFound(f"{place}: there is no such address")
         with self._lock, torch.no_grad():
             given = [self._reading(reading[0]) and reading[0]] if reading else []
-            answer = method(self, *given, **parameters(method, parts.query))
+            answer = method(self, *given, **parameters(method, query))
         return answer if isinstance(answer, Answer) else as_json(answer)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a POST of this path: the id of a reading. Raises as `get`."""
-        _, _, *parts = path.split("/")
+        root, *parts = path.removeprefix("/").split("/")
+        if root != "look":
+            raise NotFound(f"{path}: there is no such address")
         if parts == ["read"]:
             model, text, ids = (body.get(key) for key in ("model", "text", "ids"))
             if (text is None) == (ids is None):
@@ -396,24 +393,13 @@ class Answers:
         return numbers(p, [1, *pool], axes, as_, of=(0.0, 1.0))
 
 
-ANSWERS: dict[str, Callable[..., Any]] = {
-    "look": Answers.look,
-    "source": Answers.source,
-    "reading": Answers.tokens,
-    "next": Answers.next,
-    "names": Answers.names,
-    "summaries": Answers.summaries,
-    "lens": Answers.lens,
-    "stream": Answers.stream,
-    "parts": Answers.parts,
-    "heads": Answers.heads,
-    "clocks": Answers.clocks,
-    "compare": Answers.compare,
-    "value": Answers.value,
-    "weight": Answers.weight,
-    "attention": Answers.attention,
-}
+_NAMES = (
+    *("look", "source", "next", "names", "summaries", "lens", "stream", "parts", "heads", "clocks", "compare"),
+    *("value", "weight", "attention"),
+)
+ANSWERS: dict[str, Callable[..., Any]] = {name: getattr(Answers, name) for name in _NAMES}
 """By the last part of the address."""
+ANSWERS["reading"] = Answers.tokens
 
 
 def parameters(method: Callable[..., Any], query: str) -> dict[str, Any]:
@@ -482,7 +468,7 @@ def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
 
 
 def summary(x: Tensor) -> dict[str, Any]:
-    """Statistics of the finite numbers of a value; of complex ones, of their lengths."""
+    """Statistics of the finite numbers of a value; of complex numbers, of their absolute values."""
     x = (x.abs() if x.is_complex() else x).float().flatten()
     x = x[x.isfinite()]
     if not len(x):
@@ -500,7 +486,7 @@ def summary(x: Tensor) -> dict[str, Any]:
 
 
 def fingerprint(model: Model) -> str:
-    """What tells a model from others: its numbers, and some of each array's."""
+    """A hash that distinguishes models: of the Config, and of the first row of each array."""
     digest = hashlib.sha256(repr(model.config).encode())
     for path, leaf in named_leaves(model.weights):
         digest.update(path.encode())

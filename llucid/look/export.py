@@ -75,7 +75,7 @@ def page(
     state: dict[str, Any] | None = None,
     limit: int = LIMIT,
 ) -> Page:
-    """The page with the answers about these readings, the most telling ones first, until `limit` bytes are full.
+    """The page with the answers about these readings, the most informative first, until `limit` bytes are full.
 
     `urls` are answered before others. Raises LlucidError if not even the page itself fits.
     """
@@ -115,7 +115,7 @@ def page(
 
 
 def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
-    """What the page asks for, the most telling first."""
+    """What the page asks for, the most informative first."""
     traces = {reading: answers.trace(reading) for reading in readings}
     config = traces[readings[-1]].model.config
     places, layers, heads = range(len(traces[readings[-1]].ids)), range(config.layers), range(config.heads)
@@ -155,7 +155,7 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
 
 
 def value_urls(reading: str, value: Value, heads: int) -> list[str]:
-    """What the page asks of a value: of the batch the first, and each head alone."""
+    """What the page asks of a value: the first of the batch, and each head separately."""
     kv = value.shape[value.axes.index("kv_heads")] if "kv_heads" in value.axes else heads
     urls: dict[str, None] = {}
     for head in range(heads):
@@ -223,4 +223,4 @@ def _html(content: dict[str, Any]) -> bytes:
     ):
         whole, found = re.subn(pattern, lambda match, text=text: text, whole, count=1, flags=re.DOTALL)
         assert found, pattern
-    return whole.encode()
+    return whole.encode("utf-8", "replace")

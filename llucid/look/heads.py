@@ -54,7 +54,7 @@ def _mean_attention(p: Float[Tensor, "heads seq seq"], mask: Bool[Tensor, "seq s
 
 
 def copying(model: Model) -> Float[Tensor, "layers heads"]:
-    """Whether each head raises the logit of the token that it looks at, read from the weights alone.
+    """Whether each head raises the logit of the token that it looks at, computed from the weights only.
 
     The head takes a token's embedding to logits by E V O U; its eigenvalues that are not 0 are those of the much
     smaller V O U E.

@@ -19,8 +19,9 @@ from torch import Tensor
 from llucid import fast
 from llucid.arrays import Quantized
 
-AT_ONCE = 2**25
-"""Numbers of a matrix that are widened in one go, which bounds the memory that this takes."""
+AT_ONCE = 2**21
+"""Numbers of a matrix that are widened in one go: 8 MB, which allocators reuse. Fresh memory for a whole matrix takes
+several times as long as its product with 64 vectors."""
 
 Span = tuple[int, int, int, int]
 """Line (from 1), column (of characters, from 0), last line, column after the last character."""
@@ -60,7 +61,7 @@ class Instrumented(NamedTuple):
 
 @lru_cache
 def instrument(name: str) -> Instrumented:
-    """A module's source with an eye on every expression of its functions; its classes stay as they are."""
+    """A module's source with a call of `see` around every expression of its functions; its classes stay as they are."""
     module = import_module(name)
     text = inspect.getsource(module)
     watching = _Watching(text)
@@ -129,7 +130,7 @@ class _Watching(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def expression(self, node: ast.expr) -> ast.expr:
-        """The expression with an eye on it and on its parts."""
+        """The expression and its parts, each inside a call of `see`."""
         inside = self.inside(node)
         if isinstance(node, ast.Name):
             used = node.id in self.locals and isinstance(node.ctx, ast.Load)
@@ -139,13 +140,13 @@ class _Watching(ast.NodeTransformer):
         return inside
 
     def inside(self, node: ast.expr) -> ast.expr:
-        """The expression with an eye on its parts: a new one, so that `node` still says where it stood."""
+        """The expression with its parts inside calls of `see`: a copy, so that `node` keeps its place in the source."""
         copy = type(node)(**dict(ast.iter_fields(node)))
         ast.copy_location(copy, node)
         if isinstance(copy, ast.Call):
             if isinstance(copy.func, ast.Attribute):
                 receiver = self.expression(copy.func.value)
-                if copy.func.attr.endswith("_"):  # works in place: what was seen before stays as it was seen
+                if copy.func.attr.endswith("_"):  # works in place, and values that were seen must not change
                     receiver = ast.Call(ast.Attribute(receiver, "clone", ast.Load()), [], [])
                 copy.func = ast.copy_location(ast.Attribute(receiver, copy.func.attr, ast.Load()), copy.func)
             copy.args = [self.expression(argument) for argument in copy.args]
@@ -202,17 +203,18 @@ def rows(w: Tensor | Quantized, start: int, end: int) -> Tensor:
     return widened(w[start:end])
 
 
-def linear(x: Tensor, w: Tensor | Quantized) -> Tensor:
-    """x Wᵀ; W is widened some rows at a time if it is narrower than x."""
+def linear(x: Tensor, w: Tensor | Quantized, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b; W is widened some rows at a time if it is narrower than x."""
     if w.dtype == x.dtype and not isinstance(w, Quantized):
-        return fast.linear(x, w)
+        return fast.linear(x, w, bias)
     step = max(1, AT_ONCE // w.shape[1])
-    return torch.cat([fast.linear(x, rows(w, start, start + step)) for start in range(0, w.shape[0], step)], -1)
+    y = torch.cat([fast.linear(x, rows(w, start, start + step)) for start in range(0, w.shape[0], step)], -1)
+    return y if bias is None else y + bias
 
 
-def linear_each(x: Tensor, *matrices: Tensor | Quantized) -> tuple[Tensor, ...]:
-    """x Wᵀ for each W."""
-    return tuple(linear(x, w) for w in matrices)
+def linear_each(x: Tensor, *pairs: tuple[Tensor | Quantized, Tensor | None]) -> tuple[Tensor, ...]:
+    """`linear` for each matrix and its bias."""
+    return tuple(linear(x, w, bias) for w, bias in pairs)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, written_out: Callable[..., Tensor]) -> Tensor:

@@ -150,7 +150,10 @@ class _Handler(BaseHTTPRequestHandler):
         status, lasting = HTTPStatus.OK, self.command == "GET" and re.match("/look/[0-9a-f]{16}(/|$)", self.path)
         try:
             self.check_caller()
-            sent: Answer = answer()
+            try:
+                sent: Answer = answer()
+            except RecursionError as error:
+                raise LlucidError("the request is nested too deeply") from error
         except Exception as error:
             status, text, lasting = _status(error), one_line(error) or type(error).__name__, None
             if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
@@ -179,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(sent.body)
 
     def check_caller(self) -> None:
-        """Refuses what another site's page has sent, be it by a name that it has made lead here (DNS rebinding)."""
+        """Refuses requests of other sites' pages, also by another host name for this address (DNS rebinding)."""
         port = self.connection.getsockname()[1]
         own = {f"127.0.0.1:{port}", f"localhost:{port}"}
         if self.headers.get("Host") not in own:
@@ -203,11 +206,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if self.headers.get_content_type() != "application/json" or not length.isdecimal():
             raise LlucidError("expected JSON (Content-Type: application/json) and its Content-Length")
-        if int(length) > LARGEST_BODY:
+        if len(length) > 20 or int(length) > LARGEST_BODY:
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request has at most {LARGEST_BODY} bytes")
         try:
             body = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise LlucidError("the request is not valid JSON") from error
         if not isinstance(body, dict):
             raise LlucidError("the request must be a JSON object")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
-from llucid.look.instrument import AT_ONCE, Kind, Site, Span, instrument, rows
+from llucid.look.instrument import Kind, Site, Span, instrument, rows
 from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
@@ -22,6 +22,8 @@ from llucid.weights import initialise
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
 """Of every block, what is kept beside the stream: as small as that, and asked for most."""
+SCORES = 2**25
+"""Logits that the logit lens computes in one go."""
 
 
 class Value(NamedTuple):
@@ -68,8 +70,8 @@ def trace(
 
     Computes in float32 (float64, if the weights are that) whatever the weights are stored in. The trace keeps the
     stream and little else: other values of a block are computed once more, from its stream, when they are asked for.
-    64 tokens of Llama 3.2 1B in bfloat16 take 2.8 s and 0.6 GB beyond the weights (2 cores of an AMD EPYC, Zen 5): ten
-    plain passes, since that processor multiplies bfloat16 many times as fast as float32 (benchmarks/look.py).
+    64 tokens of Llama 3.2 1B in bfloat16 take 0.7 s and 0.3 GB beyond the weights (2 cores of an AMD EPYC, Zen 5), 2.5
+    times a plain pass in bfloat16 (benchmarks/look.py).
     With `only`, names or patterns (`blocks.*.attention.p`), exactly those values are kept, and no others can be asked
     for. `change` maps names to functions whose results go on instead of the values; see `llucid.look.changes`.
 
@@ -241,7 +243,7 @@ class Trace:
         if top < 1:
             raise LlucidError(f"top={top}: must be at least 1")
         vocab, (streams, seq, _) = self.model.config.vocab_size, self.stream.shape
-        some = self.stream.flatten(0, 1).split(max(1, AT_ONCE // vocab))
+        some = self.stream.flatten(0, 1).split(max(1, SCORES // vocab))
         best = [self.lens(x).softmax(-1).topk(min(top, vocab)) for x in some]
         ids = torch.cat([each.indices for each in best]).unflatten(0, (streams, seq))
         p = torch.cat([each.values for each in best]).unflatten(0, (streams, seq))
@@ -251,9 +253,9 @@ class Trace:
         """What the embedding, each head and each feed-forward wrote towards a token's logit: they add up to it.
 
         The last norm's scale is held at what it was at this position (Elhage et al. 2021, "A Mathematical Framework
-        for Transformer Circuits"). Names are `embedding`, `blocks.2.heads.3` and `blocks.2.feed_forward`; if something
-        was changed there is `change`, too: what came from no part. Raises LlucidError for a position or token that is
-        not there.
+        for Transformer Circuits"). Names are `embedding`, `blocks.2.heads.3` and `blocks.2.feed_forward`; where the
+        output matrix has a bias, which is no head's, `blocks.2.attention_bias`; if something was changed there is
+        `change`, too: what came from no part. Raises LlucidError for a position or token that is not there.
         """
         config, weights = self.model.config, self.model.weights
         if not -len(self.ids) <= position < len(self.ids):
@@ -269,6 +271,8 @@ class Trace:
             heads = z * (towards @ rows(block.attention.output, 0, config.dim).double())
             for head, part in enumerate(heads.unflatten(-1, (config.heads, -1)).sum(-1).tolist()):
                 parts[f"blocks.{layer}.heads.{head}"] = part
+            if block.attention.output_bias is not None:
+                parts[f"blocks.{layer}.attention_bias"] = float(block.attention.output_bias.double() @ towards)
             written = self[f"blocks.{layer}.feed_forward"][0, position].double()
             parts[f"blocks.{layer}.feed_forward"] = float(written @ towards)
         if self._change:

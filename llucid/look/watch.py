@@ -1,4 +1,4 @@
-"""One pass of llama.py under watch: every value gets a name, may be replaced, and may be kept.
+"""One recorded pass of llama.py: every value gets a name, can be replaced, and can be kept.
 
 A function that is given a value and a part of the weights' tree is at that part: what `attention` computes for block 3
 is named `blocks.3.attention.q` and so on, and what it returns is `blocks.3.attention`. A function without weights is
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llucid.arrays import Quantized
 from llucid.look.instrument import Instrumented, widened
-from llucid.weights import Weights, tree_map
+from llucid.weights import Weights
 
 Change = Mapping[str, Callable[[Tensor], Tensor]]
 """From names of values to functions of them, which return a new value of the same shape."""
@@ -67,7 +67,7 @@ class _Frame(NamedTuple):
 
 
 class Watch:
-    """Runs functions of an instrumented module on weights, block by block in float32.
+    """Runs functions of an instrumented module on weights; values are in float32 at least.
 
     `change(name, value)` returns the value that goes on. `keep(name)` says whether to hold a value in `values`.
     """
@@ -113,7 +113,7 @@ class Watch:
         return self.run(call.function, *arguments)
 
     def release(self) -> None:
-        """Lets go of all but what was found, at once: the watch and its functions refer to one another."""
+        """Frees everything but what was found now, since the watch and its functions refer to one another."""
         self._namespace.clear()
         self._paths.clear()
         self._names.clear()
@@ -179,11 +179,10 @@ class Watch:
         return inside
 
     def open_block(self, layer: int, block: Any) -> Any:
-        """A block's weights in float32, known by their paths until the next block is opened."""
-        opened = tree_map(widened, block)
+        """A block's weights, known by their paths until the next block is opened."""
         self._paths = {key: entry for key, entry in self._paths.items() if not entry[0].startswith("blocks.")}
-        self._register(opened, f"blocks.{layer}")
-        return opened
+        self._register(block, f"blocks.{layer}")
+        return block
 
     def _register(self, tree: object, path: str) -> None:
         self._paths[id(tree)] = path, tree
@@ -194,12 +193,12 @@ class Watch:
                     self._register(branch, _join(path, name))
 
     def _forget(self, prefix: str) -> None:
-        """Lets go of the values of a block that is done, but for those that are kept."""
+        """Frees the values of a block that is done, except those that are kept."""
         self._names = {key: entry for key, entry in self._names.items() if not entry[0].startswith(prefix)}
 
 
 class _Blocks(Sequence[Any]):
-    """The blocks of a tree, each widened when it is asked for."""
+    """The blocks of a tree, each registered when it is asked for."""
 
     def __init__(self, blocks: Sequence[Any], watch: Watch) -> None:
         self.blocks, self.watch = blocks, watch

@@ -128,7 +128,9 @@ static void round_groups(const float *x, size_t groups, Vectors *v) {
         _mm_storeu_si128((__m128i *)(v->whole + group * GROUP), _mm512_cvtepi32_epi8(a));
         _mm_storeu_si128((__m128i *)(v->whole + group * GROUP + 16), _mm512_cvtepi32_epi8(b));
         v->scale[group] = nan ? NAN : largest > TINY ? largest / 127 : 0;
-        v->sum[group] = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+        int32_t first = _mm512_reduce_add_epi32(a), second = _mm512_reduce_add_epi32(b);
+        v->sum[group] = first + second;
+        v->half[group * 2] = v->scale[group] * (float)first, v->half[group * 2 + 1] = v->scale[group] * (float)second;
     }
 }
 

@@ -29,6 +29,7 @@ static size_t cut_all(Step *s, uintptr_t memory) {
         own.vectors.whole = cut(&memory, count * longest);
         own.vectors.scale = cut(&memory, count * (longest / GROUP) * 4);
         own.vectors.sum = cut(&memory, count * (longest / GROUP) * 4);
+        own.vectors.half = cut(&memory, count * (longest / GROUP) * 8);
         if (start) s->own[thread] = own;
     }
     return memory - start;

@@ -34,7 +34,7 @@ static void mix(int kind, const void *v, const float *p, int rows, int n, float 
 static void round_groups(const float *x, size_t groups, Vectors *v) {
     for (size_t group = 0; group < groups; group++, x += GROUP) {
         float largest = 0;
-        int32_t sum = 0, nan = 0;
+        int32_t sums[2] = {0}, nan = 0;
         for (int at = 0; at < GROUP; at++) nan |= x[at] != x[at];
         for (int at = 0; at < GROUP; at++) largest = fabsf(x[at]) > largest ? fabsf(x[at]) : largest;
         float inverse = largest > TINY ? 127 / largest : 0;
@@ -42,10 +42,11 @@ static void round_groups(const float *x, size_t groups, Vectors *v) {
             float scaled = rintf(x[at] * inverse);
             int32_t whole = scaled == scaled ? (int32_t)scaled : 0;
             v->whole[group * GROUP + at] = (int8_t)whole;
-            sum += whole;
+            sums[at / 16] += whole;
         }
         v->scale[group] = nan ? NAN : largest > TINY ? largest / 127 : 0;  /* NaN stays NaN */
-        v->sum[group] = sum;
+        v->sum[group] = sums[0] + sums[1];
+        for (size_t half = 0; half < 2; half++) v->half[group * 2 + half] = v->scale[group] * (float)sums[half];
     }
 }
 

@@ -1,7 +1,7 @@
 """The decode step in C, from Python.
 
-Matrices and the cache's memory are read and written where they are, PyTorch's or NumPy's; only the gains of the norms
-are copied. What C has no form of (other dtypes or devices, no compiler, a build that fails) is left to PyTorch:
+Matrices and the cache's memory are read and written where they are, PyTorch's or NumPy's; only gains and biases are
+copied. What C has no form of (other dtypes or devices, no compiler, a build that fails) is left to PyTorch:
 `decode_step` returns None.
 """
 
@@ -96,10 +96,13 @@ class DecodeStep:
         return address(array)
 
     def _block(self, block: BlockWeights) -> CBlock:
-        """llama.c's names for a block's arrays are the last parts of their paths."""
+        """llama.c's names for a block's arrays are the last parts of their paths; it has a bias with its matrix."""
         found = {path.rpartition(".")[2]: leaf for path, leaf in named_leaves(block)}
-        convert = {1: self._vector, 2: self._matrix}
-        return CBlock(**{name: convert[leaf.ndim](leaf) for name, leaf in found.items()})
+        norms = {name: self._vector(leaf) for name, leaf in found.items() if name.endswith("_norm")}
+        matrices = {
+            name: self._matrix(leaf, found.get(f"{name}_bias")) for name, leaf in found.items() if leaf.ndim == 2
+        }
+        return CBlock(**norms, **matrices)
 
     def _vector(self, leaf: Any) -> int:
         match leaf:
@@ -108,15 +111,16 @@ class DecodeStep:
             case _:
                 return self._keep(leaf.detach().float().contiguous())
 
-    def _matrix(self, leaf: Any) -> CMatrix:
+    def _matrix(self, leaf: Any, bias: Any = None) -> CMatrix:
+        at = None if bias is None else self._vector(bias)
         match leaf:
             case Quantized():
-                return CMatrix(KINDS[leaf.bits], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales))
+                return CMatrix(KINDS[leaf.form], *leaf.shape, self._keep(leaf.numbers), self._keep(leaf.scales), at)
             case Mapped():
                 numbers = np.require(leaf.numbers, None, ["C", "A"])
             case _:
                 numbers = leaf.detach().contiguous()
-        return CMatrix(kind_of(leaf), *leaf.shape, self._keep(numbers), None)
+        return CMatrix(kind_of(leaf), *leaf.shape, self._keep(numbers), None, at)
 
     def _cache(self, memory: Memory) -> CCache:
         """Where the memory is, which changes only when it grows."""

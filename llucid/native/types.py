@@ -6,7 +6,7 @@ from ctypes import POINTER, c_float, c_int32, c_int64, c_void_p
 
 class CMatrix(ctypes.Structure):
     _fields_ = [(name, c_int32) for name in ("kind", "rows", "columns")] + [
-        (name, c_void_p) for name in ("numbers", "scales")
+        (name, c_void_p) for name in ("numbers", "scales", "bias")
     ]
 
 

@@ -68,11 +68,6 @@ class Characters:
         }
         return json.dumps(content, ensure_ascii=False)
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Characters":
-        """The vocabulary of a `tokenizer.json` that `is_characters` accepts."""
-        return cls(content["model"]["vocab"])
-
     def save(self, folder: Path) -> None:
         write_folder(folder, self.json(), {})
 

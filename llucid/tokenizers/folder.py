@@ -1,6 +1,6 @@
-"""The files beside a tokenizer: `tokenizer_config.json`, its older companions, chat templates, and the ids of the end.
+"""The files next to a tokenizer: `tokenizer_config.json` and older forms of it, chat templates, ids that end a text.
 
-What they say is kept as plain metadata under the keys of `tokenizer_config.json`; chat templates are not interpreted
+Their content is kept as plain metadata under the keys of `tokenizer_config.json`; chat templates are not interpreted
 here.
 """
 

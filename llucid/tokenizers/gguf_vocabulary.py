@@ -9,9 +9,11 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from llucid.errors import LlucidError, NoTokenizer, shown
+from llucid.files import parse_json
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.info import TokenizerInfo, info_of
@@ -217,12 +219,10 @@ def _config(keys: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
 def _whole_json(keys: Mapping[str, Any]) -> JsonTokenizer:
     """The `tokenizer.json` inside; BOS, EOS and stop ids come from the other keys."""
     with library_errors(f"{WHOLE_JSON} cannot be read"):
-        content = json.loads(keys[WHOLE_JSON])
-        if not isinstance(content, dict):
-            raise ValueError(f"expected a JSON object, found {type(content).__name__}")
+        content = parse_json(keys[WHOLE_JSON].encode(), Path(WHOLE_JSON))
         bos = begins_with(content.get("post_processor"))
         tokens = _tokens(keys, bos, 2 if keys.get("tokenizer.ggml.model") == "llama" else None, add_bos=bos is not None)
-        made = JsonTokenizer(dict[str, Any](content), config=_config(keys, tokens))
+        made = JsonTokenizer(content, config=_config(keys, tokens))
     for token in tokens.stop_ids | (set() if tokens.named_bos is None else {tokens.named_bos}):
         if (found := made.tokenizer.id_to_token(token)) != tokens.texts[token]:
             raise LlucidError(

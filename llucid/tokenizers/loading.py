@@ -51,7 +51,7 @@ def _open(file: Path) -> Tokenizer:
     head = data[:1024]
     if is_json(head):
         content = read_json(file, LARGEST_TOKENIZER)
-        return Characters.from_json(content) if is_characters(content) else JsonTokenizer(content, file.parent)
+        return Characters(content["model"]["vocab"]) if is_characters(content) else JsonTokenizer(content, file.parent)
     if is_tiktoken(head):
         return TiktokenRanks.from_bytes(data[:])
     if is_sentencepiece(head):

@@ -8,7 +8,7 @@ from llucid.errors import LlucidError
 Text = TypeVar("Text", str, bytes)
 
 FACTOR = 64
-"""Limits the work: all pairs that are tried have at most so many times the characters of the vocabulary (published
+"""Limits the work: all pairs that are tried have at most this many times the characters of the vocabulary (published
 ones: 6). Nested long pieces have far more, and merges that grow with the third power of their length."""
 
 

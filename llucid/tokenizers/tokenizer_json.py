@@ -16,7 +16,6 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
 from llucid.errors import LlucidError
-from llucid.files import read_json as read_json  # chat.session imports it from here
 from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
 from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, write_folder
 from llucid.tokenizers.text import replace_surrogates
@@ -82,7 +81,7 @@ class JsonTokenizer:
     `tokenizer.json`.
 
     Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
-    by the same model without the special tokens in its vocabulary. The unknown token, which stands for a character
+    by the same model without the special tokens in its vocabulary. The unknown token, which replaces a character
     without an id, is the only special token that a text can have.
     """
 
@@ -321,7 +320,7 @@ LONGEST_WORD = 64
 
 
 def _interruptible(work: Callable[[], None]) -> None:
-    """Does `work`, which computes outside of Python for long, so that signals are heeded meanwhile."""
+    """Calls `work` in a thread, since it computes outside of Python for long: so signals are handled meanwhile."""
     errors: list[BaseException] = []
 
     def run() -> None:

@@ -41,5 +41,5 @@ class Backend(Protocol):
         ...
 
     def load(self, folder: Path) -> tuple[Any, Progress]:
-        """What `save` kept, from whichever backend: (state, progress). Raises LlucidError for a damaged state."""
+        """What `save` of any backend wrote: (state, progress). Raises LlucidError for a damaged state."""
         ...

@@ -1,8 +1,8 @@
-"""Machines whose processors others use, too.
+"""Machines whose cores are also used by other programs.
 
-PyTorch's threads wait for one another by spinning. Where they do not all run at once, because other programs use the
-cores, each spins for its whole time slice while the one it waits for does not run: training was measured to take 20
-times as long, while waiting passively costs little. OpenMP reads how to wait once, when PyTorch is imported.
+PyTorch's threads wait for one another by spinning. If other programs use the cores, the threads do not all run at
+the same time: each spins for its whole time slice while the one it waits for does not run. Training was measured to
+take 20 times as long; waiting passively costs little. OpenMP reads how to wait once, when PyTorch is imported.
 """
 
 import os
@@ -24,10 +24,10 @@ def wait_passively_if_busy() -> None:
 
 
 def other_load(seconds: float = 0.3) -> float:
-    """How many cores are in use while this program sleeps for so many seconds; 0 where it is unknown.
+    """How many cores other programs use, measured while this one sleeps for `seconds`; 0 where it is unknown.
 
-    The system's load average would be simpler, but it counts programs for minutes after they have ended, and on a
-    machine that is not busy, passive waiting makes training half as fast.
+    The system's load average would be simpler, but it counts programs for minutes after they have ended; and passive
+    waiting makes training half as fast on a machine that is not busy.
     """
     before, begun = processor_ticks(), time.perf_counter()
     time.sleep(seconds)

@@ -40,7 +40,7 @@ SAVE_SHARE = 0.01
 WATCH_EVERY = 10.0
 """Seconds between two looks at how busy the machine is."""
 FEW_STEPS = 50
-"""A run of a few minutes with fewer steps has hardly learned."""
+"""A run with fewer steps has hardly learned."""
 
 
 def share_done(settings: Settings, progress: Progress) -> float:
@@ -118,7 +118,7 @@ class Logbook:
         )
 
     def measurement_due(self, progress: Progress) -> bool:
-        """Whether it is time to measure: at the end, after the first seconds, and at even shares of the run."""
+        """Whether to measure now: at the end, once after the first seconds, and at even intervals of the run."""
         settings, measured = self.task.settings, self.measured
         if progress.step <= max(measured.step, 0):
             return False
@@ -136,9 +136,9 @@ class Logbook:
     def measure(self, state: Any, progress: Progress, length: int | None = None, record: bool = True) -> None:
         """Saves the state, evaluates the model, keeps it if it is the best so far, and writes a sample.
 
-        `length` is that of the windows; by default that of the windows it learns at this time, since what has only
-        seen short ones fails at later positions, which says nothing of how well it learns. A measurement that is not
-        to `record` leaves no trace but the model.
+        `length` is the length of the windows, by default that of the current training windows: a model that has only
+        seen short windows fails at later positions, which says nothing about how well it learns. Without `record`, only
+        the model is kept.
         """
         task, begun, step = self.task, time.perf_counter(), progress.step
         _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
@@ -218,7 +218,7 @@ class Logbook:
             self.save(state, progress)
 
     def conclude(self, progress: Progress) -> None:
-        """Says what the folder holds when training ends or stops, where that is not the model of the last step."""
+        """Prints which model the folder holds when training ends or stops, if it is not that of the last step."""
         settings, step, held = self.task.settings, progress.step, self.measured.model_step
         if not self.finished(progress):
             command = f"llucid train --resume --out {shlex.quote(str(self.task.out))}"

@@ -51,7 +51,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
     report.begin(settings, task.config, task.corpus.floor, progress.step)
     begun = time.perf_counter() - progress.seconds
     last = progress.step + (settings.stop_after or sys.maxsize)
-    with report.live(), interruption() as interrupted:
+    with report.bar, interruption() as interrupted:
         if settings.base and progress.step == 0:
             logbook.measure(state, progress, context)
         elif logbook.measurement_due(progress):  # a kill came before it was complete

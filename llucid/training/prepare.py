@@ -61,7 +61,7 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         # Cloned, because those of a file are mapped from it.
         weights = tree_map(lambda leaf: leaf.float().clone(), base.weights)
     else:
-        with report.status("making a vocabulary"):
+        with report.console.status("making a vocabulary"):
             make = make_chat_tokenizer if settings.chat else make_tokenizer
             tokenizer = make(str(settings.tokenizer), corpus)
         config = settings.config(str(settings.preset), tokenizer.vocab_size)

@@ -46,16 +46,12 @@ def progress_of(what: str, console: Console, total: int | None) -> Generator[Cal
 class Report:
     """Prints to `console`. On a terminal the newest line is live; elsewhere there are only the measurements."""
 
-    def __init__(self, console: Console, floor: float | None = None, context: int = 0) -> None:
-        self.console, self.context = console, context
-        self.floor = "" if floor is None else f"floor {floor:.3f}  "
-        self.validation = ""
-        self.bar = Bar(
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+    def __init__(self, console: Console) -> None:
+        self.console, self.context = console, 0
+        self.floor = self.validation = ""
+        line = TextColumn("{task.description}", markup=False)
+        self.bar = Bar(line, console=console, transient=True, disable=not console.is_terminal)
+        """Shows the live line while it is entered."""
         self.task = self.bar.add_task("")
         self.renewed = 0.0
 
@@ -64,12 +60,6 @@ class Report:
         for line in lines:
             text = replace_surrogates(line).translate(PRINTABLE)
             self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-    @contextmanager
-    def status(self, what: str) -> Generator[None]:
-        """Shows on a terminal that something of unknown length goes on inside."""
-        with self.console.status(what):
-            yield
 
     def begin(self, settings: Settings, config: Config, floor: float | None, step: int) -> None:
         """Prints what is trained and for how long, and explains the figures that follow."""
@@ -92,12 +82,6 @@ class Report:
     def due(self) -> bool:
         """Whether the live line is a fifth of a second old; always false where there is none."""
         return self.console.is_terminal and time.perf_counter() - self.renewed > 0.2
-
-    @contextmanager
-    def live(self) -> Generator[None]:
-        """Shows the live line while inside."""
-        with self.bar:
-            yield
 
     def now(self, step: int, loss: float, tokens_per_second: float, left: float) -> None:
         """Renews the live line. `loss` in nats per character, `left` in seconds."""

@@ -7,14 +7,15 @@
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
 
-Each file is replaced atomically, and a new folder gets its name only when it is complete, with a state inside. So a
-kill at any moment leaves a folder that opens and a run that continues.
+Each file is replaced atomically, and a new folder gets its name only when it is complete, with a state inside. So if
+the process is killed at any moment, the folder opens and the run can continue.
 """
 
 import errno
 import hashlib
 import importlib
 import json
+import math
 import os
 import shlex
 import shutil
@@ -79,7 +80,7 @@ def free_name(name: str) -> Path:
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raises LlucidError if there is something at `out` but what a killed process left there unfinished."""
+    """Raises LlucidError if there is anything at `out`, except what a killed process left unfinished."""
     if is_occupied(out) and not is_unfinished(out):
         raise OccupiedError(out)
 
@@ -196,21 +197,23 @@ def write_state(folder: Path, tensors: Mapping[str, Tensor], progress: Progress)
 
 @contextmanager
 def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
-    """What `write_state` wrote: (tensors, progress). Raises LlucidError if it, or what is done inside, finds damage."""
+    """What `write_state` wrote: (tensors, progress). Raises LlucidError if it is damaged, also if that shows inside."""
     file = folder / "latest.safetensors"
     try:
         with safe_open(file, framework="pt") as opened:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-            progress = json.loads(opened.metadata()["progress"])
-        yield tensors, Progress(int(progress["step"]), float(progress["seconds"]))
+            progress = Progress(**json.loads(opened.metadata()["progress"]))
+        if type(progress.step) is not int or not 0 <= progress.step < 1 << 63 or not 0 <= progress.seconds < math.inf:
+            raise ValueError(f"progress {progress!r:.80}")
+        yield tensors, progress
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise LlucidError(f"{file}: not a state that this run can continue from ({error})") from error
 
 
 @contextmanager
 def keeping_state(out: Path) -> Generator[None]:
-    """Puts the state that was saved before back if a LlucidError is raised inside."""
+    """Restores the state that was saved before if a LlucidError is raised inside."""
     state, before = out / "state" / "latest.safetensors", out / "state" / ".before.safetensors"
     before.unlink(missing_ok=True)
     with suppress(OSError):  # a file system without links
@@ -229,9 +232,11 @@ def read_measured(out: Path, progress: Progress) -> Measured:
     """The measurements of the run in `out` up to `progress`."""
     try:
         measured = Measured(**json.loads((out / "state" / "measured.json").read_bytes()))
-        return measured if measured.step <= progress.step else Measured()
-    except (OSError, ValueError, TypeError):  # none yet
-        return Measured()
+        if all(type(number) in (int, float) for number in measured) and measured.step <= progress.step:
+            return measured
+    except (OSError, ValueError, TypeError, RecursionError):  # none yet
+        pass
+    return Measured()
 
 
 def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
@@ -244,6 +249,15 @@ def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
 
 def write_measured(out: Path, measured: Measured) -> None:
     write_text_atomically(out / "state" / "measured.json", json.dumps(measured._asdict()))
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it is a row of `metrics.jsonl`, so that its figures can be drawn."""
+    if not isinstance(row, dict) or "step" not in row or ("loss" in row) != ("rate" in row):
+        return False
+    figures: list[Any] = [row.get(name, 0) for name in ("step", "loss", "rate", "validation", "window")]
+    numbers = all(type(figure) in (int, float) and abs(figure) < 1e9 for figure in figures)
+    return numbers and isinstance(row.get("sample", ""), str)
 
 
 class Metrics:
@@ -260,10 +274,10 @@ class Metrics:
         for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []:
             try:
                 row = json.loads(line)
-                if row["step"] > step:
-                    break
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
                 break  # a kill cut the last line short
+            if not _is_row(row) or row["step"] > step:
+                break
             self.rows.append(row)
         self._rewrite()
 

@@ -17,17 +17,22 @@ from llucid.model import Model
 from llucid.weights import to
 
 
+def snapshots_of(run: Path) -> list[tuple[int, Path]]:
+    """The step and the folder of each snapshot of a run, by step."""
+    found = [(folder.name.removeprefix("step-"), folder) for folder in run.glob("snapshots/step-*")]
+    return sorted((int(step), folder) for step, folder in found if step.isdecimal())
+
+
 class Snapshots:
     """The snapshots of the run in `out`, at most `count` of them."""
 
     def __init__(self, out: Path, count: int, step: int) -> None:
         """Removes those after `step`, where the run continues."""
         self.folder, self.count = out / "snapshots", count
-        found = {path: path.name.removeprefix("step-") for path in self.folder.glob("step-*")}
-        numbers = {path: int(number) for path, number in found.items() if number.isdecimal()}
-        for path in (path for path, number in numbers.items() if number > step):
+        found = snapshots_of(out)
+        for _, path in (each for each in found if each[0] > step):
             shutil.rmtree(path)
-        self.steps = sorted(number for number in numbers.values() if number <= step)
+        self.steps = [number for number, _ in found if number <= step]
 
     def due(self, step: int, total: float) -> bool:
         """Whether to take one after `step` of about `total` steps."""

@@ -9,8 +9,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llucid.config import Config
-from llucid.corpora.dialogues import Dialogues
-from llucid.corpora.tokens import Tokens, validation_batches
 from llucid.llama import llama, wide
 from llucid.weights import Weights, leaves, to
 
@@ -72,17 +70,6 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad()
     return torch.stack(losses).sum()
-
-
-def evaluate(
-    weights: Weights,
-    config: Config,
-    tokens: Tokens | Dialogues,
-    overlap: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> float:
-    """The mean loss in nats per token over the validation split, the same windows each time."""
-    return mean_loss(validation_batches(tokens, config.context, overlap), weights, config, dtype)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Memory advice to the system: tensors keep their contents, and the advice has an effect."""
+"""Advice to the system about memory: tensors keep their contents, and the advice has an effect."""
 
 import os
 import re
@@ -18,12 +18,12 @@ from llucid.weights import leaves
 from tests.checkpoints.models import model_of, same, write_shards
 
 
-def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
-    """Tensors of several pages, in a shard, in Hugging Face's order, and by themselves."""
+def test_released_memory_is_read_again(tmp_path: Path) -> None:
+    """Tensors of several pages: single ones, of shards, and in Hugging Face's order."""
     torch.save({name: torch.arange(9000) for name in "abc"}, tmp_path / "file")
     a, b, c = (entry.read().tensor() for entry in read_pickle(tmp_path / "file").values())
     for one, two in ((a, b), (b, c)):
-        assert (one.data_ptr() + one.nbytes) // PAGESIZE == two.data_ptr() // PAGESIZE, "neighbours share no page"
+        assert (one.data_ptr() + one.nbytes) // PAGESIZE == two.data_ptr() // PAGESIZE, "neighbours must share a page"
     a += 1
     c += 1
     release(b.numpy())
@@ -37,11 +37,11 @@ def test_memory_that_is_given_back_is_read_again(tmp_path: Path) -> None:
         assert same(load(tmp_path / folder, device="cpu").weights, model.weights)
 
 
-def test_what_is_copied_out_of_a_file_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would count twice: query and key of a Hugging Face folder, and the matrices of shards."""
+def test_memory_of_copied_tensors_is_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would count twice: query and key of a Hugging Face folder, and the matrices of shards."""
     given: list[int] = []
-    for room in (huggingface, meta):
-        monkeypatch.setattr(room, "release", lambda mapped: given.append(mapped.size))
+    for module in (huggingface, meta):
+        monkeypatch.setattr(module, "release", lambda mapped: given.append(mapped.size))
     model = model_of(Config(dim=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn_dim=96, vocab_size=48, context=9))
     save(model, tmp_path / "hf")
     load(tmp_path / "hf", device="cpu")
@@ -53,8 +53,8 @@ def test_what_is_copied_out_of_a_file_is_given_back(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes the advice, and shows it in /proc/self/smaps")
-def test_memory_is_given_back(tmp_path: Path) -> None:
-    """No memory is held for what was given back."""
+def test_released_memory_is_free(tmp_path: Path) -> None:
+    """The process holds no memory for a released tensor."""
 
     def area(tensor: torch.Tensor) -> dict[str, str]:
         middle = tensor.data_ptr() + tensor.nbytes // 2
@@ -62,7 +62,7 @@ def test_memory_is_given_back(tmp_path: Path) -> None:
             begin, end = (int(place, 16) for place in reported.split(" ", 1)[0].split("-"))
             if begin <= middle < end:
                 return dict(line.split(":", 1) for line in reported.splitlines()[1:])
-        raise AssertionError("in no area of memory")
+        raise AssertionError("not in any area of memory")
 
     torch.save({"a": torch.ones(2**20)}, tmp_path / "file")
     mapped = read_pickle(tmp_path / "file")["a"].read().tensor()
@@ -92,8 +92,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the C library elsewhere is not glibc")
-def test_freed_memory_is_kept_for_the_next_tensors():
-    # glibc is set to ask the system each time, since its default depends on what is free in memory.
+def test_freed_memory_is_kept_for_later_tensors():
+    # Makes glibc ask the system each time, since its default depends on the free memory.
     asks = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 
     def faults(kept: str) -> int:

@@ -22,12 +22,12 @@ def printed(session: Session, question: str) -> str:
     return "".join(session.reply(question))
 
 
-def alone(model: Model, messages: Sequence[dict[str, str]], max_tokens: int, format: str = "llama3") -> str:
-    """The answer of a model that reads everything anew."""
-    return goes_on(model, encode_dialog(messages, model.tokenizer, format), max_tokens).lstrip()
+def fresh_answer(model: Model, messages: Sequence[dict[str, str]], max_tokens: int, format: str = "llama3") -> str:
+    """The answer of a model that reads the whole dialogue again."""
+    return continuation(model, encode_dialog(messages, model.tokenizer, format), max_tokens).lstrip()
 
 
-def goes_on(model: Model, ids: Sequence[int], max_tokens: int) -> str:
+def continuation(model: Model, ids: Sequence[int], max_tokens: int) -> str:
     request = Request(ids, GREEDY, generator(0), lambda token: False, max_tokens, "stop")
     return "".join(piece.text for piece in stream(Batch(model), [request], model.tokenizer))
 
@@ -43,21 +43,21 @@ def test_only_what_is_new_is_read() -> None:
     for question in ("And who else?", "Nobody"):
         before = session.used
         assert printed(session, question) == LETTERS
-        new = 1 + (1 + 4 + 1 + 2 + len(question) + 1) + header  # the answer's <|eot_id|>, which ended it, is the first
+        new = 1 + (1 + 4 + 1 + 2 + len(question) + 1) + header  # the first is the <|eot_id|> that ended the answer
         assert session.statistics.prompt_tokens == new
         assert session.used == before + new + 26
 
 
-def test_an_answer_is_what_a_model_without_memory_would_say() -> None:
+def test_answers_equal_those_of_a_model_that_reads_everything_again() -> None:
     model = rambler(2000)
     session = Session(model, system="Be brief.", sampling=GREEDY, max_tokens=40)
     for question in ("Who?", "And who else?", "Nobody", "Who?"):
         asked = [*session.conversation.dialog(), {"role": "user", "content": question}]
-        assert printed(session, question) == alone(model, asked, 40)
+        assert printed(session, question) == fresh_answer(model, asked, 40)
         assert len(session.conversation.messages[-1]["content"]) == 40
     session.conversation = session.conversation._replace(system="Be kind.")
     asked = [*session.conversation.dialog(), {"role": "user", "content": "Why?"}]
-    assert printed(session, "Why?") == alone(model, asked, 40)
+    assert printed(session, "Why?") == fresh_answer(model, asked, 40)
 
 
 def test_a_seed_gives_the_same_conversation_and_retry_another_answer() -> None:
@@ -73,7 +73,7 @@ def test_a_seed_gives_the_same_conversation_and_retry_another_answer() -> None:
         Session(rambler(), seed=-1)
 
 
-def test_retry_takes_the_place_of_the_last_answer() -> None:
+def test_retry_replaces_the_last_answer() -> None:
     session = Session(reciter(), sampling=GREEDY)
     with pytest.raises(LlucidError, match="there is no question yet"):
         session.retry()
@@ -82,7 +82,7 @@ def test_retry_takes_the_place_of_the_last_answer() -> None:
     before = session.conversation
     session.max_tokens = 3
     assert "".join(session.retry()) == "abc"
-    assert session.statistics.prompt_tokens == 1  # the last token of the question says what comes next
+    assert session.statistics.prompt_tokens == 1  # the last token of the question is read again for its logits
     assert session.conversation.messages == (*before.messages[:-1], {"role": "assistant", "content": "abc"})
     answer = session.retry()
     next(answer)
@@ -91,7 +91,7 @@ def test_retry_takes_the_place_of_the_last_answer() -> None:
     assert len(session.conversation.messages) == 4
 
 
-def test_an_interrupted_answer_keeps_what_was_said() -> None:
+def test_an_interrupted_answer_is_kept() -> None:
     session = Session(reciter(), sampling=GREEDY)
     answer = session.reply("Who?")
     assert [next(answer) for _ in range(5)] == list("abcde")
@@ -106,7 +106,7 @@ def test_an_interrupted_answer_keeps_what_was_said() -> None:
     assert len(session.conversation.messages) == 4
 
 
-def test_an_interrupt_before_the_first_word_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_before_the_first_word_drops_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(reciter(), sampling=GREEDY)
     printed(session, "Who?")
     before = session.conversation
@@ -121,7 +121,7 @@ def test_an_interrupt_before_the_first_word_asks_nothing(monkeypatch: pytest.Mon
         assert session.conversation == before
 
 
-def test_an_answer_of_no_words_is_an_answer() -> None:
+def test_an_empty_answer_is_an_answer() -> None:
     model = reciter()
     model.weights.output[model.tokenizer.special["<|eot_id|>"], ord("\n")] = 2
     session = Session(model, sampling=GREEDY)
@@ -129,7 +129,7 @@ def test_an_answer_of_no_words_is_an_answer() -> None:
     assert session.conversation.messages == tuple(said("Who?", ""))
 
 
-def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> None:
+def test_a_full_context_forgets_the_oldest_turns_but_not_the_system_text() -> None:
     context = 200
     model = reciter(context)
     session = Session(model, system="Be brief.", sampling=GREEDY)
@@ -152,8 +152,8 @@ def test_a_full_context_forgets_whole_oldest_turns_and_never_the_system() -> Non
     assert len(session.conversation.messages) == 18
 
 
-def test_what_is_forgotten_is_a_question_with_its_answer() -> None:
-    """Also where to forget the question alone would make room."""
+def test_questions_are_forgotten_with_their_answers() -> None:
+    """Even if forgetting only the question would be enough."""
     conversation = Conversation("Be brief.")
     for role in ("user", "assistant", "user", "tool", "assistant", "user", "user"):
         conversation = conversation.said(role, "…")
@@ -169,7 +169,7 @@ def test_what_is_forgotten_is_a_question_with_its_answer() -> None:
     assert last.forget() is None
 
 
-def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
+def test_an_answer_continues_when_it_fills_the_context() -> None:
     model = reciter(200, endless=True)
     session = Session(model, sampling=GREEDY, max_tokens=50)
     printed(session, "first")
@@ -184,12 +184,12 @@ def test_a_context_that_fills_during_an_answer_lets_the_answer_go_on() -> None:
     assert session.reason == "context"
     assert session.conversation.forgotten == 6
     begun = encode_dialog(said("fourth"), model.tokenizer)
-    assert len(begun) + len(answer) == 200 + 1  # the last one need not be read
+    assert len(begun) + len(answer) == 200 + 1  # the last token is not read
     assert answer == (LETTERS * 9)[: len(answer)]
 
 
-def test_an_answer_that_goes_on_is_read_right() -> None:
-    """With a model to whom every token matters: what is after a forgotten turn is what it would be without it."""
+def test_a_continued_answer_is_read_correctly() -> None:
+    """With a model for which every token matters: after a turn is forgotten, the answer is as if it had never been."""
     model = rambler(200)
     session = Session(model, sampling=GREEDY, max_tokens=60)
     printed(session, "first")
@@ -199,11 +199,11 @@ def test_an_answer_that_goes_on_is_read_right() -> None:
     assert session.conversation.forgotten == 2
     room = 200 - len(begun) + 1
     ids = [*encode_dialog(said("second"), model.tokenizer), *model.tokenizer.encode(answer[:room])]
-    assert goes_on(model, ids, 140 - room) == answer[room:]
+    assert continuation(model, ids, 140 - room) == answer[room:]
     assert len(answer) == 140
 
 
-def test_a_question_too_long_is_refused_and_changes_nothing() -> None:
+def test_a_question_that_is_too_long_is_refused() -> None:
     session = Session(reciter(200), system="Be brief.", sampling=GREEDY)
     printed(session, "Who?")
     before = session.conversation
@@ -229,7 +229,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
     assert [message["role"] for message in messages] == ["system", *["user", "assistant"] * 5]
     assert messages[5]["content"] == "Ünd 🦙?"
-    assert '\n      "content": "Ünd 🦙?"\n' in file.read_text(encoding="utf-8")  # for people, too
+    assert '\n      "content": "Ünd 🦙?"\n' in file.read_text(encoding="utf-8")  # readable for people
     loaded = Conversation.load(file)
     assert loaded == session.conversation._replace(forgotten=0)
     again = Session(reciter(200), sampling=GREEDY)
@@ -255,14 +255,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_no_conversation_is_refused(case: str, tmp_path: Path) -> None:
-    content, says = WRONG[case]
+def test_invalid_files_are_refused(case: str, tmp_path: Path) -> None:
+    content, message = WRONG[case]
     (tmp_path / "talk.json").write_text(content)
-    with pytest.raises(LlucidError, match=f"talk.json: .*{says}"):
+    with pytest.raises(LlucidError, match=f"talk.json: .*{message}"):
         Conversation.load(tmp_path / "talk.json")
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LlucidError, match=r"none\.json: cannot be read"):
         Conversation.load(tmp_path / "none.json")
 
@@ -274,8 +274,8 @@ def test_reset_keeps_the_system() -> None:
     assert session.conversation == Conversation("Be brief.")
 
 
-def test_a_template_that_ends_turns_in_its_own_way_is_heard() -> None:
-    """The answer ends at the template's token though the tokenizer's stop ids are others."""
+def test_answers_end_at_the_end_of_turn_of_a_template() -> None:
+    """The answer ends at the template's token, although it is not among the tokenizer's stop ids."""
     model = reciter()
     model.tokenizer.stop_ids = frozenset({999})
     session = Session(model, format=LLAMA3, sampling=GREEDY)
@@ -287,13 +287,13 @@ def test_a_template_that_ends_turns_in_its_own_way_is_heard() -> None:
     assert printed(Session(model, format=CHATML, sampling=GREEDY, max_tokens=3), "Who?") == "abc"
 
 
-def test_the_white_space_before_an_answer_is_no_part_of_it() -> None:
+def test_white_space_before_an_answer_is_removed() -> None:
     session = Session(reciter(begins=" "), sampling=GREEDY)
     assert printed(session, "Who?") == LETTERS
     assert session.conversation.messages[-1]["content"] == LETTERS
 
 
-def test_plain_text_goes_on() -> None:
+def test_plain_format_continues_a_text() -> None:
     model = reciter(endless=True)
     base = model._replace(tokenizer=Characters(map(chr, range(128))))
     with pytest.raises(NotAChatModel):
@@ -305,6 +305,15 @@ def test_plain_text_goes_on() -> None:
     assert session.batch.pages.shared(read) == len(read) == session.used
 
 
-def test_the_tokenizer_of_letters_has_one_spelling() -> None:
+def test_each_text_has_one_encoding() -> None:
     tokenizer = letters()
     assert tokenizer.encode("the bell") == list(b"the bell")
+
+
+def test_the_model_s_own_settings_are_the_default() -> None:
+    """Impossible ones are ignored."""
+    model = rambler(200)
+    assert Session(model).sampling == Sampling()
+    assert Session(model._replace(sampling={"temperature": 0.1})).sampling == Sampling(temperature=0.1)
+    assert Session(model._replace(sampling={"temperature": -1.0})).sampling == Sampling()
+    assert Session(model._replace(sampling={"temperature": 0.1}), sampling=GREEDY).sampling == GREEDY

@@ -22,6 +22,7 @@ from llucid.corpora.fables import KINDS, NAMES, derivations, expand
 from llucid.generation import Sampling
 from llucid.weights import parameter_count
 from tests.training.test_run import command, do
+from tests.waiting import LIMIT
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "storyteller.py"
 
@@ -56,7 +57,7 @@ def test_chat_without_a_model_answers_about_its_own_tale() -> None:
     """Through a pipe: the tale has what the question asked for, and the next answer names who is in it."""
     lines = "Tell me a tale about a goat in winter.\nWho is in it?\nAre you a real person?\n"
     done = subprocess.run(
-        command("chat", "--temperature", 0, "--seed", 0), input=lines, capture_output=True, text=True, timeout=120
+        command("chat", "--temperature", 0, "--seed", 0), input=lines, capture_output=True, text=True, timeout=LIMIT
     )
     assert done.returncode == 0, done.stderr
     *tale, cast, honest = done.stdout.splitlines()

@@ -14,6 +14,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from llucid.tokenizers.characters import Characters
 from tests.chat.models import LETTERS, reciter
 from tests.chat.test_session import GREEDY
 from tests.training.test_run import after, command
+from tests.waiting import LIMIT
 
 READY = "tokens of context"  # in the status line, which is shown with the prompt
 
@@ -55,7 +57,7 @@ class Terminal:
         os.close(inside)
         self.screen = ""
 
-    def see(self, text: str, seconds: float = 60) -> str:
+    def see(self, text: str, seconds: float = LIMIT) -> str:
         """Waits until the program has written `text`; returns all output up to its end."""
         until = time.monotonic() + seconds
         while text not in self.screen:
@@ -153,7 +155,7 @@ def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_termin
     terminal.see("max_tokens is 3")
     terminal.see(READY)
     terminal.send("\x04")
-    assert terminal.process.wait(timeout=30) == 0
+    assert terminal.process.wait(timeout=LIMIT) == 0
     history = tmp_path / "chat_history"
     assert "+And\n+who else?\n" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
@@ -167,10 +169,10 @@ def test_a_base_model_continues_the_text(tmp_path: Path, open_terminal: Callable
     terminal.ask("tell me of a, b and c")
     terminal.see("defgh\r\ncut off")
     terminal.ask("/quit")
-    assert terminal.process.wait(timeout=30) == 0
+    assert terminal.process.wait(timeout=LIMIT) == 0
 
     with pytest.raises(NotAChatModel):  # through a pipe
-        talk(llucid.load(tmp_path / "base", device="cpu"), "base")
+        talk(partial(Session, llucid.load(tmp_path / "base", device="cpu")), "base")
 
 
 def test_through_a_pipe(endless: Path, tmp_path: Path) -> None:
@@ -309,7 +311,7 @@ def test_a_terminal_needs_both_input_and_output(reads: bool, writes: bool, monke
         stream = io.StringIO()
         monkeypatch.setattr(stream, "isatty", lambda is_one=is_one: is_one)
         monkeypatch.setattr(sys, name, stream)
-    talk(reciter(), "a model")
+    talk(partial(Session, reciter()), "a model")
     assert used == ["in_terminal" if reads and writes else "through_pipe"]
 
 

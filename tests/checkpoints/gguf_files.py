@@ -36,8 +36,9 @@ PACKAGE_NAMES = {
 def package_name(path: str) -> str:
     """The package's name of the array at `path` in Weights."""
     block = BLOCK.search(path)
-    name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[PACKAGE_NAMES[BLOCK.sub(".", path)]]]
-    return name.format(bid=block[1] if block else None) + ".weight"
+    matrix = path.removesuffix("_bias")
+    name = gguf.TENSOR_NAMES[gguf.MODEL_TENSOR[PACKAGE_NAMES[BLOCK.sub(".", matrix)]]]
+    return name.format(bid=block[1] if block else None) + (".weight" if matrix == path else ".bias")
 
 
 def write_with_package(

@@ -12,8 +12,10 @@ import torch
 
 from llucid import generate
 from llucid.checkpoints import convert, describe, find, load, save
+from llucid.checkpoints.hub import STORYTELLER
 from llucid.errors import LlucidError
 from llucid.tokenizers.characters import Characters
+from llucid.weights import leaves, parameter_count
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
 from tests.tokenizers.texts import small_sentencepiece
@@ -90,8 +92,8 @@ def test_loading_ignores_the_global_state_of_pytorch(tmp_path: Path) -> None:
             found = load(tmp_path, device="cpu", quantize="int8")
             plain = load(tmp_path, device="cpu").weights
             assert found.weights.blocks[0].attention.query.dense().dtype == torch.float32
-        pairs = zip(expected.weights.blocks[0].attention, found.weights.blocks[0].attention, strict=True)
-        assert all(torch.equal(one.numbers, two.numbers) and two.bits == 8 for one, two in pairs)
+        pairs = zip(*(leaves(model.weights.blocks[0].attention) for model in (expected, found)), strict=True)
+        assert all(torch.equal(one.numbers, two.numbers) and two.form == "Q8_0" for one, two in pairs)
         assert same(plain, model_of(config).weights)
     torch.set_default_dtype(torch.bfloat16)
     try:
@@ -126,8 +128,23 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
             find(name)
 
 
+def test_the_storyteller_has_a_name_unless_something_here_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("storyteller") == STORYTELLER
+    model = load("storyteller", mapped=True)
+    assert repr(model) == f"<Model of {parameter_count(model.config):,} parameters, bfloat16, cpu>"
+    (tmp_path / "storyteller").mkdir()
+    assert find("storyteller") == Path("storyteller")
+
+
 def test_a_path_in_runs_is_never_a_repository(hub: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        LlucidError, match="or not: there is no such file or folder; if it is a text, name a model before"
+    ):
+        load("To be, or not")
     with pytest.raises(LlucidError, match="runs/x: there is no such file or folder; train a model"):
         load("runs/x")
     assert not hub

@@ -34,6 +34,16 @@ def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert same(load(tmp_path / "meta", device="cpu").weights, model.weights)
 
 
+def test_the_tokenizer_beside_a_bin_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(model_of(dataclasses.replace(CONFIGS["one for two"], norm_eps=1e-5)), tmp_path / "hf")
+    assert run("convert", tmp_path / "hf", tmp_path / "a.bin", "--to", "llama2c", monkeypatch=monkeypatch) == 0
+    assert (
+        capsys.readouterr().out == f"the model is in {tmp_path / 'a.bin'}, its tokenizer beside it, in tokenizer.json\n"
+    )
+
+
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])
 def test_the_spaces_that_llama_cpp_adds_are_reported(
     scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -158,7 +158,7 @@ def test_describe_reads_only_the_header(tmp_path: Path) -> None:
     assert description["dtype"] == "Q8_0, float16, float32"
     assert description["tokenizer"] == "characters, 50 ids"
     assert description["rope_scaling"] == str(RopeScaling(factor=32.0))
-    assert description["tied"] == "the embedding is the output matrix"
+    assert description["tied_embeddings"] == "True"
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q4_0"])
@@ -214,7 +214,7 @@ def test_the_story_survives_gguf_and_back(data: Path, tmp_path: Path) -> None:
         ({"token_embd.weight": None}, "token_embd.weight is missing"),
         (
             {"blk.0.attn_q.bias": torch.zeros(32)},
-            "blk.0.attn_q.bias [32] is not part of the Llama that the config describes",
+            "blk.1.attn_q.bias is missing; expected a tensor of shape [32]",
         ),
         ({"blk.0.ffn_gate_inp.weight": torch.zeros(2, 32)}, "ffn_gate_inp.weight [2, 32] is not part"),
         ({"blk.1.ffn_up.weight": torch.zeros(32, 56)}, "blk.1.ffn_up.weight has shape [32, 56]; expected [56, 32]"),

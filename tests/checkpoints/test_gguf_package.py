@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from llucid.arrays import Quantized
 from llucid.arrays.quantize import quantize_matrix
-from llucid.arrays.quantized import from_blocks, to_blocks
+from llucid.arrays.quantized import FORMS, from_blocks, to_blocks
 from llucid.checkpoints import convert, describe, gguf_blocks, load, save
 from llucid.checkpoints import gguf as gguf_format
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
+from llucid.fast import dense
 from llucid.rope import slowdowns
-from llucid.weights import named_leaves
+from llucid.weights import leaves, named_leaves
 from tests.checkpoints.gguf_files import (
     HALVES,
     WIDE,
@@ -150,6 +152,35 @@ def test_every_quantised_type(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert load(tmp_path / "a.gguf", dtype="bfloat16", device="cpu").weights.embedding.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_quantised_matrices_stay_as_they_are_in_every_form(mapped: bool, tmp_path: Path) -> None:
+    """Each matrix in another form, as in files of a mixture such as Q4_K_M, and written again to the same bytes."""
+    model = model_of(WIDE)
+    matrices = [(path, leaf) for path, leaf in named_leaves(model.weights) if leaf.dim() == 2]
+    forms = {path: [*FORMS][number % len(FORMS)] for number, (path, _) in enumerate(matrices)}
+    assert {*forms.values()} == {*FORMS}
+    raw = {
+        package_name(path): (random_blocks(forms[path], *leaf.shape), gguf.GGMLQuantizationType[forms[path]])
+        for path, leaf in matrices
+    }
+    write_with_package(tmp_path / "a.gguf", model, unquantised(model) | raw)
+    kept = load(tmp_path / "a.gguf", device="cpu", quantize="file", mapped=mapped)
+    for path, leaf in named_leaves(kept.weights):
+        if path in forms:
+            assert isinstance(leaf, Quantized)
+            assert leaf.form == forms[path]
+            np.testing.assert_array_equal(leaf.dense().numpy(), gguf.dequantize(*raw[package_name(path)]))
+    assert describe(tmp_path / "a.gguf")["dtype"] == ", ".join([*sorted(FORMS), "float32"])
+    save(kept, tmp_path / "b.gguf", "gguf")
+    for tensor in gguf.GGUFReader(tmp_path / "b.gguf").tensors:
+        if tensor.name in raw:
+            assert tensor.tensor_type == raw[tensor.name][1]
+            np.testing.assert_array_equal(tensor.data.reshape(-1), raw[tensor.name][0].reshape(-1))
+    save(kept, tmp_path / "hf")
+    for one, two in zip(leaves(load(tmp_path / "hf", device="cpu").weights), leaves(kept.weights), strict=True):
+        assert torch.equal(one, dense(two))
+
+
 def definition_q8_0(block: bytes) -> list[np.float32]:
     scale = np.frombuffer(block[:2], "<f2")[0].astype(np.float32)
     return [scale * np.float32(byte - 256 if byte > 127 else byte) for byte in block[2:]]
@@ -185,8 +216,8 @@ def test_quantising_equals_the_package_and_round_trips(name: str, bits: Any) -> 
     blocks = torch.from_numpy(expected).view(300, 2, -1)
     assert torch.equal(to_blocks(quantize_matrix(numbers, bits)), blocks)
     for rows in (300, 16, 5):
-        held = from_blocks(blocks[:rows].numpy())
-        assert (held.shape, held.bits) == ((rows, 64), bits)
+        held = from_blocks(blocks[:rows].numpy(), name)
+        assert (held.shape, held.form) == ((rows, 64), name)
         assert torch.equal(to_blocks(held.tensor()), blocks[:rows])
         assert held.dense().tolist() == gguf.dequantize(expected[:rows], kind).tolist()
 
@@ -216,5 +247,5 @@ def test_the_tables_equal_the_packages() -> None:
         assert short.get(theirs.name, theirs.name) == kind.name
     for name, number in gguf_format.FILE_TYPES.items():
         full = {theirs: ours for ours, theirs in short.items()}.get(name, name)
-        assert gguf.LlamaFileType(number).name.endswith(full)
+        assert gguf.LlamaFileType(number).name.endswith((full, f"{full}_M"))
     assert {kind.name for kind in gguf_blocks.GGML_TYPES.values()} == {*HALVES, *short.values()}

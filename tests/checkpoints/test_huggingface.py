@@ -268,6 +268,8 @@ def test_defaults_of_transformers(folder: Path) -> None:
     assert (found.rope_theta, found.norm_eps, found.context) == (10_000.0, theirs.rms_norm_eps, 2048)
     assert theirs.max_position_embeddings == 2048
     assert (found.kv_heads, found.head_dim, found.tied_embeddings) == (4, 8, False)
+    change_config(folder, sliding_window=4096, use_sliding_window=False)  # as Qwen's configs have it
+    assert huggingface.read_config(folder) == found
 
 
 @pytest.mark.parametrize(
@@ -276,8 +278,9 @@ def test_defaults_of_transformers(folder: Path) -> None:
         (dict(model_type="mistral", sliding_window=4096), 'model_type "mistral", sliding_window 4096'),
         (dict(architectures=["MistralForCausalLM"], model_type=...), '["MistralForCausalLM"]'),
         (dict(model_type="qwen2"), 'model_type "qwen2"'),
-        (dict(attention_bias=True), "attention_bias true"),
-        (dict(mlp_bias=True), "mlp_bias true"),
+        (dict(sliding_window=4096, use_sliding_window=True), "sliding_window 4096"),
+        (dict(attention_bias="yes"), 'attention_bias "yes"'),
+        (dict(mlp_bias=[]), "mlp_bias []"),
         (dict(hidden_act="gelu"), 'hidden_act "gelu"'),
         (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
         (dict(rope_scaling={"type": "longrope", "factor": 2.0}, rope_parameters=...), 'type "longrope"'),

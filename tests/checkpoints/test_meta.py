@@ -22,7 +22,7 @@ from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.presets import PRESETS
 from llucid.tokenizers.sentencepiece_model import SentencePiece
-from llucid.weights import parameter_count, shapes
+from llucid.weights import leaves, parameter_count, shapes
 from tests.checkpoints.models import model_of, same, write_shards
 from tests.configs import CONFIGS
 from tests.tokenizers.texts import TALE, sentencepiece_model, small_sentencepiece
@@ -135,7 +135,7 @@ def test_tensor_names_are_metas(tmp_path: Path) -> None:
     block = model.weights.blocks[1]
     expected = {"tok_embeddings": model.weights.embedding, "norm": model.weights.norm, "output": model.weights.output}
     expected |= {"layers.1.attention_norm": block.attention_norm, "layers.1.ffn_norm": block.feed_forward_norm}
-    for name, leaf in zip(("wq", "wk", "wv", "wo"), block.attention, strict=True):
+    for name, leaf in zip(("wq", "wk", "wv", "wo"), leaves(block.attention), strict=True):
         expected[f"layers.1.attention.{name}"] = leaf
     w1, w3, w2 = block.feed_forward.gate, block.feed_forward.up, block.feed_forward.down
     expected |= {f"layers.1.feed_forward.w{number}": leaf for number, leaf in enumerate((w1, w2, w3), 1)}
@@ -407,6 +407,7 @@ def rewritten(file: Path, **changes: bytes) -> Path:
     return file
 
 
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
 NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
 
 
@@ -415,6 +416,8 @@ NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
     [
         (NESTED + b"h\x00K\x01s.", "a dictionary with keys of another type"),  # hashing it takes 2⁹⁹ steps
         (NESTED + b"(h\x00K\x01u.", "a dictionary with keys of another type"),
+        (NESTED + b"h\x00X\x01\x00\x00\x00a\x93.", "a name that is not text"),  # whose text has 2⁹⁹ characters
+        (NESTED + STORAGE + b"h\x00tQ.", "a storage without a name"),
         (b"\x80\x02" + b"]" * 2**20 + b".", "its pickle is too large"),
         (b"\x80\x02\x8f.", "its pickle has the opcode EMPTY_SET, which torch.save does not write"),
         (b"\x80\x02\x8e" + b"\xff" * 8 + b".", "not a complete PyTorch file"),  # bytes of 2⁶⁴

@@ -32,7 +32,7 @@ from llucid.checkpoints import (
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.generation_config import sampling_defaults
 from llucid.checkpoints.huggingface import pairs_from_halves
-from llucid.checkpoints.tensors import Stored, alike, mapped
+from llucid.checkpoints.tensors import Stored, equal_bits, mapped
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
@@ -57,7 +57,9 @@ def config(request: pytest.FixtureRequest) -> Config:
 
 def fitting(config: Config, format: str) -> Config:
     """The config without the values that this format cannot hold."""
-    changes = {} if format in ("huggingface", "gguf") else dict(head_dim=config.dim // config.heads)
+    if format in ("huggingface", "gguf"):
+        return config
+    changes = dict(head_dim=config.dim // config.heads, attention_bias=False, mlp_bias=False)
     return replace(config, **changes | (PLAIN if format == "llama2c" else {}))
 
 
@@ -187,6 +189,41 @@ def test_a_conversion_that_loses_the_chat_format_says_so(tmp_path: Path, capsys:
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("names", [["rag", "tool_use"], ["default", "rag"]], ids=str)
+def test_named_templates_are_kept_or_missed(
+    names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if none of them is the default."""
+    templates = [{"name": name, "template": f"{name}: {{{{ messages[0].content }}}}"} for name in names]
+    tokenizer = SentencePiece(sentencepiece_model(), {"chat_template": templates})
+    save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=tokenizer), tmp_path / "a")
+    for format in ("huggingface", "meta", "gguf"):
+        convert(tmp_path / "a", tmp_path / format / "b", format)
+        assert capsys.readouterr().err == ""
+        found = load(tmp_path / format / "b", device="cpu").tokenizer.config["chat_template"]
+        assert sorted(found, key=str) == sorted(templates, key=str)
+    convert(tmp_path / "a", tmp_path / "b.bin", "llama2c")
+    assert "chat differs from the original: the format of dialogues is lost\n" in capsys.readouterr().err
+
+
+def test_sampling_settings_are_kept_or_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `save` and by `convert`."""
+    save(model_of(TINY)._replace(sampling={"temperature": 0.6, "top_k": 5}), tmp_path / "a")
+    written = json.loads((tmp_path / "a" / "generation_config.json").read_text())
+    assert written == {"do_sample": True, "temperature": 0.6, "top_k": 5}
+    model = load(tmp_path / "a", device="cpu")
+    assert model.sampling == {"temperature": 0.6, "top_k": 5}
+    save(model, tmp_path / "b")
+    assert load(tmp_path / "b", device="cpu", mapped=True).sampling == model.sampling
+    assert capsys.readouterr().err == ""
+    for format in ("meta", "llama2c", "gguf"):
+        out = tmp_path / format / "model"
+        convert(tmp_path / "a", out, format)
+        message = "this format has no place for the settings of generation_config.json: temperature 0.6, top_k 5"
+        assert capsys.readouterr().err == f"note: {out}: {message}\n"
+        assert load(out, device="cpu").sampling == {}
+
+
 @pytest.mark.parametrize("ends", [2, [2, 5]])
 def test_generation_config_survives_between_hugging_face_folders(ends: int | list[int], tmp_path: Path) -> None:
     save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=small_sentencepiece()), tmp_path / "a")
@@ -215,6 +252,11 @@ TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, voc
         ("llama2c", dict(rope_scaling=RopeScaling()), "rope_scaling="),
         ("llama2c", dict(head_dim=12), "head_dim=12"),
         ("llama2c", dict(norm_eps=1e-6), "norm_eps=1e-06"),
+        ("llama2c", dict(layers=1025, dim=4, head_dim=2, heads=2, kv_heads=1, ffn_dim=1), "layers=1025"),
+        ("llama2c", dict(attention_bias=True), "attention_bias=True"),
+        ("llama2c", dict(mlp_bias=True), "mlp_bias=True"),
+        ("meta", dict(attention_bias=True), "attention_bias=True"),
+        ("meta", dict(mlp_bias=True), "mlp_bias=True"),
         ("meta", dict(head_dim=12), "head_dim: 12"),
         ("meta", dict(rope_scaling=RopeScaling(original_context=4096)), "original_context=4096"),
     ],
@@ -286,11 +328,11 @@ def test_large_matrices_are_compared_to_the_last_row() -> None:
     def entry(array: np.ndarray) -> Stored:
         return mapped(array.shape, "float32", lambda: array.view(np.int32))
 
-    assert alike(entry(numbers), entry(numbers.copy()))
+    assert equal_bits(entry(numbers), entry(numbers.copy()))
     for row in (0, 255, 256, 599):
         other = numbers.copy()
         other[row, 2] += 1
-        assert not alike(entry(numbers), entry(other))
+        assert not equal_bits(entry(numbers), entry(other))
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
@@ -317,7 +359,7 @@ def test_describe_reads_headers(tmp_path: Path) -> None:
         dtypes = {"llama2c 2": "float32, int8 in groups of 8", "gguf None": "bfloat16, float32"}
         own = "float32" if format == "llama2c" else "bfloat16"
         assert facts["dtype"] == dtypes.get(f"{format} {version}", own)
-        assert facts["tied"] == "the embedding is the output matrix"
+        assert facts["tied_embeddings"] == "True"
         assert facts["tokenizer"] == "characters, 50 ids"
         for item in fields(config):
             assert item.name == "context" or facts[item.name] == str(getattr(config, item.name)).replace("None", "none")
@@ -325,7 +367,6 @@ def test_describe_reads_headers(tmp_path: Path) -> None:
         save(model_of(config), tmp_path / str(name))
         facts = describe(tmp_path / str(name))
         assert facts["family"] == (f"Llama, size {name}" if name else "Llama, no published size")
-        assert facts["tied"] == ("the embedding is the output matrix" if config.tied_embeddings else "none")
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one, as in tokenizer=PATH" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]

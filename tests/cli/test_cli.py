@@ -19,7 +19,7 @@ import huggingface_hub
 import pytest
 
 import llucid
-from llucid.cli import COMMANDS, command_class, main, read_command
+from llucid.cli import COMMANDS, command_class, main, overview, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
 from llucid.weights import parameter_count
@@ -99,7 +99,8 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
     assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
     assert done.stderr.startswith("from the model's generation_config.json: temperature 1e-06\n")
     assert do(*words, "--temperature", 0.8).stdout == usual.stdout
-    for ignored in ('{"do_sample": false, "temperature": 1e-6}', '{"do_sample": true, "temperature": -1}', "{"):
+    huge = f'{{"do_sample": true, "temperature": {"9" * 400}}}'
+    for ignored in ('{"do_sample": false, "temperature": 1e-6}', '{"do_sample": true, "temperature": -1}', "{", huge):
         file.write_text(ignored)
         assert do(*words).stdout == usual.stdout
         assert "generation_config" not in do(*words).stderr
@@ -398,6 +399,12 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr
     assert "LlucidError" in failed.stderr
+
+
+def test_the_list_of_commands_has_a_line_for_each() -> None:
+    lines = overview().splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [*COMMANDS]
+    assert len(lines) == len(COMMANDS) + 8
 
 
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,26 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"x" * 99)
     with pytest.raises(LlucidError, match=r"a\.parquet: not a Parquet file that can be read"):
         open_corpus([str(tmp_path / "a.parquet")])
+
+
+def test_small_files_of_large_documents_take_little_memory(tmp_path: Path) -> None:
+    """Zipped zeros take a thousandth of their size, and a value that a Parquet file repeats is in it once."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["x" * 20_000] * 2_000}), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b" " * 30_000_000, 1))
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": [' + b"[]," * 1_000_000 + b"0]}")
+    tracemalloc.start()
+    open_corpus([str(tmp_path / "a.parquet")])
+    with pytest.raises(LlucidError, match=r"b\.jsonl\.gz, line 1: longer than .* bytes"):
+        open_corpus([str(tmp_path / "b.jsonl.gz")])
+    assert tracemalloc.get_traced_memory()[1] < 40_000_000
+    tracemalloc.reset_peak()
+    with pytest.raises(LlucidError, match=r"c\.jsonl, line 1: not JSON \(mostly empty lists"):
+        open_corpus([str(tmp_path / "c.jsonl")])
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
 
 
 def test_a_parquet_file_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

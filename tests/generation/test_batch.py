@@ -1,4 +1,4 @@
-"""The engine against recomputing everything: whatever comes and goes beside it, a text is what the equations say."""
+"""The engine against the equations without a cache, with requests that come and go in any order."""
 
 import math
 import threading
@@ -28,18 +28,18 @@ CONFIG = Config(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, v
 GREEDY = Sampling(temperature=0.0)
 
 
-def spread(config: Config, seed: int = 0) -> Weights:
-    """Random weights whose logits are far apart, in float64, so that no argmax hangs on rounding."""
+def distinct_weights(config: Config, seed: int = 0) -> Weights:
+    """Random weights whose logits are far apart, in float64, so that no argmax depends on rounding."""
     return tree_map(lambda leaf: leaf.double() * (12 if leaf.ndim == 2 else 1), initialise(config, seed))
 
 
-WEIGHTS = spread(CONFIG)
+WEIGHTS = distinct_weights(CONFIG)
 MODEL = Model(CONFIG, WEIGHTS, None)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for other threads."""
+    """For matrices this small, more threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 
 def last_logits(row: Sequence[int]) -> Tensor:
-    """The scores after a row, by the equations over the whole of it."""
+    """The logits after a row, computed from the whole row."""
     return llama(torch.tensor([row]), WEIGHTS, CONFIG)[0, -1]
 
 
@@ -70,7 +70,7 @@ def request(
 
 
 def run(batch: Batch, *requests: Request) -> list[list[Event]]:
-    """The events of each request, all of which are begun at once."""
+    """The events of each request; all are added at once."""
     numbers = [batch.add(each) for each in requests]
     events: list[Event] = []
     while batch.running or batch.waiting:
@@ -86,8 +86,8 @@ def write(prompt: Sequence[int], max_tokens: int, **more: Any) -> list[int]:
     return written(run(Batch(MODEL), request(prompt, max_tokens, **more))[0])
 
 
-def by_hand(prompt: Sequence[int], max_tokens: int, keep: int = 0) -> list[int]:
-    """Greedy decoding with neither cache nor batch: the whole window through `llama` for every token."""
+def without_cache(prompt: Sequence[int], max_tokens: int, keep: int = 0) -> list[int]:
+    """Greedy decoding without cache or batch: calls `llama` on the whole window for every token."""
     row, found = list(prompt), []
     for _ in range(max_tokens):
         if len(row) > CONFIG.context:
@@ -99,7 +99,7 @@ def by_hand(prompt: Sequence[int], max_tokens: int, keep: int = 0) -> list[int]:
 
 
 def leaks(batch: Batch) -> int:
-    """Pages that are taken by no sequence and do not lie in the tree, or are counted wrongly."""
+    """The number of pages that belong to no sequence and are not in the tree, or whose users are counted wrongly."""
     pages, found = batch.pages, 0
     in_tree: dict[int, int] = {}
     waiting = list(pages.root.children.values())
@@ -115,23 +115,21 @@ def leaks(batch: Batch) -> int:
     return found + len({*pages.kept} ^ {number for number, users in in_tree.items() if not users})
 
 
-def test_the_random_model_is_worth_asking():
-    assert len(set(by_hand(ids(3), 20))) > 5
+def test_the_random_model_has_varied_and_confident_predictions():
+    assert len(set(without_cache(ids(3), 20))) > 5
     assert last_logits(ids(3)).softmax(-1).max() > 0.2
 
 
 # --------------------------------------------------------------------------------------------- one text
 
 
-def test_cached_greedy_is_uncached_greedy():
-    assert write(ids(5), 19) == by_hand(ids(5), 19)
+def test_greedy_decoding_equals_that_without_cache():
+    assert write(ids(5), 19) == without_cache(ids(5), 19)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 20, 512])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["PyTorch", "C"])
-def test_a_prompt_read_in_chunks_is_the_prompt_read_whole(
-    chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_prompt_read_in_chunks_has_the_same_logits(chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("llucid.generation.batch.CHUNK", chunk)
     batch = Batch(MODEL._replace(weights=to(WEIGHTS, dtype)))
     for prompt in (ids(20, 1), ids(4, 2), [*ids(20, 1)[:9], *ids(9, 3)]):
@@ -141,7 +139,7 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_whole(
         assert leaks(batch) == 0
 
 
-def test_a_prompt_of_any_length_goes_through_the_model_in_chunks(monkeypatch: pytest.MonkeyPatch):
+def test_long_prompts_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch):
     sizes: list[int] = []
     real = torch_reader.hidden
 
@@ -155,7 +153,7 @@ def test_a_prompt_of_any_length_goes_through_the_model_in_chunks(monkeypatch: py
     assert sizes == [CHUNK, 9]
 
 
-def test_texts_go_on_while_a_long_prompt_is_read():
+def test_texts_continue_while_a_long_prompt_is_read():
     batch = Batch(Model(replace(CONFIG, context=4 * CHUNK), WEIGHTS, None))
     first = batch.add(request(ids(3), 20))
     batch.step()
@@ -164,7 +162,7 @@ def test_texts_go_on_while_a_long_prompt_is_read():
     assert events == [[first], [first], [first, second], [first]]
 
 
-def test_only_what_is_scored_is_unembedded(monkeypatch: pytest.MonkeyPatch):
+def test_only_scored_tokens_are_unembedded(monkeypatch: pytest.MonkeyPatch):
     shapes: list[tuple[int, ...]] = []
     real = torch_reader.unembed
 
@@ -178,40 +176,40 @@ def test_only_what_is_scored_is_unembedded(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3])
-def test_a_window_that_slides_is_the_one_recomputed_by_hand(keep: int):
+def test_a_sliding_window_equals_recomputing_it(keep: int):
     batch = Batch(MODEL)
     batch.keep = keep
     (events,) = run(batch, request(ids(20, 7), 45))
-    assert written(events) == by_hand(ids(20, 7), 45, keep)
-    # 5 tokens until 24 + 1 are there, then 12 remain and 13 more fit.
+    assert written(events) == without_cache(ids(20, 7), 45, keep)
+    # After 5 tokens there are 24 + 1; then 12 remain, and 13 more fit.
     assert [number for number, event in enumerate(events) if event.slid] == [5, 18, 31, 44]
     assert batch.statistics.slid
 
 
-def test_a_text_that_ends_with_its_context_full_has_not_slid():
+def test_a_text_that_ends_when_its_context_is_full_has_not_slid():
     batch = Batch(MODEL)
     first, second = run(batch, request(ids(24, 7), 6, stops=lambda token: True), request(ids(5, 2), 6))
     assert not any(event.slid for event in (*first, *second))
     assert not batch.statistics.slid
-    assert written(second) == by_hand(ids(5, 2), 6)
+    assert written(second) == without_cache(ids(5, 2), 6)
 
 
 def test_a_full_context_can_end_the_text_instead():
     (events,) = run(Batch(MODEL), request(ids(20, 7), 45, past_context="stop"))
-    assert written(events) == by_hand(ids(20, 7), 5)
+    assert written(events) == without_cache(ids(20, 7), 5)
     assert events[-1].reason == "context"
     (events,) = run(Batch(MODEL), request(ids(24, 7), 1, past_context="stop"))
     assert events[-1].reason == "length"
 
 
-def test_the_window_keeps_the_first_and_the_newest():
+def test_the_window_keeps_the_first_and_the_newest_ids():
     assert window(range(9), 8, 0) == (5, 6, 7, 8)
     assert window(range(9), 8, 1) == (0, 6, 7, 8)
     assert window(range(3), 2, 1) == (2,)
     assert window(range(2), 1, 0) == (1,)
 
 
-def test_log_probabilities_are_the_models_own():
+def test_log_probabilities_are_those_of_the_model():
     sampling = Sampling(temperature=3.0, top_k=5)
     (events,) = run(Batch(MODEL), request(ids(3), 9, sampling=sampling))
     row = ids(3)
@@ -223,16 +221,16 @@ def test_log_probabilities_are_the_models_own():
 # --------------------------------------------------------------------------------------------- many texts
 
 
-def test_unequal_prompts_are_each_alone():
+def test_prompts_of_unequal_length_equal_separate_ones():
     prompts = [ids(3, 1), ids(17, 2), ids(1, 3), ids(9, 4)]
-    texts = run(Batch(MODEL), *(request(prompt, 30) for prompt in prompts))  # all but the third slide on the way
+    texts = run(Batch(MODEL), *(request(prompt, 30) for prompt in prompts))  # all but the third slide
     for events, prompt in zip(texts, prompts, strict=True):
-        assert written(events) == by_hand(prompt, 30)
+        assert written(events) == without_cache(prompt, 30)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1)])
-def test_pytorch_reads_rows_wherever_their_pages_lie(order: tuple[int, ...]):
-    """As views of the memory where they are evenly spaced, else gathered; never backwards."""
+def test_pytorch_reads_rows_on_any_pages(order: tuple[int, ...]):
+    """Evenly spaced rows are views of the memory, others are gathered; a negative stride is never used."""
     batch = Batch(MODEL)
     sequences = [batch.pages.open([]) for _ in order]
     for sequence in sequences:
@@ -247,7 +245,7 @@ def test_pytorch_reads_rows_wherever_their_pages_lie(order: tuple[int, ...]):
         torch.testing.assert_close(found, last_logits(rows[at]))
 
 
-def test_a_text_that_ends_is_reported_no_more_and_the_others_go_on():
+def test_an_ended_text_has_no_more_events_and_others_continue():
     prompts, counts = [ids(3, 1), ids(7, 2), ids(5, 3)], [4, 2, 99]
     seen: list[list[int]] = [[], [], []]
 
@@ -257,14 +255,14 @@ def test_a_text_that_ends_is_reported_no_more_and_the_others_go_on():
     batch = Batch(MODEL)
     texts = run(batch, *(request(prompt, 6, stops(row)) for row, prompt in enumerate(prompts)))
     assert [written(events) for events in texts] == seen
-    assert seen == [by_hand(prompt, count) for prompt, count in zip(prompts, (4, 2, 6), strict=True)]
+    assert seen == [without_cache(prompt, count) for prompt, count in zip(prompts, (4, 2, 6), strict=True)]
     assert [[event.reason for event in events][-1] for events in texts] == ["stop", "stop", "length"]
     assert not any(event.reason for events in texts for event in events[:-1])
     assert batch.statistics.tokens == 4 + 2 + 6
     assert batch.statistics.reason == "length"
 
 
-def test_a_dropped_text_is_reported_no_more():
+def test_a_dropped_text_has_no_more_events():
     batch = Batch(MODEL)
     first, second = batch.add(request(ids(3), 20)), batch.add(request(ids(4, 1), 20))
     batch.step()
@@ -276,31 +274,31 @@ def test_a_dropped_text_is_reported_no_more():
     assert leaks(batch) == 0
 
 
-# --------------------------------------------------------------------------------------------- what is shared
+# --------------------------------------------------------------------------------------------- shared prefixes
 
 
-def test_what_has_been_read_is_not_read_again():
+def test_a_known_prefix_is_not_read_again():
     batch = Batch(MODEL)
     (first,) = run(batch, request(ids(4), 3))
     full = [*ids(4), *written(first), *ids(5, 8)]
     batch.statistics = statistics = Statistics()
     (second,) = run(batch, request(full, 4))
-    assert written(second) == by_hand(full, 4)
-    assert statistics.prompt_tokens == 5 + 1  # the newest token had been written and not yet read
+    assert written(second) == without_cache(full, 4)
+    assert statistics.prompt_tokens == 5 + 1  # the newest token was written, but not yet read
 
 
-def test_texts_that_part_share_what_they_agree_on():
+def test_diverging_texts_share_their_common_prefix():
     batch = Batch(MODEL)
     run(batch, request(ids(8), 3))
     for prompt, new in (([*ids(6), *ids(4, 9)], 4), (ids(8), 1), (ids(3), 1), (ids(5, 11), 5)):
         batch.statistics = statistics = Statistics()
         (events,) = run(batch, request(prompt, 4))
-        assert written(events) == by_hand(prompt, 4)
+        assert written(events) == without_cache(prompt, 4)
         assert statistics.prompt_tokens == new
         assert leaks(batch) == 0
 
 
-def test_prompts_that_are_begun_together_are_read_once():
+def test_a_prefix_of_simultaneous_requests_is_read_once():
     config = replace(CONFIG, context=200)
     batch = Batch(Model(config, WEIGHTS, None))
     prompt = ids(3 * PAGE + 5)
@@ -310,7 +308,7 @@ def test_prompts_that_are_begun_together_are_read_once():
         assert written(events) == written(run(Batch(Model(config, WEIGHTS, None)), request([*prompt, row], 5))[0])
 
 
-# --------------------------------------------------------------------------------------------- anything at any time
+# --------------------------------------------------------------------------------------------- random requests
 
 FORMS: dict[str, Callable[[Weights], Weights]] = {
     "float64, PyTorch": lambda weights: weights,
@@ -318,12 +316,12 @@ FORMS: dict[str, Callable[[Weights], Weights]] = {
     "int8, C": lambda weights: quantize(to(weights, torch.float32), 8),
 }
 LONG = Config(**vars(CONFIG) | {"context": 3 * PAGE, "head_dim": 32})  # matrices of multiples of 32 numbers
-LONG_WEIGHTS = spread(LONG, 1)
+LONG_WEIGHTS = distinct_weights(LONG, 1)
 
 
 @pytest.fixture
 def c_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where C can read, it reads prompts of any length, so that all is equal to the bit."""
+    """C reads prompts of any length where it can, so that results are equal to the bit."""
     monkeypatch.setattr(reader, "C_TOKENS", 10**9)
 
 
@@ -338,8 +336,8 @@ PIECES = [ids(count, seed) for seed, count in enumerate((3, PAGE - 1, PAGE, 2 * 
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(plan=st.data())
-def test_what_comes_and_goes_beside_a_text_changes_nothing(form: str, c_reads_all: None, plan: st.DataObject):
-    """With shared prefixes, sliding contexts, speculation and eviction; and no page leaks."""
+def test_other_requests_do_not_change_a_text(form: str, c_reads_all: None, plan: st.DataObject):
+    """With shared prefixes, sliding contexts, speculation and eviction; no page is lost."""
     model = Model(LONG, FORMS[form](LONG_WEIGHTS), None)
     bytes_per_page = PAGE * Memory.bytes_per_slot(LONG, Batch(model).pages.memory.dtype)
     batch = Batch(model, memory=bytes_per_page * plan.draw(st.sampled_from([6, 9, 50]), "pages"))
@@ -369,14 +367,14 @@ def test_what_comes_and_goes_beside_a_text_changes_nothing(form: str, c_reads_al
     assert leaks(batch) == 0
     for number, (prompt, given_options) in asked.items():
         found = [event[1:] for event in events if event.number == number]
-        alone = expected(form, tuple(prompt), ALL_OPTIONS.index({**given_options, "draft": None} | {}))
+        separate = expected(form, tuple(prompt), ALL_OPTIONS.index({**given_options, "draft": None} | {}))
         if number in dropped:
-            alone = alone[: len(found)]
+            separate = separate[: len(found)]
         assert [(token, reason, slid) for token, _, reason, slid in found] == [
-            (token, reason, slid) for token, _, reason, slid in alone
+            (token, reason, slid) for token, _, reason, slid in separate
         ]
         if "C" in form:  # to the bit
-            assert found == alone
+            assert found == separate
 
 
 ALL_OPTIONS: list[dict[str, Any]] = [
@@ -384,23 +382,23 @@ ALL_OPTIONS: list[dict[str, Any]] = [
     dict(sampling=Sampling(temperature=1.0), max_tokens=70, past_context="slide", draft=None),
     dict(sampling=Sampling(temperature=0.7, repetition_penalty=1.3), max_tokens=40, past_context="stop", draft=None),
 ]
-ALONE: dict[Any, list[tuple[Any, ...]]] = {}
+SEPARATE: dict[Any, list[tuple[Any, ...]]] = {}
 
 
 def expected(form: str, prompt: tuple[int, ...], options: int) -> list[tuple[Any, ...]]:
-    """What a request writes in an engine of its own."""
-    if (form, prompt, options) not in ALONE:
+    """The events of a request in an engine of its own."""
+    if (form, prompt, options) not in SEPARATE:
         batch = Batch(Model(LONG, FORMS[form](LONG_WEIGHTS), None))
         given_options = ALL_OPTIONS[options]
         (events,) = run(batch, Request(prompt, generator=generator(len(prompt)), stops=never, **given_options))
-        ALONE[form, prompt, options] = [event[1:] for event in events]
-    return ALONE[form, prompt, options]
+        SEPARATE[form, prompt, options] = [event[1:] for event in events]
+    return SEPARATE[form, prompt, options]
 
 
-def test_two_threads_with_an_engine_each_do_not_disturb_one_another():
+def test_engines_in_different_threads_are_independent():
     model = Model(LONG, to(LONG_WEIGHTS, torch.float32), None)
     asked = [request(prompt, 60) for prompt in PIECES]
-    alone = [written(events) for events in run(Batch(model), *asked)]
+    separate = [written(events) for events in run(Batch(model), *asked)]
     found: list[list[list[int]]] = []
     work = lambda: found.append([written(events) for events in run(Batch(model), *asked)])  # noqa: E731
     threads = [threading.Thread(target=work) for _ in range(3)]
@@ -408,10 +406,10 @@ def test_two_threads_with_an_engine_each_do_not_disturb_one_another():
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [alone] * 3
+    assert found == [separate] * 3
 
 
-def test_texts_for_which_there_is_no_memory_take_turns():
+def test_texts_that_do_not_fit_into_memory_take_turns():
     bytes_per_page = PAGE * Memory.bytes_per_slot(LONG, "float64")
     model = Model(LONG, LONG_WEIGHTS, None)
     batch = Batch(model, memory=5 * bytes_per_page)
@@ -422,13 +420,13 @@ def test_texts_for_which_there_is_no_memory_take_turns():
         assert written(events) == written(run(Batch(model), request(prompt, 40))[0])
 
 
-def test_a_text_that_no_memory_holds_is_an_error():
+def test_a_text_too_large_for_the_memory_is_an_error():
     batch = Batch(MODEL, memory=PAGE)
     with pytest.raises(LlucidError, match="no memory for the keys and values of one text"):
         run(batch, request([1], 3))
 
 
-# --------------------------------------------------------------------------------------------- what is told
+# --------------------------------------------------------------------------------------------- statistics and errors
 
 
 def test_inference_mode_does_not_leak_to_the_caller():
@@ -438,7 +436,7 @@ def test_inference_mode_does_not_leak_to_the_caller():
         assert not torch.is_inference_mode_enabled()
 
 
-def test_statistics_count_what_was_done():
+def test_statistics():
     statistics = Statistics()
     assert str(statistics) == "prompt 0 tokens in 0.00 s, 0 tokens in 0.0 s"
     filled = Statistics(rows=1, prompt_tokens=3, prompt_seconds=0.5, tokens=11, decoded=10, seconds=2.0, guessed=4)
@@ -456,7 +454,7 @@ def test_statistics_count_what_was_done():
     assert statistics.tokens_per_second == pytest.approx(18 / statistics.seconds)
 
 
-def test_requests_that_cannot_be_are_refused_at_once():
+def test_invalid_requests_are_refused_at_once():
     batch = Batch(MODEL)
     with pytest.raises(LlucidError, match="the prompt has 25 tokens, but the model's context is 24; shorten"):
         batch.add(request(ids(25), 1))
@@ -477,15 +475,15 @@ def test_scores_of_damaged_weights_are_an_error(damage: float):
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_the_largest_scores_can_be_chosen_from_at_any_temperature(sign: int):
+def test_the_largest_scores_work_at_any_temperature(sign: int):
     logits = np.array([[1, -1, 0.5]], np.float32) * np.float32(sign * 0.999 * LARGEST)
     sampling = Sampling(temperature=1e-6, top_k=2, top_p=0.9, min_p=0.1)
     for scores in (logits, torch.tensor(logits)):
         assert int(sampling.choose(checked(scores), [generator(0)])[0]) == (0 if sign > 0 else 1)
 
 
-def test_long_prompts_are_pytorchs_beside_texts_that_c_writes(monkeypatch: pytest.MonkeyPatch):
-    """And both are what each reader alone makes of them, to rounding."""
+def test_pytorch_reads_long_prompts_while_c_writes(monkeypatch: pytest.MonkeyPatch):
+    """Both get the tokens that they get in an engine of their own."""
     model = Model(LONG, to(LONG_WEIGHTS, torch.float32), None)
     batch = Batch(model)
     first = batch.add(request(ids(3), 12))

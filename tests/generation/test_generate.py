@@ -1,4 +1,4 @@
-"""From text to text: what `generate`, `generate_batch` and `predict` promise their callers."""
+"""`generate`, `generate_batch` and `predict`."""
 
 import json
 import math
@@ -36,7 +36,7 @@ LETTERS = "\n abcdefghijklmnopqrstuvwxyz.,:"
 
 
 def small_model(tokenizer: Tokenizer, vocab_size: int | None = None, context: int = 32) -> Model:
-    """A random model whose logits are far from flat, in float64."""
+    """A random model with confident predictions, in float64."""
     vocab_size = vocab_size or tokenizer.vocab_size
     config = Config(
         dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=vocab_size, context=context
@@ -46,7 +46,7 @@ def small_model(tokenizer: Tokenizer, vocab_size: int | None = None, context: in
 
 
 class WithBos(Characters):
-    """Characters whose ids 0 and 1, line break and space, stand for BOS and EOS."""
+    """Characters whose ids 0 and 1, line break and space, are BOS and EOS."""
 
     bos = 0
     eos = 1
@@ -59,15 +59,15 @@ BYTES = train_bpe(["plain words only, plain words"], 260)
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for other threads."""
+    """For matrices this small, more threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
 
-def writing(model: Model, script: list[int]) -> Model:
-    """A model that writes `script`: its layer adds nothing, and its output matrix says which token follows which."""
+def model_that_writes(model: Model, script: list[int]) -> Model:
+    """A model that writes `script`: its layer adds nothing, and its output matrix determines which token follows."""
     assert len(set(script)) == len(script)
     vocab = model.config.vocab_size
     config = Config(dim=vocab, layers=1, heads=1, kv_heads=1, head_dim=2, ffn_dim=1, vocab_size=vocab, context=64)
@@ -79,18 +79,18 @@ def writing(model: Model, script: list[int]) -> Model:
     return Model(config, weights, model.tokenizer)
 
 
-def test_more_texts_than_memory_holds_take_turns():
+def test_texts_that_do_not_fit_into_memory_take_turns():
     page = PAGE * 2 * 2 * 2 * 8 * 8  # bytes
     texts = [
         [completion.text for completion in generate_batch(MODEL, ["a", "b", "c"], max_tokens=20, seed=1, memory=memory)]
         for memory in (None, 2 * page, 3 * page)
     ]
     assert texts[0] == texts[1] == texts[2]
-    [short] = generate_batch(MODEL, ["a"], max_tokens=10**15, stop=list(LETTERS))  # whose memory comes as it is needed
+    [short] = generate_batch(MODEL, ["a"], max_tokens=10**15, stop=list(LETTERS))  # memory grows on demand
     assert short.reason == "stop"
 
 
-def test_it_streams_the_continuation_and_not_the_prompt():
+def test_the_continuation_is_streamed_without_the_prompt():
     pieces = generate(MODEL, "a man", max_tokens=20, temperature=0.0)
     assert isinstance(pieces, Iterator)
     row = MODEL.tokenizer.encode("a man")
@@ -101,7 +101,7 @@ def test_it_streams_the_continuation_and_not_the_prompt():
     assert len(row) == 5 + 20
 
 
-def test_it_is_lazy_but_refuses_at_the_call():
+def test_nothing_is_computed_before_the_first_piece():
     statistics = Statistics()
     pieces = generate(MODEL, "a", max_tokens=5, statistics=statistics)
     assert statistics.prompt_tokens == statistics.tokens == 0
@@ -123,7 +123,7 @@ def test_it_is_lazy_but_refuses_at_the_call():
         ("stop='': a stop string", "a", {"stop": [""]}),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_the_first_piece(message: str, prompt: str, options: dict[str, Any]):
+def test_invalid_options_are_refused_at_the_call(message: str, prompt: str, options: dict[str, Any]):
     with pytest.raises(LlucidError, match=message):
         generate(MODEL, prompt, **options)
     with pytest.raises(LlucidError, match=message):
@@ -136,7 +136,7 @@ def test_a_batch_of_no_samples_is_refused_and_of_no_prompts_is_empty():
     assert generate_batch(MODEL, []) == []
 
 
-def test_the_same_seed_is_the_same_text_and_another_is_not():
+def test_the_same_seed_gives_the_same_text_and_another_does_not():
     def text(seed: int | None) -> str:
         return "".join(generate(MODEL, "once", max_tokens=40, temperature=1.0, seed=seed))
 
@@ -144,8 +144,25 @@ def test_the_same_seed_is_the_same_text_and_another_is_not():
     assert len({text(1), text(2), text(3), text(None), text(None)}) == 5
 
 
-def test_of_a_text_that_has_ended_there_is_no_more_to_tell():
-    """Beside others that go on."""
+def test_settings_that_are_not_given_are_the_model_s_own():
+    """As in transformers, whose `generate` reads them from the same file."""
+
+    def text(**options: Any) -> str:
+        [completion] = generate_batch(MODEL._replace(sampling=own), ["once"], max_tokens=40, seed=1, **options)
+        return completion.text
+
+    own: dict[str, Any] = {}
+    usual, greedy = text(), text(temperature=0.0)
+    assert usual != greedy
+    own = {"temperature": 1e-6, "top_p": 1.0}
+    assert text() == greedy
+    assert text(temperature=0.8, top_p=0.95) == usual
+    own = {"temperature": -1.0}  # impossible
+    assert text() == usual
+
+
+def test_ended_texts_get_no_more_tokens():
+    """While others in the batch continue."""
     some = generate_batch(MODEL, ["a", "the", "of", "man"], max_tokens=40, temperature=1.0, seed=3, stop=["e"])
     assert len({len(completion.tokens) for completion in some}) > 1
     for completion in some:
@@ -154,28 +171,28 @@ def test_of_a_text_that_has_ended_there_is_no_more_to_tell():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_batch_is_each_prompt_alone(temperature: float):
+def test_a_batch_equals_separate_prompts(temperature: float):
     prompts = ["a", "once upon a time there", "", "the man"]
     batch = generate_batch(MODEL, prompts, max_tokens=45, temperature=temperature, seed=3)
     for prompt, completion in zip(prompts, batch, strict=True):
-        alone = "".join(generate(MODEL, prompt, max_tokens=45, temperature=temperature, seed=3))
-        assert (completion.prompt, completion.text) == (prompt, alone)
-        assert MODEL.tokenizer.decode(completion.tokens) == alone
+        separate = "".join(generate(MODEL, prompt, max_tokens=45, temperature=temperature, seed=3))
+        assert (completion.prompt, completion.text) == (prompt, separate)
+        assert MODEL.tokenizer.decode(completion.tokens) == separate
         assert (completion.reason, completion.slid, len(completion.tokens)) == ("length", True, 45)
 
 
-def test_samples_differ_and_the_first_is_the_text_alone():
+def test_samples_differ_and_the_first_equals_a_single_one():
     batch = generate_batch(MODEL, ["a", "b"], samples=4, max_tokens=20, temperature=1.0, seed=3)
     assert [completion.prompt for completion in batch] == [*"aaaabbbb"]
     assert len({completion.text for completion in batch}) == 8
     for completion in (batch[0], batch[4]):
-        alone = generate(MODEL, completion.prompt, max_tokens=20, temperature=1.0, seed=3)
-        assert completion.text == "".join(alone)
+        separate = generate(MODEL, completion.prompt, max_tokens=20, temperature=1.0, seed=3)
+        assert completion.text == "".join(separate)
     repeated = generate_batch(MODEL, ["a", "b", "a"], max_tokens=20, temperature=1.0, seed=3)
     assert [completion.text for completion in repeated] == [batch[0].text, batch[4].text, batch[1].text]
 
 
-def test_a_stop_string_ends_the_text_and_does_not_show():
+def test_a_stop_string_ends_the_text_and_is_not_shown():
     whole = "".join(generate(MODEL, "once", max_tokens=30, seed=0, temperature=1.0))
     stop = whole[10:13]
     end = whole.index(stop)
@@ -185,21 +202,21 @@ def test_a_stop_string_ends_the_text_and_does_not_show():
     assert (completion.text, completion.reason, len(completion.tokens)) == (whole[:end], "stop", end + 3)
 
 
-def test_what_might_have_been_a_stop_string_is_shown_when_the_text_ends_first():
+def test_the_beginning_of_a_stop_string_is_shown_if_the_text_ends():
     whole = "".join(generate(MODEL, "once", max_tokens=12, seed=0, temperature=1.0))
     cut = list(generate(MODEL, "once", max_tokens=12, seed=0, temperature=1.0, stop=[whole[-2:] + "qqq"]))
     assert "".join(cut) == whole
 
 
-def test_a_stop_id_ends_the_text_and_has_none_of_its_own():
+def test_a_stop_id_ends_the_text_and_has_no_text():
     tokenizer = WithBos(LETTERS)
     script = tokenizer.encode("abcd e")
-    model = writing(Model(MODEL.config, MODEL.weights, tokenizer), script)
+    model = model_that_writes(Model(MODEL.config, MODEL.weights, tokenizer), script)
     (completion,) = generate_batch(model, ["a"], max_tokens=30, temperature=0.0)
     assert (completion.text, completion.reason, completion.tokens) == ("bcd", "stop", tuple(script[1:5]))
 
 
-def test_where_a_prompt_begins():
+def test_prompt_ids():
     assert prompt_ids(Characters("\nab"), "ab") == [1, 2]
     assert prompt_ids(Characters("\nab"), "") == [0]
     assert prompt_ids(Characters("ab\t"), "") == [0]
@@ -209,8 +226,8 @@ def test_where_a_prompt_begins():
     assert prompt_ids(BYTES, "") == BYTES.encode("\n")
 
 
-def test_a_text_from_nothing_does_not_show_what_it_began_with():
-    model = writing(MODEL, MODEL.tokenizer.encode("\nabc"))
+def test_the_id_before_an_empty_prompt_is_not_shown():
+    model = model_that_writes(MODEL, MODEL.tokenizer.encode("\nabc"))
     assert list(generate(model, max_tokens=3, temperature=0.0)) == ["a", "b", "c"]
 
 
@@ -230,7 +247,7 @@ def test_bos_stays_when_the_window_slides(with_bos: bool, monkeypatch: pytest.Mo
     assert not with_bos or all(row[0] == tokenizer.bos for row in after)
 
 
-def test_the_context_is_the_callers_choice_and_is_told():
+def test_past_context():
     for past_context, tokens, slid, reason in (("slide", 60, True, "length"), ("stop", 30, False, "context")):
         statistics = Statistics()
         text = "".join(
@@ -240,7 +257,7 @@ def test_the_context_is_the_callers_choice_and_is_told():
 
 
 def words_with_spaces() -> JsonTokenizer:
-    """Words that carry the space before them, which decoding strips from the first, as SentencePiece's do."""
+    """Words that include the space before them, which decoding removes from the first, as in SentencePiece."""
     tokenizer = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "▁a": 1, "▁b": 2, "▁c": 3}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
     tokenizer.decoder = decoders.Metaspace()  # pyright: ignore[reportAttributeAccessIssue]
@@ -249,7 +266,7 @@ def words_with_spaces() -> JsonTokenizer:
 
 
 def test_a_space_between_the_prompt_and_its_continuation_is_shown():
-    model = writing(small_model(words_with_spaces()), [1, 2, 3])
+    model = model_that_writes(small_model(words_with_spaces()), [1, 2, 3])
     assert list(generate(model, "a", max_tokens=2, temperature=0.0)) == [" b", " c"]
     assert predict(model, "a", 1)[0].token == " b"
 
@@ -264,16 +281,16 @@ def test_byte_tokens_never_show_half_a_character(stop: list[str]):
     ids = BYTES.encode("🎉é日")
     assert len(ids) == len("🎉é日".encode()) == 9
     assert len(set(ids)) == 9
-    model = writing(small_model(BYTES), [*BYTES.encode("a"), *ids])
+    model = model_that_writes(small_model(BYTES), [*BYTES.encode("a"), *ids])
     pieces = list(generate(model, "a", max_tokens=9, temperature=0.0, stop=stop))
     assert pieces == ["🎉", "é", "日"]
-    # Cut short, the bytes of a character that will never be whole are told as decoding them together tells them.
+    # The bytes of a character that is never complete are shown as decoding all ids shows them.
     pieces = list(generate(model, "a", max_tokens=8, temperature=0.0))
     assert "".join(pieces) == BYTES.decode(ids[:8]) == "🎉é\ufffd"
     assert not any("\ufffd" in piece for piece in pieces[:-1])
 
 
-def test_the_pieces_of_any_bytes_are_the_text_of_them_all():
+def test_pieces_of_any_bytes_join_to_the_whole_text():
     model = small_model(BYTES)
     for completion in generate_batch(model, ["a", "👩", ""], samples=3, max_tokens=50, temperature=1.0, seed=0):
         before = BYTES.encode(completion.prompt or "\n")
@@ -281,7 +298,7 @@ def test_the_pieces_of_any_bytes_are_the_text_of_them_all():
         assert (completion.prompt or "\n") + completion.text == after
 
 
-def test_ids_that_the_tokenizer_has_not_are_never_chosen():
+def test_ids_beyond_the_tokenizer_are_never_chosen():
     model = small_model(Characters("abcd"), vocab_size=64)
     for temperature in (0.0, 2.0):
         text = "".join(generate(model, "a", max_tokens=30, temperature=temperature, top_p=None, seed=0))
@@ -290,7 +307,7 @@ def test_ids_that_the_tokenizer_has_not_are_never_chosen():
     assert "<token 63>" in {prediction.token for prediction in predict(model, "a", 64)}
 
 
-def test_predictions_are_the_softmax_in_order():
+def test_predictions_are_the_softmax_in_descending_order():
     logits = llama(torch.tensor([MODEL.tokenizer.encode("once")]), MODEL.weights, MODEL.config)[0, -1]
     probabilities = logits.softmax(-1)
     found = predict(MODEL, "once", top_k=4)
@@ -306,7 +323,7 @@ LETTERS_IN_ORDER = sorted(LETTERS)
 DAMAGED = tree_map(lambda leaf: leaf * math.nan, MODEL.weights)
 
 
-def test_equally_likely_predictions_come_by_id():
+def test_equally_likely_predictions_are_sorted_by_id():
     flat = tree_map(torch.zeros_like, MODEL.weights)
     found = predict(MODEL._replace(weights=flat), "a", top_k=3)
     assert [(prediction.id, prediction.probability) for prediction in found] == [
@@ -314,7 +331,7 @@ def test_equally_likely_predictions_come_by_id():
     ]
 
 
-def test_predictions_name_what_has_no_text_of_its_own():
+def test_predictions_of_partial_characters_have_a_name():
     model = small_model(BYTES)
     names = {prediction.id: prediction.token for prediction in predict(model, "a", 999)}
     (half, *_) = BYTES.encode("é")
@@ -333,6 +350,6 @@ def test_predictions_name_what_has_no_text_of_its_own():
         ("the prompt has 33 tokens", lambda: predict(MODEL, "a" * 33)),
     ],
 )
-def test_predictions_that_cannot_be_are_refused(message: str, ask: Callable[[], object]):
+def test_invalid_predictions_are_refused(message: str, ask: Callable[[], object]):
     with pytest.raises(LlucidError, match=message):
         ask()

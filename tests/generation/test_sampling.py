@@ -1,4 +1,4 @@
-"""Every filter against its table worked out by hand, and the draw against the probabilities that it claims."""
+"""The filters against tables computed by hand, and draws against their probabilities."""
 
 import ast
 import math
@@ -21,7 +21,7 @@ PROBABILITIES = [0.4, 0.05, 0.3, 0.2, 0.05]
 
 
 def logits_of(probabilities: list[float]) -> torch.Tensor:
-    return torch.tensor([probabilities]).log() + 3  # any constant: a softmax does not see it
+    return torch.tensor([probabilities]).log() + 3  # any constant: it does not change the softmax
 
 
 def kept(logits: torch.Tensor) -> list[int]:
@@ -29,7 +29,7 @@ def kept(logits: torch.Tensor) -> list[int]:
     return logits[0].isfinite().nonzero().flatten().tolist()
 
 
-def test_temperature_raises_probabilities_to_its_inverse_power():
+def test_temperature_raises_probabilities_to_a_power():
     found = temperature(logits_of(PROBABILITIES), 0.5).softmax(-1)[0]
     squares = [p**2 for p in PROBABILITIES]
     torch.testing.assert_close(found, torch.tensor([square / sum(squares) for square in squares]))
@@ -42,20 +42,20 @@ def test_top_k_by_hand(k: int, expected: list[int]):
     assert kept(top_k(logits_of(PROBABILITIES), k)) == expected
 
 
-def test_of_one_token_the_likeliest_is_left():
+def test_top_k_of_one_keeps_the_likeliest():
     assert kept(Sampling(temperature=1.0, top_k=1, top_p=None)(logits_of(PROBABILITIES))) == [
         PROBABILITIES.index(max(PROBABILITIES))
     ]
 
 
-def test_top_k_keeps_what_ties_with_the_kth():
+def test_top_k_keeps_ties_with_the_kth():
     assert kept(top_k(logits_of(PROBABILITIES), 4)) == [0, 1, 2, 3, 4]
     assert kept(top_k(torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0]]), 1)) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("p", "expected"),
-    # Before the tokens in order stand 0, 0.4, 0.7, 0.9 and 0.95.
+    # The sums before the tokens, in order, are 0, 0.4, 0.7, 0.9 and 0.95.
     [
         (0.01, [0]),
         (0.39, [0]),
@@ -70,30 +70,30 @@ def test_top_p_keeps_the_token_that_crosses_p(p: float, expected: list[int]):
     assert kept(top_p(logits_of(PROBABILITIES), p)) == expected
 
 
-def test_top_p_drops_only_what_has_more_than_p_before_it():
-    # Exact in binary: before the tokens stand 0, 0.5, 0.75; with p = 0.5 the second does not have MORE before it.
+def test_top_p_drops_tokens_with_more_than_p_before_them():
+    # Exact in binary: the sums before the tokens are 0, 0.5 and 0.75; with p = 0.5, that of the second is not larger.
     assert kept(top_p(torch.tensor([[0.25, 0.5, 0.25]]).log2() * math.log(2), 0.5)) in ([0, 1], [1])
     assert kept(top_p(torch.zeros(1, 4), 0.5)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("vocabulary", [255, 256, 257, 3000])
-def test_top_p_of_many_tokens_is_what_sorting_all_of_them_says(vocabulary: int, spread: float):
-    """Flat and steep, with many ties: in halves, so that hundreds of tokens are equally likely."""
+def test_top_p_of_many_tokens_equals_sorting_all(vocabulary: int, spread: float):
+    """Flat and steep distributions, also rounded to halves, so that hundreds of tokens are equally likely."""
     torch.manual_seed(0)
     for rounded in (False, True):
         logits = torch.randn(5, vocabulary) * spread
         logits = (2 * logits).round() / 2 if rounded else logits
         for p in (0.01, 0.5, 0.95, 0.999):
             found = top_p(logits, p).isfinite()
-            for row, alone in zip(found, logits, strict=True):
-                probabilities, sum_so_far, before = alone.double().softmax(-1), 0.0, dict[int, float]()
-                for token in sorted(range(vocabulary), key=lambda token: (-float(alone[token]), token)):
+            for row, scores in zip(found, logits, strict=True):
+                probabilities, sum_so_far, before = scores.double().softmax(-1), 0.0, dict[int, float]()
+                for token in sorted(range(vocabulary), key=lambda token: (-float(scores[token]), token)):
                     before[token] = sum_so_far
                     sum_so_far += float(probabilities[token])
                 expected = {token for token in before if before[token] <= p}
                 different = expected ^ {int(token) for token in row.nonzero()}
-                # Sums of so many numbers in float32 cross p where those in float64 nearly do.
+                # Sums in float32 may cross p where sums in float64 are close to p.
                 assert all(abs(before[token] - p) <= vocabulary * 2**-24 for token in different)
 
 
@@ -105,7 +105,7 @@ def test_min_p_by_hand(share: float, expected: list[int]):
     assert kept(min_p(logits_of(PROBABILITIES), share)) == expected
 
 
-def test_temperature_comes_first_and_top_p_sees_what_top_k_left():
+def test_order_of_the_filters():
     logits = logits_of(PROBABILITIES)
     # At T = 1/2 the probabilities are 16 : 0.25 : 9 : 4 : 0.25 of 29.5, so 0.54 and 0.85 are reached by one and two.
     assert kept(Sampling(temperature=0.5, top_p=0.5)(logits)) == [0]
@@ -117,7 +117,7 @@ def test_temperature_comes_first_and_top_p_sees_what_top_k_left():
 
 @pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
 @pytest.mark.parametrize("rows", [1, 3])
-def test_the_callers_logits_are_left_alone(rows: int, library: Any):
+def test_logits_of_the_caller_do_not_change(rows: int, library: Any):
     logits = library.asarray(logits_of(PROBABILITIES).repeat(rows, 1))
     before = deepcopy(logits)
     for function in (
@@ -138,13 +138,13 @@ def test_the_callers_logits_are_left_alone(rows: int, library: Any):
         assert (logits == before).all()
 
 
-def test_temperature_zero_is_the_first_of_the_largest_and_draws_nothing():
+def test_temperature_zero_takes_the_first_of_the_largest():
     logits = torch.tensor([[0.0, 5.0, 5.0, 1.0], [9.0, 9.0, 9.0, 9.0]])
     assert Sampling(temperature=0.0).choose(logits, []).tolist() == [1, 0]
     assert kept(Sampling(temperature=0.0)(logits[:1])) == [1]
 
 
-def test_filters_are_exact_in_bfloat16_too():
+def test_filters_of_bfloat16_compute_in_float32():
     # 1,000 equal tokens: in bfloat16 their probabilities, 1/1000 each, could not be added up to 0.5.
     kept_tokens = Sampling(temperature=1.0, top_p=0.5)(torch.zeros(1, 1000, dtype=torch.bfloat16))
     assert kept_tokens.dtype == torch.float32
@@ -156,7 +156,7 @@ def chi_squared(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def test_draws_have_the_probabilities_they_claim():
+def test_draws_have_the_right_probabilities():
     n = 20_000
     one = generator(0)
     tokens = draw(logits_of(PROBABILITIES).expand(n, -1), [one] * n)
@@ -165,17 +165,17 @@ def test_draws_have_the_probabilities_they_claim():
     assert chi_squared(counts, torch.tensor(PROBABILITIES)) < 23.5
 
 
-def test_streams_of_neighbouring_seeds_are_uniform_together():
-    # Each of 40 seeds and 50 streams draws once: were they correlated, the counts would not be those of chance.
+def test_neighbouring_seeds_and_streams_are_independent():
+    # Each of 40 seeds and 50 streams draws once: if they were correlated, the counts would be less uniform.
     tokens = draw(torch.zeros(2000, 10), [generator(seed, stream) for seed in range(40) for stream in range(50)])
-    # 9 degrees of freedom: 33.7 is exceeded once in 10,000.
+    # With 9 degrees of freedom, 33.7 is exceeded once in 10,000.
     assert chi_squared(torch.bincount(tokens, minlength=10), torch.full((10,), 0.1)) < 33.7
     first = [generator(seed, stream).random() for seed in range(40) for stream in range(50)]
     assert len(set(first)) == 2000
 
 
 class Given(np.random.Generator):
-    """A generator whose every number is this one."""
+    """A generator that always returns this number."""
 
     def __init__(self, number: float) -> None:
         super().__init__(np.random.PCG64())
@@ -185,8 +185,8 @@ class Given(np.random.Generator):
         return self.number
 
 
-def test_the_rarest_tokens_have_their_turn():
-    # A thousandth of the mass is spread over a million tokens: each is far below the last bit of a float32 near 1.
+def test_the_rarest_tokens_can_be_drawn():
+    # A million tokens share a probability of 0.001: each is far below the last bit of a float32 near 1.
     logits = torch.zeros(1, 1_000_001)
     logits[0, 0] = math.log(999 * 1_000_000)
     tokens: list[int] = []
@@ -208,13 +208,13 @@ def test_dropped_tokens_are_never_drawn():
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20), st.integers(0, 2**32))
-def test_a_row_draws_the_same_in_any_batch(row: list[float], seed: int):
+def test_a_row_draws_the_same_token_in_any_batch(row: list[float], seed: int):
     others = torch.randn(2, len(row), generator=torch.Generator().manual_seed(0))
     sampling = Sampling(temperature=0.7, top_k=7, top_p=0.9, min_p=0.01)
-    alone = sampling.choose(torch.tensor([row]), [generator(seed)])
+    single = sampling.choose(torch.tensor([row]), [generator(seed)])
     batch = torch.stack([others[0], torch.tensor(row), others[1]])
     together = sampling.choose(batch, [generator(5), generator(seed), generator(6)])
-    assert together[1] == alone[0]
+    assert together[1] == single[0]
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_a_row_draws_the_same_in_any_batch(row: list[float], seed: int):
         ("min_p=1.1", {"min_p": 1.1}),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_by_name(option: str, numbers: dict[str, float]):
+def test_invalid_numbers_are_refused_by_name(option: str, numbers: dict[str, float]):
     with pytest.raises(LlucidError, match=rf"^{option}.*: must be"):
         Sampling(**numbers)
 
 
 def test_penalties_by_hand():
-    """A repetition penalty for all that the model sees; the other two for what was written, by count or at all."""
+    """The repetition penalty applies to all ids in the context, the other two to written ones, per count or once."""
     logits = np.array([[2.0, -1.0, 3.0, 0.5]], np.float32)
     history = [([0, 1, 1], [1, 3, 3])]
     for library in (np.asarray, torch.tensor):
@@ -267,14 +267,14 @@ def test_penalties_out_of_range_are_refused_by_name(message: str, numbers: dict[
         Sampling(**numbers)
 
 
-def test_log_probabilities_are_those_of_a_softmax():
+def test_log_probabilities_equal_log_softmax():
     logits = np.array([3.0, 900.0, -5.0, 899.0])
     for x in (logits, torch.from_numpy(logits)):
         expected = torch.from_numpy(logits).log_softmax(-1)
         assert [log_probability(x, token) for token in range(4)] == pytest.approx(expected.tolist())
 
 
-def test_no_function_here_has_more_than_seven_parameters():
+def test_no_function_of_generation_has_more_than_seven_parameters():
     """Options travel as one `Options`, `Sampling` or `Request`."""
     for file in Path(generation.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -286,37 +286,26 @@ def test_no_function_here_has_more_than_seven_parameters():
                 assert count <= 7, f"{file.name}: {node.name}"
 
 
-def test_numbers_at_their_limits_are_taken():
+def test_numbers_at_their_limits_are_accepted():
     for numbers in ({"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1.0}, {"min_p": 0.0}):
         assert Sampling(**numbers)
     assert kept(Sampling(temperature=1.0, top_p=None, min_p=1.0)(logits_of(PROBABILITIES))) == [0]
 
 
-class Fixed(np.random.Generator):
-    """Whose numbers are all the same one."""
-
-    def __init__(self, number: float) -> None:
-        super().__init__(np.random.PCG64())
-        self.number = number
-
-    def random(self, *_: object, **__: object) -> Any:
-        return self.number
-
-
-def test_a_top_p_of_one_is_for_all_tokens_however_their_sum_rounds():
+def test_top_p_of_one_keeps_all_tokens():
     for seed in range(20):
         logits = 8 * torch.randn(1, 3000, generator=torch.Generator().manual_seed(seed))
         assert len(kept(Sampling(temperature=1.0, top_p=1.0)(logits))) == 3000
 
 
 @pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
-def test_a_token_is_drawn_by_numbers_from_where_it_begins_to_just_before_it_ends(library: Any):
+def test_draws_at_the_limits_of_a_token(library: Any):
     for probabilities, number, token in (
         *(([0.5, 0.5], 0.0, 0), ([0.5, 0.5], 0.5 - 2**-30, 0), ([0.5, 0.5], 0.5, 1)),
         *(([0.0, 0.25, 0.75], 0.0, 1), ([0.0, 0.25, 0.75], 0.25, 2)),
     ):
         logits = torch.tensor([probabilities]).log2() * math.log(2)
-        assert draw(logits.numpy() if library is np else logits, [Fixed(number)]).tolist() == [token]
+        assert draw(logits.numpy() if library is np else logits, [Given(number)]).tolist() == [token]
 
 
 @pytest.mark.parametrize("library", [np, torch], ids=["numpy", "torch"])
@@ -326,9 +315,9 @@ def test_the_largest_random_number_draws_the_last_token(library: Any):
         logits = torch.randn(1, 3000, generator=torch.Generator().manual_seed(seed))
         logits[0, -1] = -math.inf
         ours = logits.numpy() if library is np else logits
-        assert draw(ours, [Fixed(1 - 2**-53)]).tolist() == [2998]
+        assert draw(ours, [Given(1 - 2**-53)]).tolist() == [2998]
 
 
-def test_the_coldest_temperature_allowed_is_still_finite():
+def test_the_lowest_temperature_is_finite():
     probabilities = Sampling(temperature=1e-6, top_p=None)(torch.tensor([[1e4, -1e4, 9e3]])).softmax(-1)
     assert probabilities.tolist() == [[1.0, 0.0, 0.0]]

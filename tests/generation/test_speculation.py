@@ -1,4 +1,4 @@
-"""Speculation against plain decoding: whatever is guessed, the same text, from fewer passes where guesses are right."""
+"""Speculation against plain decoding: the same text for any guesses, with fewer passes where guesses are right."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ AGAIN = [*range(10, 18), *range(10, 14)]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Matrices this small only wait for other threads."""
+    """For matrices this small, more threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -36,21 +36,21 @@ def one_thread() -> Iterator[None]:
     [
         ("abcdeab", 3, "cde"),
         ("abcdeab", 2, "cd"),
-        ("abcdeab", 9, "cdeabcdea"),  # what was found reaches the end, and so is its own continuation
+        ("abcdeab", 9, "cdeabcdea"),  # the match reaches the end, so it repeats
         ("aaa", 4, "aaaa"),
-        ("abxabyab", 1, "y"),  # the newest of the longest
-        ("xabc-yab+xab", 1, "c"),  # the longest before the newest
-        ("abcb", 3, ""),  # one id alone is no reason
+        ("abxabyab", 1, "y"),  # of the longest matches, the newest
+        ("xabc-yab+xab", 1, "c"),  # a longer match, although another is newer
+        ("abcb", 3, ""),  # a match of one id is too short
         ("abcd", 3, ""),
         ("a", 3, ""),
         ("", 3, ""),
     ],
 )
-def test_a_guess_by_hand(text: str, most: int, expected: str):
+def test_guesses(text: str, most: int, expected: str):
     assert guess([ord(letter) for letter in text], most) == tuple(map(ord, expected))
 
 
-def test_ids_beyond_the_last_character_are_not_searched():
+def test_ids_that_are_not_code_points_are_not_searched():
     """A vocabulary of more than 1,114,112."""
     assert guess([1, 0x10FFFF, 1, 0x10FFFF], 1) == (1,)
     assert guess([1, 0x110000, 1, 0x110000], 1) == ()
@@ -58,9 +58,9 @@ def test_ids_beyond_the_last_character_are_not_searched():
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 2, 55_555, 200_000]), max_size=40), st.integers(1, 12))
-def test_a_guess_is_what_its_definition_says(row: list[int], most: int):
+def test_guesses_equal_their_definition(row: list[int], most: int):
     def followed(row: Sequence[int]) -> int | None:
-        """One id more, by going through all places and lengths."""
+        """Where the continuation is, searched at all places and lengths."""
         for size in range(min(LONGEST, len(row) - 1), SHORTEST - 1, -1):
             for at in range(len(row) - size - 1, -1, -1):
                 if row[at : at + size] == row[len(row) - size :]:
@@ -85,11 +85,11 @@ def events(prompt: list[int], max_tokens: int, speculate: bool, keep: int = 0, *
 
 
 def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool]) -> list[tuple[int, ...]]:
-    """Guesses are greedy decoding's own ids, spoiled where `right`, in turn, is false; returns all of them."""
+    """Makes guesses that are greedy decoding's ids, or wrong where `right`, in turn, is false; returns all of them."""
     made: list[tuple[int, ...]] = []
     turn = iter(right * 1000)
 
-    def reported(row: Sequence[int], most: int) -> tuple[int, ...]:
+    def statistics(row: Sequence[int], most: int) -> tuple[int, ...]:
         row, found = list(row), []
         for _ in range(most):
             best = int(last_logits(row).argmax())
@@ -98,7 +98,7 @@ def oracle(monkeypatch: pytest.MonkeyPatch, right: Sequence[bool]) -> list[tuple
         made.append(tuple(found))
         return made[-1]
 
-    monkeypatch.setattr(speculation, "guess", reported)
+    monkeypatch.setattr(speculation, "guess", statistics)
     return made
 
 
@@ -107,7 +107,7 @@ PATTERNS = {
     "wrong": [False],
     "some": [True, True, False],
     "most": [True] * 7 + [False],
-    "few": [False] * 4 + [True] * 2,
+    "mostly wrong": [False] * 4 + [True] * 2,
 }
 
 
@@ -124,7 +124,7 @@ def test_any_guesses_give_the_ids_of_plain_decoding(
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 6, 12, 19])
-def test_it_ends_where_plain_decoding_ends(monkeypatch: pytest.MonkeyPatch, max_tokens: int):
+def test_the_text_ends_as_with_plain_decoding(monkeypatch: pytest.MonkeyPatch, max_tokens: int):
     def stops(token: int) -> bool:
         return token == last
 
@@ -134,7 +134,7 @@ def test_it_ends_where_plain_decoding_ends(monkeypatch: pytest.MonkeyPatch, max_
         assert events(ids(4), max_tokens, True, **options) == events(ids(4), max_tokens, False, **options)
 
 
-def test_several_texts_guess_each_for_itself(monkeypatch: pytest.MonkeyPatch):
+def test_several_texts_have_separate_guesses(monkeypatch: pytest.MonkeyPatch):
     plain = [events(ids(3, seed), 40, False) for seed in range(4)]
     oracle(monkeypatch, [True] * 7 + [False])
     batch = Batch(MODEL_OF_IDS)
@@ -144,8 +144,8 @@ def test_several_texts_guess_each_for_itself(monkeypatch: pytest.MonkeyPatch):
     assert batch.statistics.guessed > 60
 
 
-def passes(prompt: list[int], max_tokens: int, config: Config = CONFIG) -> tuple[list[int], Statistics]:
-    """How many ids each pass of the model reads after the first, which reads the prompt."""
+def reads_per_pass(prompt: list[int], max_tokens: int, config: Config = CONFIG) -> tuple[list[int], Statistics]:
+    """How many ids each pass reads, after the first pass, which reads the prompt; and the statistics."""
     lengths: list[int] = []
     batch = Batch(Model(config, WEIGHTS, None))
     real = batch.reader.read
@@ -154,25 +154,25 @@ def passes(prompt: list[int], max_tokens: int, config: Config = CONFIG) -> tuple
     return lengths[1:], batch.statistics
 
 
-def test_right_guesses_grow_and_cost_no_pass(monkeypatch: pytest.MonkeyPatch):
+def test_right_guesses_save_passes_and_become_more(monkeypatch: pytest.MonkeyPatch):
     oracle(monkeypatch, [True])
-    lengths, statistics = passes(ids(2), 22)
+    lengths, statistics = reads_per_pass(ids(2), 22)
     assert lengths == [1 + 4, 1 + MOST, 1 + 7]  # then the context of 24 is full
     assert statistics.guessed == 4 + 7 + 7
 
 
-def test_guesses_that_are_right_again_are_twice_as_many_each_time(monkeypatch: pytest.MonkeyPatch):
-    """After four that were wrong, and four passes without any."""
+def test_the_number_of_guesses_doubles_when_they_are_right(monkeypatch: pytest.MonkeyPatch):
+    """After four wrong ones, and four passes without guesses."""
     oracle(monkeypatch, [False] * 4 + [True] * 99)
-    lengths, _ = passes(ids(2), 22)
+    lengths, _ = reads_per_pass(ids(2), 22)
     assert lengths == [1 + 4, 1, 1, 1, 1, 1 + 2, 1 + 4, 1 + MOST]
 
 
 def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):
-    """Of 220 ids, six passes carry wrong guesses: after 0, 4, 16 and then 64 passes without any, and fewer each."""
+    """For 220 ids, six passes have wrong guesses, after 0, 4, 16 and then 64 passes without, and fewer each time."""
     monkeypatch.setattr(speculation, "guess", lambda row, most: (39,) * most)
     monkeypatch.setattr(Sampling, "choose", lambda self, logits, generators: np.zeros(len(logits), int))
-    lengths, statistics = passes([1, 2], 221, replace(CONFIG, context=1000))
+    lengths, statistics = reads_per_pass([1, 2], 221, replace(CONFIG, context=1000))
     assert [at for at, length in enumerate(lengths) if length > 1] == [0, 5, 22, 87, 152, 217]
     assert [length for length in lengths if length > 1] == [5, 3, 3, 3, 3, 3]
     assert statistics.guessed == 0
@@ -181,13 +181,13 @@ def test_wrong_guesses_become_rare(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stop", [(), ("e",), ("th", "q")])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature: float, dtype: torch.dtype):
-    """In float64, PyTorch verifies; in the others, C."""
+def test_text_and_reason_equal_those_of_plain_decoding(stop: Sequence[str], temperature: float, dtype: torch.dtype):
+    """In float64, PyTorch computes; in the others, C."""
     guessed = 0
     model = MODEL._replace(weights=to(MODEL.weights, dtype))
     for seed in range(12):
-        reported = [Statistics(), Statistics()]
-        plain, quick = (
+        statistics = [Statistics(), Statistics()]
+        plain, speculative = (
             list(
                 generate(
                     model,
@@ -196,23 +196,23 @@ def test_the_text_is_the_same_and_so_is_its_end(stop: Sequence[str], temperature
                     temperature=temperature,
                     seed=seed,
                     stop=stop,
-                    statistics=reported[speculate],
+                    statistics=statistics[speculate],
                     speculate=bool(speculate),
                 )
             )
             for speculate in (0, 1)
         )
-        assert plain == quick
-        assert (reported[0].tokens, reported[0].reason, reported[0].slid) == (
-            reported[1].tokens,
-            reported[1].reason,
-            reported[1].slid,
+        assert plain == speculative
+        assert (statistics[0].tokens, statistics[0].reason, statistics[0].slid) == (
+            statistics[1].tokens,
+            statistics[1].reason,
+            statistics[1].slid,
         )
-        guessed += reported[1].guessed
+        guessed += statistics[1].guessed
     assert guessed > 0 or stop
 
 
-def test_what_is_drawn_has_the_probabilities_of_the_model(monkeypatch: pytest.MonkeyPatch):
+def test_drawn_tokens_have_the_probabilities_of_the_model(monkeypatch: pytest.MonkeyPatch):
     """With the likeliest id guessed, the next two ids are distributed as p(first) · p(second | first)."""
     sampling, n = Sampling(temperature=30.0, top_k=3, top_p=None), 1000
     batch, one = Batch(MODEL_OF_IDS), generator(0)
@@ -241,7 +241,7 @@ def test_what_is_drawn_has_the_probabilities_of_the_model(monkeypatch: pytest.Mo
 
 
 class FirstGreedy:
-    """Sampling of which the first token is the likeliest."""
+    """Sampling in which the first token is the likeliest."""
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling, self.calls = sampling, 0

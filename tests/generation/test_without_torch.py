@@ -1,4 +1,4 @@
-"""What C and NumPy do alone, held to what PyTorch does of the same files; and that PyTorch is not imported for it."""
+"""C and NumPy without PyTorch give the same results as PyTorch on the same files; and PyTorch is not imported."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, RESCALED
 
 CONFIG = Config(dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=48)
-"""Rows that are multiples of 32, so that they can be quantised; two formats hold all but the head_dim."""
+"""Rows are multiples of 32, so that they can be quantised. Two of the formats cannot hold this head_dim."""
 FORMATS = {
     "huggingface": ("huggingface", "float32", "folder"),
     "huggingface, bfloat16": ("huggingface", "bfloat16", "folder"),
@@ -74,7 +74,7 @@ def ids(count: int, seed: int = 0) -> list[int]:
 
 
 def mapped(path: Path) -> Model:
-    """The model as its file has it."""
+    """The model with memory-mapped weights."""
     model = load(path, quantize="file", mapped=True)
     assert {type(leaf) for leaf in leaves(model.weights)} <= {Mapped, Quantized}
     return model
@@ -83,7 +83,7 @@ def mapped(path: Path) -> Model:
 # --------------------------------------------------------------------------------------------- the equations
 
 
-def test_scores_are_those_of_the_equations(tmp_path: Path) -> None:
+def test_logits_equal_the_equations(tmp_path: Path) -> None:
     model, tokens = mapped(written(tmp_path, "huggingface")), ids(40)
     batch = Batch(model)
     batch.read(tokens[:37])
@@ -94,8 +94,8 @@ def test_scores_are_those_of_the_equations(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_scores_are_those_of_the_same_step_on_tensors(name: str, tmp_path: Path) -> None:
-    """To the bit: the step on tensors is held to the equations elsewhere."""
+def test_logits_equal_those_on_tensors(name: str, tmp_path: Path) -> None:
+    """To the bit. Other tests compare the step on tensors with the equations."""
     model, tokens = mapped(written(tmp_path, name)), ids(40)
     plain = model._replace(weights=torch_reader.tensors(model.weights))
     assert any(isinstance(leaf, Quantized) for leaf in leaves(plain.weights)) == ("Q" in name)
@@ -106,27 +106,27 @@ def test_scores_are_those_of_the_same_step_on_tensors(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_texts_are_those_that_pytorch_helps_to_write(name: str, tmp_path: Path) -> None:
-    """What is begun is read by C in both; in float32, where both round alike, beyond the context, too."""
+def test_texts_equal_those_with_pytorch(name: str, tmp_path: Path) -> None:
+    """C reads the prompts in both. In float32, where both round equally, also beyond the context."""
     path = written(tmp_path, name)
     model, helped = mapped(path), load(path, quantize="file", device="cpu")
     most = 80 if FORMATS[name][1] == "float32" else CONFIG.context - 3
     for sampling in ({"temperature": 0.0}, {"seed": 1}, {"seed": 2, "top_k": 5, "min_p": 0.01}):
         options: dict[str, Any] = sampling | {"max_tokens": most}
-        reported, other = Statistics(), Statistics()
-        text = "".join(generate(model, "ABC", statistics=reported, **options))
+        statistics, other = Statistics(), Statistics()
+        text = "".join(generate(model, "ABC", statistics=statistics, **options))
         assert text == "".join(generate(helped, "ABC", statistics=other, **options))
-        assert (reported.slid, reported.prompt_tokens) == (other.slid, other.prompt_tokens) == (most == 80, 3)
+        assert (statistics.slid, statistics.prompt_tokens) == (other.slid, other.prompt_tokens) == (most == 80, 3)
         assert text == "".join(generate(model, "ABC", speculate=True, **options))
     prompts = ["ABC", "D", "EFGHI"]
-    alone = ["".join(generate(model, prompt, seed=3, max_tokens=12)) for prompt in prompts]
-    assert [completion.text for completion in generate_batch(model, prompts, seed=3, max_tokens=12)] == alone
+    separate = ["".join(generate(model, prompt, seed=3, max_tokens=12)) for prompt in prompts]
+    assert [completion.text for completion in generate_batch(model, prompts, seed=3, max_tokens=12)] == separate
     assert predict(model, "ABC", 3) == predict(helped, "ABC", 3)
 
 
 @pytest.mark.parametrize("config", [*CONFIGS.values(), RESCALED], ids=[*CONFIGS, "another scaling"])
-def test_angles_are_those_of_the_equations(config: Config) -> None:
-    """To a rounding of the power, one of the quotient, and those of a sum."""
+def test_frequencies_equal_the_equations(config: Config) -> None:
+    """Up to the rounding of the power, of the quotient, and of a sum."""
     expected = rope_frequencies(config, torch.empty(1)).numpy()
     np.testing.assert_allclose(frequencies(config), expected, rtol=4 * 2**-24)
     assert frequencies(config).dtype == np.float32
@@ -134,13 +134,13 @@ def test_angles_are_those_of_the_equations(config: Config) -> None:
 
 @pytest.mark.parametrize("theta", [1e-300, 1e300])
 @pytest.mark.parametrize("config", [CONFIGS["one for two"], RESCALED], ids=["plain", "another scaling"])
-def test_a_base_beyond_float32_is_that_of_the_equations_without_a_warning(config: Config, theta: float) -> None:
+def test_a_base_beyond_float32_gives_no_warning(config: Config, theta: float) -> None:
     config = replace(config, rope_theta=theta)
     np.testing.assert_array_equal(frequencies(config), rope_frequencies(config, torch.empty(1)).numpy())
 
 
-class Watched:
-    """A step that counts the tokens it reads and those it scores."""
+class CountedStep:
+    """A step that counts the tokens that it reads and those that it scores."""
 
     def __init__(self, step: Any) -> None:
         self.step, self.tokens, self.scored = step, 0, 0
@@ -151,40 +151,38 @@ class Watched:
         return self.step(parts, memory, wanted)
 
 
-def watched(model: Model) -> tuple[Batch, Watched]:
+def with_counted_step(model: Model) -> tuple[Batch, CountedStep]:
     batch = Batch(model)
-    batch.reader.step = step = Watched(batch.reader.step)  # pyright: ignore[reportAttributeAccessIssue]
+    batch.reader.step = step = CountedStep(batch.reader.step)  # pyright: ignore[reportAttributeAccessIssue]
     return batch, step
 
 
 def test_only_the_last_token_of_a_prompt_is_scored(tmp_path: Path) -> None:
-    """All scores would outweigh everything else: 0.5 MB a token where the vocabulary is Llama 3's."""
-    batch, step = watched(mapped(written(tmp_path, "gguf")))
+    """The logits of all tokens would take much more memory: 0.5 MB per token with Llama 3's vocabulary."""
+    batch, step = with_counted_step(mapped(written(tmp_path, "gguf")))
     batch.read(ids(40))
     assert (step.tokens, step.scored) == (40, 1)
 
 
 @pytest.mark.parametrize(("name", "by_c"), [("gguf", 0), ("gguf, Q8_0", 40)])
-def test_long_prompts_are_left_to_pytorch_unless_it_had_to_dequantise_weights(
-    name: str, by_c: int, tmp_path: Path
-) -> None:
+def test_pytorch_reads_long_prompts_unless_weights_are_quantised(name: str, by_c: int, tmp_path: Path) -> None:
     model = mapped(written(tmp_path, name))
-    batch, step = watched(model._replace(weights=torch_reader.tensors(model.weights)))
+    batch, step = with_counted_step(model._replace(weights=torch_reader.tensors(model.weights)))
     batch.read(ids(40))
     assert step.tokens == by_c
 
 
-@pytest.mark.parametrize(("name", "alone"), [("gguf", False), ("gguf, Q8_0", True)])
-def test_such_prompts_wait_for_no_import_either(
-    name: str, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "without_torch"), [("gguf", False), ("gguf, Q8_0", True)])
+def test_pytorch_is_not_imported_for_quantised_weights(
+    name: str, without_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "IMPORT_COST", 0)
     batch = Batch(mapped(written(tmp_path, name)))
     batch.read(ids(40))
-    assert isinstance(batch.reader.weights.norm, Mapped) == alone
+    assert isinstance(batch.reader.weights.norm, Mapped) == without_torch
 
 
-def test_pieces_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_do_not_depend_on_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit."""
     model = mapped(written(tmp_path, "gguf"))
     whole = Batch(model).read(ids(40))
@@ -192,16 +190,16 @@ def test_pieces_do_not_depend_on_their_size(tmp_path: Path, monkeypatch: pytest.
     assert np.array_equal(Batch(model).read(ids(40)), whole)
 
 
-# --------------------------------------------------------------------------------------------- where PyTorch serves
+# --------------------------------------------------------------------------------------------- with PyTorch
 
 
 @pytest.mark.parametrize(
-    ("prompt", "max_tokens", "alone"), [(10, 9, True), (11, 9, False), (5, 45, False), (5, 44, True)]
+    ("prompt", "max_tokens", "without_torch"), [(10, 9, True), (11, 9, False), (5, 45, False), (5, 44, True)]
 )
-def test_much_to_read_is_left_to_pytorch(
-    prompt: int, max_tokens: int, alone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_pytorch_is_imported_for_long_prompts(
+    prompt: int, max_tokens: int, without_torch: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than ten tokens here; half of the context is, once it is full and read again."""
+    """For more than ten tokens here; when the context is full, half of it is read again, which is more."""
     model = mapped(written(tmp_path, "gguf"))
 
     def texts() -> tuple[list[int], bool]:
@@ -214,12 +212,12 @@ def test_much_to_read_is_left_to_pytorch(
     text, _ = texts()
     monkeypatch.setattr(reader, "IMPORT_COST", parameter_count(CONFIG) * 10)
     monkeypatch.setattr(reader, "C_TOKENS", 1)
-    assert texts() == (text, alone)
+    assert texts() == (text, without_torch)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GGUF's gains are float32 beside matrices of any kind. More texts than C takes, a long prompt, and no C."""
+    """GGUF's gains are float32 beside matrices of any type. More texts than C reads, a long prompt, and without C."""
     path = written(tmp_path, name)
     model, helped = mapped(path), load(path, quantize="file", device="cpu")
     options: dict[str, Any] = dict(max_tokens=6, seed=1)
@@ -235,8 +233,8 @@ def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatc
     assert list(generate(model, prompt, **options)) == list(generate(helped, prompt, **options))
 
 
-def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who stopped an answer asks again: what is imported by half would fail then."""
+def test_ctrl_c_is_delayed_while_pytorch_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an interrupted answer a chat goes on, and a half-imported PyTorch would fail then."""
     model, late = mapped(written(tmp_path, "gguf")), "llucid.generation.torch_reader"
 
     class Pressed:
@@ -246,7 +244,7 @@ def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(reader, "IMPORT_COST", 0)
     monkeypatch.delitem(sys.modules, late)
-    monkeypatch.setattr("llucid.generation.torch_reader", torch_reader)  # as it is to be again afterwards
+    monkeypatch.setattr("llucid.generation.torch_reader", torch_reader)  # restored afterwards
     monkeypatch.setattr(sys, "meta_path", [Pressed(), *sys.meta_path])
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -256,7 +254,7 @@ def test_ctrl_c_waits_until_pytorch_is_there(tmp_path: Path, monkeypatch: pytest
     assert next(generate(model, "ABCDE" * 5))
 
 
-def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
+def test_other_threads_do_not_handle_signals() -> None:
     done: list[int] = []
 
     def work() -> None:
@@ -269,7 +267,7 @@ def test_only_the_main_thread_can_hold_ctrl_c_back() -> None:
     assert done == [1]
 
 
-def test_what_c_has_read_pytorch_does_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_continues_on_the_cache_of_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, tokens = Batch(mapped(written(tmp_path, "gguf"))), ids(30)
     batch.read(tokens[:20])
     monkeypatch.setattr(reader, "C_TOKENS", 1)
@@ -286,7 +284,7 @@ def test_what_c_has_read_pytorch_does_not_read_again(tmp_path: Path, monkeypatch
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_without_c_pytorch_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_c_pytorch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mapped(written(tmp_path, "gguf, Q8_0"))
     monkeypatch.setenv("LLUCID_C", "0")
     batch = Batch(model)
@@ -296,7 +294,7 @@ def test_without_c_pytorch_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len("".join(generate(model, "ABC", max_tokens=5, temperature=0.0))) == 5
 
 
-def test_what_c_cannot_read_where_it_is_comes_as_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_c_cannot_read_are_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(CONFIG)
     save(model._replace(weights=to(model.weights, torch.float64)), tmp_path / "wide")
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves(load(tmp_path / "wide", mapped=True).weights))
@@ -313,10 +311,10 @@ def test_what_c_cannot_read_where_it_is_comes_as_tensors(tmp_path: Path, monkeyp
     assert all(isinstance(leaf, Mapped) for leaf in leaves(load(tmp_path / "plain", device="cpu", mapped=True).weights))
 
 
-# --------------------------------------------------------------------------------------------- its parts
+# --------------------------------------------------------------------------------------------- parts
 
 
-def test_scores_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
+def test_logits_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     model = mapped(written(tmp_path, "gguf"))
     broken = model.weights._replace(norm=Mapped("float32", model.weights.norm.numbers * 0 + 0x7FC00000))
     with pytest.raises(LlucidError, match="scores are not finite"):
@@ -324,8 +322,8 @@ def test_scores_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.3, 3.0, 30.0])
-def test_numpy_chooses_as_pytorch_does(spread: float) -> None:
-    """The same filters, called alike in both: what they leave is the same, but for sums that cross p in rounding."""
+def test_numpy_samples_as_pytorch_does(spread: float) -> None:
+    """The same filters keep the same tokens, except where a sum that is rounded differently crosses p."""
     rng = np.random.default_rng(0)
     logits = (rng.standard_normal((64, 700)) * spread).astype(np.float32)
     logits[:32] = np.round(logits[:32])  # with many ties
@@ -347,23 +345,23 @@ def test_numpy_chooses_as_pytorch_does(spread: float) -> None:
     assert (chosen[0] != chosen[1]).sum() <= 1
 
 
-def probe(code: str, said: str = "", **environment: str) -> str:
-    """What a new process prints that runs this code."""
+def probe(code: str, given: str = "", **environment: str) -> str:
+    """What a new process prints that runs this code; `given` is its standard input."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
-    done = subprocess.run([sys.executable, "-c", code], input=said, capture_output=True, text=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", code], input=given, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("threads", ["", "1", "3"])
-def test_threads_are_as_many_as_pytorch_would_take(threads: str) -> None:
-    code = "from llucid.native.step import threads; few = threads(); import torch; print(few, torch.get_num_threads())"
-    few, many = probe(code, OMP_NUM_THREADS=threads).split()
-    assert few == many
+def test_the_number_of_threads_is_that_of_pytorch(threads: str) -> None:
+    code = "from llucid.native.step import threads; n = threads(); import torch; print(n, torch.get_num_threads())"
+    ours, theirs = probe(code, OMP_NUM_THREADS=threads).split()
+    assert ours == theirs
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "predict"])
-def test_what_takes_long_is_not_imported(command: str, tmp_path: Path) -> None:
+def test_pytorch_is_not_imported(command: str, tmp_path: Path) -> None:
     """The packaged storyteller, from the first import to the last word."""
     words = [command, str(STORYTELLER), *(["--seed", "1"] if command != "predict" else [])]
     code = (
@@ -376,11 +374,11 @@ def test_what_takes_long_is_not_imported(command: str, tmp_path: Path) -> None:
     assert len("".join(text)) > 20
 
 
-def test_a_conversation_without_pytorch_is_the_same_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three turns: what was read in one is not read again in the next."""
+def test_a_conversation_without_pytorch_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three turns; what was read in one is not read again in the next."""
     talks = []
     for model in (load(STORYTELLER, mapped=True), load(STORYTELLER, device="cpu", dtype="bfloat16")):
         session = Session(model, seed=3, sampling=Sampling(temperature=0.0))
-        said = ["".join(session.reply(question)) for question in ("Tell me a tale", "Who is in it?", "Thank you")]
-        talks.append((said, session.statistics.prompt_tokens))
+        given = ["".join(session.reply(question)) for question in ("Tell me a tale", "Who is in it?", "Thank you")]
+        talks.append((given, session.statistics.prompt_tokens))
     assert talks[0] == talks[1]

@@ -21,6 +21,7 @@ from llucid.training.muon import Muon
 from llucid.weights import leaves, named_leaves
 from tests.ladder.test_rungs import CONFIG
 from tests.training.test_run import TEXT, command, do
+from tests.waiting import LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_ctrl_c_keeps_finished_rungs(geese: Path, tmp_path: Path) -> None:
     while not (out / "metrics.json").is_file() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, errors
     assert "stopped after 1 of 2 rungs" in output
     assert [row["rung"] for row in json.loads((out / "metrics.json").read_text())["rungs"]] == [1]

@@ -90,7 +90,7 @@ WRONG: dict[str, list[list[str]]] = {
             "def silenced(b): return b",
             "def silenced(b): return b._replace(attention=b.attention._replace(output=0 * b.attention.output))",
             "def silenced(b):\n"
-            "    zero = lambda t: type(t)(*(0 * a for a in t))\n"
+            "    zero = lambda t: type(t)(*(a if a is None else 0 * a for a in t))\n"
             "    return b._replace(attention=zero(b.attention), feed_forward=zero(b.feed_forward))",
         ],
     ],

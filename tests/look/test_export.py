@@ -21,9 +21,9 @@ from llucid.look import Trace, ablate, export, trace
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.export import page, page_files, widest_of
 from llucid.model import Model
-from tests.look.test_trace import GROUPED, lively_model, some_ids
+from tests.look.test_trace import GROUPED, random_model, some_ids
 
-MODEL, IDS = lively_model(GROUPED), some_ids(GROUPED)
+MODEL, IDS = random_model(GROUPED), some_ids(GROUPED)
 
 
 class File:
@@ -113,7 +113,7 @@ def test_it_needs_nothing_but_itself(file: File) -> None:
 def test_text_that_looks_like_code_stays_text() -> None:
     tokenizer = llucid.load(STORYTELLER, device="cpu").tokenizer
     config = llucid.Config(**vars(GROUPED) | {"vocab_size": tokenizer.vocab_size})
-    model = lively_model(config)._replace(tokenizer=tokenizer)
+    model = random_model(config)._replace(tokenizer=tokenizer)
     text = '</script><script>alert("\x1b[31m\x00")</script><!--'
     answers = Answers([Subject("</script>", lambda: model)], text)
     made = File(page(answers, [answers.first], state={"text": text}).html.decode())
@@ -121,7 +121,7 @@ def test_text_that_looks_like_code_stays_text() -> None:
     assert len(re.findall("<script", made.text)) == len(re.findall("</script>", made.text)) == 3
 
 
-def test_changes_and_their_origin_are_kept_with_what_was_asked_for() -> None:
+def test_changes_and_their_origin_are_exported() -> None:
     answers = Answers([Subject("a", lambda: MODEL)], IDS)
     edited = answers.edit(answers.first, [{"kind": "ablate", "layer": 0, "head": 1}])
     asked = [address(f"{answers.first}/compare", with_=edited), "/look/elsewhere"]
@@ -142,7 +142,7 @@ def test_a_trace_with_changes_in_code_says_what_was_changed(tmp_path: Path) -> N
     assert reported["changes"] == [{"kind": "code", "name": "blocks.0.attention"}]
 
 
-def test_what_does_not_fit_is_left_out_and_said() -> None:
+def test_answers_that_do_not_fit_are_left_out_and_reported() -> None:
     answers = Answers([Subject("a", lambda: MODEL)], IDS)
     whole = page(answers, [answers.first])
     limit = len(whole.html) * 2 // 3
@@ -186,7 +186,7 @@ def test_a_notebook_shows_the_page_in_a_frame(found: Trace) -> None:
     assert File(html.unescape(source)).json("/look")["export"] is True
 
 
-def test_nothing_half_written_stays(found: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_partial_file_stays(found: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.html").write_text("old")
     with pytest.raises(LlucidError, match="bytes do not hold"):
         export(found, tmp_path / "a.html", limit=1)

@@ -5,15 +5,20 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import llucid
 from llucid.chat import STORYTELLER
-from llucid.cli import main
-from llucid.look.answers import snapshots
+from llucid.cli import main, read_command
+from llucid.cli.look import TEXTS
+from llucid.tokenizers.prompts import prompt_ids
+from llucid.training.snapshots import snapshots_of
 from tests.look.test_export import File
 from tests.training.test_run import command, do
+from tests.waiting import LIMIT
 
 
 def test_it_serves_until_ctrl_c() -> None:
@@ -21,16 +26,16 @@ def test_it_serves_until_ctrl_c() -> None:
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         url = running.stdout.readline().strip()
         try:
-            reported = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=60))
+            reported = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=LIMIT))
             assert [model["name"] for model in reported["models"]] == ["the storyteller", "the storyteller, int8"]
             assert reported["tour"] is True
-            reading = json.load(urllib.request.urlopen(url + reported["first"], timeout=60))
+            reading = json.load(urllib.request.urlopen(url + reported["first"], timeout=LIMIT))
             assert reading["text"] == "Once upon a time"
-            with urllib.request.urlopen(url, timeout=60) as page:
+            with urllib.request.urlopen(url, timeout=LIMIT) as page:
                 assert page.headers["Content-Type"].startswith("text/html")
         finally:
             running.send_signal(signal.SIGINT)
-        out, errors = running.communicate(timeout=60)
+        out, errors = running.communicate(timeout=LIMIT)
     assert (running.returncode, out, errors.strip()) == (0, "", "")
 
 
@@ -49,6 +54,7 @@ def test_it_writes_one_file(tmp_path: Path) -> None:
         (["--ids", "1,x"], "--ids 1,x: expected whole numbers"),
         (["--ids", "1,99999"], "id 99999: this model has ids 0 to 1535"),
         (["", "a", "--ids", "1"], "--ids: give a text or ids, not both"),
+        (["", "", "--no-browser"], "the text is empty"),
         (["--port", "99999", "--no-browser"], "--port 99999: cannot be listened on"),
         (["--html", "x.html", "--compare", "int8"], "--compare int8: a file shows one model"),
         (["--html", "x.html", "--size", "0"], "--size 0.0: must be positive"),
@@ -72,8 +78,15 @@ def test_bad_input(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_default_text_is_cut_to_a_short_context(tmp_path: Path) -> None:
+    model = llucid.load("storyteller")
+    llucid.save(model._replace(config=replace(model.config, context=8)), tmp_path / "short")
+    look = read_command(["look", str(tmp_path / "short")])
+    assert look.first_text(look.open(look.model)) == prompt_ids(model.text(), TEXTS[0])[:8]
+
+
 def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
     for name in ("step-144", "step-1", "step-12", "step-x", "other"):
         (tmp_path / "snapshots" / name).mkdir(parents=True)
-    assert [step for step, _ in snapshots(tmp_path)] == [1, 12, 144]
-    assert snapshots(STORYTELLER) == []
+    assert [step for step, _ in snapshots_of(tmp_path)] == [1, 12, 144]
+    assert snapshots_of(STORYTELLER) == []

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from llucid.look import Trace, ablate, head_scores, trace
 from llucid.look.answers import Answers, Subject
 from llucid.look.export import page as exported
 from llucid.look.server import Server
+from tests.waiting import LIMIT
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium, or set CHROMIUM")
@@ -77,7 +79,7 @@ def opened(browser: Any, url: str, expected: str = "nothing", **options: Any) ->
     """The page; when it is done, it must have had no error but the expected one, and asked no other host."""
     context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, "color_scheme": "light"} | options)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(1000 * LIMIT)
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
     page.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
@@ -102,7 +104,8 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 
 def until(page: Any, condition: str) -> None:
     """Waits until this JavaScript is true; `wait_for_function` would need eval, which the page does not allow."""
-    for _ in range(600):
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
         if page.evaluate(condition):
             return
         page.wait_for_timeout(100)
@@ -130,7 +133,7 @@ def bars(page: Any) -> dict[int, float]:
 
 
 def tip(page: Any, selector: str, x: float, y: float) -> str:
-    """What is told of a point of a picture, given as shares of its width and height."""
+    """The description of a point of a picture, given as shares of its width and height."""
     box = page.locator(selector).bounding_box()
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
     page.wait_for_selector(".tip:not([hidden])")
@@ -141,7 +144,7 @@ def number(text: str) -> float:
     return float(text.replace("−", "-").replace("%", "").replace(" ", ""))
 
 
-def test_every_picture_has_a_question_a_sentence_and_words_for_who_cannot_see_it(page: Any) -> None:
+def test_every_picture_has_a_question_a_sentence_and_a_text_alternative(page: Any) -> None:
     settled(page)
     page.wait_for_selector(".inspector .map")
     titles = page.locator(".pane h2, .pane h3").all_inner_texts()
@@ -188,6 +191,12 @@ def test_colour_maps_are_uniform_and_words_on_them_can_be_read(page: Any) -> Non
         assert contrast.min() >= 4.5  # WCAG 2.2, 1.4.3
 
 
+def test_counts_have_their_unit(page: Any) -> None:
+    counts = [0, 999, 999.7, 100_000, 619_648, 999_700, 110_000_000, 8_030_261_248]
+    said = page.evaluate('async (counts) => counts.map((await import("look/colour.js")).size)', counts)
+    assert said == ["0 ", "999 ", "1 k", "100 k", "620 k", "1 M", "110 M", "8.03 G"]
+
+
 def test_chips_show_the_tokens_and_their_surprise(page: Any, seen: Trace) -> None:
     assert page.locator(".chip").count() == len(seen.ids)
     for place in (1, 8, len(seen.ids) - 1):
@@ -230,7 +239,7 @@ def test_sliders_filter_as_the_sampler_does(page: Any, seen: Trace, settings: di
     assert f"{int((expected > 0).sum()):,} left" in page.inner_text(".sliders .facts")
 
 
-def test_what_is_typed_is_read_at_once(page: Any, model: llucid.Model) -> None:
+def test_typed_text_is_read_at_once(page: Any, model: llucid.Model) -> None:
     text = "A fox found a bell."
     page.fill("#prompt", text)
     expected = trace(model, text)
@@ -241,7 +250,7 @@ def test_what_is_typed_is_read_at_once(page: Any, model: llucid.Model) -> None:
     assert list(bars(page).values()) == pytest.approx(p.topk(10).values.tolist(), abs=1e-5)
 
 
-def test_clicking_an_alternative_goes_on_from_there(page: Any, seen: Trace) -> None:
+def test_clicking_an_alternative_continues_from_there(page: Any, seen: Trace) -> None:
     choose_token(page, 5)
     other = list(bars(page))[2]
     page.click(f'.bar[data-id="{other}"]')
@@ -260,9 +269,7 @@ def test_text_is_never_markup(page: Any) -> None:
     assert page.locator("#app img, .chips script").count() == 0
 
 
-def test_a_text_that_does_not_fit_is_refused_in_a_line_and_the_last_one_stays(
-    browser: Any, url: str, seen: Trace
-) -> None:
+def test_a_text_that_is_too_long_is_refused_and_the_last_one_stays(browser: Any, url: str, seen: Trace) -> None:
     with opened(browser, url, expected="400 (Bad Request)") as page:
         page.fill("#prompt", "goat " * 2000)
         page.wait_for_selector(".status .error")
@@ -348,7 +355,7 @@ def test_an_expression_shows_its_numbers(page: Any, seen: Trace) -> None:
     assert number(numbers.split("…")[1].split("±")[0]) == pytest.approx(float(values.mean()), rel=6e-3)
 
 
-def test_a_part_of_an_expression_is_one_too(page: Any, seen: Trace) -> None:
+def test_parts_of_an_expression_can_be_chosen(page: Any, seen: Trace) -> None:
     settled(page)
     page.locator(".x").filter(has_text=re.compile(r"^q @ k.*mT$")).dispatch_event("click")
     page.wait_for_selector('.inspector[data-name="blocks.3.attention.q @ k[:, :, None].mT"]')
@@ -435,7 +442,7 @@ def test_ablating_a_head_shows_what_changes(page: Any, model: llucid.Model, seen
     assert bars(page) == unchanged
 
 
-def test_layers_parts_and_clocks_can_be_taken_out_as_well(page: Any) -> None:
+def test_layers_parts_and_frequencies_can_be_ablated(page: Any) -> None:
     settled(page)
     page.select_option(".ablate select", "feed_forward")
     page.wait_for_selector('.change:has-text("without feed-forward 3")')
@@ -446,12 +453,12 @@ def test_layers_parts_and_clocks_can_be_taken_out_as_well(page: Any) -> None:
     assert page.locator(".change").count() == 2
 
 
-def test_the_tour_has_eight_steps_that_choose_what_they_speak_of(page: Any, seen: Trace) -> None:
+def test_the_tour_has_eight_steps_that_choose_what_they_explain(page: Any, seen: Trace) -> None:
     page.click("#tour")
     reported = set()
     for step in range(8):
         page.wait_for_selector(f'.tour:has-text("{step + 1} of 8")')
-        page.wait_for_selector(".pane.told")
+        page.wait_for_selector(".pane.highlighted")
         settled(page)
         reported.add(page.inner_text(".tour h2"))
         if step == 6:
@@ -529,7 +536,7 @@ def test_the_button_saves_what_is_on_the_screen(browser: Any, page: Any, tmp_pat
         copy.wait_for_selector('[data-place="7"][aria-selected="true"]')
 
 
-def test_two_hundred_tokens_of_sixteen_layers_stay_smooth(browser: Any) -> None:
+def test_two_hundred_tokens_of_sixteen_layers_are_smooth(browser: Any) -> None:
     """No frame is measured, since machines differ: the page must answer keys with all its pictures drawn."""
     config = llucid.Config(
         dim=32, layers=16, heads=16, kv_heads=4, head_dim=8, ffn_dim=64, vocab_size=300, context=256, norm_eps=1e-5,

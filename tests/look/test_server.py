@@ -18,10 +18,11 @@ from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.server import LARGEST_BODY, Server
 from llucid.weights import named_leaves, parameter_count, quantize
 from tests.configs import CONFIGS
-from tests.look.test_trace import GROUPED, lively_model, some_ids
+from tests.look.test_trace import GROUPED, random_model, some_ids
+from tests.waiting import LIMIT
 
-MODEL, IDS = lively_model(GROUPED), some_ids(GROUPED)
-OTHER = lively_model(CONFIGS["explicit head_dim"])
+MODEL, IDS = random_model(GROUPED), some_ids(GROUPED)
+OTHER = random_model(CONFIGS["explicit head_dim"])
 
 
 class Client:
@@ -29,7 +30,7 @@ class Client:
         self.port = server.server_port
 
     def ask(self, method: str, url: str, body: object = None, **headers: str) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
         if body is not None:
             headers = {"Content-Type": "application/json"} | headers
             body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -323,11 +324,11 @@ def test_answers_about_a_reading_may_be_kept_for_ever(client: Client, first: str
 
 
 def test_other_weights_give_other_ids() -> None:
-    changed = lively_model(GROUPED)
+    changed = random_model(GROUPED)
     changed.weights.blocks[1].attention.query[0, 5] += 1
     ids = {Answers([Subject("a", lambda model=model: model)], IDS).first for model in (MODEL, changed)}
     assert len(ids) == 2
-    assert ids & {Answers([Subject("z", lambda: lively_model(GROUPED))], IDS).first}
+    assert ids & {Answers([Subject("z", lambda: random_model(GROUPED))], IDS).first}
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -364,6 +365,8 @@ def test_only_loopback_is_listened_on(answers: Answers) -> None:
     [
         ("/", 302, None),
         ("/other", 404, "no such address"),
+        ("other", 404, "other: there is no such address"),
+        ("//[/x", 404, "no such address"),
         ("/look/0123456789abcdef", 404, "there is no reading"),
         ("/look/../../etc/passwd", 404, "such file|such address|no reading"),
         ("/look/..%2fserver.py", 404, "no such file"),
@@ -415,7 +418,9 @@ def test_bad_addresses(client: Client, first: str, url: str, status: int, messag
         ("read", {"ids": [1], "model": "b"}, 'model="b": must be a whole number'),
         ("read", [1], "must be a JSON object"),
         ("read", b"{", "not valid JSON"),
-        ("read", b"[" * 100_000, "not valid JSON"),
+        ("read", b"[" * 100_000, "nested too deeply"),
+        ("{id}/edit", {"changes": [{"kind": []}]}, "kind is one of ablate, scale"),
+        ("{id}/edit", {"changes": [{"kind": "scale", "name": "logits", "factor": 10**309}]}, "factor must be finite"),
         ("{id}/edit", {"changes": {}}, "changes must be a list of objects"),
         ("{id}/edit", {"changes": [{}]}, "kind is one of ablate, scale"),
         ("{id}/edit", {"changes": [{"kind": "ablate"}]}, "missing a required argument: 'layer'"),
@@ -428,19 +433,44 @@ def test_bad_addresses(client: Client, first: str, url: str, status: int, messag
         ("{id}/edit", {"changes": [{"kind": "patch", "name": "x", "from": "y"}]}, "there is no reading"),
         ("0123456789abcdef/edit", {"changes": []}, "there is no reading"),
         ("nothing", {}, "no such address"),
+        ("export", {"id": "{id}", "urls": ["/look/{id}/value?path=x"]}, "path=: unknown here"),
     ],
 )
 def test_bad_questions(client: Client, first: str, path: str, body: object, message: str) -> None:
+    if isinstance(body, dict):
+        body = json.dumps(body).replace("{id}", first).encode()
     status, error = client.error("POST", address(path.replace("{id}", first)), body)
     assert status in (400, 404)
     with pytest.raises(LlucidError, match=message):
         raise LlucidError(error)
 
 
-def test_bodies_of_other_kinds_and_sizes(client: Client) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("read", '{"text": "0", "model": [[]]}'),
+        ("{id}/edit", '{"changes": [{"kind": [[]]}]}'),
+        ("{id}/edit", '{"changes": [{"kind": "ablate", "layer": [[]]}]}'),
+        ("export", '{"id": [[]]}'),
+        ("export", '{"id": "{id}", "urls": [[]], "state": {}}'),
+    ],
+)
+def test_nested_questions(client: Client, first: str, path: str, body: str) -> None:
+    """However deep, near Python's recursion limit too."""
+    for depth in (*range(2, 900, 100), *range(900, 1000, 7), 100_000):
+        nested = body.replace("{id}", first).replace("[[]]", "[" * depth + "]" * depth).encode()
+        assert client.error("POST", address(path.replace("{id}", first)), nested)[0] in (400, 404)
+
+
+def test_bodies_of_other_kinds_and_sizes(client: Client, first: str) -> None:
     assert client.error("POST", "/look/read", b'{"ids": [1]}', Content_Type="text/plain")[0] == 400
     status, _ = client.error("POST", "/look/read", b"", Content_Length=str(LARGEST_BODY + 1))
     assert status == 413
+    assert client.error("POST", "/look/read", b"", Content_Length="9" * 5000)[0] == 413
+    assert client.error("POST", "read", {"ids": [1]})[0] == 404
+    answer = client.ask("POST", "/look/export", {"id": first, "state": {"text": "\ud800"}})
+    assert answer.status == 200
+    assert b"</html>" in answer.content
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])

@@ -1,6 +1,7 @@
 """What a trace says, against transformers, against changed weights, and against itself."""
 
 import gc
+import importlib
 import inspect
 import math
 import re
@@ -21,13 +22,13 @@ from llucid.chat import STORYTELLER
 from llucid.config import Config
 from llucid.corpora.fables import tale
 from llucid.llama import llama
-from llucid.look import Trace, ablate, head_scores, patch, scale, trace, watch, zero_frequency
+from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.heads import copying
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import dequantize, quantize, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, SIZES
-from tests.test_llama import as_transformers, lively
+from tests.test_llama import as_transformers, random_weights
 
 SEQ = 12
 GROUPED = CONFIGS["one for two"]
@@ -35,11 +36,11 @@ GROUPED = CONFIGS["one for two"]
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
 def model(request: pytest.FixtureRequest) -> Model:
-    return lively_model(request.param)
+    return random_model(request.param)
 
 
-def lively_model(config: Config) -> Model:
-    return model_of(config)._replace(weights=lively(config))
+def random_model(config: Config) -> Model:
+    return model_of(config)._replace(weights=random_weights(config))
 
 
 def some_ids(config: Config, seed: int = 1) -> list[int]:
@@ -76,13 +77,13 @@ def test_parts_add_up_to_every_logit(model: Model) -> None:
     found = trace_of(model)
     for position, token in ((0, 3), (5, 0), (-1, model.config.vocab_size - 1)):
         parts = found.attribution(position, token)
-        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1)
+        assert len(parts) == 1 + model.config.layers * (model.config.heads + 1 + model.config.attention_bias)
         assert math.fsum(parts.values()) == pytest.approx(float(found.logits[position, token]), abs=1e-4)
 
 
 def test_parts_of_a_changed_pass_add_up_too() -> None:
     changes = [scale("blocks.0.attention", 2.0), scale("blocks.1", 0.5), ablate(1, head=2)]
-    found = trace_of(lively_model(GROUPED), change=changes)
+    found = trace_of(random_model(GROUPED), change=changes)
     parts = found.attribution(-1, 7)
     assert math.fsum(parts.values()) == pytest.approx(float(found.logits[-1, 7]), abs=1e-4)
     assert abs(parts["change"]) > 1e-3
@@ -96,12 +97,12 @@ def test_ablating_heads_equals_zeroing_columns_of_the_output_matrix(model: Model
     for head in heads:
         output[:, head * model.config.head_dim : (head + 1) * model.config.head_dim] = 0
     torch.testing.assert_close(found.logits, logits_of(model), rtol=1e-5, atol=1e-5)
-    assert not torch.equal(found.logits, trace_of(lively_model(model.config)).logits)
+    assert not torch.equal(found.logits, trace_of(random_model(model.config)).logits)
 
 
 @pytest.mark.parametrize("part", ["attention", "feed_forward", None])
 def test_ablating_a_part_equals_zeroing_its_last_matrix(part: str | None) -> None:
-    model = lively_model(GROUPED)
+    model = random_model(GROUPED)
     found = trace_of(model, change=ablate(0, part=part))
     block = model.weights.blocks[0]
     if part != "feed_forward":
@@ -112,17 +113,17 @@ def test_ablating_a_part_equals_zeroing_its_last_matrix(part: str | None) -> Non
 
 
 def test_scaling_equals_scaled_weights() -> None:
-    model = lively_model(GROUPED)
+    model = random_model(GROUPED)
     found = trace_of(model, change=scale("blocks.1.attention.v", 3.0))
     model.weights.blocks[1].attention.value.mul_(3)
     torch.testing.assert_close(found.logits, logits_of(model), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
-def test_without_frequencies_the_order_of_what_is_behind_does_not_matter(name: str) -> None:
+def test_without_frequencies_the_order_of_earlier_tokens_does_not_matter(name: str) -> None:
     """In one layer; with RoPE it does."""
     config = replace(CONFIGS[name], layers=1)
-    model, ids = lively_model(config), some_ids(config)
+    model, ids = random_model(config), some_ids(config)
     swapped = [ids[1], ids[0], *ids[2:]]
     still = [zero_frequency(pair) for pair in range(config.head_dim // 2)]
     without = [trace(model, each, change=still).logits[-1] for each in (ids, swapped)]
@@ -139,8 +140,8 @@ def test_patching_everything_gives_the_others_logits(model: Model) -> None:
     assert torch.equal(stream.logits, other.logits)
 
 
-def test_patching_one_position_changes_what_follows_it_alone() -> None:
-    model = lively_model(GROUPED)
+def test_patching_one_position_changes_only_later_ones() -> None:
+    model = random_model(GROUPED)
     one, other = trace(model, some_ids(GROUPED, 1)), trace(model, some_ids(GROUPED, 2))
     patched = trace(model, one.ids, change=patch("blocks.0", other, position=5))
     assert torch.equal(patched["blocks.0"][0, 5], other["blocks.0"][0, 5])
@@ -187,7 +188,7 @@ def test_names() -> None:
     """
     first = [f"blocks.0.{name}" for name in block.split()]
     second = [name.replace("blocks.0", "blocks.1") for name in first]
-    assert [value.name for value in trace_of(lively_model(GROUPED)).names()] == [
+    assert [value.name for value in trace_of(random_model(GROUPED)).names()] == [
         *("tokens positions j theta angles rotations rotation x".split()),
         *(*first, "blocks.0", "x.2", *second, "blocks.1", "x.3"),
         *("norm.x_wide norm llama.x unembed logits".split()),
@@ -196,7 +197,7 @@ def test_names() -> None:
 
 def test_every_name_shows_where_it_is_in_the_source() -> None:
     lines = inspect.getsource(equations).splitlines()
-    found = trace_of(lively_model(GROUPED))
+    found = trace_of(random_model(GROUPED))
     for value in found.names(expressions=True):
         line, start, last, end = value.spans[0]
         assert line == value.line
@@ -208,9 +209,9 @@ def test_every_name_shows_where_it_is_in_the_source() -> None:
     assert [lines[line - 1][start:end] for line, start, _, end in p.spans] == ["p", "scores.softmax(-1)"]
 
 
-def test_what_is_computed_once_more_is_what_was_computed() -> None:
+def test_recomputed_values_are_equal() -> None:
     """Also after changes; `only` keeps what the pass itself computed."""
-    model, changes = lively_model(GROUPED), [ablate(0, head=1), scale("blocks.1.attention.scores", 2.0)]
+    model, changes = random_model(GROUPED), [ablate(0, head=1), scale("blocks.1.attention.scores", 2.0)]
     again, kept = trace_of(model, change=changes), trace_of(model, change=changes, only=["*"])
     names = [value.name for value in kept.names(expressions=True)]
     assert len(names) > 100
@@ -219,13 +220,13 @@ def test_what_is_computed_once_more_is_what_was_computed() -> None:
 
 
 def test_scores_stay_as_they_were_before_the_mask_is_added_in_place() -> None:
-    found = trace_of(lively_model(GROUPED))
+    found = trace_of(random_model(GROUPED))
     assert found["blocks.0.attention.q @ k[:, :, None].mT"].isfinite().all()
     assert found["blocks.0.attention.scores"].isinf().any()
 
 
-def test_only_what_is_named_is_kept() -> None:
-    found = trace_of(lively_model(GROUPED), only=["blocks.*.attention.p", "logits"])
+def test_only_named_values_are_kept() -> None:
+    found = trace_of(random_model(GROUPED), only=["blocks.*.attention.p", "logits"])
     assert found.attention.shape == (2, 4, SEQ, SEQ)
     assert found.logits.shape == (SEQ, GROUPED.vocab_size)
     with pytest.raises(LlucidError, match=r"blocks\.0: not kept"):
@@ -245,14 +246,14 @@ def test_the_last_lens_is_the_prediction(model: Model) -> None:
     assert lens.tokens[-1][4][0] == model.tokenizer.decode([int(found.logits[4].argmax())])
 
 
-def test_a_trace_says_what_it_is() -> None:
-    assert re.fullmatch(r"<Trace of 12 tokens, \d\d\d values>", repr(trace_of(lively_model(GROUPED))))
-    changed = trace_of(lively_model(GROUPED), change=scale("blocks.0", 2.0))
+def test_repr_of_a_trace() -> None:
+    assert re.fullmatch(r"<Trace of 12 tokens, \d\d\d values>", repr(trace_of(random_model(GROUPED))))
+    changed = trace_of(random_model(GROUPED), change=scale("blocks.0", 2.0))
     assert repr(changed).endswith(" values, changed: blocks.0>")
 
 
 def test_surprise_is_the_loss_of_each_token() -> None:
-    found = trace_of(lively_model(GROUPED))
+    found = trace_of(random_model(GROUPED))
     p = found.logits.double().softmax(-1)
     expected = [-math.log(p[at, token]) for at, token in enumerate(found.ids[1:])]
     assert found.surprise[0].isnan()
@@ -260,8 +261,8 @@ def test_surprise_is_the_loss_of_each_token() -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_quantised_weights_show_what_they_stand_for(bits: int) -> None:
-    model = lively_model(Config(**SIZES | dict(ffn_dim=64)))
+def test_quantised_weights_are_shown_dequantised(bits: int) -> None:
+    model = random_model(Config(**SIZES | dict(ffn_dim=64)))
     held = model._replace(weights=quantize(model.weights, bits))
     found = trace_of(held)
     plain = trace_of(model._replace(weights=dequantize(held.weights)))
@@ -271,36 +272,40 @@ def test_quantised_weights_show_what_they_stand_for(bits: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_narrow_weights_are_computed_with_in_float32(dtype: torch.dtype) -> None:
-    model = lively_model(GROUPED)
+def test_narrow_weights_are_computed_in_float32(dtype: torch.dtype) -> None:
+    model = random_model(GROUPED)
     narrow = model._replace(weights=to(model.weights, dtype))
     found, wide = trace_of(narrow), trace_of(model._replace(weights=to(narrow.weights, torch.float32)))
     assert found["blocks.1.attention.p"].dtype == torch.float32
     torch.testing.assert_close(found.logits, wide.logits, rtol=1e-6, atol=1e-6)
 
 
-def test_widened_blocks_are_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_are_widened_some_rows_at_a_time_and_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when Python next collects cycles: a block of a large model is hundreds of megabytes."""
-    model = lively_model(GROUPED)
+    model = random_model(GROUPED)
     narrow = model._replace(weights=to(model.weights, torch.bfloat16))
-    widened, made = watch.widened, list[weakref.ref[Tensor]]()
+    whole = trace_of(narrow).logits
+    module = importlib.import_module("llucid.look.instrument")
+    widened, made = module.widened, list[weakref.ref[Tensor]]()
 
     def noted(leaf: Tensor) -> Tensor:
         wide = widened(leaf)
-        if leaf.dtype == torch.bfloat16:
-            made.append(weakref.ref(wide))
+        assert wide.numel() <= 5 * leaf.shape[-1]
+        made.append(weakref.ref(wide))
         return wide
 
-    monkeypatch.setattr(watch, "widened", noted)
+    monkeypatch.setattr(module, "widened", noted)
+    monkeypatch.setattr(module, "AT_ONCE", 5 * GROUPED.dim)
     gc.collect()
     gc.disable()
     try:
         found = trace_of(narrow)
         assert found.attention.shape[0] == 2
-        assert len(made) > 2 * 9
-        assert [reference for reference in made if (left := reference()) is not None and left.dim() == 2] == []
+        assert len(made) > 2 * 7 * 2
+        assert [reference for reference in made if reference() is not None] == []
     finally:
         gc.enable()
+    torch.testing.assert_close(found.logits, whole, rtol=1e-6, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ heads
@@ -308,7 +313,7 @@ def test_widened_blocks_are_let_go_of_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_copying_is_the_sum_of_eigenvalues_of_the_whole_circuit() -> None:
     """From embeddings to logits, vocab by vocab, for one head that shares its values with another."""
-    model = lively_model(GROUPED)
+    model = random_model(GROUPED)
     block, hd = model.weights.blocks[1], GROUPED.head_dim
     e = model.weights.embedding
     e = e / (e.square().mean(-1, keepdim=True) + GROUPED.norm_eps).sqrt() * block.attention_norm
@@ -321,7 +326,7 @@ def test_copying_is_the_sum_of_eigenvalues_of_the_whole_circuit() -> None:
 
 def test_scores_by_hand() -> None:
     """Of a pass in which attention is what we say: 0.7 to the token before, 0.2 to the first, 0.1 to itself."""
-    model, ids = lively_model(GROUPED), [5, 6, 7, 5, 6, 7]
+    model, ids = random_model(GROUPED), [5, 6, 7, 5, 6, 7]
 
     def said(p: Tensor) -> Tensor:
         p = torch.zeros_like(p)
@@ -381,12 +386,12 @@ def test_the_storyteller_has_an_induction_circuit() -> None:
 )
 def test_bad_input(given: str | list[int], options: dict[str, object], message: str) -> None:
     with pytest.raises(LlucidError, match=message) as error:
-        trace(lively_model(GROUPED), given, **options)
+        trace(random_model(GROUPED), given, **options)
     assert "\n" not in str(error.value)
 
 
 def test_bad_questions() -> None:
-    found = trace_of(lively_model(GROUPED))
+    found = trace_of(random_model(GROUPED))
     for ask, message in [
         (lambda: found["blocks.1.attention.o"], r"no value of this name; near are blocks\.1\.attention\.[qkvmp]"),
         (lambda: found.attribution(SEQ, 0), "position=12: the text has positions 0 to 11"),
@@ -401,7 +406,7 @@ def test_bad_questions() -> None:
 
 
 def test_a_model_without_a_tokenizer_takes_ids() -> None:
-    model = lively_model(GROUPED)._replace(tokenizer=None)
+    model = random_model(GROUPED)._replace(tokenizer=None)
     assert trace(model, [3, 1]).tokens == ["<3>", "<1>"]
     with pytest.raises(LlucidError, match="this model has no tokenizer: give ids"):
         trace(model, "a")
@@ -419,7 +424,9 @@ def test_tokens_have_their_spaces_names_and_bytes(data: Path) -> None:
 
 
 def test_a_model_that_computes_nan_says_where() -> None:
-    model = lively_model(GROUPED)
+    model = random_model(GROUPED)
     model.weights.blocks[1].feed_forward.up[3, 4] = math.nan
-    with pytest.raises(LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up\) on"):
+    with pytest.raises(
+        LlucidError, match=r"not numbers, from blocks\.1\.feed_forward\.linear\(x, weights\.up, weights\.up_bias\) on"
+    ):
         trace_of(model)

@@ -14,9 +14,19 @@ Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+def linear(x: Array, w: Array, bias: Array | None) -> Array:
+    """y = x Wᵀ + b; no bias is 0."""
+    return x @ w.T + (0 if bias is None else bias)
+
+
 def linear_back(d_y: Array, x: Array, w: Array) -> tuple[Array, Array]:
-    """y = x Wᵀ: d_x = d_y W and d_W = d_yᵀ x."""
+    """y = x Wᵀ + b: d_x = d_y W and d_W = d_yᵀ x."""
     return d_y @ w, d_y.T @ x
+
+
+def bias_back(d_y: Array, bias: Array | None) -> Array | None:
+    """y = x Wᵀ + b: d_b = d_y summed over positions; None where there is no bias."""
+    return None if bias is None else d_y.sum(axis=0)
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
@@ -91,14 +101,15 @@ def attention_back(d_o: Array, query: Array, key: Array, value: Array, at: Integ
 
 
 def projections(x: Array, w: AttentionWeights[Array], config: Config, at: Integers) -> tuple[Array, Array, Array]:
-    """R(x Wqᵀ), R(x Wkᵀ) and x Wvᵀ, each [seq, its heads, head_dim]; R is the rotation."""
-    q, k, v = ((x @ matrix.T).reshape(len(x), -1, config.head_dim) for matrix in (w.query, w.key, w.value))
+    """R(x Wqᵀ + bq), R(x Wkᵀ + bk) and x Wvᵀ + bv, each [seq, its heads, head_dim]; R is the rotation."""
+    pairs = (w.query, w.query_bias), (w.key, w.key_bias), (w.value, w.value_bias)
+    q, k, v = (linear(x, *pair).reshape(len(x), -1, config.head_dim) for pair in pairs)
     return rotate(q, at, rope_frequencies(config)), rotate(k, at, rope_frequencies(config)), v
 
 
 def self_attention(x: Array, w: AttentionWeights[Array], config: Config, at: Integers) -> Array:
-    """concat(o_1 … o_heads) Woᵀ. Vaswani et al. 2017, §3.2.2."""
-    return attention(*projections(x, w, config, at), at, at).reshape(len(x), -1) @ w.output.T
+    """concat(o_1 … o_heads) Woᵀ + bo. Vaswani et al. 2017, §3.2.2."""
+    return linear(attention(*projections(x, w, config, at), at, at).reshape(len(x), -1), w.output, w.output_bias)
 
 
 def self_attention_back(
@@ -108,26 +119,35 @@ def self_attention_back(
     q, k, v = projections(x, w, config, at)
     d_o, d_output = linear_back(d_y, attention(q, k, v, at, at).reshape(len(x), -1), w.output)
     d_q, d_k, d_v = attention_back(d_o.reshape(q.shape), q, k, v, at)
-    x_q, d_query = linear_back(rotate(d_q, at, -rope_frequencies(config)).reshape(len(x), -1), x, w.query)
-    x_k, d_key = linear_back(rotate(d_k, at, -rope_frequencies(config)).reshape(len(x), -1), x, w.key)
-    x_v, d_value = linear_back(d_v.reshape(len(x), -1), x, w.value)
-    return x_q + x_k + x_v, AttentionWeights(d_query, d_key, d_value, d_output)
+    d_q, d_k = (rotate(d, at, -rope_frequencies(config)) for d in (d_q, d_k))
+    d_q, d_k, d_v = (d.reshape(len(x), -1) for d in (d_q, d_k, d_v))
+    x_q, d_query = linear_back(d_q, x, w.query)
+    x_k, d_key = linear_back(d_k, x, w.key)
+    x_v, d_value = linear_back(d_v, x, w.value)
+    pairs = (d_q, w.query_bias), (d_k, w.key_bias), (d_v, w.value_bias), (d_y, w.output_bias)
+    d_biases = (bias_back(*pair) for pair in pairs)
+    return x_q + x_k + x_v, AttentionWeights(d_query, d_key, d_value, d_output, *d_biases)
 
 
 def swiglu(x: Array, w: FeedForwardWeights[Array]) -> Array:
-    """(a σ(a) ∘ b) Wdᵀ with a = x Wgᵀ and b = x Wuᵀ. Shazeer 2020, equation 6. σ = e^−log(1 + e⁻ᵃ), to not overflow."""
-    a, b = x @ w.gate.T, x @ w.up.T
-    return (a * np.exp(-np.logaddexp(0.0, -a)) * b) @ w.down.T
+    """(a σ(a) ∘ b) Wdᵀ with a = x Wgᵀ and b = x Wuᵀ, and the biases of each. Shazeer 2020, equation 6.
+
+    σ = e^−log(1 + e⁻ᵃ), to not overflow.
+    """
+    a, b = linear(x, w.gate, w.gate_bias), linear(x, w.up, w.up_bias)
+    return linear(a * np.exp(-np.logaddexp(0.0, -a)) * b, w.down, w.down_bias)
 
 
 def swiglu_back(d_y: Array, x: Array, w: FeedForwardWeights[Array]) -> tuple[Array, FeedForwardWeights[Array]]:
     """With h = a σ(a) ∘ b: d_b = d_h ∘ a σ(a), and d_a = d_h ∘ b ∘ σ(a)(1 + a(1 − σ(a)))."""
-    a, b = x @ w.gate.T, x @ w.up.T
+    a, b = linear(x, w.gate, w.gate_bias), linear(x, w.up, w.up_bias)
     sigma = np.exp(-np.logaddexp(0.0, -a))
     d_h, d_down = linear_back(d_y, a * sigma * b, w.down)
-    x_gate, d_gate = linear_back(d_h * b * sigma * (1 + a * (1 - sigma)), x, w.gate)
-    x_up, d_up = linear_back(d_h * a * sigma, x, w.up)
-    return x_gate + x_up, FeedForwardWeights(d_gate, d_up, d_down)
+    d_a, d_b = d_h * b * sigma * (1 + a * (1 - sigma)), d_h * a * sigma
+    x_gate, d_gate = linear_back(d_a, x, w.gate)
+    x_up, d_up = linear_back(d_b, x, w.up)
+    d_biases = (bias_back(*pair) for pair in ((d_a, w.gate_bias), (d_b, w.up_bias), (d_y, w.down_bias)))
+    return x_gate + x_up, FeedForwardWeights(d_gate, d_up, d_down, *d_biases)
 
 
 def block(x: Array, w: BlockWeights[Array], config: Config, at: Integers) -> Array:

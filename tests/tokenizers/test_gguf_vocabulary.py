@@ -494,11 +494,11 @@ def of_another_vocabulary(name: str) -> str:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (7, "tokenizer.huggingface.json cannot be read: the JSON object must be str"),
-        ("{", "tokenizer.huggingface.json cannot be read: Expecting property name"),
-        ("[1]", "tokenizer.huggingface.json cannot be read: expected a JSON object, found list"),
-        ("[" * 10**5, "tokenizer.huggingface.json cannot be read: maximum recursion depth"),
-        ("9" * 10**5, "tokenizer.huggingface.json cannot be read: Exceeds the limit"),
+        (7, "tokenizer.huggingface.json cannot be read: 'int' object has no attribute 'encode'"),
+        ("{", "tokenizer.huggingface.json: not a JSON file (Expecting property name"),
+        ("[1]", "tokenizer.huggingface.json: expected a JSON object, found list"),
+        ("[" * 10**5, "tokenizer.huggingface.json: not a JSON file (mostly empty lists or objects)"),
+        ("9" * 10**5, "tokenizer.huggingface.json: not a JSON file (Exceeds the limit"),
         ("{}", "tokenizer.json cannot be read"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "tokenizer.json cannot be read"),
         (of_another_vocabulary("</s>"), 'it calls 2 "</t>", and tokenizer.ggml.tokens "</s>"'),

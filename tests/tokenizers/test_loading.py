@@ -161,6 +161,18 @@ def test_empty_lists_and_objects_are_bounded(more: bytes, tmp_path: Path) -> Non
         load_tokenizer(tmp_path)
 
 
+def test_lone_surrogates_in_a_config_can_be_saved(tmp_path: Path) -> None:
+    train_bpe([TALE], 320).save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(r'{"chat_template": "\ud83d\ude00 \ud800x \ud7ff", "\udfff": 1}')
+    opened = load_tokenizer(tmp_path)
+    assert opened.config == {"chat_template": "\U0001f600 \ufffdx \ud7ff", "\ufffd": 1}
+    opened.save(tmp_path)
+    assert load_tokenizer(tmp_path).config.items() >= opened.config.items()
+    (tmp_path / "tokenizer_config.json").write_bytes(b'{"chat_template": "\xed\xa0\x80"}')
+    with pytest.raises(LlucidError, match="not a JSON file"):
+        load_tokenizer(tmp_path)
+
+
 def test_the_roles_of_a_lone_surrogate(tmp_path: Path) -> None:
     train_bpe([TALE], 300).save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(

@@ -11,7 +11,6 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ import transformers
 from rich.cells import cell_len
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import llucid
 from llucid.cli import read_command
 from llucid.corpora import open_corpus
-from llucid.corpora.tokens import tokenise
+from llucid.corpora.tokens import tokenise, validation_batches
 from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.training import logbook, loop, run
@@ -34,10 +33,11 @@ from llucid.training.backend_torch import TorchBackend
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate
 from llucid.training.report import Report, clock
-from llucid.training.run import Metrics
+from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state
 from llucid.training.settings import ModelNumbers, Settings, read_toml
-from llucid.training.step import evaluate
+from llucid.training.step import mean_loss
 from llucid.weights import initialise
+from tests.waiting import LIMIT, wait_for
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
 SMALL = ["--preset", "nano", "--model.dim", "16", "--model.context", "16", "--batch", "4", "--evaluations", "4"]
@@ -70,7 +70,7 @@ def do(*arguments: object, status: int = 0, **options: object) -> subprocess.Com
 
 
 def ended(words: list[str], status: int, **options: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done
 
@@ -218,7 +218,9 @@ def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
     assert measured[-1] > min(measured)
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
-    assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(measured), rel=1e-5)
+    assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
+        min(measured), rel=1e-5
+    )
     latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
     assert not torch.equal(latest, model.weights.embedding)
 
@@ -242,20 +244,35 @@ def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
     assert Metrics(tmp_path, 3, Settings()).rows == rows[:3]
     assert losses(tmp_path) == rows[:3]
-    for strange in ("3", "{}", '{"step": null}', "[]", "9" * 5000):
+    strange_rows = [
+        *("3", "{}", '{"step": null}', "[]", "9" * 5000, "[" * 5000, '{"step": 2, "loss": 1}', '{"step": "2"}'),
+        *('{"step": 2, "validation": "x"}', '{"step": 2, "loss": NaN, "rate": 1}', '{"step": 2, "sample": 1}'),
+    ]
+    for strange in strange_rows:
         (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(rows[0])}\n{strange}\n")
         assert Metrics(tmp_path, 3, Settings()).rows == rows[:1]
+
+
+def test_a_state_with_impossible_progress_is_refused(tmp_path: Path) -> None:
+    for progress in ('{"step": Infinity}', '{"step": -1}', '{"step": 1, "seconds": NaN}', '{"step": 1e999}', "[]", "1"):
+        save_file({}, tmp_path / "latest.safetensors", {"progress": progress})
+        with pytest.raises(LlucidError, match="not a state that this run can continue from"), read_state(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("measured", ['{"step": 1, "best": "x"}', '{"took": null}', '{"model_step": []}', "[" * 5000])
+def test_a_damaged_measurement_is_forgotten(measured: str, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "measured.json").write_text(measured)
+    assert read_measured(tmp_path, Progress(3)) == Measured()
 
 
 def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     running = subprocess.Popen(command(*fresh(corpus, out, "--steps", 4000)), stdout=subprocess.PIPE, text=True)
-    wait_for(out / "model.safetensors")
-    deadline = time.monotonic() + 60
-    while not (out / "curve.png").exists() and time.monotonic() < deadline:  # the first measurement is after it
-        time.sleep(0.01)
+    wait_for(out / "curve.png")  # the first measurement is done
     running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=60)
+    said, _ = running.communicate(timeout=LIMIT)
     assert running.returncode == 130
     assert f"continue with: llucid train --resume --out {out}" in said
     reached = len(losses(out))
@@ -276,7 +293,7 @@ def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> N
     while b"step 1" not in shown:
         shown += os.read(terminal, 1 << 16)
     os.close(terminal)
-    running.wait(timeout=60)
+    running.wait(timeout=LIMIT)
     assert 0 < progress(out)["step"] == len(losses(out))
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert not any("validation" in row for row in losses(out))
@@ -316,12 +333,12 @@ def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
     assert numbers == [0, signal.SIGTERM]
     assert afterwards == before
 
-    def beside() -> int:
+    def in_other_thread() -> int:
         with interruption() as interrupted:
             return interrupted()
 
     with ThreadPoolExecutor(1) as other:
-        assert not other.submit(beside).result()
+        assert not other.submit(in_other_thread).result()
 
 
 def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,13 +352,6 @@ def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch
     assert torch.equal(begun.weights.embedding, initialise(begun.config, 3).embedding)
     here("train", "--resume", "--out", out)
     assert len(losses(out)) == 5
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never came"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.1, 0.4])
@@ -491,7 +501,7 @@ def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> N
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
-    expected = evaluate(model.weights, model.config, tokens) * a_character
+    expected = mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) * a_character
     assert losses(out)[-1]["validation"] == pytest.approx(expected, rel=0.02)
     assert f"val {losses(out)[-1]['validation']:.3f} nats" in said
     blind = math.log(model.config.vocab_size) * a_character  # as at the first step, when nothing has been learned
@@ -522,13 +532,14 @@ def test_clock() -> None:
 def test_a_measurement_fits_a_terminal() -> None:
     """Of 80 columns. Samples are cut to its width, and their control characters are replaced."""
     console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    report = Report(console, floor=None, context=256)
+    report = Report(console)
+    report.context = 256
     report.measured(1500, 1.6, 1.7, 64, "\n\n" + "漢" * 60 + "\n[bold]\t:smile:\x1b[31m\x0e\r\nc\nd", 142_876.0, 72.0)
     first, *sample = console.file.getvalue().splitlines()
     assert first == "step 1500  train 1.600  val 1.700 nats 2.453 bits  window 64  142,876 tokens/s"
     assert sample == ["    " + "漢" * 38, "    [bold]  :smile:␛[31m␎␍", "    c"]
     narrow = Console(file=io.StringIO(), force_terminal=True, width=20, color_system=None)
-    Report(narrow, floor=None, context=64).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
+    Report(narrow).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
     assert max(cell_len(line) for line in narrow.file.getvalue().splitlines()) <= 20
 
 
@@ -623,7 +634,9 @@ def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None
     assert full[-1] > min(full)
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
-    assert evaluate(model.weights, model.config, tokens) == pytest.approx(min(full), rel=1e-5)
+    assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
+        min(full), rel=1e-5
+    )
 
 
 def test_short_windows_are_trained_on_first(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,6 +661,6 @@ def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
     [measured] = [row for row in losses(out) if "validation" in row]
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
-    at = {length: evaluate(model.weights, replace(model.config, context=length), tokens) for length in (64, 256)}
+    at = {length: mean_loss(validation_batches(tokens, length), model.weights, model.config) for length in (64, 256)}
     assert measured["validation"] == pytest.approx(at[64], rel=1e-6)
     assert at[256] != pytest.approx(at[64], rel=1e-5)

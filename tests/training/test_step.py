@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llucid.config import Config
+from llucid.corpora.tokens import validation_batches
 from llucid.llama import llama
 from llucid.training.muon import Muon, orthogonalise
 from llucid.training.optimizer import learning_rate, make_optimizers, optimizer_tensors, restore_optimizers
 from llucid.training.settings import Settings
-from llucid.training.step import evaluate, loss_sum, train_step
+from llucid.training.step import loss_sum, mean_loss, train_step
 from llucid.weights import Weights, initialise, leaves, named_leaves, tree_map
 from tests.configs import CONFIGS
 from tests.corpora.test_corpora import counting
@@ -176,7 +177,9 @@ def test_evaluation_is_the_mean_over_all_tokens(tmp_path: Path, overlap: bool) -
         targets = text[:, 1:].clone()
         targets[:, : begin + skip] = -100
         losses.append(loss_sum(text[:, window], targets[:, window], weights, config).item())
-    assert evaluate(weights, config, tokens, overlap) == pytest.approx(sum(losses) / 44, rel=1e-5)
+    assert mean_loss(validation_batches(tokens, config.context, overlap), weights, config) == pytest.approx(
+        sum(losses) / 44, rel=1e-5
+    )
 
 
 def test_muon_equals_pytorchs_own() -> None:

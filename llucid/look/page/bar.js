@@ -3,7 +3,7 @@
 import { html, useEffect, useState } from "look/vendor/preact.js";
 import { address, exportPage, get, isFile, leftOut, read, useAnswer } from "look/api.js";
 import { Picture, ink } from "look/canvas.js";
-import { short } from "look/colour.js";
+import { short, size } from "look/colour.js";
 
 /** @typedef {import("look/types.js").Props} Props */
 /** @typedef {import("look/types.js").Change} Change */
@@ -117,9 +117,3 @@ export function Bar({ state, act }) {
 
 /** @type {(model: import("look/types.js").Model) => string} */
 const modelName = (model) => (model.snapshot === null ? model.name : `step ${model.snapshot}`);
-
-/** @type {(n: number) => string} */
-function size(n) {
-  const [unit, divisor] = n >= 1e9 ? ["G", 1e9] : n >= 1e6 ? ["M", 1e6] : n >= 1e3 ? ["k", 1e3] : ["", 1];
-  return `${(n / Number(divisor)).toPrecision(3).replace(/\.?0+$/, "")} ${unit}`;
-}

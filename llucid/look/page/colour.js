@@ -82,6 +82,12 @@ export function short(number, digits = 3) {
   return (text.includes(".") && !text.includes("e") ? text.replace(/0+$/, "").replace(/\.$/, "") : text.replace("e+", "e")).replace("-", "−");
 }
 
+/** @type {(n: number) => string} a count with its unit, as in 620 k */
+export function size(n) {
+  const [unit, divisor] = n >= 999.5e6 ? ["G", 1e9] : n >= 999.5e3 ? ["M", 1e6] : n >= 999.5 ? ["k", 1e3] : ["", 1];
+  return `${short(n / Number(divisor))} ${unit}`;
+}
+
 /** @type {(p: number) => string} a probability in per cent */
 export function percent(p) {
   return p >= 0.9995 ? "100 %" : p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : p === 0 ? "0" : "< 0.1 %";

@@ -132,7 +132,7 @@ function Grid({ state, act, words }) {
 }
 
 /** @type {(part: Part) => string} */
-const partName = (part) => (part.head !== null ? `head ${part.layer}.${part.head}` : part.layer === null ? part.name : `feed-forward ${part.layer}`);
+const partName = ({ name, layer, head }) => (head !== null ? `head ${layer}.${head}` : layer === null ? name : `${name.endsWith("bias") ? "attention bias" : "feed-forward"} ${layer}`);
 
 /** @type {(props: Props) => unknown} */
 function Attribution({ state, act }) {

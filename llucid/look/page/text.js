@@ -9,7 +9,7 @@ import { entropy, ranking, sample } from "look/sampling.js";
 /** @typedef {import("look/types.js").Props} Props */
 /** @typedef {import("look/types.js").Token} Token */
 
-/** So many nats have the strongest colour: one chance in about 3000. */
+/** This many nats have the strongest colour: one chance in about 3000. */
 const MOST = 8;
 
 /** @type {(nats: number | null) => number} */
@@ -184,11 +184,11 @@ function Distribution({ state, act }) {
 /** @type {(props: Props) => unknown} */
 export function TextPane({ state, act }) {
   const { run, beside, view, dark, layer, head } = state, difference = view === "difference" && beside;
-  const told = run.tokens.filter((one) => one.surprise !== null);
-  const mean = told.reduce((sum, one) => sum + (one.surprise ?? 0), 0) / (told.length || 1);
+  const measured = run.tokens.filter((one) => one.surprise !== null);
+  const mean = measured.reduce((sum, one) => sum + (one.surprise ?? 0), 0) / (measured.length || 1);
   return html`<${Pane} name="text" number=${1} state=${state} act=${act} title=${difference ? "Which tokens became more surprising?" : "How surprised was the model by each token?"}
     how=${html`${difference ? "Brown: more surprising than in the other run; blue: less" : "The stronger its colour, the less likely a token was (−ln p)"}; lines show where head ${layer}.${head} looks from the chosen token.
-      ${told.length ? html` Mean ${short(mean)} nats.` : ""}`}
+      ${measured.length ? html` Mean ${short(mean)} nats.` : ""}`}
     tools=${difference ? html`<${Legend} kind="diverging" dark=${dark} from="−2" to="+2 nats" />` : html`<${Legend} kind="sequential" dark=${dark} from="0" to="8 nats" />`}>
     <div class="reading"><${Editor} state=${state} act=${act} /><${Chips} state=${state} act=${act} /></div>
     <${Distribution} state=${state} act=${act} />

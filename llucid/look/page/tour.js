@@ -115,15 +115,15 @@ export function Tour({ state, act }) {
   useEffect(() => {
     let wanted = true;
     (async () => {
-      const told = await get(address(`${state.run.id}/heads`)), next = await STEPS[step].show(state, told);
+      const scores = await get(address(`${state.run.id}/heads`)), next = await STEPS[step].show(state, scores);
       if (wanted) act.choose(next);
     })().catch(() => undefined);
-    document.querySelectorAll(".pane.told").forEach((one) => one.classList.remove("told"));
-    document.getElementById(`pane-${pane}`)?.classList.add("told");
+    document.querySelectorAll(".pane.highlighted").forEach((one) => one.classList.remove("highlighted"));
+    document.getElementById(`pane-${pane}`)?.classList.add("highlighted");
     card.current?.focus();
     return () => {
       wanted = false;
-      document.querySelectorAll(".pane.told").forEach((one) => one.classList.remove("told"));
+      document.querySelectorAll(".pane.highlighted").forEach((one) => one.classList.remove("highlighted"));
     };
   }, [step]);
   return html`<aside class=${`tour beside-${pane}`} role="dialog" aria-label="guided tour" tabIndex=${-1} ref=${card}>
