@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llucid.corpora.fable_words import (
     ABSENT,
@@ -392,21 +392,18 @@ def detail(story: Story, rng: Random) -> Turn:
         _, message, answer, key = choose_weighted([(row.weight, row) for row in TRAIT_QUESTIONS], rng)
         other = choose([each for each in TRAITS if not is_in(each, tale)], rng)
         marks = {"{x}": x, "{who}": who, "{kind}": kind, "{trait}": trait, "{other}": other}
-        return make_turn(*(replace_all(cell, marks) for cell in (message, answer, key)), "question", rng, facts)
+        message, answer, key = (replace_all(cell, marks) for cell in (message, answer, key))
+        return make_turn(message, answer, key, "question", rng, facts)
     if sort == "quote":
-        quotes = QUOTE.findall(text)
-        own = " ".join(re.sub(",$", ".", words) for words, speaker in quotes if speaker == who)
-        if own and len(quotes) > 0 and rng.random() < 0.3:
-            words = re.sub("[,.]$", "", choose([words for words, speaker in quotes if speaker == who], rng))
-            return make_turn(
-                f'Who said "{words}"?',
-                NAME_ANSWERS.replace("{who}", who).replace("{who_kind}", kind),
-                who,
-                "question",
-                rng,
-            )
+        quotes: list[tuple[str, str]] = QUOTE.findall(text)
+        own = [words for words, speaker in quotes if speaker == who]
+        if own and rng.random() < 0.3:
+            words = re.sub("[,.]$", "", choose(own, rng))
+            answer = NAME_ANSWERS.replace("{who}", who).replace("{who_kind}", kind)
+            return make_turn(f'Who said "{words}"?', answer, who, "question", rng)
         if own or all(speaker for _, speaker in quotes):
-            answer, key = (f'{who} said: "{own}"', own) if own else (f"{who} says nothing in this tale.", "nothing")
+            words = " ".join(re.sub(",$", ".", each) for each in own)
+            answer, key = (f'{who} said: "{words}"', words) if own else (f"{who} says nothing in this tale.", "nothing")
             return Turn(ask(SAID.replace("{x}", x), rng), answer, key.lower(), "question")
     if sort == "task" and tale.plot != "patience" and f"By came {who}" not in text:
         task = dict(TASK.findall(text)).get(who)
@@ -516,9 +513,7 @@ def small_talk(rng: Random) -> Turn:
     """A greeting, thanks, a question about the storyteller itself, and so on."""
     row = choose_weighted([(row.weight, row) for row in SMALL_TALK], rng)
     name = choose((expand_sentence(OUTSIDE_NAMES, rng), name_of(choose(NAMES, rng)), invented_word(rng).title()), rng)
-    _, message, answer, key = row._replace(
-        **{part: value.replace("{name}", name) for part, value in row._asdict().items() if isinstance(value, str)}
-    )
+    message, answer, key = (cell.replace("{name}", name) for cell in row[1:])
     return make_turn(message, answer, key, "small talk", rng)
 
 
@@ -622,7 +617,7 @@ def lines(count: int, seed: int = 0) -> Iterator[str]:
     what is learned there is to answer.
     """
     for number, made in zip(range(count), dialogues(seed), strict=False):
-        messages: list[dict[str, object]] = [*made.messages()]
+        messages: list[dict[str, Any]] = [*made.messages()]
         if number % 3:
             for turn, answer in zip(made.turns, messages[1 + bool(made.system) :: 2], strict=True):
                 if turn.kind == "tale":

@@ -32,6 +32,13 @@ def test_the_same_seed_gives_the_same_dialogues() -> None:
         assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
 
 
+def test_two_conversations_in_three_have_their_tales_only_to_be_read() -> None:
+    for number, (made, line) in enumerate(zip(dialogues(4), lines(30, seed=4), strict=False)):
+        answers = [message for message in json.loads(line)["messages"] if message["role"] == "assistant"]
+        weights = [0 if number % 3 and turn.kind == "tale" else 1 for turn in made.turns]
+        assert [answer.get("weight", 1) for answer in answers] == weights
+
+
 def test_tales_have_what_the_request_names(made: list[Dialogue]) -> None:
     """The tale has the animals and the season of the request or the system text, and begins with the first animal."""
     named = 0
@@ -114,7 +121,7 @@ def test_a_question_about_the_wording_is_answered_from_it(made: list[Dialogue]) 
             if (found := re.fullmatch(r"(\w+) was a (\w+ \w+)\.", turn.answer)) and found[1] != "It":
                 traits += 1
                 assert f"{found[1]} the {found[2]}" in tale, turn
-    assert said > 50
+    assert said > 30
     assert traits > 50
 
 
