@@ -575,13 +575,13 @@ def dialogue(rng: Random) -> Dialogue:
         return Dialogue(system, tuple(small_talk(rng) if rng.random() < 0.5 else out_of_scope(rng) for _ in range(7)))
     if rng.random() < 0.35:
         turns.append(small_talk(rng))
-    if rng.random() < 0.08:
+    if rng.random() < 0.05:
         turns.append(question_too_early(rng))
-    if rng.random() < 0.12:
+    if rng.random() < 0.18:
         turns.append(out_of_scope(rng))
     if rng.random() < 0.2:
         turns.append(echo(rng))
-    if rng.random() < 0.08:
+    if rng.random() < 0.2:
         turns.append(friends(rng))
     for number in range(1 if rng.random() < 0.75 else 2):
         story = new_story(required, rng)
@@ -592,7 +592,7 @@ def dialogue(rng: Random) -> Dialogue:
         turns.append(made)
         for _ in range(5 + int(rng.random() * (7 if number == 0 else 2))):
             chance = rng.random()
-            others = (0.08, small_talk), (0.16, out_of_scope), (0.21, echo), (0.23, friends)
+            others = (0.08, small_talk), (0.16, out_of_scope), (0.21, echo), (0.25, friends)
             other = next((make for below, make in others if chance < below), None)
             if other:
                 turns.append(other(rng))
@@ -613,12 +613,12 @@ def dialogues(seed: int) -> Iterator[Dialogue]:
 def lines(count: int, seed: int = 0) -> Iterator[str]:
     """`count` conversations, each as a line of JSON that `llucid train --chat` reads.
 
-    Tales are long, and soon learned. So two conversations in three have them only to be read: their weight is 0, and
-    what is learned there is to answer.
+    Tales are long, and soon learned. So every other conversation has them only to be read: their weight is 0, and what
+    is learned there is to answer.
     """
     for number, made in zip(range(count), dialogues(seed), strict=False):
         messages: list[dict[str, Any]] = [*made.messages()]
-        if number % 3:
+        if number % 2:
             for turn, answer in zip(made.turns, messages[1 + bool(made.system) :: 2], strict=True):
                 if turn.kind == "tale":
                     answer["weight"] = 0

@@ -32,10 +32,10 @@ def test_the_same_seed_gives_the_same_dialogues() -> None:
         assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
 
 
-def test_two_conversations_in_three_have_their_tales_only_to_be_read() -> None:
+def test_every_other_conversation_has_its_tales_only_to_be_read() -> None:
     for number, (made, line) in enumerate(zip(dialogues(4), lines(30, seed=4), strict=False)):
         answers = [message for message in json.loads(line)["messages"] if message["role"] == "assistant"]
-        weights = [0 if number % 3 and turn.kind == "tale" else 1 for turn in made.turns]
+        weights = [0 if number % 2 and turn.kind == "tale" else 1 for turn in made.turns]
         assert [answer.get("weight", 1) for answer in answers] == weights
 
 
