@@ -12,7 +12,7 @@ from llucid.errors import LlucidError
 
 HINT = """It comes with llucid, was trained from scratch, and knows only made-up fables. Try:
   Tell me a tale about a goat in winter
-  What did the goat do?
+  Who is in it?
   Tell it again"""
 
 

@@ -106,8 +106,8 @@ def test_its_settings_are_kept() -> None:
 
 
 def test_the_hint_of_the_chat_works_for_every_seed() -> None:
-    """With the default sampling: the tale, what its goat did, the tale again, and a question about a thing."""
-    wish, deed, again = (line.strip() for line in HINT.splitlines()[1:])
+    """With the default sampling: a fable with that animal and that season, everybody in it, and the fable again."""
+    wish, cast, again = (line.strip() for line in HINT.splitlines()[1:])
     session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=200)
     for seed in range(20):
         session.reset()
@@ -115,27 +115,21 @@ def test_the_hint_of_the_chat_works_for_every_seed() -> None:
         tale = "".join(session.reply(wish))
         [(plot, facts, _)] = derivations(tale)
         named = request_facts(plot, facts)
-        words = {fact: expand_sentence("{fact}", Random(0), {"fact": named[fact]}) for fact in ("hero_kind", "season")}
-        assert words == {"hero_kind": "Goat", "season": "Winter"}, tale
-        [goat] = [role for role in DEEDS[plot] if facts[f"{role}_kind"] is named["hero_kind"]]
-        assert expand_sentence(f"x {DEEDS[plot][goat].past}", Random(0), facts)[2:] in "".join(session.reply(deed)), (
-            tale
-        )
+        words = [expand(named[fact]["name"], {}, Random(0)) for fact in ("hero_kind", "season")]
+        assert words == ["goat", "winter"], tale
+        answer = "".join(session.reply(cast))
+        for role in DEEDS[plot]:
+            assert expand_sentence(f"{{{role}}} the {{{role}_kind}}", Random(0), facts) in answer, tale
         assert "".join(session.reply(again)) == tale
-        answer = "".join(session.reply("Who found the bell?"))
-        if not re.search(r"\bbell\b", tale):
-            assert "no bell" in answer, tale
-        elif plot == "lost":
-            assert expand_sentence("{friend}", Random(0), facts) in answer, tale
-        else:
-            assert "does not say" in answer or " found a " in tale, tale
 
 
-def test_four_of_five_questions_that_were_written_by_hand_are_answered() -> None:
+def test_it_answers_as_many_questions_written_by_hand_as_the_documentation_says() -> None:
     session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=100)
     asked = benchmark().ask_by_hand(session)
-    assert len(asked) == 60
-    assert sum(each.right for each in asked) >= 48, [each for each in asked if not each.right]
+    documented = (BENCHMARK.parents[1] / "docs" / "storyteller.md").read_text(encoding="utf-8")
+    right, count = map(int, re.findall(r"\| all \| (\d+) \| (\d+) \|", documented)[0])
+    assert count == len(asked) == 60
+    assert abs(sum(each.right for each in asked) - right) <= 2, "another processor may round a few answers otherwise"
 
 
 def test_the_training_grammar_has_not_seen_the_questions_that_were_written_by_hand() -> None:
