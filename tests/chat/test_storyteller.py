@@ -16,6 +16,7 @@ import pytest
 import llucid
 from llucid.chat import STORYTELLER, Session
 from llucid.cli.chat import HINT
+from llucid.corpora.conversations import FABLES
 from llucid.corpora.fable_dialogues import dialogues, expand_sentence, request_facts
 from llucid.corpora.fable_words import DEEDS, PARAMETERS
 from llucid.corpora.fables import KINDS, NAMES, derivations, expand
@@ -132,11 +133,12 @@ def test_it_answers_as_many_questions_written_by_hand_as_the_documentation_says(
     assert abs(sum(each.right for each in asked) - right) <= 2, "another processor may round a few answers otherwise"
 
 
-def test_the_training_grammar_has_not_seen_the_questions_that_were_written_by_hand() -> None:
+@pytest.mark.parametrize("count", [3000, pytest.param(FABLES, marks=pytest.mark.slow)])
+def test_the_training_grammar_has_not_seen_the_questions_that_were_written_by_hand(count: int) -> None:
     def words(text: str) -> str:
         return " ".join(re.findall(r"\w+", text.lower()))
 
     made = {
-        words(turn.message) for _, dialogue in zip(range(3000), dialogues(0), strict=False) for turn in dialogue.turns
+        words(turn.message) for _, dialogue in zip(range(count), dialogues(0), strict=False) for turn in dialogue.turns
     }
     assert not made & {words(question["ask"]) for _, question in benchmark().by_hand()}
