@@ -241,7 +241,7 @@ def test_a_batch_has_a_dialogue_per_row(tmp_path: Path) -> None:
 
 
 def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None:
-    """Nor are the ends of their turns; a conversation with no other answer is left out, and the line says so."""
+    """Nor the ends of their turns. A conversation without another answer is left out, which a line reports."""
     talk = tmp_path / "talk.jsonl"
     rows = [conversation(number) for number in range(30)]
     for row in rows:

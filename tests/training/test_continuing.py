@@ -291,7 +291,7 @@ def test_runs_with_the_same_name_are_numbered(corpus: Path, tmp_path: Path, monk
 
 
 def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None:
-    """Between the moves into a folder that was there, and beside one that was not; those of living processes stay."""
+    """A kill between two moves into an existing folder, or before a new one; files of running processes stay."""
     out, other = tmp_path / "run", tmp_path / "other"
     small(corpus, out, steps=1)
     (out / ".run.4194999.partial").mkdir()
