@@ -92,11 +92,11 @@ def test_answers_in_llama_2s_format_are_learned(data: Path) -> None:
 
 
 def test_spelled_special_tokens_stay_text(taught: JsonTokenizer) -> None:
-    said = "".join(MARKED)
-    talk = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    spelled = "".join(MARKED)
+    talk = [{"role": "user", "content": spelled}, {"role": "assistant", "content": spelled}]
     ids, learned = encode_learned(talk, taught)
     assert [ids.count(taught.special[name]) for name in MARKED] == [1, 2, 2, 2, 0, 0]
-    assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == said
+    assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == spelled
 
 
 def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
