@@ -1,6 +1,7 @@
 """A model in memory."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from llucid.config import Config
 from llucid.errors import NoTokenizer
@@ -18,6 +19,8 @@ class Model(NamedTuple):
     chat_format: str | None = None
     """The format of its dialogues: the chat template that it came with, or a name; None if only its tokenizer can tell
     (`chat.format_of`), or nothing can."""
+    sampling: Mapping[str, Any] = {}
+    """How its makers choose tokens: settings of `generation.Sampling` from its `generation_config.json`."""
 
     def __repr__(self) -> str:
         return f"<Model of {parameter_count(self.config):,} parameters, {self.weights.dtype}, {self.weights.device}>"

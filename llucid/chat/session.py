@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
-from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, stream
+from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, sampling_of, stream
 from llucid.model import Model
 from llucid.tokenizers.text import replace_surrogates
 
@@ -74,9 +74,10 @@ class Conversation(NamedTuple):
 class Session:
     """A conversation with a model.
 
-    `format` is that of `encode_dialog`; None takes the model's own. `template_values` are more of its arguments: tools,
-    documents, enable_thinking. Raises NotAChatModel if the model has no format, and LlucidError for an unknown format
-    or for values that it has no place for.
+    `format` is that of `encode_dialog`; None takes the model's own. `sampling`: None takes the model's own
+    (`sampling_of`). `template_values` are more arguments of `encode_dialog`: tools, documents, enable_thinking. Raises
+    NotAChatModel if the model has no format, and LlucidError for an unknown format or for values that it has no place
+    for.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Session:
         if self.template_values:  # refused now rather than after the first question
             encode_dialog([{"role": "user", "content": ""}], model.text(), self.format, **self.template_values)
         self.conversation = Conversation(system)
-        self.sampling = sampling or Sampling()
+        self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
         self.reseed(seed)
         self.used = 0

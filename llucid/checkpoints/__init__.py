@@ -28,7 +28,7 @@ from llucid.arrays.devices import choose_device, only_cpu
 from llucid.arrays.dtypes import choose_dtype, dtype_of
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
-from llucid.checkpoints.generation_config import copy_generation_config
+from llucid.checkpoints.generation_config import copy_generation_config, sampling_defaults
 from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
@@ -148,7 +148,8 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
     chat_format = template if isinstance(template, str) else None
     open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
-    return Model(config, open_weights(path, config), _tokenizer(path, format, config, tokenizer), chat_format)
+    tokens = _tokenizer(path, format, config, tokenizer)
+    return Model(config, open_weights(path, config), tokens, chat_format, sampling_defaults(path))
 
 
 def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None) -> Tokenizer | None:
@@ -223,6 +224,9 @@ def save(
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
         raise LlucidError(f"version={version}: only the format llama2c has versions")
+    if model.sampling and format != "huggingface":
+        lost = ", ".join(f"{name} {value:g}" for name, value in model.sampling.items())
+        note(f"{out}: this format has no place for the settings of generation_config.json: {lost}")
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):

@@ -1,6 +1,7 @@
 """The sampling settings of a Hugging Face folder: the defaults of `generate` and `chat` for its model."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from llucid.files import read_json, write_text_atomically
 
 FILE = "generation_config.json"
 
+LARGEST = 1e9
+"""Larger numbers are ignored: they may not even be numbers that float can hold."""
 KINDS = {
     "temperature": (int, float),
     "top_k": (int,),
@@ -28,9 +31,18 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
     except LlucidError:
         return {}
     found = {name: config[name] for name, kinds in KINDS.items() if type(config.get(name)) in kinds}
+    found = {name: number for name, number in found.items() if abs(number) < LARGEST}
     if found.get("top_k") == 0:  # no limit in transformers
         del found["top_k"]
     return found if config.get("do_sample") is True else {}
+
+
+def write_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
+    """Adds sampling settings to the folder's `generation_config.json`; nothing if there are none."""
+    if sampling:
+        config = read_json(folder / FILE) if (folder / FILE).is_file() else {}
+        config |= {"do_sample": True, **sampling}
+        write_text_atomically(folder / FILE, json.dumps(config, indent=2) + "\n")
 
 
 def copy_generation_config(folder: Path, out: Path, token_ids: bool) -> None:

@@ -15,6 +15,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype, name_of_dtype
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
+from llucid.checkpoints.generation_config import write_sampling
 from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
@@ -385,9 +386,11 @@ def write_weights(
 
 
 def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None) -> None:
-    """Writes a folder for transformers: `config.json`, `model.safetensors` and the tokenizer's files."""
+    """Writes a folder for transformers: `config.json`, `generation_config.json` if it has something to say,
+    `model.safetensors` and the tokenizer's files."""
     kind = checked_dtype(dtype)
     if model.tokenizer:
         model.tokenizer.save(out)
+    write_sampling(out, model.sampling)
     write_config(out, model.config, model.tokenizer, kind or name_of_dtype(model.weights.dtype))
     write_weights(out, model.weights, model.config, kind, progress)

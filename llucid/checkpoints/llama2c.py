@@ -256,7 +256,10 @@ def read_tokenizer_info(path: Path) -> TokenizerInfo:
 
 
 def check_config(config: Config) -> None:
-    """Raises LlucidError for a number that differs from the one fixed in llama2.c's programs."""
+    """Raises LlucidError for a number that differs from the one fixed in llama2.c's programs, and for more layers than
+    `parse_header` accepts."""
+    if config.layers > MAX_LAYERS:
+        raise LlucidError(f"llama2.c's format: layers={config.layers}: llucid reads at most {MAX_LAYERS}")
     width = config.dim / config.heads
     for name, value, fixed in (
         ("rope_theta", config.rope_theta, 10_000.0),

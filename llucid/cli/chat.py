@@ -46,11 +46,12 @@ class Chat(SamplingOptions, ModelOptions):
             "documents": self.documents and read_list("documents", self.documents),
             "enable_thinking": self.enable_thinking,
         }
+        model = self.load("storyteller")
         begin = partial(
             Session,
-            self.load("storyteller"),
+            model,
             system=self.system or "",
-            sampling=self.sampling(self.path("storyteller")),
+            sampling=self.sampling(model),
             max_tokens=self.max_tokens,
             seed=self.seed,
             template_values={name: value for name, value in values.items() if value is not None},

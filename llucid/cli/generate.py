@@ -46,7 +46,8 @@ class Generate(SamplingOptions, ModelOptions):
         if self.prompt and self.prompts is not None:
             raise LlucidError("prompts=: leave out the PROMPT, or prompts=")
         prompts = [read_text(self.prompt)] if self.prompts is None else read_prompts(self.prompts)
-        model, sampling, statistics = self.load(), self.sampling(self.path()), Statistics()
+        model, statistics = self.load(), Statistics()
+        sampling = self.sampling(model)
         options: dict[str, Any] = {
             **dataclasses.asdict(sampling),
             "logit_bias": dict(sampling.logit_bias),

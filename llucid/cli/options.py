@@ -73,22 +73,18 @@ class SamplingOptions:
     seed: int | None = None
     """The same seed gives the same text (default: a new one each time)."""
 
-    def sampling(self, path: Path) -> "Sampling":
-        """How tokens are chosen: by the options, else as the model at `path` says, else by default."""
-        from llucid.checkpoints.generation_config import sampling_defaults
-        from llucid.generation import Sampling
+    def sampling(self, model: "Model") -> "Sampling":
+        """How tokens are chosen: by the options, else as the model says, else by default."""
+        from llucid.generation import Sampling, sampling_of
 
         names = [field.name for field in dataclasses.fields(Sampling)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         given["logit_bias"] = tuple(map(read_bias, self.logit_bias))
-        defaults = sampling_defaults(path)
-        try:
-            sampling: Sampling = Sampling(**defaults)
-        except LlucidError:  # impossible numbers in the model's folder
-            return Sampling(**given)
-        if used := [f"{name} {value:g}" for name, value in defaults.items() if name not in given]:
+        sampling = sampling_of(model, **given)
+        own = {name: value for name, value in model.sampling.items() if name not in given}
+        if used := [f"{name} {value:g}" for name, value in own.items() if getattr(sampling, name) == value]:
             print(f"from the model's generation_config.json: {', '.join(used)}", file=sys.stderr)
-        return dataclasses.replace(sampling, **given)
+        return sampling
 
 
 def read_bias(text: str) -> tuple[int, float]:

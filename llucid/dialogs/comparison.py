@@ -1,6 +1,7 @@
 """The first difference between two chat tokenizers: whether a conversion gives the same ids."""
 
 from llucid.dialogs.formats import encode_dialog, format_of
+from llucid.dialogs.templates import templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.comparison import PROBES, first_difference, id_difference
@@ -12,26 +13,37 @@ def first_difference_in_dialog(
     """The first difference between two tokenizers, in words; None if there is none.
 
     Compares BOS, EOS and stop ids, the ids of texts that tokenizers get wrong, and those of a dialogue in each one's
-    own format, or in the format given (see `encode_dialog`).
+    own formats (several if it has named templates), or in the format given (see `encode_dialog`).
     """
     if difference := first_difference(tokenizer, other):
         return difference
-    try:
-        format, other_format = format or format_of(tokenizer), other_format or format_of(other)
-    except LlucidError:  # several templates without a default
-        return None
-    if format is None:
-        return None
-    if other_format is None:
+    formats, others = formats_of(tokenizer, format), formats_of(other, other_format)
+    if formats and not others:
         return "the format of dialogues is lost"
+    if len(formats) == len(others) == 1:
+        others = dict(zip(formats, others.values(), strict=True))
     turns = [("user", PROBES[1]), ("assistant", PROBES[0]), ("user", PROBES[3])]
     messages = [{"role": role, "content": content} for role, content in turns]
-    try:
-        ids = encode_dialog(messages, tokenizer, format)
-    except LlucidError:  # a template may refuse such messages
-        return None
-    try:
-        others = encode_dialog(messages, other, other_format)
-    except LlucidError as error:
-        return f"a dialogue has ids in one, but the other: {error}"
-    return None if others == ids else f"the ids of a dialogue {id_difference(ids, others)}"
+    for name, one in formats.items():
+        if name not in others:
+            return f"the chat template {name} is lost"
+        try:
+            ids = encode_dialog(messages, tokenizer, one)
+        except LlucidError:  # a template may refuse such messages
+            continue
+        try:
+            same = encode_dialog(messages, other, others[name])
+        except LlucidError as error:
+            return f"a dialogue has ids in one, but the other: {error}"
+        if same != ids:
+            return f"the ids of a dialogue {id_difference(ids, same)}"
+    return None
+
+
+def formats_of(tokenizer: Tokenizer, format: str | None) -> dict[str, str]:
+    """The given format, or those of a tokenizer's dialogues: its named templates, or one called default, or none."""
+    templates = None if format else templates_of(tokenizer)
+    if isinstance(templates, dict):
+        return templates
+    format = format or format_of(tokenizer)
+    return {} if format is None else {"default": format}

@@ -43,14 +43,19 @@ def named_templates(template: object, where: str) -> str | dict[str, str] | None
     raise LlucidError(f"{where}: chat_template should be a text or a list of names and templates")
 
 
+def templates_of(tokenizer: Tokenizer) -> str | dict[str, str] | None:
+    """The template of a tokenizer's folder, or several by name. Raises LlucidError if it is neither."""
+    config = getattr(tokenizer, "config", None)
+    template = config.get("chat_template") if isinstance(config, dict) else None
+    return named_templates(template, "tokenizer_config.json")
+
+
 def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
     """The template of a tokenizer's folder; of several, the one called `name`. None if it has none.
 
     Raises LlucidError if there are several and none has the name.
     """
-    config = getattr(tokenizer, "config", None)
-    template = config.get("chat_template") if isinstance(config, dict) else None
-    found = named_templates(template, "tokenizer_config.json")
+    found = templates_of(tokenizer)
     if not isinstance(found, dict):
         return found if name == "default" else None
     if name in found:

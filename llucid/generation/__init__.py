@@ -14,7 +14,7 @@ screen.py       text as a terminal shows it: lines end between words
 from llucid.generation.batch import Batch, Event, PastContext, Reason, Request, Statistics
 from llucid.generation.completions import Completion, Options, generate, generate_batch, pieces
 from llucid.generation.predictions import Prediction, predict
-from llucid.generation.sampling import Sampling, generator
+from llucid.generation.sampling import Sampling, generator, sampling_of
 from llucid.generation.speculation import Draft
 from llucid.generation.stopping import StopMatcher
 from llucid.generation.stream import Piece, stream
@@ -40,5 +40,6 @@ __all__ = [
     "pieces",
     "predict",
     "prompt_ids",
+    "sampling_of",
     "stream",
 ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 
 from llucid.errors import LlucidError
 from llucid.generation.batch import Batch, PastContext, Reason, Request, Statistics
-from llucid.generation.sampling import Sampling, generator
+from llucid.generation.sampling import Sampling, generator, sampling_of
 from llucid.generation.speculation import Draft
 from llucid.generation.stream import Piece, stream
 from llucid.model import Model
@@ -16,7 +16,11 @@ from llucid.tokenizers.prompts import prompt_ids
 
 
 class Options(TypedDict, total=False):
-    """The options of `generate` and `generate_batch`, all optional."""
+    """The options of `generate` and `generate_batch`, all optional.
+
+    As in transformers, settings that are not given are the model's own where its `generation_config.json` has some
+    (`Model.sampling`): those from temperature to repetition_penalty. Else they are the defaults below.
+    """
 
     max_tokens: int
     """New tokens at most: 256."""
@@ -118,7 +122,7 @@ def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> 
     given: dict[str, Any] = {key.name: options[key.name] for key in fields(Sampling) if key.name in options}
     if "logit_bias" in options:
         given["logit_bias"] = tuple(options["logit_bias"].items())
-    sampling = Sampling(**given)
+    sampling = sampling_of(model, **given)
     seed = options.get("seed")
     if seed is None:
         seed = secrets.randbits(63)

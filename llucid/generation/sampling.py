@@ -9,7 +9,7 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,16 @@ from jaxtyping import Float, Int
 from numpy.random import Generator
 
 from llucid.errors import LlucidError
+from llucid.model import Model
+
+
+def sampling_of(model: Model, **given: Any) -> "Sampling":
+    """The settings given, else the model's own, which are ignored if they are impossible, else `Sampling`'s."""
+    try:
+        own = Sampling(**model.sampling)
+    except LlucidError:
+        own = Sampling()
+    return replace(own, **given)
 
 
 def library_of(array: Any) -> Any:

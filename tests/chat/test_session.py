@@ -308,3 +308,12 @@ def test_plain_format_continues_a_text() -> None:
 def test_each_text_has_one_encoding() -> None:
     tokenizer = letters()
     assert tokenizer.encode("the bell") == list(b"the bell")
+
+
+def test_the_model_s_own_settings_are_the_default() -> None:
+    """Impossible ones are ignored."""
+    model = rambler(200)
+    assert Session(model).sampling == Sampling()
+    assert Session(model._replace(sampling={"temperature": 0.1})).sampling == Sampling(temperature=0.1)
+    assert Session(model._replace(sampling={"temperature": -1.0})).sampling == Sampling()
+    assert Session(model._replace(sampling={"temperature": 0.1}), sampling=GREEDY).sampling == GREEDY

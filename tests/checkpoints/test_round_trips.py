@@ -189,6 +189,41 @@ def test_a_conversion_that_loses_the_chat_format_says_so(tmp_path: Path, capsys:
     assert capsys.readouterr().err == message
 
 
+@pytest.mark.parametrize("names", [["rag", "tool_use"], ["default", "rag"]], ids=str)
+def test_named_templates_are_kept_or_missed(
+    names: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also if none of them is the default."""
+    templates = [{"name": name, "template": f"{name}: {{{{ messages[0].content }}}}"} for name in names]
+    tokenizer = SentencePiece(sentencepiece_model(), {"chat_template": templates})
+    save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=tokenizer), tmp_path / "a")
+    for format in ("huggingface", "meta", "gguf"):
+        convert(tmp_path / "a", tmp_path / format / "b", format)
+        assert capsys.readouterr().err == ""
+        found = load(tmp_path / format / "b", device="cpu").tokenizer.config["chat_template"]
+        assert sorted(found, key=str) == sorted(templates, key=str)
+    convert(tmp_path / "a", tmp_path / "b.bin", "llama2c")
+    assert "chat differs from the original: the format of dialogues is lost\n" in capsys.readouterr().err
+
+
+def test_sampling_settings_are_kept_or_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By `save` and by `convert`."""
+    save(model_of(TINY)._replace(sampling={"temperature": 0.6, "top_k": 5}), tmp_path / "a")
+    written = json.loads((tmp_path / "a" / "generation_config.json").read_text())
+    assert written == {"do_sample": True, "temperature": 0.6, "top_k": 5}
+    model = load(tmp_path / "a", device="cpu")
+    assert model.sampling == {"temperature": 0.6, "top_k": 5}
+    save(model, tmp_path / "b")
+    assert load(tmp_path / "b", device="cpu", mapped=True).sampling == model.sampling
+    assert capsys.readouterr().err == ""
+    for format in ("meta", "llama2c", "gguf"):
+        out = tmp_path / format / "model"
+        convert(tmp_path / "a", out, format)
+        message = "this format has no place for the settings of generation_config.json: temperature 0.6, top_k 5"
+        assert capsys.readouterr().err == f"note: {out}: {message}\n"
+        assert load(out, device="cpu").sampling == {}
+
+
 @pytest.mark.parametrize("ends", [2, [2, 5]])
 def test_generation_config_survives_between_hugging_face_folders(ends: int | list[int], tmp_path: Path) -> None:
     save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=small_sentencepiece()), tmp_path / "a")
@@ -217,6 +252,7 @@ TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, voc
         ("llama2c", dict(rope_scaling=RopeScaling()), "rope_scaling="),
         ("llama2c", dict(head_dim=12), "head_dim=12"),
         ("llama2c", dict(norm_eps=1e-6), "norm_eps=1e-06"),
+        ("llama2c", dict(layers=1025, dim=4, head_dim=2, heads=2, kv_heads=1, ffn_dim=1), "layers=1025"),
         ("llama2c", dict(attention_bias=True), "attention_bias=True"),
         ("llama2c", dict(mlp_bias=True), "mlp_bias=True"),
         ("meta", dict(attention_bias=True), "attention_bias=True"),

@@ -99,7 +99,8 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
     assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
     assert done.stderr.startswith("from the model's generation_config.json: temperature 1e-06\n")
     assert do(*words, "--temperature", 0.8).stdout == usual.stdout
-    for ignored in ('{"do_sample": false, "temperature": 1e-6}', '{"do_sample": true, "temperature": -1}', "{"):
+    huge = f'{{"do_sample": true, "temperature": {"9" * 400}}}'
+    for ignored in ('{"do_sample": false, "temperature": 1e-6}', '{"do_sample": true, "temperature": -1}', "{", huge):
         file.write_text(ignored)
         assert do(*words).stdout == usual.stdout
         assert "generation_config" not in do(*words).stderr

@@ -85,3 +85,19 @@ def test_dialogues() -> None:
     named = SentencePiece(sentencepiece_model(), {"chat_template": "{{ bos_token }}{{ messages[0].content }}"})
     assert first_difference_in_dialog(named, small_sentencepiece()) == "the format of dialogues is lost"
     assert first_difference_in_dialog(named, small_sentencepiece(), other_format="{{ messages[0].content }}")
+
+
+def test_named_templates() -> None:
+    def of(**templates: str) -> Tokenizer:
+        named = [{"name": name, "template": text} for name, text in templates.items()]
+        return SentencePiece(sentencepiece_model(), {"chat_template": named})
+
+    one, other = "{{ messages[0].content }}", "{{ messages[1].content }}"
+    assert first_difference_in_dialog(of(rag=one, tools=other), of(tools=other, rag=one)) is None
+    assert first_difference_in_dialog(of(rag=one, tools=other), of(rag=one)) == "the chat template tools is lost"
+    assert first_difference_in_dialog(of(default=one, rag=one), of(default=one)) == "the chat template rag is lost"
+    assert "the ids of a dialogue" in str(first_difference_in_dialog(of(rag=one, tools=one), of(rag=one, tools=other)))
+    assert first_difference_in_dialog(of(rag=one), of(default=one)) is None
+    assert first_difference_in_dialog(of(rag=one, tools=one), small_sentencepiece()) == (
+        "the format of dialogues is lost"
+    )

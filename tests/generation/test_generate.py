@@ -144,6 +144,23 @@ def test_the_same_seed_gives_the_same_text_and_another_does_not():
     assert len({text(1), text(2), text(3), text(None), text(None)}) == 5
 
 
+def test_settings_that_are_not_given_are_the_model_s_own():
+    """As in transformers, whose `generate` reads them from the same file."""
+
+    def text(**options: Any) -> str:
+        [completion] = generate_batch(MODEL._replace(sampling=own), ["once"], max_tokens=40, seed=1, **options)
+        return completion.text
+
+    own: dict[str, Any] = {}
+    usual, greedy = text(), text(temperature=0.0)
+    assert usual != greedy
+    own = {"temperature": 1e-6, "top_p": 1.0}
+    assert text() == greedy
+    assert text(temperature=0.8, top_p=0.95) == usual
+    own = {"temperature": -1.0}  # impossible
+    assert text() == usual
+
+
 def test_ended_texts_get_no_more_tokens():
     """While others in the batch continue."""
     some = generate_batch(MODEL, ["a", "the", "of", "man"], max_tokens=40, temperature=1.0, seed=3, stop=["e"])

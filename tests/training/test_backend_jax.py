@@ -17,6 +17,7 @@ jax = pytest.importorskip("jax", reason="the extra 'jax' is not installed")
 pytest.importorskip("optax", reason="the extra 'jax' is not installed")
 
 import llucid  # noqa: E402
+from llucid.config import Config  # noqa: E402
 from llucid.errors import LlucidError  # noqa: E402
 from llucid.llama_jax import from_torch  # noqa: E402
 from llucid.presets import PRESETS  # noqa: E402
@@ -55,13 +56,13 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def losses_of_both(
-    settings: Settings, dtype: torch.dtype, first: int = 0, last: int = STEPS, hand_over: int = 0
+    settings: Settings, dtype: torch.dtype, first: int = 0, last: int = STEPS, hand_over: int = 0, config: Config = NANO
 ) -> Tensor:
     """The loss of each step, [2, steps]: PyTorch's, and JAX's from the same initial weights on the same batches.
 
     JAX starts before step `hand_over`, from PyTorch's weights and optimizer state at that point.
     """
-    weights = tree_map(lambda leaf: leaf.to(dtype).requires_grad_(), initialise(NANO))
+    weights = tree_map(lambda leaf: leaf.to(dtype).requires_grad_(), initialise(config))
     optimizers = make_optimizers(weights, settings)
     losses: tuple[list[float], list[float]] = ([], [])
     for step in range(first, last):
@@ -69,13 +70,13 @@ def losses_of_both(
             jax_weights = from_torch(weights)
             memory = backend_jax.make_optimizer(settings).init(jax_weights)
             if step:
-                memory = backend_jax.restore_memory(optimizer_tensors(optimizers), NANO)
+                memory = backend_jax.restore_memory(optimizer_tensors(optimizers), config)
         inputs, targets = batch(step)
         share = learning_rate(step / STEPS, settings.warmup, settings.final)
-        loss = train_step(inputs, targets, weights, NANO, optimizers, share=share, clip=settings.clip, dtype=dtype)
+        loss = train_step(inputs, targets, weights, config, optimizers, share=share, clip=settings.clip, dtype=dtype)
         if step >= hand_over:
             found, jax_weights, memory = backend_jax.train_step(
-                inputs.numpy(), targets.numpy(), jax_weights, memory, NANO, settings, share
+                inputs.numpy(), targets.numpy(), jax_weights, memory, config, settings, share
             )
             losses[0].append(loss.item())
             losses[1].append(float(found))
@@ -96,13 +97,14 @@ def test_every_step_equals_pytorch() -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("hand_over", [0, 15])
-def test_every_step_equals_pytorch_in_float64(hand_over: int) -> None:
+@pytest.mark.parametrize(("hand_over", "biases"), [(0, False), (15, False), (15, True)])
+def test_every_step_equals_pytorch_in_float64(hand_over: int, biases: bool) -> None:
     """From the start, and from a state that PyTorch saved. The gradients are clipped at every step.
 
     The tolerance of 1e-13 is about 200 last bits; 2e-15 was measured. So a misplaced ε or weight decay is found.
     """
-    expected, found = losses_of_both(replace(SETTINGS, clip=0.1), torch.float64, last=30, hand_over=hand_over)
+    settings, config = replace(SETTINGS, clip=0.1), replace(NANO, attention_bias=biases, mlp_bias=biases)
+    expected, found = losses_of_both(settings, torch.float64, last=30, hand_over=hand_over, config=config)
     assert expected.shape == (30 - hand_over,)
     assert expected[-1] < 4.0
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)

@@ -36,7 +36,7 @@ from llucid.training.report import Report, clock
 from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
-from llucid.weights import initialise
+from llucid.weights import initialise, leaves
 from tests.waiting import LIMIT, wait_for
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
@@ -365,7 +365,7 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
     running.kill()
     running.wait()
     model = llucid.load(out, device="cpu")
-    assert all(leaf.isfinite().all() for leaf in model.weights.blocks[0].attention)
+    assert all(leaf.isfinite().all() for leaf in leaves(model.weights))
     do("train", "--resume", "--out", out, "--stop-after", 2)
 
 
@@ -400,7 +400,7 @@ def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path
     printed = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
     assert printed.startswith("error: the loss at step")
     assert "begin again with a lower learning_rate" in printed
-    assert all(leaf.isfinite().all() for leaf in llucid.load(out, device="cpu").weights.blocks[0].attention)
+    assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(out, device="cpu").weights))
     assert len(losses(out)) > 0
     assert all(math.isfinite(row["loss"]) for row in losses(out))
     assert (out / "curve.png").is_file()
