@@ -325,6 +325,11 @@ def open_weights(path: Path, config: Config) -> Weights:
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
     if config.tied_embeddings and head and not embedding:  # safetensors keeps the first of two names
         entries[NAMES["embedding"]] = head
+    if embedding and not head and not config.tied_embeddings:
+        raise LlucidError(
+            f"{path}: {NAMES['output']} is missing; if the embedding is the output matrix, too, write "
+            '"tie_word_embeddings": true into config.json'
+        )
     unused = {name for name in entries if name.startswith("v_head.")}  # trl's value function
     if config.tied_embeddings:
         unused.add(NAMES["output"])

@@ -41,6 +41,8 @@ GROUP = 64
 """The largest group in version 2."""
 MAX_LAYERS = 2**10
 """A limit above any Llama: a tiny layer takes 100 times as much memory as it takes in the file."""
+ROWS = 2**14
+"""Rows of RoPE tables that are computed at a time."""
 
 _ATTENTION = tuple(f"blocks.N.attention.{name}" for name in ("query", "key", "value", "output"))
 _FEED_FORWARD = tuple(f"blocks.N.feed_forward.{name}" for name in ("gate", "down", "up"))
@@ -311,7 +313,7 @@ def write(
         file.write(encode_header(header))
         for path, shape, offset in array_offsets(header):
             if path == "output":
-                file.write(angles(config) if version == 0 else b"")
+                file.writelines(angles(config) if version == 0 else ())
             assert file.tell() == offset, f"{path=} {offset=}"
             if version == 2 and len(shape) == 2:
                 small, scale = quantize_groups(tensor_of(leaves[path]), group)
@@ -321,7 +323,7 @@ def write(
                 file.write(bytes_of(leaves[path], "float32"))
             progress(file.tell(), header.size)
         if version == 0 and config.tied_embeddings:
-            file.write(angles(config))
+            file.writelines(angles(config))
         assert file.tell() == header.size, f"{file.tell()=} {header.size=}"
 
 
@@ -336,13 +338,16 @@ def encode_header(header: BinHeader) -> bytes:
     return (data + (struct.pack("<i", header.group) if header.version == 2 else b"")).ljust(256, b"\0")
 
 
-def angles(config: Config) -> bytes:
-    """The RoPE tables of version 0: cos, then sin, each [context, head_dim/2]. run.c skips them too."""
+def angles(config: Config) -> Iterator[memoryview]:
+    """Version 0's RoPE tables: cos, then sin, each [context, head_dim/2], some rows at a time. run.c skips them."""
     import torch
 
     pair = torch.arange(0, config.head_dim, 2)
-    angle = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
-    return bytes(bytes_of(angle.cos(), "float32")) + bytes(bytes_of(angle.sin(), "float32"))
+    frequencies = 1.0 / config.rope_theta ** (pair / config.head_dim)
+    for function in (torch.cos, torch.sin):
+        for start in range(0, config.context, ROWS):
+            positions = torch.arange(start, min(start + ROWS, config.context))
+            yield bytes_of(function(torch.outer(positions, frequencies)), "float32")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Text and tokens: complete, without repetition, and reproducible."""
 
 import itertools
+import os
 import resource
 from pathlib import Path
 
@@ -263,3 +264,13 @@ def test_shakespeare_without_file_or_network_says_where_to_put_it(
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
     with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*corpus=fables"):
         open_corpus(["shakespeare"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("text")
+    for name in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(LlucidError, match="not a regular file"):
+            open_corpus([str(name)])
+    assert open_corpus([str(tmp_path)]).files == (tmp_path / "text",)
