@@ -20,7 +20,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import full_name
 from llucid.checkpoints import meta
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.metadata import real, whole
+from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, is_archive, read_pickle
 from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
@@ -202,22 +202,22 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
     for unused in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
         entries.pop(str(unused), None)
 
-    dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
+    dim, heads = int_of(arguments, "dim", path), int_of(arguments, "n_heads", path)
     names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
     vocab, ffn = (meta.rows(entries, name, path) for name in names)
-    if vocab != whole(arguments, "vocab_size", path, vocab):
+    if vocab != int_of(arguments, "vocab_size", path, vocab):
         raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")
     with prefix_errors(path):
         config = Config(
             dim=dim,
-            layers=whole(arguments, "n_layers", path),
+            layers=int_of(arguments, "n_layers", path),
             heads=heads,
-            kv_heads=whole(arguments, "n_kv_heads", path, heads),
+            kv_heads=int_of(arguments, "n_kv_heads", path, heads),
             head_dim=head_width(dim, max(1, heads)),
             ffn_dim=ffn,
             vocab_size=vocab,
-            context=whole(arguments, "max_seq_len", path, 2048),
-            norm_eps=real(arguments, "norm_eps", path, 1e-5),
+            context=int_of(arguments, "max_seq_len", path, 2048),
+            norm_eps=float_of(arguments, "norm_eps", path, 1e-5),
             tied_embeddings=meta.NAMES["output"] not in entries,
         )
     return config, entries

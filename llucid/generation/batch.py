@@ -289,7 +289,8 @@ class Batch:
                 rows.append((text, first))
             first += part.scored
         while rows:
-            scores = logits[[at for _, at in rows]]
+            wanted = [at for _, at in rows]
+            scores = logits if wanted == [*range(len(logits))] else logits[wanted]  # without a copy
             chosen = self._choose([text for text, _ in rows], scores)
             goes_on: list[tuple[Text, int]] = []
             for (text, at), token, row in zip(rows, chosen, scores, strict=True):

@@ -146,7 +146,7 @@ def test_next(client: Client, first: str, found: Trace) -> None:
         ("logits", "0,-1", (0, -1)),
         ("tokens", None, ()),
         ("blocks.0.attention.mask", "0,0", (0, 0)),
-        ("blocks.0.feed_forward.linear(x, weights.up)", "0", (0,)),
+        ("blocks.0.feed_forward.linear(x, weights.up, weights.up_bias)", "0", (0,)),
     ],
 )
 def test_values(
