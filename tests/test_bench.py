@@ -158,7 +158,7 @@ def test_the_step_for_gpus_equals_the_engine(tied: bool):
         found, seconds = gpu.write(weights, config, prompts, 9, attend, compiled=False)
         assert found.tolist() == expected
         assert seconds > 0
-    # Eight bits: the same as the equations over the weights that they stand for.
+    # Eight bits: the same as the equations on the dequantised weights.
     packed = gpu.eight_bits(weights)
     rounded = gpu.plainly(packed)
     for old, new in zip(leaves(weights), leaves(rounded), strict=True):
