@@ -42,7 +42,7 @@ class Predict(ModelOptions):
         if self.json:
             print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
         else:
-            console, drawn = Console(), table(predictions)
-            wanted = console.measure(drawn, options=console.options.update(width=200)).maximum
-            console.print(drawn, width=max(console.width, wanted), crop=False)  # else rich cuts off what does not fit
+            drawn = table(predictions)
+            wanted = Console(width=200).measure(drawn).maximum
+            Console(width=max(Console().width, wanted)).print(drawn)  # whole lines, which a narrow terminal wraps
         return None
