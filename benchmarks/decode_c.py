@@ -19,8 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import assemble, leaves
 
+Average = Callable[[list[float]], float]
 GREEDY = ["--max-tokens", "200", "--temperature", "0", "--device", "cpu"]
 SHAPES = {"110m": ("stories110M", "llama2-tokenizer.model"), "1b": ("llama-3.2-1b", "llama3-tokenizer.model")}
 READ = r"""
@@ -137,50 +140,58 @@ def bytes_of(model: Model, slots: float) -> float:
     return total + slots * Memory.bytes_per_slot(config, Reader(weights, config).pages.memory.dtype)
 
 
-def ours(model: Model, tokens: int) -> Callable[[], float]:
-    """Seconds per token: the median over `tokens` tokens, starting from an empty cache."""
+def ours(model: Model, tokens: int, texts: int, average: Average) -> Callable[[], float]:
+    """Seconds per step, which reads a token of each text: `average` of `tokens` steps, from an empty cache."""
     step = decode_step(model.weights, model.config)
     assert step is not None, "llama.c could not be built"
 
     def once() -> float:
         dtype, count = Reader(model.weights, model.config).pages.memory.dtype, -(-tokens // PAGE)
-        memory, pages, seconds = Memory(model.config, count * PAGE, dtype), np.arange(count, dtype=np.int32), []
-        for token in range(tokens):
+        memory, seconds = Memory(model.config, texts * count * PAGE, dtype), list[float]()
+        pages = np.arange(texts * count, dtype=np.int32).reshape(texts, count)
+        for at in range(tokens):
             begun = time.perf_counter()
-            step([([token + 10], token, pages)], memory, [0])
+            step([([at + 10], at, own) for own in pages], memory, range(texts))
             seconds.append(time.perf_counter() - begun)
-        return statistics.median(seconds)
+        return average(seconds)
 
     return once
 
 
-def opened(path: Path, threads: int) -> Callable[[list[int], bool], float]:
-    """A function that times llama.cpp reading some tokens, after the earlier ones or from an empty cache."""
+def opened(path: Path, threads: int, texts: int = 1) -> Callable[[list[int], int], float]:
+    """A function that times llama.cpp reading the same tokens in each text, up to the scores after the last."""
     cpp: Any = importlib.import_module("llama_cpp")
     silent = cpp.llama_log_callback(lambda level, text, data: None)
     cpp.llama_log_set(silent, ctypes.c_void_p(0))
     cpp.llama_backend_init()
     model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
     parameters = cpp.llama_context_default_params()
-    parameters.n_ctx, parameters.n_threads, parameters.n_threads_batch = 2048, threads, threads
-    context = cpp.llama_init_from_model(model, parameters)
+    parameters.n_ctx, parameters.n_seq_max = 2048 if texts == 1 else 256 * texts, texts
+    parameters.n_threads = parameters.n_threads_batch = threads
+    context, batch = cpp.llama_init_from_model(model, parameters), cpp.llama_batch_init(2048, 0, 1)
 
-    def seconds_of(tokens: list[int], fresh: bool, kept: object = silent) -> float:
-        if fresh:
-            cpp.llama_kv_self_clear(context)
+    def seconds_of(tokens: list[int], position: int, kept: object = silent) -> float:
+        if position == 0:
+            cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
+        batch.n_tokens = 0
+        for text in range(texts):
+            for at, token in enumerate(tokens):
+                number = batch.n_tokens
+                batch.token[number], batch.pos[number], batch.seq_id[number][0] = token, position + at, text
+                batch.n_seq_id[number], batch.logits[number] = 1, at + 1 == len(tokens)
+                batch.n_tokens += 1
         begun = time.perf_counter()
-        given = (cpp.llama_token * len(tokens))(*tokens)
-        assert cpp.llama_decode(context, cpp.llama_batch_get_one(given, len(tokens))) == 0
+        assert cpp.llama_decode(context, batch) == 0
         cpp.llama_get_logits(context)
         return time.perf_counter() - begun
 
     return seconds_of
 
 
-def theirs(path: Path, tokens: int, threads: int) -> Callable[[], float]:
+def theirs(path: Path, tokens: int, texts: int, threads: int, average: Average) -> Callable[[], float]:
     """The same as `ours`, for llama.cpp."""
-    seconds_of = opened(path, threads)
-    return lambda: statistics.median(seconds_of([token + 10], token == 0) for token in range(tokens))
+    seconds_of = opened(path, threads, texts)
+    return lambda: average([seconds_of([at + 10], at) for at in range(tokens)])
 
 
 def prompts(options: argparse.Namespace, scratch: Path) -> None:
@@ -195,10 +206,22 @@ def prompts(options: argparse.Namespace, scratch: Path) -> None:
                 for _ in range(options.rounds + 1):
                     begun = time.perf_counter()
                     Batch(model).read(ids)
-                    rows.append((time.perf_counter() - begun, other(ids, True)))
+                    rows.append((time.perf_counter() - begun, other(ids, 0)))
                 mine, their = (statistics.median(column) for column in zip(*rows[1:], strict=True))
                 ratio = statistics.median(b / a for a, b in rows[1:])
                 print(f"| {shape} | {kind} | {count} | {mine:.2f} | {their:.2f} | {ratio:.2f} |", flush=True)
+
+
+@contextmanager
+def busy(count: int) -> Generator[None]:
+    """Inside, so many other processes compute without a pause."""
+    others = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def steps(options: argparse.Namespace, scratch: Path) -> None:
@@ -215,16 +238,15 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
             best = max(best, 2**29 / (time.perf_counter() - begun))
         return best
 
-    print(
-        "| shape | form | llucid, tokens/s | llama.cpp | ratio (of pairs) | memory, GB/s | llucid reads | llama.cpp |"
-    )
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    for shape in options.shape:
-        for kind in options.kind:
-            path = made(options.folder, shape, kind)
-            model = load(path, device="cpu", quantize="file")
-            tokens = options.tokens or (100 if shape == "110m" else 16)
-            mine, other = ours(model, tokens), theirs(path, tokens, threads)
+    names = ["shape", "form", "texts", "busy", "llucid, tokens/s", "llama.cpp", "ratio (of pairs)", "memory, GB/s"]
+    print(f"| {' | '.join([*names, 'llucid reads', 'llama.cpp'])} |\n|{'---|' * 10}", flush=True)
+    for shape, kind in product(options.shape, options.kind):
+        path = made(options.folder, shape, kind)
+        model = load(path, device="cpu", quantize="file")
+        tokens = options.tokens or (100 if shape == "110m" else 16)
+        for texts, others in product(options.texts, options.busy):
+            average = statistics.mean if others else statistics.median  # a token that has to wait counts
+            mine, other = ours(model, tokens, texts, average), theirs(path, tokens, texts, threads, average)
             for warm in (mine, other):
                 warm()
             rows: list[tuple[float, float, float]] = []
@@ -232,15 +254,16 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
                 row: list[float] = []
                 for measure in (bandwidth, mine, other):
                     time.sleep(0.05)  # threads of the previous program may still be spinning
-                    row.append(measure())
+                    with busy(others):
+                        row.append(measure())
                 rows.append((row[0], row[1], row[2]))
-            size = bytes_of(model, tokens / 2)
+            size = bytes_of(model, texts * tokens / 2)
             medians = [statistics.median(column) for column in zip(*rows, strict=True)]
             ratio = statistics.median(other / mine for _, mine, other in rows)
             shares = [statistics.median(size / row[at] / row[0] for row in rows) for at in (1, 2)]
             print(
-                f"| {shape} | {kind} | {1 / medians[1]:.1f} | {1 / medians[2]:.1f} | {ratio:.2f} "
-                f"| {medians[0] / 1e9:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |",
+                f"| {shape} | {kind} | {texts} | {others} | {texts / medians[1]:.1f} | {texts / medians[2]:.1f} "
+                f"| {ratio:.2f} | {medians[0] / 1e9:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |",
                 flush=True,
             )
 
@@ -283,6 +306,8 @@ def main() -> None:
     kinds = ["float32", "bfloat16", "q8_0", "q4_0"]
     parser.add_argument("--shape", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     parser.add_argument("--kind", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--busy", nargs="+", type=int, default=[0], help="beside so many busy processes (default: 0)")
+    parser.add_argument("--texts", nargs="+", type=int, default=[1], help="so many texts at once (default: 1)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, help="tokens per round (default: 100 for 110m, 16 for 1b)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")

@@ -1,16 +1,20 @@
 """How often the storyteller is right: `./dev bench storyteller`, or `python benchmarks/storyteller.py MODEL`.
 
-Held-out conversations come from the training grammar with another seed; each answer is greedy and follows the true
-conversation before it. For its own tales, the model is asked for a tale about an animal in a season, then questions
-about it, then to tell it again; the correct answers follow from its tale by the grammar of fables. An answer is right
-if it contains the required words and, if it must name a character, names no other.
+Three tables. Held-out conversations come from the training grammar with another seed; each answer is greedy and follows
+the true conversation before it. For its own tales, the model is asked for a tale about an animal in a season, then
+questions about it, then to tell it again; the correct answers follow from its tale by the grammar of fables. An answer
+is right if it contains the required words and, if it must name a character, names no other. The questions that were
+written by hand, with their rule, are in storyteller_questions.toml; the wrong answers to these are printed.
 """
 
 import re
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple
 
 from llucid import load
 from llucid.chat import STORYTELLER, Conversation, Session
@@ -87,6 +91,40 @@ def own_tales(session: Session, count: int) -> Counter[tuple[str, bool]]:
     return counts
 
 
+class Asked(NamedTuple):
+    """A question that was written by hand, and what the model said."""
+
+    kind: str
+    question: str
+    answer: str
+    right: bool
+
+
+def by_hand() -> list[tuple[str, dict[str, Any]]]:
+    """Pairs of a tale, which may be empty, and a question about it with its rule."""
+    tales = tomllib.loads(Path(__file__).with_name("storyteller_questions.toml").read_text(encoding="utf-8"))["tale"]
+    return [(tale["text"].strip(), question) for tale in tales for question in tale["questions"]]
+
+
+def follows_rule(answer: str, question: Mapping[str, Any]) -> bool:
+    """Whether an answer has all that the question `needs` and nothing that is `never` right."""
+    said = f"{answer.lower()} "
+    needed = all(any(option in said for option in part.split("|")) for part in question["needs"])
+    return needed and not any(part in said for part in question.get("never", ()))
+
+
+def ask_by_hand(session: Session) -> list[Asked]:
+    """The greedy answers to all questions that were written by hand, each asked right after its tale."""
+    session.sampling = Sampling(temperature=0.0)
+    found: list[Asked] = []
+    for tale, asked in by_hand():
+        told = ({"role": "user", "content": "Tell me a tale."}, {"role": "assistant", "content": tale})
+        session.conversation = Conversation("", told if tale else ())
+        answer = "".join(session.reply(asked["ask"]))
+        found.append(Asked(asked["kind"], asked["ask"], answer, follows_rule(answer, asked)))
+    return found
+
+
 def show(counts: Counter[tuple[str, bool]], rows: Mapping[str, list[str]]) -> None:
     """Prints the share of each row's kinds that was right."""
     for row, kinds in rows.items():
@@ -95,7 +133,7 @@ def show(counts: Counter[tuple[str, bool]], rows: Mapping[str, list[str]]) -> No
 
 
 def measure(name: str, held: int = 100, own: int = 100) -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     session = Session(load(name, device="cpu", dtype="float32"), max_tokens=200, seed=0)
     print("| | right | of | share |\n|---|---|---|---|")
     counts = held_out(session, held)
@@ -104,6 +142,13 @@ def measure(name: str, held: int = 100, own: int = 100) -> None:
     show(counts, rows)
     counts = own_tales(session, own)
     show(counts, {kind: [kind] for kind, _ in counts})
+    asked = ask_by_hand(session)
+    counts = Counter((each.kind, each.right) for each in asked)
+    kinds = list(dict.fromkeys(each.kind for each in asked))
+    show(counts, {"written by hand: all": kinds, **{f"written by hand: {kind}": [kind] for kind in kinds}})
+    for each in asked:
+        if not each.right:
+            print(f"wrong ({each.kind}): {each.question} → {each.answer}")
 
 
 if __name__ == "__main__":

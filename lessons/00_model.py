@@ -17,11 +17,14 @@ from llucid.chat import STORYTELLER
 from llucid.llama import llama
 from llucid.weights import parameter_count
 
-torch.set_grad_enabled(False)
+torch.set_grad_enabled(False)  # nothing is trained here, so PyTorch need not prepare derivatives
 
 # %% [markdown]
 # llucid comes with a Llama that was trained on fables, the *storyteller*. It is tiny, so that
-# we can look at all of it, but its equations are those of the large ones.
+# we can look at all of it, but its equations are those of the large ones. We load it onto the CPU,
+# with every number in 32 bits. It has *parameters*, the numbers that were learned; *blocks*, its
+# repeated part, drawn below; and *tokens*, the pieces of text that it knows. (If PyTorch is new to
+# you: what you need of it stands before the exercises.)
 
 # %%
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
@@ -40,12 +43,19 @@ text = "The fox rang the bell. The fox rang the"
 # You said *bell*, and you used something: you saw that the sentence begins again. A model has
 # to find that out, too. It does not read letters or words but *tokens*, pieces of text from a
 # fixed list. Each has a number, its *id*. Lesson 2 is about them; in this text every word and
-# every full stop is one token.
+# every full stop is one token. In front of them stands a token that is not text: it marks where a
+# text begins (`bos`, begin of sequence), as it did in all texts that the model learned from.
+
 
 # %%
-ids = tokenizer.encode(text)
+def encode(text: str) -> list[int]:
+    """The mark of the beginning, and the ids of the text."""
+    return [tokenizer.bos, *tokenizer.encode(text)]
+
+
+ids = encode(text)
 print(ids)
-print([tokenizer.decode([token]) for token in ids])
+print(["<begin>", *(tokenizer.decode([token]) for token in ids[1:])])
 
 # %% [markdown]
 # The model is a function. Ids go in; out comes, for every position, one score (*logit*) per
@@ -53,6 +63,9 @@ print([tokenizer.decode([token]) for token in ids])
 # yet. The *softmax* makes probabilities of them, positive and with sum 1:
 #
 # $$ p_i = \frac{e^{z_i}}{\sum_j e^{z_j}} $$
+#
+# The shape of the scores has three axes: `batch`, how many texts are read at once, `seq`, how many
+# tokens a text has, and `vocab`, how many tokens there are to choose from.
 
 # %%
 logits = llama(torch.tensor([ids]), weights, config)
@@ -71,7 +84,7 @@ assert best == " bell"
 #
 # ## The whole Llama
 #
-# This drawing is the map of all lessons; each of them highlights the part that it explains.
+# This drawing is the map; lessons 1 to 8 begin with it, and highlight the part that they explain.
 # Read it from left to right. Every token becomes a vector, a list of `dim` numbers. The vector
 # runs along the arrow, and blocks add to it: *attention* brings information from earlier tokens,
 # the *feed-forward network* works on each token by itself. In the end the vector is compared with
@@ -79,7 +92,7 @@ assert best == " bell"
 
 # %% tags=["picture"]
 # The whole Llama: tokens, embedding, blocks of attention and feed-forward, output, softmax.
-whole_llama(words=text.split(), prediction=f"{best.strip()} {p.max():.0%}")
+whole_llama(words=["<begin>", *text.split()], prediction=f"{best.strip()} {p.max():.0%}")
 
 # %% [markdown]
 # | part | what it does | lesson |
@@ -89,6 +102,7 @@ whole_llama(words=text.split(), prediction=f"{best.strip()} {p.max():.0%}")
 # | attention | a token gathers from earlier tokens | 3 |
 # | RoPE | attention is told who stands where | 4 |
 # | RMSNorm, feed-forward, block | the rest of a block | 5 |
+# | output matrix | the last vector becomes scores | 5 |
 # | all of it | you write it yourself | 6 |
 #
 # Then you train one (7), let one write (8), chat with one and teach it (9), see the same in
@@ -105,7 +119,7 @@ whole_llama(words=text.split(), prediction=f"{best.strip()} {p.max():.0%}")
 # %%
 def top(text: str) -> str:
     """The likeliest next token."""
-    ids = torch.tensor([tokenizer.encode(text)])
+    ids = torch.tensor([encode(text)])
     return tokenizer.decode([llama(ids, weights, config)[0, -1].argmax().item()])
 
 
@@ -120,7 +134,7 @@ for thing in ("bell", "drum", "lantern"):
 shorter = [text.split(" ", count)[-1] for count in range(8)]
 chances = []
 for start in shorter:
-    scores = llama(torch.tensor([tokenizer.encode(start)]), weights, config)[0, -1]
+    scores = llama(torch.tensor([encode(start)]), weights, config)[0, -1]
     chances.append(scores.softmax(-1)[tokenizer.encode(" bell")[0]].item())
 
 # %% tags=["plot"]
@@ -133,11 +147,45 @@ ax.set(xlabel='probability of "bell"', xlim=(0, 1))
 
 # %%
 print(f"whole text {chances[0]:.0%}, without the first sentence {chances[5]:.0%}")
-assert chances[0] > 5 * chances[5]
+assert chances[0] > 3 * chances[5]
 
 # %% [markdown]
-# Once the first sentence is gone there is nothing to repeat, and the guess is gone, too. How a
-# model looks back is the subject of lesson 3, and which part of this one does it, of lesson 6.
+# Once the first sentence is gone there is nothing to repeat, and the guess is gone, too. Before that
+# the bars need not shrink: every word changes what the model makes of the later ones, so *bell* can
+# even become likelier when one of them is missing. How a model looks back is the subject of lesson 3,
+# and which part of this one does it, of lesson 6.
+#
+# ## The PyTorch of these lessons
+#
+# A *tensor* is an array of numbers with a shape and one type of number. Nearly all that the lessons
+# do with tensors is here; what else they need is explained where it comes up.
+
+# %%
+a = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+lines = """
+a.shape, a.dtype
+a[1]                              # a row
+a[:, -1]                          # the last column
+a[torch.tensor([1, 1])]           # rows by number
+a * a                             # coordinate by coordinate
+a @ a.T                           # matrix product with a, transposed
+a.sum(0)                          # along axis 0, for each column
+a.mean(-1)                        # along the last axis, for each row
+a.mean(-1, keepdim=True)          # the axis remains, of length 1
+a - a.mean(-1, keepdim=True)      # and 1 is repeated as needed
+a.softmax(-1)
+a.max(), a.argmax()               # argmax counts through all rows
+a.max().item()                    # a Python number
+a.masked_fill(a > 4, 0.0)
+a.view(3, 2)                      # the same numbers in another shape
+a[None].shape                     # one more axis, in front
+"""
+for line in lines.strip().splitlines():
+    print(f"{line.split('#')[0].strip():30}", " ".join(str(eval(line)).split()))
+
+# %% [markdown]
+# Derivatives begin in lesson 1: a tensor with `requires_grad=True` remembers what was computed from
+# it, and after `loss.backward()` its `.grad` says how the loss changes with each of its numbers.
 #
 # ## Exercises
 #
@@ -165,8 +213,10 @@ print("correct")
 # %% tags=["answer"]
 def softmax(z: list[float]) -> list[float]:
     """e to each score, divided by their sum."""
-    powers = [math.exp(score - max(z)) for score in z]
-    return [power / sum(powers) for power in powers]
+    largest = max(z)
+    powers = [math.exp(score - largest) for score in z]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 # %% [markdown]

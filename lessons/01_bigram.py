@@ -54,13 +54,13 @@ assert probability("the", "fox") == probability("the", "bell") == 0.5
 # ## One number for how good it is
 #
 # If a model gave the token that really came the probability $p$, its *surprise* is $-\ln p$, in
-# *nats*. Was it certain ($p = 1$), the surprise is 0. A coin toss costs 0.69. The smaller $p$, the
+# *nats*. If it was certain ($p = 1$), the surprise is 0. A coin toss costs 0.69. The smaller $p$, the
 # larger the surprise, without limit. The *loss* is the mean over all tokens of a text:
 #
 # $$ L = -\frac{1}{n} \sum_{t=1}^{n} \ln p(x_{t+1} \mid x_1 \ldots x_t) $$
 
 # %%
-surprises = [abs(math.log(probability(first, second))) for first, second in pairwise(words)]
+surprises = [math.log(1 / probability(first, second)) for first, second in pairwise(words)]
 for (first, second), surprise in zip(pairwise(words), surprises, strict=True):
     print(f"{first:5} {second:5} {surprise:.3f}")
 loss = sum(surprises) / len(surprises)
@@ -68,15 +68,18 @@ print(f"loss {loss:.4f} nats per word")
 assert math.isclose(loss, 4 * math.log(2) / 11)
 
 # %% [markdown]
-# Four of the eleven words follow *the* and cost $\ln 2$ each, all others cost nothing. A model
-# that knows nothing and gives each of the five words $\frac{1}{5}$ would pay $\ln 5 = 1.609$.
+# (The program computes $\ln \frac{1}{p}$, which is the same and prints no −0.) Four of the eleven
+# words follow *the* and cost $\ln 2$ each, all others cost nothing. A model that knows nothing and
+# gives each of the five words $\frac{1}{5}$ would pay $\ln 5 = 1.609$.
 #
 # ## Found by descent
 #
 # We counted. For a large model there is no way to count; we can only try to make the loss
 # smaller. Let us do that with the table. Begin with a table of scores, all 0. The softmax of a row
 # is a row of probabilities (lesson 0). PyTorch computes for every score how the loss changes with
-# it: the *gradient*. Then change each score a little in the direction in which the loss falls:
+# it: the *gradient*. Then change each score a little in the direction in which the loss falls. How
+# much is a number to choose, the *learning rate* (lesson 7); here 10 does well, since each score
+# has only a small part in a mean over eleven words:
 
 # %%
 vocabulary = sorted(set(words))
@@ -84,6 +87,7 @@ number = {word: at for at, word in enumerate(vocabulary)}
 inputs = torch.tensor([number[word] for word in words[:-1]])
 targets = torch.tensor([number[word] for word in words[1:]])
 
+rate = 10
 scores = torch.zeros(len(vocabulary), len(vocabulary), requires_grad=True)
 for step in range(301):
     rows = scores[inputs]  # one row of scores for each input
@@ -93,7 +97,7 @@ for step in range(301):
         print(f"step {step:3}: loss {found.item():.4f}")
     found.backward()  # fills scores.grad
     with torch.no_grad():
-        scores -= 10 * scores.grad
+        scores -= rate * scores.grad
         scores.grad = None
 
 learned = scores.detach().softmax(-1)
@@ -105,9 +109,11 @@ assert abs(found.item() - loss) < 0.03
 #
 # ## The same on a real text
 #
-# Now characters instead of words, and a corpus of some million characters: fables, which llucid
-# makes up by a grammar. Counting is quick, so we count. The first 90 % of the text give the
-# table, the rest, which it has not seen, the loss.
+# Now characters instead of words, and a corpus of a few million characters: fables, which llucid
+# makes up by a grammar. Counting is quick, so we count. The first million characters give the table.
+# The loss is measured on the end of the corpus, which the table has not seen. There, a pair may come
+# up that was never counted, and a probability of 0 would cost infinitely much; so we add 0.01 to all
+# counts.
 
 # %%
 corpus = open_corpus(["fables"])

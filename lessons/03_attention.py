@@ -48,7 +48,8 @@ by_hand = [math.exp(s) for s in (0, 2, 1, 1)]
 assert torch.allclose(shares, torch.tensor(by_hand) / sum(by_hand))
 
 # %% [markdown]
-# That is attention. Three refinements are missing.
+# That is attention. Five things are still missing to make it a Llama's: queries, keys and values in
+# place of the vectors themselves, a division, a mask, several heads, and a way to keep fewer keys.
 #
 # ## Query, key, value
 #
@@ -73,21 +74,37 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
 q, k, v = x @ swap, x, 10 * x  # matrices chosen by hand
-print(attend(q, k, v))
+gathered = attend(q, k, v)
+for word, row in zip("the fox rang the".split(), gathered.tolist(), strict=True):
+    print(f"{word:5}", [round(number, 2) for number in row])
+
+# %% [markdown]
+# The last row by hand: its query is (1, 0), so its scores are the first numbers of the four keys, 1,
+# 0, 1 and 0, divided by $\sqrt{2}$. $e^{0.707} = 2.03$ and $e^0 = 1$, so the shares are 2.03, 1, 2.03
+# and 1 over their sum, 6.06. They mix the values (10, 0), (0, 20), (10, 10) and (0, 10):
+
+# %%
+a, b = math.exp(1 / math.sqrt(2)), 1.0
+total = a + b + a + b
+last = [(10 * a + 10 * a) / total, (20 * b + 10 * a + 10 * b) / total]
+print("the", [round(number, 2) for number in last])
+assert torch.allclose(gathered[3], torch.tensor(last))
 
 # %% [markdown]
 # ## Why divide by √d
 #
 # The dot product of two vectors of $d$ independent numbers with variance 1 has variance $d$.
 # Without the division, scores grow with the width, and the softmax gives nearly everything to one
-# key. Then a gradient can hardly change its choice. How many of 100 keys take part?
+# key. Then a gradient can hardly change its choice. How many of 100 keys take part? We count them as
+# perplexity counts tokens (lesson 1): $e$ to the mean surprise $-\sum_i p_i \ln p_i$ of the shares,
+# which is $n$ if $n$ keys have equal shares, and 1 if one key has everything.
 
 # %%
 generator = torch.Generator().manual_seed(0)
 
 
 def keys_taking_part(p: torch.Tensor) -> torch.Tensor:
-    """e to the entropy of each row: n for n equal shares, 1 for a single one."""
+    """e to the mean surprise of each row of shares (0 ln 0 counts as 0)."""
     return (-torch.xlogy(p, p).sum(-1)).exp()
 
 
@@ -204,11 +221,11 @@ print("query", list(block.query.shape), "key", list(block.key.shape), " rows of 
 # query heads share one key and value head. What has to be kept, in 16 bits, for one full context:
 
 # %%
-print(f"{'':12} heads  kv_heads   a token     a context")
+print(f"{'':12} heads  kv_heads   a token     context   a context")
 for name in ("llama-2-7b", "llama-2-70b", "llama-3-8b", "llama-3-70b"):
     of = PRESETS[name].config
     token = 2 * 2 * of.layers * of.kv_heads * of.head_dim  # key and value, two bytes each
-    size = f"{token / 1024:6.0f} KiB {token * of.context / 2**30:8.2f} GiB"
+    size = f"{token / 1024:6.0f} KiB {of.context:9,} {token * of.context / 2**30:8.2f} GiB"
     print(f"{name:12} {of.heads:5} {of.kv_heads:9}  {size}")
 
 # %% [markdown]

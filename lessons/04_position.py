@@ -26,8 +26,8 @@ whole_llama("position")
 # %% [markdown]
 # ## Order is invisible
 #
-# The last token gathers from the tokens before it. Exchange *fox* and *bell*: their keys and values
-# move together, and the mixture is the same, to rounding.
+# After "the fox rang the bell", the full stop gathers from all words before it. Exchange *fox* and
+# *bell*: their keys and values move together, and what the full stop gathers is the same, to rounding.
 
 
 # %%
@@ -37,8 +37,9 @@ def attend(q, k, v):
 
 
 generator = torch.Generator().manual_seed(0)
-q, (k, v) = torch.randn(8, generator=generator), torch.randn(2, 5, 8, generator=generator)
-order = torch.tensor([0, 4, 2, 3, 1])  # the bell rang the fox
+k, v = torch.randn(2, 6, 8, generator=generator)  # of: the fox rang the bell .
+q = torch.randn(8, generator=generator)  # of the full stop
+order = torch.tensor([0, 4, 2, 3, 1, 5])  # the bell rang the fox .
 print("difference:", (attend(q, k, v) - attend(q, k[order], v[order])).abs().max().item())
 assert torch.allclose(attend(q, k, v), attend(q, k[order], v[order]), atol=1e-6)
 
@@ -147,7 +148,7 @@ bar.ax.set_yticklabels(("−π", "0", "π"))
 # %%
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
 text = "The fox rang the bell. The fox rang the"
-ids = torch.tensor([model.tokenizer.encode(text)])
+ids = torch.tensor([[model.tokenizer.bos, *model.tokenizer.encode(text)]])
 target = model.tokenizer.encode(" bell")[0]
 at = torch.arange(ids.shape[1])
 chances = {}

@@ -3,7 +3,7 @@
 #
 # Attention moves information between tokens. Two parts are left: RMSNorm, which brings each vector
 # to one length, and the feed-forward network, which works on each token alone. Together they are a
-# block, and a stack of blocks turns *the* into *bell* before our eyes.
+# block. We watch how a stack of blocks turns *the* into *bell*, and which tokens it cannot guess.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -46,6 +46,8 @@ assert torch.allclose(rms_norm(x, gain, 1e-5)[0], torch.tensor([3.0, 4.0]) / 12.
 
 # %% [markdown]
 # The first two rows point in the same direction and come out the same: only the direction is left.
+# The third, a hundredth of the second but for a sign, is so short that $\varepsilon$ shows in the
+# last digit.
 # In two dimensions, a cloud of points lands on a circle, and the gain makes an ellipse of it.
 
 # %% tags=["plot"]
@@ -69,14 +71,16 @@ for ax, points, title in zip(axes, (cloud, normed, gained), titles, strict=True)
 #    \qquad \mathrm{silu}(z) = \frac{z}{1 + e^{-z}} $$
 #
 # Where $z$ is far below 0, silu is nearly 0 and nothing passes; far above, it is nearly $z$. By
-# hand, with matrices of one row:
+# hand, with `dim` 2 and `ffn_dim` 1:
 
 # %%
 x = torch.tensor([1.0, 2.0])
 G, U, D = torch.tensor([[1.0, 1.0]]), torch.tensor([[0.5, -1.0]]), torch.tensor([[2.0], [0.0]])
 gate, up = F.silu(G @ x), U @ x
-print(f"silu(3) = {gate.item():.3f}, up = {up.item():.1f}, output = {(D @ (gate * up)).tolist()}")
-print("gate shut:", (D @ (F.silu(-10 * G @ x) * up)).tolist())
+first, second = (D @ (gate * up)).tolist()
+print(f"silu(3) = {gate.item():.3f}, up = {up.item():.1f}, output = ({first:.3f}, {second:.0f})")
+first, second = (D @ (F.silu(-10 * G @ x) * up)).tolist()
+print(f"gate shut, silu(−30): ({first:.0e}, {second:.0f})")
 
 # %% tags=["plot"]
 # silu beside the hard threshold max(z, 0): the same far from 0, smooth near it.
@@ -111,7 +115,7 @@ for name in ("llama-2-7b", "llama-3-8b", "llama-3.1-405b"):
 
 # %%
 text = "The fox rang the bell. The fox rang the"
-ids = torch.tensor([tokenizer.encode(text)])
+ids = torch.tensor([[tokenizer.bos, *tokenizer.encode(text)]])
 x = weights.embedding[ids]
 rotation = rotations(torch.arange(ids.shape[1])[None], rope_frequencies(config, x))
 streams = [x]
@@ -138,24 +142,52 @@ for number, row in enumerate(p[:, -1]):
     name = f"after block {number - 1}" if number else "embedding"
     print(f"{name:14} best {tokenizer.decode([row.argmax().item()])!r:9} bell {row[target]:.1%}")
 assert p[-1, -1].argmax() == target
+assert p[0, -1].argmax() == ids[0, -1]
 assert p[-1, -1, target] > p[0, -1, target]
+
+# %% [markdown]
+# The first guess is the token that was read, *the*. The storyteller's output matrix is its embedding
+# (they are tied), and a row of the embedding fits no row as well as itself. As blocks add to it, the
+# vector still points mostly towards its own token; only late in the model does the answer become the
+# larger part.
 
 # %% tags=["picture"]
 # The best guess after each block at every token; dark is a high probability of that guess.
-pieces = [tokenizer.decode([token]).strip() for token in ids[0].tolist()]
+pieces = ["<begin>", *(tokenizer.decode([token]).strip() for token in ids[0, 1:].tolist())]
 figure, ax = plt.subplots(figsize=(7.4, 2.7))
-best = p.max(-1)
+best, marks = p.max(-1), set(tokenizer.special.values())
 ax.imshow(best.values, cmap="Greens", vmin=0, vmax=1, aspect="auto")
 for layer in range(len(p)):
     for at, token in enumerate(best.indices[layer].tolist()):
         colour = "white" if best.values[layer, at] > 0.6 else "#333333"
-        guess = tokenizer.decode([token]).strip()[:8].replace("$", "")
+        guess = "mark" if token in marks else tokenizer.decode([token]).strip()[:8].replace("$", "")
         ax.text(at, layer, guess, ha="center", va="center", size=7.5, color=colour)
 ax.set_xticks(range(len(pieces)), pieces)
 ax.set_yticks(range(len(p)), ["embedding", *(f"block {n}" for n in range(config.layers))])
 ax.set_xlabel("the token that was read")
 
 # %% [markdown]
+# ## Worse than guessing
+#
+# Look along the last row of the figure: the next token is in it for *bell*, and hardly anywhere else.
+# How surprised was the model by each token of our text?
+
+# %%
+known = torch.cat([ids[0], torch.tensor([target])])
+surprises = -p[-1].log()[torch.arange(len(known) - 1), known[1:]]
+for token, surprise in zip(known[1:].tolist(), surprises.tolist(), strict=True):
+    print(f"{tokenizer.decode([token])!r:8} {surprise:5.2f} nats")
+guessing = torch.tensor(float(config.vocab_size)).log()
+print(f"mean {surprises.mean():.2f}; a model that knows nothing: ln {config.vocab_size:,} = {guessing:.2f}")
+assert surprises[-1] < 2 < guessing < surprises.max()
+
+# %% [markdown]
+# Many tokens cost more than a model pays that knows nothing. That is no mistake in the code. The
+# storyteller has read conversations about fables and nothing else. All of them begin with the mark of
+# a speaker, not with *The*, and in its tales a fox has a name. It is nearly certain of what usually
+# comes, and to be certain and wrong costs more than to guess. What it predicts well in our text is the
+# repetition: the last *bell* is cheap. Inside of tales it predicts nearly everything, as lesson 11 shows.
+#
 # ## Every parameter, counted
 #
 # That is all there is: an embedding, blocks, a norm, an output matrix.
@@ -239,11 +271,11 @@ def silenced(of_block):
 
 
 # %% tags=["check"]
-x, last = streams[0], weights.blocks[1]
-quiet = silenced(last)
+x, loud = streams[0], weights.blocks[1]
+quiet = silenced(loud)
 assert block(x, quiet, config, Placement(rotation)).equal(x)
-assert not block(x, last, config, Placement(rotation)).equal(x)
-assert quiet.attention.query.equal(last.attention.query)  # nothing else changed
+assert not block(x, loud, config, Placement(rotation)).equal(x)
+assert quiet.attention.query.equal(loud.attention.query)  # nothing else changed
 print("correct: what adds nothing changes nothing")
 
 

@@ -2,7 +2,7 @@
 # # Training
 #
 # Training changes every parameter a little, in the direction in which the loss falls, and
-# repeats that some thousand times. We take the first step by hand, meet the optimizers SGD, AdamW
+# repeats that thousands of times. We take the first step by hand, meet the optimizers SGD, AdamW
 # and Muon, train a small Llama with each, and break the training in two instructive ways.
 
 # %% tags=["setup"]
@@ -82,7 +82,8 @@ assert after < -math.log(p[1])
 # where $\hat m = m / (1-\beta_1^t)$ and $\hat v = v / (1-\beta_2^t)$ correct for the start at 0.
 #
 # - **Muon** (Jordan et al. 2024) treats a matrix as a matrix. It makes the step *orthogonal*: all
-#   directions that the gradient points in get the same size. More below.
+#   directions that the gradient points in get the same size. The gradient is first averaged over the
+#   last steps (*momentum*, exercise 2). More below.
 
 
 # %%
@@ -230,14 +231,19 @@ def train_llama(make_optimizers, steps=100, tokens=train, rate_scale=1.0, every=
     return losses, measured
 
 
+def adamw_of(parameters):
+    """AdamW; weight decay is 0 for all optimizers here, since 100 steps do not need it."""
+    return torch.optim.AdamW(parameters, lr=8e-3, betas=(0.9, 0.95), weight_decay=0.0)
+
+
 def sgd(weights):
-    """SGD for all."""
+    """SGD for all, without momentum."""
     return [torch.optim.SGD(leaves(weights), lr=1.0)]
 
 
 def adamw(weights):
     """AdamW for all."""
-    return [torch.optim.AdamW(leaves(weights), lr=8e-3, betas=(0.9, 0.95), weight_decay=0.0)]
+    return [adamw_of(leaves(weights))]
 
 
 def muon(weights):
@@ -245,7 +251,7 @@ def muon(weights):
     matrices = [leaf for block in weights.blocks for leaf in leaves(block) if leaf.ndim == 2]
     chosen = {id(leaf) for leaf in matrices}
     rest = [leaf for leaf in leaves(weights) if id(leaf) not in chosen]
-    return [Muon(matrices, lr=0.02), torch.optim.AdamW(rest, lr=8e-3, betas=(0.9, 0.95))]
+    return [Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.0), adamw_of(rest)]
 
 
 results = {f.__name__: train_llama(f) for f in (sgd, adamw, muon)}
@@ -254,8 +260,10 @@ for name, (losses, measured) in results.items():
 assert results["muon"][1][-1][1] < results["sgd"][1][-1][1]
 
 # %% [markdown]
-# `llucid train` uses Muon in this way: for the matrices inside of blocks. Embeddings and gains
-# are no maps between directions, and stay with AdamW.
+# All three saw the same batches, but each has a rate of its own, for which there may be a better one;
+# so this is a glimpse and no verdict. `llucid train` uses Muon in this way: for the matrices
+# inside of blocks, which turn one vector into another. The rows of an embedding are looked up one by
+# one, and gains are no matrices; they stay with AdamW.
 #
 # ## Too fast
 #
@@ -287,11 +295,11 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3), sharey=True)
 for name, (losses, measured) in results.items():
     (line,) = left.plot(losses, lw=0.8, alpha=0.7)
     left.plot(*zip(*measured, strict=True), "o", ms=4, color=line.get_color(), label=name)
-left.set(title="three optimizers", xlabel="step", ylabel="nats per character", ylim=(0, 4.2))
+left.set(title="three optimizers", xlabel="step", ylabel="nats per character")
 right.plot(remembered, lw=0.8, label="training, 1,000 characters")
 right.plot(*zip(*forgot, strict=True), "o-", ms=3.5, label="validation")
 right.axhline(corpus.floor, color="#3f7f4f", ls="--", lw=1.2, label="entropy of the corpus")
-right.set(title="overfitting", xlabel="step")
+right.set(title="overfitting", xlabel="step", ylim=(0, None))
 for ax in (left, right):
     ax.grid(axis="y")
     ax.legend(fontsize=7.5)

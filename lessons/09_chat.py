@@ -70,14 +70,15 @@ assert "Nettle" in reply
 # changes:
 
 # %%
-right = 0
+right = []
 for name in ("Otto", "Clover", "Moss", "Pip", "Ivy", "Sorrel"):
-    changed = [dialog[0], {"role": "assistant", "content": f"One day, {name} the fox rang the bell."}]
-    reply = answer(weights, [*changed, dialog[2]])
-    right += name in reply
+    tale = {"role": "assistant", "content": f"One day, {name} the fox rang the bell."}
+    reply = answer(weights, [dialog[0], tale, dialog[2]])
+    if name in reply:
+        right.append((name, tale))
     print(f"{name}: {reply}")
-print(f"{right} of 6 are right")
-assert right >= 4
+print(f"{len(right)} of 6 are right")
+assert len(right) >= 4
 
 # %% [markdown]
 # ## Marks cannot be forged
@@ -140,18 +141,22 @@ print("after: ", answer(tuned, lesson[:1]))
 assert answer(tuned, lesson[:1]) == lesson[1]["content"]
 
 # %% [markdown]
-# One example is enough to teach a sentence. What else has it changed? Ask something that it
-# could answer before:
+# One example is enough to teach a sentence. What else has it changed? We ask again who rang the bell,
+# in a tale for which the answer was right, and for another tale:
 
 # %%
-for question in ("Who rang the bell?", "What did the fox do?", "Are you a real person?"):
-    asked = [*dialog[:2], {"role": "user", "content": question}]
-    print(f"{question}\n    before: {answer(weights, asked)}\n    after:  {answer(tuned, asked)}")
+name, tale = right[0]
+print("The tale:", tale["content"])
+for asked in ([dialog[0], tale, dialog[2]], dialog[:1]):
+    print(asked[-1]["content"])
+    print("    before:", answer(weights, asked))
+    print("    after: ", answer(tuned, asked))
+assert name in answer(weights, [dialog[0], tale, dialog[2]])
 
 # %% [markdown]
-# A fine-tuned model may forget. Smaller steps, fewer of them, more and different examples, and mixing
-# in old ones help. `llucid train --chat FILE --base MODEL` fine-tunes on a file of conversations
-# and measures on some that it keeps back.
+# A fine-tuned model may forget what it could do before. Smaller steps, fewer of them, more and
+# different examples, and mixing in old ones help. `llucid train --chat FILE --base MODEL` fine-tunes
+# on a file of conversations and measures on some that it keeps back.
 #
 # ## Exercises
 #

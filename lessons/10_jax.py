@@ -57,7 +57,7 @@ print("batch   ", of_batch(x, gain, 1e-5).shape)
 # `jit` compiles a function as a whole, when it is called for the first time:
 
 # %%
-ids = jnp.array(tokenizer.encode(text))
+ids = jnp.array([tokenizer.bos, *tokenizer.encode(text)])
 compiled = jax.jit(llama_jax.llama, static_argnames="config")
 logits = compiled(ids, weights, config)
 with torch.no_grad():
@@ -96,6 +96,9 @@ for ours, other in zip(leaves(gradient), leaves(theirs), strict=True):
 print("all", len(leaves(gradient)), "arrays of the gradient agree with PyTorch's")
 
 # %% [markdown]
+# (The loss is that large because our text is unlike all that the model has read: see "Worse than
+# guessing" in lesson 5.)
+#
 # Going down the gradient a little must lower the loss by about the rate times the squared length of
 # the gradient. That is Taylor's first term, and a good check of any gradient:
 
@@ -115,7 +118,7 @@ assert abs(fall / (rate * squared) - 1) < 0.2
 # change *there* be felt *here*? `grad` gives one row of the picture, `vmap` all of them.
 
 # %%
-ids = jnp.array(tokenizer.encode(text + " bell"))
+ids = jnp.array([tokenizer.bos, *tokenizer.encode(text + " bell")])
 
 
 def surprise_at(at, x, ids):
@@ -136,7 +139,7 @@ assert jnp.all(jnp.triu(influence, 1) == 0)  # causality: no token feels a later
 
 # %% tags=["picture"]
 # Which token each prediction depends on, and how surprising each token was.
-pieces = [tokenizer.decode([token]).strip() for token in ids.tolist()]
+pieces = ["<begin>", *(tokenizer.decode([token]).strip() for token in ids[1:].tolist())]
 figure, (left, right) = plt.subplots(1, 2, figsize=(7.4, 3.6), width_ratios=(3, 1), sharey=True)
 left.imshow(jnp.sqrt(influence / influence.max(1, keepdims=True)), cmap="Purples", aspect="auto")
 left.set_xticks(range(len(x)), pieces[:-1], rotation=90, fontsize=8)
@@ -150,7 +153,7 @@ right.tick_params(left=False)
 # The last row is about *bell*. Besides the words just before, it depends on the first sentence:
 
 # %%
-first_sentence = influence[-1, :6].sum() / influence[-1].sum()
+first_sentence = influence[-1, 1:7].sum() / influence[-1].sum()
 print(f"{first_sentence:.0%} of the influence on 'bell' comes from the first sentence")
 assert first_sentence > 0.15
 

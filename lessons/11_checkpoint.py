@@ -126,7 +126,7 @@ for of_block in weights.blocks:
     blocks.append(of_block._replace(attention=of._replace(query=query, key=key)))
 mistaken = weights._replace(blocks=tuple(blocks))
 
-ids = torch.tensor([tokenizer.encode(text)])
+ids = torch.tensor([[tokenizer.bos, *tokenizer.encode(text)]])
 for name, of in (("right", weights), ("wrong", mistaken)):
     p = llama(ids, of, config)[0, -1].softmax(-1)
     print(f"{name}: {tokenizer.decode([p.argmax().item()])!r}, bell {p[tokenizer.encode(' bell')[0]]:.1%}")
@@ -135,11 +135,12 @@ assert torch.allclose(*first, atol=1e-3)
 
 # %% [markdown]
 # Is it a bad model or a wrong file? The surprise at each position tells. Both read the same
-# tales; the first prediction is equally good, and then they part:
+# tales. The first prediction is the same (and bad: in training no text began with a tale, see lesson
+# 5), and then they part:
 
 # %%
 tales = next(open_corpus(["fables"]).text("validation")).split("\n\n")
-many = [tokenizer.encode(tale)[:65] for tale in tales[:300]]
+many = [[tokenizer.bos, *tokenizer.encode(tale)][:65] for tale in tales[1:300]]
 tokens = torch.tensor([row for row in many if len(row) == 65][:60])
 
 
@@ -264,5 +265,8 @@ def score_at(distance: int, wrong: bool) -> float:
     return (turned(a, distance) @ turned(b, 0)).item()
 
 
-# %% tags=["setup"]
+# %% [markdown]
+# The files are no longer needed:
+
+# %%
 folder.cleanup()

@@ -113,6 +113,24 @@ for bits in (8, 6, 4, 3, 2):
     print(f"{bits} bits: the matrix changes by {error:.1%}")
 
 # %% [markdown]
+# Four bits have 16 values, and from −7 to 7 there are only 15. GGUF's Q4_0 uses all of them, from −8 to
+# 7: it divides by a scale, which may be negative, that makes the number of largest magnitude −8.
+
+
+# %%
+def q4_0(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix as it is read back from Q4_0."""
+    rows = matrix.view(-1, 32)
+    scale = rows.gather(-1, rows.abs().argmax(-1, keepdim=True)) / -8  # the largest, with its sign
+    inverse = torch.where(scale == 0, 0, 1 / scale)
+    stored = (rows * inverse + 8.5).floor().clamp(0, 15)  # rounded, and without a sign
+    return ((stored - 8) * scale.half().float()).view(matrix.shape)  # the scale has 16 bits
+
+
+error = (q4_0(matrix) - matrix).norm() / matrix.norm()
+print(f"Q4_0:   the matrix changes by {error:.1%}")
+
+# %% [markdown]
 # ## What it costs
 #
 # All matrices of the storyteller in fewer bits; norms stay. Its loss on fables, and what it says to
@@ -120,54 +138,64 @@ for bits in (8, 6, 4, 3, 2):
 
 # %%
 tales = next(open_corpus(["fables"]).text("validation")).split("\n\n")
-many = [tokenizer.encode(tale)[:65] for tale in tales[:400]]
+many = [[tokenizer.bos, *tokenizer.encode(tale)][:65] for tale in tales[1:400]]
 tokens = torch.tensor([row for row in many if len(row) == 65][:80])
 text = "The fox rang the bell. The fox rang the"
-ids, bell = torch.tensor([tokenizer.encode(text)]), tokenizer.encode(" bell")[0]
+ids, bell = torch.tensor([[tokenizer.bos, *tokenizer.encode(text)]]), tokenizer.encode(" bell")[0]
 
 
 def loss_of(weights) -> float:
-    """Nats per token, but for the first ten of each tale, which nobody can know."""
+    """Nats per token, without the first ten of each tale: what it will be about is a matter of luck."""
     scores = llama(tokens[:, :-1], weights, config).log_softmax(-1)
     return -scores.gather(-1, tokens[:, 1:, None])[:, 10:].mean().item()
 
 
-def fewer(bits: int, group: int = 32):
-    """The weights with all matrices quantised."""
-    return tree_map(lambda leaf: quantised(leaf, bits, group) if leaf.ndim == 2 else leaf, weights)
+def with_matrices(read_back: Callable[[torch.Tensor], torch.Tensor]):
+    """The weights, all matrices as they are read back."""
+    return tree_map(lambda leaf: read_back(leaf) if leaf.ndim == 2 else leaf, weights)
 
 
-losses = {32: loss_of(weights)}
-print(f"32 bits: loss {losses[32]:.3f}")
-for bits in (8, 6, 5, 4, 3, 2):
-    of = fewer(bits)
-    losses[bits] = loss_of(of)
-    p = llama(ids, of, config)[0, -1].softmax(-1)
+def measured(name: str, of) -> float:
+    """The loss; prints it, and what the weights say to our text."""
+    loss, p = loss_of(of), llama(ids, of, config)[0, -1].softmax(-1)
     best = tokenizer.decode([p.argmax().item()])
-    print(f"{bits:2} bits: loss {losses[bits]:.3f}, {best!r}, bell {p[bell]:.0%}")
+    print(f"{name}: loss {loss:.3f}, {best!r}, bell {p[bell]:.0%}")
+    return loss
+
+
+losses = {32: measured("32 bits", weights)}
+for bits in (8, 6, 5, 4, 3, 2):
+    of = with_matrices(lambda matrix, bits=bits: quantised(matrix, bits))
+    losses[bits] = measured(f"{bits:2} bits", of)
+loss_of_q4_0 = measured("   Q4_0", with_matrices(q4_0))
 assert losses[8] < losses[32] + 0.01
 assert losses[4] < losses[32] + 0.1
 assert losses[2] > losses[8] + 0.5
 
 # %% tags=["picture"]
-# The loss over the bits per weight: almost flat down to 5 or 4, then steep.
+# The loss over the bits per weight, from 8 to 3: almost flat down to 5 or 4, then steep.
 figure, ax = plt.subplots(figsize=(5, 2.8))
-points = sorted((bits, loss) for bits, loss in losses.items() if bits < 32)
+points = sorted((bits, loss) for bits, loss in losses.items() if 2 < bits < 32)
 ax.plot(*zip(*points, strict=True), "o-", ms=4, label="quantised")
 ax.axhline(losses[32], ls="--", color="#999999", lw=1, label="32 bits")
+ax.plot(4, loss_of_q4_0, "x", color="#3f7f4f", label="Q4_0")
 ax.set(xlabel="bits per weight", ylabel="nats per token", xticks=[bits for bits, _ in points])
+ax.set_title(f"2 bits, {losses[2]:.1f} nats, are far above", fontsize=9)
 ax.grid(axis="y")
 ax.legend()
 
 # %% [markdown]
-# In llucid, `quantize="int8"` (or `"int4"`) does the same, keeps only the whole numbers and scales in
-# memory, and multiplies with them directly, in C:
+# In llucid, `quantize="int8"` does what `quantised` does with 8 bits, and `quantize="int4"` what `q4_0`
+# does. It keeps only the whole numbers and scales in memory, and multiplies with them directly, in C:
 
 # %%
 for kind in (None, "int8", "int4"):
     loaded = llucid.load(STORYTELLER, quantize=kind, dtype=None if kind else "float32", device="cpu")
     written = "".join(llucid.generate(loaded, text, max_tokens=1, temperature=0))
     print(f"{kind or 'float32':8} {text}{written}")
+    if kind == "int4":
+        dense = loaded.weights.blocks[0].attention.query.dense()
+        assert dense.equal(q4_0(matrix).to(dense.dtype))  # llucid's numbers are ours
 
 # %% [markdown]
 # ## Use it more often

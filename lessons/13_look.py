@@ -2,10 +2,10 @@
 # # Looking inside
 #
 # In lesson 6 we computed attention by hand to see it. `llucid.look` does that for every value: it runs
-# llama.py's own source and keeps what each expression gave. We use it to follow *bell* through
+# the source of llama.py and keeps what each expression gave. We use it to follow *bell* through
 # the model, part by part, and to change the model while it thinks.
 #
-# The same as a page: `llucid look "" "The fox rang the bell. The fox rang the"`. It is also there as one
+# The same text as a page: `llucid look "" "The fox rang the bell. The fox rang the"`. It is also there as one
 # file, [docs/look.html](../docs/look.html): download it, and a browser opens it from disk.
 
 # %% tags=["setup"]
@@ -14,12 +14,13 @@ import torch
 
 import llucid
 from llucid.chat import STORYTELLER
+from llucid.llama import llama
 from llucid.look import ablate, head_scores, patch, trace
 
 model = llucid.load(STORYTELLER, dtype="float32", device="cpu")
 tokenizer = model.tokenizer
 text = "The fox rang the bell. The fox rang the"
-ids, bell = tokenizer.encode(text), tokenizer.encode(" bell")[0]
+ids, bell = [tokenizer.bos, *tokenizer.encode(text)], tokenizer.encode(" bell")[0]
 
 # %% [markdown]
 # ## A trace
@@ -34,19 +35,26 @@ for value in looked.names():
         print(f"{value.name:38} {value.shape}")
 
 # %% [markdown]
-# Attention weights of block 0 are `blocks.0.attention.p`. The pass is the real one:
+# Attention weights of block 0 are `blocks.0.attention.p`. llama.py leaves products and attention to fast
+# functions, which show nothing of what they do. Here they are replaced by the same equations, written
+# out, so the scores are the same but for rounding:
 
 # %%
 p = looked.logits[-1].softmax(-1)
 print("last token says", repr(tokenizer.decode([p.argmax().item()])), f"{p[bell]:.0%}")
 assert p.argmax() == bell
+with torch.no_grad():
+    assert torch.allclose(
+        looked.logits, llama(torch.tensor([ids]), model.weights, model.config)[0], atol=1e-3
+    )
 
 # %% [markdown]
 # ## Who wrote the answer
 #
 # The last vector of the stream is a sum: the embedding, and what every head and every feed-forward added
-# (lesson 5). And a score is a product with that sum, so a score is a sum, too. `attribution` says how much
-# each part added to the score of *bell*:
+# (lesson 5). The last RMSNorm divides this sum by one number, which we keep fixed at what it was, and
+# multiplies it by the gain. A score is a product with the result, so a score is a sum, too. `attribution`
+# says how much each part added to the score of *bell*:
 
 # %%
 parts = looked.attribution(-1, bell)
@@ -68,7 +76,8 @@ ax.set(ylabel='added to the score of "bell"')
 # ## Which heads are they
 #
 # `head_scores` measures for every head how much it looks one token back, and how much at what followed
-# an earlier copy of the token (induction):
+# an earlier copy of the token (induction). Where no token has an earlier copy there is nothing to
+# measure, and the result is not a number (`nan`), which we count as 0:
 
 # %%
 scores = head_scores(looked)
@@ -104,8 +113,8 @@ for kind, (layer, head) in found.items():
 # of *bell* decide?
 
 # %%
-drum = trace(model, tokenizer.encode(text.replace("bell", "drum")))
-place, last = 4, len(ids) - 1
+drum = trace(model, [tokenizer.bos, *tokenizer.encode(text.replace("bell", "drum"))])
+place, last = ids.index(bell), len(ids) - 1
 moved = torch.zeros(model.config.layers, 2)
 for layer in range(model.config.layers):
     for column, position in enumerate((place, last)):
@@ -113,8 +122,8 @@ for layer in range(model.config.layers):
         moved[layer, column] = chance(trace(model, ids, change=change))
     at_bell, at_last = moved[layer].tolist()
     print(f"after block {layer}: patched at 'bell' {at_bell:.0%}, at the last token {at_last:.0%}")
-assert moved[0, 0] < 0.1 < 0.5 < moved[0, 1]
-assert moved[-1, 1] < 0.1 < 0.5 < moved[-1, 0]
+assert moved[0, 0] < chance(looked) / 4 < chance(looked) / 2 < moved[0, 1]
+assert moved[-1, 1] < chance(looked) / 4 < chance(looked) / 2 < moved[-1, 0]
 
 # %% [markdown]
 # In early blocks the place of *bell* decides, at the end the last token does. In between the word was

@@ -128,7 +128,7 @@ found = {rung.name: trained_loss(rung) for rung in compared}
 for rung in compared:
     size = count(rung.init(config, 0))
     print(f"{rung.name:14} {size:7,} parameters, {found[rung.name]:.3f} nats per character")
-assert found["Fading memory"] < found["Bigram table"]
+assert found["Fading memory"] < found["Causal mask"] - 0.1 < found["Bigram table"]
 
 # %% tags=["picture"]
 # The validation losses of the compared rungs, and the entropy of the corpus.
@@ -137,11 +137,14 @@ ax.barh(list(found), found.values(), color=["#9db8d9", "#9db8d9", "#d1622b", "#9
 ax.axvline(corpus.floor, color="#3f7f4f", ls="--", lw=1.2, label="entropy of the corpus")
 ax.invert_yaxis()
 ax.set(xlabel="nats per character")
-ax.legend(loc="lower right")
+figure.legend(loc="outside upper right")
 
 # %% [markdown]
-# A fading memory is far better than a table. Is it better than one masked head? The numbers above are
-# from one seed; `llucid ladder --seeds 4` shows how much of a difference is noise.
+# A fading memory is far better than a table, and after so short a training also better than one masked
+# head. The numbers are from one seed, but the differences are large: with other seeds, losses of the
+# ladder change by about 0.01 ([measurements](../docs/measurements.md)). For a small difference,
+# `llucid ladder --seeds 4` shows how much of it is noise. The table did better in lesson 1, where it was
+# counted from the whole text; the few hundred steps here have not yet found these counts.
 #
 # ## Exercises
 #
@@ -165,8 +168,15 @@ def backwards(tokens, weights, config):
     return logits(tokens.flip(1), weights, config).flip(1)
 
 
+def one_ahead(tokens, weights, config):
+    """A model in which each position sees the next token, but no more."""
+    following = torch.cat([tokens[:, 1:], tokens[:, -1:]], 1)
+    return logits(tokens, weights, config) + 1e-3 * following[..., None]
+
+
 assert not peeks(logits, weights)
 assert peeks(backwards, weights)
+assert peeks(one_ahead, weights)
 assert peeks(lambda *given: logits(*given) + 1e-3 * given[0][:, -1:, None], weights)
 print("correct")
 

@@ -26,7 +26,8 @@ def whole_llama(*highlighted: str, words: Sequence[str] = (), prediction: str = 
 
     `words` stand at the input and `prediction` at the output.
     """
-    _, ax = plt.subplots(figsize=(7.4, 2.3))
+    bottom = 0.0 if words or prediction else 0.6
+    _, ax = plt.subplots(figsize=(7.4, 2.3 * (3.9 - bottom) / 3.9))
     stream = 1.5
     ax.add_patch(
         FancyArrowPatch((-0.3, stream), (15.1, stream), arrowstyle="-|>", mutation_scale=12, color="#777777")
@@ -67,7 +68,7 @@ def whole_llama(*highlighted: str, words: Sequence[str] = (), prediction: str = 
         ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", size=6.8, zorder=4)
     ax.text(-0.3, 0.35, " ".join(words), size=6.8, va="center")
     ax.text(15.1, 0.35, prediction, size=6.8, va="center", ha="right")
-    ax.set(xlim=(-0.5, 15.3), ylim=(0, 3.9))
+    ax.set(xlim=(-0.5, 15.3), ylim=(bottom, 3.9))
     ax.axis("off")
 
 

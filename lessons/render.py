@@ -46,8 +46,16 @@ PUBLISHED = ROOT / "docs" / "lessons"
 STORYTELLER = ROOT / "llucid" / "chat" / "storyteller" / "model.safetensors"
 LOOK_TEXT = "The fox rang the bell. The fox rang the"
 """What docs/look.html shows; lesson 13 follows the same text."""
+INTRODUCTION = """\
+From the question what a language model is to a Llama that you write, train, open and change yourself. You \
+need Python, and some mathematics: vectors and the matrix product, $e^x$ and logarithms, derivatives from \
+lesson 1 on, and for single sections variance, complex numbers and singular values. The lessons compute with \
+PyTorch; half a page in lesson 0 shows what they use of it. Every number and picture was made by \
+the code beside it."""
 SECONDS = 600
 """Time limit of a cell: far more than any needs, also on a slow machine."""
+NOTEBOOK = (".venv/bin/pip install notebook", ".venv/bin/jupyter notebook lessons")
+"""Commands that open the notebooks in a browser."""
 FOLDED = {"setup": "Imports", "plot": "Code of the figure", "answer": "An answer"}
 
 
@@ -64,6 +72,11 @@ class Lesson(NamedTuple):
     def number(self) -> str:
         """As in "03"."""
         return self.name[:2]
+
+    @property
+    def has_page(self) -> bool:
+        """Whether its page has been written."""
+        return (BUILD / f"{self.name}.html").is_file()
 
     @property
     def has_picture(self) -> bool:
@@ -219,16 +232,16 @@ def style() -> str:
     )
 
 
-def page(notebook: NotebookNode, lesson: Lesson, everything: list[Lesson]) -> str:
-    """The HTML of a lesson."""
-    at = everything.index(lesson)
+def page(notebook: NotebookNode, lesson: Lesson, linked: list[Lesson]) -> str:
+    """The HTML of a lesson, with links to the lessons before and after it in `linked`."""
+    at = linked.index(lesson)
     for cell in notebook.cells:
         cell.metadata["fold"] = fold(cell)
     resources = {
         "title": lesson.title,
         "number": f"lesson {int(lesson.number)}",
-        "before": everything[at - 1] if at else None,
-        "after": everything[at + 1] if at + 1 < len(everything) else None,
+        "before": linked[at - 1] if at else None,
+        "after": linked[at + 1] if at + 1 < len(linked) else None,
         "style": style(),
     }
     exporter = Exporter(template_name="page", extra_template_basedirs=[str(LESSONS)])
@@ -236,9 +249,9 @@ def page(notebook: NotebookNode, lesson: Lesson, everything: list[Lesson]) -> st
 
 
 def contents(everything: list[Lesson]) -> str:
-    """The HTML of the table of contents."""
+    """The HTML of the table of contents; lessons whose page has not been built are not links."""
     template = Environment(loader=FileSystemLoader(PAGE), autoescape=False).get_template("contents.html.j2")
-    return template.render(lessons=everything, style=style(), html_of=html_of)
+    return template.render(lessons=everything, intro=html_of(INTRODUCTION), style=style(), html_of=html_of)
 
 
 def figures(notebook: NotebookNode, kind: str) -> list[str]:
@@ -313,17 +326,21 @@ def figure_text(cell: NotebookNode) -> str:
 def published_contents(everything: list[Lesson]) -> str:
     """The table of contents as Markdown."""
     head = (
-        "# Lessons\n\nFrom the question what a language model is to a Llama that you write, train, open and "
-        "change yourself. You need Python and the matrix product, nothing else. Every number and picture was "
-        "made by the code beside it. `./dev lessons --notebooks` writes the lessons as notebooks for you to "
-        "run and change, `./dev lessons` as web pages that need no network."
+        f"# Lessons\n\n{github_math(INTRODUCTION)}\n\n"
+        "`./dev lessons` writes the lessons as web pages that need no network. `./dev lessons --notebooks` "
+        "writes them as notebooks for you to run and change. Open these in VS Code with its Jupyter "
+        "extension, with the Python of `.venv` as their kernel, or in a browser with Jupyter:\n\n"
+        "```\n" + "\n".join(NOTEBOOK) + "\n```"
     )
     rows = [f"- **{int(e.number)} · [{e.title}]({e.name}.md)** {github_math(e.about)}" for e in everything]
     return "\n\n".join([head, "\n".join(rows)]) + "\n"
 
 
-def render(lesson: Lesson, everything: list[Lesson], publish: bool = False) -> Path:
-    """Runs a lesson and writes its page and its picture; returns the path of the page."""
+def render(lesson: Lesson, everything: list[Lesson], linked: list[Lesson], publish: bool = False) -> Path:
+    """Runs a lesson and writes its page and its picture; returns the path of the page.
+
+    The page links to lessons in `linked`, the published one to those in `everything`.
+    """
     notebook = run(lesson)
     BUILD.mkdir(exist_ok=True)
     if drawn := picture(notebook):
@@ -337,7 +354,7 @@ def render(lesson: Lesson, everything: list[Lesson], publish: bool = False) -> P
             (PUBLISHED / name).write_bytes(content)
         (PUBLISHED / f"{lesson.name}.md").write_text(text, encoding="utf-8")
     file = BUILD / f"{lesson.name}.html"
-    file.write_text(page(notebook, lesson, everything), encoding="utf-8")
+    file.write_text(page(notebook, lesson, linked), encoding="utf-8")
     return file
 
 
@@ -371,6 +388,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    linked = [lesson for lesson in everything if lesson.number in wanted or lesson.has_page]
     for lesson in (numbers[number] for number in wanted):
         if options.notebooks:
             file = LESSONS / f"{lesson.name}.ipynb"
@@ -380,11 +398,13 @@ def main() -> None:
         started = time.perf_counter()
         print(f"{lesson.number} {lesson.title:<38} ", end="", flush=True)
         try:
-            file = render(lesson, everything, options.publish)
+            file = render(lesson, everything, linked, options.publish)
         except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             sys.exit("\n" + failure(error, lesson))
         print(f"{time.perf_counter() - started:5.1f} s   {file.relative_to(ROOT)}", flush=True)
     if options.notebooks:
+        print("open them in VS Code (with its Jupyter extension and the Python of .venv), or in a browser:")
+        print(*(f"    {command}" for command in NOTEBOOK), sep="\n")
         return
     index = BUILD / "index.html"
     index.write_text(contents(everything), encoding="utf-8")

@@ -21,7 +21,8 @@
    native/threads.h   threads that start together, wait for one another, and sleep between tokens
    native/plain.h     sums of products in plain C, for any processor
    native/avx512.h    the same for processors with AVX-512 and VNNI
-   native/kquants.h   both for ggml's K-quants */
+   native/kquants.h   both for ggml's K-quants
+   native/ahead.h     how far ahead weights are prefetched, by measurement */
 
 #include <math.h>
 #include <stddef.h>
@@ -31,6 +32,7 @@
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
 enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
+enum { FEW_TOKENS = 8 };
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
 
@@ -91,6 +93,7 @@ typedef struct { int from, to; } Part;
 #endif
 #include "native/kquants.h"
 #include "native/threads.h"
+#include "native/ahead.h"
 
 typedef struct {  /* one step: what it is given, and what its threads share */
     const Llama *model;
@@ -113,30 +116,45 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
 }
 
 /* y = W x + bias for each x, the rows of `part` of it. */
-static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
+static void product(const Matrix *w, const Vectors *v, int count, Part part, float *y, size_t ahead) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
     const int together = w->kind < INT8 ? ROWS : TILE;
     for (int row = part.from; row < part.to; row += together) {
         int rows = part.to - row < together ? part.to - row : together;
         if (w->kind < INT8) {
             const char *numbers = (const char *)w->numbers + (size_t)row * columns * size_of(w->kind);
-            dots(w->kind, numbers, rows, v->x, w->columns, count, y + row, (size_t)w->rows);
+            dots(w->kind, numbers, ahead, rows, v->x, w->columns, count, y + row, (size_t)w->rows);
             continue;
         }
         if (w->kind > INT4) {
             const size_t per_row = columns / BLOCK_NUMBERS, before = (size_t)row / TILE * per_row;
             const uint8_t *numbers = (const uint8_t *)w->numbers + before * (size_t)WORDS(w->kind) * WORD;
             const uint16_t *scales = w->scales + before * (size_t)SCALES(w->kind) * TILE;
-            blocks(w->kind, numbers, scales, v, (int)per_row, count, rows, y + row, (size_t)w->rows);
+            blocks(w->kind, numbers, ahead, scales, v, (int)per_row, count, rows, y + row, (size_t)w->rows);
             continue;
         }
         const uint16_t *scales = w->scales + (size_t)row * groups;
         const uint8_t *numbers = (const uint8_t *)w->numbers + (size_t)row * columns / (w->kind == INT8 ? 1 : 2);
-        tiles(w->kind, numbers, scales, v, (int)groups, count, rows, y + row, (size_t)w->rows);
+        tiles(w->kind, numbers, ahead, scales, v, (int)groups, count, rows, y + row, (size_t)w->rows);
     }
     if (!w->bias) return;
     for (int token = 0; token < count; token++, y += w->rows)
         for (int row = part.from; row < part.to; row++) y[row] += w->bias[row];
+}
+
+/* The same, as a sample of how fast it is with this distance where a trial is running. */
+static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
+    int kind = count > FEW_TOKENS ? KINDS + w->kind : w->kind;
+    struct Trial *t = &trials[kind];
+    int tried = t->running && (int64_t)w->rows * w->columns >= LEAST && llama_forced < 0;
+    int64_t begun = tried ? nanoseconds() : 0, numbers = (int64_t)(part.to - part.from) * w->columns;
+    unsigned distance = atomic_load(&pool.rounds) % DISTANCES;  /* the same in all threads */
+    product(w, v, count, part, y, tried ? (size_t)distances[distance] : ahead_of(kind));
+    if (part.from || !part.to) return;  /* not the first thread */
+    t->products++;
+    if (!tried || t->count == SAMPLES) return;
+    t->samples[t->count].distance = (int)distance;
+    t->samples[t->count++].seconds = (float)(nanoseconds() - begun) / (float)numbers;
 }
 
 /* x as what `w` is applied to: rounded to whole numbers if those of the matrix are. */
@@ -161,7 +179,7 @@ static const float *rms_norm(const Step *s, const float *x, int count, const flo
     size_t dim = (size_t)s->model->dim;
     for (float *y = normed; count > 0; count--, x += dim, y += dim) {
         float squares;
-        dots(FLOAT32, x, 1, x, s->model->dim, 1, &squares, 1);
+        dots(FLOAT32, x, 0, 1, x, s->model->dim, 1, &squares, 1);
         float scale = 1 / sqrtf(squares / (float)dim + s->model->norm_eps);
         for (size_t at = 0; at < dim; at++) y[at] = x[at] * scale * gain[at];
     }
@@ -217,13 +235,14 @@ static void attend(const Step *s, int layer, int token, int head, float *scores)
     int slots = s->tokens->positions[token] + 1, kv_head = head / (m->heads / m->kv_heads);
     size_t width = (size_t)m->head_dim, stride = width * size_of(c->kind);
     const float *q = s->query + ((size_t)token * (size_t)m->heads + (size_t)head) * width;
+    size_t ahead = ahead_of(m->blocks->query.kind);
     float *y = s->mixed + (q - s->query), scale = 1 / sqrtf((float)m->head_dim), largest = -INFINITY, sum = 0;
     for (int start = 0, run; start < slots; start += run) {
         const char *k = slot_of(s, c->keys[layer], pages, kv_head, start);
         run = run_length(s, pages, start, slots);
         for (int slot = 0; slot < run; slot += ROWS) {
             int some = run - slot < ROWS ? run - slot : ROWS;
-            dots(c->kind, k + (size_t)slot * stride, some, q, m->head_dim, 1, scores + start + slot, 1);
+            dots(c->kind, k + (size_t)slot * stride, ahead, some, q, m->head_dim, 1, scores + start + slot, 1);
         }
     }
     for (int slot = 0; slot < slots; slot++) {
@@ -236,7 +255,7 @@ static void attend(const Step *s, int layer, int token, int head, float *scores)
     for (size_t at = 0; at < width; at++) y[at] = 0;
     for (int start = 0, run; start < slots; start += run) {
         run = run_length(s, pages, start, slots);
-        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), scores + start, run, m->head_dim, y);
+        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, scores + start, run, m->head_dim, y);
     }
 }
 
@@ -315,7 +334,9 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
     pthread_once(&at_fork, watch_forks);
     pthread_mutex_lock(&one_at_a_time);
     Step s = {.model = model, .cache = cache, .tokens = tokens, .count = tokens->count, .logits = logits};
-    s.threads = at_most(threads);
+    threads = at_most(threads), s.threads = fit(threads);
+    choose_distances();
+    int64_t begun = nanoseconds();
     int ready = lay_out(&s);
     if (ready) {
         for (int token = 0, half = model->head_dim / 2; token < s.count; token++) {
@@ -327,6 +348,7 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
             }
         }
         together(llama, &s, s.threads);
+        learn(threads, s.count > FEW_TOKENS ? s.count : FEW_TOKENS, nanoseconds() - begun);
     }
     pthread_mutex_unlock(&one_at_a_time);
     return ready;

@@ -129,14 +129,9 @@ def test_an_unknown_preset_is_refused():
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_or_json():
-    rows = json.loads(do("bench", "--preset", "nano", "--json").stdout)["rows"]
-    assert [row["name"].split(",")[0] for row in rows] == [
-        "load",
-        "prefill",
-        "decode",
-        "decode",
-        "train",
-    ]
+    reported = json.loads(do("bench", "--preset", "nano", "--json").stdout)
+    assert [row["name"].split(",")[0] for row in reported["rows"]] == ["load", "prefill", "decode", "decode", "train"]
+    assert reported["prefetching"].keys() <= {"float32"}
     printed = do("bench", "--preset", "nano").stdout
     for word in ("random weights, nano", "prefill, 64", "tokens/s", "of the limit", "GB/s"):
         assert word in printed
@@ -163,7 +158,7 @@ def test_the_step_for_gpus_equals_the_engine(tied: bool):
         found, seconds = gpu.write(weights, config, prompts, 9, attend, compiled=False)
         assert found.tolist() == expected
         assert seconds > 0
-    # Eight bits: the same as the equations over the weights that they stand for.
+    # Eight bits: the same as the equations on the dequantised weights.
     packed = gpu.eight_bits(weights)
     rounded = gpu.plainly(packed)
     for old, new in zip(leaves(weights), leaves(rounded), strict=True):

@@ -356,5 +356,5 @@ def test_fully_sharded_equals_whole(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     for process in both:
-        _, said = process.communicate(timeout=LIMIT)
-        assert process.returncode == 0, said
+        _, errors = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, errors

@@ -132,7 +132,7 @@ def test_spellings_of_config_json(reported: dict[str, Any], expected: Any, tmp_p
 def test_where_the_original_context_is_said(
     kind: str, inner: dict[str, Any], outer: dict[str, Any], tmp_path: Path
 ) -> None:
-    """In the scaling, or nowhere: then it is the context. As in transformers, one beside the scaling is ignored."""
+    """It is in the scaling, or else it is the context. As in transformers, one outside of the scaling is ignored."""
     save(model_of(CONFIG), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["rope_parameters"]

@@ -31,7 +31,7 @@ from llucid.checkpoints.gguf_file import (
     stored_tensor,
     tensor_chunks,
 )
-from llucid.checkpoints.metadata import real, whole
+from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, prefix_errors
@@ -178,26 +178,26 @@ def config_from_header(header: FileHeader) -> Config:
     if embedding is None or len(embedding.shape) != 2:
         raise LlucidError(f"{path}: {NAMES['embedding']} is missing or is not a matrix")
     vocab = embedding.shape[0]
-    if whole(metadata, KEYS["vocab_size"], path, vocab) != vocab:
+    if int_of(metadata, KEYS["vocab_size"], path, vocab) != vocab:
         found = metadata[KEYS["vocab_size"]]
         raise LlucidError(f"{path}: {KEYS['vocab_size']} is {found}, but the embedding has {vocab} rows")
-    dim, heads = (whole(metadata, KEYS[name], path) for name in ("dim", "heads"))
-    head_dim = whole(metadata, KEYS["head_dim"], path, dim // max(1, heads))
+    dim, heads = (int_of(metadata, KEYS[name], path) for name in ("dim", "heads"))
+    head_dim = int_of(metadata, KEYS["head_dim"], path, dim // max(1, heads))
     for key in HEAD_DIM_KEYS:
-        if whole(metadata, key, path, head_dim) != head_dim:
+        if int_of(metadata, key, path, head_dim) != head_dim:
             raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {head_dim}, as head_dim")
     with prefix_errors(path):
         config = Config(
             dim=dim,
-            layers=whole(metadata, KEYS["layers"], path),
+            layers=int_of(metadata, KEYS["layers"], path),
             heads=heads,
-            kv_heads=whole(metadata, KEYS["kv_heads"], path, heads),
+            kv_heads=int_of(metadata, KEYS["kv_heads"], path, heads),
             head_dim=head_dim,
-            ffn_dim=whole(metadata, KEYS["ffn_dim"], path),
+            ffn_dim=int_of(metadata, KEYS["ffn_dim"], path),
             vocab_size=vocab,
-            context=whole(metadata, KEYS["context"], path),
-            norm_eps=real(metadata, KEYS["norm_eps"], path),
-            rope_theta=real(metadata, KEYS["rope_theta"], path, 10_000.0),
+            context=int_of(metadata, KEYS["context"], path),
+            norm_eps=float_of(metadata, KEYS["norm_eps"], path),
+            rope_theta=float_of(metadata, KEYS["rope_theta"], path, 10_000.0),
             tied_embeddings=NAMES["output"] not in header.tensors,
             attention_bias=any(name.endswith(ATTENTION_BIASES) for name in header.tensors),
             mlp_bias=any(name.endswith(MLP_BIASES) for name in header.tensors),
@@ -224,15 +224,15 @@ def llama3_scaling(stored: NDArray[np.float32], config: Config) -> RopeScaling |
 def read_scaling(header: FileHeader, config: Config, metadata: dict[str, Any]) -> Scaling | None:
     """The scaling of RoPE: from the metadata, or from the tensor of slowdowns."""
     path, kind = header.path, metadata.get(SCALING_KEYS["type"])
-    factor = real(metadata, SCALING_KEYS["factor"], path, real(metadata, OLD_FACTOR_KEY, path, 1.0)) or 1.0
+    factor = float_of(metadata, SCALING_KEYS["factor"], path, float_of(metadata, OLD_FACTOR_KEY, path, 1.0)) or 1.0
     scaling: Scaling | None = None
     if kind == "yarn":
-        relative = real(metadata, SCALING_KEYS["attention_factor"], path, 1.0)
+        relative = float_of(metadata, SCALING_KEYS["attention_factor"], path, 1.0)
         scaling = YarnScaling(
             factor=factor,
-            original_context=whole(metadata, SCALING_KEYS["original_context"], path, config.context),
-            beta_fast=real(metadata, SCALING_KEYS["beta_fast"], path, 32.0),
-            beta_slow=real(metadata, SCALING_KEYS["beta_slow"], path, 1.0),
+            original_context=int_of(metadata, SCALING_KEYS["original_context"], path, config.context),
+            beta_fast=float_of(metadata, SCALING_KEYS["beta_fast"], path, 32.0),
+            beta_slow=float_of(metadata, SCALING_KEYS["beta_slow"], path, 1.0),
             attention_factor=relative * (1 + math.log(max(factor, 1)) / 10),
         )
     elif kind != "none" and factor != 1:

@@ -23,7 +23,7 @@ from llucid.checkpoints.gguf_blocks import (
     GgmlType,
     dequantize_blocks,
 )
-from llucid.checkpoints.metadata import whole
+from llucid.checkpoints.metadata import int_of
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, tensor_of
 from llucid.errors import LlucidError
@@ -258,7 +258,7 @@ def read_file_header(path: Path) -> FileHeader:
 def split_position(header: FileHeader) -> tuple[int, int]:
     """Which part of a split model the file is, counted from 1, and the number of parts; (1, 1) if it is not split."""
     values = {key: header.uniform_value(key) for key in ("split.no", "split.count") if key in header.fields}
-    return whole(values, "split.no", header.path, 0) + 1, whole(values, "split.count", header.path, 1) or 1
+    return int_of(values, "split.no", header.path, 0) + 1, int_of(values, "split.count", header.path, 1) or 1
 
 
 def read_parts(path: Path) -> list[FileHeader]:

@@ -16,7 +16,7 @@ from llucid.arrays.dtypes import checked_dtype, name_of_dtype
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.generation_config import write_sampling
-from llucid.checkpoints.metadata import real, whole
+from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
@@ -114,19 +114,19 @@ def read_config(path: Path) -> Config:
         wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
         raise LlucidError(f"{file}: not a model that llucid opens: has {found}; a Llama has {wanted}")
 
-    dim, heads = whole(values, "hidden_size", file), whole(values, "num_attention_heads", file)
+    dim, heads = int_of(values, "hidden_size", file), int_of(values, "num_attention_heads", file)
     theta, scaling = read_rope(values, file)
     with prefix_errors(file):
         return Config(
             dim=dim,
-            layers=whole(values, "num_hidden_layers", file),
+            layers=int_of(values, "num_hidden_layers", file),
             heads=heads,
-            kv_heads=whole(values, "num_key_value_heads", file, heads),
-            head_dim=whole(values, "head_dim", file, dim // max(1, heads)),
-            ffn_dim=whole(values, "intermediate_size", file),
-            vocab_size=whole(values, "vocab_size", file),
-            context=whole(values, "max_position_embeddings", file, 2048),
-            norm_eps=real(values, "rms_norm_eps", file, 1e-6),
+            kv_heads=int_of(values, "num_key_value_heads", file, heads),
+            head_dim=int_of(values, "head_dim", file, dim // max(1, heads)),
+            ffn_dim=int_of(values, "intermediate_size", file),
+            vocab_size=int_of(values, "vocab_size", file),
+            context=int_of(values, "max_position_embeddings", file, 2048),
+            norm_eps=float_of(values, "rms_norm_eps", file, 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,
             tied_embeddings=bool(values.get("tie_word_embeddings", False)),
@@ -149,8 +149,8 @@ def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None
                 f"{file}: {key} is {json.dumps(rope[key])} in rope_parameters and {json.dumps(other[0][key])} in "
                 "rope_scaling; remove one of the two"
             )
-    theta = real(rope, "rope_theta", file, real(values, "rope_theta", file, 10_000.0))
-    if real(rope, "partial_rotary_factor", file, 1.0) != 1:
+    theta = float_of(rope, "rope_theta", file, float_of(values, "rope_theta", file, 10_000.0))
+    if float_of(rope, "partial_rotary_factor", file, 1.0) != 1:
         raise LlucidError(f"{file}: partial_rotary_factor {rope['partial_rotary_factor']} is not supported; 1 is")
     with prefix_errors(file):
         return theta, read_scaling(rope, values, file)
@@ -164,9 +164,9 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
     if kind not in ("llama3", "linear", "dynamic", "yarn"):
         known = "default, llama3, linear, dynamic and yarn"
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
-    context = whole(values, "max_position_embeddings", file, 2048)
-    original = whole(rope, "original_max_position_embeddings", file, context)
-    factor = real(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
+    context = int_of(values, "max_position_embeddings", file, 2048)
+    original = int_of(rope, "original_max_position_embeddings", file, context)
+    factor = float_of(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
     if kind == "linear":
         return LinearScaling(factor=factor)
     if kind == "dynamic":
@@ -174,20 +174,20 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
     if kind == "yarn":
         if rope.get("truncate") is False:
             raise LlucidError(f"{file}: truncate=false is not supported with YaRN scaling")
-        one, all_dim = (real(rope, key, file, 0.0) for key in ("mscale", "mscale_all_dim"))
+        one, all_dim = (float_of(rope, key, file, 0.0) for key in ("mscale", "mscale_all_dim"))
         growth = math.log(max(factor, 1)) / 10
         default = (1 + one * growth) / (1 + all_dim * growth) if one and all_dim else 1 + growth
         return YarnScaling(
             factor=factor,
             original_context=original,
-            beta_fast=real(rope, "beta_fast", file, 32.0),
-            beta_slow=real(rope, "beta_slow", file, 1.0),
-            attention_factor=real(rope, "attention_factor", file, default),
+            beta_fast=float_of(rope, "beta_fast", file, 32.0),
+            beta_slow=float_of(rope, "beta_slow", file, 1.0),
+            attention_factor=float_of(rope, "attention_factor", file, default),
         )
     return RopeScaling(
         factor=factor,
-        low_freq_factor=real(rope, "low_freq_factor", file),
-        high_freq_factor=real(rope, "high_freq_factor", file),
+        low_freq_factor=float_of(rope, "low_freq_factor", file),
+        high_freq_factor=float_of(rope, "high_freq_factor", file),
         original_context=original,
     )
 
@@ -325,6 +325,11 @@ def open_weights(path: Path, config: Config) -> Weights:
     head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
     if config.tied_embeddings and head and not embedding:  # safetensors keeps the first of two names
         entries[NAMES["embedding"]] = head
+    if embedding and not head and not config.tied_embeddings:
+        raise LlucidError(
+            f"{path}: {NAMES['output']} is missing; if the embedding is the output matrix, too, write "
+            '"tie_word_embeddings": true into config.json'
+        )
     unused = {name for name in entries if name.startswith("v_head.")}  # trl's value function
     if config.tied_embeddings:
         unused.add(NAMES["output"])

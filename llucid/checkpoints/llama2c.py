@@ -20,7 +20,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import full_name
 from llucid.checkpoints import meta
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.metadata import real, whole
+from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, is_archive, read_pickle
 from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
@@ -41,6 +41,8 @@ GROUP = 64
 """The largest group in version 2."""
 MAX_LAYERS = 2**10
 """A limit above any Llama: a tiny layer takes 100 times as much memory as it takes in the file."""
+ROWS = 2**14
+"""Rows of RoPE tables that are computed at a time."""
 
 _ATTENTION = tuple(f"blocks.N.attention.{name}" for name in ("query", "key", "value", "output"))
 _FEED_FORWARD = tuple(f"blocks.N.feed_forward.{name}" for name in ("gate", "down", "up"))
@@ -200,22 +202,22 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
     for unused in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
         entries.pop(str(unused), None)
 
-    dim, heads = whole(arguments, "dim", path), whole(arguments, "n_heads", path)
+    dim, heads = int_of(arguments, "dim", path), int_of(arguments, "n_heads", path)
     names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
     vocab, ffn = (meta.rows(entries, name, path) for name in names)
-    if vocab != whole(arguments, "vocab_size", path, vocab):
+    if vocab != int_of(arguments, "vocab_size", path, vocab):
         raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")
     with prefix_errors(path):
         config = Config(
             dim=dim,
-            layers=whole(arguments, "n_layers", path),
+            layers=int_of(arguments, "n_layers", path),
             heads=heads,
-            kv_heads=whole(arguments, "n_kv_heads", path, heads),
+            kv_heads=int_of(arguments, "n_kv_heads", path, heads),
             head_dim=head_width(dim, max(1, heads)),
             ffn_dim=ffn,
             vocab_size=vocab,
-            context=whole(arguments, "max_seq_len", path, 2048),
-            norm_eps=real(arguments, "norm_eps", path, 1e-5),
+            context=int_of(arguments, "max_seq_len", path, 2048),
+            norm_eps=float_of(arguments, "norm_eps", path, 1e-5),
             tied_embeddings=meta.NAMES["output"] not in entries,
         )
     return config, entries
@@ -311,7 +313,7 @@ def write(
         file.write(encode_header(header))
         for path, shape, offset in array_offsets(header):
             if path == "output":
-                file.write(angles(config) if version == 0 else b"")
+                file.writelines(angles(config) if version == 0 else ())
             assert file.tell() == offset, f"{path=} {offset=}"
             if version == 2 and len(shape) == 2:
                 small, scale = quantize_groups(tensor_of(leaves[path]), group)
@@ -321,7 +323,7 @@ def write(
                 file.write(bytes_of(leaves[path], "float32"))
             progress(file.tell(), header.size)
         if version == 0 and config.tied_embeddings:
-            file.write(angles(config))
+            file.writelines(angles(config))
         assert file.tell() == header.size, f"{file.tell()=} {header.size=}"
 
 
@@ -336,13 +338,16 @@ def encode_header(header: BinHeader) -> bytes:
     return (data + (struct.pack("<i", header.group) if header.version == 2 else b"")).ljust(256, b"\0")
 
 
-def angles(config: Config) -> bytes:
-    """The RoPE tables of version 0: cos, then sin, each [context, head_dim/2]. run.c skips them too."""
+def angles(config: Config) -> Iterator[memoryview]:
+    """Version 0's RoPE tables: cos, then sin, each [context, head_dim/2], some rows at a time. run.c skips them."""
     import torch
 
     pair = torch.arange(0, config.head_dim, 2)
-    angle = torch.outer(torch.arange(config.context), 1.0 / config.rope_theta ** (pair / config.head_dim))
-    return bytes(bytes_of(angle.cos(), "float32")) + bytes(bytes_of(angle.sin(), "float32"))
+    frequencies = 1.0 / config.rope_theta ** (pair / config.head_dim)
+    for function in (torch.cos, torch.sin):
+        for start in range(0, config.context, ROWS):
+            positions = torch.arange(start, min(start + ROWS, config.context))
+            yield bytes_of(function(torch.outer(positions, frequencies)), "float32")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.metadata import real, whole
+from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
 from llucid.checkpoints.tensors import Leaf, Stored, equal_bits, gather, renamed
 from llucid.config import Config, RopeScaling, head_width
@@ -136,18 +136,18 @@ def read(path: Path) -> tuple[Config, set[str]]:
     params = {key: value for key, value in read_json(file).items() if value is not None}
     if unknown := params.keys() - KNOWN:
         raise LlucidError(f"{file}: {min(unknown)} is not a parameter of a Llama that llucid opens")
-    dim, heads, eps = whole(params, "dim", file), whole(params, "n_heads", file), real(params, "norm_eps", file)
-    kv_heads, theta = whole(params, "n_kv_heads", file, heads), real(params, "rope_theta", file, 10_000.0)
+    dim, heads, eps = int_of(params, "dim", file), int_of(params, "n_heads", file), float_of(params, "norm_eps", file)
+    kv_heads, theta = int_of(params, "n_kv_heads", file, heads), float_of(params, "rope_theta", file, 10_000.0)
     entries = read_entries(path, dim)
     vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
-    if whole(params, "vocab_size", file, -1) not in (-1, vocab):
+    if int_of(params, "vocab_size", file, -1) not in (-1, vocab):
         raise LlucidError(f"{file}: vocab_size is {params['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
     scaled, tied = bool(params.get("use_scaled_rope", False)), NAMES["output"] not in entries
     context = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
     with prefix_errors(file):
         config = Config(
             dim=dim,
-            layers=whole(params, "n_layers", file),
+            layers=int_of(params, "n_layers", file),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_width(dim, max(1, heads)),
@@ -162,10 +162,10 @@ def read(path: Path) -> tuple[Config, set[str]]:
         config = next((preset.config for preset in PRESETS.values() if matches_preset(preset, config)), config)
         missing = {"context", "rope_scaling"} if scaled else {"context"}
         if "max_seq_len" in params:
-            config = replace(config, context=whole(params, "max_seq_len", file))
+            config = replace(config, context=int_of(params, "max_seq_len", file))
             missing -= {"context"}
         if scaled and "rope_scaling_factor" in params:
-            config = replace(config, rope_scaling=RopeScaling(factor=real(params, "rope_scaling_factor", file)))
+            config = replace(config, rope_scaling=RopeScaling(factor=float_of(params, "rope_scaling_factor", file)))
             missing -= {"rope_scaling"}
     return config, missing
 

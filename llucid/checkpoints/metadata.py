@@ -7,7 +7,7 @@ from typing import Any
 from llucid.errors import LlucidError, shown
 
 
-def whole(metadata: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
+def int_of(metadata: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
     """The integer under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
     value: Any = metadata.get(key)
     value = default if value is None else value
@@ -16,7 +16,7 @@ def whole(metadata: Mapping[str, Any], key: str, place: Path, default: int | Non
     return value
 
 
-def real(metadata: Mapping[str, Any], key: str, place: Path, default: float | None = None) -> float:
+def float_of(metadata: Mapping[str, Any], key: str, place: Path, default: float | None = None) -> float:
     """The finite number under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
     value: Any = metadata.get(key)
     value = default if value is None else value

@@ -28,6 +28,7 @@ class Bench:
 
         from llucid import bench
         from llucid.checkpoints import choose_device, choose_dtype
+        from llucid.native.step import prefetching
 
         device, rows = choose_device(self.device), list[bench.Row]()
         with Console(stderr=True).status("starting") as status:
@@ -38,8 +39,12 @@ class Bench:
                 if self.json or not rows:
                     raise
         name, on = self.model or f"random weights, {self.preset}", bench.machine(device)
+        distances = prefetching()
         if self.json:
-            print(json.dumps({"model": name, "machine": on, "rows": [row.json() for row in rows]}, indent=2))
+            figures = {"model": name, "machine": on, "prefetching": distances, "rows": [row.json() for row in rows]}
+            print(json.dumps(figures, indent=2))
         else:
             print(f"{name} on {on}")
             Console().print(bench.table(rows), highlight=False)
+            for form, distance in distances.items():
+                print(f"llama.c prefetches {form} weights {distance:,} bytes ahead, the fastest here")

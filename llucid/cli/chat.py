@@ -12,7 +12,8 @@ from llucid.errors import LlucidError
 
 HINT = """It comes with llucid, was trained from scratch, and knows only made-up fables. Try:
   Tell me a tale about a goat in winter
-  Who found the bell?"""
+  Who is in it?
+  Tell it again"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Files of conversations, as OpenAI's and ShareGPT's formats have them: one JSON object a line, or one JSON array."""
 
+import codecs
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,15 +18,19 @@ VALIDATION_SHARE = 10
 """One conversation in ten validates: those at the end of the file, and at least one."""
 FABLES = 32_000
 """Conversations in the file about fables."""
-SHAREGPT_ROLES = {
+ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "developer": "system",
     "function": "tool",
     "function_response": "tool",
     "observation": "tool",
 }
-"""ShareGPT's names of roles that have another name here."""
+"""Names of roles in OpenAI's and ShareGPT's files that are called otherwise here."""
+KEYS = {"from": "role", "value": "content"}
+"""ShareGPT's keys of a message, as OpenAI's."""
+IGNORED = ("name", "tool_call_id")
 
 
 class Conversation(NamedTuple):
@@ -81,7 +86,7 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
     with open(file, "rb") as opened:
         first = next((line for line in opened if line.strip()), b"")
         opened.seek(0)
-        if first.lstrip().startswith(b"["):
+        if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
             try:
                 array = _json(opened.read())
             except LlucidError as error:
@@ -102,25 +107,26 @@ def parse_conversation(entry: object) -> Conversation:
     """The conversation in one JSON object, up to its last answer. Raises LlucidError if there is none.
 
     The object has `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`, as
-    ShareGPT's. An answer of `weight` 0 is not learned; the `name` of who speaks is ignored.
+    ShareGPT's, perhaps with a `system` text beside them. An answer of `weight` 0 is not learned; the `name` of who
+    speaks is ignored.
     """
     conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    if "messages" in conversation:
-        given = conversation["messages"]
-    elif "conversations" in conversation:
-        given = _from_sharegpt(conversation["conversations"])
-    else:
+    given = conversation.get("messages", conversation.get("conversations"))
+    if given is None:
         raise LlucidError('expected {"messages": [{"role": …, "content": …}, …]}')
     plain: Any = given
     weights: list[Any] = []
     if isinstance(given, list):
-        messages: list[Any] = given
-        weights = [message.get("weight", 1) if isinstance(message, dict) else 1 for message in messages]
-        plain = [_without(message, "weight", "name") if isinstance(message, dict) else message for message in messages]
+        plain = [_plain(message) for message in list[Any](given)]
+        weights = [message.pop("weight", 1) if isinstance(message, dict) else 1 for message in plain]
     checked = check_messages(plain)
     for number, weight in enumerate(weights):
         if weight not in (0, 1):
             raise LlucidError(f"messages[{number}]: weight {weight!r} is not known; expected 0 or 1")
+    system = conversation.get("system")
+    if isinstance(system, str) and system.strip() and checked[0]["role"] != "system":
+        checked.insert(0, {"role": "system", "content": system.strip()})
+        weights.insert(0, 1)
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()
     if not checked:
@@ -129,20 +135,16 @@ def parse_conversation(entry: object) -> Conversation:
     return Conversation(checked, tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs))
 
 
-def _without(message: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if name not in names}
-
-
-def _from_sharegpt(conversation: object) -> object:
-    """ShareGPT's messages as OpenAI's; what is not of its form is left to `check_messages` to refuse."""
-    if not isinstance(conversation, list):
-        return conversation
-    names, messages = {"from": "role", "value": "content"}, list[object]()
-    for message in list[Any](conversation):
-        if isinstance(message, dict):
-            renamed = {names.get(name, name): value for name, value in dict[str, Any](message).items()}
-            if isinstance(role := renamed.get("role"), str):
-                renamed["role"] = SHAREGPT_ROLES.get(role, role)
-            message = renamed
-        messages.append(message)
-    return messages
+def _plain(message: Any) -> Any:
+    """The message with our names of keys and roles, without keys that are ignored or null; what is none is kept."""
+    if not isinstance(message, dict):
+        return message
+    pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
+    plain = {
+        name: value
+        for name, value in pairs
+        if name in ("role", "content") or (value is not None and name not in IGNORED)
+    }
+    if isinstance(role := plain.get("role"), str):
+        plain["role"] = ROLES.get(role, role)
+    return plain

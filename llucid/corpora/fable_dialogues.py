@@ -14,41 +14,78 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from random import Random
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from llucid.corpora.fable_words import (
+    ABSENT,
+    ASKED_OF_ABSENT_ANIMAL,
+    ASKED_OF_ABSENT_THING,
+    ASKED_OF_BOTH,
     BYE,
     CHARACTER_QUESTIONS,
+    COLOUR,
+    CONSONANTS,
     DECLINE,
     DECLINE_SUBJECT,
     DEEDS,
+    DETAILS,
+    DOING,
     ECHO,
+    EVENTS,
+    FATES,
+    FIRST,
     FRIENDS,
-    MISSING_NAME,
-    MISSING_THING,
+    LAST,
+    LEAD_INS,
+    LEAD_OUTS,
     NAME_ANSWERS,
+    NEXT,
     NO_TALE_YET,
+    NONSENSE,
+    NUMBER,
+    OTHER_DEEDS,
     OUT_OF_SCOPE,
+    OUTSIDE_ADJECTIVES,
+    OUTSIDE_NAMES,
+    OUTSIDE_NOUNS,
+    OUTSIDE_VERBS,
     PLOT_QUESTIONS,
     PLOT_SUBJECTS,
+    PRESENCE,
+    PRONOUN_DEED,
+    PRONOUN_KIND,
     REPEAT,
     REQUESTS,
     REQUESTS_FOR_MORE,
+    SAID,
     SHORT_REQUESTS,
     SMALL_TALK,
+    START,
     SUBJECTS,
+    SUMMARY,
     SYSTEM_TEXTS,
     TALE_QUESTIONS,
+    THING_CLAUSE,
     THING_QUESTIONS,
     TOPICS,
+    TRAIT_QUESTIONS,
+    TRAITS,
     UNKNOWN_SUBJECTS,
+    UNSAID,
+    UNSAID_ABOUT_ANIMAL,
+    UNSAID_ABOUT_TALE,
+    UNSAID_ABOUT_THING,
+    WHERE,
     YES,
     Exchange,
 )
 from llucid.corpora.fables import (
     KINDS,
+    LOOKS,
     NAMES,
+    PLACES,
     SEASONS,
     THINGS,
     Row,
@@ -70,7 +107,8 @@ class Turn(NamedTuple):
     key: str
     """What a correct answer contains, in lower case; " & " separates parts whose order does not matter."""
     kind: str
-    """tale, question, repeat, missing (the question cannot be answered), echo, friends, small talk or out of scope."""
+    """tale, question, unsaid (the tale does not answer it), missing (it asks about what is not there), repeat, echo,
+    friends, small talk, nonsense or out of scope."""
 
 
 class Dialogue(NamedTuple):
@@ -118,13 +156,22 @@ def type_casually(text: str, rng: Random) -> str:
     return text.lower() if rng.random() < 0.15 else text
 
 
+def ask(template: str, rng: Random, facts: Mapping[str, Row] | None = None) -> str:
+    """A question from its template, as people type it: sometimes with some words before or behind it."""
+    text = expand_sentence(template, rng, facts)
+    if rng.random() < 0.12 and re.match("(Who|What|Where|When|Which|How|Why|Is|Was|Did|Does|Are|Can|Do) ", text):
+        text = f"{choose(LEAD_INS, rng)} {text[0].lower()}{text[1:]}"
+    if rng.random() < 0.1 and text.endswith("?"):
+        text = f"{text[:-1]}{choose(LEAD_OUTS, rng)}?"
+    return type_casually(text, rng)
+
+
 def make_turn(
     message: str, answer: str, key: str, kind: str, rng: Random, facts: Mapping[str, Row] | None = None
 ) -> Turn:
     """A turn from templates."""
     expanded_key = expand_sentence(key, rng, facts).lower() if key else ""
-    expanded = type_casually(expand_sentence(message, rng, facts), rng)
-    return Turn(expanded, expand_sentence(answer, rng, facts), expanded_key, kind)
+    return Turn(ask(message, rng, facts), expand_sentence(answer, rng, facts), expanded_key, kind)
 
 
 class Story(NamedTuple):
@@ -165,60 +212,276 @@ def request(story: Story, more: bool, rng: Random) -> Turn:
     return Turn(type_casually(message, rng), story.tale.text, "", "tale")
 
 
-def questions_of(tale: Tale, plot_only: bool) -> list[Exchange]:
-    """Questions about the tale: those of its plot only, or those that fit every plot."""
-    if plot_only:
-        rows = PLOT_QUESTIONS[tale.plot]
-    else:
-        deeds = DEEDS[tale.plot]
-        about_characters = [
-            row._replace(answer=row.answer.replace("<deed>", deeds[role]))
-            for role in deeds
-            for row in character_questions(role, list(deeds)[list(deeds).index(role) - 1])
-        ]
-        rows = [*TALE_QUESTIONS, *(THING_QUESTIONS if tale.plot != "patience" else ()), *about_characters]
+def name_of(row: Row, column: str = "name") -> str:
+    """A word of a row."""
+    return expand(row[column], {}, Random(0))
+
+
+def questions_of(plot: str, about: str) -> Sequence[Exchange]:
+    """Questions about a tale of this plot: those of the "plot" only, about the "characters", or about the "tale"."""
+    if about == "plot":
+        return PLOT_QUESTIONS[plot]
+    if about == "tale":
+        return [*TALE_QUESTIONS, *(THING_QUESTIONS if plot != "patience" else ())]
+    roles = list(DEEDS[plot])
+    return [row for role in roles for row in character_questions(plot, role, roles[roles.index(role) - 1])]
+
+
+@cache
+def character_questions(plot: str, role: str, other: str) -> list[Exchange]:
+    """Questions about the character in this role; some of them mention `other`, too."""
+    deed = DEEDS[plot][role]
+    marks = {"<asked>": deed.asked, "<title>": deed.title, "<start>": START[plot]}
+    marks |= {"<deed>": deed.past, "<do>": deed.infinitive, "NAME_ANSWERS": NAME_ANSWERS}
+    marks |= {"{who": f"{{{role}", "{other": f"{{{other}"}
+    besides = [f"{{{one}}} the {{{one}_kind}}" for one in DEEDS[plot] if one != other]
+    marks |= {"<besides>": " and ".join(besides), "<besides names>": " & ".join(each.split()[0] for each in besides)}
+    rows = [Exchange(row.weight, *(replace_all(cell, marks) for cell in row[1:])) for row in CHARACTER_QUESTIONS]
+    possible = [bool(deed.infinitive) or "<do>" not in row.message for row in CHARACTER_QUESTIONS]
+    return [row for row, fits in zip(rows, possible, strict=True) if fits]
+
+
+def replace_all(text: str, marks: Mapping[str, str]) -> str:
+    """The text with each mark replaced."""
+    for mark, replacement in marks.items():
+        text = text.replace(mark, replacement)
+    return text
+
+
+def fill(row: Exchange, tale: Tale, rng: Random) -> Exchange:
+    """The exchange with its marks replaced by templates about this tale."""
     roles = list(DEEDS[tale.plot])
     *cast, last = [f"{{{role}}} the {{{role}_kind}}" for role in roles]
+    events = EVENTS[tale.plot]
+    at = int(rng.random() * (len(events) - 1))
+    fate, key = FATES[tale.plot].split(" / ")
     marks = {
+        "<there>": WHERE[tale.plot],
+        "<thing clause>": THING_CLAUSE.get(tale.plot, ""),
+        "FIRST": FIRST,
+        "LAST": LAST,
+        "SUMMARY": SUMMARY,
+        "<first>": events[0],
+        "<last>": events[-1],
+        "<event>": events[at],
+        "<following>": events[at + 1],
         "<everyone>": f"{', '.join(cast)} and {last}",
         "<names>": " & ".join(f"{{{role}}}" for role in roles),
+        "<count>": "two" if len(roles) == 2 else "three",
         "<moral>": tale.moral,
         **{f"<{role}>": NAME_ANSWERS.replace("{who", f"{{{role}") for role in roles},
     }
-    found: list[Exchange] = []
-    for row in rows:
-        for mark, replacement in marks.items():
-            row = row._replace(answer=row.answer.replace(mark, replacement), key=row.key.replace(mark, replacement))
-        found.append(row)
-    return found
+    if row.answer == "<fate>":
+        row = row._replace(answer=fate, key=key)
+    by_kind = {f"{{{role}}}": f"the {{{role}_kind}}" for role in roles if row in PLOT_QUESTIONS[tale.plot]}
+    message = replace_all(replace_all(row.message, marks), by_kind if rng.random() < 0.25 else {})
+    return Exchange(row.weight, message, *(replace_all(cell, marks) for cell in row[2:]))
 
 
-def character_questions(role: str, other: str) -> list[Exchange]:
-    """Questions about the character in this role; some of them mention `other`, too."""
-    return [
-        Exchange(row.weight, *(cell.replace("{who", f"{{{role}").replace("{other", f"{{{other}") for cell in row[1:]))
-        for row in CHARACTER_QUESTIONS
-    ]
+def with_absent(story: Story, rng: Random) -> Mapping[str, Row]:
+    """The facts of the tale, and rows that are not in it: `absent_season` and so on."""
+    tables = {"season": SEASONS, "place": PLACES, "look": LOOKS, "kind": KINDS}
+    absent = {
+        f"absent_{name}": choose([row for row in rows if not is_in(name_of(row), story.tale)], rng)
+        for name, rows in tables.items()
+    }
+    return {**story.facts, **absent}
+
+
+def is_in(word: str, tale: Tale) -> bool:
+    """Whether the text of the tale has this word."""
+    return re.search(rf"\b{word}\b", tale.text, re.IGNORECASE) is not None
 
 
 def question(story: Story, rng: Random) -> Turn:
     """A question about the tale, with its answer."""
     tale, facts = story
     chance = rng.random()
-    if chance < 0.12:
-        return Turn(type_casually(expand_sentence(REPEAT, rng), rng), tale.text, tale.text.lower(), "repeat")
-    if chance < 0.2:
-        names = [expand(row["name"], {}, rng) for row in (NAMES if rng.random() < 0.5 else THINGS)]
-        missing = choose([name for name in names if not re.search(rf"\b{name}\b", tale.text)], rng)
-        message = MISSING_NAME if missing[0].isupper() else MISSING_THING
-        answer = f"There is no {missing} in this tale."
-        return make_turn(message.replace("{missing}", missing), answer, f"no {missing}", "missing", rng)
-    rows = questions_of(tale, plot_only=chance < 0.65)
-    _, message, answer, key = choose_weighted([(row.weight, row) for row in rows], rng)
+    if chance < 0.07:
+        return Turn(ask(REPEAT, rng), tale.text, tale.text.lower(), "repeat")
+    if chance < 0.19:
+        return absent(story, rng)
+    if chance < 0.31:
+        return unsaid(story, rng)
+    if chance < 0.41:
+        return detail(story, rng)
+    if chance < 0.43 and tale.plot != "patience":
+        coloured = facts["look"] in LOOKS[:8]
+        answer, key = ("It was {look}.", "{look}") if coloured else (UNSAID, "does not say")
+        message = COLOUR.replace("<thing clause>", THING_CLAUSE[tale.plot])
+        return make_turn(message, answer, key, "question", rng, facts)
+    rows = questions_of(tale.plot, choose_weighted(((18, "plot"), (24, "characters"), (15, "tale")), rng))
+    row = choose_weighted([(row.weight, row) for row in rows], rng)
+    _, message, answer, key = fill(row, tale, rng)
+    if "{absent" in message:
+        facts = with_absent(story, rng)
     if answer == tale.moral:
-        message = type_casually(expand_sentence(message, rng, facts), rng)
-        return Turn(message, tale.moral, tale.moral.lower(), "question")
+        return Turn(ask(message, rng, facts), tale.moral, tale.moral.lower(), "question")
     return make_turn(message, answer, key, "question", rng, facts)
+
+
+def characters(story: Story, rng: Random) -> list[str]:
+    """How each character can be called: by its name or its kind."""
+    return [f"{{{role}}}" if rng.random() < 0.5 else f"the {{{role}_kind}}" for role in DEEDS[story.tale.plot]]
+
+
+def absent(story: Story, rng: Random) -> Turn:
+    """A question about somebody or something that is not in the tale."""
+    tale, facts = story
+    while True:
+        sort = choose_weighted(((5, "kind"), (4, "name"), (5, "thing"), (5, "outside"), (2, "person"), (2, "new")), rng)
+        tables = {"kind": KINDS, "name": NAMES, "thing": THINGS}
+        if sort in tables:
+            word = name_of(choose(tables[sort], rng))
+        elif sort == "new":
+            word = invented_word(rng)
+            word = word.title() if rng.random() < 0.4 else word
+        else:
+            word = expand_sentence(OUTSIDE_NOUNS if sort == "outside" else OUTSIDE_NAMES, rng)
+            word = word.lower() if sort == "outside" else word
+        if not is_in(word, tale):
+            break
+    x = word if word[0].isupper() else f"the {word}"
+    alive = sort in ("kind", "name", "person") or (sort in ("outside", "new") and rng.random() < 0.5)
+    chance = rng.random()
+    if chance < 0.15 and word.islower():
+        answer = "No, " + ABSENT[0].lower() + ABSENT[1:]
+        return make_turn(
+            PRESENCE.replace("<absent>", word), answer.replace("<absent>", word), f"no {word}", "missing", rng
+        )
+    if chance < 0.3:
+        message = choose(ASKED_OF_BOTH, rng).replace("{other}", choose(characters(story, rng), rng))
+    elif alive:
+        message = choose(ASKED_OF_ABSENT_ANIMAL if rng.random() < 0.6 else UNSAID_ABOUT_ANIMAL, rng)
+    else:
+        message = choose(ASKED_OF_ABSENT_THING if rng.random() < 0.7 else UNSAID_ABOUT_THING, rng)
+    answer = ABSENT.replace("<absent>", word)
+    return make_turn(message.replace("{x}", x), answer, f"no {word.lower()}", "missing", rng, facts)
+
+
+def unsaid(story: Story, rng: Random) -> Turn:
+    """A question about what is in the tale, which the tale does not answer."""
+    tale, facts = story
+    chance = rng.random()
+    if chance < 0.55:
+        message = choose(UNSAID_ABOUT_ANIMAL, rng).replace("{x}", choose(characters(story, rng), rng))
+    elif chance < 0.75:
+        thing = {"patience": "{seed}", "stranger": choose(("{thing}", "{food}"), rng)}.get(tale.plot, "{thing}")
+        other = f"Who {OTHER_DEEDS[tale.plot]} {{x}}?"
+        message = (other if rng.random() < 0.3 else choose(UNSAID_ABOUT_THING, rng)).replace("{x}", f"the {thing}")
+    else:
+        message = choose(UNSAID_ABOUT_TALE, rng)
+    return make_turn(message, UNSAID, "does not say", "unsaid", rng, facts)
+
+
+QUOTE = re.compile(
+    r'"([^"]+)"(?: (?:said|whispered|sighed|murmured|muttered|hummed|cried|called|sniffed|laughed) ([A-Z]\w+))?'
+)
+TASK = re.compile(r"([A-Z]\w+) the \w+ \w+ stopped ([^.]+?)(?: and came to \w+)?\.")
+
+
+def detail(story: Story, rng: Random) -> Turn:
+    """A question about the wording of the tale, beyond its facts."""
+    tale, facts = story
+    role = choose(list(DEEDS[tale.plot]), rng)
+    who, kind = name_of(facts[role]), name_of(facts[f"{role}_kind"])
+    x = who if rng.random() < 0.6 else f"the {kind}"
+    text, sort = tale.text, choose(("trait", "trait", "trait", "quote", "quote", "task", "plot", "plot"), rng)
+    if sort == "trait":
+        trait = re.findall(rf"{who} the (\w+) {kind}", text)[0]
+        _, message, answer, key = choose_weighted([(row.weight, row) for row in TRAIT_QUESTIONS], rng)
+        other = choose([each for each in TRAITS if not is_in(each, tale)], rng)
+        marks = {"{x}": x, "{who}": who, "{kind}": kind, "{trait}": trait, "{other}": other}
+        message, answer, key = (replace_all(cell, marks) for cell in (message, answer, key))
+        return make_turn(message, answer, key, "question", rng, facts)
+    if sort == "quote":
+        quotes: list[tuple[str, str]] = QUOTE.findall(text)
+        own = [words for words, speaker in quotes if speaker == who]
+        if own and rng.random() < 0.3:
+            words = re.sub("[,.]$", "", choose(own, rng))
+            answer = NAME_ANSWERS.replace("{who}", who).replace("{who_kind}", kind)
+            return make_turn(f'Who said "{words}"?', answer, who, "question", rng)
+        if own or all(speaker for _, speaker in quotes):
+            words = " ".join(re.sub(",$", ".", each) for each in own)
+            answer, key = (f'{who} said: "{words}"', words) if own else (f"{who} says nothing in this tale.", "nothing")
+            return Turn(ask(SAID.replace("{x}", x), rng), answer, key.lower(), "question")
+    if sort == "task" and tale.plot != "patience" and f"By came {who}" not in text:
+        task = dict(TASK.findall(text)).get(who)
+        answer, key = (f"{who} was {task}.", task) if task else (UNSAID, "does not say")
+        return Turn(ask(DOING.replace("{x}", x), rng), answer, key, "question")
+    for message, pattern, answer in choose_order(DETAILS, rng):
+        if found := re.search(pattern, text):
+            key = found[1].lower() if "<found>" in answer else answer.removesuffix(".")
+            return make_turn(message, answer.replace("<found>", found[1]), key, "question", rng, facts)
+    return unsaid(story, rng)
+
+
+def choose_order(options: Sequence[T], rng: Random) -> list[T]:
+    """The options in random order."""
+    return sorted(options, key=lambda _: rng.random())
+
+
+def follow_up(story: Story, rng: Random) -> list[Turn]:
+    """Questions of which the later ones are understood only after the first."""
+    tale, facts = story
+    events = EVENTS[tale.plot]
+    if rng.random() < 0.5:
+        turns = [make_turn(FIRST, f"{events[0]}.", events[0], "question", rng, facts)]
+        turns += [make_turn(NEXT, f"{event}.", event, "question", rng, facts) for event in events[1:]]
+        if rng.random() < 0.4:
+            turns.append(make_turn(NEXT, "That is the end of the tale.", "end of the tale", "question", rng))
+        return turns
+    role = choose(list(DEEDS[tale.plot]), rng)
+    who, deed = f"{{{role}}}", DEEDS[tale.plot][role].past
+    message, answer, key = choose(
+        (
+            (PRONOUN_KIND, f"[A {{{role}_kind}}|{who} is a {{{role}_kind}}].", f"{{{role}_kind}}"),
+            (PRONOUN_DEED, f"{who} {deed}.", deed),
+            (
+                choose(UNSAID_ABOUT_ANIMAL[:-3], rng).replace("{x}'s", "<his>").replace("{x}", "<he>"),
+                UNSAID,
+                "does not say",
+            ),
+        ),
+        rng,
+    )
+    message = message.replace("<he>", f"{{{role}.he}}").replace("<his>", f"{{{role}.his}}")
+    first = make_turn(
+        f"Who {DEEDS[tale.plot][role].asked}?", NAME_ANSWERS.replace("{who", f"{{{role}"), who, "question", rng, facts
+    )
+    return [first, make_turn(message, answer, key, "unsaid" if answer == UNSAID else "question", rng, facts)]
+
+
+def invented_word(rng: Random) -> str:
+    """A word that means nothing."""
+    syllables = 1 + int(rng.random() * 3)
+    word = "".join(choose(CONSONANTS, rng) + choose("aeiou", rng) for _ in range(syllables))
+    return word + choose(CONSONANTS, rng)
+
+
+def nonsense(rng: Random) -> Turn:
+    """Letters, words and signs without a meaning."""
+    letters = "".join(choose("abcdefghijklmnopqrstuvwxyz" if rng.random() < 0.5 else "asdfjkl", rng) for _ in range(4))
+    words = [
+        choose((OUTSIDE_NOUNS, OUTSIDE_ADJECTIVES, NUMBER, OUTSIDE_VERBS), rng)
+        for _ in range(2 + int(rng.random() * 4))
+    ]
+    message = choose(
+        (
+            letters * (1 + int(rng.random() * 3)),
+            f"{letters} {letters[::-1]}{invented_word(rng)}",
+            " ".join(invented_word(rng) for _ in range(1 + int(rng.random() * 5))) + choose((".", "?", "!", ""), rng),
+            " ".join(expand_sentence(word, rng).lower() for word in words),
+            choose(
+                ("???", "...", "?", "!!!", "x", "1 2 3", ":)", "la la la", "hm hm hm", "...?", "abc", "blah blah blah"),
+                rng,
+            ),
+            letters[0] * (2 + int(rng.random() * 7)),
+            f"What is [a|the] {invented_word(rng)}?|Do you {invented_word(rng)}?|The {invented_word(rng)} is great.",
+        ),
+        rng,
+    )
+    return make_turn(message, NONSENSE, "fables", "nonsense", rng)
 
 
 def echo(rng: Random) -> Turn:
@@ -248,23 +511,38 @@ def friends(rng: Random) -> Turn:
 
 def small_talk(rng: Random) -> Turn:
     """A greeting, thanks, a question about the storyteller itself, and so on."""
-    _, message, answer, key = choose_weighted([(row.weight, row) for row in SMALL_TALK], rng)
+    row = choose_weighted([(row.weight, row) for row in SMALL_TALK], rng)
+    name = choose((expand_sentence(OUTSIDE_NAMES, rng), name_of(choose(NAMES, rng)), invented_word(rng).title()), rng)
+    message, answer, key = (cell.replace("{name}", name) for cell in row[1:])
     return make_turn(message, answer, key, "small talk", rng)
 
 
 def out_of_scope(rng: Random) -> Turn:
     """Something that the storyteller cannot know or do, which it declines."""
-    if rng.random() < 0.3:
-        message = f"{REQUESTS} [2 about|with|of] {UNKNOWN_SUBJECTS}[|.|?]"
-        return make_turn(message, DECLINE_SUBJECT, "ask me for", "out of scope", rng)
-    return make_turn(choose(OUT_OF_SCOPE, rng).replace("{topic}", TOPICS), DECLINE, "fables", "out of scope", rng)
+    chance = rng.random()
+    if chance < 0.25:
+        requests = (
+            f"{REQUESTS} [2 about|with|of] {UNKNOWN_SUBJECTS}[|.|?]"
+            if rng.random() < 0.8
+            else f"a {OUTSIDE_NOUNS}" + choose(("", " in spring", " in winter"), rng)
+        )
+        return make_turn(requests, DECLINE_SUBJECT, "ask me for", "out of scope", rng)
+    if chance < 0.4:
+        return nonsense(rng)
+    marks = {
+        "{topic}": TOPICS,
+        "{noun}": OUTSIDE_NOUNS if rng.random() < 0.85 else invented_word(rng),
+        "{verb}": OUTSIDE_VERBS if rng.random() < 0.85 else invented_word(rng),
+        "{adjective}": OUTSIDE_ADJECTIVES,
+        "{person}": OUTSIDE_NAMES,
+    }
+    return make_turn(replace_all(choose(OUT_OF_SCOPE, rng), marks), DECLINE, "fables", "out of scope", rng)
 
 
 def question_too_early(rng: Random) -> Turn:
     """A question about a tale when none has been told yet."""
-    name, facts = draw_facts(rng)
-    message = choose_weighted([(row.weight, row.message) for row in PLOT_QUESTIONS[name]], rng)
-    return make_turn(message, NO_TALE_YET, "not told", "missing", rng, facts)
+    story = new_story({}, rng)
+    return question(story, rng)._replace(answer=expand_sentence(NO_TALE_YET, rng), key="not told", kind="missing")
 
 
 def system_text(rng: Random) -> tuple[str, dict[str, Row]]:
@@ -293,30 +571,33 @@ def dialogue(rng: Random) -> Dialogue:
     """One conversation: one or two tales with questions, mixed with small talk and turns of the other kinds."""
     system, required = system_text(rng)
     turns: list[Turn] = []
-    if rng.random() < 0.04:
-        return Dialogue(system, tuple(small_talk(rng) if rng.random() < 0.5 else out_of_scope(rng) for _ in range(5)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.06:
+        return Dialogue(system, tuple(small_talk(rng) if rng.random() < 0.5 else out_of_scope(rng) for _ in range(7)))
+    if rng.random() < 0.35:
         turns.append(small_talk(rng))
-    if rng.random() < 0.08:
+    if rng.random() < 0.05:
         turns.append(question_too_early(rng))
-    if rng.random() < 0.1:
+    if rng.random() < 0.18:
         turns.append(out_of_scope(rng))
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         turns.append(echo(rng))
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         turns.append(friends(rng))
-    for number in range(1 if rng.random() < 0.6 else 2):
+    for number in range(1 if rng.random() < 0.75 else 2):
         story = new_story(required, rng)
         made = request(story, number > 0, rng)
         offered = turns and turns[-1].answer.endswith("tale?")
         if required or (offered and rng.random() < 0.5):
             made = made._replace(message=type_casually(expand_sentence(YES if offered else REQUESTS + ".", rng), rng))
         turns.append(made)
-        for _ in range(3 + int(rng.random() * (5 if number == 0 else 2))):
+        for _ in range(5 + int(rng.random() * (7 if number == 0 else 2))):
             chance = rng.random()
-            others = (0.06, small_talk), (0.12, out_of_scope), (0.2, echo), (0.26, friends)
+            others = (0.08, small_talk), (0.16, out_of_scope), (0.21, echo), (0.25, friends)
             other = next((make for below, make in others if chance < below), None)
-            turns.append(other(rng) if other else question(story, rng))
+            if other:
+                turns.append(other(rng))
+            else:
+                turns += follow_up(story, rng) if chance > 0.92 else [question(story, rng)]
     if rng.random() < 0.15:
         turns.append(make_turn(*BYE, "small talk", rng))
     return Dialogue(system, tuple(turns))
@@ -330,9 +611,18 @@ def dialogues(seed: int) -> Iterator[Dialogue]:
 
 
 def lines(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` conversations, each as a line of JSON that `llucid train --chat` reads."""
-    for _, made in zip(range(count), dialogues(seed), strict=False):
-        yield json.dumps({"messages": made.messages()}, ensure_ascii=False) + "\n"
+    """`count` conversations, each as a line of JSON that `llucid train --chat` reads.
+
+    Tales are long, and soon learned. So every other conversation has them only to be read: their weight is 0, and what
+    is learned there is to answer.
+    """
+    for number, made in zip(range(count), dialogues(seed), strict=False):
+        messages: list[dict[str, Any]] = [*made.messages()]
+        if number % 2:
+            for turn, answer in zip(made.turns, messages[1 + bool(made.system) :: 2], strict=True):
+                if turn.kind == "tale":
+                    answer["weight"] = 0
+        yield json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
 
 
 def main() -> None:

@@ -99,9 +99,9 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
                 if not isinstance(text, str | None):
                     raise LlucidError(f"{path}: column {column!r} does not hold text; name another with column=")
                 yield text or ""
-    except (OSError, ValueError) as error:  # pyarrow's errors are these
-        if isinstance(error, LlucidError):
-            raise
+    except LlucidError:
+        raise
+    except Exception as error:  # pyarrow's have many types
         raise LlucidError(f"{path}: not a Parquet file that can be read ({error})") from error
     if column not in names:
         raise LlucidError(f"{path}: has no column {column!r}; name one of these with column=: {', '.join(names)}")

@@ -148,6 +148,9 @@ class Batch:
             raise LlucidError(f"max_tokens={request.max_tokens}: must be at least 1")
         if request.past_context not in ("slide", "stop"):
             raise LlucidError(f"past_context={request.past_context}: expected 'slide' or 'stop'")
+        for token, bias in request.sampling.logit_bias:
+            if token >= self.config.vocab_size:
+                raise LlucidError(f"logit_bias={token}={bias:g}: this model has ids 0 to {self.config.vocab_size - 1}")
         check_prompt(request.ids, self.config)
         self.waiting.append(Text(self.count, request, list(request.ids)))
         self.statistics.rows += 1
@@ -286,7 +289,8 @@ class Batch:
                 rows.append((text, first))
             first += part.scored
         while rows:
-            scores = logits[[at for _, at in rows]]
+            wanted = [at for _, at in rows]
+            scores = logits if wanted == [*range(len(logits))] else logits[wanted]  # without a copy
             chosen = self._choose([text for text, _ in rows], scores)
             goes_on: list[tuple[Text, int]] = []
             for (text, at), token, row in zip(rows, chosen, scores, strict=True):

@@ -127,10 +127,15 @@ class Server(ThreadingHTTPServer):
 class _Refused(Exception):
     """A request that is not answered, with its status."""
 
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "llucid", ""
+    error_content_type, error_message_format = "application/json", '{"error": "%(explain)s"}'  # of other methods
     timeout = 60
 
     def __init__(self, answers: Answers, *rest: Any) -> None:
@@ -222,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _status(error: Exception) -> HTTPStatus:
     if isinstance(error, _Refused):
-        return error.args[0]
+        return error.status
     if isinstance(error, NotFound):
         return HTTPStatus.NOT_FOUND
     return HTTPStatus.BAD_REQUEST if isinstance(error, LlucidError) else HTTPStatus.INTERNAL_SERVER_ERROR

@@ -1,6 +1,6 @@
 /* The functions of plain.h, of the same names and meanings, for x86 processors with AVX-512 and VNNI: 16 numbers
-   a register. Reading memory takes most of the time, so weights are prefetched: hardware prefetching stops at the end of
-   a page. They bypass the caches (NTA), since none is needed again before the next step. */
+   a register. Reading memory takes most of the time, so weights are prefetched `ahead` bytes before they are needed
+   (ahead.h). They bypass the caches (NTA), since none is needed again before the next step. */
 
 #include <immintrin.h>
 
@@ -18,10 +18,19 @@
         default: { enum { COUNT = AT_ONCE }; call; }      \
     }
 
-enum { AHEAD = 4096, AT_ONCE = 8, PAIR = 2, FEW = 4096, BLOCK = 1024 };  /* bytes, vectors, rows, numbers, columns */
+enum { AT_ONCE = 8, PAIR = 2, FEW = 4096, BLOCK = 1024 };  /* vectors, rows, numbers, columns */
+
+static const int32_t distances[] = {4096, 8192, 1024, 0};  /* bytes: the first, unless another is clearly faster */
+
+/* What is fetched while numbers are read: `from`, moving on with them; or, to fetch nothing, only what is `cached`.
+   (A condition in the loops keeps compilers from holding sums in registers.) */
+typedef struct { const char *from; size_t moving; } Later;
+INLINE Later later(const void *w, size_t ahead, const void *cached) {
+    return ahead ? (Later){(const char *)w + ahead, SIZE_MAX} : (Later){cached, 0};
+}
 
 /* Always inlined, since compilers drop a call of what they take to do nothing. */
-INLINE void fetch(const void *w) { _mm_prefetch(w, _MM_HINT_NTA); }
+INLINE void fetch(Later later, size_t offset) { _mm_prefetch(later.from + (offset & later.moving), _MM_HINT_NTA); }
 
 static inline __m512 load16(int kind, const void *w, __mmask16 mask) {
     if (kind == FLOAT32) return _mm512_maskz_loadu_ps(mask, w);
@@ -35,7 +44,7 @@ static inline __mmask16 rest(int n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__
 /* Adds the products of some rows of w with each of `count` vectors, while as many weights are fetched from `later` on:
    for one vector in their order in memory, else row by row. A sum is taken in one order, however many rows and vectors
    there are. */
-INLINE void add_dots(int kind, const char *w, const char *later, int rows, const float *x, size_t n, size_t columns,
+INLINE void add_dots(int kind, const char *w, Later later, int rows, const float *x, size_t n, size_t columns,
                      int count, __m512 (*sums)[AT_ONCE]) {
     const size_t size = kind == FLOAT32 ? 4 : 2;
     __m512 sum[PAIR][AT_ONCE], numbers[PAIR];
@@ -44,7 +53,8 @@ INLINE void add_dots(int kind, const char *w, const char *later, int rows, const
         const __mmask16 mask = at + 16 <= columns ? 0xffff : rest((int)(columns - at));
         for (int row = 0; row < rows; row++) {
             const size_t from = ((size_t)row * n + at) * size;
-            fetch(later + (count == 1 ? ((size_t)rows * at + (size_t)row * 16) * size : from));
+            fetch(later, count == 1 ? 0 : from);
+            if (count == 1) later.from += later.moving & (16 * size);
             numbers[row] = load16(kind, w + from, mask);
             __asm__("" : "+v"(numbers[row]));  /* kept in a register: across two cache lines, it is dear to reload */
         }
@@ -59,7 +69,8 @@ INLINE void add_dots(int kind, const char *w, const char *later, int rows, const
 /* Up to eight rows. Memory gives most if it is read row after row: narrow numbers of two rows at a time, since each
    addition waits for the one before, which for a row alone takes longer than reading. But the numbers of many vectors
    take more room than the first cache has: they are taken block by block, each for two rows at a time. */
-INLINE void dots_of(int kind, const char *w, int rows, const float *x, size_t n, int count, float *y, size_t stride) {
+INLINE void dots_of(int kind, const char *w, size_t ahead, int rows, const float *x, size_t n, int count, float *y,
+                    size_t stride) {
     const size_t size = kind == FLOAT32 ? 4 : 2, block = count == 1 || (size_t)count * n <= FEW ? n : BLOCK;
     const int narrow = count == 1 && kind != FLOAT32, together = block == n && !narrow ? 1 : PAIR;
     __m512 sums[ROWS][AT_ONCE];
@@ -67,29 +78,30 @@ INLINE void dots_of(int kind, const char *w, int rows, const float *x, size_t n,
     for (size_t at = 0; at < n; at += block) {
         const size_t columns = n - at < block ? n - at : block;
         const size_t next = (at + block < n ? block : (size_t)rows * n - at) * size;  /* the block to come */
-        const size_t ahead = block != n ? next : narrow ? n * size + AHEAD / 2 : AHEAD;
+        const size_t distance = !ahead ? 0 : block != n ? next : narrow ? n * size + ahead / 2 : ahead;
         for (int row = 0; row < rows; row += together) {
             const char *here = w + ((size_t)row * n + at) * size;
             if (row + together <= rows && together == PAIR)
-                add_dots(kind, here, here + ahead, PAIR, x + at, n, columns, count, sums + row);
-            else add_dots(kind, here, here + ahead, 1, x + at, n, columns, count, sums + row);
+                add_dots(kind, here, later(here, distance, x), PAIR, x + at, n, columns, count, sums + row);
+            else add_dots(kind, here, later(here, distance, x), 1, x + at, n, columns, count, sums + row);
         }
     }
     for (int row = 0; row < rows; row++)
         for (int i = 0; i < count; i++) y[(size_t)i * stride + (size_t)row] = _mm512_reduce_add_ps(sums[row][i]);
 }
 
-static void dots(int kind, const void *w, int rows, const float *x, int n, int count, float *y, size_t stride) {
+static void dots(int kind, const void *w, size_t ahead, int rows, const float *x, int n, int count, float *y,
+                 size_t stride) {
     const size_t columns = (size_t)n;
     for (int some; count > 0; count -= some, x += (size_t)some * columns, y += (size_t)some * stride) {
         some = count < AT_ONCE ? count : AT_ONCE;
-        if (kind == FLOAT32) BY_COUNT(some, dots_of(FLOAT32, w, rows, x, columns, COUNT, y, stride))
-        else if (kind == BFLOAT16) BY_COUNT(some, dots_of(BFLOAT16, w, rows, x, columns, COUNT, y, stride))
-        else BY_COUNT(some, dots_of(FLOAT16, w, rows, x, columns, COUNT, y, stride))
+        if (kind == FLOAT32) BY_COUNT(some, dots_of(FLOAT32, w, ahead, rows, x, columns, COUNT, y, stride))
+        else if (kind == BFLOAT16) BY_COUNT(some, dots_of(BFLOAT16, w, ahead, rows, x, columns, COUNT, y, stride))
+        else BY_COUNT(some, dots_of(FLOAT16, w, ahead, rows, x, columns, COUNT, y, stride))
     }
 }
 
-static inline void mix_of(int kind, const void *v, const float *p, int rows, int n, float *y) {
+static inline void mix_of(int kind, const void *v, size_t ahead, const float *p, int rows, int n, float *y) {
     size_t size = kind == FLOAT32 ? 4 : 2, stride = (size_t)n * size;
     for (int at = 0; at < n; at += 64) {
         __m512 sum[4];
@@ -101,7 +113,7 @@ static inline void mix_of(int kind, const void *v, const float *p, int rows, int
         for (int row = 0; row < rows; row++) {
             const char *numbers = (const char *)v + (size_t)row * stride;
             for (int i = 0; i < 4; i++) {
-                fetch(numbers + (size_t)(at + 16 * i) * size + AHEAD);
+                fetch(later(numbers, ahead, p), (size_t)(at + 16 * i) * size);
                 __m512 some = load16(kind, numbers + (size_t)(at + 16 * i) * size, mask[i]);
                 sum[i] = _mm512_fmadd_ps(_mm512_set1_ps(p[row]), some, sum[i]);
             }
@@ -110,10 +122,10 @@ static inline void mix_of(int kind, const void *v, const float *p, int rows, int
     }
 }
 
-static void mix(int kind, const void *v, const float *p, int rows, int n, float *y) {
-    if (kind == FLOAT32) mix_of(FLOAT32, v, p, rows, n, y);
-    else if (kind == BFLOAT16) mix_of(BFLOAT16, v, p, rows, n, y);
-    else mix_of(FLOAT16, v, p, rows, n, y);
+static void mix(int kind, const void *v, size_t ahead, const float *p, int rows, int n, float *y) {
+    if (kind == FLOAT32) mix_of(FLOAT32, v, ahead, p, rows, n, y);
+    else if (kind == BFLOAT16) mix_of(BFLOAT16, v, ahead, p, rows, n, y);
+    else mix_of(FLOAT16, v, ahead, p, rows, n, y);
 }
 
 static void round_groups(const float *x, size_t groups, Vectors *v) {
@@ -136,9 +148,10 @@ static void round_groups(const float *x, size_t groups, Vectors *v) {
 
 static inline __m512i four(const int8_t *x) { int32_t bits; memcpy(&bits, x, 4); return _mm512_set1_epi32(bits); }
 
-INLINE void tiles_of(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int groups, int first,
-                     int count, int rows, float *y, size_t stride) {
+INLINE void tiles_of(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int groups,
+                     int first, int count, int rows, float *y, size_t stride) {
     const __m512i lower = _mm512_set1_epi8(15);
+    Later next = later(w, ahead, v->whole);
     __m512 sum[AT_ONCE];
     for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
     for (int group = 0; group < groups; group++, scales += TILE) {
@@ -148,7 +161,8 @@ INLINE void tiles_of(int kind, const uint8_t *w, const uint16_t *scales, const V
             sums[i] = _mm512_set1_epi32(-(kind == INT8 ? 128 : 8) * v->sum[at + i * groups]);
         for (int quad = 0; quad < (kind == INT8 ? 8 : 4); quad++, w += 4 * TILE) {
             const int8_t *x = v->whole + (size_t)at * GROUP + quad * 4;
-            fetch(w + AHEAD);
+            fetch(next, 0);
+            next.from += next.moving & (4 * TILE);
             __m512i numbers = _mm512_loadu_si512(w), low = _mm512_and_si512(numbers, lower);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(numbers, 4), lower);
             for (int i = 0; i < count; i++, x += (size_t)groups * GROUP) {
@@ -166,12 +180,12 @@ INLINE void tiles_of(int kind, const uint8_t *w, const uint16_t *scales, const V
     for (int i = 0; i < count; i++) _mm512_mask_storeu_ps(y + (size_t)(first + i) * stride, rest(rows), sum[i]);
 }
 
-static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int groups, int count, int rows,
-                  float *y, size_t stride) {
+static void tiles(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int groups,
+                  int count, int rows, float *y, size_t stride) {
     for (int first = 0, some; first < count; first += some) {
         some = count - first < AT_ONCE ? count - first : AT_ONCE;
-        if (kind == INT8) BY_COUNT(some, tiles_of(INT8, w, scales, v, groups, first, COUNT, rows, y, stride))
-        else BY_COUNT(some, tiles_of(INT4, w, scales, v, groups, first, COUNT, rows, y, stride))
+        if (kind == INT8) BY_COUNT(some, tiles_of(INT8, w, ahead, scales, v, groups, first, COUNT, rows, y, stride))
+        else BY_COUNT(some, tiles_of(INT4, w, ahead, scales, v, groups, first, COUNT, rows, y, stride))
     }
 }
 

@@ -20,7 +20,8 @@ from llucid.native.types import CCache, CLlama, CTokens, layout
 
 HERE = Path(__file__).parent
 LLAMA_C = HERE.parent / "llama.c"
-SOURCES = (LLAMA_C, *(HERE / f"{name}.h" for name in ("numbers", "memory", "threads", "plain", "avx512", "kquants")))
+PARTS = ("numbers", "memory", "threads", "plain", "avx512", "kquants", "ahead")
+SOURCES = (LLAMA_C, *(HERE / f"{name}.h" for name in PARTS))
 FLAGS = (
     *("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread"),
     # Arithmetic as IEEE 754 has it; sums are reordered only where ANY_ORDER says so.

@@ -76,8 +76,8 @@ static float number_in_block(const Matrix *m, size_t row, size_t column) {
 
 #ifdef AVX512
 
-INLINE void blocks_of(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int blocks, int first,
-                      int count, int rows, float *y, size_t stride) {
+INLINE void blocks_of(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int blocks,
+                      int first, int count, int rows, float *y, size_t stride) {
     const size_t groups = (size_t)blocks * BLOCK_GROUPS;
     const __m512i of_lower = _mm512_set1_epi32(LOWER(kind)), of_upper = _mm512_set1_epi32(UPPER(kind));
     __m512 sum[AT_ONCE];
@@ -91,7 +91,8 @@ INLINE void blocks_of(int kind, const uint8_t *w, const uint16_t *scales, const 
             const __m512i shift = _mm512_set1_epi32(p.shift), turn = _mm512_set1_epi32(p.right - p.left);
             __m512i sums[2][AT_ONCE];
             for (int i = 0; i < count; i++) sums[0][i] = sums[1][i] = _mm512_setzero_si512();
-            for (int word = 0; word < WORDS(kind); word += BLOCK_GROUPS) fetch(w + (word + group) * WORD + AHEAD);
+            for (int word = 0; word < WORDS(kind); word += BLOCK_GROUPS)
+                fetch(later(w, ahead, v->whole), (size_t)((word + group) * WORD));
             for (int quad = 0; quad < 8; quad++) {
                 const int8_t *x = v->whole + at * GROUP + quad * 4;
                 __m512i q = _mm512_srlv_epi32(_mm512_loadu_si512(p.lower + quad * WORD), shift);
@@ -130,14 +131,14 @@ INLINE void blocks_of(int kind, const uint8_t *w, const uint16_t *scales, const 
         default: { enum { COUNT = AT_ONCE }; call; }   \
     }
 
-static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int blocks, int count, int rows,
-                   float *y, size_t stride) {
+static void blocks(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int blocks,
+                   int count, int rows, float *y, size_t stride) {
     for (int first = 0, some; first < count; first += some) {
         some = count - first;
         some = some >= AT_ONCE ? AT_ONCE : some >= 4 ? 4 : some >= 2 ? 2 : 1;
-        if (kind == Q4_K) BY_PART(blocks_of(Q4_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
-        else if (kind == Q5_K) BY_PART(blocks_of(Q5_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
-        else BY_PART(blocks_of(Q6_K, w, scales, v, blocks, first, COUNT, rows, y, stride))
+        if (kind == Q4_K) BY_PART(blocks_of(Q4_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
+        else if (kind == Q5_K) BY_PART(blocks_of(Q5_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
+        else BY_PART(blocks_of(Q6_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
     }
 }
 
@@ -146,8 +147,9 @@ static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vec
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
 /* 16 rows at once, as `tiles` in plain.h: y[i · stride + row] = Σ scaleₓ (scale · Σ q x − less · Σ x). */
-static void blocks(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int blocks, int count, int rows,
-                   float *y, size_t stride) {
+static void blocks(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int blocks,
+                   int count, int rows, float *y, size_t stride) {
+    (void)ahead;
     const size_t groups = (size_t)blocks * BLOCK_GROUPS;
     const int fine = SHARE(kind) == 16;
     float scale[BLOCK_NUMBERS / 16][TILE], less[BLOCK_NUMBERS / 16][TILE];

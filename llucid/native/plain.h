@@ -1,8 +1,12 @@
 /* The sums of products of llama.c in plain C, for any processor: simple loops that compilers turn into vector code,
    those of one sum where they are told that its order is free. */
 
+static const int32_t distances[] = {0};  /* `ahead`: processors prefetch by themselves */
+
 /* y[i · stride + row] = Σ w x, for each row of w [rows, n] and row i of x [count, n]. */
-static void dots(int kind, const void *w, int rows, const float *x, int n, int count, float *y, size_t stride) {
+static void dots(int kind, const void *w, size_t ahead, int rows, const float *x, int n, int count, float *y,
+                 size_t stride) {
+    (void)ahead;
     for (int i = 0; i < count; i++) {
         for (int row = 0; row < rows; row++) {
             const float *w32 = (const float *)w + (size_t)row * (size_t)n, *with = x + (size_t)i * (size_t)n;
@@ -20,7 +24,8 @@ static void dots(int kind, const void *w, int rows, const float *x, int n, int c
 }
 
 /* y += Σ p v: rows [rows, n] in the proportions of p. */
-static void mix(int kind, const void *v, const float *p, int rows, int n, float *y) {
+static void mix(int kind, const void *v, size_t ahead, const float *p, int rows, int n, float *y) {
+    (void)ahead;
     for (int row = 0; row < rows; row++) {
         const float *v32 = (const float *)v + (size_t)row * (size_t)n;
         const uint16_t *v16 = (const uint16_t *)v + (size_t)row * (size_t)n;
@@ -75,8 +80,9 @@ static void add_quad(int kind, const uint8_t *w, const int8_t *x, Lanes *sums) {
 /* 16 rows at once, of which `rows` are kept, for each of `count` vectors:
    y[i · stride + row] = Σ scale · scaleₓ · (Σ (w + 128) x − 128 Σ x). Numbers are stored as [groups][8][16 rows][4]; of
    INT4 as [groups][4][16 rows][4], with numbers 0–15 of a group in the lower halves. */
-static void tiles(int kind, const uint8_t *w, const uint16_t *scales, const Vectors *v, int groups, int count, int rows,
-                  float *y, size_t stride) {
+static void tiles(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int groups,
+                  int count, int rows, float *y, size_t stride) {
+    (void)ahead;
     const int quads = kind == INT8 ? 8 : 4, more = kind == INT8 ? 128 : 8;
     for (int i = 0; i < count; i++) {
         float sum[TILE] = {0};

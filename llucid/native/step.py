@@ -73,6 +73,15 @@ def threads_without_torch() -> int:
     return min(int(limit), cores) if limit.isdigit() and int(limit) else cores
 
 
+def prefetching() -> dict[str, int]:
+    """How many bytes ahead llama.c prefetches weights of each form, where it has measured that in this process."""
+    try:
+        found = (ctypes.c_int32 * 16).in_dll(load(), "llama_ahead")
+    except Unavailable:
+        return {}
+    return {str(form): found[kind] - 1 for form, kind in KINDS.items() if found[kind]}
+
+
 class DecodeStep:
     """One model in C. Raises ValueError for weights of other shapes than the config has."""
 

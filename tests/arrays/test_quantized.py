@@ -143,5 +143,5 @@ def test_quantised_weights_have_the_right_size_and_logits(bits: Any, each: float
 
 def test_rows_that_are_not_a_multiple_of_32_stay_plain():
     held = quantize(initialise(CONFIGS["explicit head_dim"]), 8)
-    kinds = [isinstance(leaf, Quantized) for leaf in held.blocks[0].attention]
+    kinds = [isinstance(leaf, Quantized) for leaf in leaves(held.blocks[0].attention)]
     assert kinds == [True, True, True, False]  # 48 columns

@@ -43,6 +43,6 @@ def rambler(context: int = 400) -> Model:
     )
     weights = tree_map(lambda leaf: leaf if leaf.dim() == 1 else 8 * leaf, initialise(config))
     output = torch.zeros_like(weights.embedding)
-    spoken = [ord(letter) for letter in LETTERS]
-    output[spoken] = 3 * weights.embedding[spoken]
+    letter_ids = [ord(letter) for letter in LETTERS]
+    output[letter_ids] = 3 * weights.embedding[letter_ids]
     return Model(config, weights._replace(output=output), tokenizer)

@@ -1,28 +1,48 @@
 """The model that comes with the package: its files, its size, and its answers about its own tales."""
 
+import importlib.util
 import json
+import re
 import subprocess
+import sys
 import tomllib
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from types import ModuleType
 
 import pytest
 
 import llucid
 from llucid.chat import STORYTELLER, Session
-from llucid.corpora.fable_words import PARAMETERS
+from llucid.cli.chat import HINT
+from llucid.corpora.conversations import FABLES
+from llucid.corpora.fable_dialogues import dialogues, expand_sentence, request_facts
+from llucid.corpora.fable_words import DEEDS, PARAMETERS
 from llucid.corpora.fables import KINDS, NAMES, derivations, expand
 from llucid.generation import Sampling
 from llucid.weights import parameter_count
 from tests.training.test_run import command, do
 from tests.waiting import LIMIT
 
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "storyteller.py"
 
-def test_the_package_contains_all_files_in_5_megabytes() -> None:
+
+def benchmark() -> ModuleType:
+    """benchmarks/storyteller.py, which scores it."""
+    spec = importlib.util.spec_from_file_location("storyteller", BENCHMARK)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["storyteller"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_package_contains_all_files_in_6_megabytes() -> None:
     files = {file.name: file.stat().st_size for file in STORYTELLER.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "train.toml"} <= set(files)
-    assert sum(files.values()) < 5_000_000
+    assert sum(files.values()) < 6_000_000
     root = Path(llucid.__file__).parents[1]
     packed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["llucid"]
     assert {file.name for pattern in packed for file in (root / "llucid").glob(pattern)} >= set(files)
@@ -84,3 +104,41 @@ def test_its_settings_are_kept() -> None:
     assert settings["chat"] == "fables"
     assert json.loads((STORYTELLER / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     assert "--chat" in do("train", "--help").stdout
+
+
+def test_the_hint_of_the_chat_works_for_every_seed() -> None:
+    """With the default sampling: a fable with that animal and that season, everybody in it, and the fable again."""
+    wish, cast, again = (line.strip() for line in HINT.splitlines()[1:])
+    session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=200)
+    for seed in range(20):
+        session.reset()
+        session.reseed(seed)
+        tale = "".join(session.reply(wish))
+        [(plot, facts, _)] = derivations(tale)
+        named = request_facts(plot, facts)
+        words = [expand(named[fact]["name"], {}, Random(0)) for fact in ("hero_kind", "season")]
+        assert words == ["goat", "winter"], tale
+        answer = "".join(session.reply(cast))
+        for role in DEEDS[plot]:
+            assert expand_sentence(f"{{{role}}} the {{{role}_kind}}", Random(0), facts) in answer, tale
+        assert "".join(session.reply(again)) == tale
+
+
+def test_it_answers_as_many_questions_written_by_hand_as_the_documentation_says() -> None:
+    session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=100)
+    asked = benchmark().ask_by_hand(session)
+    documented = (BENCHMARK.parents[1] / "docs" / "storyteller.md").read_text(encoding="utf-8")
+    right, count = map(int, re.findall(r"\| all \| (\d+) \| (\d+) \|", documented)[0])
+    assert count == len(asked) == 60
+    assert abs(sum(each.right for each in asked) - right) <= 2, "another processor may round a few answers otherwise"
+
+
+@pytest.mark.parametrize("count", [3000, pytest.param(FABLES, marks=pytest.mark.slow)])
+def test_the_training_grammar_has_not_seen_the_questions_that_were_written_by_hand(count: int) -> None:
+    def words(text: str) -> str:
+        return " ".join(re.findall(r"\w+", text.lower()))
+
+    made = {
+        words(turn.message) for _, dialogue in zip(range(count), dialogues(0), strict=False) for turn in dialogue.turns
+    }
+    assert not made & {words(question["ask"]) for _, question in benchmark().by_hand()}

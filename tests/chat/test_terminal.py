@@ -84,7 +84,7 @@ class Terminal:
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that recites the alphabet for ever."""
+    """A model that recites the alphabet endlessly."""
     folder = tmp_path_factory.mktemp("endless")
     llucid.save(reciter(context=100_000, endless=True), folder)
     return folder
@@ -385,9 +385,9 @@ def test_lines_wrap_between_words(tmp_path: Path, open_terminal: Callable[..., T
     model = reciter(context=1000)
     model.weights.output[ord(" "), ord("z")] = 2  # a space after z, so it recites word after word
     llucid.save(model, tmp_path / "words")
-    spoken, saved = ("--temperature", 0, "--max-tokens", 140), tmp_path / "talk.json"
+    options, saved = ("--temperature", 0, "--max-tokens", 140), tmp_path / "talk.json"
     line = " ".join([LETTERS] * 4)
-    terminal = open_terminal("chat", tmp_path / "words", *spoken)
+    terminal = open_terminal("chat", tmp_path / "words", *options)
     terminal.ask("Who?")
     terminal.see(f"\r\n{line}\r\n{LETTERS} abcde\r\n")
     terminal.ask(f"/save {saved}")
@@ -396,7 +396,7 @@ def test_lines_wrap_between_words(tmp_path: Path, open_terminal: Callable[..., T
     terminal.see("message, begin it \r\nwith //")
     assert json.loads(saved.read_text())["messages"][1]["content"] == f"{line} {LETTERS} abcde"
 
-    terminal = open_terminal("generate", tmp_path / "words", "see a", *spoken)
+    terminal = open_terminal("generate", tmp_path / "words", "see a", *options)
     terminal.see(f"see {line}\r\n{LETTERS}")
 
 

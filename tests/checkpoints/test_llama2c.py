@@ -117,6 +117,15 @@ def checkpoint(model: Model, **changes: Any) -> dict[str, Any]:
     return {"model": state, "model_args": arguments, "optimizer": optimizer} | rest
 
 
+def test_tables_of_angles_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model may have an enormous context."""
+    save(model_of(SMALL), tmp_path / "whole.bin", "llama2c")
+    monkeypatch.setattr(llama2c, "ROWS", 5)
+    save(model_of(SMALL), tmp_path / "parts.bin", "llama2c")
+    assert max(part.nbytes for part in llama2c.angles(SMALL)) == 5 * SMALL.head_dim // 2 * 4
+    assert (tmp_path / "whole.bin").read_bytes() == (tmp_path / "parts.bin").read_bytes()
+
+
 def test_checkpoints_of_llama2cs_training(tmp_path: Path) -> None:
     model = model_of(replace(SMALL, tied_embeddings=True))
     torch.save(checkpoint(model), tmp_path / "ckpt.pt")

@@ -45,7 +45,7 @@ def test_llama_cpp_itself_writes_the_story(dtype: str, data: Path, tmp_path: Pat
         if len(ids) == 201:
             break
     written = model.detokenize(ids).decode().strip()
-    # What is rounded goes on in its own way some day.
+    # With rounded weights the texts differ at some point.
     assert written == STORY if dtype == "float32" else written.startswith(STORY.split("She")[0])
 
 

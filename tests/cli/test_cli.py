@@ -220,7 +220,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         ("generate", "{made}/run", "the", "goose", "found"),
         "goose, found: not expected here; put a text of several words in quotation marks; see: llucid generate",
     ),
-    "nothing to go on with": (
+    "nothing to continue": (
         ("train", "--resume", "--out", "{tmp}/none"),
         "--out {tmp}/none: there is no run here to continue; leave out --resume to begin one",
     ),
@@ -270,7 +270,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         "--batch 1000000000000000000000000000000: must be less than 2^31",
     ),
     "vocabulary of all": ((*TRAIN, "{made}/geese.txt", "--tokenizer", f"bpe:1{'0' * 30}"), "as in bpe:1024"),
-    "for ever": (("train", "--minutes", "inf"), "--minutes inf: must be more than 0, and finite"),
+    "endless": (("train", "--minutes", "inf"), "--minutes inf: must be more than 0, and finite"),
     "seed": ((*TRAIN, "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
     "seed of the ladder": (("ladder", "--corpus", "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
     "no heads": ((*TRAIN, "{made}/geese.txt", "--model.heads", "0"), "dim=64 is not divisible by heads=0"),

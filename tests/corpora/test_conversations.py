@@ -44,10 +44,29 @@ def test_sharegpt() -> None:
             parse_conversation({"conversations": wrong})
 
 
+def test_what_is_beside_and_null() -> None:
+    """The system's text beside the messages, OpenAI's keys that are null, its other names of roles and keys."""
+    system = {"system": " Be kind. "}
+    null = dict.fromkeys(("name", "weight", "refusal", "tool_calls"))
+    assert parse_conversation(system | {"messages": [message | null for message in PLAIN[1:]]}) == (PLAIN, LEARNED)
+    assert parse_conversation(system | {"conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
+    assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
+    developer = {"from": "developer", "content": "Be kind."}
+    assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
+    tool = [{"role": "function", "tool_call_id": "1", "name": "f", "content": "2"}, PLAIN[2]]
+    found = parse_conversation(system | {"messages": [PLAIN[1], PLAIN[2] | {"weight": 0}, *tool]})
+    assert found.messages[3] == {"role": "tool", "content": "2"}
+    assert found.learned == (False, False, False, False, True)
+    with pytest.raises(LlucidError, match=r"messages\[1\]: expected a role and a content and nothing else"):
+        parse_conversation({"messages": [PLAIN[1], PLAIN[2] | {"tool_calls": [1]}]})
+    with pytest.raises(LlucidError, match=r"messages\[1\]: the content should be a text and is of type NoneType"):
+        parse_conversation({"messages": [PLAIN[1], {"role": "assistant", "content": None}]})
+
+
 def test_one_json_array(tmp_path: Path) -> None:
     file = tmp_path / "talk.json"
     entries: list[Any] = [{"messages": PLAIN}] * 5
-    file.write_text("\n" + json.dumps(entries, indent=2))
+    file.write_text("\ufeff" + json.dumps(entries, indent=2))
     corpus = open_conversations(str(file))
     assert list(read_conversations(corpus, "validation")) == [("conversation 5", Conversation(PLAIN, LEARNED))]
     assert len(list(read_conversations(corpus))) == 5

@@ -1,6 +1,7 @@
 """Text and tokens: complete, without repetition, and reproducible."""
 
 import itertools
+import os
 import resource
 from pathlib import Path
 
@@ -78,16 +79,16 @@ def test_fables_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_text_without_line_breaks_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens then end where it is cut, which they never do where lines are short."""
+    """Then tokens end where the text is cut; in a text of short lines no token does."""
     monkeypatch.setattr("llucid.corpora.CHUNK", 10)
     monkeypatch.setattr("llucid.corpora.tokens.CHUNK", 10)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
     (tmp_path / "text").mkdir()
-    heard: list[int] = []
+    counts: list[int] = []
     corpus = corpus_of(tmp_path / "text", "ab" * 500)
-    tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train", heard.append)
-    assert tokens.length == sum(heard) == 900
-    assert max(heard) == 20  # the first piece that makes it more than one chunk
+    tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train", counts.append)
+    assert tokens.length == sum(counts) == 900
+    assert max(counts) == 20  # the first piece that makes it more than one chunk
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
@@ -107,9 +108,9 @@ def test_tokenising_in_chunks_equals_the_whole(tmp_path: Path, monkeypatch: pyte
 def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:
     corpus = corpus_of(tmp_path, "abcabc" * 20)
     tokenizer = make_tokenizer("characters", corpus)
-    heard: list[int] = []
-    first = tokenise(corpus, tokenizer, "train", heard.append)
-    assert sum(heard) == 108
+    counts: list[int] = []
+    first = tokenise(corpus, tokenizer, "train", counts.append)
+    assert sum(counts) == 108
     assert tokenise(corpus, tokenizer, "train", lambda _: pytest.fail("made again")) == first
     (tmp_path / "0.txt").write_text("cbacba" * 20)
     assert tokenise(corpus, tokenizer, "train").file != first.file
@@ -263,3 +264,13 @@ def test_shakespeare_without_file_or_network_says_where_to_put_it(
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
     with pytest.raises(LlucidError, match=f"put the file from .* at {tmp_path}/tinyshakespeare.txt.*corpus=fables"):
         open_corpus(["shakespeare"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("text")
+    for name in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(LlucidError, match="not a regular file"):
+            open_corpus([str(name)])
+    assert open_corpus([str(tmp_path)]).files == (tmp_path / "text",)

@@ -19,7 +19,7 @@ SEASON_NAMES = [expand(row["name"], {}, Random(0)) for row in SEASONS]
 
 @pytest.fixture(scope="module")
 def made() -> list[Dialogue]:
-    return list(itertools.islice(dialogues(5), 400))
+    return list(itertools.islice(dialogues(5), 800))
 
 
 def test_the_same_seed_gives_the_same_dialogues() -> None:
@@ -30,6 +30,13 @@ def test_the_same_seed_gives_the_same_dialogues() -> None:
     for line in once.splitlines():
         roles = [message["role"] for message in json.loads(line)["messages"]]
         assert roles[roles[0] == "system" :] == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_every_other_conversation_has_its_tales_only_to_be_read() -> None:
+    for number, (made, line) in enumerate(zip(dialogues(4), lines(30, seed=4), strict=False)):
+        answers = [message for message in json.loads(line)["messages"] if message["role"] == "assistant"]
+        weights = [0 if number % 2 and turn.kind == "tale" else 1 for turn in made.turns]
+        assert [answer.get("weight", 1) for answer in answers] == weights
 
 
 def test_tales_have_what_the_request_names(made: list[Dialogue]) -> None:
@@ -56,7 +63,7 @@ def test_tales_have_what_the_request_names(made: list[Dialogue]) -> None:
 
 
 def test_answers_contain_their_keys_and_name_only_who_is_in_the_tale(made: list[Dialogue]) -> None:
-    questions = 0
+    questions = unsaid = 0
     for dialogue in made:
         tale = ""
         for turn in dialogue.turns:
@@ -75,8 +82,47 @@ def test_answers_contain_their_keys_and_name_only_who_is_in_the_tale(made: list[
             elif turn.kind == "repeat":
                 assert turn.answer == tale
             elif turn.kind == "missing" and turn.key.startswith("no "):
-                assert not re.search(rf"\b{turn.answer.split()[3]}\b", tale), turn
-    assert questions > 800
+                [absent] = re.findall("no (.+) in this tale", turn.answer)
+                assert not re.search(rf"\b{absent}\b", tale), turn
+            elif turn.kind == "unsaid":
+                unsaid += 1
+                assert turn.answer == "The tale does not say.", turn
+    assert questions > 4000
+    assert unsaid > 400
+
+
+def test_every_quotation_is_closed(made: list[Dialogue]) -> None:
+    for dialogue in made:
+        for turn in dialogue.turns:
+            assert turn.kind == "echo" or turn.answer.count('"') % 2 == 0, turn
+
+
+def test_what_happened_first_and_last_is_told_in_order(made: list[Dialogue]) -> None:
+    """The first answer of a series is what the tale begins with; the next questions follow it."""
+    series = 0
+    for dialogue in made:
+        for turn, following in itertools.pairwise(dialogue.turns):
+            if re.match("(?i)(and )?what happened (first|at the beginning)", turn.message):
+                series += re.match("(?i)(and then|what happened (next|then))", following.message) is not None
+                assert re.search(r"lost|lent|wanted|came to|planted|not told", turn.answer), turn
+    assert series > 10
+
+
+def test_a_question_about_the_wording_is_answered_from_it(made: list[Dialogue]) -> None:
+    """Quotations are the words of that character, and a trait stands before its kind."""
+    said = traits = 0
+    for dialogue in made:
+        tale = ""
+        for turn in dialogue.turns:
+            tale = turn.answer if turn.kind == "tale" else tale
+            if found := re.fullmatch(r'(\w+) said: "(.+)"', turn.answer):
+                said += 1
+                assert re.search(rf'{re.escape(found[2][:-1].split(". ")[0])}[.,!?]*" \w+ {found[1]}\b', tale), turn
+            if (found := re.fullmatch(r"(\w+) was a (\w+ \w+)\.", turn.answer)) and found[1] != "It":
+                traits += 1
+                assert f"{found[1]} the {found[2]}" in tale, turn
+    assert said > 30
+    assert traits > 50
 
 
 def test_no_friend_is_named_twice(made: list[Dialogue]) -> None:

@@ -67,6 +67,19 @@ def test_a_parquet_file(tmp_path: Path) -> None:
         open_corpus([str(tmp_path / "a.parquet")])
 
 
+def test_every_error_of_pyarrow_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some files of damaged metadata raise this one."""
+    pyarrow = pytest.importorskip("pyarrow")
+
+    def refuse(path: Path) -> None:
+        raise pyarrow.lib.ArrowNotImplementedError("Integers with more than 64 bits not implemented")
+
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(LlucidError, match=r"not a Parquet file that can be read \(Integers with more than 64 bits"):
+        open_corpus([str(tmp_path / "a.parquet")])
+
+
 def test_small_files_of_large_documents_take_little_memory(tmp_path: Path) -> None:
     """Zipped zeros take a thousandth of their size, and a value that a Parquet file repeats is in it once."""
     pyarrow = pytest.importorskip("pyarrow")

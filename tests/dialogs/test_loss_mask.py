@@ -32,7 +32,7 @@ def taught() -> JsonTokenizer:
     return train_bpe([message["content"] * 9 for message in TALK], 320, MARKED, CHAT_CONFIG)
 
 
-def spoken(ids: list[int], learned: list[bool], tokenizer: JsonTokenizer) -> list[str]:
+def texts_of(ids: list[int], learned: list[bool], tokenizer: JsonTokenizer) -> list[str]:
     """The texts that are learned, special tokens spelled out."""
     names = {number: name for name, number in tokenizer.special.items()}
     texts, before = list[str](), False
@@ -51,7 +51,7 @@ def test_ids_equal_those_of_transformers_and_only_answers_are_learned(taught: Js
     taught.save(tmp_path)
     theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert theirs.apply_chat_template(TALK, tokenize=True, return_dict=False) == ids
-    assert spoken(ids, learned, taught) == [f"{text}<|eot_id|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
+    assert texts_of(ids, learned, taught) == [f"{text}<|eot_id|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
 
     for number in (2, 4, 6):
         asked = encode_dialog(TALK[:number], load_tokenizer(tmp_path))
@@ -75,7 +75,7 @@ def test_line_breaks_after_the_end_of_a_turn_are_not_learned(taught: JsonTokeniz
     """As ChatML has them."""
     plain = [message for message in TALK if message["role"] != "tool"]
     ids, learned = encode_learned(plain, taught, CHATML)
-    assert spoken(ids, learned, taught) == [f"{text}<|im_end|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
+    assert texts_of(ids, learned, taught) == [f"{text}<|im_end|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
     asked = encode_dialog(plain[:2], taught, CHATML)
     assert ids[: len(asked)] == asked
 
@@ -92,11 +92,11 @@ def test_answers_in_llama_2s_format_are_learned(data: Path) -> None:
 
 
 def test_spelled_special_tokens_stay_text(taught: JsonTokenizer) -> None:
-    said = "".join(MARKED)
-    talk = [{"role": "user", "content": said}, {"role": "assistant", "content": said}]
+    spelled = "".join(MARKED)
+    talk = [{"role": "user", "content": spelled}, {"role": "assistant", "content": spelled}]
     ids, learned = encode_learned(talk, taught)
     assert [ids.count(taught.special[name]) for name in MARKED] == [1, 2, 2, 2, 0, 0]
-    assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == said
+    assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == spelled
 
 
 def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:

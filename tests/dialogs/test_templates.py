@@ -115,7 +115,7 @@ def test_places_of_a_template(tmp_path: Path) -> None:
 
 
 def test_a_template_beside_any_kind_of_tokenizer(tmp_path: Path) -> None:
-    """Also beside a file of ranks, which cannot contain one."""
+    """Also next to a file of ranks, which cannot contain one."""
     model = rambler()
     llucid.save(model, tmp_path)
     (tmp_path / "tokenizer.json").unlink()

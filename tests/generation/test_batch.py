@@ -464,6 +464,9 @@ def test_invalid_requests_are_refused_at_once():
         batch.add(request([1], 0))
     with pytest.raises(LlucidError, match="past_context=forget: expected 'slide' or 'stop'"):
         batch.add(request([1], 1, past_context="forget"))
+    outside = MODEL.config.vocab_size
+    with pytest.raises(LlucidError, match=rf"logit_bias={outside}=1: this model has ids 0 to {outside - 1}"):
+        batch.add(request([1], 1, sampling=Sampling(logit_bias=((outside, 1.0),))))
     assert batch.step() == []
 
 

@@ -3,6 +3,7 @@
 import ast
 import math
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from llucid import generation
 from llucid.errors import LlucidError
 from llucid.generation import Sampling, generator
-from llucid.generation.sampling import draw, log_probability, min_p, temperature, top_k, top_p
+from llucid.generation.sampling import draw, likeliest, log_probability, min_p, temperature, top_k, top_p
 
 PROBABILITIES = [0.4, 0.05, 0.3, 0.2, 0.05]
 
@@ -321,3 +322,25 @@ def test_the_largest_random_number_draws_the_last_token(library: Any):
 def test_the_lowest_temperature_is_finite():
     probabilities = Sampling(temperature=1e-6, top_p=None)(torch.tensor([[1e4, -1e4, 9e3]])).softmax(-1)
     assert probabilities.tolist() == [[1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0, 8.0, "ties", "many ties", "one"])
+def test_looking_at_the_likeliest_tokens_only_draws_what_looking_at_all_draws(spread: float | str):
+    rng = np.random.default_rng(1)
+    logits = rng.standard_normal((6, 5000)) * (spread if isinstance(spread, float) else 4)
+    if isinstance(spread, str):
+        logits = {"ties": np.round(logits), "many ties": np.round(logits / 8), "one": np.eye(6, 5000) * 50}[spread]
+    logits = logits.astype(np.float32)
+    for t, k, p, share in product((0.3, 1.0, 2.5), (None, 1, 40, 300), (None, 0.1, 0.95), (None, 0.02, 0.7)):
+        sampling = Sampling(temperature=t, top_k=k, top_p=p, min_p=share)
+        found = sampling.choose(logits, [generator(row) for row in range(6)])
+        whole = draw(sampling(logits), [generator(row) for row in range(6)])
+        assert found.tolist() == whole.tolist(), sampling
+
+
+def test_the_likeliest_are_at_least_so_many_and_few_more():
+    for size in (100, 2048, 5000, 128_256):
+        row = np.random.default_rng(size).standard_normal(size).astype(np.float32)
+        ids = likeliest(row, 256)
+        assert min(size, 256) <= len(ids) < 600
+        assert set(np.argsort(-row)[:256].tolist()) <= set(ids.tolist())

@@ -217,7 +217,7 @@ def test_pytorch_is_imported_for_long_prompts(
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_pytorch_takes_over_in_every_dtype(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GGUF's gains are float32 beside matrices of any type. More texts than C reads, a long prompt, and without C."""
+    """GGUF's gains are always float32. Many texts, a long prompt, and without C."""
     path = written(tmp_path, name)
     model, helped = mapped(path), load(path, quantize="file", device="cpu")
     options: dict[str, Any] = dict(max_tokens=6, seed=1)

@@ -107,7 +107,7 @@ def test_the_checks_find_an_unused_array_and_a_wrong_shape() -> None:
     assert [each.passed for each in check(one_row, CONFIG, seed=0)] == [False]
     sure = rung._replace(logits=lambda *given: 99 * rung.logits(*given))
     assert not check(sure, CONFIG, seed=0)[1].passed
-    after = lambda tokens: F.one_hot((tokens + 1) % CONFIG.vocab_size)  # noqa: E731  as every_token goes on
+    after = lambda tokens: F.one_hot((tokens + 1) % CONFIG.vocab_size)  # noqa: E731  as every_token continues
     knowing = rung._replace(logits=lambda tokens, *given: rung.logits(tokens, *given) + 99 * after(tokens))
     assert not check(knowing, CONFIG, seed=0)[1].passed
 
@@ -142,8 +142,8 @@ def test_one_block_equals_blocks_with_a_count_of_one() -> None:
     config = replace(CONFIG, layers=1)
     inputs, _, weights = grown(rung_of(rung_09_blocks), config)
     block = weights.blocks[0]
-    alone = RUNGS[7].init(config, 0)._replace(**block._asdict(), **{n: getattr(weights, n) for n in EDGES})
-    torch.testing.assert_close(RUNGS[7].logits(inputs, alone, config), RUNGS[8].logits(inputs, weights, config))
+    single = RUNGS[7].init(config, 0)._replace(**block._asdict(), **{n: getattr(weights, n) for n in EDGES})
+    torch.testing.assert_close(RUNGS[7].logits(inputs, single, config), RUNGS[8].logits(inputs, weights, config))
 
 
 EDGES = ("embedding", "norm", "output")

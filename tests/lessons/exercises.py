@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "lessons")]
 
 
-def fails(check: str, names: dict[str, Any], kind: type[BaseException]) -> bool:
-    """Whether the check fails in this way."""
+def fails(check: str, names: dict[str, Any], *kinds: type[BaseException]) -> bool:
+    """Whether the check fails in one of these ways."""
     try:
         exec(check, names)
-    except kind:
+    except kinds:
         return True
     return False
 
@@ -47,7 +47,8 @@ def main(name: str) -> None:
             candidates = next(wrong)
             for candidate in candidates:
                 exec(candidate, names)
-                assert fails(check, names, AssertionError), f"the check passes with a wrong answer:\n{candidate}"
+                rejected = fails(check, names, AssertionError, RuntimeError)  # RuntimeError: PyTorch's, of shapes
+                assert rejected, f"the check passes with a wrong answer:\n{candidate}"
             exec(code, names)
             exec(check, names)
             print(f"exercise: the stub and {len(candidates)} wrong answers fail, the answer passes", flush=True)

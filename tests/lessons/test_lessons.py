@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,9 +137,39 @@ def test_math_for_code_hosts(render: ModuleType) -> None:
     assert render.github_math(given) == "A $`x_1`$, `a $b$ c` and\n\n```math\ny \\\\ z\n```\n\nend $`\\{1\\}`$"
 
 
-def test_table_of_contents_names_every_lesson(render: ModuleType) -> None:
+def test_table_of_contents_names_every_lesson_and_links_those_that_were_built(
+    render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render, "BUILD", tmp_path)
+    (tmp_path / f"{NAMES[3]}.html").touch()
     html = render.contents(render.lessons())
-    assert all(f'href="{name}.html"' in html for name in NAMES)
+    assert all(lesson.title in html for lesson in render.lessons())
+    assert re.findall(r'href="(.+?)"', html) == [f"{NAMES[3]}.html"]
+    for name in NAMES:
+        (tmp_path / f"{name}.html").touch()
+    assert re.findall(r'href="(.+?)"', render.contents(render.lessons())) == [f"{name}.html" for name in NAMES]
+
+
+def test_page_links_only_to_pages_that_were_built(render: ModuleType) -> None:
+    everything = render.lessons()
+    for linked, expected in ((everything, [NAMES[2], NAMES[4]]), (everything[3:], [NAMES[4]]), (everything[3:4], [])):
+        html = render.page(render.read(everything[3]), everything[3], linked)
+        assert re.findall(r'href="(\d.+?)\.html"', html) == expected
+
+
+def test_notebooks_are_written_and_how_to_open_them_is_said(
+    render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(LESSONS / f"{NAMES[0]}.py", tmp_path)
+    monkeypatch.setattr(render, "LESSONS", tmp_path)
+    monkeypatch.setattr(render, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["render.py", "--notebooks"])
+    render.main()
+    nbformat.validate(nbformat.read(tmp_path / f"{NAMES[0]}.ipynb", as_version=4))
+    printed = capsys.readouterr().out
+    for command in render.NOTEBOOK:
+        assert command in printed
+        assert command in (PUBLISHED / "README.md").read_text(encoding="utf-8")
 
 
 def test_notebook_to_edit_does_not_run_answers(render: ModuleType) -> None:
@@ -182,7 +213,7 @@ def test_a_cell_over_its_limit_is_an_error_in_one_line(
 def test_page_of_a_lesson_that_ran(render: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "BUILD", tmp_path)
     lesson = next(lesson for lesson in render.lessons() if lesson.number == "04")
-    html = render.render(lesson, render.lessons()).read_text(encoding="utf-8")
+    html = render.render(lesson, render.lessons(), render.lessons()).read_text(encoding="utf-8")
     assert html.count("data:image/svg+xml;base64,") >= 3
     assert "correct: of 64 pairs" in html
     assert (tmp_path / f"{lesson.name}.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -96,27 +96,40 @@ WRONG: dict[str, list[list[str]]] = {
     ],
     "06_llama": [
         [
-            "def my_attention(x, w): return x",
-            "def my_attention(x, w):\n"  # without the mask
-            "    q, k = turn(heads_of(x @ w.query.T, config.heads)), turn(heads_of(x @ w.key.T, config.kv_heads))\n"
+            "def my_attention(x, w, config): return x",
+            "def my_attention(x, w, config):\n"  # without the mask
+            "    q = turn(heads_of(x @ w.query.T, config.heads), config)\n"
+            "    k = turn(heads_of(x @ w.key.T, config.kv_heads), config)\n"
             "    v = heads_of(x @ w.value.T, config.kv_heads)\n"
             "    k, v = (t.repeat_interleave(config.heads // config.kv_heads, 0) for t in (k, v))\n"
             "    p = (q @ k.mT / config.head_dim**0.5).softmax(-1)\n"
             "    return (p @ v).transpose(0, 1).flatten(-2) @ w.output.T",
-            "def my_attention(x, w):\n"  # without RoPE
+            "def my_attention(x, w, config):\n"  # without RoPE
             "    q, k = heads_of(x @ w.query.T, config.heads), heads_of(x @ w.key.T, config.kv_heads)\n"
             "    v = heads_of(x @ w.value.T, config.kv_heads)\n"
             "    k, v = (t.repeat_interleave(config.heads // config.kv_heads, 0) for t in (k, v))\n"
             "    later = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)\n"
             "    p = (q @ k.mT / config.head_dim**0.5).masked_fill(later, -torch.inf).softmax(-1)\n"
             "    return (p @ v).transpose(0, 1).flatten(-2) @ w.output.T",
+            *(
+                "def my_attention(x, w, config):\n"  # key heads not repeated, or in the wrong order
+                "    q = turn(heads_of(x @ w.query.T, config.heads), config)\n"
+                "    k = turn(heads_of(x @ w.key.T, config.kv_heads), config)\n"
+                f"    k, v = (t{repeated} for t in (k, heads_of(x @ w.value.T, config.kv_heads)))\n"
+                "    later = torch.ones(len(x), len(x), dtype=torch.bool).triu(1)\n"
+                "    p = (q @ k.mT / config.head_dim**0.5).masked_fill(later, -torch.inf).softmax(-1)\n"
+                "    return (p @ v).transpose(0, 1).flatten(-2) @ w.output.T"
+                for repeated in ("", ".repeat(config.heads // config.kv_heads, 1, 1)")
+            ),
         ],
         [
-            "def my_llama(ids): return weights.embedding[ids] @ weights.embedding.T",
-            "def my_llama(ids):\n"  # without the feed-forward network
+            "def my_llama(ids, weights, config): return weights.embedding[ids] @ weights.embedding.T",
+            "def my_llama(ids, weights, config):\n"  # without the feed-forward network
             "    x = weights.embedding[ids]\n"
-            "    for w in weights.blocks: x = x + my_attention(norm(x, w.attention_norm), w.attention)\n"
-            "    return norm(x, weights.norm) @ (weights.embedding if weights.output is None else weights.output).T",
+            "    for w in weights.blocks:\n"
+            "        x = x + my_attention(norm(x, w.attention_norm, config), w.attention, config)\n"
+            "    output = weights.embedding if weights.output is None else weights.output\n"
+            "    return norm(x, weights.norm, config) @ output.T",
         ],
     ],
     "07_training": [
@@ -244,6 +257,9 @@ WRONG: dict[str, list[list[str]]] = {
             "def peeks(score, weights):\n"
             "    a, b = torch.arange(10)[None], torch.arange(1, 11)[None]\n"
             "    return not score(a, weights, config)[:, :-1].equal(score(b, weights, config)[:, :-1])",
+            "def peeks(score, weights):\n"  # compares only the first position
+            "    a, b = torch.arange(10)[None], torch.tensor([[*range(9), 11]])\n"
+            "    return not score(a, weights, config)[:, 0].equal(score(b, weights, config)[:, 0])",
         ],
         [
             "def logits_step(tokens, weights, config): return weights.embedding[tokens].tanh() @ weights.output.T",

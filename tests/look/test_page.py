@@ -193,8 +193,8 @@ def test_colour_maps_are_uniform_and_words_on_them_can_be_read(page: Any) -> Non
 
 def test_counts_have_their_unit(page: Any) -> None:
     counts = [0, 999, 999.7, 100_000, 619_648, 999_700, 110_000_000, 8_030_261_248]
-    said = page.evaluate('async (counts) => counts.map((await import("look/colour.js")).size)', counts)
-    assert said == ["0 ", "999 ", "1 k", "100 k", "620 k", "1 M", "110 M", "8.03 G"]
+    sizes = page.evaluate('async (counts) => counts.map((await import("look/colour.js")).size)', counts)
+    assert sizes == ["0 ", "999 ", "1 k", "100 k", "620 k", "1 M", "110 M", "8.03 G"]
 
 
 def test_chips_show_the_tokens_and_their_surprise(page: Any, seen: Trace) -> None:

@@ -3,6 +3,7 @@
 import http.client
 import json
 import math
+import re
 import socket
 from collections.abc import Iterator
 from threading import Thread
@@ -145,7 +146,7 @@ def test_next(client: Client, first: str, found: Trace) -> None:
         ("logits", "0,-1", (0, -1)),
         ("tokens", None, ()),
         ("blocks.0.attention.mask", "0,0", (0, 0)),
-        ("blocks.0.feed_forward.linear(x, weights.up)", "0", (0,)),
+        ("blocks.0.feed_forward.linear(x, weights.up, weights.up_bias)", "0", (0,)),
     ],
 )
 def test_values(
@@ -347,8 +348,22 @@ def test_other_weights_give_other_ids() -> None:
 )
 def test_only_the_own_page_is_answered(client: Client, headers: dict[str, str], status: int) -> None:
     headers = {name: text.format(port=client.port) for name, text in headers.items()}
-    assert client.ask("GET", "/look", **headers).status == status
+    answer = client.ask("GET", "/look", **headers)
+    assert answer.status == status
+    if status == 403:
+        assert re.fullmatch(r"only (http://127.0.0.1:\d+ is served|this page itself is answered)", error_in(answer))
     assert client.ask("POST", "/look/read", {"ids": [1]}, **headers).status == status
+
+
+@pytest.mark.parametrize("method", ["PUT", "OPTIONS", "G\"'<>\\ET"])
+def test_other_methods_are_refused_in_json(client: Client, method: str) -> None:
+    answer = client.ask(method, "/look")
+    assert (answer.status, error_in(answer)) == (501, "Server does not support this operation")
+    assert answer.headers["Content-Type"] == "application/json"
+
+
+def error_in(answer: http.client.HTTPResponse) -> str:
+    return json.loads(answer.content)["error"]
 
 
 def test_only_loopback_is_listened_on(answers: Answers) -> None:

@@ -178,7 +178,7 @@ def test_values_have_the_shapes_of_their_annotations(model: Model) -> None:
 
 
 def test_names() -> None:
-    """Those of the reader: whoever renames a variable of llama.py renames it here, and in lessons and notebooks."""
+    """The names in llama.py: renaming a variable there renames it here, and in lessons and notebooks."""
     block = """
         attention_norm.x_wide attention_norm normed attention.q attention.k attention.v attention.attend.q
         attention.attend.k attention.attend.v attention.pairs attention.pairs.2 attention.attend.q.2
@@ -345,8 +345,8 @@ def test_scores_by_hand() -> None:
 
 
 def test_the_storyteller_has_an_induction_circuit() -> None:
-    """On a fable told twice: a head that looks at the token before, and heads in the layer after it that look at what
-    followed last time and copy it. Without the first the others find nothing, and the second telling surprises."""
+    """On a fable that is repeated: a head attends to the previous token, and heads of the next layer attend to what
+    followed last time and copy it. Without the first head the others do not work, and the repetition is surprising."""
     model = llucid.load(STORYTELLER, device="cpu")
     text = tale(Random(0)).text
     twice = trace(model, f"{text}\n\n{text}")

@@ -29,7 +29,7 @@ from llucid.llama import llama
 from llucid.model import Model
 from llucid.native import build
 from llucid.native.build import FLAGS, X86, compiler, load
-from llucid.native.step import DecodeStep, decode_step
+from llucid.native.step import DecodeStep, decode_step, prefetching
 from llucid.native.types import layout
 from llucid.weights import Weights, assemble, dequantize, initialise, leaves, named_leaves, quantize, to, tree_map
 from tests.arrays.blocks import random_quantized
@@ -269,6 +269,103 @@ def test_more_numbers_than_the_first_cache_holds_are_taken_block_by_block(dtype:
     weights = to(drawn(config), dtype)
     step, tokens = built(weights, config), ids(config, 11)
     assert torch.equal(together(step, [tokens])[0], by_step(step, tokens))
+
+
+@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, *QUANTISED])
+def test_how_far_ahead_weights_are_prefetched_changes_no_bit(form: Any, monkeypatch: pytest.MonkeyPatch):
+    weights, config = weights_in(form)
+    step, rows, found = built(weights, config), torch.tensor(ids(config, 25 * 4)).view(25, 4).tolist(), list[Tensor]()
+    forced = ctypes.c_int32.in_dll(load(), "llama_forced")
+    for distance in (0, 1024, 4096, 8192):
+        monkeypatch.setattr(forced, "value", distance)
+        found.append(torch.cat([together(step, rows[:count]) for count in (1, 3, 8, 25)]))
+    assert all(torch.equal(other, found[0]) for other in found)
+
+
+def compiled(source: str, tmp_path: Path) -> ctypes.CDLL:
+    """A library of C that includes llama.c's parts."""
+    (tmp_path / "part.c").write_text(source)
+    tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
+    command = [*compiler(), *FLAGS, tuned, "-I", str(ROOT / "llucid"), str(tmp_path / "part.c")]
+    subprocess.run([*command, "-o", str(tmp_path / "part.so"), "-lm"], check=True)
+    return ctypes.CDLL(str(tmp_path / "part.so"))
+
+
+@pytest.mark.parametrize(
+    ("halves", "chosen"),
+    [
+        (([10, 10, 10, 7], [10, 10, 10, 7]), 0),  # what halves the speed elsewhere is the fastest here
+        (([10, 11, 9, 8], [10, 11, 9, 8.5]), 0),
+        (([10, 11, 8, 9], [10, 11, 8, 9]), 1024),
+        (([10, 9.8, 9.7, 9.6], [10, 9.8, 9.7, 9.6]), 4096),  # not clearly faster
+        (([10, 9, 10, 5], [10, 9, 10, 30]), 8192),  # a busy moment: of the rest, what was faster in both halves
+        (([10, 9, 5, 5], [10, 10, 10, 10]), 4096),
+    ],
+)
+def test_a_prefetch_distance_is_chosen_if_it_is_clearly_faster_in_both_halves(halves: Any, chosen: int, tmp_path: Path):
+    library = compiled(TRIAL, tmp_path)
+    found = [library.trial((ctypes.c_float * 4)(*halves[0]), (ctypes.c_float * 4)(*halves[1])) for _ in range(3)]
+    assert found == [chosen] * 3
+
+
+def test_a_trial_ends_after_some_tokens_and_its_choice_is_told() -> None:
+    config = Config(
+        dim=512, layers=1, heads=4, kv_heads=4, head_dim=128, ffn_dim=1024, vocab_size=600, context=64,
+        tied_embeddings=True,
+    )  # fmt: skip
+    by_step(built(initialise(config), config), ids(config, 60))
+    assert ("float32" in prefetching()) == ("avx512_vnni" in build.processor())
+
+
+TRIAL = """
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+static const int32_t distances[] = {4096, 8192, 1024, 0};
+#include "native/ahead.h"
+int trial(const float *first, const float *second) {  /* of kind 2; −1 if it does not run when it should, or when not */
+    struct Trial *t = &trials[2];
+    t->products = AGAIN;
+    choose_distances();
+    if (!t->running) return -1;
+    for (t->count = 0; t->count < SAMPLES; t->count++) {
+        int distance = t->count % 4, slow = t->count % 7 == 3;  /* some samples are spoilt */
+        t->samples[t->count].distance = distance;
+        t->samples[t->count].seconds = (t->count < SAMPLES / 2 ? first : second)[distance] * (slow ? 50 : 1);
+    }
+    choose_distances();
+    return t->running || llama_ahead[2] != (int32_t)ahead_of(2) + 1 ? -1 : (int)ahead_of(2);
+}
+"""
+
+
+def test_beside_other_programs_fewer_threads_are_taken_where_they_are_faster(tmp_path: Path):
+    library = compiled(CROWD, tmp_path)
+
+    def periods(count: int, paces: dict[int, int], stalled: int) -> list[int]:
+        """The threads of each period, where a step takes paces[threads] and threads wait for one another."""
+        return [library.period(2, paces[library.fits(2)], stalled) for _ in range(count)]
+
+    quiet, busy = {1: 90, 2: 50}, {1: 90, 2: 150}
+    assert periods(40, quiet, 0) == [2] * 40
+    assert periods(40, quiet, 1) == [2, 1, *[2] * 17, 1, *[2] * 17, 1, 2, 2]  # tried at times; two are faster
+    assert periods(60, busy, 1)[18:].count(2) <= 3
+    assert periods(60, quiet, 0)[20:] == [2] * 40
+    assert library.fits(1) == 1
+
+
+CROWD = """
+#include <stdint.h>
+#include "native/threads.h"
+int fits(int threads) { return fit(threads); }
+int period(int threads, int pace, int stalled) {
+    int taken = fit(threads);
+    atomic_store(&pool.stalled, stalled ? PERIOD / 2 : 0);
+    learn(threads, PERIOD / pace + 1, PERIOD);
+    return taken;
+}
+"""
 
 
 def test_threads_of_python_take_turns():
@@ -559,15 +656,10 @@ def test_a_gate_that_is_shut_stays_so_however_large_its_numbers(flags: tuple[str
 
 def test_its_exponential_is_as_near_as_float32_lets_it_be(tmp_path: Path):
     """In sums over attention and in SwiGLU, which a compiler that reorders what is in brackets would make coarser."""
-    (tmp_path / "exponentials.c").write_text(EXPONENTIALS)
-    tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
-    command = [*compiler(), *FLAGS, tuned, "-I", str(ROOT / "llucid"), str(tmp_path / "exponentials.c")]
-    subprocess.run([*command, "-o", str(tmp_path / "exponentials.so"), "-lm"], check=True)
+    library = compiled(EXPONENTIALS, tmp_path)
     x = np.concatenate([np.linspace(-87, 88, 1_000_001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
     found = np.empty_like(x)
-    ctypes.CDLL(str(tmp_path / "exponentials.so")).exponentials(
-        *(ctypes.c_void_p(array.ctypes.data) for array in (x, found)), ctypes.c_int(len(x))
-    )
+    library.exponentials(*(ctypes.c_void_p(array.ctypes.data) for array in (x, found)), ctypes.c_int(len(x)))
     # Seven terms of the series leave 1.2·10⁻⁷ of it at ln 2 / 2, and its sum and n · ln 2 are rounded: 2⁻²³ each.
     np.testing.assert_allclose(found[:-3], np.exp(x[:-3].astype(np.float64)), rtol=3.6e-7)
     assert np.isnan(found[-3])

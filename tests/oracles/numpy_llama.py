@@ -1,7 +1,7 @@
 """A second Llama, from the papers and not from `llucid.llama`: the oracle of its values and of its gradients.
 
 float64 and NumPy only, one sequence at a time, plain rather than fast, and without dropout. Each backward function
-stands beside its forward and computes again what it needs. `d_y` means ∂loss/∂y, and `at` the positions of the rows.
+follows its forward function and recomputes what it needs. `d_y` means ∂loss/∂y, and `at` the positions of the rows.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The files beside a tokenizer in published folders: added tokens, flags and roles."""
+"""The files next to a tokenizer in published folders: added tokens, flags and roles."""
 
 import json
 from dataclasses import replace

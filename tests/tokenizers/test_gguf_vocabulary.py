@@ -205,8 +205,8 @@ def test_bos_for_templates_if_texts_do_not_begin_with_it(tmp_path: Path) -> None
         again = opened_again(found, tmp_path / type(made).__name__)
         for one in (found, again):
             assert one.bos is None
-            said = [{"role": "user", "content": "bell"}]
-            assert encode_template(template, said, one) == [made.bos, *made.encode("bell")]
+            messages = [{"role": "user", "content": "bell"}]
+            assert encode_template(template, messages, one) == [made.bos, *made.encode("bell")]
             assert write_vocabulary(one, made.vocab_size)["tokenizer.ggml.bos_token_id"] == made.bos
         assert write_vocabulary(found, made.vocab_size) == gguf
         untyped = {key: value for key, value in gguf.items() if not key.endswith("token_type")}
@@ -573,8 +573,8 @@ def test_the_tokenizer_of_llama_2_as_transformers_saves_it(
     transformers = pytest.importorskip("transformers")
     shutil.copy(data / "llama2-tokenizer.model", tmp_path / "tokenizer.model")
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    said = names | {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    config = names | {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
     tokenizer = load_tokenizer(tmp_path / "saved")
     assert json.loads(tokenizer.json())["pre_tokenizer"]["prepend_scheme"] == scheme

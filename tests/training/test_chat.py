@@ -28,9 +28,9 @@ SMALL = ["--preset", "nano", "--tokenizer", "bpe:320", "--evaluations", "2", "--
 def conversation(number: int) -> dict[str, object]:
     name, other = NAMES[number % 6], NAMES[(number // 6 + number + 1) % 6]
     thing = THINGS[number % 4]
-    said = ["A tale!", f"{name} lost a {thing}, and {other} found it.", f"Who lost the {thing}?", f"{name} did."]
+    printed = ["A tale!", f"{name} lost a {thing}, and {other} found it.", f"Who lost the {thing}?", f"{name} did."]
     roles = ["user", "assistant"] * 2
-    messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, printed, strict=True)]
     return {"messages": messages, "source": "a test"}
 
 
@@ -176,9 +176,9 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(GOOD + "\n{\n")
     silent = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]})
     (tmp_path / "silent.jsonl").write_text((GOOD + "\n") * 9 + silent)
-    said = do("train", "--chat", tmp_path / "bad.jsonl", status=2, cwd=tmp_path).stderr
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    printed = do("train", "--chat", tmp_path / "bad.jsonl", status=2, cwd=tmp_path).stderr
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
     for arguments, says in {
         (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
@@ -241,7 +241,7 @@ def test_a_batch_has_a_dialogue_per_row(tmp_path: Path) -> None:
 
 
 def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None:
-    """Nor are the ends of their turns; a conversation with no other answer is left out, and the line says so."""
+    """Nor the ends of their turns. A conversation without another answer is left out, which a line reports."""
     talk = tmp_path / "talk.jsonl"
     rows = [conversation(number) for number in range(30)]
     for row in rows:
@@ -251,9 +251,9 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = open_conversations(str(talk))
     tokenizer = make_chat_tokenizer("bpe:320", corpus)
-    said = io.StringIO()
-    training, *_ = read_chat_tokens(corpus, tokenizer, 200, Report(Console(file=said, width=200)))
-    assert said.getvalue().splitlines() == [
+    printed = io.StringIO()
+    training, *_ = read_chat_tokens(corpus, tokenizer, 200, Report(Console(file=printed, width=200)))
+    assert printed.getvalue().splitlines() == [
         "1 of 27 conversations are left out: they have no answer to learn within the context of 200 tokens",
         "1 of 27 conversations are longer than the context of 200 tokens and are cut",
     ]
@@ -274,9 +274,9 @@ def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": "So."}]
             out.write(json.dumps({"messages": messages}) + "\n")
     corpus = open_conversations(str(talk))
-    said = io.StringIO()
+    printed = io.StringIO()
     tokenizer = make_chat_tokenizer("bpe:270", corpus)
-    read_chat_tokens(corpus, tokenizer, 64, Report(Console(file=said, width=200)))
-    assert said.getvalue() == (
+    read_chat_tokens(corpus, tokenizer, 64, Report(Console(file=printed, width=200)))
+    assert printed.getvalue() == (
         "9 of 18 conversations are left out: they have no answer to learn within the context of 64 tokens\n"
     )

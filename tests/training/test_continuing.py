@@ -39,15 +39,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(corpus: Path | str, out: Path | str | None, **settings: Any) -> str:
     """Trains in this process and returns what was printed."""
-    said = io.StringIO()
-    train(Settings(corpus=(str(corpus),), out=out and str(out), **SMALL | settings), Console(file=said, width=200))
-    return said.getvalue()
+    printed = io.StringIO()
+    train(Settings(corpus=(str(corpus),), out=out and str(out), **SMALL | settings), Console(file=printed, width=200))
+    return printed.getvalue()
 
 
 def resumed(out: Path, **settings: Any) -> str:
-    said = io.StringIO()
-    train(Settings(resume=True, out=str(out), **settings), Console(file=said, width=200))
-    return said.getvalue()
+    printed = io.StringIO()
+    train(Settings(resume=True, out=str(out), **settings), Console(file=printed, width=200))
+    return printed.getvalue()
 
 
 def measured(out: Path) -> list[int]:
@@ -93,13 +93,13 @@ def test_a_run_resumes_in_another_working_directory(
 def test_training_stops_when_it_does_not_improve(tmp_path: Path) -> None:
     out, corpus = tmp_path / "run", tmp_path / "text.txt"
     corpus.write_text(RUINOUS)
-    said = small(corpus, out, steps=100, evaluations=50, patience=3)
+    printed = small(corpus, out, steps=100, evaluations=50, patience=3)
     found = [row["validation"] for row in losses(out) if "validation" in row]
     best = found.index(min(found))
     assert best == len(found) - 4
     assert len(losses(out)) < 100
-    assert f"stopped early at step {len(losses(out))}: 3 measurements did not improve" in said
-    assert f"the model in the folder is that of step {2 * best + 2}, the best one measured" in said
+    assert f"stopped early at step {len(losses(out))}: 3 measurements did not improve" in printed
+    assert f"the model in the folder is that of step {2 * best + 2}, the best one measured" in printed
     assert "the run is complete" in resumed(out)
     resumed(out, patience=5)
     assert len(losses(out)) > 2 * len(found)
@@ -110,9 +110,9 @@ def test_training_stops_when_it_does_not_improve(tmp_path: Path) -> None:
 
 def test_a_stopped_run_keeps_what_it_has_learned(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    said = small(corpus, out, steps=100, evaluations=1, stop_after=5)
-    assert "step 5 " in said
-    assert "the model in the folder is" not in said
+    printed = small(corpus, out, steps=100, evaluations=1, stop_after=5)
+    assert "step 5 " in printed
+    assert "the model in the folder is" not in printed
     latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
     assert torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
     assert not measured(out)
@@ -121,10 +121,10 @@ def test_a_stopped_run_keeps_what_it_has_learned(corpus: Path, tmp_path: Path) -
 def test_a_worse_model_does_not_replace_a_better_one_when_stopped(tmp_path: Path) -> None:
     out, corpus = tmp_path / "run", tmp_path / "text.txt"
     corpus.write_text(RUINOUS)
-    said = small(corpus, out, steps=24, evaluations=12, stop_after=23)
+    printed = small(corpus, out, steps=24, evaluations=12, stop_after=23)
     found = [row["validation"] for row in losses(out) if "validation" in row]
     best = 2 * found.index(min(found)) + 2
-    assert f"the model in the folder is that of step {best}, the best one measured" in said
+    assert f"the model in the folder is that of step {best}, the best one measured" in printed
     latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
     assert not torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
 
@@ -134,7 +134,7 @@ def test_ctrl_c_interrupts_after_saving(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
     """A second one ends the measurement. A message says that the model is untrained."""
-    out, said = tmp_path / "run", io.StringIO()
+    out, printed = tmp_path / "run", io.StringIO()
     take, evaluate = loop.training_batch, TorchBackend.evaluate
 
     def interrupting(*arguments: Any) -> object:
@@ -151,10 +151,10 @@ def test_ctrl_c_interrupts_after_saving(
     monkeypatch.setattr(TorchBackend, "evaluate", interrupted)
     settings = Settings(corpus=(str(corpus),), out=str(out), steps=50, evaluations=1, **SMALL)
     with pytest.raises(KeyboardInterrupt):
-        train(settings, Console(file=said, width=200))
+        train(settings, Console(file=printed, width=200))
     assert progress(out)["step"] == 3
-    assert "stopped at step 3; continue with: llucid train --resume" in said.getvalue()
-    assert ("the model in the folder is untrained" in said.getvalue()) == again
+    assert "stopped at step 3; continue with: llucid train --resume" in printed.getvalue()
+    assert ("the model in the folder is untrained" in printed.getvalue()) == again
 
 
 def test_a_state_is_saved_before_it_is_measured(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,9 +243,9 @@ def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monk
     base, out, losses_found = tmp_path / "base", tmp_path / "run", iter([1.0, 1.5, 2.0])
     small(corpus, base, steps=20)
     monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(losses_found))
-    said = small(corpus, out, base=str(base), steps=4, evaluations=2, preset=None, model=ModelNumbers())
+    printed = small(corpus, out, base=str(base), steps=4, evaluations=2, preset=None, model=ModelNumbers())
     assert measured(out)[0] == 0
-    assert "the model in the folder is the base, unchanged" in said
+    assert "the model in the folder is the base, unchanged" in printed
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -291,7 +291,7 @@ def test_runs_with_the_same_name_are_numbered(corpus: Path, tmp_path: Path, monk
 
 
 def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None:
-    """Between the moves into a folder that was there, and beside one that was not; those of living processes stay."""
+    """A kill between two moves into an existing folder, or before a new one; files of running processes stay."""
     out, other = tmp_path / "run", tmp_path / "other"
     small(corpus, out, steps=1)
     (out / ".run.4194999.partial").mkdir()
@@ -322,8 +322,8 @@ def test_names_are_printed_and_drawn_as_they_are(tmp_path: Path, name: str) -> N
     text, out = tmp_path / name, tmp_path / "runs" / name
     text.parent.mkdir(parents=True, exist_ok=True)
     text.write_text(TEXT)
-    said = small(text, out, steps=2, stop_after=1)
-    assert os.fsencode(out.name).decode(errors="replace") in said.split("continue with")[1]
+    printed = small(text, out, steps=2, stop_after=1)
+    assert os.fsencode(out.name).decode(errors="replace") in printed.split("continue with")[1]
     again: dict[str, Any] = {} if utf8 else {"corpus": (str(text),)}
     resumed(out, **again)
     assert len(losses(out)) == 2
@@ -423,8 +423,8 @@ def test_a_busy_machine_is_reported_once(corpus: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     monkeypatch.setattr(busy, "waited", lambda: {"1": 0.3 * now, "2": 0.1 * now})
-    said = small(corpus, tmp_path / "run", steps=40, evaluations=1)
-    assert said.count("this machine is busy: 64 of about 91 tokens a second") == 1
+    printed = small(corpus, tmp_path / "run", steps=40, evaluations=1)
+    assert printed.count("this machine is busy: 64 of about 91 tokens a second") == 1
     monkeypatch.setattr(busy, "waited", lambda: {"1": 0.1 * now})
     assert "busy" not in small(corpus, tmp_path / "quiet", steps=40, evaluations=1)
 
@@ -479,8 +479,8 @@ def test_too_few_steps_are_reported(corpus: Path, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    said = small(corpus, tmp_path / "run", minutes=1.0)
-    assert "only 3 steps fitted into 1 minutes" in said
+    printed = small(corpus, tmp_path / "run", minutes=1.0)
+    assert "only 3 steps fitted into 1 minutes" in printed
 
 
 def test_a_report_prints_its_lines_without_markup() -> None:

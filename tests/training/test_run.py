@@ -36,7 +36,7 @@ from llucid.training.report import Report, clock
 from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
-from llucid.weights import initialise
+from llucid.weights import initialise, leaves
 from tests.waiting import LIMIT, wait_for
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
@@ -124,8 +124,8 @@ def test_resumed_equals_straight_bit_for_bit(
     if how:
         straight = tmp_path / "straight"
         do(*fresh(corpus, straight, *DROPOUT, *how))
-    said = do(*fresh(corpus, out, *DROPOUT, *how, "--stop-after", 17)).stdout
-    assert f"stopped at step 17; continue with: llucid train --resume --out {out}" in said
+    printed = do(*fresh(corpus, out, *DROPOUT, *how, "--stop-after", 17)).stdout
+    assert f"stopped at step 17; continue with: llucid train --resume --out {out}" in printed
     do("train", "--resume", "--out", out)
     assert_same_run(out, straight)
 
@@ -272,12 +272,12 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
     running = subprocess.Popen(command(*fresh(corpus, out, "--steps", 4000)), stdout=subprocess.PIPE, text=True)
     wait_for(out / "curve.png")  # the first measurement is done
     running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=LIMIT)
+    printed, _ = running.communicate(timeout=LIMIT)
     assert running.returncode == 130
-    assert f"continue with: llucid train --resume --out {out}" in said
+    assert f"continue with: llucid train --resume --out {out}" in printed
     reached = len(losses(out))
     assert 0 < reached < 4000
-    assert "the model in the folder is untrained" not in said
+    assert "the model in the folder is untrained" not in printed
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert len(losses(out)) == reached + 3
 
@@ -307,10 +307,10 @@ def test_a_second_hangup_does_not_interrupt_and_nohup_ignores_both(corpus: Path,
     twice = "batch, hang_up = loop.training_batch, lambda: os.kill(os.getpid(), 1)"
     each_step = "loop.training_batch = lambda *a: (hang_up(), hang_up(), batch(*a))[2]"
     statements = f"{handled}; import os, llucid.training.loop as loop; {twice}; {each_step}"
-    said = ended(
+    printed = ended(
         after(statements, *fresh(corpus, out, "--steps", 5, "--evaluations", 1)), status=-1 if way == "twice" else 0
     ).stdout
-    assert ("stopped at step 1" in said) == (way == "twice")
+    assert ("stopped at step 1" in printed) == (way == "twice")
     assert progress(out)["step"] == (1 if way == "twice" else 5)
 
 
@@ -365,7 +365,7 @@ def test_a_kill_leaves_a_folder_that_opens(corpus: Path, tmp_path: Path, delay: 
     running.kill()
     running.wait()
     model = llucid.load(out, device="cpu")
-    assert all(leaf.isfinite().all() for leaf in model.weights.blocks[0].attention)
+    assert all(leaf.isfinite().all() for leaf in leaves(model.weights))
     do("train", "--resume", "--out", out, "--stop-after", 2)
 
 
@@ -377,9 +377,9 @@ def test_one_process_at_a_time_trains_in_a_folder(corpus: Path, tmp_path: Path) 
         for unfinished in (out / ".curve.png.7.partial", out / "state" / ".latest.safetensors.7.partial"):
             unfinished.write_text("half")
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-        said = do("train", "--resume", "--out", out, status=2).stderr
-    assert said.startswith("error: ")
-    assert said.endswith(f"{out}: another process is training there; stop it, or wait\n")
+        printed = do("train", "--resume", "--out", out, status=2).stderr
+    assert printed.startswith("error: ")
+    assert printed.endswith(f"{out}: another process is training there; stop it, or wait\n")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert len(losses(out)) == 8
@@ -388,8 +388,8 @@ def test_one_process_at_a_time_trains_in_a_folder(corpus: Path, tmp_path: Path) 
 
 def test_resuming_a_complete_run_changes_nothing(straight: Path) -> None:
     before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
-    said = do("train", "--resume", "--out", straight).stdout
-    assert said.startswith(
+    printed = do("train", "--resume", "--out", straight).stdout
+    assert printed.startswith(
         "the run is complete, after 40 steps; to continue it, give more steps or minutes\nthe model is in"
     )
     assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
@@ -397,10 +397,10 @@ def test_resuming_a_complete_run_changes_nothing(straight: Path) -> None:
 
 def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "exploded"
-    said = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
-    assert said.startswith("error: the loss at step")
-    assert "begin again with a lower learning_rate" in said
-    assert all(leaf.isfinite().all() for leaf in llucid.load(out, device="cpu").weights.blocks[0].attention)
+    printed = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
+    assert printed.startswith("error: the loss at step")
+    assert "begin again with a lower learning_rate" in printed
+    assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(out, device="cpu").weights))
     assert len(losses(out)) > 0
     assert all(math.isfinite(row["loss"]) for row in losses(out))
     assert (out / "curve.png").is_file()
@@ -409,9 +409,9 @@ def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path
 def test_a_first_step_that_ruins_the_model_is_an_error(corpus: Path, tmp_path: Path) -> None:
     """The loss of a step is that before it, so only the validation loss shows it. The state before is put back."""
     out = tmp_path / "exploded"
-    said = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
-    assert said.startswith("error: the validation loss at step 1 is nan; the model in")
-    assert "begin again with a lower learning_rate" in said
+    printed = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
+    assert printed.startswith("error: the validation loss at step 1 is nan; the model in")
+    assert "begin again with a lower learning_rate" in printed
     assert progress(out)["step"] == 0
     assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
 
@@ -471,12 +471,12 @@ def test_a_full_disk_is_a_clear_error(corpus: Path, straight: Path, tmp_path: Pa
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert len(before[out / "state" / "latest.safetensors"]) > 40_000
     no_room = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
-    said = ended(after(no_room, "train", "--resume", "--out", out), status=2).stderr
-    assert said.startswith("error: ")
-    assert f"{out}/" in said
-    assert "too large" in said.lower()
-    assert "partial" not in said
-    assert said.count("\n") == 1
+    printed = ended(after(no_room, "train", "--resume", "--out", out), status=2).stderr
+    assert printed.startswith("error: ")
+    assert f"{out}/" in printed
+    assert "too large" in printed.lower()
+    assert "partial" not in printed
+    assert printed.count("\n") == 1
     for name in ("state/latest.safetensors", "model.safetensors", "config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == before[out / name]
     assert not list(out.rglob("*.partial"))
@@ -496,14 +496,14 @@ def test_the_shortest_text(tmp_path: Path) -> None:
 
 def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "bpe"
-    said = do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300")).stdout
+    printed = do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300")).stdout
     model = llucid.load(out, device="cpu")
     tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
     expected = mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) * a_character
     assert losses(out)[-1]["validation"] == pytest.approx(expected, rel=0.02)
-    assert f"val {losses(out)[-1]['validation']:.3f} nats" in said
+    assert f"val {losses(out)[-1]['validation']:.3f} nats" in printed
     blind = math.log(model.config.vocab_size) * a_character  # as at the first step, when nothing has been learned
     assert losses(out)[0]["loss"] == pytest.approx(blind, rel=0.1)
 
@@ -623,9 +623,9 @@ def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None
     out, corpus = tmp_path / "grown", tmp_path / "turns.txt"
     corpus.write_text("abc" * 3000 + "cba" * 333)
     grown = ("--model.context", 256, "--length-warmup", 0.5, "--steps", 24, "--dtype", "float32")
-    said = do(*fresh(corpus, out, *grown)).stdout
-    assert "the first 50 % in windows of 64 tokens, which is faster, the rest in windows of 256" in said
-    assert [" window 64  " in line for line in said.splitlines() if line.startswith("step ")] == [True, *[False] * 3]
+    printed = do(*fresh(corpus, out, *grown)).stdout
+    assert "the first 50 % in windows of 64 tokens, which is faster, the rest in windows of 256" in printed
+    assert [" window 64  " in line for line in printed.splitlines() if line.startswith("step ")] == [True, *[False] * 3]
 
     measured = [row for row in losses(out) if "validation" in row]
     assert [row["window"] for row in measured] == [64, 256, 256, 256]

@@ -217,4 +217,4 @@ def test_muon_skips_missing_gradients_and_accepts_zero_gradients() -> None:
     moved.grad = torch.zeros_like(moved)
     Muon([still, moved], lr=0.5, weight_decay=0.5).step()
     assert torch.equal(still, torch.ones(4, 6))
-    assert torch.equal(moved, torch.full((4, 6), 0.75))  # decay alone
+    assert torch.equal(moved, torch.full((4, 6), 0.75))  # only decay
