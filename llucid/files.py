@@ -9,9 +9,22 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from llucid.errors import LlucidError
+
+
+@contextmanager
+def utf8_path(path: Path) -> Generator[Path]:
+    """Yields the path, or a temporary link to it if UTF-8 cannot encode it, for PyTorch, which expects that."""
+    if path == Path(os.fsencode(path).decode(errors="replace")):
+        yield path
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 @contextmanager

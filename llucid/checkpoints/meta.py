@@ -267,7 +267,7 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 
     if isinstance(tokenizer, TiktokenRanks | SentencePiece):
         tokenizer.write(out / "tokenizer.model")
-        if isinstance(tokenizer, SentencePiece) and tokenizer.config:
+        if tokenizer.config:
             write_beside(out, tokenizer.config, tokenizer.stop_ids)
     else:
         tokenizer.save(out)

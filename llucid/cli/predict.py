@@ -42,5 +42,7 @@ class Predict(ModelOptions):
         if self.json:
             print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
         else:
-            Console().print(table(predictions))
+            drawn = table(predictions)
+            wanted = Console(width=200).measure(drawn).maximum
+            Console(width=max(Console().width, wanted)).print(drawn)  # whole lines, which a narrow terminal wraps
         return None

@@ -53,7 +53,8 @@ INLINE void add_dots(int kind, const char *w, Later later, int rows, const float
         const __mmask16 mask = at + 16 <= columns ? 0xffff : rest((int)(columns - at));
         for (int row = 0; row < rows; row++) {
             const size_t from = ((size_t)row * n + at) * size;
-            fetch(later, count == 1 ? ((size_t)rows * at + (size_t)row * 16) * size : from);
+            fetch(later, count == 1 ? 0 : from);
+            if (count == 1) later.from += later.moving & (16 * size);
             numbers[row] = load16(kind, w + from, mask);
             __asm__("" : "+v"(numbers[row]));  /* kept in a register: across two cache lines, it is dear to reload */
         }
@@ -150,19 +151,19 @@ static inline __m512i four(const int8_t *x) { int32_t bits; memcpy(&bits, x, 4);
 INLINE void tiles_of(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int groups,
                      int first, int count, int rows, float *y, size_t stride) {
     const __m512i lower = _mm512_set1_epi8(15);
-    const Later next = later(w, ahead, v->whole);
+    Later next = later(w, ahead, v->whole);
     __m512 sum[AT_ONCE];
-    size_t read = 0;
     for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
     for (int group = 0; group < groups; group++, scales += TILE) {
         __m512i sums[AT_ONCE];
         const int at = first * groups + group;
         for (int i = 0; i < count; i++)
             sums[i] = _mm512_set1_epi32(-(kind == INT8 ? 128 : 8) * v->sum[at + i * groups]);
-        for (int quad = 0; quad < (kind == INT8 ? 8 : 4); quad++, read += 4 * TILE) {
+        for (int quad = 0; quad < (kind == INT8 ? 8 : 4); quad++, w += 4 * TILE) {
             const int8_t *x = v->whole + (size_t)at * GROUP + quad * 4;
-            fetch(next, read);
-            __m512i numbers = _mm512_loadu_si512(w + read), low = _mm512_and_si512(numbers, lower);
+            fetch(next, 0);
+            next.from += next.moving & (4 * TILE);
+            __m512i numbers = _mm512_loadu_si512(w), low = _mm512_and_si512(numbers, lower);
             __m512i high = _mm512_and_si512(_mm512_srli_epi16(numbers, 4), lower);
             for (int i = 0; i < count; i++, x += (size_t)groups * GROUP) {
                 if (kind == INT8) { sums[i] = _mm512_dpbusd_epi32(sums[i], numbers, four(x)); continue; }

@@ -122,10 +122,10 @@ static void learn(int threads, int work, int64_t spent) {
     crowd.spent += spent, crowd.work += work;
     if (crowd.spent < PERIOD) return;
     double pace = (double)crowd.spent / (double)crowd.work;
-    int stalled = atomic_exchange(&pool.stalled, 0) > crowd.spent / 10;
+    int stalled = atomic_exchange(&pool.stalled, 0) > crowd.spent / 4;
     if (crowd.left_out >= threads) crowd.left_out = threads - 1;
     if (crowd.change) {
-        if (pace < 0.95 * crowd.pace) crowd.left_out += crowd.change;
+        if (pace < (crowd.change > 0 ? 0.9 : 1) * crowd.pace) crowd.left_out += crowd.change;
         crowd.change = 0, crowd.rest = REST;
     } else if (crowd.rest) crowd.rest--;
     else if (stalled && crowd.left_out < threads - 1) crowd.change = 1;

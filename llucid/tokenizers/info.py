@@ -19,7 +19,7 @@ class TokenizerInfo(NamedTuple):
 
 def read_info(path: Path) -> TokenizerInfo:
     """Describes the tokenizer saved at `path`, a file or a folder. Raises LlucidError as `load_tokenizer` does."""
-    from llucid.tokenizers.tiktoken_ranks import SPECIALS, is_tiktoken
+    from llucid.tokenizers.tiktoken_ranks import SPECIALS, is_tiktoken, named_in, special_ids
 
     file = tokenizer_file(path)
     with open(file, "rb") as opened:
@@ -27,7 +27,8 @@ def read_info(path: Path) -> TokenizerInfo:
         if is_tiktoken(head):
             opened.seek(0)
             ranks = sum(1 for line in opened.read().splitlines() if line.strip())
-            return TokenizerInfo("TiktokenRanks", ranks + SPECIALS, ranks, ranks + 1)
+            _, bos, eos = special_ids(ranks, "3.1", *named_in(file.parent))
+            return TokenizerInfo("TiktokenRanks", ranks + SPECIALS, bos, eos)
     if is_json(head) and (info := _of_json(file)):
         return info
     return info_of(load_tokenizer(file))

@@ -53,7 +53,7 @@ def _open(file: Path) -> Tokenizer:
         content = read_json(file, LARGEST_TOKENIZER)
         return Characters(content["model"]["vocab"]) if is_characters(content) else JsonTokenizer(content, file.parent)
     if is_tiktoken(head):
-        return TiktokenRanks.from_bytes(data[:])
+        return TiktokenRanks.from_bytes(data[:], file.parent)
     if is_sentencepiece(head):
         return open_sentencepiece(data[:], file.parent)
     if is_llama2c(data):

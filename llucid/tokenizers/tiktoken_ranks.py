@@ -3,16 +3,16 @@
 import binascii
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tiktoken
 
 from llucid.errors import LlucidError
 from llucid.files import atomic_file
 from llucid.tokenizers.byte_pieces import byte_letters
-from llucid.tokenizers.folder import write_folder
+from llucid.tokenizers.folder import added_in, folder_config, name_of, write_folder
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, special_json
 
@@ -60,8 +60,17 @@ class TiktokenRanks:
     without 25,000 of white space, or of anything else, in a row. The format cannot express that split.
     """
 
-    def __init__(self, ranks: Sequence[bytes], names: Literal["3.0", "3.1"] = "3.1") -> None:
-        """Raises LlucidError if two ranks have the same bytes, or if a byte has no rank."""
+    def __init__(
+        self,
+        ranks: Sequence[bytes],
+        names: Literal["3.0", "3.1"] = "3.1",
+        config: Mapping[str, Any] | None = None,
+        added: Mapping[int, str] | None = None,
+    ) -> None:
+        """`config` is the content of a `tokenizer_config.json`, and `added` names special tokens by their ids.
+
+        Raises LlucidError if two ranks have the same bytes, or if a byte has no rank.
+        """
         self.ranks = {piece: rank for rank, piece in enumerate(ranks)}
         if len(self.ranks) != len(ranks):
             raise LlucidError("two ranks have the same bytes")
@@ -69,17 +78,19 @@ class TiktokenRanks:
         if missing:
             raise LlucidError(f"the byte {missing[0]:#04x} has no rank, so some texts could not be encoded")
 
-        self.special = {name: len(ranks) + n for n, name in enumerate(special_names(names))}
+        self.config = dict(config or {})
+        self.special, self.bos, self.eos = special_ids(len(ranks), names, self.config, added or {})
         self.vocab_size = len(ranks) + SPECIALS
-        self.bos = self.special["<|begin_of_text|>"]
-        self.eos = self.special["<|end_of_text|>"]
         ends = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-        self.stop_ids = frozenset(self.special[name] for name in ends if name in self.special)
+        self.stop_ids = frozenset({self.eos, *(self.special[name] for name in ends if name in self.special)})
         self.encoding = tiktoken.Encoding("llama3", pat_str=WORDS, mergeable_ranks=self.ranks, special_tokens={})
 
     @classmethod
-    def from_bytes(cls, data: bytes, names: Literal["3.0", "3.1"] = "3.1") -> "TiktokenRanks":
-        """The tokenizer of a file. Raises LlucidError if its lines are not base64 with the ranks 0, 1, 2 and so on."""
+    def from_bytes(cls, data: bytes, folder: Path) -> "TiktokenRanks":
+        """The tokenizer of a file and of the `tokenizer_config.json` in its folder, if there is one.
+
+        Raises LlucidError if the file's lines are not base64 with the ranks 0, 1, 2 and so on.
+        """
         ranks: list[bytes] = []
         for number, line in enumerate(data.splitlines()):
             piece, _, rank = line.partition(b" ")
@@ -89,7 +100,7 @@ class TiktokenRanks:
                 ranks.append(binascii.a2b_base64(piece, strict_mode=True))
             except binascii.Error as error:
                 raise LlucidError(f"line {number + 1} is not base64 ({error})") from error
-        return cls(ranks, names)
+        return cls(ranks, "3.1", *named_in(folder))
 
     def encode(self, text: str) -> list[int]:
         return [token for part in split(text) for token in self.encoding.encode_ordinary(part)]
@@ -110,8 +121,9 @@ class TiktokenRanks:
         )
 
     def save(self, folder: Path) -> None:
-        config = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
-        write_folder(folder, self.json(), config, self.stop_ids)
+        names = {number: name for name, number in self.special.items()}
+        config = {"bos_token": names[self.bos], "eos_token": names[self.eos]}
+        write_folder(folder, self.json(), self.config | config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the file of ranks, Meta's `tokenizer.model`."""
@@ -124,10 +136,27 @@ def is_tiktoken(head: bytes) -> bool:
     return re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", head) is not None
 
 
-def special_names(names: Literal["3.0", "3.1"]) -> list[str]:
-    """The names of the 256 special tokens, in order of their ids."""
-    named = NAMED[names]
-    unnamed = (f"<|reserved_special_token_{n}|>" for n in range(SPECIALS))
+def named_in(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    """The content of a folder's `tokenizer_config.json`, and the names of the tokens that it adds, by their ids."""
+    config = folder_config(folder)
+    return config, {number: token["content"] for number, token in added_in(folder, config).items()}
+
+
+def special_ids(
+    ranks: int, names: Literal["3.0", "3.1"], config: Mapping[str, Any], added: Mapping[int, str]
+) -> tuple[dict[str, int], int, int]:
+    """The special tokens after so many ranks, by name, and the ids of BOS and EOS."""
+    own = {n: name for number, name in added.items() if 0 <= (n := number - ranks) < SPECIALS and name}
+    special = {name: ranks + n for n, name in enumerate(special_names(names, own))}
+    begin, end = (name_of(role, config) or "" for role in ("bos_token", "eos_token"))
+    return special, special.get(begin, ranks), special.get(end, ranks + 1)
+
+
+def special_names(names: Literal["3.0", "3.1"], own: Mapping[int, str]) -> list[str]:
+    """The names of the 256 special tokens, in order of their ids; `own` names some of them otherwise."""
+    taken = {name: n for n, name in own.items()}
+    named = {n: name for n, name in NAMED[names].items() if name not in taken} | {n: name for name, n in taken.items()}
+    unnamed = (name for n in range(2 * SPECIALS) if (name := f"<|reserved_special_token_{n}|>") not in taken)
     return [named.get(n) or next(unnamed) for n in range(SPECIALS)]
 
 

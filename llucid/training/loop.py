@@ -45,6 +45,8 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
     settings, context = task.settings, task.config.context
     run.keep_settings(task.out, settings, progress)
     logbook = Logbook(task, progress, report)
+    if progress.step:  # a kill may have come after the state was saved
+        logbook.take_snapshot(state, progress)
     if logbook.finished(progress) and not logbook.measurement_due(progress):
         report.say(f"the run is complete, after {progress.step} steps; to continue it, give more steps or minutes")
         return 0

@@ -33,7 +33,7 @@ from torch import Tensor
 from llucid.checkpoints import save
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, atomic_folder, is_occupied, write_text_atomically
+from llucid.files import atomic_file, atomic_folder, is_occupied, utf8_path, write_text_atomically
 from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
 
@@ -200,7 +200,7 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
     """What `write_state` wrote: (tensors, progress). Raises LlucidError if it is damaged, also if that shows inside."""
     file = folder / "latest.safetensors"
     try:
-        with safe_open(file, framework="pt") as opened:
+        with utf8_path(file) as path, safe_open(path, framework="pt") as opened:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             progress = Progress(**json.loads(opened.metadata()["progress"]))

@@ -227,6 +227,14 @@ def test_lines_are_answered_and_commands_run(session: Session, capsys: pytest.Ca
         answer_lines(session, ["/quit\n", "never read"])
 
 
+def test_notes_follow_the_line_of_the_answer(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where both go to one place, as in `2>&1`."""
+    monkeypatch.setattr(sys, "stdout", place := io.StringIO())
+    monkeypatch.setattr(sys, "stderr", place)
+    answer_lines(session, ["Who?\n"])
+    assert place.getvalue() == "abcde\ncut off after 5 tokens; for more: /set max_tokens 10\n"
+
+
 def test_a_complete_answer_has_no_notes() -> None:
     session = Session(reciter(), sampling=GREEDY)
     assert print_answer(session, session.reply("Who?")) == []

@@ -131,6 +131,8 @@ def test_predict_shows_probabilities(made: Path) -> None:
     for row in shown:
         assert f"{100 * row['probability']:.2f} %" in table
     assert "█" in table
+    narrow = do("predict", made / "run", PROMPT, "--top-k", 4, env={**os.environ, "COLUMNS": "4"}).stdout
+    assert narrow.split() == table.split()
 
 
 def test_predict_toy_shows_each_step() -> None:

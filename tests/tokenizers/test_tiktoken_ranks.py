@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken.load import load_tiktoken_bpe
 
+from llucid.checkpoints import Model, load, save
+from llucid.dialogs.templates import template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.comparison import first_difference
+from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.info import info_of, read_info
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks, split
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from llucid.weights import initialise
+from tests.configs import CONFIGS
 from tests.tokenizers.texts import HOSTILE, LONG, MARK, any_text, rank_file, ranks, small_ranks
 
 # Meta's construction, llama_models/llama3/api/tokenizer.py.
@@ -215,6 +224,39 @@ def test_write_and_read(tmp_path: Path) -> None:
     assert again.ranks == small_ranks().ranks
 
 
+def test_a_config_beside_the_ranks(tmp_path: Path) -> None:
+    """Its templates, also named ones, its names of special tokens and their roles; kept when saved."""
+    base = len(ranks())
+    templates = [{"name": "rag", "template": "{{ messages[0].content }}"}]
+    config = {"chat_template": templates, "eos_token": "<|end|>", "bos_token": "<|begin_of_text|>"}
+    names = {0: "<|begin_of_text|>", 4: "<|eom_id|>", 5: "<|end|>"}
+    decoder = {str(base + n): {"content": name, "special": True} for n, name in names.items()}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"added_tokens_decoder": decoder}))
+    small_ranks().write(tmp_path / "tokenizer.model")
+    found = load_tokenizer(tmp_path)
+    assert isinstance(found, TiktokenRanks)
+    assert read_info(tmp_path) == info_of(found)
+    assert template_of(found, "rag") == "{{ messages[0].content }}"
+    named = {number - base: name for name, number in found.special.items()}
+    assert len(named) == 256
+    assert [named[n] for n in (0, 1, 4, 5, 9)] == [
+        *("<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|end|>", "<|eot_id|>")
+    ]
+    assert (found.bos, found.eos) == (base, base + 5)
+    assert found.stop_ids == {base + 1, base + 4, base + 5, base + 9}
+    config = replace(CONFIGS["one for two"], vocab_size=found.vocab_size, head_dim=8)
+    save(Model(config, initialise(config), found), tmp_path / "meta", "meta")
+    kept = load(tmp_path / "meta", device="cpu").tokenizer
+    assert isinstance(kept, TiktokenRanks)
+    assert first_difference(found, kept) is None
+    assert template_of(kept, "rag") == "{{ messages[0].content }}"
+    (tmp_path / "saved").mkdir()
+    found.save(tmp_path / "saved")
+    for again in (load_tokenizer(tmp_path / "saved"), read_vocabulary(write_vocabulary(found, found.vocab_size))):
+        assert first_difference(found, again) is None
+        assert template_of(again, "rag") == "{{ messages[0].content }}"
+
+
 def test_write_reproduces_metas_file(llama3: TiktokenRanks, data: Path, tmp_path: Path) -> None:
     llama3.write(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (data / "llama3-tokenizer.model").read_bytes()
@@ -230,6 +272,6 @@ def test_write_reproduces_metas_file(llama3: TiktokenRanks, data: Path, tmp_path
         (rank_file(ranks()) + b"IQ==", "line 313 should end with the rank 312"),
     ],
 )
-def test_truncated_files(content: bytes, says: str) -> None:
+def test_truncated_files(content: bytes, says: str, tmp_path: Path) -> None:
     with pytest.raises(LlucidError, match=says):
-        TiktokenRanks.from_bytes(content)
+        TiktokenRanks.from_bytes(content, tmp_path)
