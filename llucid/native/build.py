@@ -28,7 +28,7 @@ FLAGS = (
     *("-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"),
 )
 X86 = ("x86_64", "amd64", "i386", "i686")
-SECONDS = 120
+SECONDS = 300
 """That a compiler may take, beside others that run."""
 
 

@@ -38,7 +38,7 @@ def decode_step(weights: Weights, config: Config) -> "DecodeStep | None":
     try:
         return DecodeStep(weights, config, load())
     except Unavailable as reason:
-        warn(f"llucid: PyTorch serves, more slowly: {reason}")
+        warn(f"llucid: PyTorch computes instead of C, more slowly: {reason}")
         return None
 
 

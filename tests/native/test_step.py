@@ -501,7 +501,7 @@ def test_without_a_compiler_pytorch_serves_and_says_so_once(
     for _ in range(2):
         assert written(weights, WIDE, prompt) == expected
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("llucid: PyTorch serves, more slowly: ")
+    assert line.startswith("llucid: PyTorch computes instead of C, more slowly: ")
     assert reason in line
     assert [file.suffix for file in tmp_path.iterdir()] in ([], [".lock"])
     assert len(written(quantize(weights, 8), WIDE, prompt)[0]) == 30
