@@ -370,7 +370,9 @@ def test_a_user_without_a_home_folder_can_generate(made: Path, tmp_path: Path) -
     words = after(unknown, "generate", made / "run", PROMPT, "--seed", 1, "--max-tokens", 5)
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert (done.returncode, len(done.stdout)) == (0, len(PROMPT) + 6)
-    assert done.stderr.startswith(f"llucid: PyTorch computes instead of C, more slowly: llama.c could not be built ({message})\n")
+    assert done.stderr.startswith(
+        f"llucid: PyTorch computes instead of C, more slowly: llama.c could not be built ({message})\n"
+    )
     words = after(unknown, "train", "--corpus", made / "geese.txt", "--out", tmp_path / "run")
     done = subprocess.run(words, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
