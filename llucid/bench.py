@@ -7,6 +7,7 @@ A job that reads `bytes` from memory and needs `operations` (multiplications and
 Bandwidth and peak are measured beside each job, since those of a shared machine change from minute to minute.
 """
 
+import math
 import os
 import platform
 import statistics
@@ -33,7 +34,7 @@ from llucid.training.optimizer import make_optimizers
 from llucid.training.recipes import resolve
 from llucid.training.settings import Settings
 from llucid.training.step import train_step
-from llucid.weights import Weights, initialise, leaves, parameter_count, to, tree_map
+from llucid.weights import Weights, initialise, leaves, parameter_count, shapes, to, tree_map
 
 PROMPT = 512
 """Tokens of a prompt."""
@@ -128,8 +129,8 @@ def work(weights: Weights, config: Config, rows: int, new: int, before: int, sco
     slots = 2 * config.layers * config.kv_heads * config.head_dim
     moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + rows * (before + new) * slots * number
     head = config.vocab_size * config.dim
-    gains = (2 * config.layers + 1) * config.dim
-    inner = parameter_count(config) - gains - head * (1 if config.tied_embeddings else 2)
+    matrices = sum(math.prod(shape) for shape in shapes(config).values() if len(shape) == 2)
+    inner = matrices - head * (1 if config.tied_embeddings else 2)
     seen = new * before + new * (new + 1) // 2
     attended = 2 * config.layers * config.heads * config.head_dim * seen
     return moved, 2 * rows * (new * inner + scored * head + attended)

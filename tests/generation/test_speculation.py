@@ -244,7 +244,7 @@ class FirstGreedy:
     """Sampling in which the first token is the likeliest."""
 
     def __init__(self, sampling: Sampling) -> None:
-        self.sampling, self.calls = sampling, 0
+        self.sampling, self.calls, self.logit_bias = sampling, 0, sampling.logit_bias
 
     def penalise(self, logits: Any, histories: Any) -> Any:
         return logits
