@@ -10,7 +10,6 @@ from llucid.arrays.quantized import GROUP, TILE, Quantized, rows_in_chunk
 
 Bits = Literal[8, 4]
 BITS: dict[str, Bits] = {"int8": 8, "int4": 4}
-FORM_OF = {8: "Q8_0", 4: "Q4_0"}
 
 
 def quantize_leaf(leaf: Tensor | Quantized, bits: Bits) -> Tensor | Quantized:
@@ -26,7 +25,7 @@ def quantize_matrix(w: Float[Tensor, "rows columns"], bits: Bits) -> Quantized:
     parts = (part.detach().float().unflatten(1, (-1, GROUP)) for part in w.split(rows_in_chunk(w.shape[1])))
     with torch.autocast(w.device.type, enabled=False):
         numbers, scales = zip(*(tiled(*groups(part)) for part in parts), strict=True)
-        return Quantized(FORM_OF[bits], torch.cat(numbers), torch.cat(scales), w.shape[0], w.dtype)
+        return Quantized(f"Q{bits}_0", torch.cat(numbers), torch.cat(scales), w.shape[0], w.dtype)
 
 
 def groups_of_int8(

@@ -173,21 +173,25 @@ def in_blocks(
 
 
 def dequantized(blocks: "UInt8[Tensor, '*rows blocks bytes']", form: str) -> "Float[Tensor, '*rows columns']":
-    """w = scale · q − less in float32, rounded as ggml rounds it."""
+    """w = scale · q − less in float32, rounded as ggml rounds it.
+
+    The functions of the forms take the bytes of the blocks without those of the scales, UInt8[*rows blocks bytes], and
+    the scales, Float[*rows blocks scales]; they return Float[*rows blocks groups numbers].
+    """
     import torch
 
     kind = FORMS[form]
     scales = blocks[..., kind.scales].contiguous().view(torch.float16).float()
-    split = {
-        "Q8_0": split_q8_0,
-        "Q4_0": split_q4_0,
-        "Q2_K": split_q2_k,
-        "Q3_K": split_q3_k,
-        "Q4_K": split_q4_k,
-        "Q5_K": split_q5_k,
-        "Q6_K": split_q6_k,
+    of_form = {
+        "Q8_0": dequantize_q8_0,
+        "Q4_0": dequantize_q4_0,
+        "Q2_K": dequantize_q2_k,
+        "Q3_K": dequantize_q3_k,
+        "Q4_K": dequantize_q4_k,
+        "Q5_K": dequantize_q5_k,
+        "Q6_K": dequantize_q6_k,
     }[form]
-    return split(blocks[..., kind.numbers], scales).flatten(-3)
+    return of_form(blocks[..., kind.numbers], scales).flatten(-3)
 
 
 def planes(bytes_: "UInt8[Tensor, '*rows bytes']", bits: int, length: int) -> "UInt8[Tensor, '*rows numbers']":
@@ -199,39 +203,39 @@ def planes(bytes_: "UInt8[Tensor, '*rows bytes']", bits: int, length: int) -> "U
     return torch.stack(shifts, -2).flatten(-3)
 
 
-def split_q8_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q8_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     import torch
 
     return (numbers.view(torch.int8).float() * scales)[..., None, :]
 
 
-def split_q4_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q4_0(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     return ((planes(numbers, 4, 16).float() - 8) * scales)[..., None, :]
 
 
-def split_q2_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q2_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     q = planes(numbers[..., 16:], 2, 32).unflatten(-1, (16, 16)).float()
     scale, less = scales[..., :1] * (numbers[..., :16] & 15), scales[..., 1:] * (numbers[..., :16] >> 4)
     return q * scale[..., None] - less[..., None]
 
 
-def split_q3_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q3_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     q = planes(numbers[..., 32:96], 2, 32) | planes(numbers[..., :32], 1, 32) << 2
     whole = planes(numbers[..., 96:104], 4, 8) | planes(numbers[..., 104:], 2, 4) << 4
     scale = scales * (whole.float() - 32)
     return (q.unflatten(-1, (16, 16)).float() - 4) * scale[..., None]
 
 
-def split_q4_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q4_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     return affine(numbers[..., :12], planes(numbers[..., 12:], 4, 32), scales)
 
 
-def split_q5_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q5_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     q = planes(numbers[..., 44:], 4, 32) | planes(numbers[..., 12:44], 1, 32) << 4
     return affine(numbers[..., :12], q, scales)
 
 
-def split_q6_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
+def dequantize_q6_k(numbers: "Tensor", scales: "Tensor") -> "Tensor":
     import torch
 
     q = planes(numbers[..., :128], 4, 64) | planes(numbers[..., 128:192], 2, 32) << 4

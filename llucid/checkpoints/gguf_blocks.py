@@ -7,10 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 from llucid.arrays import Mapped
+from llucid.arrays.quantized import FORMS, dequantized
 from llucid.errors import LlucidError
 
 if TYPE_CHECKING:
@@ -30,16 +31,9 @@ class GgmlType(NamedTuple):
 GGML_TYPES = {
     0: GgmlType("float32", 1, 4),
     1: GgmlType("float16", 1, 2),
-    2: GgmlType("Q4_0", 32, 18),
     3: GgmlType("Q4_1", 32, 20),
     6: GgmlType("Q5_0", 32, 22),
     7: GgmlType("Q5_1", 32, 24),
-    8: GgmlType("Q8_0", 32, 34),
-    10: GgmlType("Q2_K", 256, 84),
-    11: GgmlType("Q3_K", 256, 110),
-    12: GgmlType("Q4_K", 256, 144),
-    13: GgmlType("Q5_K", 256, 176),
-    14: GgmlType("Q6_K", 256, 210),
     16: GgmlType("IQ2_XXS", 256, 66),
     17: GgmlType("IQ2_XS", 256, 74),
     18: GgmlType("IQ3_XXS", 256, 98),
@@ -50,6 +44,10 @@ GGML_TYPES = {
     23: GgmlType("IQ4_XS", 256, 136),
     29: GgmlType("IQ1_M", 256, 56),
     30: GgmlType("bfloat16", 1, 2),
+    **{
+        number: GgmlType(name, FORMS[name].block, FORMS[name].size)
+        for number, name in {2: "Q4_0", 8: "Q8_0", **dict(enumerate("Q2_K Q3_K Q4_K Q5_K Q6_K".split(), 10))}.items()
+    },
 }
 """The types that llucid reads, by their number in ggml."""
 NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
@@ -103,19 +101,17 @@ def dequantize_blocks(raw: NDArray[np.uint8], kind: GgmlType, shape: tuple[int, 
     step = max(1, CHUNK // shape[-1])
     for row in range(0, len(rows), step):
         chunk = rows[row : row + step]
-        flat[row : row + step] = dequantize_q8_0(chunk) if kind.name == "Q8_0" else dequantize_with_package(chunk, kind)
+        flat[row : row + step] = (dequantize_form if kind.name in FORMS else dequantize_with_package)(chunk, kind)
     return Mapped("float32", numbers.view(np.int32))
 
 
-def dequantize_q8_0(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """w = scale · int8, [rows, blocks·34] → [rows, blocks·32]. A block is a float16 scale and 32 int8 numbers.
+def dequantize_form(
+    rows: UInt8[NDArray[np.uint8], "rows bytes"], kind: GgmlType
+) -> Float[NDArray[np.float32], "rows columns"]:
+    """Rows of blocks of one of FORMS, dequantised by PyTorch."""
+    import torch
 
-    Source: ggml-quants.c, dequantize_row_q8_0.
-    """
-    blocks = rows.reshape(-1, 34)
-    with np.errstate(all="ignore"):  # damaged scales may be infinite
-        scaled = blocks[:, 2:].view(np.int8) * blocks[:, :2].view(np.float16).astype(np.float32)
-    return scaled.reshape(len(rows), -1)
+    return dequantized(torch.tensor(rows).unflatten(-1, (-1, kind.size)), kind.name).numpy()
 
 
 def dequantize_with_package(rows: NDArray[np.uint8], kind: GgmlType) -> NDArray[np.float32]:

@@ -243,11 +243,14 @@ def test_without_the_package_only_types_that_need_it_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(WIDE)
-    blocks = {"output.weight": (random_blocks("Q6_K", 300, 256), gguf.GGMLQuantizationType.Q6_K)}
+    blocks = {"output.weight": (random_blocks("IQ4_XS", 300, 256), gguf.GGMLQuantizationType.IQ4_XS)}
     write_with_package(tmp_path / "a.gguf", model, unquantised(model) | blocks)
+    own = {"output.weight": (random_blocks("Q6_K", 300, 256), gguf.GGMLQuantizationType.Q6_K)}
+    write_with_package(tmp_path / "own.gguf", model, unquantised(model) | own)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert describe(tmp_path / "a.gguf")["dtype"] == "Q6_K, float32"
-    with pytest.raises(LlucidError, match=r'Q6_K need the gguf package: pip install "llucid\[gguf\]"'):
+    load(tmp_path / "own.gguf", device="cpu")
+    assert describe(tmp_path / "a.gguf")["dtype"] == "IQ4_XS, float32"
+    with pytest.raises(LlucidError, match=r'IQ4_XS need the gguf package: pip install "llucid\[gguf\]"'):
         load(tmp_path / "a.gguf", device="cpu")
     model = model_of(replace(WIDE, vocab_size=50))
     save(model, tmp_path / "b.gguf", "gguf", dtype="Q8_0")
