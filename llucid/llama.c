@@ -31,7 +31,7 @@
 #include <string.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
-enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
+enum { GROUP = 32, TILE = 16 };  /* numbers that share a scale; rows that are multiplied at once, and lie side by side if whole */
 enum { FEW_TOKENS = 8 };
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
@@ -99,8 +99,8 @@ typedef struct {  /* one step: what it is given, and what its threads share */
     const Llama *model;
     const Cache *cache;
     const Tokens *tokens;
-    int count, threads, blocks;                /* the first counts tokens */
-    int32_t *starts;                           /* [blocks + 1]: the first tokens of blocks, which attend together */
+    int count, threads, blocks;                /* tokens; threads; blocks of tokens, which attend together */
+    int32_t *starts;                           /* [blocks + 1]: the first tokens of the blocks */
     float *logits;                             /* [scored, vocab] */
     float *cos, *sin;                          /* [count, head_dim/2] */
     float *x, *query, *key, *value, *mixed;    /* [count, …]: the stream; queries, keys, values; p v */
@@ -119,9 +119,8 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
 /* y = W x + bias for each x, the rows of `part` of it. */
 static void product(const Matrix *w, const Vectors *v, int count, Part part, float *y, size_t ahead) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
-    const int together = w->kind < INT8 ? ROWS : TILE;
-    for (int row = part.from; row < part.to; row += together) {
-        int rows = part.to - row < together ? part.to - row : together;
+    for (int row = part.from; row < part.to; row += TILE) {
+        int rows = part.to - row < TILE ? part.to - row : TILE;
         if (w->kind < INT8) {
             const char *numbers = (const char *)w->numbers + (size_t)row * columns * size_of(w->kind);
             dots(w->kind, numbers, ahead, rows, v->x, w->columns, count, y + row, (size_t)w->rows);
@@ -289,18 +288,19 @@ static void attend(const Step *s, int layer, int block, int head, const struct O
     for (int start = 0, run; start < slots; start += run) {
         const char *k = slot_of(s, c->keys[layer], pages, kv_head, start);
         run = run_length(s, pages, start, slots);
-        for (int slot = 0; slot < run; slot += ROWS) {
-            int some = run - slot < ROWS ? run - slot : ROWS;
+        for (int slot = 0; slot < run; slot += TILE) {
+            int some = run - slot < TILE ? run - slot : TILE;
             dots(c->kind, k + (size_t)slot * stride, ahead, some, own->asking, m->head_dim, count,
                  scores + start + slot, (size_t)slots);
         }
     }
-    for (int i = 0; i < count; i++) softmax(scores + (size_t)i * (size_t)slots, common + i, 1 / sqrtf((float)m->head_dim));
+    for (int i = 0; i < count; i++) softmax(scores + (size_t)(i * slots), common + i, 1 / sqrtf((float)m->head_dim));
     for (int start = 0, run; start < slots; start += run) {
         const int hidden = start < common ? 0 : start - common + 1;  /* from so many tokens of the block */
         run = run_length(s, pages, start, hidden ? start + 1 : common);
-        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, scores + (size_t)hidden * (size_t)slots + start,
-            (size_t)slots, run, m->head_dim, count - hidden, y + (size_t)hidden * columns, columns);
+        const float *p = scores + (size_t)(hidden * slots + start);
+        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, p, (size_t)slots, run, m->head_dim,
+            count - hidden, y + (size_t)hidden * columns, columns);
     }
 }
 

@@ -1,12 +1,13 @@
 /* The functions of plain.h, of the same names and meanings, for x86 processors with AVX-512 and VNNI: 16 numbers
-   a register. Reading memory takes most of the time, so weights are prefetched `ahead` bytes before they are needed
-   (ahead.h). They bypass the caches (NTA), since none is needed again before the next step. */
+   a register. Reading memory takes much of the time, so weights are prefetched: whole numbers `ahead` bytes before they
+   are needed (ahead.h), plain ones some rows before. They bypass the caches (NTA), unless they are needed again before
+   the next step. */
 
 #include <immintrin.h>
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { QUAD = 4, AT_ONCE = 6, MANY = 24, BLOCK = 512 };  /* rows; vectors; vectors; columns */
+enum { QUAD = 4, AT_ONCE = 6, PART = 8, MANY = 24, BLOCK = 2048 };  /* rows; vectors three times; bytes of a row */
 
 /* A copy of what is called for each number of vectors, with every loop over them written out. */
 #define BY_COUNT(count, call)                             \
@@ -28,7 +29,6 @@ enum { QUAD = 4, AT_ONCE = 6, MANY = 24, BLOCK = 512 };  /* rows; vectors; vecto
         default: { enum { COUNT = PART }; call; }         \
     }
 
-enum { PART = 8 };
 static inline int part_of(int count) { return count >= PART ? PART : count >= 4 ? 4 : count >= 2 ? 2 : 1; }
 
 static const int32_t distances[] = {4096, 8192, 1024, 0};  /* bytes: the first, unless another is clearly faster */
@@ -66,55 +66,56 @@ INLINE __m512 totals(const __m512 *of) {
     return ADDED(_mm512_shuffle_ps, low, high, 0x88, 0xdd);
 }
 
-/* Adds the products of four rows of w with each of `count` vectors to their sums, while `step` bytes from `next` on are
-   fetched for each 16 columns. A sum is taken in one order, however many rows and vectors there are. */
+/* Adds the products of four rows of w with each of `count` vectors to their sums, or to 0 unless they are `kept`, while
+   `step` bytes from `next` on are fetched for each 16 columns. A sum is taken in one order, however many rows and
+   vectors there are. */
 INLINE void add_dots(int kind, const char *const *w, const float *x, size_t n, size_t columns, int count,
                      const char *next, size_t step, __mmask16 kept, __m512 *sums) {
     const size_t size = kind == FLOAT32 ? 4 : 2;
     const char *until = next;
     __m512 sum[QUAD][AT_ONCE], numbers[QUAD];
-    for (int row = 0; row < QUAD; row++) for (int i = 0; i < count; i++) sum[row][i] = _mm512_maskz_load_ps(kept, sums + i * ROWS + row);
+    for (int row = 0; row < QUAD; row++)
+        for (int i = 0; i < count; i++) sum[row][i] = _mm512_maskz_load_ps(kept, sums + i * TILE + row);
     for (size_t at = 0; at < columns; at += 16) {
         const __mmask16 mask = at + 16 <= columns ? 0xffff : rest((int)(columns - at));
-        for (until += step; next < until; next += 64) _mm_prefetch(next, _MM_HINT_NTA);
+        for (until += step; next < until; next += 64) {
+            if (count == 1) _mm_prefetch(next, _MM_HINT_NTA);
+            else _mm_prefetch(next, _MM_HINT_T0);  /* read once more for each part of the vectors */
+        }
         for (int row = 0; row < QUAD; row++) numbers[row] = load16(kind, w[row] + at * size, mask);
         for (int i = 0; i < count; i++) {
             __m512 with = load16(FLOAT32, x + (size_t)i * n + at, mask);
             for (int row = 0; row < QUAD; row++) sum[row][i] = _mm512_fmadd_ps(numbers[row], with, sum[row][i]);
         }
     }
-    for (int row = 0; row < QUAD; row++) for (int i = 0; i < count; i++) sums[i * ROWS + row] = sum[row][i];
+    for (int row = 0; row < QUAD; row++) for (int i = 0; i < count; i++) sums[i * TILE + row] = sum[row][i];
 }
 
-/* Up to eight rows and MANY vectors: blocks of columns that fit into the first cache, each for four rows and AT_ONCE
-   vectors at a time, whose sums fill the registers. Memory gives most if it is read in order and without a pause: that is
-   how the next eight rows are fetched meanwhile. */
+/* Up to 16 rows and MANY vectors: blocks of columns that fit into the first cache, each for four rows and AT_ONCE
+   vectors at a time, whose sums fill the registers. Memory gives most if it is read in order and without a pause: that
+   is how the next rows are fetched meanwhile, unless `ahead` is 0. */
 INLINE void dots_of(int kind, const char *w, size_t ahead, int rows, const float *x, size_t n, int count, float *y,
                     size_t stride) {
-    const size_t size = kind == FLOAT32 ? 4 : 2, parts = ((size_t)count + AT_ONCE - 1) / AT_ONCE;
-    const size_t step = ahead ? (size_t)rows * 16 * size / (parts * ROWS / QUAD) : 0;
-    const char *next = w + (size_t)rows * n * size;
-    __m512 sums[MANY * ROWS];
-    if (rows < ROWS || count % 2)  /* else all are written */
-        for (int i = 0; i < (count + 1) / 2 * 2 * ROWS; i++) sums[i] = _mm512_setzero_ps();
-    for (size_t at = 0; at < n; at += BLOCK) {
-        const size_t columns = n - at < BLOCK ? n - at : BLOCK;
+    const size_t size = kind == FLOAT32 ? 4 : 2, block = count == 1 ? n : BLOCK / size;
+    const size_t parts = ((size_t)count + AT_ONCE - 1) / AT_ONCE, step = ahead ? QUAD * 16 * size / parts : 0;
+    const char *next = w + (size_t)(count == 1 ? QUAD : rows) * n * size + ahead;
+    __m512 sums[MANY * TILE];
+    if (rows < TILE) for (int i = 0; i < count * TILE; i++) sums[i] = _mm512_setzero_ps();  /* else all are written */
+    for (size_t at = 0; at < n; at += block) {
+        const size_t columns = n - at < block ? n - at : block;
         for (size_t part = 0, first, some; part < parts; part++) {
             first = part * (size_t)count / parts, some = (part + 1) * (size_t)count / parts - first;
             for (int row = 0; row < rows; row += QUAD, next += columns / 16 * step) {
                 const char *four[QUAD];  /* the last again where there are no more */
                 for (int i = 0; i < QUAD; i++)
                     four[i] = w + ((size_t)(row + i < rows ? row + i : rows - 1) * n + at) * size;
-                __m512 *to = sums + first * ROWS + (size_t)row;
-                BY_COUNT(some, add_dots(kind, four, x + first * n + at, n, columns, COUNT, next, step, at ? 0xffff : 0, to))
+                const float *with = x + first * n + at;
+                __m512 *to = sums + first * TILE + (size_t)row;
+                BY_COUNT(some, add_dots(kind, four, with, n, columns, COUNT, next, step, at ? 0xffff : 0, to))
             }
         }
     }
-    for (int i = 0; i < count; i += 2, y += 2 * stride) {
-        __m512 two = totals(sums + i * ROWS);
-        _mm512_mask_storeu_ps(y, rest(rows), two);
-        if (i + 1 < count) _mm512_mask_storeu_ps(y + stride, rest(rows), _mm512_shuffle_f32x4(two, two, 0xee));
-    }
+    for (int i = 0; i < count; i++, y += stride) _mm512_mask_storeu_ps(y, rest(rows), totals(sums + i * TILE));
 }
 
 static void dots(int kind, const void *w, size_t ahead, int rows, const float *x, int n, int count, float *y,
@@ -157,8 +158,8 @@ INLINE void mix_of(int kind, const char *v, size_t ahead, const float *p, size_t
     }
 }
 
-static void mix(int kind, const void *v, size_t ahead, const float *p, size_t stride, int rows, int n, int count, float *y,
-                size_t columns) {
+static void mix(int kind, const void *v, size_t ahead, const float *p, size_t stride, int rows, int n, int count,
+                float *y, size_t columns) {
     const size_t width = (size_t)n;
     if (kind == FLOAT32) BY_COUNT(count, mix_of(FLOAT32, v, ahead, p, stride, rows, width, COUNT, y, columns))
     else if (kind == BFLOAT16) BY_COUNT(count, mix_of(BFLOAT16, v, ahead, p, stride, rows, width, COUNT, y, columns))

@@ -85,13 +85,13 @@ static float number_in_block(const Matrix *m, size_t row, size_t column) {
 
 #ifdef AVX512
 
-/* Adds the products of a block of 16 rows with each of `count` vectors to their sums; `at` is its first group in them. */
-INLINE void add_block(int kind, const uint8_t *w, size_t ahead, float (*scale)[TILE], float (*less)[TILE], const Vectors *v,
-                      size_t at, int count, __m512 *sums_so_far) {
+/* Adds the products of a block of 16 rows with each of `count` vectors to their totals; `at` is its first group there. */
+INLINE void add_block(int kind, const uint8_t *w, size_t ahead, float (*scale)[TILE], float (*less)[TILE],
+                      const Vectors *v, size_t at, int count, __m512 *totals) {
     const int shares = GROUP / SHARE(kind), quads = 8 / shares;  /* of a group; fours of numbers in a share */
     const __m512i of_lower = _mm512_set1_epi32(LOWER(kind)), of_upper = _mm512_set1_epi32(UPPER(kind));
     __m512 sum[PART];
-    for (int i = 0; i < count; i++) sum[i] = sums_so_far[i];
+    for (int i = 0; i < count; i++) sum[i] = totals[i];
     for (int group = 0; group < BLOCK_GROUPS; group++, at += (size_t)count) {
         const Planes p = planes_of(kind, w, group);
         const __m512i shift = _mm512_set1_epi32(p.shift), turn = _mm512_set1_epi32(p.right - p.left);
@@ -122,7 +122,7 @@ INLINE void add_block(int kind, const uint8_t *w, size_t ahead, float (*scale)[T
             }
         }
     }
-    for (int i = 0; i < count; i++) sums_so_far[i] = sum[i];
+    for (int i = 0; i < count; i++) totals[i] = sum[i];
 }
 
 /* 16 rows and MANY vectors: block by block, whose scales are worked out once. */

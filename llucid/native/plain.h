@@ -26,8 +26,8 @@ static void dots(int kind, const void *w, size_t ahead, int rows, const float *x
 enum { AT_ONCE = 4 };  /* tokens that attend together */
 
 /* y += Σ p v: rows [rows, n] in the proportions of each p [count, rows], which are `stride` apart, as are the y. */
-static void mix(int kind, const void *v, size_t ahead, const float *p, size_t stride, int rows, int n, int count, float *y,
-                size_t columns) {
+static void mix(int kind, const void *v, size_t ahead, const float *p, size_t stride, int rows, int n, int count,
+                float *y, size_t columns) {
     (void)ahead;
     for (int i = 0; i < count; i++, p += stride, y += columns) {
         for (int row = 0; row < rows; row++) {

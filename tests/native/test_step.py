@@ -261,7 +261,7 @@ def test_pieces_of_any_size_on_any_pages_come_out_as_one_to_the_bit(form: Any):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_more_numbers_than_the_first_cache_holds_are_taken_block_by_block(dtype: torch.dtype) -> None:
-    """Rows in pairs and an odd one, whole blocks of columns and the rest of one: to the bit as one vector at a time."""
+    """Fours of rows and the rest, whole blocks of columns and the rest of one: to the bit as one vector at a time."""
     config = Config(
         dim=1030, layers=1, heads=3, kv_heads=1, head_dim=6, ffn_dim=2100, vocab_size=53, context=16,
         tied_embeddings=True,
