@@ -104,9 +104,8 @@ def parse(kind: type[T], words: list[str], prog: str) -> T:
             hint = "; a name or a text that begins with a dash goes to the end, after --"
         parser.error(f"{names[0]}: there is no such option{hint}")
     if unknown:
-        parser.error(
-            f"{', '.join(literal.get(word, word) for word in unknown)}: not expected here; put a text of several words in quotation marks"
-        )
+        shown = ", ".join(literal.get(word, word) for word in unknown)
+        parser.error(f"{shown}: not expected here; put a text of several words in quotation marks")
     if missing := [option.spelling for option in options if option.required and option.name not in values]:
         parser.error(f"missing: {', '.join(missing)}")
     texts = {
