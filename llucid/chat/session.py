@@ -68,7 +68,7 @@ class Conversation(NamedTuple):
             if not isinstance(messages, list):
                 raise LlucidError("expected a list under 'messages'")
             dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
-            tools = content.get("tools") and check_objects("tools", content["tools"])
+            tools = check_objects("tools", content.get("tools") or [])
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
             raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")
         system = dialog.pop(0)["content"] if dialog and dialog[0]["role"] == "system" else ""
