@@ -136,11 +136,11 @@ def parse_conversation(entry: object) -> Conversation:
         raise LlucidError("there is no message of the assistant, so there is nothing to learn")
     pairs = zip(checked, weights, strict=False)
     learned = tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs)
-    tools = conversation.get("tools") or None
+    tools = conversation.get("tools") or []
     if isinstance(tools, str):
         with suppress(ValueError):
             tools = json_value(tools.encode("utf-8", "surrogatepass"))
-    return Conversation(checked, learned, tools and check_objects("tools", tools))
+    return Conversation(checked, learned, check_objects("tools", tools) or None)
 
 
 def _plain(message: Any) -> Any:
