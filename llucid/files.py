@@ -1,8 +1,9 @@
-"""Atomic writes: under a temporary name, then renamed. Bounded reads. And the cache folder."""
+"""Atomic writes: under a temporary name, then renamed. Bounded reads. Paths as they are typed. And the cache folder."""
 
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import sys
@@ -107,6 +108,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def typed(path: str | Path) -> str:
+    """A path as it is typed in a shell, also one that begins with a dash."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def cache_folder() -> Path:

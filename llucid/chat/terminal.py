@@ -85,7 +85,7 @@ def system(session: Session, rest: str) -> str:
 
 
 def reset(session: Session, rest: str) -> str:
-    """starts a new conversation with the same system text"""
+    """starts a new conversation with the same system text and tools"""
     session.reset()
     return "a new conversation"
 
@@ -105,7 +105,7 @@ def save(session: Session, rest: str) -> str:
 def load(session: Session, rest: str) -> str:
     """continues a saved conversation"""
     file = file_of(rest, "/load")
-    session.conversation = Conversation.load(file)
+    session.resume(Conversation.load(file))
     return f"{len(session.conversation.messages)} messages loaded from {file}"
 
 

@@ -14,7 +14,6 @@ generation_config.py  the sampling settings of a Hugging Face folder
 """
 
 import importlib
-import shlex
 import shutil
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,7 @@ from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line
-from llucid.files import atomic_folder, is_occupied, refuse_pointer
+from llucid.files import atomic_folder, is_occupied, refuse_pointer, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
@@ -68,7 +67,7 @@ def format_of(path: Path) -> tuple[str, Format]:
         missing = f"{path}: there is no such file or folder"
         if any(map(str.isspace, str(path))):
             raise LlucidError(f"{missing}; if it is a text, name a model before it, such as storyteller")
-        raise LlucidError(f"{missing}; train a model with: llucid train --out {shlex.quote(str(path))}")
+        raise LlucidError(f"{missing}; train a model with: llucid train --out {typed(path)}")
     for name in FORMATS:
         if (format := _format(name)).recognises(path):
             return name, format

@@ -95,7 +95,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.rope.scaling.type": ("none", "linear", "yarn", None),
     "llama.rope.scaling.attn_factor": (1.0, None),
     "llama.rope.scaling.yarn_ext_factor": (1.0, None),
-    "llama.attention.sliding_window": (0, None),
     "llama.attention.causal": (True, None),
     "llama.attention.scale": (0.0, None),
     "llama.logit_scale": (1.0, 0.0, None),
@@ -103,8 +102,9 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.embedding_scale": (1.0, 0.0, None),
     "llama.use_parallel_residual": (False, None),
 }
-IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned"}
-"""Keys without effect on the model. Any other key that begins with "llama." is refused."""
+WINDOW_KEY = "llama.attention.sliding_window"
+IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned", WINDOW_KEY}
+"""Keys without effect on the model, also in llama.cpp. Any other key that begins with "llama." is refused."""
 OLD_FACTOR_KEY = "llama.rope.scale_linear"
 SCALING_KEYS = {
     "type": "llama.rope.scaling.type",
@@ -179,6 +179,8 @@ def config_from_header(header: FileHeader) -> Config:
     if int_of(metadata, KEYS["vocab_size"], path, vocab) != vocab:
         found = metadata[KEYS["vocab_size"]]
         raise LlucidError(f"{path}: {KEYS['vocab_size']} is {found}, but the embedding has {vocab} rows")
+    if metadata.get(WINDOW_KEY):
+        note(f"{path}: {WINDOW_KEY} is ignored, as in llama.cpp: a Llama attends to all tokens")
     dim, heads = (int_of(metadata, KEYS[name], path) for name in ("dim", "heads"))
     head_dim = int_of(metadata, KEYS["head_dim"], path, dim // max(1, heads))
     for key in HEAD_DIM_KEYS:

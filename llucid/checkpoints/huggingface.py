@@ -82,7 +82,6 @@ def heads_of(path: str, config: Config) -> int | None:
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
-    "sliding_window": (None,),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, True, None),
     "mlp_bias": (False, True, None),
@@ -105,8 +104,6 @@ def read_config(path: Path) -> Config:
     values = read_json(file)
     if values.get("quantization"):
         raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
-    if values.get("use_sliding_window") is False:
-        values["sliding_window"] = None
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
@@ -114,7 +111,11 @@ def read_config(path: Path) -> Config:
         raise LlucidError(f"{file}: not a model that llucid opens: has {found}; a Llama has {wanted}")
 
     dim, heads = int_of(values, "hidden_size", file), int_of(values, "num_attention_heads", file)
+    context = int_of(values, "max_position_embeddings", file, 2048)
     theta, scaling = read_rope(values, file)
+    window = int_of(values, "sliding_window", file, context)
+    if window < context and values.get("use_sliding_window") is not False:
+        note(f"{file}: sliding_window {window} is ignored, as in transformers: a Llama attends to all tokens")
     with prefix_errors(file):
         return Config(
             dim=dim,
@@ -124,7 +125,7 @@ def read_config(path: Path) -> Config:
             head_dim=int_of(values, "head_dim", file, dim // max(1, heads)),
             ffn_dim=int_of(values, "intermediate_size", file),
             vocab_size=int_of(values, "vocab_size", file),
-            context=int_of(values, "max_position_embeddings", file, 2048),
+            context=context,
             norm_eps=float_of(values, "rms_norm_eps", file, 1e-6),
             rope_theta=theta,
             rope_scaling=scaling,

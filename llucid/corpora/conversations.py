@@ -3,11 +3,12 @@
 import codecs
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llucid.corpora import Corpus
-from llucid.dialogs.formats import check_messages
+from llucid.dialogs.formats import check_messages, check_objects
 from llucid.errors import LlucidError
 from llucid.files import atomic_file, cache_file, json_value
 from llucid.tokenizers.text import replace_surrogates
@@ -38,6 +39,8 @@ class Conversation(NamedTuple):
 
     messages: Messages
     learned: tuple[bool, ...]
+    tools: list[dict[str, Any]] | None = None
+    """What the model may call, for the chat template."""
 
 
 def open_conversations(name: str) -> Corpus:
@@ -108,7 +111,7 @@ def parse_conversation(entry: object) -> Conversation:
 
     The object has `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`, as
     ShareGPT's, perhaps with a `system` text beside them. An answer of `weight` 0 is not learned; the `name` of who
-    speaks is ignored.
+    speaks is ignored. `tools` is a list, or its JSON as a text.
     """
     conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     given = conversation.get("messages", conversation.get("conversations"))
@@ -132,7 +135,12 @@ def parse_conversation(entry: object) -> Conversation:
     if not checked:
         raise LlucidError("there is no message of the assistant, so there is nothing to learn")
     pairs = zip(checked, weights, strict=False)
-    return Conversation(checked, tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs))
+    learned = tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs)
+    tools = conversation.get("tools") or []
+    if isinstance(tools, str):
+        with suppress(ValueError):
+            tools = json_value(tools.encode("utf-8", "surrogatepass"))
+    return Conversation(checked, learned, check_objects("tools", tools) or None)
 
 
 def _plain(message: Any) -> Any:
