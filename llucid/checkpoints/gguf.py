@@ -182,6 +182,8 @@ def config_from_header(header: FileHeader) -> Config:
     if numbers["vocab_size"] != vocab:
         found = f"{KEYS['vocab_size']} is {numbers['vocab_size']}"
         raise LlucidError(f"{path}: {found}, but the embedding has {vocab} rows")
+    if metadata.get(WINDOW_KEY):
+        note(f"{path}: {WINDOW_KEY} is ignored, as in llama.cpp: a Llama attends to all tokens")
     for key in HEAD_DIM_KEYS:
         if int_of(metadata, key, path, numbers["head_dim"]) != numbers["head_dim"]:
             raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {numbers['head_dim']}, as head_dim")

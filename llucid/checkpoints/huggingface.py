@@ -121,6 +121,9 @@ def read_config(path: Path) -> Config:
     sizes = {name: int_of(values, key, file, defaults.get(name)) for name, key in SIZES.items()}
     flags = {name: bool(values.get(key, False)) for name, key in FLAGS.items()}
     eps, (theta, scaling) = float_of(values, "rms_norm_eps", file, 1e-6), read_rope(values, file)
+    window = int_of(values, "sliding_window", file, sizes["context"])
+    if window < sizes["context"] and values.get("use_sliding_window") is not False:
+        note(f"{file}: sliding_window {window} is ignored, as in transformers: a Llama attends to all tokens")
     with prefix_errors(file):
         return Config(**sizes, **flags, norm_eps=eps, rope_theta=theta, rope_scaling=scaling)
 

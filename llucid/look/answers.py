@@ -175,7 +175,7 @@ class Answers:
             case "ablate":
                 return ablate(**fields)
             case "scale":
-                return scale(**fields)
+                return scale(fields["name"], float(fields["factor"]))
             case "patch":
                 return patch(fields["name"], self.trace(fields["from"]), fields.get("position"))
             case _:
