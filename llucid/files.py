@@ -150,9 +150,12 @@ def first_bytes(file: Path, count: int) -> bytes:
         return opened.read(count)
 
 
+POINTER = b"version https://git-lfs"
+
+
 def refuse_pointer(file: Path) -> None:
     """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file."""
-    if first_bytes(file, 30).startswith(b"version https://git-lfs"):
+    if first_bytes(file, 30).startswith(POINTER):
         raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
 
 
@@ -189,6 +192,8 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json_value(content)
     except ValueError as error:
+        if content.startswith(POINTER):
+            refuse_pointer(path)
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(value, dict):
         raise LlucidError(f"{path}: expected a JSON object, found {type(value).__name__}")
