@@ -1,5 +1,6 @@
 """Atomic writes: under a temporary name, then renamed. Bounded reads. Paths as they are typed. And the cache folder."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,7 +8,7 @@ import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -140,6 +141,28 @@ def cache_file(name: str) -> Path:
             f"{file.parent}: cannot be made ({error.strerror}); set LLUCID_CACHE to another folder for llucid's cache"
         ) from error
     return file
+
+
+def cached(name: str, write: Callable[[Path], None]) -> Path:
+    """The file in the cache that `write` makes at a given path, now or before.
+
+    Its name begins with `name` and ends with a digest of its content: a damaged file is made again.
+    """
+    file = cache_file(name)
+    for found in file.parent.glob(f"{file.name}-*"):
+        if found.name == f"{file.name}-{digest_of(found)}":
+            return found
+        found.unlink(missing_ok=True)
+    own = file.with_name(f"{file.name}.{os.getpid()}")
+    with atomic_file(own) as temporary:
+        write(temporary)
+    return own.rename(f"{file}-{digest_of(own)}")
+
+
+def digest_of(file: Path) -> str:
+    """The first 20 digits of its SHA-256."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:20]
 
 
 def first_bytes(file: Path, count: int) -> bytes:

@@ -15,7 +15,8 @@ def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
     Of a repository that holds only GGUF files, "org/name:Q4_K_M" names one. A Path is never looked up, nor is a
-    path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can be fetched.
+    path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can
+    be fetched.
     """
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
