@@ -170,7 +170,7 @@ def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | N
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """The facts that `llucid info` prints about the model at `path`, by name, in order. Reads headers only.
+    """The facts that `llucid info` prints about the model at `path`, by name, in order. Reads no weights.
 
     Raises LlucidError as `load` does.
     """
@@ -187,9 +187,10 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = format.read_tokenizer_info(path)
-        facts["tokenizer"] = f"{KIND_NAMES.get(tokenizer.kind, tokenizer.kind)}, {tokenizer.vocab_size:,} ids"
-        facts["bos, eos"] = ", ".join("none" if token is None else str(token) for token in tokenizer[2:4])
+        tokenizer = format.read_tokenizer(path)
+        kind = type(tokenizer).__name__
+        facts["tokenizer"] = f"{KIND_NAMES.get(kind, kind)}, {tokenizer.vocab_size:,} ids"
+        facts["bos, eos"] = ", ".join("none" if id is None else str(id) for id in (tokenizer.bos, tokenizer.eos))
     except LlucidError as error:
         facts["tokenizer"] = f"none ({one_line(error)})"
     inferred = getattr(format, "inferred", lambda path: set[str]())(path)

@@ -8,10 +8,11 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,7 @@ from llucid.files import atomic_file, first_bytes
 from llucid.model import Model
 from llucid.rope import slowdowns
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights, named_leaves
-
-Result = TypeVar("Result")
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -109,15 +107,12 @@ IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned", WIND
 """Keys without effect on the model, also in llama.cpp. Any other key that begins with "llama." is refused."""
 OLD_FACTOR_KEY = "llama.rope.scale_linear"
 SCALING_KEYS = {
-    name: f"llama.rope.scaling.{key}"
-    for name, key in {
-        "type": "type",
-        "factor": "factor",
-        "original_context": "original_context_length",
-        "beta_fast": "yarn_beta_fast",
-        "beta_slow": "yarn_beta_slow",
-        "attention_factor": "yarn_attn_factor",
-    }.items()
+    "type": "llama.rope.scaling.type",
+    "factor": "llama.rope.scaling.factor",
+    "original_context": "llama.rope.scaling.original_context_length",
+    "beta_fast": "llama.rope.scaling.yarn_beta_fast",
+    "beta_slow": "llama.rope.scaling.yarn_beta_slow",
+    "attention_factor": "llama.rope.scaling.yarn_attn_factor",
 }
 """Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor), as in llama.cpp's
 ggml_rope_yarn."""
@@ -274,20 +269,12 @@ def read_header(path: Path) -> Header:
     return {name: (tensor.shape, tensor.kind.name) for name, tensor in read_model_header(path).tensors.items()}
 
 
-def open_weights(path: Path, config: Config) -> Weights:
+def open_weights(path: Path, config: Config, keep: bool = False) -> Weights:
     """The weights in the file's own dtype; quantised tensors become float32 when read. Unknown tensors are refused.
 
-    Reading raises LlucidError if dequantising needs the gguf package and it is not installed.
+    `keep`: matrices in a form that `Quantized` has stay quantised, bit for bit. Reading raises LlucidError if
+    dequantising needs the gguf package and it is not installed.
     """
-    return _open(path, config, keep=False)
-
-
-def open_quantized(path: Path, config: Config) -> Weights:
-    """Like `open_weights`, but matrices in a form that `Quantized` has stay quantised, bit for bit."""
-    return _open(path, config, keep=True)
-
-
-def _open(path: Path, config: Config, keep: bool) -> Weights:
     header = read_model_header(path)
     # Both follow from the config: the slowdowns, and the RoPE angles that very old files contain.
     ignored = {name for name in header.tensors if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
@@ -295,6 +282,9 @@ def _open(path: Path, config: Config, keep: bool) -> Weights:
     if keep:
         note_floats(header)
     return gather(config, entries, name_of, str(path), ignored=ignored)
+
+
+open_quantized = partial(open_weights, keep=True)
 
 
 def note_floats(header: FileHeader) -> None:
@@ -319,20 +309,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the file. Raises LlucidError, which names the kind, if llucid does not support it."""
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
-    return read_metadata(path, read_vocabulary)
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """A short description of the tokenizer in the file."""
-    from llucid.tokenizers.gguf_vocabulary import read_info
-
-    return read_metadata(path, read_info)
-
-
-def read_metadata(path: Path, read: Callable[[Mapping[str, Any]], Result]) -> Result:
-    """`read` applied to the file's metadata. Its LlucidErrors get the path."""
     with prefix_errors(path):
-        return read(Metadata(read_file_header(path)))
+        return read_vocabulary(Metadata(read_file_header(path)))
 
 
 class Metadata(Mapping[str, Any]):
@@ -396,7 +374,7 @@ def usual_kind(tensors: list[PendingTensor]) -> str:
     sizes = Counter[str]()
     for tensor in tensors:
         sizes[tensor.kind.name] += tensor.numbers.numel()
-    return max(sizes, key=sizes.__getitem__)
+    return sizes.most_common(1)[0][0]
 
 
 def check_config(config: Config) -> None:

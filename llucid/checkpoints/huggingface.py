@@ -24,7 +24,6 @@ from llucid.errors import LlucidError, note, prefix_errors, shown
 from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import Weights, named_leaves
 
@@ -356,11 +355,6 @@ def open_weights(path: Path, config: Config) -> Weights:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the folder."""
     return load_tokenizer(path)
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """Describes that tokenizer without building it."""
-    return read_info(path)
 
 
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":

@@ -28,7 +28,6 @@ from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, first_bytes, replaced_in_errors
 from llucid.model import Model
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves, parameter_count, shapes
 
 if TYPE_CHECKING:
@@ -250,11 +249,6 @@ def open_weights(path: Path, config: Config) -> Weights:
 def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the same folder."""
     return load_tokenizer(path.parent)
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """A short description of the tokenizer in the same folder."""
-    return read_info(path.parent)
 
 
 def check_config(config: Config) -> None:
