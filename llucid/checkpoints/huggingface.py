@@ -20,7 +20,7 @@ from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
-from llucid.errors import LlucidError, note, prefix_errors
+from llucid.errors import LlucidError, note, prefix_errors, shown
 from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -93,7 +93,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, True, None),
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
-    "quantization_config": (None,),
 }
 
 
@@ -110,6 +109,9 @@ def read_config(path: Path) -> Config:
     values = read_json(file)
     if values.get("quantization"):
         raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
+    if quantised := values.get("quantization_config"):
+        found = f"has quantization_config {shown(quantised)}"
+        raise LlucidError(f"{file}: {found}; llucid opens no model that is quantised so; use the original")
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)

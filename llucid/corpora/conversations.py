@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from llucid.corpora import Corpus
 from llucid.dialogs.formats import check_messages, check_objects
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, cache_file, json_value
+from llucid.files import cached, json_value, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
 Messages = list[dict[str, str]]
@@ -52,10 +52,8 @@ def open_conversations(name: str) -> Corpus:
         from llucid.corpora import fable_dialogues, fable_words, fables
 
         sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
-        file = cache_file(f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl")
-        if not file.is_file():
-            with atomic_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
-                out.writelines(fable_dialogues.lines(FABLES))
+        name = f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
+        file = cached(name, lambda file: write_text_atomically(file, "".join(fable_dialogues.lines(FABLES))))
         return Corpus("fables", (file,))
     if not Path(name).is_file():
         raise LlucidError(

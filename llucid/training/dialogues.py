@@ -14,7 +14,7 @@ from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
 from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import cache_file
+from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -64,17 +64,15 @@ def tokenise_chat(
     format = format_of(tokenizer)
     content = f"3 {corpus.fingerprint()}{tokenizer.json()}{format}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    file = cache_file(f"tokens/{key}.{split}.dialogues")
-    if not file.is_file():
 
-        def encoded() -> Iterator[tuple[list[int], list[bool]]]:
-            for where, conversation in read_conversations(corpus, split):
-                with prefix_errors(f"{corpus.files[0]}, {where}"):
-                    ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
-                    yield ids, _learned(answers, conversation)
-                progress(sum(len(message["content"]) for message in conversation.messages))
+    def encoded() -> Iterator[tuple[list[int], list[bool]]]:
+        for where, conversation in read_conversations(corpus, split):
+            with prefix_errors(f"{corpus.files[0]}, {where}"):
+                ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
+                yield ids, _learned(answers, conversation)
+            progress(sum(len(message["content"]) for message in conversation.messages))
 
-        write_dialogues(encoded(), file)
+    file = cached(f"tokens/{key}.{split}.dialogues", lambda file: write_dialogues(encoded(), file))
     dialogues = open_dialogues(file, context)
     if not len(dialogues.kept):
         raise LlucidError(

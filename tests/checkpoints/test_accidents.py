@@ -25,11 +25,19 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4\n
 FORMATS = {"huggingface": "model", "meta": "model", "llama2c": "model.bin", "gguf": "model.gguf"}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "consolidated.00.pth", "model.bin", "model.gguf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "consolidated.00.pth", "model.bin", "model.gguf"),
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    ],
+)
 def test_git_lfs_pointer(name: str, tmp_path: Path) -> None:
     path = tmp_path
-    if name == "model.safetensors":
+    if name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
         save(model_of(CONFIG), path)
+        if name == "tokenizer.model":
+            (path / "tokenizer.json").unlink()
     elif name == "consolidated.00.pth":
         save(model_of(CONFIG), path, "meta")
     else:
@@ -147,6 +155,9 @@ def test_a_path_in_runs_is_never_a_repository(hub: list[str], tmp_path: Path, mo
         load("To be, or not")
     with pytest.raises(LlucidError, match="runs/x: there is no such file or folder; train a model"):
         load("runs/x")
+    for name in ("./models/x", Path("models/x")):
+        with pytest.raises(LlucidError, match="models/x: there is no such file or folder; train a model"):
+            load(find(name))
     assert not hub
 
 

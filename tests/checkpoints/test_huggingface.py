@@ -295,7 +295,10 @@ def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: py
         (dict(attention_bias="yes"), 'attention_bias "yes"'),
         (dict(mlp_bias=[]), "mlp_bias []"),
         (dict(hidden_act="gelu"), 'hidden_act "gelu"'),
-        (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
+        (
+            dict(quantization_config={"quant_method": "gptq"}),
+            'has quantization_config {"quant_method": "gptq"}; llucid opens no model that is quantised so; use the',
+        ),
         (dict(rope_scaling={"type": "longrope", "factor": 2.0}, rope_parameters=...), 'type "longrope"'),
         (dict(rope_scaling={"type": "linear"}, rope_parameters=...), "factor should be a number"),
         (dict(rope_parameters={"rope_type": "llama3"}), "factor should be a number"),
