@@ -47,13 +47,6 @@ class Conversation(NamedTuple):
         """With one more message."""
         return self._replace(messages=(*self.messages, {"role": role, "content": content}))
 
-    def before_last_question(self) -> tuple["Conversation", str] | None:
-        """(the conversation as it was, the last question), or None if there was no question."""
-        asked = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
-        if not asked:
-            return None
-        return self._replace(messages=self.messages[: asked[-1]]), self.messages[asked[-1]]["content"]
-
     def save(self, path: Path) -> None:
         """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first, perhaps `tools`."""
         everything = {"messages": self._replace(forgotten=0).dialog()} | ({"tools": self.tools} if self.tools else {})
@@ -125,10 +118,12 @@ class Session:
 
     def retry(self) -> Generator[str]:
         """Another answer to the last question, which replaces the first. Raises LlucidError if there is no question."""
-        before = self.conversation.before_last_question()
-        if before is None:
+        messages = self.conversation.messages
+        asked = [number for number, message in enumerate(messages) if message["role"] == "user"]
+        if not asked:
             raise LlucidError("there is no question yet to answer again")
-        return self._answer(*before, self.conversation)
+        before = self.conversation._replace(messages=messages[: asked[-1]])
+        return self._answer(before, messages[asked[-1]]["content"], self.conversation)
 
     def reset(self) -> None:
         """Starts a new conversation with the same system text and tools."""

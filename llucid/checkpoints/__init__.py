@@ -301,12 +301,10 @@ def _compare(model: Model, result: Model, out: Path) -> None:
     from llucid.dialogs.comparison import first_difference_in_dialog  # imports jinja2, which takes time
 
     one, two = model.tokenizer, result.tokenizer
-    if one is None or two is None:
-        difference = (
-            None if one is two else f"{'only the new' if one is None else 'only the old'} model has a tokenizer"
-        )
-    else:
+    if one and two:
         difference = first_difference(one, two)
+    else:
+        difference = None if one is two else f"only the {'old' if one else 'new'} model has a tokenizer"
     if difference:
         raise LlucidError(f"{out}: not written, since the tokenizer would change: {difference}")
     if one and two:

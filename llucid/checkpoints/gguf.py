@@ -50,17 +50,10 @@ NAMES = {
     "blocks.N.attention.key": "blk.N.attn_k.weight",
     "blocks.N.attention.value": "blk.N.attn_v.weight",
     "blocks.N.attention.output": "blk.N.attn_output.weight",
-    "blocks.N.attention.query_bias": "blk.N.attn_q.bias",
-    "blocks.N.attention.key_bias": "blk.N.attn_k.bias",
-    "blocks.N.attention.value_bias": "blk.N.attn_v.bias",
-    "blocks.N.attention.output_bias": "blk.N.attn_output.bias",
     "blocks.N.feed_forward_norm": "blk.N.ffn_norm.weight",
     "blocks.N.feed_forward.gate": "blk.N.ffn_gate.weight",
     "blocks.N.feed_forward.up": "blk.N.ffn_up.weight",
     "blocks.N.feed_forward.down": "blk.N.ffn_down.weight",
-    "blocks.N.feed_forward.gate_bias": "blk.N.ffn_gate.bias",
-    "blocks.N.feed_forward.up_bias": "blk.N.ffn_up.bias",
-    "blocks.N.feed_forward.down_bias": "blk.N.ffn_down.bias",
     "norm": "output_norm.weight",
     "output": "output.weight",
 }
@@ -160,7 +153,6 @@ def read_config(path: Path) -> Config:
 
 
 def config_from_header(header: FileHeader) -> Config:
-    """The Config from a file's header."""
     path = header.path
     metadata = {key: header.uniform_value(key) for key in header.fields if key.startswith("llama.") or key in EXPECTED}
     unsupported = [key for key, allowed in EXPECTED.items() if metadata.get(key) not in allowed]
@@ -176,28 +168,28 @@ def config_from_header(header: FileHeader) -> Config:
     if embedding is None or len(embedding.shape) != 2:
         raise LlucidError(f"{path}: {NAMES['embedding']} is missing or is not a matrix")
     vocab = embedding.shape[0]
-    if int_of(metadata, KEYS["vocab_size"], path, vocab) != vocab:
-        found = metadata[KEYS["vocab_size"]]
-        raise LlucidError(f"{path}: {KEYS['vocab_size']} is {found}, but the embedding has {vocab} rows")
+    dim, heads = (int_of(metadata, KEYS[name], path) for name in ("dim", "heads"))
+    defaults: dict[str, Any] = {
+        "vocab_size": vocab,
+        "kv_heads": heads,
+        "head_dim": dim // max(1, heads),
+        "rope_theta": 10_000.0,
+    }
+    numbers: dict[str, Any] = {
+        name: (float_of if name in FLOAT_FIELDS else int_of)(metadata, key, path, defaults.get(name))
+        for name, key in KEYS.items()
+    }
+    if numbers["vocab_size"] != vocab:
+        found = f"{KEYS['vocab_size']} is {numbers['vocab_size']}"
+        raise LlucidError(f"{path}: {found}, but the embedding has {vocab} rows")
     if metadata.get(WINDOW_KEY):
         note(f"{path}: {WINDOW_KEY} is ignored, as in llama.cpp: a Llama attends to all tokens")
-    dim, heads = (int_of(metadata, KEYS[name], path) for name in ("dim", "heads"))
-    head_dim = int_of(metadata, KEYS["head_dim"], path, dim // max(1, heads))
     for key in HEAD_DIM_KEYS:
-        if int_of(metadata, key, path, head_dim) != head_dim:
-            raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {head_dim}, as head_dim")
+        if int_of(metadata, key, path, numbers["head_dim"]) != numbers["head_dim"]:
+            raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {numbers['head_dim']}, as head_dim")
     with prefix_errors(path):
         config = Config(
-            dim=dim,
-            layers=int_of(metadata, KEYS["layers"], path),
-            heads=heads,
-            kv_heads=int_of(metadata, KEYS["kv_heads"], path, heads),
-            head_dim=head_dim,
-            ffn_dim=int_of(metadata, KEYS["ffn_dim"], path),
-            vocab_size=vocab,
-            context=int_of(metadata, KEYS["context"], path),
-            norm_eps=float_of(metadata, KEYS["norm_eps"], path),
-            rope_theta=float_of(metadata, KEYS["rope_theta"], path, 10_000.0),
+            **numbers,
             tied_embeddings=NAMES["output"] not in header.tensors,
             attention_bias=any(name.endswith(ATTENTION_BIASES) for name in header.tensors),
             mlp_bias=any(name.endswith(MLP_BIASES) for name in header.tensors),
@@ -265,7 +257,6 @@ def scaling_metadata(scaling: Scaling | None) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> Header:
-    """The shape and type of every tensor in the file."""
     return {name: (tensor.shape, tensor.kind.name) for name, tensor in read_model_header(path).tensors.items()}
 
 

@@ -38,7 +38,6 @@ class Chat(SamplingOptions, ModelOptions):
     """For the chat template: whether the model thinks before it answers (default: the template's)."""
 
     def run(self) -> None:
-        """Talks until the user leaves or the input ends."""
         from llucid.chat import Session
         from llucid.chat.terminal import talk
 

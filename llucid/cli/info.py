@@ -13,7 +13,6 @@ class Info:
     """A run, a Hugging Face folder or repository, a folder of Meta's, a .bin of llama2.c's, a .gguf, or storyteller."""
 
     def run(self) -> None:
-        """Prints one fact a line."""
         from llucid.checkpoints import describe
 
         facts = describe(self.model)

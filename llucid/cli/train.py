@@ -25,7 +25,6 @@ class Train(Settings):
     }
 
     def run(self) -> None:
-        """Trains, then prints where everything is."""
         from rich.console import Console
 
         from llucid.files import typed

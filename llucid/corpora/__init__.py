@@ -146,7 +146,7 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
                 )
             raise LlucidError(f"corpus={name}: no such file or folder; expected shakespeare, fables, or a path")
         if not path.is_dir():
-            if not path.is_file():  # reading a pipe may block for ever
+            if not path.is_file():  # reading a pipe may block forever
                 raise LlucidError(f"corpus={name}: not a regular file; write the text into one")
             files.append(text_file(path, column))
             continue

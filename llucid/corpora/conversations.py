@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from llucid.corpora import Corpus
 from llucid.dialogs.formats import check_messages, check_objects
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, prefix_errors
 from llucid.files import cached, json_value, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
@@ -76,10 +76,8 @@ def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str
     wanted = {"train": range(border), "validation": range(border, count), "all": range(count)}[split]
     for number, (where, entry) in enumerate(_entries(file)):
         if number in wanted:
-            try:
+            with prefix_errors(f"{file}, {where}"):
                 yield where, parse_conversation(_json(entry) if isinstance(entry, bytes) else entry)
-            except LlucidError as error:
-                raise LlucidError(f"{file}, {where}: {error}") from error
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
@@ -88,10 +86,8 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
         first = next((line for line in opened if line.strip()), b"")
         opened.seek(0)
         if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            try:
+            with prefix_errors(file):
                 array = _json(opened.read())
-            except LlucidError as error:
-                raise LlucidError(f"{file}: {error}") from error
             yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
         else:
             yield from ((f"line {number}", line) for number, line in enumerate(opened, 1) if line.strip())
@@ -142,7 +138,7 @@ def parse_conversation(entry: object) -> Conversation:
 
 
 def _plain(message: Any) -> Any:
-    """The message with our names of keys and roles, without keys that are ignored or null; what is none is kept."""
+    """The message with our names of keys and roles, without keys that are ignored or null; other values unchanged."""
     if not isinstance(message, dict):
         return message
     pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]

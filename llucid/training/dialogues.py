@@ -13,7 +13,7 @@ from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_charac
 from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
 from llucid.dialogs.loss_mask import CHAT_CONFIG
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, prefix_errors
 from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
@@ -67,11 +67,9 @@ def tokenise_chat(
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:
         for where, conversation in read_conversations(corpus, split):
-            try:
+            with prefix_errors(f"{corpus.files[0]}, {where}"):
                 ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
                 yield ids, _learned(answers, conversation)
-            except LlucidError as error:
-                raise LlucidError(f"{corpus.files[0]}, {where}: {error}") from error
             progress(sum(len(message["content"]) for message in conversation.messages))
 
     file = cached(f"tokens/{key}.{split}.dialogues", lambda file: write_dialogues(encoded(), file))

@@ -235,7 +235,6 @@ class Logbook:
             self.report.say(f"only {step} steps fitted into {settings.minutes:g} minutes, so it has learned little")
 
     def draw(self) -> None:
-        """Draws the curve and writes the samples."""
         task, name = self.task, self.task.settings.preset or self.task.settings.base
         title = f"{task.corpus.name}: {name}, {parameter_count(task.config):,} parameters"
         if any("loss" in row for row in self.metrics.rows):

@@ -126,7 +126,6 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
 
 
 def _runs(process: str) -> bool:
-    """Whether there is a process of this number."""
     try:
         os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):
@@ -307,7 +306,6 @@ class Metrics:
             log(step, {name: row[name] for name in ("loss", "validation", "rate") if name in row})
 
     def write_samples(self) -> None:
-        """Rewrites `samples.txt`."""
         write_text_atomically(self.file.with_name("samples.txt"), self.samples())
 
     def samples(self) -> str:
