@@ -131,8 +131,6 @@ def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> 
     requests: list[Request] = []
     before: Counter[str] = Counter()
     for prompt in prompts:
-        if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise LlucidError(f"prompt: expected a text, found {type(prompt).__name__}")
         requests.append(
             Request(
                 prompt_ids(model.text(), prompt),
