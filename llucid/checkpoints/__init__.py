@@ -17,8 +17,9 @@ import importlib
 import shutil
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -77,6 +78,11 @@ def format_of(path: Path) -> tuple[str, Format]:
             raise LlucidError(f"{path}: one file of a model; give the folder it is in, {path.parent}")
     if (path / "adapter_config.json").is_file():
         raise LlucidError(f"{path}: a LoRA adapter, not a model; merge it into its base model first, with peft")
+    with suppress(OSError):
+        inside = [one for pattern in ("*", "snapshots/*") for one in sorted(islice(path.glob(pattern), 1000))]
+        if models := [str(one) for one in inside if any(_format(name).recognises(one) for name in FORMATS)]:
+            more = f" and {len(models) - 5} more" if len(models) > 5 else ""
+            raise LlucidError(f"{path}: not a model itself; give one that is in it: {', '.join(models[:5])}{more}")
     expected = "a Hugging Face folder (config.json), a Meta folder (params.json), llama2.c's .bin or .pt, or a .gguf"
     raise LlucidError(f"{path}: not a model, or an incomplete one; expected {expected}")
 
@@ -147,18 +153,19 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
     chat_format = template if isinstance(template, str) else None
     open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
-    tokens = _tokenizer(path, format, config, tokenizer)
+    try:
+        tokens = _tokenizer(path, format, config, tokenizer)
+    except NoTokenizer:
+        if tokenizer is not None:
+            raise
+        tokens = None
     return Model(config, open_weights(path, config), tokens, chat_format, sampling_defaults(path))
 
 
-def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None) -> Tokenizer | None:
-    if other is None:
-        try:
-            tokenizer = format.read_tokenizer(path)
-        except NoTokenizer:
-            return None
-    else:
-        tokenizer = load_tokenizer(other)
+def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
+    tokenizer = format.read_tokenizer(path) if other is None else load_tokenizer(other)
+    if not tokenizer.vocab_size:
+        raise LlucidError(f"{other or path}: this tokenizer has no ids")
     if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, JsonTokenizer):
         tokenizer = tokenizer.within(config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
@@ -187,7 +194,7 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = format.read_tokenizer(path)
+        tokenizer = _tokenizer(path, format, config)
         kind = type(tokenizer).__name__
         facts["tokenizer"] = f"{KIND_NAMES.get(kind, kind)}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = ", ".join("none" if id is None else str(id) for id in (tokenizer.bos, tokenizer.eos))

@@ -22,7 +22,7 @@ from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, note, prefix_errors, shown
-from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
+from llucid.files import LARGEST_JSON, atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -277,9 +277,12 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
     names = {short: name for name, short in SAFETENSORS.items()}
     refuse_pointer(file)
     try:
-        with safe_open(file, framework="np"), open(file, "rb") as opened:  # the library validates the header
+        with open(file, "rb") as opened:
             start = 8 + int.from_bytes(opened.read(8), "little")
-            header = parse_json(opened.read(start - 8), file)
+            if start > LARGEST_JSON:
+                raise ValueError(f"its header has {start:,} bytes")
+            with safe_open(file, framework="np"):  # the library validates the header
+                header = parse_json(opened.read(start - 8), file)
         content = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch requires; the file does not change
 
         def entry(tensor: dict[str, Any]) -> Stored:

@@ -147,6 +147,9 @@ def _plain(message: Any) -> Any:
         for name, value in pairs
         if name in ("role", "content") or (value is not None and name not in IGNORED)
     }
+    parts = plain.get("content")
+    if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        plain["content"] = "".join(str(part.get("text", "")) for part in parts)
     if isinstance(role := plain.get("role"), str):
         plain["role"] = ROLES.get(role, role)
     return plain

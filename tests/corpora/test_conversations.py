@@ -53,6 +53,10 @@ def test_what_is_beside_and_null() -> None:
     assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
     developer = {"from": "developer", "content": "Be kind."}
     assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
+    assert parse_conversation({"messages": [{"role": "system", "content": parts}, *PLAIN[1:]]}).messages == PLAIN
+    with pytest.raises(LlucidError, match=r"messages\[0\]: the content should be a text and is of type list"):
+        parse_conversation({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})
     tool = [{"role": "function", "tool_call_id": "1", "name": "f", "content": "2"}, PLAIN[2]]
     found = parse_conversation(system | {"messages": [PLAIN[1], PLAIN[2] | {"weight": 0}, *tool]})
     assert found.messages[3] == {"role": "tool", "content": "2"}
