@@ -23,7 +23,7 @@ class NoTokenizer(LlucidError):
 
 
 @contextmanager
-def prefix_errors(place: Path) -> Generator[None]:
+def prefix_errors(place: Path | str) -> Generator[None]:
     """Puts `place` before the message of each LlucidError raised inside that does not mention it."""
     try:
         yield

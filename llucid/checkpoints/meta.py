@@ -22,7 +22,6 @@ from llucid.model import Model
 from llucid.presets import PRESETS, Preset
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import write_beside
-from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves
 
 NAMES = {
@@ -203,19 +202,11 @@ def open_weights(path: Path, config: Config) -> Weights:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the folder, or in its parent."""
-    return load_tokenizer(tokenizer_place(path))
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """Describes that tokenizer without building it."""
-    return read_info(tokenizer_place(path))
-
-
-def tokenizer_place(path: Path) -> Path:
-    """Where the tokenizer is: in the folder, or in its parent, as in Meta's downloads of Llama 1 and 2."""
+    """The tokenizer in the folder, or in its parent, as in Meta's downloads of Llama 1 and 2."""
     in_parent = path / ".." / "tokenizer.model"
-    return in_parent if in_parent.is_file() and not any((path / name).is_file() for name in FILES) else path
+    return load_tokenizer(
+        in_parent if in_parent.is_file() and not any((path / name).is_file() for name in FILES) else path
+    )
 
 
 def refuse(config: Config) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,6 @@ class Look(ModelOptions):
     """Only print the page's address."""
 
     def run(self) -> None:
-        """Serves the page, or writes it."""
         if self.html is not None and self.compare is not None:
             raise LlucidError(f"compare={self.compare}: a file shows one model; leave out html= or compare=")
         if not 0 < self.size <= 1000:
@@ -113,21 +112,17 @@ class Look(ModelOptions):
             found.append(Subject(f"step {step}", lambda folder=folder: self.open(str(folder)), step))
         return found
 
-    def open(self, path: str, quantize: str | None = None) -> "Model":
+    def open(self, path: str, quantize: Any = None) -> "Model":
         """The model at `path`, as tensors."""
-        from llucid.checkpoints import load
-
-        kept: Any = quantize or self.quantize or (None if self.dtype else "file")
-        return load(path, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer, quantize=kept)
+        return replace(self, model=path, quantize=quantize or self.quantize).load(mapped=False)
 
     def first_text(self, model: "Model") -> str | list[int]:
         """The text that is given, or else one that the tokenizer can encode."""
-        from llucid.look.trace import has_tokenizer
         from llucid.tokenizers.prompts import prompt_ids
 
         if self.text is not None:
             return read_text(self.text)
-        for text in TEXTS if has_tokenizer(model) else ():
+        for text in TEXTS if model.tokenizer else ():
             with contextlib.suppress(LlucidError):
                 ids = prompt_ids(model.text(), text)
                 return text if len(ids) <= model.config.context else ids[: model.config.context]

@@ -245,7 +245,6 @@ def _rendered(
 
 
 def ids_in(parts: Sequence[Part]) -> list[int]:
-    """The ids among the parts."""
     return [part for part in parts if isinstance(part, int)]
 
 

@@ -129,7 +129,6 @@ def choose(words: Sequence[str]) -> list[Rung]:
 
 
 def prepare(names: Sequence[str], steps: int, console: Console) -> Task:
-    """Opens and tokenises the corpus."""
     try:
         corpus = open_corpus(names or ["shakespeare"])
     except LlucidError:
@@ -239,7 +238,6 @@ def write_sample(rung: Rung, weights: Any, task: Task, seed: int) -> str:
 
 
 def write_files(folder: Path, task: Task, results: list[Result]) -> None:
-    """Replaces `metrics.json` and `samples.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {

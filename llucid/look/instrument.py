@@ -161,7 +161,6 @@ class _Watching(ast.NodeTransformer):
         return any(isinstance(part, ast.Name) and part.id in self.locals for part in ast.walk(node))
 
     def rebound(self, node: ast.expr | ast.arg, name: str, kind: Kind, *more: ast.expr) -> ast.stmt:
-        """name = see(name)"""
         return ast.Assign(
             [ast.Name(name, ast.Store())], self.see(ast.Name(name, ast.Load()), kind, name, node, *more), lineno=0
         )

@@ -76,8 +76,8 @@ class Watch:
         self,
         instrumented: Instrumented,
         weights: Weights,
-        change: Callable[[str, Tensor], Tensor],
-        keep: Callable[[str], bool],
+        change: Callable[[str, Tensor], Tensor] = lambda name, value: value,
+        keep: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.sites = instrumented.sites
         self.change, self.keep = change, keep

@@ -222,7 +222,7 @@ def with_special(
 ) -> dict[str, Any]:
     """A `tokenizer.json` in which `more` tokens are added, and BOS and all tokens with a role are marked as special.
 
-    Raises LlucidError for ids that are none, or are far larger than the file.
+    Raises LlucidError for ids that are not whole numbers, or are far larger than the file.
     """
     vocabulary = vocabulary_of(content.get("model"))
     names = role_names(config) | {piece for piece, number in vocabulary.items() if number == bos}
@@ -332,7 +332,7 @@ def _interruptible(work: Callable[[], None]) -> None:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(0.1)  # not for ever, since a signal may be delivered to another thread
+        thread.join(0.1)  # with a limit, since a signal may be delivered to another thread
     if errors:
         raise errors[0]
 

@@ -1,7 +1,6 @@
 """What a run writes while it trains: figures, measurements, the best model, the latest state, snapshots."""
 
 import math
-import shlex
 import time
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from llucid.checkpoints import huggingface
 from llucid.corpora.tokens import characters_per_token, validation_batches
 from llucid.errors import LlucidError
+from llucid.files import typed
 from llucid.generation import generate
 from llucid.model import Model
 from llucid.training import run
@@ -221,7 +221,7 @@ class Logbook:
         """Prints which model the folder holds when training ends or stops, if it is not that of the last step."""
         settings, step, held = self.task.settings, progress.step, self.measured.model_step
         if not self.finished(progress):
-            command = f"llucid train --resume --out {shlex.quote(str(self.task.out))}"
+            command = f"llucid train --resume --out {typed(self.task.out)}"
             self.report.say(f"stopped at step {step}; continue with: {command}")
         elif share_done(settings, progress) < 1:
             self.report.say(f"stopped early at step {step}: {settings.patience} measurements did not improve")
@@ -235,7 +235,6 @@ class Logbook:
             self.report.say(f"only {step} steps fitted into {settings.minutes:g} minutes, so it has learned little")
 
     def draw(self) -> None:
-        """Draws the curve and writes the samples."""
         task, name = self.task, self.task.settings.preset or self.task.settings.base
         title = f"{task.corpus.name}: {name}, {parameter_count(task.config):,} parameters"
         if any("loss" in row for row in self.metrics.rows):

@@ -54,7 +54,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
     begun = time.perf_counter() - progress.seconds
     last = progress.step + (settings.stop_after or sys.maxsize)
     with report.bar, interruption() as interrupted:
-        if settings.base and progress.step == 0:
+        if settings.base and logbook.measured.step < progress.step == 0:
             logbook.measure(state, progress, context)
         elif logbook.measurement_due(progress):  # a kill came before it was complete
             logbook.measure(state, progress)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -167,7 +168,7 @@ def test_the_sample_answers_a_short_question(tmp_path: Path) -> None:
     corpus = open_conversations(str(file))
     tokenizer = make_chat_tokenizer("bpe:280", corpus)
     *_, opening = read_chat_tokens(corpus, tokenizer, 128, Report(Console(file=io.StringIO())))
-    assert opening == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
+    assert opening.messages == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
 
 
 def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
@@ -264,6 +265,27 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     assert ids[-1] == tokenizer.eos
     assert ids.count(tokenizer.eos) == 1
     assert inputs[0].tolist().count(tokenizer.eos) >= 3
+
+
+def test_tools_go_to_the_template_of_the_base(file: Path, straight: Path, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text("".join(json.dumps(conversation(number) | {"tools": tools}) + "\n" for number in range(20)))
+    steps = ("--chat", talk, "--base", tmp_path / "base", "--steps", 1, "--batch", 2)
+    shutil.copytree(straight, tmp_path / "base")
+    with pytest.raises(LlucidError, match=r"talk\.jsonl, line 1: tools: the chat template has no place for it"):
+        here("train", *steps, "--out", tmp_path / "none")
+    config = json.loads((straight / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ tools | tojson }}" + config["chat_template"]
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config))
+    here("train", *steps, "--out", tmp_path / "run")
+    tokenizer = llucid.load(tmp_path / "run", device="cpu").tokenizer
+    expected = encode_dialog(conversation(18)["messages"][:1], tokenizer, tools=tools)
+    corpus = open_conversations(str(talk))
+    training, _, opening = read_chat_tokens(corpus, tokenizer, 128, Report(Console(file=io.StringIO())))
+    inputs, _ = training.read(np.array([0]), 128)
+    assert tokenizer.decode(inputs[0, :9].tolist()).startswith('[{"type":')
+    assert encode_dialog(opening.messages, tokenizer, tools=opening.tools) == expected
 
 
 def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
