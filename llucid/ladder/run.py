@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.optim import Optimizer
 
 from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
@@ -25,12 +24,12 @@ from llucid.ladder.plot import ladder_figure
 from llucid.ladder.report import Report
 from llucid.tokenizers import Tokenizer
 from llucid.training.interrupts import interruption
-from llucid.training.optimizer import learning_rate, optimizers_for
+from llucid.training.optimizer import learning_rate, make_optimizers
 from llucid.training.report import progress_of
 from llucid.training.run import free_name
 from llucid.training.settings import Settings
 from llucid.training.step import train_step
-from llucid.weights import count, leaves, named_leaves
+from llucid.weights import count, leaves
 
 SIZES = Config(dim=96, layers=3, heads=4, kv_heads=2, head_dim=24, ffn_dim=256, vocab_size=1, context=64)
 """The sizes of the last rung; the vocabulary comes from the corpus."""
@@ -197,7 +196,7 @@ def train(
 
     for leaf in leaves(weights):
         leaf.requires_grad_()
-    optimizers = make_optimizers(weights)
+    optimizers = make_optimizers(weights, RECIPE, is_inner)
     curve = [(0, evaluate(rung, weights, task.config, task.validation_part))]
     points = {max(1, round(share * task.steps)) for share in EVALUATED}
     for step in range(task.steps):
@@ -212,12 +211,9 @@ def train(
     return tuple(curve)
 
 
-def make_optimizers(weights: Any) -> list[Optimizer]:
-    """Muon for the inner matrices, AdamW for input and output arrays and for gains, as in `llucid train`."""
-    named = list(named_leaves(weights))
-    inner = [leaf for path, leaf in named if leaf.ndim == 2 and path not in EDGES]
-    others = [leaf for path, leaf in named if leaf.ndim != 2 or path in EDGES]
-    return optimizers_for(inner, others, RECIPE)
+def is_inner(path: str, shape: Sequence[int]) -> bool:
+    """Whether Muon trains an array: a matrix between the input and output arrays, which AdamW trains, like gains."""
+    return len(shape) == 2 and path not in EDGES
 
 
 @torch.no_grad()
