@@ -57,6 +57,7 @@ NAMES = {
     "norm": "output_norm.weight",
     "output": "output.weight",
 }
+name_of = partial(renamed, names=NAMES)
 ATTENTION_BIASES = tuple(f".attn_{name}.bias" for name in ("q", "k", "v", "output"))
 MLP_BIASES = tuple(f".ffn_{name}.bias" for name in ("gate", "up", "down"))
 SLOWDOWNS = "rope_freqs.weight"
@@ -124,11 +125,6 @@ FILE_TYPES = {
     "Q6_K": 18,
 }
 """llama.cpp's file type (llama_ftype) by the type of most matrices."""
-
-
-def name_of(path: str) -> str:
-    """The GGUF name of the array at `path` in Weights."""
-    return renamed(path, NAMES)
 
 
 # --------------------------------------------------------------------------------------------- reading

@@ -6,7 +6,7 @@ from pathlib import Path
 from llucid.errors import LlucidError
 
 OURS = "runs/"
-"""Where training writes: never asked for on the hub."""
+"""The folder that training writes to; never looked up on the hub."""
 STORYTELLER = Path(__file__).parents[1] / "chat" / "storyteller"
 """The model that comes with llucid."""
 

@@ -5,6 +5,7 @@ The weights may also be in several files with an index, or in PyTorch's format, 
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,11 +47,7 @@ NAMES = {
     "norm": "model.norm.weight",
     "output": "lm_head.weight",
 }
-
-
-def name_of(path: str) -> str:
-    """Hugging Face's name for the array at our path."""
-    return renamed(path, NAMES)
+name_of = partial(renamed, names=NAMES)
 
 
 def halves_from_pairs(matrix: Array, heads: int) -> Array:
@@ -337,8 +334,7 @@ def open_weights(path: Path, config: Config) -> Weights:
     return gather(config, entries, name_of, str(path), in_pairs, unused)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path)
+read_tokenizer = load_tokenizer
 
 
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":

@@ -197,25 +197,10 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
     for unused in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
         entries.pop(str(unused), None)
 
-    dim, heads = int_of(arguments, "dim", path), int_of(arguments, "n_heads", path)
-    names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
-    vocab, ffn = (meta.rows(entries, name, path) for name in names)
-    if vocab != int_of(arguments, "vocab_size", path, vocab):
-        raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")
+    sizes = meta.sizes_of(arguments, path, entries, path)
+    context, eps = int_of(arguments, "max_seq_len", path, 2048), float_of(arguments, "norm_eps", path, 1e-5)
     with prefix_errors(path):
-        config = Config(
-            dim=dim,
-            layers=int_of(arguments, "n_layers", path),
-            heads=heads,
-            kv_heads=int_of(arguments, "n_kv_heads", path, heads),
-            head_dim=head_width(dim, max(1, heads)),
-            ffn_dim=ffn,
-            vocab_size=vocab,
-            context=int_of(arguments, "max_seq_len", path, 2048),
-            norm_eps=float_of(arguments, "norm_eps", path, 1e-5),
-            tied_embeddings=meta.NAMES["output"] not in entries,
-        )
-    return config, entries
+        return Config(**sizes, context=context, norm_eps=eps), entries
 
 
 # --------------------------------------------------------------------------------------------- both kinds of file

@@ -18,7 +18,7 @@ TEXTS = (
     "Once upon a time a fox met a goat by the well. Once upon a time a fox met a goat by the well.",
     "To be, or not to be: that is the question. To be, or not to be: that is the question.",
 )
-"""What is read unless something is given: each says everything twice, so that induction heads show."""
+"""The default texts. Each sentence occurs twice, so that induction heads show."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from llucid.generation.sampling import draw, generator, temperature
 from llucid.ladder import RUNGS, Rung
 from llucid.ladder.checks import check
 from llucid.ladder.comparison import Result, compare, noise
-from llucid.ladder.plot import draw_ladder
+from llucid.ladder.plot import ladder_figure
 from llucid.ladder.report import Report
 from llucid.tokenizers import Tokenizer
 from llucid.training.interrupts import interruption
@@ -109,7 +109,7 @@ def run_ladder(
         console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
     report.summary()
     with atomic_file(folder / "ladder.png") as temporary:
-        draw_ladder(results, temporary, title(task), task.corpus.floor)
+        ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
     return folder
 
 

@@ -39,11 +39,11 @@ DTYPES = {"u8": torch.uint8, "f16": torch.float16, "f32": torch.float32}
 
 
 class Subject(NamedTuple):
-    """A model that can be looked at."""
+    """A model to look at."""
 
     name: str
     model: Callable[[], Model]
-    """Opens it, when it is first needed."""
+    """Opens it; called when it is first needed."""
     snapshot: int | None = None
     """The step of a training run after which it was kept."""
 
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
 
 class NotFound(LlucidError):
-    """There is nothing of this name or address."""
+    """An unknown name or address."""
 
 
 def address(path: str, /, **parameters: object) -> str:
@@ -121,7 +121,7 @@ class Answers:
             return name
 
     def adopt(self, held: Trace) -> str:
-        """Takes a trace that was made elsewhere, as of the first model; returns the reading's id."""
+        """Adds an existing trace as a reading of the first model; returns the reading's id."""
         changes = [{"kind": "code", "name": name} for name in held.changed]
         key = json.dumps([fingerprint(held.model), held.ids, changes])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]

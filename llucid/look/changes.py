@@ -1,4 +1,4 @@
-"""Changes of a pass: a function for each name, whose result goes on instead of the value.
+"""Changes of a pass: a function for each name, whose result replaces the value.
 
 A change is a dict, so that `{"blocks.2.attention.p": torch.zeros_like}` is one; here are those that are often made.
 Several are given as a list and are made one after another.

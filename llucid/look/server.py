@@ -114,7 +114,7 @@ class Server(ThreadingHTTPServer):
             raise LlucidError(f"port={port}: cannot be listened on ({error}); 0 takes a free one") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing for a browser that has gone, or never finished its question."""
+        """Ignores connections that a browser closed or left unfinished."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         return exported(self.answers, body) if self.path == "/look/export" else self.answers.post(self.path, body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal shows the address and no more."""
+        """Prints nothing: the terminal shows only the address."""
 
 
 def _status(error: Exception) -> HTTPStatus:

@@ -21,7 +21,7 @@ from llucid.weights import initialise
 
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
-"""Of every block, what is kept beside the stream: as small as that, and asked for most."""
+"""What is kept of every block beside the stream: values of the same size that are often asked for."""
 SCORES = 2**25
 """Logits that the logit lens computes in one go."""
 

@@ -40,11 +40,11 @@ def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callabl
 
 
 class Seen(NamedTuple):
-    """That a value passed a place of the source."""
+    """One passage of a value through a place in the source."""
 
     site: int
     layer: int | None
-    """The block that was at work."""
+    """The block that was running."""
     name: str
     """The value's name, or the path of an array of the weights."""
     is_weight: bool
@@ -70,7 +70,7 @@ class _Frame(NamedTuple):
 class Watch:
     """Runs functions of an instrumented module on weights; values are in float32 at least.
 
-    `change(name, value)` returns the value that goes on. `keep(name)` says whether to hold a value in `values`.
+    `change(name, value)` returns the value to continue with. `keep(name)` says whether to hold a value in `values`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Watch:
             return self._namespace[function](*arguments)
 
     def run_block(self, layer: int, call: Call) -> Any:
-        """The block once more, as it was called: of its arguments none is a new value."""
+        """Runs a block again with the recorded arguments, which do not count as new values."""
         for argument in call.arguments:
             for value in argument if isinstance(argument, tuple) else (argument,):
                 if isinstance(value, Tensor):
@@ -114,13 +114,13 @@ class Watch:
         return self.run(call.function, *arguments)
 
     def release(self) -> None:
-        """Frees everything but what was found now, since the watch and its functions refer to one another."""
+        """Frees all but the results now: the watch and its functions refer to one another."""
         self._namespace.clear()
         self._paths.clear()
         self._names.clear()
 
     def see(self, site: int, value: Any) -> Any:
-        """The value that goes on."""
+        """Names, changes and records a value; returns the one to continue with."""
         if not isinstance(value, Tensor | Quantized):
             return value
         _, kind, text, _ = self.sites[site]
@@ -134,7 +134,7 @@ class Watch:
         if known and not named:
             self.seen.append(Seen(site, layer_of(scope), known[0], False))
             return value
-        if kind == "use":  # of what was made where none looked
+        if kind == "use":  # a value from outside of the instrumented code
             return value
         if kind == "result":
             name = scope if opened and scope else _join(scope, function)

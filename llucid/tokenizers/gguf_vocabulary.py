@@ -252,7 +252,7 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
 
 
 def _byte_pairs(keys: Mapping[str, Any]) -> JsonTokenizer:
-    """A vocabulary of byte pairs, spelled by visible letters, with their merges, as a `tokenizer.json`."""
+    """A vocabulary of byte pairs, written in visible letters, with their merges, as a `tokenizer.json`."""
     rule = _rule(keys)
     tokens = _tokens(keys, None, None, rule.add_bos)
     merges: list[tuple[str, str]] = []

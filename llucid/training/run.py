@@ -305,9 +305,6 @@ class Metrics:
         for log in self.loggers:
             log(step, {name: row[name] for name in ("loss", "validation", "rate") if name in row})
 
-    def write_samples(self) -> None:
-        write_text_atomically(self.file.with_name("samples.txt"), self.samples())
-
     def samples(self) -> str:
         """The content of `samples.txt`."""
         samples = [(row["step"], row["sample"]) for row in self.rows if "sample" in row]
