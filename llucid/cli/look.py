@@ -61,9 +61,9 @@ class Look(ModelOptions):
         from llucid.look.export import page
 
         made = page(answers, [answers.first], limit=int(self.size * 1e6))
-        print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
         with atomic_file(Path(self.html)) as file:
             file.write_bytes(made.html)
+        print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
         return None
 
     def serve(self, answers: "Answers") -> None:

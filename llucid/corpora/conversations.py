@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llucid.corpora import Corpus
+from llucid.corpora.sources import GZIP, PARQUET
 from llucid.dialogs.formats import check_messages, check_objects
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import cached, json_value, write_text_atomically
+from llucid.files import cached, first_bytes, json_value, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
 Messages = list[dict[str, str]]
@@ -55,10 +56,11 @@ def open_conversations(name: str) -> Corpus:
         name = f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
         file = cached(name, lambda file: write_text_atomically(file, "".join(fable_dialogues.lines(FABLES))))
         return Corpus("fables", (file,))
+    expected = "fables, or a file of conversations, one JSON object per line"
     if not Path(name).is_file():
-        raise LlucidError(
-            f"chat={name}: no such file; expected fables, or a file of conversations, one JSON object per line"
-        )
+        raise LlucidError(f"chat={name}: no such file; expected {expected}")
+    if first_bytes(Path(name), 4).startswith((GZIP, PARQUET)):
+        raise LlucidError(f"chat={name}: a gzip or Parquet file, which is not read here; expected {expected}")
     return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
 
 

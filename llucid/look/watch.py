@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llucid.arrays import Quantized
+from llucid.arrays.devices import without_autocast
 from llucid.look.instrument import Instrumented, widened
 from llucid.weights import Weights
 
@@ -99,7 +100,7 @@ class Watch:
 
     def run(self, function: str, *arguments: Any) -> Any:
         """What the module's function returns."""
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             return self._namespace[function](*arguments)
 
     def run_block(self, layer: int, call: Call) -> Any:

@@ -337,6 +337,9 @@ def _interruptible(work: Callable[[], None]) -> None:
         raise errors[0]
 
 
+LARGEST_BPE = 2**20
+
+
 def train_bpe(
     texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), config: dict[str, Any] | None = None
 ) -> JsonTokenizer:
@@ -344,13 +347,15 @@ def train_bpe(
 
     Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. The `special` tokens have the first ids;
     `config` is what `tokenizer_config.json` is to say; a BOS that it names begins every text. Raises LlucidError if
-    `vocab_size` is not above 256, the number of bytes, and that of the special tokens.
+    `vocab_size` is not above 256, the number of bytes, and that of the special tokens, or above LARGEST_BPE.
     """
     if vocab_size <= 256 + len(special):
         raise LlucidError(
             f"bpe:{vocab_size}: a byte-level vocabulary needs more than its {256 + len(special)} bytes"
             f"{' and special tokens' if special else ''}, as in bpe:1024"
         )
+    if vocab_size > LARGEST_BPE:  # the library reserves memory for all of them
+        raise LlucidError(f"bpe:{vocab_size}: expected at most {LARGEST_BPE:,} tokens, as in bpe:1024")
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

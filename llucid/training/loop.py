@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from llucid.arrays.devices import without_autocast
 from llucid.corpora.tokens import training_batch
 from llucid.training import run
 from llucid.training.interrupts import interruption
@@ -85,9 +86,7 @@ def neutral_defaults() -> Generator[None]:
         torch.set_default_dtype(torch.float32)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(without_autocast())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

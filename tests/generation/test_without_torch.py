@@ -299,6 +299,15 @@ def test_without_c_pytorch_computes(
     assert len("".join(generate(model, "ABC", max_tokens=5, temperature=0.0))) == 5
 
 
+def test_pytorch_ignores_the_callers_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(written(tmp_path, "gguf"), device="cpu")
+    monkeypatch.setenv("LLUCID_C", "0")
+    [once] = generate_batch(model, ["ABCDE"], max_tokens=5, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        [again] = generate_batch(model, ["ABCDE"], max_tokens=5, seed=0)
+    assert again.logprobs == once.logprobs
+
+
 def test_weights_that_c_cannot_read_are_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(CONFIG)
     save(model._replace(weights=to(model.weights, torch.float64)), tmp_path / "wide")

@@ -1,5 +1,6 @@
 """Training on conversations: what is read, what is learned, and the run that it leaves."""
 
+import gzip
 import io
 import json
 import shutil
@@ -173,6 +174,7 @@ def test_the_sample_answers_a_short_question(tmp_path: Path) -> None:
 
 def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "talk.jsonl.gz").write_bytes(gzip.compress(GOOD.encode()))
     (tmp_path / "one.jsonl").write_text(GOOD)
     (tmp_path / "bad.jsonl").write_text(GOOD + "\n{\n")
     silent = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]})
@@ -182,6 +184,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     assert printed.count("\n") == 1
     for arguments, says in {
         (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
+        (str(tmp_path / "talk.jsonl.gz"),): "talk.jsonl.gz: a gzip or Parquet file, which is not read here; expected",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
