@@ -7,7 +7,7 @@ from torch.optim import AdamW, Optimizer
 
 from llucid.training.muon import Muon
 from llucid.training.settings import Settings
-from llucid.weights import Weights, is_hidden_matrix, named_leaves
+from llucid.weights import is_hidden_matrix, named_leaves
 
 
 def learning_rate(progress: float, warmup: float, final: float) -> float:
@@ -21,7 +21,7 @@ def learning_rate(progress: float, warmup: float, final: float) -> float:
 
 
 def make_optimizers(
-    weights: Weights, settings: Settings, is_hidden: Callable[[str, Sequence[int]], bool] = is_hidden_matrix
+    weights: object, settings: Settings, is_hidden: Callable[[str, Sequence[int]], bool] = is_hidden_matrix
 ) -> list[Optimizer]:
     """The optimizers of one run, with each group's peak learning rate as its `initial_lr`.
 
