@@ -1,6 +1,8 @@
-"""The measurements of docs/measurements.md. `./dev bench` runs all of them, `./dev bench learning decode` some.
+"""The measurements of docs/. `./dev bench` runs all of them, in about two hours; `./dev bench learning decode` some.
 
-    learning     validation loss and time of the whole process on Tiny Shakespeare; also of nanoGPT (--nanogpt PATH)
+Programs to compare with are measured where they are given: --llama-cpp, --llama2c, --nanogpt.
+
+    learning     validation loss and time of the whole process on Tiny Shakespeare; also of nanoGPT
     fables       validation loss after three minutes, compared with the exact entropy of the corpus
     decode       time per token at position 1,000 compared with position 10
     speculation  tokens per second with and without --speculate, on texts with more and less repetition
@@ -12,8 +14,12 @@
     quantised    validation loss of the default `llucid train` model in float32, int8 and int4
     spellings    milliseconds of functions, classes and JAX: forward, backward, decoding, eager and compiled
     storyteller  how often the packaged chat model is right
+    products     matrix products and their gradients, compared with PyTorch's own
+    look         time and memory of a trace, compared with a forward pass
+    native       llama.c: one text, beside busy processes, 8 and 24 texts, prompts, K-quants; also llama.cpp
+    peers        prompts, decoding, eight texts, training steps; also transformers, llama.cpp, llama2.c, nanoGPT
 
-Each prints a table in Markdown, with the command that was timed.
+Each prints a table, with the command that was timed; a failure does not end the others.
 """
 
 import argparse
@@ -31,9 +37,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from load import load
 from spellings import spellings
 
+from llucid.bench import machine
+
+ROOT = Path(__file__).resolve().parents[1]
 LLUCID = [sys.executable, "-m", "llucid"]
 NANOGPT = (
     "--device=cpu --compile=False --eval_iters=20 --log_interval=100 --block_size=64 --batch_size=12 --n_layer=4 "
@@ -355,6 +365,39 @@ def storyteller(options: argparse.Namespace, folder: Path) -> None:
     measure(str(STORYTELLER))
 
 
+def script(name: str, *arguments: str) -> None:
+    """Runs another file of this folder."""
+    command = [f"benchmarks/{name}.py", *arguments]
+    print(f"python {' '.join(command)}\n", flush=True)
+    if status := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        sys.exit(f"benchmarks/{name}.py ended with status {status}")
+
+
+def products(options: argparse.Namespace, folder: Path) -> None:
+    """Matrix products by llucid.fast and by PyTorch."""
+    script("products", "--rounds", str(options.rounds))
+
+
+def look(options: argparse.Namespace, folder: Path) -> None:
+    """What a trace costs."""
+    script("look")
+
+
+def native(options: argparse.Namespace, folder: Path) -> None:
+    """llama.c, compared with llama.cpp if it is given."""
+    given = ["--rounds", str(options.rounds), *(["--llama-cpp", options.llama_cpp] if options.llama_cpp else [])]
+    script("decode_c", "--busy", "0", "1", "2", *given)
+    script("decode_c", "--texts", "8", "24", *given)
+    script("decode_c", "--prompts", "128", "512", "2000", *given)
+
+
+def peers(options: argparse.Namespace, folder: Path) -> None:
+    """llucid compared with other programs."""
+    paths = {"--llama-cpp": options.llama_cpp, "--llama2c": options.llama2c, "--nanogpt": options.nanogpt}
+    given = [word for name, path in paths.items() if path for word in (name, str(path))]
+    script("peers", "--rounds", str(options.rounds), "--out", str(folder), *given)
+
+
 def main() -> None:
     """Runs the named measurements."""
     functions = (
@@ -371,6 +414,10 @@ def main() -> None:
         quantised,
         fables,
         learning,
+        products,
+        look,
+        native,
+        peers,
     )
     benchmarks = {function.__name__: function for function in functions}
     parser = argparse.ArgumentParser(
@@ -378,15 +425,24 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure (default: everything)")
     parser.add_argument("--nanogpt", type=Path, help="folder of nanoGPT's source, to measure it as well")
+    parser.add_argument("--llama2c", type=Path, help="folder of llama2.c's source, to measure it as well")
+    parser.add_argument("--llama-cpp", metavar="PATH", help="folder that contains the package llama_cpp")
     parser.add_argument("--seeds", type=int, default=1, help="training runs of each kind")
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of each short measurement")
     options = parser.parse_args()
     if unknown := set(options.names) - set(benchmarks):
         parser.error(f"{', '.join(sorted(unknown))}: expected some of {', '.join(benchmarks)}")
+    print(f"{machine(torch.device('cpu'))}")
+    failed = list[str]()
     for name in options.names or benchmarks:
-        print(f"\n{name}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}\n", flush=True)
+        print(f"\n## {name}, {time.strftime('%Y-%m-%d %H:%M')}\n", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            benchmarks[name](options, Path(folder))
+            try:
+                benchmarks[name](options, Path(folder))
+            except SystemExit as error:  # hours of other measurements go on
+                print(f"FAILED: {error}", flush=True)
+                failed.append(name)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
     OMP_NUM_THREADS=2 python benchmarks/decode_c.py --shape 110m 1b --kind float32 bfloat16 q8_0 q4_0 q4_k_m
 
-needs llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary llama-cpp-python`; --site
-names the folder if it was installed with --target) and the tokenizers in $LLUCID_DATA. Weights are random, written by
-llucid's export and kept in --folder. Each round measures the bandwidth, llucid and llama.cpp (medians over the tokens);
-the table has the medians over the rounds. `--prompts 32 512` times the reading of prompts of these lengths. `--process`
-times whole commands: `llucid generate`, a C program that calls libllama to load the model, read the prompt and write
-the same number of tokens greedily, and llama.cpp's llama-cli, if --cli names it.
+compares with llama-cpp-python (`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python --no-binary
+llama-cpp-python`; --llama-cpp names the folder if it was installed with --target). Without it, llucid is measured
+alone, in the forms that it writes itself. The tokenizers are in $LLUCID_DATA; weights are random, and kept in
+--folder. Each round measures the bandwidth, llucid and llama.cpp (medians over the tokens); the table has the medians
+over the rounds. `--prompts 32 512` times the reading of prompts of these lengths. `--process` times whole commands:
+`llucid generate`, a C program that calls libllama to load the model, read the prompt and write the same number of
+tokens greedily, and llama.cpp's llama-cli, if --cli names it.
 """
 
 import argparse
 import ctypes
 import importlib
+import importlib.util
+import math
 import os
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -103,6 +107,18 @@ int main(int count, char **words) {
 """
 
 
+@cache
+def llama_cpp() -> Any:
+    """llama.cpp's Python package, which writes no log; None if it is not installed."""
+    if not importlib.util.find_spec("llama_cpp"):
+        return None
+    cpp: Any = importlib.import_module("llama_cpp")
+    cpp.silent = cpp.llama_log_callback(lambda level, text, data: None)  # kept, since C calls it
+    cpp.llama_log_set(cpp.silent, ctypes.c_void_p(0))
+    cpp.llama_backend_init()
+    return cpp
+
+
 def built(source: str, out: Path, *more: str) -> Path:
     """Compiles C source to a library or a program."""
     (out.with_suffix(".c")).write_text(source)
@@ -114,7 +130,7 @@ def made(folder: Path, shape: str, kind: str) -> Path:
     """A GGUF file of random weights, written if it does not exist; by llama.cpp in the forms that only it writes."""
     out = folder / f"{shape}-{kind}.gguf"
     if kind in QUANTISED_BY_LLAMA_CPP and not out.is_file():
-        cpp: Any = importlib.import_module("llama_cpp")
+        cpp = llama_cpp()
         parameters = cpp.llama_model_quantize_default_params()
         parameters.ftype = QUANTISED_BY_LLAMA_CPP[kind]
         parameters.nthread = torch.get_num_threads()
@@ -169,18 +185,20 @@ def ours(model: Model, tokens: int, texts: int, average: Average) -> Callable[[]
 
 
 def opened(path: Path, threads: int, texts: int = 1) -> Callable[[list[int], int], float]:
-    """A function that times llama.cpp reading the same tokens in each text, up to the scores after the last."""
-    cpp: Any = importlib.import_module("llama_cpp")
-    silent = cpp.llama_log_callback(lambda level, text, data: None)
-    cpp.llama_log_set(silent, ctypes.c_void_p(0))
-    cpp.llama_backend_init()
+    """A function that times llama.cpp reading the same tokens in each text, up to the scores after the last.
+
+    Without llama.cpp it gives NaN.
+    """
+    cpp = llama_cpp()
+    if cpp is None:
+        return lambda tokens, position: math.nan
     model = cpp.llama_model_load_from_file(str(path).encode(), cpp.llama_model_default_params())
     parameters = cpp.llama_context_default_params()
     parameters.n_ctx, parameters.n_seq_max = 2048 if texts == 1 else 256 * texts, texts
     parameters.n_threads = parameters.n_threads_batch = threads
     context, batch = cpp.llama_init_from_model(model, parameters), cpp.llama_batch_init(2048, 0, 1)
 
-    def seconds_of(tokens: list[int], position: int, kept: object = silent) -> float:
+    def seconds_of(tokens: list[int], position: int) -> float:
         if position == 0:
             cpp.llama_memory_clear(cpp.llama_get_memory(context), True)
         batch.n_tokens = 0
@@ -204,6 +222,11 @@ def theirs(path: Path, tokens: int, texts: int, threads: int, average: Average) 
     return lambda: average([seconds_of([at + 10], at) for at in range(tokens)])
 
 
+def cell(value: float, digits: int) -> str:
+    """A number in a table; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 def prompts(options: argparse.Namespace, scratch: Path) -> None:
     """Times reading prompts up to the logits of the last token, alternating."""
     print("| shape | form | tokens | llucid, seconds | llama.cpp | ratio (of pairs) |\n|---|---|---|---|---|---|")
@@ -219,7 +242,10 @@ def prompts(options: argparse.Namespace, scratch: Path) -> None:
                     rows.append((time.perf_counter() - begun, other(ids, 0)))
                 mine, their = (statistics.median(column) for column in zip(*rows[1:], strict=True))
                 ratio = statistics.median(b / a for a, b in rows[1:])
-                print(f"| {shape} | {kind} | {count} | {mine:.2f} | {their:.2f} | {ratio:.2f} |", flush=True)
+                print(
+                    f"| {shape} | {kind} | {count} | {cell(mine, 2)} | {cell(their, 2)} | {cell(ratio, 2)} |",
+                    flush=True,
+                )
 
 
 @contextmanager
@@ -271,11 +297,9 @@ def steps(options: argparse.Namespace, scratch: Path) -> None:
             medians = [statistics.median(column) for column in zip(*rows, strict=True)]
             ratio = statistics.median(other / mine for _, mine, other in rows)
             shares = [statistics.median(size / row[at] / row[0] for row in rows) for at in (1, 2)]
-            print(
-                f"| {shape} | {kind} | {texts} | {others} | {texts / medians[1]:.1f} | {texts / medians[2]:.1f} "
-                f"| {ratio:.2f} | {medians[0] / 1e9:.1f} | {shares[0]:.2f} | {shares[1]:.2f} |",
-                flush=True,
-            )
+            rates = cell(texts / medians[1], 1), cell(texts / medians[2], 1), cell(ratio, 2), cell(medians[0] / 1e9, 1)
+            columns = [shape, kind, str(texts), str(others), *rates, *(cell(share, 2) for share in shares)]
+            print(f"| {' | '.join(columns)} |", flush=True)
 
 
 def processes(options: argparse.Namespace, scratch: Path) -> None:
@@ -321,14 +345,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, help="tokens per round (default: 100 for 110m, 16 for 1b)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "llucid-gguf")
-    parser.add_argument("--site", help="folder of the package llama_cpp, if Python does not find it")
+    parser.add_argument("--llama-cpp", help="folder of the package llama_cpp, if Python does not find it")
     parser.add_argument("--prompts", nargs="+", type=int, help="time prompts of these lengths, at most 2,000")
     parser.add_argument("--process", action="store_true", help="time whole commands")
     parser.add_argument("--cli", type=Path, help="path of llama.cpp's llama-cli, to time it as well")
     parser.add_argument("--make", action="store_true", help="only make the files")
     options = parser.parse_args()
-    if options.site:
-        sys.path.append(options.site)
+    if options.llama_cpp:
+        sys.path.append(options.llama_cpp)
+    if llama_cpp() is None:
+        print("llama.cpp: not found (--llama-cpp PATH); llucid alone")
+        options.kind = [kind for kind in options.kind if kind not in QUANTISED_BY_LLAMA_CPP]
     if options.make:
         for shape in options.shape:
             for kind in options.kind:

@@ -77,7 +77,8 @@ ax.set(ylabel='added to the score of "bell"')
 #
 # `head_scores` measures for every head how much it looks one token back, and how much at what followed
 # an earlier copy of the token (induction). Where no token has an earlier copy there is nothing to
-# measure, and the result is not a number (`nan`), which we count as 0:
+# measure, and the result is not a number (`nan`), which we count as 0. Several heads may do the same work,
+# so we take all with more than two thirds of the largest score:
 
 # %%
 scores = head_scores(looked)
@@ -85,8 +86,9 @@ heads = model.config.heads
 found = {}
 for kind in ("previous", "induction"):
     each = getattr(scores, kind).nan_to_num()
-    found[kind] = divmod(int(each.argmax()), heads)
-    print(f"{kind:10} most: block {found[kind][0]}, head {found[kind][1]}, {each.max():.0%}")
+    found[kind] = [divmod(at, heads) for at in range(each.numel()) if each.flatten()[at] > each.max() * 2 / 3]
+    for layer, head in found[kind]:
+        print(f"{kind:10} block {layer}, head {head}: {each[layer, head]:.0%}")
 
 # %% [markdown]
 # ## Change it
@@ -102,9 +104,9 @@ def chance(looked) -> float:
 
 
 print(f"unchanged: bell {chance(looked):.0%}")
-for kind, (layer, head) in found.items():
-    without = trace(model, ids, change=ablate(layer, head=head))
-    print(f"without the {kind} head (block {layer}, head {head}): bell {chance(without):.0%}")
+for kind, all_of_it in found.items():
+    without = trace(model, ids, change=[ablate(layer, head=head) for layer, head in all_of_it])
+    print(f"without the {kind} heads {all_of_it}: bell {chance(without):.0%}")
     assert chance(without) < chance(looked) / 2
 
 # %% [markdown]
@@ -127,7 +129,7 @@ assert moved[-1, 1] < chance(looked) / 4 < chance(looked) / 2 < moved[-1, 0]
 
 # %% [markdown]
 # In early blocks the place of *bell* decides, at the end the last token does. In between the word was
-# moved from one to the other, and we know by which head.
+# moved from one to the other, and we know by which heads.
 #
 # Outside of notebooks, `llucid look` shows all this as a page: the text, the code of llama.py with its
 # values, the stream and the heads, each linked with the others.

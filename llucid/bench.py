@@ -82,7 +82,6 @@ class Row(NamedTuple):
         return self.limit / self.seconds
 
     def json(self) -> dict[str, Any]:
-        """All figures as plain data."""
         figures = self._asdict() | {"limits": self.limits._asdict(), "tokens_per_second": self.rate}
         bound = "read" if self.bytes / self.limits.read == self.limit else "products"
         return figures | {"limit_seconds": self.limit, "limit_by": bound, "fraction_of_limit": self.fraction}

@@ -84,7 +84,7 @@ Scaling = RopeScaling | LinearScaling | DynamicScaling | YarnScaling
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Every number of one Llama. Raises LlucidError, by name, for a combination that cannot be."""
+    """Every number of one Llama. Raises LlucidError, by name, for an impossible combination."""
 
     dim: int
     """Width of the residual stream: numbers per token."""

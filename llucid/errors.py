@@ -11,7 +11,7 @@ PRINTABLE = {
     0x7F: 0x2421,
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
 }
-"""For `str.translate`: symbols for all control characters but tab and line break, so that no text steers a terminal."""
+"""For `str.translate`: symbols for control characters except tab and line break, so that text controls no terminal."""
 
 
 class LlucidError(ValueError):
@@ -23,7 +23,7 @@ class NoTokenizer(LlucidError):
 
 
 @contextmanager
-def prefix_errors(place: Path) -> Generator[None]:
+def prefix_errors(place: Path | str) -> Generator[None]:
     """Puts `place` before the message of each LlucidError raised inside that does not mention it."""
     try:
         yield

@@ -1,12 +1,14 @@
-"""Atomic writes: under a temporary name, then renamed. Bounded reads. And the cache folder."""
+"""Atomic writes: under a temporary name, then renamed. Bounded reads. Paths as they are typed. And the cache folder."""
 
+import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -109,6 +111,11 @@ def write_text_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def typed(path: str | Path) -> str:
+    """A path as it is typed in a shell, also one that begins with a dash."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
 def cache_folder() -> Path:
     """The folder for files that can be made or fetched again: $LLUCID_CACHE, or llucid/ in the user's cache folder.
 
@@ -136,6 +143,28 @@ def cache_file(name: str) -> Path:
     return file
 
 
+def cached(name: str, write: Callable[[Path], None]) -> Path:
+    """The file in the cache that `write` makes at a given path, now or before.
+
+    Its name begins with `name` and ends with a digest of its content: a damaged file is made again.
+    """
+    file = cache_file(name)
+    for found in file.parent.glob(f"{file.name}-*"):
+        if found.name == f"{file.name}-{digest_of(found)}":
+            return found
+        found.unlink(missing_ok=True)
+    own = file.with_name(f"{file.name}.{os.getpid()}")
+    with atomic_file(own) as temporary:
+        write(temporary)
+    return own.rename(f"{file}-{digest_of(own)}")
+
+
+def digest_of(file: Path) -> str:
+    """The first 20 digits of its SHA-256."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:20]
+
+
 def first_bytes(file: Path, count: int) -> bytes:
     """At most `count` bytes of a regular file; none of anything else, since reading a pipe could block forever."""
     if not file.is_file():
@@ -144,9 +173,12 @@ def first_bytes(file: Path, count: int) -> bytes:
         return opened.read(count)
 
 
+POINTER = b"version https://git-lfs"
+
+
 def refuse_pointer(file: Path) -> None:
     """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file."""
-    if first_bytes(file, 30).startswith(b"version https://git-lfs"):
+    if first_bytes(file, 30).startswith(POINTER):
         raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
 
 
@@ -183,6 +215,8 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json_value(content)
     except ValueError as error:
+        if content.startswith(POINTER):
+            refuse_pointer(path)
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(value, dict):
         raise LlucidError(f"{path}: expected a JSON object, found {type(value).__name__}")

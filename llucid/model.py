@@ -17,8 +17,8 @@ class Model(NamedTuple):
     tokenizer: Tokenizer | None
     """None for a checkpoint without one."""
     chat_format: str | None = None
-    """The format of its dialogues: the chat template that it came with, or a name; None if only its tokenizer can tell
-    (`chat.format_of`), or nothing can."""
+    """The format of its dialogues: the chat template that it came with, or a name; None for what
+    `chat.format_of` finds in its tokenizer."""
     sampling: Mapping[str, Any] = {}
     """How its makers choose tokens: settings of `generation.Sampling` from its `generation_config.json`."""
 

@@ -6,9 +6,10 @@ Llamas add a bias to x Wᵀ; where there is none it is None.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from jaxtyping import Float
 
@@ -92,44 +93,33 @@ def leaves(tree: object) -> list[Any]:
     return [leaf for _, leaf in named_leaves(tree)]
 
 
+def tree_of(
+    kind: type[Tree], sizes: Mapping[str, int], leaf: Callable[[str, tuple[int, ...]], Any], prefix: str = ""
+) -> Tree:
+    """A named tuple whose every array is `leaf(path, shape)`; `sizes` has the length of each axis that is annotated."""
+
+    def branch(name: str, hint: Any) -> Any:
+        if hasattr(hint, "_fields"):
+            return tree_of(hint, sizes, leaf, f"{prefix}{name}.")
+        array = get_args(hint)[0] if NoneType in get_args(hint) else hint
+        return leaf(prefix + name, tuple(sizes[axis] for axis in array.dim_str.split()))
+
+    return kind(*(branch(name, hint) for name, hint in kind.__annotations__.items()))
+
+
 def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Weights:
     """A tree for `config` whose every array is `leaf(path, shape)`: how weights are drawn, read and described."""
-    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    dim, ffn, vocab = config.dim, config.ffn_dim, config.vocab_size
+    dim, vocab = config.dim, config.vocab_size
+    sizes = {"q": config.heads * config.head_dim, "kv": config.kv_heads * config.head_dim}
+    sizes |= {"dim": dim, "ffn": config.ffn_dim}
 
-    def attention_bias(path: str, rows: int) -> Any:
-        return leaf(path, (rows,)) if config.attention_bias else None
-
-    def mlp_bias(path: str, rows: int) -> Any:
-        return leaf(path, (rows,)) if config.mlp_bias else None
-
-    def block(at: str) -> BlockWeights:
-        return BlockWeights(
-            attention_norm=leaf(f"{at}.attention_norm", (dim,)),
-            attention=AttentionWeights(
-                query=leaf(f"{at}.attention.query", (q, dim)),
-                key=leaf(f"{at}.attention.key", (kv, dim)),
-                value=leaf(f"{at}.attention.value", (kv, dim)),
-                output=leaf(f"{at}.attention.output", (dim, q)),
-                query_bias=attention_bias(f"{at}.attention.query_bias", q),
-                key_bias=attention_bias(f"{at}.attention.key_bias", kv),
-                value_bias=attention_bias(f"{at}.attention.value_bias", kv),
-                output_bias=attention_bias(f"{at}.attention.output_bias", dim),
-            ),
-            feed_forward_norm=leaf(f"{at}.feed_forward_norm", (dim,)),
-            feed_forward=FeedForwardWeights(
-                gate=leaf(f"{at}.feed_forward.gate", (ffn, dim)),
-                up=leaf(f"{at}.feed_forward.up", (ffn, dim)),
-                down=leaf(f"{at}.feed_forward.down", (dim, ffn)),
-                gate_bias=mlp_bias(f"{at}.feed_forward.gate_bias", ffn),
-                up_bias=mlp_bias(f"{at}.feed_forward.up_bias", ffn),
-                down_bias=mlp_bias(f"{at}.feed_forward.down_bias", dim),
-            ),
-        )
+    def present(path: str, shape: tuple[int, ...]) -> Any:
+        has_biases = config.attention_bias if ".attention." in path else config.mlp_bias
+        return None if path.endswith("_bias") and not has_biases else leaf(path, shape)
 
     return Weights(
         embedding=leaf("embedding", (vocab, dim)),
-        blocks=tuple(block(f"blocks.{layer}") for layer in range(config.layers)),
+        blocks=tuple(tree_of(BlockWeights, sizes, present, f"blocks.{layer}.") for layer in range(config.layers)),
         norm=leaf("norm", (dim,)),
         output=None if config.tied_embeddings else leaf("output", (vocab, dim)),
     )
@@ -201,6 +191,6 @@ def count(weights: object) -> int:
     return sum(leaf.numel() for leaf in leaves(weights))
 
 
-def to(weights: Weights, dtype: "torch.dtype | None" = None, device: "torch.device | str | None" = None) -> Weights:
-    """The same weights in another dtype, on another device, or both."""
+def to(weights: Tree, dtype: "torch.dtype | None" = None, device: "torch.device | str | None" = None) -> Tree:
+    """The same tree of arrays in another dtype, on another device, or both."""
     return tree_map(lambda leaf: leaf.to(device=device, dtype=dtype), weights)

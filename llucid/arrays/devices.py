@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from llucid.errors import LlucidError
@@ -25,6 +27,18 @@ def choose_device(name: str | None = None) -> "torch.device":
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n")[0]
         raise LlucidError(f"device={name}: there is no such device on this machine ({reason})") from error
+
+
+@contextmanager
+def without_autocast() -> Generator[None]:
+    """Inside, PyTorch computes in the dtype of the weights, even if the caller is in `torch.autocast`."""
+    import torch
+
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def only_cpu() -> bool:

@@ -46,11 +46,9 @@ class Mapped:
         return torch.from_numpy(numbers).view(getattr(torch, self.dtype))
 
     def to(self, device: Any = None, dtype: Any = None) -> "Tensor":
-        """A tensor on this device and of this dtype."""
         return self.tensor().to(device=device, dtype=dtype)
 
     def floats(self) -> NDArray[np.float32]:
-        """The numbers in float32."""
         if self.dtype == "bfloat16":  # the upper half of a float32
             return (self.numbers.astype(np.uint32) << 16).view(np.float32)
         return self.numbers.view(self.dtype).astype(np.float32)

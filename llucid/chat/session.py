@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llucid.dialogs.formats import check_dialog, encode_dialog, ending_turns, known_format
+from llucid.dialogs.formats import check_dialog, check_objects, encode_dialog, ending_turns, known_format
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
 from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, sampling_of, stream
@@ -29,6 +29,8 @@ class Conversation(NamedTuple):
     """`{"role": "user", "content": …}` and the assistant's, in turns."""
     forgotten: int = 0
     """How many of the first messages have left the model's context; they are kept here."""
+    tools: list[dict[str, Any]] | None = None
+    """What the model may call, for the chat template."""
 
     def dialog(self) -> list[Message]:
         """The messages in the model's context, the system's first."""
@@ -45,30 +47,25 @@ class Conversation(NamedTuple):
         """With one more message."""
         return self._replace(messages=(*self.messages, {"role": role, "content": content}))
 
-    def before_last_question(self) -> tuple["Conversation", str] | None:
-        """(the conversation as it was, the last question), or None if there was no question."""
-        asked = [number for number, message in enumerate(self.messages) if message["role"] == "user"]
-        if not asked:
-            return None
-        return self._replace(messages=self.messages[: asked[-1]]), self.messages[asked[-1]]["content"]
-
     def save(self, path: Path) -> None:
-        """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first."""
-        everything = self._replace(forgotten=0).dialog()
-        write_text_atomically(path, json.dumps({"messages": everything}, indent=2, ensure_ascii=False) + "\n")
+        """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first, perhaps `tools`."""
+        everything = {"messages": self._replace(forgotten=0).dialog()} | ({"tools": self.tools} if self.tools else {})
+        write_text_atomically(path, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "Conversation":
         """The conversation in a JSON file. Raises LlucidError if the file holds anything else."""
         with prefix_errors(path):
-            messages = read_json(path).get("messages")
+            content = read_json(path)
+            messages = content.get("messages")
             if not isinstance(messages, list):
                 raise LlucidError("expected a list under 'messages'")
             dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
+            tools = check_objects("tools", content.get("tools") or [])
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
             raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")
         system = dialog.pop(0)["content"] if dialog and dialog[0]["role"] == "system" else ""
-        return cls(system, tuple(dialog))
+        return cls(system, tuple(dialog), tools=tools or None)
 
 
 class Session:
@@ -94,9 +91,7 @@ class Session:
         self.format = known_format(format or model.chat_format, model.text())
         self.model = model._replace(tokenizer=ending_turns(model.text(), self.format))
         self.template_values = dict(template_values or {})
-        if self.template_values:  # refused now rather than after the first question
-            encode_dialog([{"role": "user", "content": ""}], model.text(), self.format, **self.template_values)
-        self.conversation = Conversation(system)
+        self.resume(Conversation(system))
         self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
         self.reseed(seed)
@@ -123,14 +118,29 @@ class Session:
 
     def retry(self) -> Generator[str]:
         """Another answer to the last question, which replaces the first. Raises LlucidError if there is no question."""
-        before = self.conversation.before_last_question()
-        if before is None:
+        messages = self.conversation.messages
+        asked = [number for number, message in enumerate(messages) if message["role"] == "user"]
+        if not asked:
             raise LlucidError("there is no question yet to answer again")
-        return self._answer(*before, self.conversation)
+        before = self.conversation._replace(messages=messages[: asked[-1]])
+        return self._answer(before, messages[asked[-1]]["content"], self.conversation)
 
     def reset(self) -> None:
-        """Starts a new conversation with the same system text."""
-        self.conversation = Conversation(self.conversation.system)
+        """Starts a new conversation with the same system text and tools."""
+        self.conversation = self.conversation._replace(messages=(), forgotten=0)
+
+    def resume(self, conversation: Conversation) -> None:
+        """Continues a conversation, with the session's tools if it has none.
+
+        Raises LlucidError if the format has no place for them.
+        """
+        conversation = conversation._replace(tools=conversation.tools or self.template_values.get("tools"))
+        if values := self._values(conversation):  # refused now rather than after the next question
+            encode_dialog([{"role": "user", "content": ""}], self.model.text(), self.format, **values)
+        self.conversation = conversation
+
+    def _values(self, conversation: Conversation) -> dict[str, Any]:
+        return self.template_values | ({"tools": conversation.tools} if conversation.tools else {})
 
     def _answer(self, before: Conversation, question: str, otherwise: Conversation) -> Generator[str]:
         size = self.model.config.context
@@ -168,7 +178,7 @@ class Session:
         most = self.model.config.context - 1
         while True:
             dialog, tokenizer = conversation.dialog(), self.model.text()
-            ids = [*encode_dialog(dialog, tokenizer, self.format, **self.template_values), *written]
+            ids = [*encode_dialog(dialog, tokenizer, self.format, **self._values(conversation)), *written]
             shorter = conversation.forget()
             if len(ids) <= most or shorter is None:
                 return conversation, ids

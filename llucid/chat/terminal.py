@@ -85,7 +85,7 @@ def system(session: Session, rest: str) -> str:
 
 
 def reset(session: Session, rest: str) -> str:
-    """starts a new conversation with the same system text"""
+    """starts a new conversation with the same system text and tools"""
     session.reset()
     return "a new conversation"
 
@@ -105,12 +105,11 @@ def save(session: Session, rest: str) -> str:
 def load(session: Session, rest: str) -> str:
     """continues a saved conversation"""
     file = file_of(rest, "/load")
-    session.conversation = Conversation.load(file)
+    session.resume(Conversation.load(file))
     return f"{len(session.conversation.messages)} messages loaded from {file}"
 
 
 def file_of(rest: str, command: str) -> Path:
-    """The path in the command's text."""
     if not rest:
         raise LlucidError(f"{command} needs a file name, as in: {command} talk.json")
     try:
@@ -202,7 +201,6 @@ def respond(session: Session, line: str) -> str | Answer:
 
 
 def in_terminal(session: Session, console: Console) -> None:
-    """Reads lines and responds until the user leaves."""
     prompt = line_editor(session)
     while True:
         try:
@@ -225,33 +223,29 @@ def in_terminal(session: Session, console: Console) -> None:
             console.print(f"error: {one_line(error)}", style="red")
 
 
-def print_answer(session: Session, answer: Answer) -> list[str]:
-    """Prints an answer as it is written, until its end or Ctrl-C. Returns notes about it for the user."""
-    forgotten, stopped, shown = session.conversation.forgotten, False, screen()
+def print_answer(session: Session, answer: Answer, stoppable: bool = True) -> list[str]:
+    """Prints an answer as it is written; if it is `stoppable`, Ctrl-C ends it. Returns notes about it for the user."""
+    before, stopped, shown = session.conversation.forgotten, False, screen()
     with contextlib.closing(answer):
         try:
             for piece in answer:
                 print(shown.push(piece), end="", flush=True)
         except KeyboardInterrupt:
+            if not stoppable:
+                raise
             stopped = True
-    print(shown.finish())
-    return [*(["stopped"] if stopped else cut_off(session)), *forgotten_since(session, forgotten)]
-
-
-def cut_off(session: Session) -> list[str]:
-    """A note on why the last answer was cut off; none if it ended by itself."""
-    if session.reason == "length":
-        return [f"cut off after {session.max_tokens} tokens; for more: /set max_tokens {2 * session.max_tokens}"]
-    if session.reason == "context":
-        return [f"cut off: question and answer fill the context of {session.model.config.context} tokens"]
-    return []
-
-
-def forgotten_since(session: Session, before: int) -> list[str]:
-    """A note if more than `before` messages have left the context."""
-    now = session.conversation.forgotten
-    context = session.model.config.context
-    return [f"the context of {context} tokens was full: the first {now} messages are forgotten"] if now > before else []
+    print(shown.finish(), flush=True)
+    notes, context, forgotten = list[str](), session.model.config.context, session.conversation.forgotten
+    if stopped:
+        notes.append("stopped")
+    elif session.reason == "length":
+        most = session.max_tokens
+        notes.append(f"cut off after {most} tokens; for more: /set max_tokens {2 * most}")
+    elif session.reason == "context":
+        notes.append(f"cut off: question and answer fill the context of {context} tokens")
+    if forgotten > before:
+        notes.append(f"the context of {context} tokens was full: the first {forgotten} messages are forgotten")
+    return notes
 
 
 def line_editor(session: Session) -> "PromptSession[str]":
@@ -313,15 +307,7 @@ def answer_lines(session: Session, lines: Iterable[str]) -> None:
     for line in lines:
         if not line.strip():
             continue
-        forgotten = session.conversation.forgotten
         response = respond(session, line.removesuffix("\n"))
-        if isinstance(response, str):
-            notes = [response]
-        else:
-            shown = screen()
-            for piece in response:
-                print(shown.push(piece), end="", flush=True)
-            print(shown.finish(), flush=True)
-            notes = [*cut_off(session), *forgotten_since(session, forgotten)]
+        notes = [response] if isinstance(response, str) else print_answer(session, response, stoppable=False)
         for note in notes:
             print(note.translate(PRINTABLE), file=sys.stderr)

@@ -14,12 +14,12 @@ generation_config.py  the sampling settings of a Hugging Face folder
 """
 
 import importlib
-import shlex
 import shutil
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -33,7 +33,7 @@ from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line
-from llucid.files import atomic_folder, is_occupied, refuse_pointer
+from llucid.files import atomic_folder, is_occupied, refuse_pointer, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
@@ -68,7 +68,7 @@ def format_of(path: Path) -> tuple[str, Format]:
         missing = f"{path}: there is no such file or folder"
         if any(map(str.isspace, str(path))):
             raise LlucidError(f"{missing}; if it is a text, name a model before it, such as storyteller")
-        raise LlucidError(f"{missing}; train a model with: llucid train --out {shlex.quote(str(path))}")
+        raise LlucidError(f"{missing}; train a model with: llucid train --out {typed(path)}")
     for name in FORMATS:
         if (format := _format(name)).recognises(path):
             return name, format
@@ -78,6 +78,11 @@ def format_of(path: Path) -> tuple[str, Format]:
             raise LlucidError(f"{path}: one file of a model; give the folder it is in, {path.parent}")
     if (path / "adapter_config.json").is_file():
         raise LlucidError(f"{path}: a LoRA adapter, not a model; merge it into its base model first, with peft")
+    with suppress(OSError):
+        inside = [one for pattern in ("*", "snapshots/*") for one in sorted(islice(path.glob(pattern), 1000))]
+        if models := [str(one) for one in inside if any(_format(name).recognises(one) for name in FORMATS)]:
+            more = f" and {len(models) - 5} more" if len(models) > 5 else ""
+            raise LlucidError(f"{path}: not a model itself; give one that is in it: {', '.join(models[:5])}{more}")
     expected = "a Hugging Face folder (config.json), a Meta folder (params.json), llama2.c's .bin or .pt, or a .gguf"
     raise LlucidError(f"{path}: not a model, or an incomplete one; expected {expected}")
 
@@ -148,18 +153,19 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     template = folder_config(path).get("chat_template") if path.is_dir() and not tokenizer else None
     chat_format = template if isinstance(template, str) else None
     open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
-    tokens = _tokenizer(path, format, config, tokenizer)
+    try:
+        tokens = _tokenizer(path, format, config, tokenizer)
+    except NoTokenizer:
+        if tokenizer is not None:
+            raise
+        tokens = None
     return Model(config, open_weights(path, config), tokens, chat_format, sampling_defaults(path))
 
 
-def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None) -> Tokenizer | None:
-    if other is None:
-        try:
-            tokenizer = format.read_tokenizer(path)
-        except NoTokenizer:
-            return None
-    else:
-        tokenizer = load_tokenizer(other)
+def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
+    tokenizer = format.read_tokenizer(path) if other is None else load_tokenizer(other)
+    if not tokenizer.vocab_size:
+        raise LlucidError(f"{other or path}: this tokenizer has no ids")
     if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, JsonTokenizer):
         tokenizer = tokenizer.within(config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
@@ -171,7 +177,7 @@ def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | N
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """The facts that `llucid info` prints about the model at `path`, by name, in order. Reads headers only.
+    """The facts that `llucid info` prints about the model at `path`, by name, in order. Reads no weights.
 
     Raises LlucidError as `load` does.
     """
@@ -188,9 +194,10 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = format.read_tokenizer_info(path)
-        facts["tokenizer"] = f"{KIND_NAMES.get(tokenizer.kind, tokenizer.kind)}, {tokenizer.vocab_size:,} ids"
-        facts["bos, eos"] = ", ".join("none" if token is None else str(token) for token in tokenizer[2:4])
+        tokenizer = _tokenizer(path, format, config)
+        kind = type(tokenizer).__name__
+        facts["tokenizer"] = f"{KIND_NAMES.get(kind, kind)}, {tokenizer.vocab_size:,} ids"
+        facts["bos, eos"] = ", ".join("none" if id is None else str(id) for id in (tokenizer.bos, tokenizer.eos))
     except LlucidError as error:
         facts["tokenizer"] = f"none ({one_line(error)})"
     inferred = getattr(format, "inferred", lambda path: set[str]())(path)
@@ -294,12 +301,10 @@ def _compare(model: Model, result: Model, out: Path) -> None:
     from llucid.dialogs.comparison import first_difference_in_dialog  # imports jinja2, which takes time
 
     one, two = model.tokenizer, result.tokenizer
-    if one is None or two is None:
-        difference = (
-            None if one is two else f"{'only the new' if one is None else 'only the old'} model has a tokenizer"
-        )
-    else:
+    if one and two:
         difference = first_difference(one, two)
+    else:
+        difference = None if one is two else f"only the {'old' if one else 'new'} model has a tokenizer"
     if difference:
         raise LlucidError(f"{out}: not written, since the tokenizer would change: {difference}")
     if one and two:

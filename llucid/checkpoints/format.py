@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 from llucid.config import Config
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights
 
 Progress = Callable[[int, int], None]
@@ -49,10 +48,6 @@ class Format(Protocol):
 
     def read_tokenizer(self, path: Path) -> Tokenizer:
         """The tokenizer inside or beside. Raises NoTokenizer if there is none."""
-        ...
-
-    def read_tokenizer_info(self, path: Path) -> TokenizerInfo:
-        """What that tokenizer is, as quickly as headers are read."""
         ...
 
     def write(self, out: Path, model: Model, progress: Progress, dtype: str | None = None) -> None:

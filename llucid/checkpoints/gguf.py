@@ -8,10 +8,11 @@ src/llama-arch.cpp and convert_hf_to_gguf.py.
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +41,7 @@ from llucid.files import atomic_file, first_bytes
 from llucid.model import Model
 from llucid.rope import slowdowns
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.info import TokenizerInfo
 from llucid.weights import Weights, named_leaves
-
-Result = TypeVar("Result")
 
 NAMES = {
     "embedding": "token_embd.weight",
@@ -52,20 +50,14 @@ NAMES = {
     "blocks.N.attention.key": "blk.N.attn_k.weight",
     "blocks.N.attention.value": "blk.N.attn_v.weight",
     "blocks.N.attention.output": "blk.N.attn_output.weight",
-    "blocks.N.attention.query_bias": "blk.N.attn_q.bias",
-    "blocks.N.attention.key_bias": "blk.N.attn_k.bias",
-    "blocks.N.attention.value_bias": "blk.N.attn_v.bias",
-    "blocks.N.attention.output_bias": "blk.N.attn_output.bias",
     "blocks.N.feed_forward_norm": "blk.N.ffn_norm.weight",
     "blocks.N.feed_forward.gate": "blk.N.ffn_gate.weight",
     "blocks.N.feed_forward.up": "blk.N.ffn_up.weight",
     "blocks.N.feed_forward.down": "blk.N.ffn_down.weight",
-    "blocks.N.feed_forward.gate_bias": "blk.N.ffn_gate.bias",
-    "blocks.N.feed_forward.up_bias": "blk.N.ffn_up.bias",
-    "blocks.N.feed_forward.down_bias": "blk.N.ffn_down.bias",
     "norm": "output_norm.weight",
     "output": "output.weight",
 }
+name_of = partial(renamed, names=NAMES)
 ATTENTION_BIASES = tuple(f".attn_{name}.bias" for name in ("q", "k", "v", "output"))
 MLP_BIASES = tuple(f".ffn_{name}.bias" for name in ("gate", "up", "down"))
 SLOWDOWNS = "rope_freqs.weight"
@@ -97,7 +89,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.rope.scaling.type": ("none", "linear", "yarn", None),
     "llama.rope.scaling.attn_factor": (1.0, None),
     "llama.rope.scaling.yarn_ext_factor": (1.0, None),
-    "llama.attention.sliding_window": (0, None),
     "llama.attention.causal": (True, None),
     "llama.attention.scale": (0.0, None),
     "llama.logit_scale": (1.0, 0.0, None),
@@ -105,19 +96,17 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.embedding_scale": (1.0, 0.0, None),
     "llama.use_parallel_residual": (False, None),
 }
-IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned"}
-"""Keys without effect on the model. Any other key that begins with "llama." is refused."""
+WINDOW_KEY = "llama.attention.sliding_window"
+IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned", WINDOW_KEY}
+"""Keys without effect on the model, also in llama.cpp. Any other key that begins with "llama." is refused."""
 OLD_FACTOR_KEY = "llama.rope.scale_linear"
 SCALING_KEYS = {
-    name: f"llama.rope.scaling.{key}"
-    for name, key in {
-        "type": "type",
-        "factor": "factor",
-        "original_context": "original_context_length",
-        "beta_fast": "yarn_beta_fast",
-        "beta_slow": "yarn_beta_slow",
-        "attention_factor": "yarn_attn_factor",
-    }.items()
+    "type": "llama.rope.scaling.type",
+    "factor": "llama.rope.scaling.factor",
+    "original_context": "llama.rope.scaling.original_context_length",
+    "beta_fast": "llama.rope.scaling.yarn_beta_fast",
+    "beta_slow": "llama.rope.scaling.yarn_beta_slow",
+    "attention_factor": "llama.rope.scaling.yarn_attn_factor",
 }
 """Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor), as in llama.cpp's
 ggml_rope_yarn."""
@@ -138,11 +127,6 @@ FILE_TYPES = {
 """llama.cpp's file type (llama_ftype) by the type of most matrices."""
 
 
-def name_of(path: str) -> str:
-    """The GGUF name of the array at `path` in Weights."""
-    return renamed(path, NAMES)
-
-
 # --------------------------------------------------------------------------------------------- reading
 
 
@@ -161,12 +145,7 @@ def read_config(path: Path) -> Config:
 
     Raises LlucidError, which names the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
-    return config_from_header(read_model_header(path))
-
-
-def config_from_header(header: FileHeader) -> Config:
-    """The Config from a file's header."""
-    path = header.path
+    header = read_model_header(path)
     metadata = {key: header.uniform_value(key) for key in header.fields if key.startswith("llama.") or key in EXPECTED}
     unsupported = [key for key, allowed in EXPECTED.items() if metadata.get(key) not in allowed]
     if unsupported:
@@ -181,26 +160,28 @@ def config_from_header(header: FileHeader) -> Config:
     if embedding is None or len(embedding.shape) != 2:
         raise LlucidError(f"{path}: {NAMES['embedding']} is missing or is not a matrix")
     vocab = embedding.shape[0]
-    if int_of(metadata, KEYS["vocab_size"], path, vocab) != vocab:
-        found = metadata[KEYS["vocab_size"]]
-        raise LlucidError(f"{path}: {KEYS['vocab_size']} is {found}, but the embedding has {vocab} rows")
     dim, heads = (int_of(metadata, KEYS[name], path) for name in ("dim", "heads"))
-    head_dim = int_of(metadata, KEYS["head_dim"], path, dim // max(1, heads))
+    defaults: dict[str, Any] = {
+        "vocab_size": vocab,
+        "kv_heads": heads,
+        "head_dim": dim // max(1, heads),
+        "rope_theta": 10_000.0,
+    }
+    numbers: dict[str, Any] = {
+        name: (float_of if name in FLOAT_FIELDS else int_of)(metadata, key, path, defaults.get(name))
+        for name, key in KEYS.items()
+    }
+    if numbers["vocab_size"] != vocab:
+        found = f"{KEYS['vocab_size']} is {numbers['vocab_size']}"
+        raise LlucidError(f"{path}: {found}, but the embedding has {vocab} rows")
+    if metadata.get(WINDOW_KEY):
+        note(f"{path}: {WINDOW_KEY} is ignored, as in llama.cpp: a Llama attends to all tokens")
     for key in HEAD_DIM_KEYS:
-        if int_of(metadata, key, path, head_dim) != head_dim:
-            raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {head_dim}, as head_dim")
+        if int_of(metadata, key, path, numbers["head_dim"]) != numbers["head_dim"]:
+            raise LlucidError(f"{path}: {key} is {metadata[key]}; expected {numbers['head_dim']}, as head_dim")
     with prefix_errors(path):
         config = Config(
-            dim=dim,
-            layers=int_of(metadata, KEYS["layers"], path),
-            heads=heads,
-            kv_heads=int_of(metadata, KEYS["kv_heads"], path, heads),
-            head_dim=head_dim,
-            ffn_dim=int_of(metadata, KEYS["ffn_dim"], path),
-            vocab_size=vocab,
-            context=int_of(metadata, KEYS["context"], path),
-            norm_eps=float_of(metadata, KEYS["norm_eps"], path),
-            rope_theta=float_of(metadata, KEYS["rope_theta"], path, 10_000.0),
+            **numbers,
             tied_embeddings=NAMES["output"] not in header.tensors,
             attention_bias=any(name.endswith(ATTENTION_BIASES) for name in header.tensors),
             mlp_bias=any(name.endswith(MLP_BIASES) for name in header.tensors),
@@ -268,24 +249,15 @@ def scaling_metadata(scaling: Scaling | None) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> Header:
-    """The shape and type of every tensor in the file."""
     return {name: (tensor.shape, tensor.kind.name) for name, tensor in read_model_header(path).tensors.items()}
 
 
-def open_weights(path: Path, config: Config) -> Weights:
+def open_weights(path: Path, config: Config, keep: bool = False) -> Weights:
     """The weights in the file's own dtype; quantised tensors become float32 when read. Unknown tensors are refused.
 
-    Reading raises LlucidError if dequantising needs the gguf package and it is not installed.
+    `keep`: matrices in a form that `Quantized` has stay quantised, bit for bit. Reading raises LlucidError if
+    dequantising needs the gguf package and it is not installed.
     """
-    return _open(path, config, keep=False)
-
-
-def open_quantized(path: Path, config: Config) -> Weights:
-    """Like `open_weights`, but matrices in a form that `Quantized` has stay quantised, bit for bit."""
-    return _open(path, config, keep=True)
-
-
-def _open(path: Path, config: Config, keep: bool) -> Weights:
     header = read_model_header(path)
     # Both follow from the config: the slowdowns, and the RoPE angles that very old files contain.
     ignored = {name for name in header.tensors if name == SLOWDOWNS or name.endswith(".attn_rot_embd")}
@@ -293,6 +265,9 @@ def _open(path: Path, config: Config, keep: bool) -> Weights:
     if keep:
         note_floats(header)
     return gather(config, entries, name_of, str(path), ignored=ignored)
+
+
+open_quantized = partial(open_weights, keep=True)
 
 
 def note_floats(header: FileHeader) -> None:
@@ -317,20 +292,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the file. Raises LlucidError, which names the kind, if llucid does not support it."""
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
-    return read_metadata(path, read_vocabulary)
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """A short description of the tokenizer in the file."""
-    from llucid.tokenizers.gguf_vocabulary import read_info
-
-    return read_metadata(path, read_info)
-
-
-def read_metadata(path: Path, read: Callable[[Mapping[str, Any]], Result]) -> Result:
-    """`read` applied to the file's metadata. Its LlucidErrors get the path."""
     with prefix_errors(path):
-        return read(Metadata(read_file_header(path)))
+        return read_vocabulary(Metadata(read_file_header(path)))
 
 
 class Metadata(Mapping[str, Any]):
@@ -394,7 +357,7 @@ def usual_kind(tensors: list[PendingTensor]) -> str:
     sizes = Counter[str]()
     for tensor in tensors:
         sizes[tensor.kind.name] += tensor.numbers.numel()
-    return max(sizes, key=sizes.__getitem__)
+    return sizes.most_common(1)[0][0]
 
 
 def check_config(config: Config) -> None:

@@ -74,7 +74,6 @@ class TensorInfo(NamedTuple):
 
     @property
     def data(self) -> NDArray[np.uint8]:
-        """The tensor's bytes."""
         return self.file[self.at : self.at + self.size]
 
 

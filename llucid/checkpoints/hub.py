@@ -6,7 +6,7 @@ from pathlib import Path
 from llucid.errors import LlucidError
 
 OURS = "runs/"
-"""Where training writes: never asked for on the hub."""
+"""The folder that training writes to; never looked up on the hub."""
 STORYTELLER = Path(__file__).parents[1] / "chat" / "storyteller"
 """The model that comes with llucid."""
 
@@ -14,13 +14,14 @@ STORYTELLER = Path(__file__).parents[1] / "chat" / "storyteller"
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
-    Of a repository that holds only GGUF files, "org/name:Q4_K_M" names one. A path whose folder exists here is never
-    looked up. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can be fetched.
+    Of a repository that holds only GGUF files, "org/name:Q4_K_M" names one. A Path is never looked up, nor is a
+    path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can
+    be fetched.
     """
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER
-    form = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", str(name))
+    form = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", name) if isinstance(name, str) else None
     if path.exists() or path.parent.exists() or not form or str(name).startswith(OURS):
         return path
     try:

@@ -5,6 +5,7 @@ The weights may also be in several files with an index, or in PyTorch's format, 
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,11 +21,10 @@ from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
-from llucid.errors import LlucidError, note, prefix_errors
-from llucid.files import atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
+from llucid.errors import LlucidError, note, prefix_errors, shown
+from llucid.files import LARGEST_JSON, atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import Weights, named_leaves
 
@@ -40,25 +40,14 @@ NAMES = {
     "blocks.N.attention.key": "model.layers.N.self_attn.k_proj.weight",
     "blocks.N.attention.value": "model.layers.N.self_attn.v_proj.weight",
     "blocks.N.attention.output": "model.layers.N.self_attn.o_proj.weight",
-    "blocks.N.attention.query_bias": "model.layers.N.self_attn.q_proj.bias",
-    "blocks.N.attention.key_bias": "model.layers.N.self_attn.k_proj.bias",
-    "blocks.N.attention.value_bias": "model.layers.N.self_attn.v_proj.bias",
-    "blocks.N.attention.output_bias": "model.layers.N.self_attn.o_proj.bias",
     "blocks.N.feed_forward_norm": "model.layers.N.post_attention_layernorm.weight",
     "blocks.N.feed_forward.gate": "model.layers.N.mlp.gate_proj.weight",
     "blocks.N.feed_forward.up": "model.layers.N.mlp.up_proj.weight",
     "blocks.N.feed_forward.down": "model.layers.N.mlp.down_proj.weight",
-    "blocks.N.feed_forward.gate_bias": "model.layers.N.mlp.gate_proj.bias",
-    "blocks.N.feed_forward.up_bias": "model.layers.N.mlp.up_proj.bias",
-    "blocks.N.feed_forward.down_bias": "model.layers.N.mlp.down_proj.bias",
     "norm": "model.norm.weight",
     "output": "lm_head.weight",
 }
-
-
-def name_of(path: str) -> str:
-    """Hugging Face's name for the array at our path."""
-    return renamed(path, NAMES)
+name_of = partial(renamed, names=NAMES)
 
 
 def halves_from_pairs(matrix: Array, heads: int) -> Array:
@@ -79,17 +68,28 @@ def heads_of(path: str, config: Config) -> int | None:
 
 # --------------------------------------------------------------------------------------------- config.json
 
+SIZES = {
+    "dim": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "ffn_dim": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "context": "max_position_embeddings",
+}
+FLAGS = {"tied_embeddings": "tie_word_embeddings", "attention_bias": "attention_bias", "mlp_bias": "mlp_bias"}
+"""The keys of the whole numbers and the truth values of the Config."""
+
 # The allowed values of keys in config.json by which other models differ from a Llama.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
-    "sliding_window": (None,),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, True, None),
     "mlp_bias": (False, True, None),
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
-    "quantization_config": (None,),
 }
 
 
@@ -106,33 +106,25 @@ def read_config(path: Path) -> Config:
     values = read_json(file)
     if values.get("quantization"):
         raise LlucidError(f"{file}: this model was quantised by MLX, which llucid cannot open; use the original")
-    if values.get("use_sliding_window") is False:
-        values["sliding_window"] = None
+    if quantised := values.get("quantization_config"):
+        found = f"has quantization_config {shown(quantised)}"
+        raise LlucidError(f"{file}: {found}; llucid opens no model that is quantised so; use the original")
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
         wanted = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in odd)
         raise LlucidError(f"{file}: not a model that llucid opens: has {found}; a Llama has {wanted}")
 
-    dim, heads = int_of(values, "hidden_size", file), int_of(values, "num_attention_heads", file)
-    theta, scaling = read_rope(values, file)
+    dim, heads = (int_of(values, SIZES[name], file) for name in ("dim", "heads"))
+    defaults = {"kv_heads": heads, "head_dim": dim // max(1, heads), "context": 2048}
+    sizes = {name: int_of(values, key, file, defaults.get(name)) for name, key in SIZES.items()}
+    flags = {name: bool(values.get(key, False)) for name, key in FLAGS.items()}
+    eps, (theta, scaling) = float_of(values, "rms_norm_eps", file, 1e-6), read_rope(values, file)
+    window = int_of(values, "sliding_window", file, sizes["context"])
+    if window < sizes["context"] and values.get("use_sliding_window") is not False:
+        note(f"{file}: sliding_window {window} is ignored, as in transformers: a Llama attends to all tokens")
     with prefix_errors(file):
-        return Config(
-            dim=dim,
-            layers=int_of(values, "num_hidden_layers", file),
-            heads=heads,
-            kv_heads=int_of(values, "num_key_value_heads", file, heads),
-            head_dim=int_of(values, "head_dim", file, dim // max(1, heads)),
-            ffn_dim=int_of(values, "intermediate_size", file),
-            vocab_size=int_of(values, "vocab_size", file),
-            context=int_of(values, "max_position_embeddings", file, 2048),
-            norm_eps=float_of(values, "rms_norm_eps", file, 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            tied_embeddings=bool(values.get("tie_word_embeddings", False)),
-            attention_bias=bool(values.get("attention_bias", False)),
-            mlp_bias=bool(values.get("mlp_bias", False)),
-        )
+        return Config(**sizes, **flags, norm_eps=eps, rope_theta=theta, rope_scaling=scaling)
 
 
 def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
@@ -215,22 +207,12 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtyp
     values = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ffn_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context,
+        **{key: getattr(config, name) for name, key in (SIZES | FLAGS).items()},
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": rope if config.rope_scaling else None,
         "rope_parameters": {**rope, "rope_theta": config.rope_theta},
-        "tie_word_embeddings": config.tied_embeddings,
         "hidden_act": "silu",
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
         "bos_token_id": bos,
         "eos_token_id": ends if len(ends) > 1 else tokenizer and tokenizer.eos,
         "dtype": dtype,
@@ -295,9 +277,12 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
     names = {short: name for name, short in SAFETENSORS.items()}
     refuse_pointer(file)
     try:
-        with safe_open(file, framework="np"), open(file, "rb") as opened:  # the library validates the header
+        with open(file, "rb") as opened:
             start = 8 + int.from_bytes(opened.read(8), "little")
-            header = parse_json(opened.read(start - 8), file)
+            if start > LARGEST_JSON:
+                raise ValueError(f"its header has {start:,} bytes")
+            with safe_open(file, framework="np"):  # the library validates the header
+                header = parse_json(opened.read(start - 8), file)
         content = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch requires; the file does not change
 
         def entry(tensor: dict[str, Any]) -> Stored:
@@ -312,7 +297,6 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
 
 
 def read_header(path: Path) -> Header:
-    """The shape and dtype of every tensor in a folder, without reading the tensors."""
     return {name: (entry.shape, entry.dtype) for name, entry in read_entries(path).items()}
 
 
@@ -350,14 +334,7 @@ def open_weights(path: Path, config: Config) -> Weights:
     return gather(config, entries, name_of, str(path), in_pairs, unused)
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the folder."""
-    return load_tokenizer(path)
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """Describes that tokenizer without building it."""
-    return read_info(path)
+read_tokenizer = load_tokenizer
 
 
 def in_halves(path: str, leaf: Leaf, config: Config) -> "Tensor":

@@ -28,8 +28,7 @@ from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, first_bytes, replaced_in_errors
 from llucid.model import Model
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
-from llucid.tokenizers.info import TokenizerInfo, read_info
-from llucid.weights import Weights, named_leaves, parameter_count, shapes
+from llucid.weights import Weights, named_leaves, shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,12 +75,8 @@ class BinHeader(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of the whole file."""
-        config = self.config
-        norms = config.dim * (2 * config.layers + 1)
-        matrices = parameter_count(config) - norms
-        angles = config.context * config.head_dim if self.version == 0 else 0
-        packed = matrices + 4 * (matrices // self.group) if self.version == 2 else 4 * matrices
-        return self.start + 4 * (norms + angles) + packed
+        angles = self.config.context * self.config.head_dim if self.version == 0 else 0
+        return self.start + 4 * angles + sum(self.bytes_of(*array) for array in shapes(self.config).items())
 
 
 def recognises(path: Path) -> bool:
@@ -202,25 +197,10 @@ def read_checkpoint(path: Path) -> tuple[Config, dict[str, Stored]]:
     for unused in ("freqs_cos", "freqs_sin", "freqs_cis", twin):
         entries.pop(str(unused), None)
 
-    dim, heads = int_of(arguments, "dim", path), int_of(arguments, "n_heads", path)
-    names = (meta.NAMES["embedding"], meta.name_of("blocks.0.feed_forward.gate"))
-    vocab, ffn = (meta.rows(entries, name, path) for name in names)
-    if vocab != int_of(arguments, "vocab_size", path, vocab):
-        raise LlucidError(f"{path}: vocab_size is {arguments['vocab_size']}, but {names[0]} has {vocab} rows")
+    sizes = meta.sizes_of(arguments, path, entries, path)
+    context, eps = int_of(arguments, "max_seq_len", path, 2048), float_of(arguments, "norm_eps", path, 1e-5)
     with prefix_errors(path):
-        config = Config(
-            dim=dim,
-            layers=int_of(arguments, "n_layers", path),
-            heads=heads,
-            kv_heads=int_of(arguments, "n_kv_heads", path, heads),
-            head_dim=head_width(dim, max(1, heads)),
-            ffn_dim=ffn,
-            vocab_size=vocab,
-            context=int_of(arguments, "max_seq_len", path, 2048),
-            norm_eps=float_of(arguments, "norm_eps", path, 1e-5),
-            tied_embeddings=meta.NAMES["output"] not in entries,
-        )
-    return config, entries
+        return Config(**sizes, context=context, norm_eps=eps), entries
 
 
 # --------------------------------------------------------------------------------------------- both kinds of file
@@ -248,13 +228,7 @@ def open_weights(path: Path, config: Config) -> Weights:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the same folder."""
     return load_tokenizer(path.parent)
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """A short description of the tokenizer in the same folder."""
-    return read_info(path.parent)
 
 
 def check_config(config: Config) -> None:
@@ -328,7 +302,6 @@ def write(
 
 
 def encode_header(header: BinHeader) -> bytes:
-    """The bytes of the header."""
     config = header.config
     vocab = config.vocab_size if header.version or config.tied_embeddings else -config.vocab_size
     sizes = (config.dim, config.ffn_dim, config.layers, config.heads, config.kv_heads, vocab, config.context)

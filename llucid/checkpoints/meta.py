@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from llucid.model import Model
 from llucid.presets import PRESETS, Preset
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.folder import write_beside
-from llucid.tokenizers.info import TokenizerInfo, read_info
 from llucid.weights import Weights, named_leaves
 
 NAMES = {
@@ -40,6 +41,7 @@ NAMES = {
     "output": "output.weight",
 }
 """Our names and Meta's. The rows of query and key have the same order as ours."""
+name_of = partial(renamed, names=NAMES)
 
 # The keys of a params.json. Others belong to other models (sliding_window, moe, vision, quantization_args).
 KNOWN = {
@@ -49,11 +51,6 @@ KNOWN = {
 
 SCALING = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
 """The scaling in Meta's code if params.json says use_scaled_rope (llama-models, models/llama3/model.py)."""
-
-
-def name_of(path: str) -> str:
-    """Meta's name for the array at our path."""
-    return renamed(path, NAMES)
 
 
 def recognises(path: Path) -> bool:
@@ -136,29 +133,16 @@ def read(path: Path) -> tuple[Config, set[str]]:
     params = {key: value for key, value in read_json(file).items() if value is not None}
     if unknown := params.keys() - KNOWN:
         raise LlucidError(f"{file}: {min(unknown)} is not a parameter of a Llama that llucid opens")
-    dim, heads, eps = int_of(params, "dim", file), int_of(params, "n_heads", file), float_of(params, "norm_eps", file)
-    kv_heads, theta = int_of(params, "n_kv_heads", file, heads), float_of(params, "rope_theta", file, 10_000.0)
-    entries = read_entries(path, dim)
-    vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
-    if int_of(params, "vocab_size", file, -1) not in (-1, vocab):
-        raise LlucidError(f"{file}: vocab_size is {params['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
-    scaled, tied = bool(params.get("use_scaled_rope", False)), NAMES["output"] not in entries
-    context = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if eps < 5e-6 or heads == kv_heads == 64 else 4096)
+    entries = read_entries(path, int_of(params, "dim", file))
+    sizes = sizes_of(params, file, entries, path)
+    eps, theta = float_of(params, "norm_eps", file), float_of(params, "rope_theta", file, 10_000.0)
+    scaled = bool(params.get("use_scaled_rope", False))
+    first = eps < 5e-6 or sizes["heads"] == sizes["kv_heads"] == 64
+    context = {1_000_000.0: 16_384, 500_000.0: 8192}.get(theta, 2048 if first else 4096)
+    scaling = RopeScaling(factor=32.0 if sizes["tied_embeddings"] else 8.0) if scaled else None
     with prefix_errors(file):
-        config = Config(
-            dim=dim,
-            layers=int_of(params, "n_layers", file),
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=head_width(dim, max(1, heads)),
-            ffn_dim=ffn,
-            vocab_size=vocab,
-            context=131_072 if scaled else context,
-            norm_eps=eps,
-            rope_theta=theta,
-            rope_scaling=RopeScaling(factor=32.0 if tied else 8.0) if scaled else None,
-            tied_embeddings=tied,
-        )
+        context = 131_072 if scaled else context
+        config = Config(**sizes, context=context, norm_eps=eps, rope_theta=theta, rope_scaling=scaling)
         config = next((preset.config for preset in PRESETS.values() if matches_preset(preset, config)), config)
         missing = {"context", "rope_scaling"} if scaled else {"context"}
         if "max_seq_len" in params:
@@ -168,6 +152,25 @@ def read(path: Path) -> tuple[Config, set[str]]:
             config = replace(config, rope_scaling=RopeScaling(factor=float_of(params, "rope_scaling_factor", file)))
             missing -= {"rope_scaling"}
     return config, missing
+
+
+def sizes_of(params: Mapping[str, Any], file: Path, entries: dict[str, Stored], path: Path) -> dict[str, Any]:
+    """The sizes of a Config: from `params`, which `file` has under Meta's keys, and from the tensors of `path`."""
+    dim, heads = int_of(params, "dim", file), int_of(params, "n_heads", file)
+    vocab, ffn = (rows(entries, name, path) for name in (NAMES["embedding"], name_of("blocks.0.feed_forward.gate")))
+    if int_of(params, "vocab_size", file, -1) not in (-1, vocab):
+        raise LlucidError(f"{file}: vocab_size is {params['vocab_size']}, but {NAMES['embedding']} has {vocab} rows")
+    with prefix_errors(file):
+        return {
+            "dim": dim,
+            "layers": int_of(params, "n_layers", file),
+            "heads": heads,
+            "kv_heads": int_of(params, "n_kv_heads", file, heads),
+            "head_dim": head_width(dim, max(1, heads)),
+            "ffn_dim": ffn,
+            "vocab_size": vocab,
+            "tied_embeddings": NAMES["output"] not in entries,
+        }
 
 
 def matches_preset(preset: Preset, config: Config) -> bool:
@@ -203,19 +206,11 @@ def open_weights(path: Path, config: Config) -> Weights:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in the folder, or in its parent."""
-    return load_tokenizer(tokenizer_place(path))
-
-
-def read_tokenizer_info(path: Path) -> TokenizerInfo:
-    """Describes that tokenizer without building it."""
-    return read_info(tokenizer_place(path))
-
-
-def tokenizer_place(path: Path) -> Path:
-    """Where the tokenizer is: in the folder, or in its parent, as in Meta's downloads of Llama 1 and 2."""
+    """The tokenizer in the folder, or in its parent, as in Meta's downloads of Llama 1 and 2."""
     in_parent = path / ".." / "tokenizer.model"
-    return in_parent if in_parent.is_file() and not any((path / name).is_file() for name in FILES) else path
+    return load_tokenizer(
+        in_parent if in_parent.is_file() and not any((path / name).is_file() for name in FILES) else path
+    )
 
 
 def refuse(config: Config) -> None:

@@ -9,8 +9,7 @@ from llucid.errors import LlucidError, shown
 
 def int_of(metadata: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
     """The integer under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
-    value: Any = metadata.get(key)
-    value = default if value is None else value
+    value: Any = default if metadata.get(key) is None else metadata[key]
     if type(value) is not int:
         raise LlucidError(f"{place}: {key} should be a whole number and is {shown(value)}")
     return value
@@ -18,8 +17,7 @@ def int_of(metadata: Mapping[str, Any], key: str, place: Path, default: int | No
 
 def float_of(metadata: Mapping[str, Any], key: str, place: Path, default: float | None = None) -> float:
     """The finite number under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
-    value: Any = metadata.get(key)
-    value = default if value is None else value
+    value: Any = default if metadata.get(key) is None else metadata[key]
     if type(value) not in (int, float) or not abs(value) < 1e300:  # excludes NaN, and integers too large for a float
         raise LlucidError(f"{place}: {key} should be a number and is {shown(value)}")
     return float(value)

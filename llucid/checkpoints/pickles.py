@@ -276,17 +276,12 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, pro
             for number, (key, tensor) in enumerate(distinct.items()):
                 numbers = bytes_of(tensor, kinds[key])
                 record = ZipInfo(f"consolidated/data/{number}")
-                record.extra = padding(next_offset(archive) + 30 + 20 + len(record.filename))
+                assert archive.fp is not None
+                record.extra = padding(archive.fp.tell() + 30 + 20 + len(record.filename))
                 with archive.open(record, "w", force_zip64=True) as opened:
                     opened.write(numbers)
                 done += len(numbers)
                 progress(done, total)
-
-
-def next_offset(archive: ZipFile) -> int:
-    """The offset of the next member of an archive that is being written."""
-    assert archive.fp is not None
-    return archive.fp.tell()
 
 
 def padding(position: int) -> bytes:

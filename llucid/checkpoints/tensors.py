@@ -73,6 +73,8 @@ def equal_bits(one: Stored, other: Stored) -> bool:
     return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))
 
 
+DERIVED = re.compile(r"rotary_emb\.(inv_freq|(cos|sin)_cached)$")
+"""Tensors in some old files that follow from the config."""
 NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 
@@ -83,9 +85,13 @@ def plain_name(name: str) -> str:
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:
-    """A format's name for the array at our path, from its table of names, where N stands for the block number."""
-    number = re.search(r"\d+", path)
-    return names[re.sub(r"\d+", "N", path)].replace("N", number[0] if number else "N")
+    """A format's name for the array at our path, from its table of names, where N stands for the block number.
+
+    A bias is called .bias where its matrix is .weight.
+    """
+    matrix, number = path.removesuffix("_bias"), re.search(r"\d+", path)
+    name = names[re.sub(r"\d+", "N", matrix)].replace("N", number[0] if number else "N")
+    return name if matrix == path else f"{name.removesuffix('weight')}bias"
 
 
 def zero_biases(config: Config, names: Collection[str], name_of: Callable[[str], str]) -> dict[str, Stored]:
@@ -110,9 +116,8 @@ def gather(
     """The weights of `config`, each leaf Stored. `name_of` translates our paths to the names in `entries`.
 
     `adjust(path, array)` is applied to each array when it is read. A bias that no block has is zero, with a note, as
-    in transformers. Raises LlucidError, with `place` and the tensor's
-    name, for a tensor that is missing, has another shape or no floating-point dtype, or is neither part of a Llama nor
-    in `ignored`.
+    in transformers. Raises LlucidError, with `place` and the tensor's name, for a tensor that is missing, has another
+    shape or no floating-point dtype, or is neither part of a Llama nor in `ignored`.
     """
     if config.layers > len(entries):  # before `shapes` makes a list of that many
         raise LlucidError(f"{place}: expected {config.layers} layers, but there are only {len(entries)} tensors")
@@ -128,9 +133,7 @@ def gather(
         if found.dtype not in NUMBERS:
             raise LlucidError(f"{place}: {name} is {found.dtype}; expected one of {', '.join(NUMBERS)}")
     for name in entries.keys() - expected.keys() - set(ignored):
-        if not re.search(
-            r"rotary_emb\.(inv_freq|(cos|sin)_cached)$", name
-        ):  # in some old files; follow from the config
+        if not DERIVED.search(name):
             raise LlucidError(
                 f"{place}: {name} {list(entries[name].shape)} is not part of the Llama that the config describes"
             )

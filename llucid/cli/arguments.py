@@ -78,7 +78,7 @@ def parse(kind: type[T], words: list[str], prog: str) -> T:
         exit_on_error=False,
         add_help=False,
     )
-    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+    parser.add_argument("--help", action="help", help=argparse.SUPPRESS)
     sections = {title: parser.add_argument_group(title) for title in dict.fromkeys(each.section for each in options)}
     for option in options:
         names = {} if option.positional else {"dest": option.name}
@@ -89,18 +89,29 @@ def parse(kind: type[T], words: list[str], prog: str) -> T:
             **names,
             **argparse_type(option),
         )
+    # argparse takes words after -- for options in some places, and every -hello for -h.
+    end = words.index("--") if "--" in words else len(words)
+    literal = {f"\0{number}": word for number, word in enumerate(words[end + 1 :])}
+    words = [{"-h": "--help"}.get(word, word) for word in words[:end]]
     try:
-        values, unknown = parser.parse_known_intermixed_args(words)
+        values, unknown = parser.parse_known_intermixed_args([*words, *literal])
     except argparse.ArgumentError as error:
         parser.error(f"{error.argument_name}: {error.message}")
     if names := [word.split("=")[0] for word in unknown if word.startswith("-") and word != "-"]:
         near = difflib.get_close_matches(names[0].replace("_", "-"), [option.spelling for option in options], 1)
-        parser.error(f"{names[0]}: there is no such option" + "".join(f"; did you mean {match}?" for match in near))
+        hint = f"; did you mean {near[0]}?" if near else ""
+        if usage and not re.match("--[a-z]", names[0]):
+            hint = "; a name or a text that begins with a dash goes to the end, after --"
+        parser.error(f"{names[0]}: there is no such option{hint}")
     if unknown:
-        parser.error(f"{', '.join(unknown)}: not expected here; put a text of several words in quotation marks")
+        shown = ", ".join(literal.get(word, word) for word in unknown)
+        parser.error(f"{shown}: not expected here; put a text of several words in quotation marks")
     if missing := [option.spelling for option in options if option.required and option.name not in values]:
         parser.error(f"missing: {', '.join(missing)}")
-    return fill(kind, vars(values))
+    texts = {
+        name: literal[value] for name, value in vars(values).items() if isinstance(value, str) and value in literal
+    }
+    return fill(kind, vars(values) | texts)
 
 
 def fill(kind: type[T], values: dict[str, Any], prefix: str = "") -> T:

@@ -38,7 +38,6 @@ class Chat(SamplingOptions, ModelOptions):
     """For the chat template: whether the model thinks before it answers (default: the template's)."""
 
     def run(self) -> None:
-        """Talks until the user leaves or the input ends."""
         from llucid.chat import Session
         from llucid.chat.terminal import talk
 
@@ -62,11 +61,10 @@ class Chat(SamplingOptions, ModelOptions):
 
 def read_list(name: str, file: str) -> Any:
     """The list of objects in a JSON file that the option `name` gives."""
+    from llucid.dialogs.formats import check_objects
     from llucid.files import LARGEST_JSON, json_value, read_file
 
     content = read_file(Path(file), LARGEST_JSON)
     with suppress(ValueError):
-        items = json_value(content)
-        if isinstance(items, list) and all(isinstance(item, dict) for item in items):
-            return items
+        return check_objects(name, json_value(content))
     raise LlucidError(f"{name}={file}: expected a JSON list of objects")

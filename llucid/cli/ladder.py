@@ -22,7 +22,6 @@ class Ladder:
     """How many times each rung is trained; differences between seeds are noise, and only larger ones count."""
 
     def run(self) -> None:
-        """Trains every rung, then prints where everything is."""
         from rich.console import Console
 
         from llucid.ladder.run import run_ladder

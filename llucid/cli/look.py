@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ TEXTS = (
     "Once upon a time a fox met a goat by the well. Once upon a time a fox met a goat by the well.",
     "To be, or not to be: that is the question. To be, or not to be: that is the question.",
 )
-"""What is read unless something is given: each says everything twice, so that induction heads show."""
+"""The default texts. Each sentence occurs twice, so that induction heads show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,12 @@ class Look(ModelOptions):
     """Only print the page's address."""
 
     def run(self) -> None:
-        """Serves the page, or writes it."""
         if self.html is not None and self.compare is not None:
             raise LlucidError(f"compare={self.compare}: a file shows one model; leave out html= or compare=")
         if not 0 < self.size <= 1000:
             raise LlucidError(f"size={self.size}: must be positive, and at most 1000 megabytes")
+        if self.ids is not None and self.text is not None:
+            raise LlucidError("ids=: give a text or ids, not both")
         answers = self.answers()
         if self.html is None:
             return self.serve(answers)
@@ -60,9 +61,9 @@ class Look(ModelOptions):
         from llucid.look.export import page
 
         made = page(answers, [answers.first], limit=int(self.size * 1e6))
-        print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
         with atomic_file(Path(self.html)) as file:
             file.write_bytes(made.html)
+        print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
         return None
 
     def serve(self, answers: "Answers") -> None:
@@ -84,19 +85,26 @@ class Look(ModelOptions):
         """The text read by the model."""
         from llucid.look.answers import Answers
 
-        if self.ids is not None and self.text is not None:
-            raise LlucidError("ids=: give a text or ids, not both")
         [first, *others] = self.subjects()
         model = first.model()
-        given = self.first_ids() or self.first_text(model)
-        return Answers([first._replace(model=lambda: model), *others], given, self.tour)
+        return Answers([first._replace(model=lambda: model), *others], self.given(model), self.tour)
 
-    def first_ids(self) -> list[int]:
-        """The ids that are named; none if a text is to be read."""
-        try:
-            return [int(word) for word in self.ids.split(",")] if self.ids is not None else []
-        except ValueError as error:
-            raise LlucidError(f"ids={self.ids}: expected whole numbers with commas between them") from error
+    def given(self, model: "Model") -> str | list[int]:
+        """The text or the ids that are given, or else a text that the tokenizer can encode."""
+        from llucid.tokenizers.prompts import prompt_ids
+
+        if self.ids is not None:
+            try:
+                return [int(word) for word in self.ids.split(",")]
+            except ValueError as error:
+                raise LlucidError(f"ids={self.ids}: expected whole numbers with commas between them") from error
+        if self.text is not None:
+            return read_text(self.text)
+        for text in TEXTS if model.tokenizer else ():
+            with contextlib.suppress(LlucidError):
+                ids = prompt_ids(model.text(), text)
+                return text if len(ids) <= model.config.context else ids[: model.config.context]
+        return [0, 1, 0, 1]
 
     def subjects(self) -> list["Subject"]:
         """The model, the one to compare with, and the snapshots of its run."""
@@ -113,22 +121,6 @@ class Look(ModelOptions):
             found.append(Subject(f"step {step}", lambda folder=folder: self.open(str(folder)), step))
         return found
 
-    def open(self, path: str, quantize: str | None = None) -> "Model":
+    def open(self, path: str, quantize: Any = None) -> "Model":
         """The model at `path`, as tensors."""
-        from llucid.checkpoints import load
-
-        kept: Any = quantize or self.quantize or (None if self.dtype else "file")
-        return load(path, dtype=self.dtype, device=self.device, tokenizer=self.tokenizer, quantize=kept)
-
-    def first_text(self, model: "Model") -> str | list[int]:
-        """The text that is given, or else one that the tokenizer can encode."""
-        from llucid.look.trace import has_tokenizer
-        from llucid.tokenizers.prompts import prompt_ids
-
-        if self.text is not None:
-            return read_text(self.text)
-        for text in TEXTS if has_tokenizer(model) else ():
-            with contextlib.suppress(LlucidError):
-                ids = prompt_ids(model.text(), text)
-                return text if len(ids) <= model.config.context else ids[: model.config.context]
-        return [0, 1, 0, 1]
+        return replace(self, model=path, quantize=quantize or self.quantize).load(mapped=False)

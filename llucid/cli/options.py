@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from llucid.cli.arguments import option, positional
@@ -29,23 +28,17 @@ class ModelOptions:
     device: str | None = None
     """cpu, cuda, mps, ... (default: the fastest one here)"""
 
-    def path(self, default: str = "") -> Path:
-        """Where the model is, or `default` if none is named; a repository is fetched."""
-        from llucid.checkpoints import find
-
-        return find(self.model or default)
-
-    def load(self, default: str = "") -> "Model":
-        """The model at `path`; without `dtype`, quantised matrices stay quantised."""
+    def load(self, default: str = "", mapped: bool = True) -> "Model":
+        """The model, or `default` if none is named; without `dtype`, quantised matrices stay quantised."""
         from llucid.checkpoints import load
 
         return load(
-            self.path(default),
+            self.model or default,
             dtype=self.dtype,
             device=self.device,
             tokenizer=self.tokenizer,
             quantize=self.quantize or (None if self.dtype else "file"),
-            mapped=True,
+            mapped=mapped,
         )
 
 

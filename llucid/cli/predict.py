@@ -24,7 +24,6 @@ class Predict(ModelOptions):
     """Instead of a model: build a vocabulary from the words of TEXT and an untrained model, and show each step."""
 
     def run(self) -> None:
-        """Prints a table with bars, or JSON."""
         from rich.console import Console
 
         if self.toy is not None:

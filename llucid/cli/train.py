@@ -1,6 +1,5 @@
 """llucid train."""
 
-import shlex
 import sys
 from dataclasses import dataclass
 from typing import ClassVar
@@ -26,9 +25,9 @@ class Train(Settings):
     }
 
     def run(self) -> None:
-        """Trains, then prints where everything is."""
         from rich.console import Console
 
+        from llucid.files import typed
         from llucid.tokenizers import load_tokenizer
         from llucid.training import train
         from llucid.training.settings import read_toml
@@ -37,7 +36,7 @@ class Train(Settings):
         print(f"the model is in {out}, its learning curve in {out / 'curve.png'}")
         if self.out:  # who named the folder knows what to do with it
             return
-        chat, run, text = read_toml(out / "train.toml").chat, shlex.quote(str(out)), ' "the "'
+        chat, run, text = read_toml(out / "train.toml").chat, typed(out), ' "the "'
         try:
             load_tokenizer(out).encode("the ")
         except LlucidError:  # a corpus without these characters

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llucid.errors import LlucidError
-from llucid.files import cache_file, cache_folder, write_text_atomically
+from llucid.files import cache_folder, cached, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
 CHUNK = 1 << 20
@@ -130,9 +130,7 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
         from llucid.corpora import fables
 
         source = hashlib.sha256(Path(fables.__file__).read_bytes()).hexdigest()[:12]
-        file = cache_file(f"fables-{source}.txt")
-        if not file.is_file():
-            write_text_atomically(file, fables.write(FABLES))
+        file = cached(f"fables-{source}.txt", lambda file: write_text_atomically(file, fables.write(FABLES)))
         return Corpus("fables", (file,), floor=fables.entropy_per_character())
     from llucid.corpora.sources import is_text, text_file
 
@@ -148,7 +146,7 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
                 )
             raise LlucidError(f"corpus={name}: no such file or folder; expected shakespeare, fables, or a path")
         if not path.is_dir():
-            if not path.is_file():  # reading a pipe may block for ever
+            if not path.is_file():  # reading a pipe may block forever
                 raise LlucidError(f"corpus={name}: not a regular file; write the text into one")
             files.append(text_file(path, column))
             continue

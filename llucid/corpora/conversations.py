@@ -3,13 +3,15 @@
 import codecs
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from llucid.corpora import Corpus
-from llucid.dialogs.formats import check_messages
-from llucid.errors import LlucidError
-from llucid.files import atomic_file, cache_file, json_value
+from llucid.corpora.sources import GZIP, PARQUET
+from llucid.dialogs.formats import check_messages, check_objects
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import cached, first_bytes, json_value, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
 Messages = list[dict[str, str]]
@@ -38,6 +40,8 @@ class Conversation(NamedTuple):
 
     messages: Messages
     learned: tuple[bool, ...]
+    tools: list[dict[str, Any]] | None = None
+    """What the model may call, for the chat template."""
 
 
 def open_conversations(name: str) -> Corpus:
@@ -49,15 +53,14 @@ def open_conversations(name: str) -> Corpus:
         from llucid.corpora import fable_dialogues, fable_words, fables
 
         sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
-        file = cache_file(f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl")
-        if not file.is_file():
-            with atomic_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as out:
-                out.writelines(fable_dialogues.lines(FABLES))
+        name = f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
+        file = cached(name, lambda file: write_text_atomically(file, "".join(fable_dialogues.lines(FABLES))))
         return Corpus("fables", (file,))
+    expected = "fables, or a file of conversations, one JSON object per line"
     if not Path(name).is_file():
-        raise LlucidError(
-            f"chat={name}: no such file; expected fables, or a file of conversations, one JSON object per line"
-        )
+        raise LlucidError(f"chat={name}: no such file; expected {expected}")
+    if first_bytes(Path(name), 4).startswith((GZIP, PARQUET)):
+        raise LlucidError(f"chat={name}: a gzip or Parquet file, which is not read here; expected {expected}")
     return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
 
 
@@ -75,10 +78,8 @@ def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str
     wanted = {"train": range(border), "validation": range(border, count), "all": range(count)}[split]
     for number, (where, entry) in enumerate(_entries(file)):
         if number in wanted:
-            try:
+            with prefix_errors(f"{file}, {where}"):
                 yield where, parse_conversation(_json(entry) if isinstance(entry, bytes) else entry)
-            except LlucidError as error:
-                raise LlucidError(f"{file}, {where}: {error}") from error
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
@@ -87,10 +88,8 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
         first = next((line for line in opened if line.strip()), b"")
         opened.seek(0)
         if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            try:
+            with prefix_errors(file):
                 array = _json(opened.read())
-            except LlucidError as error:
-                raise LlucidError(f"{file}: {error}") from error
             yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
         else:
             yield from ((f"line {number}", line) for number, line in enumerate(opened, 1) if line.strip())
@@ -108,7 +107,7 @@ def parse_conversation(entry: object) -> Conversation:
 
     The object has `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`, as
     ShareGPT's, perhaps with a `system` text beside them. An answer of `weight` 0 is not learned; the `name` of who
-    speaks is ignored.
+    speaks is ignored. `tools` is a list, or its JSON as a text.
     """
     conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     given = conversation.get("messages", conversation.get("conversations"))
@@ -132,11 +131,16 @@ def parse_conversation(entry: object) -> Conversation:
     if not checked:
         raise LlucidError("there is no message of the assistant, so there is nothing to learn")
     pairs = zip(checked, weights, strict=False)
-    return Conversation(checked, tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs))
+    learned = tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs)
+    tools = conversation.get("tools") or []
+    if isinstance(tools, str):
+        with suppress(ValueError):
+            tools = json_value(tools.encode("utf-8", "surrogatepass"))
+    return Conversation(checked, learned, check_objects("tools", tools) or None)
 
 
 def _plain(message: Any) -> Any:
-    """The message with our names of keys and roles, without keys that are ignored or null; what is none is kept."""
+    """The message with our names of keys and roles, without keys that are ignored or null; other values unchanged."""
     if not isinstance(message, dict):
         return message
     pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
@@ -145,6 +149,9 @@ def _plain(message: Any) -> Any:
         for name, value in pairs
         if name in ("role", "content") or (value is not None and name not in IGNORED)
     }
+    parts = plain.get("content")
+    if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        plain["content"] = "".join(str(part.get("text", "")) for part in parts)
     if isinstance(role := plain.get("role"), str):
         plain["role"] = ROLES.get(role, role)
     return plain

@@ -11,8 +11,6 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llucid.files import atomic_file
-
 EVALUATED = 1 << 17
 """Tokens of the validation split that are evaluated: all if there are fewer, else this many, evenly spread."""
 ROW_TOKENS = 1 << 12
@@ -24,7 +22,8 @@ WIDTH = 64
 
 
 class Dialogues(NamedTuple):
-    """Dialogues one after the other in a file of int32. An id to be learned is stored as its complement, ~id."""
+    """Dialogues one after the other, at the beginning of a file, in int32. An id to be learned is stored as its
+    complement, ~id."""
 
     file: Path
     ends: NDArray[np.int64]
@@ -55,22 +54,21 @@ class Dialogues(NamedTuple):
 
 
 def write_dialogues(dialogues: Iterable[tuple[list[int], list[bool]]], file: Path) -> None:
-    """Writes pairs of ids and whether each is learned to `file`, and where they end to a file beside it."""
+    """Writes pairs of ids and whether each is learned, then where each pair ends, then how many there are."""
     ends = [0]
-    with atomic_file(file) as temporary:
-        with open(temporary, "wb") as out:
-            for ids, learned in dialogues:
-                row = np.asarray(ids, np.int32)
-                np.where(learned, ~row, row).tofile(out)
-                ends.append(ends[-1] + len(row))
-        with atomic_file(file.with_suffix(".ends")) as beside:
-            np.asarray(ends[1:], np.int64).tofile(beside)
+    with open(file, "wb") as out:
+        for ids, learned in dialogues:
+            row = np.asarray(ids, np.int32)
+            np.where(learned, ~row, row).tofile(out)
+            ends.append(ends[-1] + len(row))
+        np.asarray([*ends[1:], len(ends) - 1], np.int64).tofile(out)
 
 
 def open_dialogues(file: Path, context: int) -> Dialogues:
     """What `write_dialogues` wrote, without those that have nothing to learn within `context` tokens."""
-    ends = np.fromfile(file.with_suffix(".ends"), np.int64)
-    learned = np.flatnonzero(np.fromfile(file, np.int32) < 0)
+    [count] = np.fromfile(file, np.int64, offset=file.stat().st_size - 8)
+    ends = np.fromfile(file, np.int64, count, offset=file.stat().st_size - 8 * (count + 1))
+    learned = np.flatnonzero(np.fromfile(file, np.int32, ends[-1] if count else 0) < 0)
     starts = np.concatenate([[0], ends[:-1]])
     first = np.append(learned, np.iinfo(np.int64).max)[np.searchsorted(learned, starts + 1)]
     return Dialogues(file, ends, np.flatnonzero(first < np.minimum(ends, starts + context + 1)))

@@ -22,7 +22,7 @@ def find_shakespeare(cache: Path) -> Path:
     if given and (file := Path(given) / NAME).is_file():
         return file
     file = cache / NAME
-    if file.is_file():
+    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == SHA256:
         return file
     try:
         with urllib.request.urlopen(ADDRESS, timeout=20) as answer:

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import hashlib
 import importlib
+import shutil
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 from llucid.corpora import CHUNK, END
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, cache_file, json_value
+from llucid.files import cached, json_value
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 """The first bytes of these files. JSON lines are text, so they are recognised by their name, .jsonl."""
@@ -36,18 +37,17 @@ def text_file(path: Path, column: str) -> Path:
             return path
         while block := opened.read(CHUNK):
             digest.update(block)
-    file = cache_file(f"texts/{digest.hexdigest()[:24]}.txt")
-    if file.is_file():
-        return file
-    with atomic_file(file) as temporary, open(temporary, "wb") as out:
-        if zipped and not json_lines:
-            with _unzipped(path) as content:
-                while block := content.read(CHUNK):
-                    out.write(block)
-        else:
-            for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
-                out.write((document.replace(END, "") + END).encode("utf-8", "replace"))
-    return file
+
+    def write(file: Path) -> None:
+        with open(file, "wb") as out:
+            if zipped and not json_lines:
+                with _unzipped(path) as content:
+                    shutil.copyfileobj(content, out, CHUNK)
+            else:
+                for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
+                    out.write((document.replace(END, "") + END).encode("utf-8", "replace"))
+
+    return cached(f"texts/{digest.hexdigest()[:24]}.txt", write)
 
 
 def _suffix(path: Path) -> str:

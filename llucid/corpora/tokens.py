@@ -16,7 +16,7 @@ from torch import Tensor
 from llucid.corpora import CHUNK, END, Corpus
 from llucid.corpora.dialogues import EVALUATED, ROW_TOKENS, Dialogues, dialogue_batch, dialogue_validation_batches
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, cache_file
+from llucid.files import cached
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tokenizer_json import train_bpe
@@ -90,9 +90,9 @@ def tokenise(
     bos, eos = tokenizer.bos, tokenizer.eos
     key = hashlib.sha256(f"{corpus.fingerprint()} {bos} {eos} {tokenizer.json()}".encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-    file = cache_file(f"tokens/{key}.{split}.{dtype}")
-    if not file.is_file():
-        with atomic_file(file) as temporary, open(temporary, "wb") as out:
+
+    def write(file: Path) -> None:
+        with open(file, "wb") as out:
             begun = False
             for piece in _whole_lines(corpus.pieces(split)):
                 if piece == END:
@@ -102,10 +102,11 @@ def tokenise(
                     if not begun and bos is not None:
                         out.write(np.asarray([bos], dtype).data)
                     begun = True
-                    whole = isinstance(tokenizer, Characters)
-                    ids = tokenizer.encode_array(piece) if whole else tokenizer.encode(piece)
+                    ids = (tokenizer.encode_array if isinstance(tokenizer, Characters) else tokenizer.encode)(piece)
                     progress(len(piece))
                 out.write(np.asarray(ids, dtype).data)
+
+    file = cached(f"tokens/{key}.{split}.{dtype}", write)
     return Tokens(file, dtype, file.stat().st_size // np.dtype(dtype).itemsize, bos)
 
 

@@ -1,22 +1,20 @@
-"""The first difference between two chat tokenizers: whether a conversion gives the same ids."""
+"""The first difference between two chat tokenizers in the ids of a dialogue."""
 
 from llucid.dialogs.formats import encode_dialog, format_of
 from llucid.dialogs.templates import templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
-from llucid.tokenizers.comparison import PROBES, first_difference, id_difference
+from llucid.tokenizers.comparison import PROBES, id_difference
 
 
 def first_difference_in_dialog(
     tokenizer: Tokenizer, other: Tokenizer, format: str | None = None, other_format: str | None = None
 ) -> str | None:
-    """The first difference between two tokenizers, in words; None if there is none.
+    """The first difference between the ids of a dialogue, in words; None if there is none.
 
-    Compares BOS, EOS and stop ids, the ids of texts that tokenizers get wrong, and those of a dialogue in each one's
-    own formats (several if it has named templates), or in the format given (see `encode_dialog`).
+    Compares each tokenizer's own formats (several if it has named templates), or the formats given (see
+    `encode_dialog`).
     """
-    if difference := first_difference(tokenizer, other):
-        return difference
     formats, others = formats_of(tokenizer, format), formats_of(other, other_format)
     if formats and not others:
         return "the format of dialogues is lost"

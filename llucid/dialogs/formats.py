@@ -50,13 +50,31 @@ def encode_dialog(
     """
     dialog = check_dialog(messages, strip=format != "plain")
     format = known_format(format, tokenizer)
-    values = {"tools": tools, "documents": documents, "enable_thinking": enable_thinking}
-    extra = {name: json_value(name, value) for name, value in values.items() if value is not None}
+    extra = values_for(format, tools=tools, documents=documents, enable_thinking=enable_thinking)
     if format not in NATIVE:
         return encode_template(format, dialog, tokenizer, extra=extra)
-    if extra:
-        raise LlucidError(f"{min(extra)}: the format {format} has no place for it; only a chat template may")
     return NATIVE[format](dialog, tokenizer)
+
+
+def values_for(format: str, **values: object) -> dict[str, Any]:
+    """Copies of those values for a template that are not None.
+
+    Raises LlucidError, naming the value, if the format has no place for it, and if it is not JSON.
+    """
+    given = {name: json_value(name, value) for name, value in values.items() if value is not None}
+    for name in given:
+        if format in NATIVE:
+            raise LlucidError(f"{name}: the format {format} has no place for it; only a chat template may")
+        if name not in format:
+            raise LlucidError(f"{name}: the chat template has no place for it")
+    return given
+
+
+def check_objects(name: str, items: object) -> list[dict[str, Any]]:
+    """A list of objects, such as tools. Raises LlucidError, with its name, for anything else."""
+    if isinstance(items, list) and all(isinstance(item, dict) for item in list[Any](items)):
+        return items
+    raise LlucidError(f"{name}: expected a list of objects")
 
 
 def json_value(name: str, value: object) -> Any:

@@ -6,7 +6,15 @@ In each format the ids are those that `encode_dialog` gives when the model answe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llucid.dialogs.formats import LLAMA3, check_messages, encode_llama2, ending_turns, known_format, turns_of_llama3
+from llucid.dialogs.formats import (
+    LLAMA3,
+    check_messages,
+    encode_llama2,
+    ending_turns,
+    known_format,
+    turns_of_llama3,
+    values_for,
+)
 from llucid.dialogs.templates import encode_template
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
@@ -23,12 +31,16 @@ CHAT_CONFIG = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": 
 
 
 def encode_learned(
-    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, format: str | None = None
+    messages: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    format: str | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[list[int], list[bool]]:
     """(the ids of a whole dialogue, whether each is learned): the assistant's words and the end of its turns.
 
-    `messages` and `format` are those of `encode_dialog`, but the last message should be the assistant's: what comes
-    after it is left out. Raises LlucidError if there is none, or if the ids of a turn depend on later ones.
+    The arguments are those of `encode_dialog`, but the last message should be the assistant's: what comes after it is
+    left out. Raises LlucidError if there is none, or if the ids of a turn depend on later ones.
     """
     dialog = check_messages(messages)
     answers = [number for number, message in enumerate(dialog) if message["role"] == "assistant"]
@@ -36,6 +48,7 @@ def encode_learned(
         raise LlucidError("there is no message of the assistant, so there is nothing to learn")
     dialog = dialog[: answers[-1] + 1]
     format = known_format(format, tokenizer)
+    extra = values_for(format, tools=tools)
     if format in ("llama3", TEMPLATE):
         return turns_of_llama3(dialog, tokenizer)
     if format == "plain":
@@ -44,8 +57,8 @@ def encode_learned(
     ends = ending_turns(tokenizer, format).stop_ids
     ids, learned = list[int](), list[bool]()
     for number in answers:
-        asked = _encoded(dialog[:number], tokenizer, format, ready=True)
-        whole = _encoded(dialog[: number + 1], tokenizer, format, ready=False)
+        asked = _encoded(dialog[:number], tokenizer, format, True, extra)
+        whole = _encoded(dialog[: number + 1], tokenizer, format, False, extra)
         if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
             raise LlucidError(
                 f"messages[{number}]: the chat template changes what comes before an answer when more follows, so "
@@ -58,5 +71,9 @@ def encode_learned(
     return ids, learned
 
 
-def _encoded(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer, format: str, ready: bool) -> list[int]:
-    return encode_llama2(dialog, tokenizer) if format == "llama2" else encode_template(format, dialog, tokenizer, ready)
+def _encoded(
+    dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer, format: str, ready: bool, extra: Mapping[str, Any]
+) -> list[int]:
+    if format == "llama2":
+        return encode_llama2(dialog, tokenizer)
+    return encode_template(format, dialog, tokenizer, ready, extra)

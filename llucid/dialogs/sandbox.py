@@ -1,6 +1,6 @@
 """Runs chat templates, which are programs that come with a model, in a process of limited time and memory.
 
-jinja2's immutable sandbox keeps a template from the interpreter's internals, but not from looping for ever or from
+jinja2's immutable sandbox keeps a template from the interpreter's internals, but not from looping forever or from
 filling the memory. So this file is also a program: a process that renders. It imports jinja2 and nothing of ours, and
 answers each line of JSON with a line of JSON.
 """
@@ -99,7 +99,6 @@ class Renderer:
         return self.process
 
     def close(self) -> None:
-        """Ends the process."""
         if self.process is not None and self.owner == os.getpid():
             self.process.kill()
             with contextlib.suppress(OSError, ValueError):

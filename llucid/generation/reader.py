@@ -17,10 +17,13 @@ import numpy as np
 from jaxtyping import Float
 
 from llucid.arrays import Mapped, Quantized
+from llucid.arrays.dtypes import name_of_dtype
+from llucid.checkpoints.pickles import width_of
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.pages import Pages, Part
 from llucid.generation.sampling import wide
+from llucid.native.build import warn
 from llucid.native.step import decode_step
 from llucid.weights import Weights, leaves, parameter_count
 
@@ -105,6 +108,10 @@ class Reader:
     def torch(self) -> "TorchReader":
         """PyTorch's reader, created when first needed."""
         if self._torch is None:
+            if self.step is None and self.quantised:
+                dtype = name_of_dtype(self.weights.dtype)
+                size = parameter_count(self.config) * width_of(dtype) / 1e9
+                warn(f"llucid: without C, quantised matrices become {dtype}, {size:.1f} GB in memory")
             with delayed_interrupts():
                 from llucid.generation.torch_reader import TorchReader, tensors
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 
 from llucid.arrays import Mapped
+from llucid.arrays.devices import without_autocast
 from llucid.cache import PAGE, Cache, Memory
 from llucid.config import NOWHERE, Config
 from llucid.generation.pages import Part
@@ -30,6 +31,7 @@ class TorchReader:
         self.weights, self.config, self.memory = weights, config, memory
 
     @torch.inference_mode()
+    @without_autocast()
     def read(self, parts: Ids[Part]) -> Float[Any, "scored vocab"]:
         """`Reader.read`. The output matrix is applied only where logits are wanted."""
         tokens, positions, cache = self.side_by_side(parts)

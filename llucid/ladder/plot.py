@@ -1,7 +1,6 @@
 """All learning curves of the ladder in one plot."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -19,11 +18,6 @@ CHEAT = "#c8324a"
 """For a rung that sees the future."""
 LABEL = 0.043
 """Height of a label, as a fraction of the axis."""
-
-
-def draw_ladder(results: Sequence[Result], out: Path, title: str, floor: float | None = None) -> None:
-    """Writes `ladder_figure` as a PNG file."""
-    ladder_figure(results, title, floor).savefig(out, format="png")
 
 
 def ladder_figure(results: Sequence[Result], title: str, floor: float | None = None) -> "Figure":

@@ -19,7 +19,6 @@ COLOURS = {"better": "green", "worse": "red", "cheats": "red", "noise": "yellow"
 
 
 def table(results: list[Result]) -> Table:
-    """One row per rung."""
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("", "rung", "what changed"):
         rows.add_column(column, no_wrap=column == "rung", justify="left" if column else "right")
@@ -51,7 +50,6 @@ class Report:
         self.display = Live(get_renderable=self.live_table, console=console, transient=True, refresh_per_second=4)
 
     def live_table(self) -> Group:
-        """The table so far, and the progress line."""
         return Group(table(self.results) if self.results else "", Text(self.line, style="bold"))
 
     def live(self) -> AbstractContextManager[Any]:

@@ -1,6 +1,5 @@
 """SwiGLU: after attention, a gated feed-forward network transforms every position by itself."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
+from llucid.ladder.rung_07_heads import attention
 from llucid.ladder.untrained import untrained
-from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu
+from llucid.llama import rms_norm, rope_frequencies, rotations, swiglu
 from llucid.weights import AttentionWeights, FeedForwardWeights
 
 CHANGE = "a feed-forward network"
@@ -27,24 +27,6 @@ class Weights(NamedTuple):
 
 
 init = untrained(Weights)
-
-
-def attention(
-    x: Float[Tensor, "batch seq dim"],
-    weights: AttentionWeights,
-    config: Config,
-    rotation: Float[Tensor, "batch 1 seq half 2"],
-) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q kᵀ / √head_dim + M) v in each head, on its slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
-    head = (config.heads, config.dim // config.heads)
-    q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
-    k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)
-    v = F.linear(x, weights.value).unflatten(-1, head).transpose(1, 2)
-    q, k = rotate(q, rotation), rotate(k, rotation)
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-    scores = scores.masked_fill(later, -math.inf)
-    return F.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2), weights.output)
 
 
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:

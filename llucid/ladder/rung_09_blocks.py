@@ -1,6 +1,5 @@
 """Blocks: three blocks of attention and feed-forward follow one another, and each builds on the one before."""
 
-import math
 from dataclasses import replace
 
 import torch
@@ -9,8 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from llucid.config import Config
-from llucid.llama import rms_norm, rope_frequencies, rotate, rotations, swiglu, unembed
-from llucid.weights import AttentionWeights, Weights, initialise
+from llucid.ladder.rung_07_heads import attention
+from llucid.llama import rms_norm, rope_frequencies, rotations, swiglu, unembed
+from llucid.weights import Weights, initialise
 
 CHANGE = "three blocks, not one"
 
@@ -18,24 +18,6 @@ CHANGE = "three blocks, not one"
 def init(config: Config, seed: int) -> Weights:
     """The untrained weights of a Llama in which every query head has its own keys and values."""
     return initialise(replace(config, kv_heads=config.heads), seed)
-
-
-def attention(
-    x: Float[Tensor, "batch seq dim"],
-    weights: AttentionWeights,
-    config: Config,
-    rotation: Float[Tensor, "batch 1 seq half 2"],
-) -> Float[Tensor, "batch seq dim"]:
-    """softmax(q kᵀ / √head_dim + M) v in each head, on its slice of q, k and v. Vaswani et al. 2017, §3.2.2."""
-    head = (config.heads, config.dim // config.heads)
-    q = F.linear(x, weights.query).unflatten(-1, head).transpose(1, 2)
-    k = F.linear(x, weights.key).unflatten(-1, head).transpose(1, 2)
-    v = F.linear(x, weights.value).unflatten(-1, head).transpose(1, 2)
-    q, k = rotate(q, rotation), rotate(k, rotation)
-    scores = q @ k.mT / math.sqrt(q.shape[-1])
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-    scores = scores.masked_fill(later, -math.inf)
-    return F.linear((scores.softmax(-1) @ v).transpose(1, 2).flatten(-2), weights.output)
 
 
 def logits(tokens: Int[Tensor, "batch seq"], weights: Weights, config: Config) -> Float[Tensor, "batch seq vocab"]:

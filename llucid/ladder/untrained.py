@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar
 
 import torch
 
 from llucid.config import Config
+from llucid.weights import tree_of
 
 Tree = TypeVar("Tree")
 
@@ -22,20 +23,14 @@ def untrained(kind: type[Tree]) -> Callable[[Config, int], Tree]:
         sizes = {"dim": dim, "q": dim, "kv": dim, "ffn": config.ffn_dim}
         sizes |= {"vocab": config.vocab_size, "ctx": config.context}
 
-        def arrays(kind: type[Any]) -> Any:
-            made: list[Any] = []
-            for name, hint in get_type_hints(kind).items():
-                if name in kind._field_defaults:  # biases, which no rung has
-                    continue
-                if hasattr(hint, "_fields"):
-                    made.append(arrays(hint))
-                    continue
-                array = torch.ones([sizes[axis] for axis in hint.dim_str.split()])
-                if array.ndim == 2:
-                    array.normal_(0, DEVIATIONS.get(name, 1 / math.sqrt(dim)), generator=generator)
-                made.append(array)
-            return kind(*made)
+        def draw(path: str, shape: tuple[int, ...]) -> torch.Tensor | None:
+            name = path.rpartition(".")[2]
+            if name.endswith("_bias"):  # no rung has any
+                return None
+            if len(shape) == 1:
+                return torch.ones(shape)
+            return torch.empty(shape).normal_(0, DEVIATIONS.get(name, 1 / math.sqrt(dim)), generator=generator)
 
-        return arrays(kind)
+        return tree_of(kind, sizes, draw)
 
     return init

@@ -19,7 +19,7 @@ from llucid.errors import LlucidError, shown
 from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import copying, head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
-from llucid.look.trace import MODULE, Trace, encode, has_tokenizer, trace
+from llucid.look.trace import MODULE, Trace, encode, trace
 from llucid.look.watch import Change
 from llucid.model import Model
 from llucid.weights import named_leaves, parameter_count
@@ -28,15 +28,22 @@ HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
 UNQUOTED = "!'()*~"
 """What JavaScript's encodeURIComponent leaves as it is, beside letters, digits, and what Python's quote leaves."""
+CHANGES: dict[str, dict[str, type]] = {
+    "ablate": {"layer": int, "head": int, "part": str},
+    "scale": {"name": str, "factor": float},
+    "patch": {"name": str, "from": str, "position": int},
+    "zero_frequency": {"pair": int},
+}
+"""The kinds of changes, with their fields; head, part and position may be left out."""
 DTYPES = {"u8": torch.uint8, "f16": torch.float16, "f32": torch.float32}
 
 
 class Subject(NamedTuple):
-    """A model that can be looked at."""
+    """A model to look at."""
 
     name: str
     model: Callable[[], Model]
-    """Opens it, when it is first needed."""
+    """Opens it; called when it is first needed."""
     snapshot: int | None = None
     """The step of a training run after which it was kept."""
 
@@ -60,7 +67,7 @@ class Answer(NamedTuple):
 
 
 class NotFound(LlucidError):
-    """There is nothing of this name or address."""
+    """An unknown name or address."""
 
 
 def address(path: str, /, **parameters: object) -> str:
@@ -114,7 +121,7 @@ class Answers:
             return name
 
     def adopt(self, held: Trace) -> str:
-        """Takes a trace that was made elsewhere, as of the first model; returns the reading's id."""
+        """Adds an existing trace as a reading of the first model; returns the reading's id."""
         changes = [{"kind": "code", "name": name} for name in held.changed]
         key = json.dumps([fingerprint(held.model), held.ids, changes])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -128,7 +135,6 @@ class Answers:
         return self.read(reading.model, reading.ids if reading.text is None else reading.text, changes)
 
     def trace(self, name: str) -> Trace:
-        """The trace of a reading."""
         if name in self._adopted:
             return self._adopted[name]
         if name not in self._traces:
@@ -148,34 +154,35 @@ class Answers:
             self._traces.popitem(last=False)
 
     def _change(self, body: Mapping[str, Any]) -> Change:
-        kinds: dict[str, Callable[..., Change]] = {
-            "ablate": lambda layer, head=None, part=None: ablate(layer, head=head, part=part),
-            "scale": lambda name, factor: scale(name, float(factor)),
-            "patch": lambda name, from_, position=None: patch(name, self.trace(from_), position),
-            "zero_frequency": lambda pair: zero_frequency(pair),
-        }
-        kind = kinds.get(str(body.get("kind")))
-        if kind is None:
-            raise LlucidError(f"change {shown(body)}: kind is one of {', '.join(kinds)}")
-        fields = {"from_" if name == "from" else name: value for name, value in body.items() if name != "kind"}
-        try:
-            inspect.signature(kind).bind(**fields)
-        except TypeError as error:
-            raise LlucidError(f"change {shown(body)}: {error}") from error
-        expected = {"layer": int, "pair": int, "head": int, "position": int, "factor": float, "name": str, "from_": str}
+        kind = str(body.get("kind"))
+        if kind not in CHANGES:
+            raise LlucidError(f"change {shown(body)}: kind is one of {', '.join(CHANGES)}")
+        expected = CHANGES[kind]
+        fields: dict[str, Any] = {name: value for name, value in body.items() if name != "kind" and value is not None}
+        for name in expected.keys() - fields.keys() - {"head", "part", "position"}:
+            raise LlucidError(f"change {shown(body)}: {name} is missing")
         for name, value in fields.items():
-            if value is None and name in ("head", "part", "position"):
-                continue
-            if name == "part" and value not in ("attention", "feed_forward"):
-                raise LlucidError(f"change {shown(body)}: part is attention or feed_forward")
-            wanted = expected.get(name, str)
-            if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
-                raise LlucidError(f"change {shown(body)}: {name.rstrip('_')} must be of type {wanted.__name__}")
-            if isinstance(value, int | float) and not abs(value) < 1e300:
+            if name not in expected:
+                raise LlucidError(f"change {shown(body)}: {name} is unknown; expected {', '.join(expected)}")
+            kinds = (int, float) if expected[name] is float else (expected[name],)
+            if type(value) not in kinds:
+                raise LlucidError(f"change {shown(body)}: {name} must be of type {expected[name].__name__}")
+            if not isinstance(value, str) and not abs(value) < 1e300:
                 raise LlucidError(f"change {shown(body)}: {name} must be finite")
-        return kind(**fields)
+        if fields.get("part", "attention") not in ("attention", "feed_forward"):
+            raise LlucidError(f"change {shown(body)}: part is attention or feed_forward")
+        match kind:
+            case "ablate":
+                return ablate(**fields)
+            case "scale":
+                return scale(fields["name"], float(fields["factor"]))
+            case "patch":
+                return patch(fields["name"], self.trace(fields["from"]), fields.get("position"))
+            case _:
+                return zero_frequency(**fields)
 
     # ------------------------------------------------------------------------------------- answers
+    # server.py describes what each address answers.
 
     def get(self, url: str) -> Answer:
         """The answer to a GET of this path, which begins with /look, and its parameters.
@@ -183,48 +190,53 @@ class Answers:
         Raises NotFound for what is not there, and LlucidError for a parameter that is wrong.
         """
         place, _, query = url.partition("?")
-        root, *path = place.removeprefix("/").split("/")
-        reading = path[:1] if path and path[0] != "source" else []
-        name = "look" if not path else path[1] if reading and len(path) == 2 else "reading" if reading else path[0]
-        method = ANSWERS.get(name)
-        if root != "look" or method is None or len(path) > 2 or (reading and name in ("look", "source")):
-            raise NotFound(f"{place}: there is no such address")
+        method: Callable[..., Any] = self.tokens
+        match place.removeprefix("/").split("/"):
+            case ["look"]:
+                given, method = [], self.look
+            case ["look", "source"]:
+                given, method = [], self.source
+            case ["look", *given] if len(given) == 1:
+                pass
+            case ["look", *given, name] if len(given) == 1 and name in OF_READINGS:
+                method = getattr(self, name)
+            case _:
+                raise NotFound(f"{place}: there is no such address")
         with self._lock, torch.no_grad():
-            given = [self._reading(reading[0]) and reading[0]] if reading else []
-            answer = method(self, *given, **parameters(method, query))
+            for reading in given:
+                self._reading(reading)
+            answer = method(*given, **parameters(method, query))
         return answer if isinstance(answer, Answer) else as_json(answer)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
         """The answer to a POST of this path: the id of a reading. Raises as `get`."""
-        root, *parts = path.removeprefix("/").split("/")
-        if root != "look":
-            raise NotFound(f"{path}: there is no such address")
-        if parts == ["read"]:
-            model, text, ids = (body.get(key) for key in ("model", "text", "ids"))
-            if (text is None) == (ids is None):
-                raise LlucidError("give text or ids, and not both")
-            given: Any = ids if text is None else text
-            if not isinstance(given, str) and not _are_numbers(given):
-                raise LlucidError("text must be a string, ids a list of whole numbers")
-            if not isinstance(model, int | None):
-                raise LlucidError(f"model={shown(model)}: must be a whole number")
-            return as_json({"id": self.read(model or 0, given)})
-        if len(parts) == 2 and parts[1] == "edit":
-            changes = body.get("changes")
-            if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
-                raise LlucidError("changes must be a list of objects")
-            with self._lock:
-                return as_json({"id": self.edit(parts[0], changes)})
-        raise NotFound(f"{path}: there is no such address")
+        match path.removeprefix("/").split("/"):
+            case ["look", "read"]:
+                model, text, ids = (body.get(key) for key in ("model", "text", "ids"))
+                if (text is None) == (ids is None):
+                    raise LlucidError("give text or ids, and not both")
+                given: Any = ids if text is None else text
+                if not isinstance(given, str) and not _are_numbers(given):
+                    raise LlucidError("text must be a string, ids a list of whole numbers")
+                if not isinstance(model, int | None):
+                    raise LlucidError(f"model={shown(model)}: must be a whole number")
+                return as_json({"id": self.read(model or 0, given)})
+            case ["look", reading, "edit"]:
+                changes = body.get("changes")
+                if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
+                    raise LlucidError("changes must be a list of objects")
+                with self._lock:
+                    return as_json({"id": self.edit(reading, changes)})
+            case _:
+                raise NotFound(f"{path}: there is no such address")
 
     def look(self) -> dict[str, Any]:
-        """What there is to look at."""
         models: list[dict[str, Any]] = []
         for number, subject in enumerate(self.subjects):
             model = self.model(0 if subject.snapshot is not None else number)
             config = asdict(model.config)
             row = {"name": subject.name, "parameters": parameter_count(model.config), "config": config}
-            row |= {"has_tokenizer": has_tokenizer(model), "snapshot": subject.snapshot}
+            row |= {"has_tokenizer": model.tokenizer is not None, "snapshot": subject.snapshot}
             models.append(row)
         return {"models": models, "first": self.first, "tour": self.tour, "export": False}
 
@@ -238,11 +250,10 @@ class Answers:
         return {"file": MODULE.replace(".", "/") + ".py", "text": code.text, "sites": sites}
 
     def tokens(self, reading: str) -> dict[str, Any]:
-        """The tokens of a reading, and how expected each of them was."""
         held, found = self._reading(reading), self.trace(reading)
         body = held._asdict() | {"id": reading}
         del body["ids"]
-        if held.text is None and has_tokenizer(found.model):
+        if held.text is None and found.model.tokenizer is not None:
             body["text"] = found.model.text().decode(held.ids)
         log_p = found.logits.log_softmax(-1)
         entropy = -(log_p.exp() * log_p).nan_to_num(0).sum(-1)
@@ -254,7 +265,6 @@ class Answers:
         return body | {"tokens": [dict(zip(keys, row, strict=True)) for row in rows]}
 
     def next(self, reading: str, position: int = -1, top: int = 200) -> dict[str, Any]:
-        """The likeliest tokens after a position."""
         found = self.trace(reading)
         logits = found.logits[_within("position", position, len(found.ids))]
         best = logits.topk(min(_at_least_one("top", top), len(logits)))
@@ -265,7 +275,6 @@ class Answers:
         return {"tokens": named, "log_sum": float(total), "vocab": len(logits)}
 
     def names(self, reading: str) -> dict[str, Any]:
-        """Every value, and what passed each place of the source."""
         found = self.trace(reading)
         values = found.names(expressions=True)
         index = {value.name: number for number, value in enumerate(values)}
@@ -282,18 +291,13 @@ class Answers:
         return {each: summary(found[each]) for each in values}
 
     def lens(self, reading: str, top: int = 5) -> dict[str, Any]:
-        """The logit lens at every layer and position."""
         found = self.trace(reading)
         lens = found.logit_lens(top)
         known = sorted(set(lens.ids.flatten().tolist()))
-        return {
-            "ids": lens.ids.tolist(),
-            "p": lens.p.tolist(),
-            "pieces": dict(zip(known, found.pieces(known), strict=True)),
-        }
+        pieces = dict(zip(known, found.pieces(known), strict=True))
+        return {"ids": lens.ids.tolist(), "p": lens.p.tolist(), "pieces": pieces}
 
     def stream(self, reading: str) -> dict[str, Any]:
-        """Norms of the stream, and of what was added to it."""
         found = self.trace(reading)
         layers = range(found.model.config.layers)
         written = {
@@ -303,7 +307,6 @@ class Answers:
         return {"stream": found.stream.norm(dim=-1).tolist()} | written
 
     def parts(self, reading: str, position: int = -1, token: int | None = None) -> dict[str, Any]:
-        """Where a logit comes from."""
         found = self.trace(reading)
         logits = found.logits[_within("position", position, len(found.ids))]
         token = int(logits.argmax()) if token is None else token
@@ -315,7 +318,6 @@ class Answers:
         return {"token": token, "piece": found.pieces([token])[0], "logit": float(logits[token]), "parts": body}
 
     def heads(self, reading: str) -> dict[str, Any]:
-        """Scores of heads."""
         found, model = self.trace(reading), self._reading(reading).model
         if model not in self._copying:
             self._copying[model] = copying(found.model)
@@ -323,7 +325,6 @@ class Answers:
         return {kind: None if score.isnan().all() else score.tolist() for kind, score in scores.items()}
 
     def clocks(self, reading: str, layer: int, head: int, position: int, key: int) -> dict[str, Any]:
-        """A score before the softmax, pair by pair."""
         found = self.trace(reading)
         config, at = found.model.config, f"blocks.{_within('layer', layer, found.model.config.layers)}.attention"
         kv = _within("head", head, config.heads) // (config.heads // config.kv_heads)
@@ -336,7 +337,6 @@ class Answers:
         return {"score": math.fsum(pairs), "pairs": body}
 
     def compare(self, reading: str, with_: str) -> dict[str, Any]:
-        """Two readings of the same tokens."""
         ours, theirs = self.trace(reading), self.trace(self._reading(with_) and with_)
         if ours.ids != theirs.ids:
             raise LlucidError("two readings of other tokens cannot be compared; read the same ids with both models")
@@ -350,7 +350,6 @@ class Answers:
     # ------------------------------------------------------------------------------------- numbers
 
     def value(self, reading: str, name: str, as_: str, slice_: str = "", max_: int = 512) -> Answer:
-        """A value by its name."""
         found = self.trace(reading)
         value = found[name]
         axes = list(found.described[name].axes)
@@ -393,19 +392,17 @@ class Answers:
         return numbers(p, [1, *pool], axes, as_, of=(0.0, 1.0))
 
 
-_NAMES = (
-    *("look", "source", "next", "names", "summaries", "lens", "stream", "parts", "heads", "clocks", "compare"),
+OF_READINGS = (
+    *("next", "names", "summaries", "lens", "stream", "parts", "heads", "clocks", "compare"),
     *("value", "weight", "attention"),
 )
-ANSWERS: dict[str, Callable[..., Any]] = {name: getattr(Answers, name) for name in _NAMES}
-"""By the last part of the address."""
-ANSWERS["reading"] = Answers.tokens
+"""The methods that answer /look/READING/NAME."""
 
 
 def parameters(method: Callable[..., Any], query: str) -> dict[str, Any]:
     """The method's arguments from a URL's parameters, whole numbers where it wants them."""
     expected = {name.rstrip("_"): each for name, each in inspect.signature(method).parameters.items()}
-    expected = {name: each for name, each in expected.items() if name not in ("self", "reading")}
+    expected = {name: each for name, each in expected.items() if name != "reading"}
     given: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name not in expected:
@@ -475,14 +472,8 @@ def summary(x: Tensor) -> dict[str, Any]:
         return {"min": None, "max": None, "mean": None, "std": None, "histogram": [0] * 20}
     low, high = float(x.min()), float(x.max())
     bins = ((x - low) * (20 / (high - low or 1))).long().clamp(max=19)
-    std = float(x.std(correction=0))
-    return {
-        "min": low,
-        "max": high,
-        "mean": float(x.mean()),
-        "std": std,
-        "histogram": bins.bincount(minlength=20).tolist(),
-    }
+    figures = {"min": low, "max": high, "mean": float(x.mean()), "std": float(x.std(correction=0))}
+    return figures | {"histogram": bins.bincount(minlength=20).tolist()}
 
 
 def fingerprint(model: Model) -> str:

@@ -1,11 +1,12 @@
-"""Changes of a pass: a function for each name, whose result goes on instead of the value.
+"""Changes of a pass: a function for each name, whose result replaces the value.
 
 A change is a dict, so that `{"blocks.2.attention.p": torch.zeros_like}` is one; here are those that are often made.
 Several are given as a list and are made one after another.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal
 
 import torch
@@ -56,25 +57,21 @@ def patch(name: str, other: Trace, position: int | None = None) -> Change:
     if not names:
         raise LlucidError(f"{name}: there is no value of this name in the other trace")
 
-    def all_of(each: str) -> Callable[[Tensor], Tensor]:
-        return lambda value: other[each]
+    without = [each for each in names if "seq" not in axes[each]]
+    if position is not None and without:
+        raise LlucidError(f"{without[0]}: it has no positions; leave out position={position}")
 
-    def one_of(each: str, position: int) -> Callable[[Tensor], Tensor]:
-        if "seq" not in axes[each]:
-            raise LlucidError(f"{each}: it has no positions; leave out position={position}")
-        axis = axes[each].index("seq")
+    def patched(each: str, value: Tensor) -> Tensor:
+        if position is None:
+            return other[each]
+        changed, given, axis = value.clone(), other[each], axes[each].index("seq")
+        for tensor in (changed, given):
+            if not -tensor.shape[axis] <= position < tensor.shape[axis]:
+                raise LlucidError(f"position={position}: {each} has positions 0 to {tensor.shape[axis] - 1}")
+        changed.select(axis, position).copy_(given.select(axis, position))
+        return changed
 
-        def patched(value: Tensor) -> Tensor:
-            changed, given = value.clone(), other[each]
-            for tensor in (changed, given):
-                if not -tensor.shape[axis] <= position < tensor.shape[axis]:
-                    raise LlucidError(f"position={position}: {each} has positions 0 to {tensor.shape[axis] - 1}")
-            changed.select(axis, position).copy_(given.select(axis, position))
-            return changed
-
-        return patched
-
-    return {each: all_of(each) if position is None else one_of(each, position) for each in names}
+    return {each: partial(patched, each) for each in names}
 
 
 def zero_frequency(pair: int) -> Change:

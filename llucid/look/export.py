@@ -59,14 +59,6 @@ class Page(NamedTuple):
     """A sentence for each kind of answer that is not in it, or only in part."""
 
 
-class Group(NamedTuple):
-    """Answers of one kind."""
-
-    about: str
-    """What they are, in the plural."""
-    urls: list[str]
-
-
 def page(
     answers: Answers,
     readings: Sequence[str],
@@ -80,7 +72,7 @@ def page(
     `urls` are answered before others. Raises LlucidError if not even the page itself fits.
     """
     known = [url for url in urls if any(url.startswith(f"/look/{reading}") for reading in readings)]
-    groups = [Group("answers", known), *groups_of(answers, readings)]
+    groups = [("answers", known), *groups_of(answers, readings)]
     head = {"export": True, "readings": list(readings), "first": readings[-1]}
     packed = {"/look": _packed(as_json(answers.look() | head)), "/look/source": _packed(answers.get("/look/source"))}
     left_out: list[str] = []
@@ -114,8 +106,8 @@ def page(
     return Page(_html({"answers": packed, "left_out": left_out, "state": state or {}}), left_out)
 
 
-def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
-    """What the page asks for, the most informative first."""
+def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """What the page asks for, the most informative first: what the answers are, in the plural, and their URLs."""
     traces = {reading: answers.trace(reading) for reading in readings}
     config = traces[readings[-1]].model.config
     places, layers, heads = range(len(traces[readings[-1]].ids)), range(config.layers), range(config.heads)
@@ -124,17 +116,18 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
     def of(path: str, **parameters: object) -> list[str]:
         return [address(f"{reading}{path}", **parameters) for reading in readings]
 
-    yield Group("the readings", of(""))
-    yield Group(
-        "overviews", [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
-    )
-    yield Group("next-token distributions", [url for at in places for url in of("/next", position=at)])
-    yield Group(
-        "maps of single heads",
-        [url for layer, head in each_head for url in of("/attention", as_="f32", head=head, layer=layer)],
-    )
-    yield Group("attributions", [url for at in places for url in of("/parts", position=at)])
-    yield Group("statistics", [url for layer in (None, *layers) for url in of("/summaries", layer=layer)])
+    def values(expressions: bool) -> list[str]:
+        found = ((reading, value) for reading in readings for value in traces[reading].names(expressions=True))
+        chosen = [(reading, value) for reading, value in found if (value.kind == "expression") == expressions]
+        return [url for reading, value in chosen for url in value_urls(reading, value, config.heads)]
+
+    yield "the readings", of("")
+    yield "overviews", [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
+    yield "next-token distributions", [url for at in places for url in of("/next", position=at)]
+    maps = [url for layer, head in each_head for url in of("/attention", as_="f32", head=head, layer=layer)]
+    yield "maps of single heads", maps
+    yield "attributions", [url for at in places for url in of("/parts", position=at)]
+    yield "statistics", [url for layer in (None, *layers) for url in of("/summaries", layer=layer)]
     last = places[-1]
     strongest = [(layer, head, traces[readings[-1]].attention_of(layer)[head, last]) for layer, head in each_head]
     clocks = [
@@ -142,16 +135,13 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[Group]:
         for layer, head, p in strongest
         for url in of("/clocks", head=head, key=int(p.argmax()), layer=layer, position=last)
     ]
-    yield Group("scores split by RoPE's pairs", clocks)
-    values = [(reading, value) for reading in readings for value in traces[reading].names(expressions=True)]
-    for about, expressions in (("values", False), ("values of expressions", True)):
-        if expressions:
-            paths = {seen.name: None for seen in traces[readings[-1]].seen if seen.is_weight}
-            yield Group("pictures of weights", [url for path in paths for url in of("/weight", as_="f32", name=path)])
-            rows = ({"as_": "f32", "max_": config.vocab_size, "name": "logits", "slice_": f"0,{at}"} for at in places)
-            yield Group("exact next-token scores", [url for row in rows for url in of("/value", **row)])
-        chosen = [(reading, value) for reading, value in values if (value.kind == "expression") == expressions]
-        yield Group(about, [url for reading, value in chosen for url in value_urls(reading, value, config.heads)])
+    yield "scores split by RoPE's pairs", clocks
+    yield "values", values(expressions=False)
+    paths = {seen.name: None for seen in traces[readings[-1]].seen if seen.is_weight}
+    yield "pictures of weights", [url for path in paths for url in of("/weight", as_="f32", name=path)]
+    scores = {"as_": "f32", "max_": config.vocab_size, "name": "logits"}
+    yield "exact next-token scores", [url for at in places for url in of("/value", **scores, slice_=f"0,{at}")]
+    yield "values of expressions", values(expressions=True)
 
 
 def value_urls(reading: str, value: Value, heads: int) -> list[str]:

@@ -1,6 +1,6 @@
 """llama.py's own source, compiled with a call of `see` around every expression.
 
-The module is not changed by a character. What `see` returns goes on, so that watching a value and replacing it are one
+The module itself is not changed. What `see` returns replaces the value, so that watching and changing it are one
 mechanism. Attention runs as it is written out, and matrices that are stored in less than float32 are widened when they
 are used, some rows at a time.
 """
@@ -161,7 +161,6 @@ class _Watching(ast.NodeTransformer):
         return any(isinstance(part, ast.Name) and part.id in self.locals for part in ast.walk(node))
 
     def rebound(self, node: ast.expr | ast.arg, name: str, kind: Kind, *more: ast.expr) -> ast.stmt:
-        """name = see(name)"""
         return ast.Assign(
             [ast.Name(name, ast.Store())], self.see(ast.Name(name, ast.Load()), kind, name, node, *more), lineno=0
         )

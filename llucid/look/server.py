@@ -1,7 +1,7 @@
 """The page's server, on loopback, and the protocol between it and the page.
 
 A *reading* is one forward pass: a model, a text and a list of changes. Its id is a hash of the three, so that every GET
-below answers with the same bytes for ever (`Cache-Control: immutable`, an ETag). A page that was exported as one file
+below always answers with the same bytes (`Cache-Control: immutable`, an ETag). A page that was exported as one file
 has the same answers in a map from URL to answer, so the page asks for both in the same way:
 
 - A URL is its path, and its parameters sorted by name and written as `encodeURIComponent` writes them, none of them at
@@ -114,13 +114,12 @@ class Server(ThreadingHTTPServer):
             raise LlucidError(f"port={port}: cannot be listened on ({error}); 0 takes a free one") from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing for a browser that has gone, or never finished its question."""
+        """Ignores connections that a browser closed or left unfinished."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
     @property
     def url(self) -> str:
-        """The page's address."""
         return f"http://127.0.0.1:{self.server_port}/look/"
 
 
@@ -143,11 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
         super().__init__(*rest)
 
     def do_GET(self) -> None:
-        """A page's file, or an answer."""
         self.reply(self.got)
 
     def do_POST(self) -> None:
-        """A new reading, or the page as a file."""
         self.reply(self.posted)
 
     def reply(self, answer: Any) -> None:
@@ -197,17 +194,17 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.FORBIDDEN, "only this page itself is answered")
 
     def got(self) -> Answer:
-        """The answer to a GET."""
         path = self.path.partition("?")[0]
         if path == "/":
             return Answer("text/html", {"Location": "/look/"}, b"")
         name = path.removeprefix("/look/") or "index.html"
         if path.startswith("/look/") and "." in name:
-            return page_file(name)
+            if (body := page_files().get(name)) is None:
+                raise NotFound(f"{name}: the page has no such file")
+            return Answer(f"{TYPES[Path(name).suffix]}; charset=utf-8", {}, body)
         return self.answers.get(self.path)
 
     def posted(self) -> Answer:
-        """The answer to a POST of JSON."""
         length = self.headers.get("Content-Length", "")
         if self.headers.get_content_type() != "application/json" or not length.isdecimal():
             raise LlucidError("expected JSON (Content-Type: application/json) and its Content-Length")
@@ -222,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
         return exported(self.answers, body) if self.path == "/look/export" else self.answers.post(self.path, body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal shows the address and no more."""
+        """Prints nothing: the terminal shows only the address."""
 
 
 def _status(error: Exception) -> HTTPStatus:
@@ -231,13 +228,6 @@ def _status(error: Exception) -> HTTPStatus:
     if isinstance(error, NotFound):
         return HTTPStatus.NOT_FOUND
     return HTTPStatus.BAD_REQUEST if isinstance(error, LlucidError) else HTTPStatus.INTERNAL_SERVER_ERROR
-
-
-def page_file(name: str) -> Answer:
-    """A file of page/. Raises NotFound for any other name."""
-    if (body := page_files().get(name)) is None:
-        raise NotFound(f"{name}: the page has no such file")
-    return Answer(f"{TYPES[Path(name).suffix]}; charset=utf-8", {}, body)
 
 
 def exported(answers: Answers, body: dict[str, Any]) -> Answer:

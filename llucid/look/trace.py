@@ -21,7 +21,7 @@ from llucid.weights import initialise
 
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
-"""Of every block, what is kept beside the stream: as small as that, and asked for most."""
+"""What is kept of every block beside the stream: values of the same size that are often asked for."""
 SCORES = 2**25
 """Logits that the logit lens computes in one go."""
 
@@ -188,7 +188,6 @@ class Trace:
 
     @property
     def tokens(self) -> list[str]:
-        """The text of each token."""
         return self.pieces(self.ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -226,7 +225,7 @@ class Trace:
 
     def lens(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch vocab"]:
         """The logits of vectors of the stream: through the last norm and the output matrix."""
-        watch = Watch(instrument(MODULE), self.model.weights, lambda name, value: value, lambda name: False)
+        watch = Watch(instrument(MODULE), self.model.weights)
         normed = watch.run("rms_norm", x, watch.weights.norm, self.model.config.norm_eps)
         return watch.run("unembed", normed, watch.weights)
 
@@ -285,9 +284,9 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
     if isinstance(text_or_ids, str):
         if not text_or_ids:
             raise LlucidError("the text is empty; give at least one character, or ids")
-        if not has_tokenizer(model):
+        if model.tokenizer is None:
             raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
-        ids = prompt_ids(model.text(), text_or_ids)
+        ids = prompt_ids(model.tokenizer, text_or_ids)
     else:
         ids = [int(token) for token in text_or_ids]
         if not ids:
@@ -300,20 +299,15 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
     return ids
 
 
-def has_tokenizer(model: Model) -> bool:
-    """Whether texts can be given."""
-    return model.tokenizer is not None
-
-
 def piece(model: Model, token: int) -> str:
     """The text of a token, the name of a special one, the bytes of a part of a character as `<0xE2 0x82>`, and `<123>`
     for one that has none of these."""
-    if not has_tokenizer(model) or token >= model.text().vocab_size:
+    if model.tokenizer is None or token >= model.tokenizer.vocab_size:
         return f"<{token}>"
-    for name, number in model.text().special.items():
+    for name, number in model.tokenizer.special.items():
         if number == token:
             return name
-    raw = model.text().piece(token)
+    raw = model.tokenizer.piece(token)
     try:
         return raw.decode() or f"<{token}>"
     except UnicodeDecodeError:
@@ -335,7 +329,7 @@ def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
         dim=17, heads=21, kv_heads=3, head_dim=8, ffn_dim=19, vocab_size=23, context=11, layers=1
     )
     config = Config(**sizes, rope_scaling=RopeScaling() if scaled else None)
-    watch = Watch(instrument(MODULE), initialise(config), lambda name, value: value, lambda name: False)
+    watch = Watch(instrument(MODULE), initialise(config))
     watch.run("llama", torch.zeros(13, 11, dtype=torch.long), watch.weights, config)
     axes: dict[str, tuple[str | None, ...]] = {}
     for name, _, shape, _ in watch.found:

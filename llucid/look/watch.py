@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from llucid.arrays import Quantized
+from llucid.arrays.devices import without_autocast
 from llucid.look.instrument import Instrumented, widened
 from llucid.weights import Weights
 
@@ -39,11 +40,11 @@ def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callabl
 
 
 class Seen(NamedTuple):
-    """That a value passed a place of the source."""
+    """One passage of a value through a place in the source."""
 
     site: int
     layer: int | None
-    """The block that was at work."""
+    """The block that was running."""
     name: str
     """The value's name, or the path of an array of the weights."""
     is_weight: bool
@@ -69,15 +70,15 @@ class _Frame(NamedTuple):
 class Watch:
     """Runs functions of an instrumented module on weights; values are in float32 at least.
 
-    `change(name, value)` returns the value that goes on. `keep(name)` says whether to hold a value in `values`.
+    `change(name, value)` returns the value to continue with. `keep(name)` says whether to hold a value in `values`.
     """
 
     def __init__(
         self,
         instrumented: Instrumented,
         weights: Weights,
-        change: Callable[[str, Tensor], Tensor],
-        keep: Callable[[str], bool],
+        change: Callable[[str, Tensor], Tensor] = lambda name, value: value,
+        keep: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self.sites = instrumented.sites
         self.change, self.keep = change, keep
@@ -99,11 +100,11 @@ class Watch:
 
     def run(self, function: str, *arguments: Any) -> Any:
         """What the module's function returns."""
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast():
             return self._namespace[function](*arguments)
 
     def run_block(self, layer: int, call: Call) -> Any:
-        """The block once more, as it was called: of its arguments none is a new value."""
+        """Runs a block again with the recorded arguments, which do not count as new values."""
         for argument in call.arguments:
             for value in argument if isinstance(argument, tuple) else (argument,):
                 if isinstance(value, Tensor):
@@ -113,13 +114,13 @@ class Watch:
         return self.run(call.function, *arguments)
 
     def release(self) -> None:
-        """Frees everything but what was found now, since the watch and its functions refer to one another."""
+        """Frees all but the results now: the watch and its functions refer to one another."""
         self._namespace.clear()
         self._paths.clear()
         self._names.clear()
 
     def see(self, site: int, value: Any) -> Any:
-        """The value that goes on."""
+        """Names, changes and records a value; returns the one to continue with."""
         if not isinstance(value, Tensor | Quantized):
             return value
         _, kind, text, _ = self.sites[site]
@@ -133,7 +134,7 @@ class Watch:
         if known and not named:
             self.seen.append(Seen(site, layer_of(scope), known[0], False))
             return value
-        if kind == "use":  # of what was made where none looked
+        if kind == "use":  # a value from outside of the instrumented code
             return value
         if kind == "result":
             name = scope if opened and scope else _join(scope, function)

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from llucid.errors import one_line
-from llucid.files import cache_folder
+from llucid.files import cache_folder, digest_of
 from llucid.native.types import CCache, CLlama, CTokens, layout
 
 HERE = Path(__file__).parent
@@ -98,15 +98,11 @@ def _build(command: Sequence[str], folder: Path, name: str) -> Path:
             reason = re.search(".*(error|failed).*", done.stderr) or [f"status {done.returncode}"]
             raise Unavailable(f"llama.c could not be built by {command[0]} ({reason[0].strip()[:160]})")
         temporary.chmod(0o755)
-        library = folder / f"{name}-{_digest(temporary)}.so"
+        library = folder / f"{name}-{digest_of(temporary)}.so"
         os.replace(temporary, library)
         return library
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:20]
 
 
 def _usable(folder: Path, name: str) -> Path | None:
@@ -117,7 +113,7 @@ def _usable(folder: Path, name: str) -> Path | None:
     if folder.is_dir() and not _trusted(folder):
         raise Unavailable(f"other users can write to the cache folder {folder}; LLUCID_CACHE can name another")
     for file in folder.glob(f"{name}-*.so"):
-        if file.is_file() and _trusted(file) and file.stem == f"{name}-{_digest(file)}":
+        if file.is_file() and _trusted(file) and file.stem == f"{name}-{digest_of(file)}":
             return file
     return None
 

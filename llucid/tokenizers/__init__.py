@@ -11,7 +11,6 @@ gguf_vocabulary.py       the keys of a GGUF file; gguf_export.py: others as such
 merges.py                the merges that a vocabulary implies
 byte_pieces.py           bytes written as text
 comparison.py            the first difference between two tokenizers
-info.py                  a tokenizer's kind and size, without building it
 streaming.py             decoding ids that arrive one at a time
 prompts.py               the ids of a prompt
 text.py                  strings that UTF-8 cannot spell

@@ -1,6 +1,5 @@
 """One id per character: nothing to learn, and a text has about four times as many tokens as with byte pairs."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,20 +52,12 @@ class Characters:
 
     def json(self) -> str:
         """Its `tokenizer.json`: text is split everywhere, and each character is a word of its own."""
+        from llucid.tokenizers.tokenizer_json import special_json  # imports a library that takes time
+
         isolate = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
         vocabulary = {character: token for token, character in enumerate(self.characters)}
-        content = {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [],
-            "normalizer": None,
-            "pre_tokenizer": isolate,
-            "post_processor": None,
-            "decoder": {"type": "Fuse"},
-            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "\ufffd"},
-        }
-        return json.dumps(content, ensure_ascii=False)
+        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "\ufffd"}
+        return special_json(model, {}, None, normalizer=[], pre_tokenizer=[isolate], decoder=[{"type": "Fuse"}])
 
     def save(self, folder: Path) -> None:
         write_folder(folder, self.json(), {})

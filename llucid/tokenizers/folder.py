@@ -54,12 +54,16 @@ def folder_config(folder: Path) -> dict[str, Any]:
             config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    texts = {name: read_template(file) for name, file in files.items()}
+    return config | template_config({name: read_template(file) for name, file in files.items()})
+
+
+def template_config(texts: Mapping[str, str]) -> dict[str, Any]:
+    """Chat templates by name, as `tokenizer_config.json` holds them; empty if there are none."""
+    if not texts:
+        return {}
     if [*texts] == ["default"]:
-        config["chat_template"] = texts["default"]
-    elif texts:
-        config["chat_template"] = [{"name": name, "template": text} for name, text in texts.items()]
-    return config
+        return {"chat_template": texts["default"]}
+    return {"chat_template": [{"name": name, "template": text} for name, text in texts.items()]}
 
 
 def read_template(file: Path) -> str:

@@ -16,7 +16,7 @@ from llucid.errors import LlucidError, NoTokenizer, shown
 from llucid.files import parse_json
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.info import TokenizerInfo, info_of
+from llucid.tokenizers.folder import template_config
 from llucid.tokenizers.protobuf import field, messages, varint
 from llucid.tokenizers.sentencepiece_model import (
     BPE,
@@ -126,32 +126,10 @@ def read_vocabulary(keys: Mapping[str, Any]) -> Tokenizer:
             return _byte_pairs(keys)
         case "rwkv":
             return _characters(keys)
+        case None | "no_vocab":
+            raise NoTokenizer("there is no tokenizer inside; give the path of one, as in tokenizer=PATH")
         case other:
-            raise _unknown(other)
-
-
-def read_info(keys: Mapping[str, Any]) -> TokenizerInfo:
-    """Describes what `read_vocabulary` would return, without building it; merges and scores are not needed.
-
-    Only a whole `tokenizer.json` is built, to see whether its library accepts it."""
-    if WHOLE_JSON in keys:
-        return info_of(_whole_json(keys))
-    match keys.get("tokenizer.ggml.model"):
-        case "llama":
-            name, tokens = "SentencePiece", _tokens(keys, 1, 2, add_bos=True)
-        case "gpt2":
-            name, tokens = "JsonTokenizer", _tokens(keys, None, None, _rule(keys).add_bos)
-        case "rwkv":
-            name, tokens = "Characters", _tokens(keys, None, None, add_bos=False)
-        case other:
-            raise _unknown(other)
-    return TokenizerInfo(name, len(tokens.texts), tokens.bos, tokens.eos)
-
-
-def _unknown(model: object) -> LlucidError:
-    if model in (None, "no_vocab"):
-        return NoTokenizer("there is no tokenizer inside; give the path of one, as in tokenizer=PATH")
-    return LlucidError(f"tokenizer.ggml.model {shown(model)} is not supported; llama and gpt2 are")
+            raise LlucidError(f"tokenizer.ggml.model {shown(other)} is not supported; llama and gpt2 are")
 
 
 class Tokens(NamedTuple):
@@ -208,12 +186,7 @@ def _config(keys: Mapping[str, Any], tokens: Tokens) -> dict[str, Any]:
     names = keys.get(f"{TEMPLATE}s")
     for name in names if isinstance(names, list) else ():
         templates[str(name)] = keys.get(f"{TEMPLATE}.{name}")
-    texts = {name: text for name, text in templates.items() if isinstance(text, str)}
-    if [*texts] == ["default"]:
-        config["chat_template"] = texts["default"]
-    elif texts:
-        config["chat_template"] = [{"name": name, "template": text} for name, text in texts.items()]
-    return config
+    return config | template_config({name: text for name, text in templates.items() if isinstance(text, str)})
 
 
 def _whole_json(keys: Mapping[str, Any]) -> JsonTokenizer:
@@ -279,7 +252,7 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
 
 
 def _byte_pairs(keys: Mapping[str, Any]) -> JsonTokenizer:
-    """A vocabulary of byte pairs, spelled by visible letters, with their merges, as a `tokenizer.json`."""
+    """A vocabulary of byte pairs, written in visible letters, with their merges, as a `tokenizer.json`."""
     rule = _rule(keys)
     tokens = _tokens(keys, None, None, rule.add_bos)
     merges: list[tuple[str, str]] = []

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llucid.errors import LlucidError, NoTokenizer
-from llucid.files import read_json
+from llucid.files import read_json, refuse_pointer
 from llucid.tokenizers.tokenizer import Tokenizer
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
@@ -49,7 +49,7 @@ def _open(file: Path) -> Tokenizer:
         size = os.fstat(opened.fileno()).st_size
         data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     head = data[:1024]
-    if is_json(head):
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
         content = read_json(file, LARGEST_TOKENIZER)
         return Characters(content["model"]["vocab"]) if is_characters(content) else JsonTokenizer(content, file.parent)
     if is_tiktoken(head):
@@ -58,12 +58,8 @@ def _open(file: Path) -> Tokenizer:
         return open_sentencepiece(data[:], file.parent)
     if is_llama2c(data):
         return Llama2cTokenizer.from_bytes(data[:])
+    refuse_pointer(file)
     raise LlucidError(
         "not a tokenizer that llucid knows; expected a tokenizer.json, Llama 3's tiktoken ranks, Llama 2's "
         "SentencePiece model, or a whole tokenizer.bin of llama2.c"
     )
-
-
-def is_json(head: bytes) -> bool:
-    """Whether a file that begins with `head` may hold a JSON object."""
-    return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"

@@ -1,5 +1,7 @@
 """The ids of a prompt."""
 
+from contextlib import suppress
+
 from llucid.errors import LlucidError
 from llucid.tokenizers.tokenizer import Tokenizer
 
@@ -13,11 +15,7 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     ids = tokenizer.encode(text) if text else []
     if tokenizer.bos is not None:
         return [tokenizer.bos, *ids]
-    return ids or _line_break(tokenizer) or [0]
-
-
-def _line_break(tokenizer: Tokenizer) -> list[int]:
-    try:
-        return tokenizer.encode("\n")
-    except LlucidError:
-        return []
+    if not ids:
+        with suppress(LlucidError):
+            ids = tokenizer.encode("\n")
+    return ids or [0]

@@ -79,7 +79,10 @@ class TiktokenRanks:
             raise LlucidError(f"the byte {missing[0]:#04x} has no rank, so some texts could not be encoded")
 
         self.config = dict(config or {})
-        self.special, self.bos, self.eos = special_ids(len(ranks), names, self.config, added or {})
+        own = {n: name for number, name in (added or {}).items() if 0 <= (n := number - len(ranks)) < SPECIALS and name}
+        self.special = {name: len(ranks) + n for n, name in enumerate(special_names(names, own))}
+        begin, end = (name_of(role, self.config) or "" for role in ("bos_token", "eos_token"))
+        self.bos, self.eos = self.special.get(begin, len(ranks)), self.special.get(end, len(ranks) + 1)
         self.vocab_size = len(ranks) + SPECIALS
         ends = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
         self.stop_ids = frozenset({self.eos, *(self.special[name] for name in ends if name in self.special)})
@@ -100,7 +103,8 @@ class TiktokenRanks:
                 ranks.append(binascii.a2b_base64(piece, strict_mode=True))
             except binascii.Error as error:
                 raise LlucidError(f"line {number + 1} is not base64 ({error})") from error
-        return cls(ranks, "3.1", *named_in(folder))
+        config = folder_config(folder)
+        return cls(ranks, "3.1", config, {n: token["content"] for n, token in added_in(folder, config).items()})
 
     def encode(self, text: str) -> list[int]:
         return [token for part in split(text) for token in self.encoding.encode_ordinary(part)]
@@ -134,22 +138,6 @@ class TiktokenRanks:
 def is_tiktoken(head: bytes) -> bool:
     """Whether a file that begins with `head` has lines of base64 with a rank."""
     return re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", head) is not None
-
-
-def named_in(folder: Path) -> tuple[dict[str, Any], dict[int, str]]:
-    """The content of a folder's `tokenizer_config.json`, and the names of the tokens that it adds, by their ids."""
-    config = folder_config(folder)
-    return config, {number: token["content"] for number, token in added_in(folder, config).items()}
-
-
-def special_ids(
-    ranks: int, names: Literal["3.0", "3.1"], config: Mapping[str, Any], added: Mapping[int, str]
-) -> tuple[dict[str, int], int, int]:
-    """The special tokens after so many ranks, by name, and the ids of BOS and EOS."""
-    own = {n: name for number, name in added.items() if 0 <= (n := number - ranks) < SPECIALS and name}
-    special = {name: ranks + n for n, name in enumerate(special_names(names, own))}
-    begin, end = (name_of(role, config) or "" for role in ("bos_token", "eos_token"))
-    return special, special.get(begin, ranks), special.get(end, ranks + 1)
 
 
 def special_names(names: Literal["3.0", "3.1"], own: Mapping[int, str]) -> list[str]:

@@ -222,7 +222,7 @@ def with_special(
 ) -> dict[str, Any]:
     """A `tokenizer.json` in which `more` tokens are added, and BOS and all tokens with a role are marked as special.
 
-    Raises LlucidError for ids that are none, or are far larger than the file.
+    Raises LlucidError for ids that are not whole numbers, or are far larger than the file.
     """
     vocabulary = vocabulary_of(content.get("model"))
     names = role_names(config) | {piece for piece, number in vocabulary.items() if number == bos}
@@ -332,9 +332,12 @@ def _interruptible(work: Callable[[], None]) -> None:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(0.1)  # not for ever, since a signal may be delivered to another thread
+        thread.join(0.1)  # with a limit, since a signal may be delivered to another thread
     if errors:
         raise errors[0]
+
+
+LARGEST_BPE = 2**20
 
 
 def train_bpe(
@@ -344,13 +347,15 @@ def train_bpe(
 
     Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. The `special` tokens have the first ids;
     `config` is what `tokenizer_config.json` is to say; a BOS that it names begins every text. Raises LlucidError if
-    `vocab_size` is not above 256, the number of bytes, and that of the special tokens.
+    `vocab_size` is not above 256, the number of bytes, and that of the special tokens, or above LARGEST_BPE.
     """
     if vocab_size <= 256 + len(special):
         raise LlucidError(
             f"bpe:{vocab_size}: a byte-level vocabulary needs more than its {256 + len(special)} bytes"
             f"{' and special tokens' if special else ''}, as in bpe:1024"
         )
+    if vocab_size > LARGEST_BPE:  # the library reserves memory for all of them
+        raise LlucidError(f"bpe:{vocab_size}: expected at most {LARGEST_BPE:,} tokens, as in bpe:1024")
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

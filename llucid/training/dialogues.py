@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from llucid.corpora import Corpus
-from llucid.corpora.conversations import Conversation, Messages, read_conversations
+from llucid.corpora.conversations import Conversation, read_conversations
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_characters
 from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
 from llucid.dialogs.loss_mask import CHAT_CONFIG
-from llucid.errors import LlucidError
-from llucid.files import cache_file
+from llucid.errors import LlucidError, prefix_errors
+from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
@@ -62,21 +62,17 @@ def tokenise_chat(
     within `context` tokens.
     """
     format = format_of(tokenizer)
-    content = f"2 {corpus.fingerprint()}{tokenizer.json()}{format}"
+    content = f"3 {corpus.fingerprint()}{tokenizer.json()}{format}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    file = cache_file(f"tokens/{key}.{split}.dialogues")
-    if not file.is_file():
 
-        def encoded() -> Iterator[tuple[list[int], list[bool]]]:
-            for where, conversation in read_conversations(corpus, split):
-                try:
-                    ids, answers = encode_learned(conversation.messages, tokenizer, format)
-                    yield ids, _learned(answers, conversation)
-                except LlucidError as error:
-                    raise LlucidError(f"{corpus.files[0]}, {where}: {error}") from error
-                progress(sum(len(message["content"]) for message in conversation.messages))
+    def encoded() -> Iterator[tuple[list[int], list[bool]]]:
+        for where, conversation in read_conversations(corpus, split):
+            with prefix_errors(f"{corpus.files[0]}, {where}"):
+                ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
+                yield ids, _learned(answers, conversation)
+            progress(sum(len(message["content"]) for message in conversation.messages))
 
-        write_dialogues(encoded(), file)
+    file = cached(f"tokens/{key}.{split}.dialogues", lambda file: write_dialogues(encoded(), file))
     dialogues = open_dialogues(file, context)
     if not len(dialogues.kept):
         raise LlucidError(
@@ -88,7 +84,8 @@ def tokenise_chat(
 
 def _learned(answers: Sequence[bool], conversation: Conversation) -> list[bool]:
     """Which ids are learned, from which are the assistant's: not those of its messages that are not to be learned."""
-    wanted = [learned for message, learned in zip(*conversation, strict=True) if message["role"] == "assistant"]
+    pairs = zip(conversation.messages, conversation.learned, strict=True)
+    wanted = [learned for message, learned in pairs if message["role"] == "assistant"]
     if all(wanted):
         return list(answers)
     flags, number = list[bool](), -1
@@ -102,7 +99,7 @@ def _learned(answers: Sequence[bool], conversation: Conversation) -> list[bool]:
 
 def read_chat_tokens(
     corpus: Corpus, tokenizer: Tokenizer, context: int, report: Report
-) -> tuple[Dialogues, Dialogues, Messages]:
+) -> tuple[Dialogues, Dialogues, Conversation]:
     """The ids of conversations to train on and to validate on, and how one of the latter opens."""
     with progress_of("reading", report.console, 2 * corpus.size()) as advance:
         training = tokenise_chat(corpus, tokenizer, "train", context, advance)
@@ -119,21 +116,25 @@ def read_chat_tokens(
     if cut:
         report.say(f"{cut:,} of {count:,} conversations are longer than the context of {context} tokens and are cut")
     openings = (
-        messages[: 1 + (messages[0]["role"] == "system")]
-        for _, (messages, _) in read_conversations(corpus, "validation")
+        one._replace(messages=one.messages[: 1 + (one.messages[0]["role"] == "system")])
+        for _, one in read_conversations(corpus, "validation")
     )
-    room = context // 2
-    fitting = (o for o in openings if o[-1]["role"] == "user" and len(encode_dialog(o, tokenizer)) <= room)
-    return training, validation, next(fitting, [])
+    fitting = (
+        one
+        for one in openings
+        if one.messages[-1]["role"] == "user"
+        and len(encode_dialog(one.messages, tokenizer, tools=one.tools)) <= context // 2
+    )
+    return training, validation, next(fitting, Conversation([], ()))
 
 
-def answer(model: Model, opening: Messages, max_tokens: int, seed: int) -> str:
+def answer(model: Model, opening: Conversation, max_tokens: int, seed: int) -> str:
     """A question and the model's answer; empty if there is no question."""
-    if not opening:
+    if not opening.messages:
         return ""
     format = known_format(model.chat_format, model.text())
     tokenizer = ending_turns(model.text(), format)
-    ids = encode_dialog(opening, tokenizer, format)
+    ids = encode_dialog(opening.messages, tokenizer, format, tools=opening.tools)
     request = Request(ids, Sampling(), generator(seed), lambda token: False, max_tokens, "stop")
     pieces = stream(Batch(model), [request], tokenizer)
-    return f"› {opening[-1]['content']}\n" + "".join(piece.text for piece in pieces).lstrip()
+    return f"› {opening.messages[-1]['content']}\n" + "".join(piece.text for piece in pieces).lstrip()

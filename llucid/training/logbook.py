@@ -1,7 +1,6 @@
 """What a run writes while it trains: figures, measurements, the best model, the latest state, snapshots."""
 
 import math
-import shlex
 import time
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from llucid.checkpoints import huggingface
 from llucid.corpora.tokens import characters_per_token, validation_batches
 from llucid.errors import LlucidError
+from llucid.files import typed, write_text_atomically
 from llucid.generation import generate
 from llucid.model import Model
 from llucid.training import run
@@ -21,7 +21,7 @@ from llucid.training.dialogues import answer
 from llucid.training.prepare import Task
 from llucid.training.recipes import window
 from llucid.training.report import Report
-from llucid.training.run import Measured, Metrics, Progress
+from llucid.training.run import Metrics, Progress
 from llucid.training.settings import Settings
 from llucid.training.snapshots import Snapshots
 from llucid.weights import leaves, parameter_count
@@ -169,11 +169,10 @@ class Logbook:
         self.measuring += took
         self.measured = old._replace(model_step=step if better else old.model_step)
         if record:
-            self.measured = Measured(
+            self.measured = self.measured._replace(
                 step=step,
                 seconds=progress.seconds,
                 best=validation if better else old.best,
-                model_step=self.measured.model_step,
                 window=max(length, old.window),
                 worse=0 if better else old.worse + 1,
                 took=took,
@@ -221,7 +220,7 @@ class Logbook:
         """Prints which model the folder holds when training ends or stops, if it is not that of the last step."""
         settings, step, held = self.task.settings, progress.step, self.measured.model_step
         if not self.finished(progress):
-            command = f"llucid train --resume --out {shlex.quote(str(self.task.out))}"
+            command = f"llucid train --resume --out {typed(self.task.out)}"
             self.report.say(f"stopped at step {step}; continue with: {command}")
         elif share_done(settings, progress) < 1:
             self.report.say(f"stopped early at step {step}: {settings.patience} measurements did not improve")
@@ -235,9 +234,8 @@ class Logbook:
             self.report.say(f"only {step} steps fitted into {settings.minutes:g} minutes, so it has learned little")
 
     def draw(self) -> None:
-        """Draws the curve and writes the samples."""
         task, name = self.task, self.task.settings.preset or self.task.settings.base
         title = f"{task.corpus.name}: {name}, {parameter_count(task.config):,} parameters"
         if any("loss" in row for row in self.metrics.rows):
             draw_curve(self.metrics.rows, task.out / "curve.png", title, task.corpus.floor)
-        self.metrics.write_samples()
+        write_text_atomically(task.out / "samples.txt", self.metrics.samples())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from llucid.arrays.devices import without_autocast
 from llucid.corpora.tokens import training_batch
 from llucid.training import run
 from llucid.training.interrupts import interruption
@@ -54,7 +55,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
     begun = time.perf_counter() - progress.seconds
     last = progress.step + (settings.stop_after or sys.maxsize)
     with report.bar, interruption() as interrupted:
-        if settings.base and progress.step == 0:
+        if settings.base and logbook.measured.step < progress.step == 0:
             logbook.measure(state, progress, context)
         elif logbook.measurement_due(progress):  # a kill came before it was complete
             logbook.measure(state, progress)
@@ -85,9 +86,7 @@ def neutral_defaults() -> Generator[None]:
         torch.set_default_dtype(torch.float32)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(without_autocast())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield

@@ -11,7 +11,7 @@ import torch
 from llucid.checkpoints import choose_device, huggingface, load
 from llucid.config import Config
 from llucid.corpora import BUILT_IN, Corpus, open_corpus
-from llucid.corpora.conversations import Messages, open_conversations
+from llucid.corpora.conversations import Conversation, open_conversations
 from llucid.corpora.dialogues import Dialogues
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise
 from llucid.errors import LlucidError
@@ -39,7 +39,7 @@ class Task(NamedTuple):
     training: Tokens | Dialogues
     validation: Tokens | Dialogues
     backend: Backend
-    opening: Messages
+    opening: Conversation
     """How a conversation of the validation split opens, for the model to answer; empty for text."""
 
 
@@ -154,7 +154,7 @@ def open_text(settings: Settings, report: Report) -> Corpus:
 
 def read(
     settings: Settings, corpus: Corpus, tokenizer: Tokenizer, context: int, report: Report
-) -> tuple[Tokens | Dialogues, Tokens | Dialogues, Messages]:
+) -> tuple[Tokens | Dialogues, Tokens | Dialogues, Conversation]:
     """The token ids to train on and to validate on, and how a conversation opens."""
     if settings.chat:
         return read_chat_tokens(corpus, tokenizer, context, report)
@@ -167,4 +167,4 @@ def read(
                 f"corpus={' '.join(settings.corpus)}: its {split} split has {tokens.length} tokens and one "
                 f"context needs {context + 2}; give more text, or a smaller model.context"
             )
-    return training, validation, []
+    return training, validation, Conversation([], ())

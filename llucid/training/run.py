@@ -17,7 +17,6 @@ import importlib
 import json
 import math
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
@@ -33,7 +32,7 @@ from torch import Tensor
 from llucid.checkpoints import save
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, atomic_folder, is_occupied, utf8_path, write_text_atomically
+from llucid.files import atomic_file, atomic_folder, is_occupied, typed, utf8_path, write_text_atomically
 from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
 
@@ -127,7 +126,6 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
 
 
 def _runs(process: str) -> bool:
-    """Whether there is a process of this number."""
     try:
         os.kill(int(process), 0)
     except (ValueError, ProcessLookupError):
@@ -174,7 +172,7 @@ def refuse_changed(out: Path, corpus: Corpus, options: str) -> None:
 
     `options` names the corpus on the command line.
     """
-    instead = f"llucid train --base {shlex.quote(str(out))} {options}"
+    instead = f"llucid train --base {typed(out)} {options}"
     state, kept = out / "state" / "latest.safetensors", out / "state" / "corpus.sha256"
     if not state.is_file():
         raise LlucidError(
@@ -306,10 +304,6 @@ class Metrics:
     def _log(self, step: int, row: dict[str, Any]) -> None:
         for log in self.loggers:
             log(step, {name: row[name] for name in ("loss", "validation", "rate") if name in row})
-
-    def write_samples(self) -> None:
-        """Rewrites `samples.txt`."""
-        write_text_atomically(self.file.with_name("samples.txt"), self.samples())
 
     def samples(self) -> str:
         """The content of `samples.txt`."""

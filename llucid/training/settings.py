@@ -142,6 +142,9 @@ class Settings:
                 raise LlucidError(f"{name}={getattr(self, name)}: must be a share between 0 and 1")
         if not 0 <= self.weight_decay < math.inf:
             raise LlucidError(f"weight_decay={self.weight_decay}: must be at least 0, and finite")
+        for name in ("chat", "base", "tokenizer", "out"):
+            if getattr(self, name) == "":
+                raise LlucidError(f"{name}='': is empty; leave it out, or give it a value")
         if self.preset is not None and self.preset not in PRESETS:
             raise LlucidError(f"preset={self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
@@ -181,7 +184,7 @@ class Settings:
         Raises LlucidError for a setting that cannot change within a run.
         """
         given = {
-            name: value for name, value in vars(self).items() if value != vars(Settings(resume=True, out=""))[name]
+            name: value for name, value in vars(self).items() if value != vars(Settings(resume=True, out="."))[name]
         }
         numbers = given.pop("model", ModelNumbers())
         fixed = {f"model.{name}": number for name, number in vars(numbers).items() if number is not None}

@@ -241,11 +241,34 @@ def test_save_and_load(tmp_path: Path) -> None:
         assert Conversation.load(file) == short
 
 
+def test_tools_of_a_saved_conversation_are_used(tmp_path: Path) -> None:
+    """The answer begins with what the template takes from the tools."""
+    template = "{{ tools[0].name if tools else 'x' }}"
+    file = tmp_path / "talk.json"
+    session = Session(
+        reciter(), format=template, sampling=GREEDY, max_tokens=1, template_values={"tools": [{"name": "b"}]}
+    )
+    assert printed(session, "Who?") == "c"
+    session.conversation.save(file)
+    assert json.loads(file.read_text())["tools"] == [{"name": "b"}]
+    again = Session(reciter(), format=template, sampling=GREEDY, max_tokens=1)
+    assert printed(again, "Who?") == "y"
+    again.resume(Conversation.load(file))
+    assert printed(again, "Who?") == "c"
+    again.reset()
+    assert printed(again, "Who?") == "c"
+    other = Session(reciter(), system="Be brief.")
+    with pytest.raises(LlucidError, match="tools: the format llama3 has no place for it"):
+        other.resume(Conversation.load(file))
+    assert other.conversation == Conversation("Be brief.")
+
+
 WRONG = {
     "nothing": ("", "not a JSON file"),
     "a list": ("[]", "expected a JSON object"),
     "no messages": ("{}", "expected a list under 'messages'"),
     "no dialogue": ('{"messages": [{"role": "user"}]}', r"messages\[0\]: expected a role and a content"),
+    "no tools": ('{"messages": [], "tools": ["f"]}', "tools: expected a list of objects"),
     "a question": ('{"messages": [{"role": "user", "content": "x"}]}', "ends with its answer"),
     "a question after the system's text": (
         '{"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}',

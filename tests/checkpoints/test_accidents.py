@@ -14,6 +14,7 @@ from llucid import generate
 from llucid.checkpoints import convert, describe, find, load, save
 from llucid.checkpoints.hub import STORYTELLER
 from llucid.errors import LlucidError
+from llucid.files import LARGEST_JSON
 from llucid.tokenizers.characters import Characters
 from llucid.weights import leaves, parameter_count
 from tests.checkpoints.models import model_of, same
@@ -25,11 +26,19 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 4\n
 FORMATS = {"huggingface": "model", "meta": "model", "llama2c": "model.bin", "gguf": "model.gguf"}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "consolidated.00.pth", "model.bin", "model.gguf"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("model.safetensors", "consolidated.00.pth", "model.bin", "model.gguf"),
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+    ],
+)
 def test_git_lfs_pointer(name: str, tmp_path: Path) -> None:
     path = tmp_path
-    if name == "model.safetensors":
+    if name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
         save(model_of(CONFIG), path)
+        if name == "tokenizer.model":
+            (path / "tokenizer.json").unlink()
     elif name == "consolidated.00.pth":
         save(model_of(CONFIG), path, "meta")
     else:
@@ -37,6 +46,37 @@ def test_git_lfs_pointer(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(LlucidError, match=rf"{name}: only a Git LFS pointer .* fetch the file with: git lfs pull"):
         load(path, device="cpu")
+
+
+def test_a_safetensors_header_is_bounded(tmp_path: Path) -> None:
+    """As Python objects it takes 30 times its size, and safetensors allows 100 MB."""
+    save(model_of(CONFIG), tmp_path)
+    file = tmp_path / "model.safetensors"
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    header = file.read_bytes()[8 : 8 + size] + b" " * LARGEST_JSON
+    file.write_bytes(len(header).to_bytes(8, "little") + header + file.read_bytes()[8 + size :])
+    with pytest.raises(
+        LlucidError, match=r"model\.safetensors: not a complete .* \(its header has 16,77\d,\d+ bytes\)"
+    ):
+        load(tmp_path, device="cpu")
+
+
+def test_a_folder_with_models_in_it(tmp_path: Path) -> None:
+    """As a download of GGUF files is, or Hugging Face's own cache."""
+    for name in ("a.gguf", "b.gguf"):
+        save(model_of(CONFIG), tmp_path / "files" / name, "gguf")
+    save(model_of(CONFIG), tmp_path / "cache" / "snapshots" / "0123")
+    for folder, inside in (("files", "files/a.gguf, .*files/b.gguf"), ("cache", "cache/snapshots/0123")):
+        with pytest.raises(LlucidError, match=rf"{folder}: not a model itself; give one that is in it: .*{inside}$"):
+            load(tmp_path / folder)
+
+
+def test_a_tokenizer_without_ids_is_refused(tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    with pytest.raises(LlucidError, match=f"{tmp_path}: this tokenizer has no ids"):
+        load(tmp_path, device="cpu")
+    assert "has no ids" in describe(tmp_path)["tokenizer"]
 
 
 def test_lora_adapter(tmp_path: Path) -> None:
@@ -147,6 +187,9 @@ def test_a_path_in_runs_is_never_a_repository(hub: list[str], tmp_path: Path, mo
         load("To be, or not")
     with pytest.raises(LlucidError, match="runs/x: there is no such file or folder; train a model"):
         load("runs/x")
+    for name in ("./models/x", Path("models/x")):
+        with pytest.raises(LlucidError, match="models/x: there is no such file or folder; train a model"):
+            load(find(name))
     assert not hub
 
 

@@ -250,7 +250,6 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], mess
         ({"llama.rope.scaling.type": "longrope"}, 'it has llama.rope.scaling.type "longrope"'),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.5}, "rope_scaling.factor=0.5"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
-        ({"llama.attention.sliding_window": 4096}, "llama.attention.sliding_window 4096"),
         ({"llama.logit_scale": 0.5}, "llama.logit_scale 0.5"),
         ({"llama.attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv is not supported"),
         ({"llama.attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv differs between layers"),
@@ -300,6 +299,14 @@ def test_redundant_and_missing_keys_are_accepted(tmp_path: Path) -> None:
     found = load(file_of(tmp_path / "a.gguf", model, keys), device="cpu")
     assert found.config == model.config
     assert same(found.weights, model.weights)
+
+
+def test_a_sliding_window_is_ignored_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = model_of(CONFIGS["one for two"])
+    for window in (0, 4096):
+        file = file_of(tmp_path / f"{window}.gguf", model, {"llama.attention.sliding_window": window})
+        assert load(file, device="cpu").config == model.config
+        assert ("llama.attention.sliding_window is ignored" in capsys.readouterr().err) == bool(window)
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,7 @@ def attempt(path: Path, size: int) -> bool:
             for leaf in leaves(getattr(format, "open_quantized", format.open_weights)(path, config)):
                 assert leaf.read().shape == leaf.shape
             if name == "gguf":  # the file also has the tokenizer
-                size = format.read_tokenizer_info(path).vocab_size
-                assert format.read_tokenizer(path).vocab_size == size
+                assert format.read_tokenizer(path).vocab_size > 0
         except LlucidError as error:
             message = str(error)
     if weights is None:

@@ -268,21 +268,37 @@ def test_defaults_of_transformers(folder: Path) -> None:
     assert (found.rope_theta, found.norm_eps, found.context) == (10_000.0, theirs.rms_norm_eps, 2048)
     assert theirs.max_position_embeddings == 2048
     assert (found.kv_heads, found.head_dim, found.tied_embeddings) == (4, 8, False)
-    change_config(folder, sliding_window=4096, use_sliding_window=False)  # as Qwen's configs have it
-    assert huggingface.read_config(folder) == found
+
+
+def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = transformers.LlamaForCausalLM.from_pretrained(folder)
+    tokens = torch.arange(20)[None]
+    change_config(folder, sliding_window=4)
+    other = transformers.LlamaForCausalLM.from_pretrained(folder)
+    assert other.config.sliding_window == 4
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, other(tokens).logits)
+    found = huggingface.read_config(folder)
+    assert "config.json: sliding_window 4 is ignored, as in transformers" in capsys.readouterr().err
+    for window, used in ((None, None), (4, False), (found.context, None)):  # as Qwen's configs have it
+        change_config(folder, sliding_window=window, use_sliding_window=used)
+        assert huggingface.read_config(folder) == found
+        assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(model_type="mistral", sliding_window=4096), 'model_type "mistral", sliding_window 4096'),
+        (dict(model_type="mistral", sliding_window=4096), 'model_type "mistral"; a Llama'),
         (dict(architectures=["MistralForCausalLM"], model_type=...), '["MistralForCausalLM"]'),
         (dict(model_type="qwen2"), 'model_type "qwen2"'),
-        (dict(sliding_window=4096, use_sliding_window=True), "sliding_window 4096"),
         (dict(attention_bias="yes"), 'attention_bias "yes"'),
         (dict(mlp_bias=[]), "mlp_bias []"),
         (dict(hidden_act="gelu"), 'hidden_act "gelu"'),
-        (dict(quantization_config={"quant_method": "gptq"}), "quantization_config"),
+        (
+            dict(quantization_config={"quant_method": "gptq"}),
+            'has quantization_config {"quant_method": "gptq"}; llucid opens no model that is quantised so; use the',
+        ),
         (dict(rope_scaling={"type": "longrope", "factor": 2.0}, rope_parameters=...), 'type "longrope"'),
         (dict(rope_scaling={"type": "linear"}, rope_parameters=...), "factor should be a number"),
         (dict(rope_parameters={"rope_type": "llama3"}), "factor should be a number"),

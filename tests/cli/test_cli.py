@@ -236,6 +236,15 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "predict without a model": (("predict",), "missing: MODEL; see: llucid predict --help"),
     "no run of that name": (("info", "{made}/none"), "{made}/none: there is no such file or folder; train a model"),
+    "a name with a dash": (
+        ("info", "./-none"),
+        "error: -none: there is no such file or folder; train a model with: llucid train --out ./-none",
+    ),
+    "a text with a dash": (
+        ("generate", "{made}/run", "-hello"),
+        "-hello: there is no such option; a name or a text that begins with a dash goes to the end, after --",
+    ),
+    "an option after --": (("info", "--", "{made}/none", "--tokens"), "--tokens: not expected here"),
     "toy and json": (("predict", "--toy", "a", "--json"), "--toy a: takes no --json; leave that out"),
     "no file of prompts": (
         ("generate", "{made}/run", "--prompts", "{tmp}/none"),
@@ -335,6 +344,9 @@ def test_options_become_the_fields_of_a_command() -> None:
     assert (command.corpus, command.model.kv_heads, command.model.dim, command.steps) == (("a", "b", "c"), 2, None, 3)
     command = read_command(["generate", "--stop", "x", "run", "--stop", "-- y", "--temperature", "-1", "--", "--text"])
     assert (command.model, command.prompt, command.stop, command.temperature) == ("run", "--text", ("x", "-- y"), -1)
+    for words in (["--", "-dash", "--top-k"], ["--top-k", "3", "--", "-dash", "--"]):
+        command = read_command(["generate", *words])
+        assert (command.model, command.prompt) == ("-dash", words[-1])
 
 
 @pytest.mark.parametrize(

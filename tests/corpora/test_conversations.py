@@ -48,11 +48,15 @@ def test_what_is_beside_and_null() -> None:
     """The system's text beside the messages, OpenAI's keys that are null, its other names of roles and keys."""
     system = {"system": " Be kind. "}
     null = dict.fromkeys(("name", "weight", "refusal", "tool_calls"))
-    assert parse_conversation(system | {"messages": [message | null for message in PLAIN[1:]]}) == (PLAIN, LEARNED)
+    assert parse_conversation(system | {"messages": [message | null for message in PLAIN[1:]]}).messages == PLAIN
     assert parse_conversation(system | {"conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
     assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
     developer = {"from": "developer", "content": "Be kind."}
     assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
+    assert parse_conversation({"messages": [{"role": "system", "content": parts}, *PLAIN[1:]]}).messages == PLAIN
+    with pytest.raises(LlucidError, match=r"messages\[0\]: the content should be a text and is of type list"):
+        parse_conversation({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})
     tool = [{"role": "function", "tool_call_id": "1", "name": "f", "content": "2"}, PLAIN[2]]
     found = parse_conversation(system | {"messages": [PLAIN[1], PLAIN[2] | {"weight": 0}, *tool]})
     assert found.messages[3] == {"role": "tool", "content": "2"}
@@ -61,6 +65,18 @@ def test_what_is_beside_and_null() -> None:
         parse_conversation({"messages": [PLAIN[1], PLAIN[2] | {"tool_calls": [1]}]})
     with pytest.raises(LlucidError, match=r"messages\[1\]: the content should be a text and is of type NoneType"):
         parse_conversation({"messages": [PLAIN[1], {"role": "assistant", "content": None}]})
+
+
+def test_tools() -> None:
+    """A list of objects, or its JSON, as LLaMA-Factory has it; other keys than these are ignored."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for given in (tools, json.dumps(tools)):
+        assert parse_conversation({"messages": PLAIN, "tools": given}) == Conversation(PLAIN, LEARNED, tools)
+    for none in ([], None, ""):
+        assert parse_conversation({"messages": PLAIN, "tools": none}) == Conversation(PLAIN, LEARNED)
+    for wrong in ("f", ["f"], {"name": "f"}, 3, "[", '["f"]', "\ud800"):
+        with pytest.raises(LlucidError, match="tools: expected a list of objects"):
+            parse_conversation({"messages": PLAIN, "tools": wrong})
 
 
 def test_one_json_array(tmp_path: Path) -> None:

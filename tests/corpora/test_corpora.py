@@ -1,8 +1,11 @@
 """Text and tokens: complete, without repetition, and reproducible."""
 
+import gzip
 import itertools
+import json
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from llucid.corpora.conversations import open_conversations
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
 from llucid.tokenizers.tokenizer_json import train_bpe
+from llucid.training.dialogues import make_chat_tokenizer, tokenise_chat
 
 
 def corpus_of(folder: Path, *texts: str) -> Corpus:
@@ -114,6 +118,36 @@ def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:
     assert tokenise(corpus, tokenizer, "train", lambda _: pytest.fail("made again")) == first
     (tmp_path / "0.txt").write_text("cbacba" * 20)
     assert tokenise(corpus, tokenizer, "train").file != first.file
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-7], lambda content: b"", lambda content: b"\xff" * len(content)]
+)
+def test_a_damaged_file_in_the_cache_is_made_again(
+    damage: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"Two geese. " * 30))
+    talk = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Two geese."}]}
+    (tmp_path / "talk.jsonl").write_text(f"{json.dumps(talk)}\n" * 9)
+
+    def read() -> list[object]:
+        corpus, conversations = (
+            open_corpus([str(tmp_path / "a.txt.gz")]),
+            open_conversations(str(tmp_path / "talk.jsonl")),
+        )
+        tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train")
+        dialogues = tokenise_chat(conversations, make_chat_tokenizer("bpe:270", conversations), "train", 64)
+        batches = tokens.read(np.arange(9), 9), dialogues.read(dialogues.kept, 64)[1]
+        return [tokens.file, tokens.length, dialogues.file, *(batch.tolist() for batch in batches)]
+
+    first = read()
+    files = [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert len(files) == 3
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert read() == first
+    assert files == [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
 
 
 def test_a_full_disk_names_the_file_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

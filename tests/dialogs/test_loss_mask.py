@@ -99,6 +99,21 @@ def test_spelled_special_tokens_stay_text(taught: JsonTokenizer) -> None:
     assert taught.decode([token for token, own in zip(ids, learned, strict=True) if own]) == spelled
 
 
+def test_tools_are_part_of_what_is_asked(taught: JsonTokenizer, tmp_path: Path) -> None:
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATE
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    with pytest.raises(LlucidError, match="tools: the chat template has no place for it"):
+        encode_learned(TALK, taught, tools=tools)
+    ids, learned = encode_learned(TALK, taught, template, tools=tools)
+    taught.save(tmp_path)
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.apply_chat_template(TALK, tools=tools, chat_template=template, return_dict=False) == ids
+    without, learned_without = encode_learned(TALK, taught, template)
+    begins = len(ids) - len(without)
+    assert begins > 0
+    assert (learned[:begins], learned[begins:]) == ([False] * begins, learned_without)
+
+
 def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
     with pytest.raises(LlucidError, match="no message of the assistant"):
         encode_learned(TALK[:2], taught)

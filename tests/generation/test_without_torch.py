@@ -34,6 +34,7 @@ from llucid.generation import (
 from llucid.generation.sampling import draw, library_of, softmax, top_p
 from llucid.llama import llama, rope_frequencies
 from llucid.model import Model
+from llucid.native import build
 from llucid.rope import frequencies
 from llucid.weights import leaves, parameter_count, to
 from tests.checkpoints.models import model_of
@@ -284,14 +285,27 @@ def test_pytorch_continues_on_the_cache_of_c(tmp_path: Path, monkeypatch: pytest
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_without_c_pytorch_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_c_pytorch_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = mapped(written(tmp_path, "gguf, Q8_0"))
     monkeypatch.setenv("LLUCID_C", "0")
+    build.warn.cache_clear()
     batch = Batch(model)
     batch.read([1])
+    assert capsys.readouterr().err == "llucid: without C, quantised matrices become float32, 0.0 GB in memory\n"
     assert batch.reader.step is None
     assert all(type(leaf) is torch.Tensor for leaf in leaves(batch.reader.weights))
     assert len("".join(generate(model, "ABC", max_tokens=5, temperature=0.0))) == 5
+
+
+def test_pytorch_ignores_the_callers_autocast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(written(tmp_path, "gguf"), device="cpu")
+    monkeypatch.setenv("LLUCID_C", "0")
+    [once] = generate_batch(model, ["ABCDE"], max_tokens=5, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        [again] = generate_batch(model, ["ABCDE"], max_tokens=5, seed=0)
+    assert again.logprobs == once.logprobs
 
 
 def test_weights_that_c_cannot_read_are_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

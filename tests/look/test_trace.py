@@ -72,6 +72,13 @@ def test_stream_and_attention_equal_those_of_transformers(model: Model) -> None:
     torch.testing.assert_close(found.logits, theirs.logits[0], rtol=1e-5, atol=1e-5)
 
 
+def test_the_callers_autocast_is_ignored() -> None:
+    model = random_model(GROUPED)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = trace_of(model)
+    assert torch.equal(found.logits, trace_of(model).logits)
+
+
 def test_parts_add_up_to_every_logit(model: Model) -> None:
     """Parts in float64 of values in float32: the sum differs from the logit by the roundings of the pass."""
     found = trace_of(model)

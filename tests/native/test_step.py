@@ -1,4 +1,4 @@
-"""The decode step in C against the equations run on the same weights, and what happens where there is no C."""
+"""llama.c against the equations on the same weights, its threads, its build, and the fallback to PyTorch."""
 
 import ctypes
 import itertools
@@ -38,19 +38,20 @@ from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 PLAIN = (*FLAGS, "-DPLAIN")
-"""The loops for any processor, on this one."""
-NARROW = [(*PLAIN, "-mno-avx512f"), (*PLAIN, "-mno-avx")] if platform.machine().lower() in X86 else []
-"""The same on x86 processors whose registers hold 8 or 4 numbers; elsewhere they hold 4."""
-WIDE = Config(
+"""Compiles the portable loops instead of those for AVX-512."""
+NARROWER = [(*PLAIN, "-mno-avx512f"), (*PLAIN, "-mno-avx")] if platform.machine().lower() in X86 else []
+"""Vector registers of 8 and of 4 numbers on x86; on other processors PLAIN already has 4."""
+EVERY_BUILD = [FLAGS, PLAIN, *NARROWER]
+CONFIG = Config(
     dim=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn_dim=96, vocab_size=53, context=1024,
     rope_theta=500_000.0, rope_scaling=RopeScaling(original_context=256), tied_embeddings=True,
     attention_bias=True, mlp_bias=True,
 )  # fmt: skip
-"""Every row a multiple of 32 numbers, and a vocabulary that is no multiple of 16."""
-BROAD = Config(**vars(WIDE) | {"dim": 256, "head_dim": 64, "ffn_dim": 512})
-"""Every row a multiple of 256 numbers."""
-QUANTISED = ["Q8_0", "Q4_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M"]
-"""The forms of quantised matrices; the last is a mixture of them, as in the files of that name."""
+"""Row lengths are multiples of 32; the vocabulary is not a multiple of 16."""
+CONFIG_256 = Config(**vars(CONFIG) | {"dim": 256, "head_dim": 64, "ffn_dim": 512})
+"""Row lengths are multiples of 256, as K-quants require."""
+QUANTIZED_FORMS = ["Q8_0", "Q4_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q4_K_M"]
+"""The forms of quantised matrices. Q4_K_M mixes Q4_K and Q6_K, as files of that name do."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +62,8 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def drawn(config: Config) -> Weights:
-    """Random weights with gains and biases that differ, and scores that do."""
+def random_weights(config: Config) -> Weights:
+    """Random weights with non-constant gains and biases, large enough that the scores differ."""
     gains = {1: lambda leaf: leaf * torch.linspace(0.5, 1.5, len(leaf)), 2: lambda leaf: leaf * 3}
     weights = tree_map(lambda leaf: gains[leaf.ndim](leaf), initialise(config))
     for path, leaf in named_leaves(weights):
@@ -71,11 +72,11 @@ def drawn(config: Config) -> Weights:
     return weights
 
 
-def quantised(form: str, config: Config | None = None) -> tuple[Weights, Config]:
-    """Random weights in this form, of a model of this shape or one that fits."""
+def quantized_weights(form: str, config: Config | None = None) -> tuple[Weights, Config]:
+    """Random weights in a quantised form, for this config or for one whose rows the form allows."""
     if form in ("Q8_0", "Q4_0"):
-        return quantize(drawn(config or WIDE), 8 if form == "Q8_0" else 4), config or WIDE
-    config, seeds = config or BROAD, itertools.count()
+        return quantize(random_weights(config or CONFIG), 8 if form == "Q8_0" else 4), config or CONFIG
+    config, seeds = config or CONFIG_256, itertools.count()
     of = {"value": "Q6_K", "down": "Q6_K", "embedding": "Q6_K"} if form == "Q4_K_M" else {}
 
     def draw(path: str, shape: tuple[int, ...]) -> Any:
@@ -87,35 +88,35 @@ def quantised(form: str, config: Config | None = None) -> tuple[Weights, Config]
     return assemble(config, draw), config
 
 
-def weights_in(form: Any) -> tuple[Weights, Config]:
-    """Random weights in a dtype or a quantised form."""
-    return (to(drawn(WIDE), form), WIDE) if isinstance(form, torch.dtype) else quantised(form)
+def weights_of_form(form: Any) -> tuple[Weights, Config]:
+    """Random weights in a dtype or in a quantised form, with their config."""
+    return (to(random_weights(CONFIG), form), CONFIG) if isinstance(form, torch.dtype) else quantized_weights(form)
 
 
-def ids(config: Config, count: int) -> list[int]:
+def random_ids(config: Config, count: int) -> list[int]:
     return torch.randint(0, config.vocab_size, (count,), generator=torch.Generator().manual_seed(0)).tolist()
 
 
-def memory_of(config: Config, slots: int = 2048, dtype: str = "float32") -> Memory:
-    """A cache whose numbers, where nothing has been written, would spoil everything."""
+def poisoned_memory(config: Config, slots: int = 2048, dtype: str = "float32") -> Memory:
+    """A cache filled with NaN, so that reading an unwritten slot spoils the scores."""
     memory = Memory(config, slots, dtype)
     for array in (*memory.keys, *memory.values):
         array[:] = 0x7F00 if array.dtype == np.uint16 else np.nan
     return memory
 
 
-def by_step(step: DecodeStep, tokens: list[int], memory: Memory | None = None) -> Tensor:
-    """The scores after each token, one after the other."""
-    memory = memory or memory_of(step.config)
+def one_at_a_time(step: DecodeStep, tokens: list[int], memory: Memory | None = None) -> Tensor:
+    """The scores after each token, with one call for each token."""
+    memory = memory or poisoned_memory(step.config)
     pages = np.arange(memory.slots // PAGE, dtype=np.int32)
     return torch.cat([torch.from_numpy(step([([token], at, pages)], memory, [0])) for at, token in enumerate(tokens)])
 
 
-def together(
+def all_at_once(
     step: DecodeStep, rows: list[list[int]], memory: Memory | None = None, at: int = 0, order: Any = None
 ) -> Tensor:
-    """The scores after each token of some texts, all at once; their pages lie in this order."""
-    memory = memory or memory_of(step.config)
+    """The scores after each token of equally long texts, in one call; `order` lists the pages to use."""
+    memory = memory or poisoned_memory(step.config)
     count = -(-(at + max(map(len, rows))) // PAGE)
     order = np.arange(len(rows) * count) if order is None else order
     pages = [np.array(order[row * count : (row + 1) * count], np.int32) for row in range(len(rows))]
@@ -123,126 +124,129 @@ def together(
     return torch.from_numpy(scores).view(len(rows), len(rows[0]), -1)
 
 
-def built(weights: Weights, config: Config, flags: tuple[str, ...] = FLAGS) -> DecodeStep:
+def build_step(weights: Weights, config: Config, flags: tuple[str, ...] = FLAGS) -> DecodeStep:
     return DecodeStep(weights, config, load(flags))
 
 
-def equation(weights: Weights, config: Config, tokens: list[int]) -> Tensor:
-    """The equations in float32 over the whole sequence, on the very numbers that the weights stand for."""
+def reference(weights: Weights, config: Config, tokens: list[int]) -> Tensor:
+    """The scores by llama.py in float32 over the whole sequence, with dequantised weights."""
     return llama(torch.tensor([tokens]), to(dequantize(weights), torch.float32), config)[0]
 
 
-# --------------------------------------------------------------------------------------------- equal to the equations
+# --------------------------------------------------------------------------------------------- against the equations
 
 
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_each_form_of_plain_weights_is_the_equation_on_them(config: Config, dtype: torch.dtype, flags: tuple[str, ...]):
-    weights, tokens = to(drawn(config), dtype), ids(config, 40)
-    found = by_step(built(weights, config, flags), tokens)
-    expected = equation(weights, config, tokens)
+def test_scores_equal_the_equations_for_each_dtype(config: Config, dtype: torch.dtype, flags: tuple[str, ...]):
+    weights, tokens = to(random_weights(config), dtype), random_ids(config, 40)
+    found = one_at_a_time(build_step(weights, config, flags), tokens)
+    expected = reference(weights, config, tokens)
     assert expected.std() > 0.05
-    # Activations are float32 on both sides: only the order of sums differs.
+    # Both compute activations in float32; only the order of the sums differs.
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
-def test_it_stays_the_equation_over_500_positions(flags: tuple[str, ...]):
-    weights, tokens = drawn(WIDE), ids(WIDE, 500)
-    found = by_step(built(weights, WIDE, flags), tokens)
-    torch.testing.assert_close(found, equation(weights, WIDE, tokens), atol=1e-4, rtol=0)
+def test_scores_equal_the_equations_over_500_positions(flags: tuple[str, ...]):
+    weights, tokens = random_weights(CONFIG), random_ids(CONFIG, 500)
+    found = one_at_a_time(build_step(weights, CONFIG, flags), tokens)
+    torch.testing.assert_close(found, reference(weights, CONFIG, tokens), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_cache_is_rounded_as_pytorch_rounds_it(dtype: torch.dtype, flags: tuple[str, ...]):
+def test_a_16_bit_cache_is_rounded_as_in_pytorch(dtype: torch.dtype, flags: tuple[str, ...]):
     config = CONFIGS["one for two"]
-    weights, tokens = drawn(config), ids(config, 40)
-    ours, theirs = memory_of(config, 64, str(dtype).removeprefix("torch.")), empty_cache(config, 1, 40, weights, dtype)
-    found = by_step(built(weights, config, flags), tokens, ours)
+    weights, tokens = random_weights(config), random_ids(config, 40)
+    ours = poisoned_memory(config, 64, str(dtype).removeprefix("torch."))
+    theirs = empty_cache(config, 1, 40, weights, dtype)
+    found = one_at_a_time(build_step(weights, config, flags), tokens, ours)
     expected: list[Tensor] = []
     cache = theirs
     for token in tokens:
         logits, cache = llama(torch.tensor([[token]]), weights, config, cache)
         expected.append(logits[0])
-    # What is rounded differs in its last bit at times, and then to the next number: at most 2⁻⁷ of it away in bfloat16.
+    # The float32 values can differ in their last bit, and then round to neighbours: 2⁻⁷ apart at most, in bfloat16.
     for mine, other in zip((*ours.tensors[0], *ours.tensors[1]), (*theirs.keys, *theirs.values), strict=True):
         assert (mine[:, :40] == other).float().mean() > 0.99
         torch.testing.assert_close(mine[:, :40], other, rtol=2**-7, atol=1e-6)
     torch.testing.assert_close(found, torch.cat(expected), atol=2e-3, rtol=0)
 
 
-def rounded(x: Tensor) -> Tensor:
-    """What C makes of a vector that a quantised matrix is applied to: groups of 32 in 8 bits."""
+def round_groups(x: Tensor) -> Tensor:
+    """Rounds activations as llama.c does before a quantised product: to 8 bits in groups of 32."""
     groups = x.unflatten(-1, (-1, 32))
     largest = groups.abs().amax(-1, keepdim=True)
     return ((groups * (127 / largest)).round() * (largest / 127)).flatten(-2)
 
 
-@pytest.mark.parametrize("flags", [FLAGS, PLAIN, *NARROW], ids=lambda flags: " ".join(flags[len(FLAGS) :]) or "native")
-@pytest.mark.parametrize("form", QUANTISED)
-def test_quantised_weights_are_the_equation_on_them(form: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch):
-    config = replace(WIDE if form in ("Q8_0", "Q4_0") else BROAD, attention_bias=False, mlp_bias=False)
-    weights, config = quantised(form, config)  # with biases more numbers are close to a half
-    tokens = ids(config, 60)
-    found = by_step(built(weights, config, flags), tokens)
-    exact = equation(weights, config, tokens)
-    # Rounding to 127 steps has an error of about 1/127/√12 of a group's largest number, which is 2 or 3 times as large
-    # as most: 0.6 % of a product. What these weights make of it on the way through nine of them is a tenth at most.
+@pytest.mark.parametrize("flags", EVERY_BUILD, ids=lambda flags: " ".join(flags[len(FLAGS) :]) or "native")
+@pytest.mark.parametrize("form", QUANTIZED_FORMS)
+def test_scores_equal_the_equations_for_quantised_weights(
+    form: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    config = replace(CONFIG if form in ("Q8_0", "Q4_0") else CONFIG_256, attention_bias=False, mlp_bias=False)
+    weights, config = quantized_weights(form, config)  # biases would put more values near a half
+    tokens = random_ids(config, 60)
+    found = one_at_a_time(build_step(weights, config, flags), tokens)
+    exact = reference(weights, config, tokens)
+    # Rounding to 127 steps has an error of about 1/127/√12 of a group's largest number, which is 2 to 3 times a typical
+    # one: 0.6 % of a product. Nine products in a row make it at most a tenth of the scores' deviation.
     assert (found - exact).square().mean().sqrt() < 0.1 * exact.std()
     linear = F.linear
     monkeypatch.setattr(fast, "use_onednn", lambda x, *matrices: False)
-    monkeypatch.setattr(F, "linear", lambda x, w, bias=None: linear(rounded(x), w, bias))
-    rows = torch.tensor(tokens).view(20, 3)  # short texts, since what differs in one token changes those after it
-    found = together(built(weights, config, flags), rows.tolist()).flatten(0, 1)
+    monkeypatch.setattr(F, "linear", lambda x, w, bias=None: linear(round_groups(x), w, bias))
+    rows = torch.tensor(tokens).view(20, 3)  # short texts: a difference spreads to later tokens
+    found = all_at_once(build_step(weights, config, flags), rows.tolist()).flatten(0, 1)
     same = llama(rows, to(dequantize(weights), torch.float32), config).flatten(0, 1)
-    # The same rounding in PyTorch: the same scores, but at positions where a last bit moved a number over a half.
+    # With the same rounding in PyTorch the scores agree, except where a last bit moved a value across a half.
     assert ((found - same).abs().amax(1) < 2e-5 * exact.std()).float().mean() > 0.7
     assert (found - same).square().mean().sqrt() < 0.01 * exact.std()
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_matrix_that_is_no_multiple_of_32_stays_and_is_read_beside_the_others(bits: Any):
-    config = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65, "tied_embeddings": False})
-    weights, tokens = quantize(drawn(config), bits), ids(config, 30)
-    found = by_step(built(weights, config), tokens)
-    exact = equation(weights, config, tokens)
+def test_rows_that_are_not_multiples_of_32_are_used_unquantised(bits: Any):
+    config = Config(**vars(CONFIG) | {"ffn_dim": 172, "vocab_size": 65, "tied_embeddings": False})
+    weights, tokens = quantize(random_weights(config), bits), random_ids(config, 30)
+    found = one_at_a_time(build_step(weights, config), tokens)
+    exact = reference(weights, config, tokens)
     assert (found - exact).square().mean().sqrt() < 0.1 * exact.std()
 
 
 @pytest.mark.parametrize("form", [torch.float32, "Q8_0", "Q4_K_M"])
-def test_any_number_of_threads_computes_the_same_bits(form: Any):
-    weights, config = weights_in(form)
-    step, tokens, found = built(weights, config), ids(config, 20), []
+def test_the_number_of_threads_does_not_change_a_bit(form: Any):
+    weights, config = weights_of_form(form)
+    step, tokens, found = build_step(weights, config), random_ids(config, 20), []
     for threads in (1, 2, 3, 7, 2):
         torch.set_num_threads(threads)
-        found.append(by_step(step, tokens))
+        found.append(one_at_a_time(step, tokens))
     assert all(torch.equal(other, found[0]) for other in found)
 
 
-@pytest.mark.parametrize("flags", [FLAGS, PLAIN, *NARROW], ids=lambda flags: " ".join(flags[len(FLAGS) :]) or "native")
-@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, *QUANTISED])
-def test_tokens_read_together_come_out_as_if_alone_to_the_bit(form: Any, flags: tuple[str, ...]):
-    weights, config = weights_in(form)
-    step, rows = built(weights, config, flags), torch.tensor(ids(config, 25 * 40)).view(25, 40)
-    alone = torch.stack([by_step(step, row) for row in rows.tolist()])
-    assert torch.equal(together(step, rows.tolist(), memory_of(config)), alone)
-    for count in (*range(1, 12), 25):  # every remainder of what is multiplied at once
-        memory = memory_of(config)
-        first = together(step, rows[:count, :1].tolist(), memory)
-        then = together(step, rows[:count, 1:4].tolist(), memory, at=1)
+@pytest.mark.parametrize("flags", EVERY_BUILD, ids=lambda flags: " ".join(flags[len(FLAGS) :]) or "native")
+@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, *QUANTIZED_FORMS])
+def test_a_text_scores_bit_for_bit_the_same_among_others(form: Any, flags: tuple[str, ...]):
+    weights, config = weights_of_form(form)
+    step, rows = build_step(weights, config, flags), torch.tensor(random_ids(config, 25 * 40)).view(25, 40)
+    alone = torch.stack([one_at_a_time(step, row) for row in rows.tolist()])
+    assert torch.equal(all_at_once(step, rows.tolist(), poisoned_memory(config)), alone)
+    for count in (*range(1, 12), 25):  # every remainder of the number of vectors in one product
+        memory = poisoned_memory(config)
+        first = all_at_once(step, rows[:count, :1].tolist(), memory)
+        then = all_at_once(step, rows[:count, 1:4].tolist(), memory, at=1)
         assert torch.equal(torch.cat([first, then], 1), alone[:count, :4])
 
 
 @pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, "Q8_0", "Q4_K_M", "Q5_K"])
-def test_pieces_of_any_size_on_any_pages_come_out_as_one_to_the_bit(form: Any):
-    """Tokens of three texts, cut anywhere, some scored and some not, whose pages lie scattered in memory."""
-    weights, config = weights_in(form)
-    step, texts = built(weights, config), torch.tensor(ids(config, 3 * 150)).view(3, 150).tolist()
-    alone = [by_step(step, text) for text in texts]
+def test_pieces_of_any_size_on_any_pages_score_bit_for_bit_the_same(form: Any):
+    """Three texts cut at random, with scores for some tokens only and pages scattered in memory."""
+    weights, config = weights_of_form(form)
+    step, texts = build_step(weights, config), torch.tensor(random_ids(config, 3 * 150)).view(3, 150).tolist()
+    alone = [one_at_a_time(step, text) for text in texts]
     for seed in range(5):
-        rng, memory, done = np.random.default_rng(seed), memory_of(config), [0, 0, 0]
+        rng, memory, done = np.random.default_rng(seed), poisoned_memory(config), [0, 0, 0]
         pages = rng.permutation(1024 // PAGE).astype(np.int32)[: 3 * -(-150 // PAGE)].reshape(3, -1)
         while any(length < 150 for length in done):
             sizes = [int(rng.integers(0, min(50, 150 - length) + 1)) for length in done]
@@ -260,30 +264,31 @@ def test_pieces_of_any_size_on_any_pages_come_out_as_one_to_the_bit(form: Any):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_more_numbers_than_the_first_cache_holds_are_taken_block_by_block(dtype: torch.dtype) -> None:
-    """Fours of rows and the rest, whole blocks of columns and the rest of one: to the bit as one vector at a time."""
+def test_products_that_are_split_into_blocks_equal_single_vectors(dtype: torch.dtype) -> None:
+    """An odd number of rows, and columns that exceed the L1 cache and are not a multiple of a block."""
     config = Config(
         dim=1030, layers=1, heads=3, kv_heads=1, head_dim=6, ffn_dim=2100, vocab_size=53, context=16,
         tied_embeddings=True,
     )  # fmt: skip
-    weights = to(drawn(config), dtype)
-    step, tokens = built(weights, config), ids(config, 11)
-    assert torch.equal(together(step, [tokens])[0], by_step(step, tokens))
+    weights = to(random_weights(config), dtype)
+    step, tokens = build_step(weights, config), random_ids(config, 11)
+    assert torch.equal(all_at_once(step, [tokens])[0], one_at_a_time(step, tokens))
 
 
-@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, *QUANTISED])
-def test_how_far_ahead_weights_are_prefetched_changes_no_bit(form: Any, monkeypatch: pytest.MonkeyPatch):
-    weights, config = weights_in(form)
-    step, rows, found = built(weights, config), torch.tensor(ids(config, 25 * 4)).view(25, 4).tolist(), list[Tensor]()
+@pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, torch.float16, *QUANTIZED_FORMS])
+def test_the_prefetch_distance_does_not_change_a_bit(form: Any, monkeypatch: pytest.MonkeyPatch):
+    weights, config = weights_of_form(form)
+    step, rows = build_step(weights, config), torch.tensor(random_ids(config, 25 * 4)).view(25, 4).tolist()
+    found: list[Tensor] = []
     forced = ctypes.c_int32.in_dll(load(), "llama_forced")
     for distance in (0, 1024, 4096, 8192):
         monkeypatch.setattr(forced, "value", distance)
-        found.append(torch.cat([together(step, rows[:count]) for count in (1, 3, 8, 25)]))
+        found.append(torch.cat([all_at_once(step, rows[:count]) for count in (1, 3, 8, 25)]))
     assert all(torch.equal(other, found[0]) for other in found)
 
 
-def compiled(source: str, tmp_path: Path) -> ctypes.CDLL:
-    """A library of C that includes llama.c's parts."""
+def compile_c(source: str, tmp_path: Path) -> ctypes.CDLL:
+    """A shared library built from C source that includes llama.c's headers."""
     (tmp_path / "part.c").write_text(source)
     tuned = "-march=native" if platform.machine().lower() in X86 else "-mcpu=native"
     command = [*compiler(), *FLAGS, tuned, "-I", str(ROOT / "llucid"), str(tmp_path / "part.c")]
@@ -294,26 +299,26 @@ def compiled(source: str, tmp_path: Path) -> ctypes.CDLL:
 @pytest.mark.parametrize(
     ("halves", "chosen"),
     [
-        (([10, 10, 10, 7], [10, 10, 10, 7]), 0),  # what halves the speed elsewhere is the fastest here
+        (([10, 10, 10, 7], [10, 10, 10, 7]), 0),  # no prefetching is slow elsewhere, but the fastest here
         (([10, 11, 9, 8], [10, 11, 9, 8.5]), 0),
         (([10, 11, 8, 9], [10, 11, 8, 9]), 1024),
         (([10, 9.8, 9.7, 9.6], [10, 9.8, 9.7, 9.6]), 4096),  # not clearly faster
-        (([10, 9, 10, 5], [10, 9, 10, 30]), 8192),  # a busy moment: of the rest, what was faster in both halves
+        (([10, 9, 10, 5], [10, 9, 10, 30]), 8192),  # the last one was disturbed: only 8192 was faster in both halves
         (([10, 9, 5, 5], [10, 10, 10, 10]), 4096),
     ],
 )
 def test_a_prefetch_distance_is_chosen_if_it_is_clearly_faster_in_both_halves(halves: Any, chosen: int, tmp_path: Path):
-    library = compiled(TRIAL, tmp_path)
+    library = compile_c(TRIAL, tmp_path)
     found = [library.trial((ctypes.c_float * 4)(*halves[0]), (ctypes.c_float * 4)(*halves[1])) for _ in range(3)]
     assert found == [chosen] * 3
 
 
-def test_a_trial_ends_after_some_tokens_and_its_choice_is_told() -> None:
+def test_a_trial_ends_after_some_tokens_and_its_choice_is_reported() -> None:
     config = Config(
         dim=512, layers=1, heads=4, kv_heads=4, head_dim=128, ffn_dim=1024, vocab_size=600, context=64,
         tied_embeddings=True,
     )  # fmt: skip
-    by_step(built(initialise(config), config), ids(config, 60))
+    one_at_a_time(build_step(initialise(config), config), random_ids(config, 60))
     assert ("float32" in prefetching()) == ("avx512_vnni" in build.processor())
 
 
@@ -324,13 +329,13 @@ TRIAL = """
 #include <stdlib.h>
 static const int32_t distances[] = {4096, 8192, 1024, 0};
 #include "native/ahead.h"
-int trial(const float *first, const float *second) {  /* of kind 2; −1 if it does not run when it should, or when not */
+int trial(const float *first, const float *second) {  /* for kind 2; −1 if it runs at the wrong times */
     struct Trial *t = &trials[2];
     t->products = AGAIN;
     choose_distances();
     if (!t->running) return -1;
     for (t->count = 0; t->count < SAMPLES; t->count++) {
-        int distance = t->count % 4, slow = t->count % 7 == 3;  /* some samples are spoilt */
+        int distance = t->count % 4, slow = t->count % 7 == 3;  /* outliers */
         t->samples[t->count].distance = distance;
         t->samples[t->count].seconds = (t->count < SAMPLES / 2 ? first : second)[distance] * (slow ? 50 : 1);
     }
@@ -340,11 +345,11 @@ int trial(const float *first, const float *second) {  /* of kind 2; −1 if it d
 """
 
 
-def test_beside_other_programs_fewer_threads_are_taken_where_they_are_faster(tmp_path: Path):
-    library = compiled(CROWD, tmp_path)
+def test_beside_other_programs_fewer_threads_run_where_that_is_faster(tmp_path: Path):
+    library = compile_c(BUSY_MACHINE, tmp_path)
 
     def periods(count: int, paces: dict[int, int], stalled: int) -> list[int]:
-        """The threads of each period, where a step takes paces[threads] and threads wait for one another."""
+        """The number of threads in each period, where a step takes paces[threads]; `stalled` if threads wait long."""
         return [library.period(2, paces[library.fits(2)], stalled) for _ in range(count)]
 
     quiet, busy = {1: 90, 2: 50}, {1: 90, 2: 150}
@@ -355,7 +360,7 @@ def test_beside_other_programs_fewer_threads_are_taken_where_they_are_faster(tmp
     assert library.fits(1) == 1
 
 
-CROWD = """
+BUSY_MACHINE = """
 #include <stdint.h>
 #include "native/threads.h"
 int fits(int threads) { return fit(threads); }
@@ -368,11 +373,11 @@ int period(int threads, int pace, int stalled) {
 """
 
 
-def test_threads_of_python_take_turns():
-    step, tokens = built(drawn(WIDE), WIDE), ids(WIDE, 40)
-    alone = by_step(step, tokens)
+def test_several_python_threads_can_share_a_step():
+    step, tokens = build_step(random_weights(CONFIG), CONFIG), random_ids(CONFIG, 40)
+    alone = one_at_a_time(step, tokens)
     found: list[Tensor] = []
-    run = lambda: found.append(by_step(step, tokens))  # noqa: E731
+    run = lambda: found.append(one_at_a_time(step, tokens))  # noqa: E731
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -382,9 +387,9 @@ def test_threads_of_python_take_turns():
     assert all(torch.equal(other, alone) for other in found)
 
 
-def test_threads_that_wait_for_a_token_sleep():
-    by_step(built(drawn(WIDE), WIDE), ids(WIDE, 3))
-    begun = time.process_time()  # of all threads
+def test_idle_threads_sleep():
+    one_at_a_time(build_step(random_weights(CONFIG), CONFIG), random_ids(CONFIG, 3))
+    begun = time.process_time()  # of all threads together
     time.sleep(0.4)
     assert time.process_time() - begun < 0.2
 
@@ -392,8 +397,10 @@ def test_threads_that_wait_for_a_token_sleep():
 # --------------------------------------------------------------------------------------------- in the engine
 
 
-def written(weights: Weights, config: Config, prompt: list[int], count: int = 30, batch: Batch | None = None) -> Any:
-    """The ids that are written greedily, and whether the text slid before each."""
+def generate_greedily(
+    weights: Weights, config: Config, prompt: list[int], count: int = 30, batch: Batch | None = None
+) -> Any:
+    """The ids generated greedily, and whether the context slid before each."""
     batch = batch or Batch(Model(config, weights, None))
     batch.add(Request(prompt, Sampling(temperature=0.0), generator(0), lambda token: False, count))
     events = [event for _ in range(count) for event in batch.step()]
@@ -401,28 +408,29 @@ def written(weights: Weights, config: Config, prompt: list[int], count: int = 30
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 6, 20])
-def test_the_engine_writes_the_same_text_with_and_without_it(length: int, monkeypatch: pytest.MonkeyPatch):
-    config = Config(**vars(WIDE) | {"context": 32, "rope_scaling": None})  # so that the window slides
-    weights = tree_map(lambda leaf: leaf * 4 if leaf.ndim == 2 else leaf, drawn(config))
-    with_c = written(weights, config, ids(config, length))
+def test_the_engine_generates_the_same_text_with_and_without_c(length: int, monkeypatch: pytest.MonkeyPatch):
+    config = Config(**vars(CONFIG) | {"context": 32, "rope_scaling": None})  # a short context, so that it slides
+    weights = tree_map(lambda leaf: leaf * 4 if leaf.ndim == 2 else leaf, random_weights(config))
+    with_c = generate_greedily(weights, config, random_ids(config, length))
     monkeypatch.setenv("LLUCID_C", "0")
-    assert with_c == written(weights, config, ids(config, length))
+    assert with_c == generate_greedily(weights, config, random_ids(config, length))
     assert len({*with_c[0]}) > 5
     assert any(with_c[1]) == (length > 3)
 
 
-def test_c_and_pytorch_take_turns_on_one_cache():
-    """What one has read the other does not read again."""
-    weights, prompt = drawn(WIDE), ids(WIDE, 12)
-    whole, _ = written(weights, WIDE, prompt)
-    batch, row = Batch(Model(WIDE, weights, None)), list(prompt)
+def test_c_and_pytorch_share_one_cache():
+    """What one of them has read, the other does not read again."""
+    weights, prompt = random_weights(CONFIG), random_ids(CONFIG, 12)
+    whole, _ = generate_greedily(weights, CONFIG, prompt)
+    batch, row = Batch(Model(CONFIG, weights, None)), list(prompt)
     for turn in range(3):
         step = batch.reader.step
         batch.reader.step = None if turn == 1 else step
         before = batch.statistics.prompt_tokens
-        row += written(weights, WIDE, row, 10, batch)[0]
+        row += generate_greedily(weights, CONFIG, row, 10, batch)[0]
         batch.reader.step = step
-        assert batch.statistics.prompt_tokens - before == (12 if turn == 0 else 1)  # the newest had only been written
+        # The newest token has no keys and values yet.
+        assert batch.statistics.prompt_tokens - before == (12 if turn == 0 else 1)
     assert row[12:] == whole
 
 
@@ -444,7 +452,7 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
     steps: list[DecodeStep] = []
 
     def counted(weights: Weights, config: Config) -> DecodeStep:
-        steps.append(built(weights, config, flags))
+        steps.append(build_step(weights, config, flags))
         return steps[-1]
 
     monkeypatch.setattr(reader, "decode_step", counted)
@@ -452,22 +460,22 @@ def test_the_golden_story(data: Path, flags: tuple[str, ...], monkeypatch: pytes
     assert len(steps) == 1
 
 
-# --------------------------------------------------------------------------------------------- where there is no C
+# --------------------------------------------------------------------------------------------- the build
 
 
-def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache folder with nothing in it, and nothing remembered."""
+def use_cache_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Builds into this folder, and forgets earlier builds and warnings."""
     monkeypatch.setenv("LLUCID_CACHE", str(folder))
     for function in (build.load, build.warn):
         function.cache_clear()
 
 
-FULL = 'echo "ld: final link failed: No space left on device\ncollect2: error: ld returned 1 exit status" >&2; exit 1'
-"""What a compiler does whose disk is full."""
+NO_SPACE = 'echo "ld: final link failed: No space left on device\ncollect2: error: ld returned 1" >&2; exit 1'
+"""The output of a compiler whose disk is full."""
 
 
 @pytest.fixture
-def forgetful() -> Iterator[None]:
+def forget_builds() -> Iterator[None]:
     yield
     for function in (build.load, build.warn):
         function.cache_clear()
@@ -478,39 +486,43 @@ def forgetful() -> Iterator[None]:
     [
         ("/nowhere", "", "no C compiler was found"),
         (None, "false", "llama.c could not be built by false (status 1)"),
-        (None, f"sh -c '{FULL}'", "llama.c could not be built by sh (ld: final link failed: No space left on device)"),
+        (
+            None,
+            f"sh -c '{NO_SPACE}'",
+            "llama.c could not be built by sh (ld: final link failed: No space left on device)",
+        ),
         (None, f"{sys.executable} -c 'import sys; sys.exit(\"error: no\")'", "(error: no)"),
     ],
 )
-def test_without_a_compiler_pytorch_serves_and_says_so_once(
+def test_without_a_compiler_pytorch_computes_and_one_line_says_so(
     path: str | None,
     cc: str,
     reason: str,
     tmp_path: Path,
-    forgetful: None,
+    forget_builds: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    weights, prompt = drawn(WIDE), ids(WIDE, 5)
-    expected = written(weights, WIDE, prompt)
-    fresh(tmp_path, monkeypatch)
+    weights, prompt = random_weights(CONFIG), random_ids(CONFIG, 5)
+    expected = generate_greedily(weights, CONFIG, prompt)
+    use_cache_folder(tmp_path, monkeypatch)
     monkeypatch.setenv("CC", cc)
     if path:
         monkeypatch.setenv("PATH", path)
     assert capsys.readouterr().err == ""
     for _ in range(2):
-        assert written(weights, WIDE, prompt) == expected
+        assert generate_greedily(weights, CONFIG, prompt) == expected
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("llucid: PyTorch computes instead of C, more slowly: ")
     assert reason in line
     assert [file.suffix for file in tmp_path.iterdir()] in ([], [".lock"])
-    assert len(written(quantize(weights, 8), WIDE, prompt)[0]) == 30
+    assert len(generate_greedily(quantize(weights, 8), CONFIG, prompt)[0]) == 30
 
 
-def test_a_library_is_built_anew_for_other_sources_flags_or_compilers_and_only_then(
-    tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch
+def test_only_other_sources_flags_or_compilers_cause_a_new_build(
+    tmp_path: Path, forget_builds: None, monkeypatch: pytest.MonkeyPatch
 ):
-    fresh(tmp_path / "cache", monkeypatch)
+    use_cache_folder(tmp_path / "cache", monkeypatch)
     sources, cc = tmp_path / "sources", 'while [ "$1" != -o ]; do shift; done; echo built $$ >> "$2"'
     sources.mkdir()
     copies = [sources / source.name for source in build.SOURCES]
@@ -529,10 +541,8 @@ def test_a_library_is_built_anew_for_other_sources_flags_or_compilers_and_only_t
     assert all(len(path.read_text().splitlines()) == 1 for path in made)
 
 
-def test_a_damaged_library_is_never_loaded_but_built_again(
-    tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch
-):
-    fresh(tmp_path, monkeypatch)
+def test_a_damaged_library_is_built_again(tmp_path: Path, forget_builds: None, monkeypatch: pytest.MonkeyPatch):
+    use_cache_folder(tmp_path, monkeypatch)
     library = build.built()
     whole = library.read_bytes()
     for damage in (whole[:4096], b"", whole[:-1] + b"x"):
@@ -541,8 +551,10 @@ def test_a_damaged_library_is_never_loaded_but_built_again(
         assert library.read_bytes() == whole
 
 
-def test_what_others_can_write_to_is_never_loaded(tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch):
-    fresh(tmp_path, monkeypatch)
+def test_a_library_that_others_can_write_to_is_never_loaded(
+    tmp_path: Path, forget_builds: None, monkeypatch: pytest.MonkeyPatch
+):
+    use_cache_folder(tmp_path, monkeypatch)
     library = build.built()
     library.chmod(0o777)
     build.built()
@@ -552,49 +564,49 @@ def test_what_others_can_write_to_is_never_loaded(tmp_path: Path, forgetful: Non
         build.built()
 
 
-def test_types_that_a_compiler_lays_out_otherwise_are_refused(forgetful: None, monkeypatch: pytest.MonkeyPatch):
+def test_another_layout_of_the_structs_is_refused(forget_builds: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(build, "layout", lambda: [0, *layout()[1:]])
     build.load.cache_clear()
     with pytest.raises(build.Unavailable, match=r"lays llama\.c's types out otherwise"):
         build.load()
 
 
-def test_a_command_for_the_compiler_that_is_none_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+def test_an_unparsable_compiler_command_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CC", "gcc '")
     with pytest.raises(build.Unavailable, match="CC=gcc ' is not a command"):
         build.compiler()
 
 
-def test_a_child_of_a_process_whose_threads_decode_can_decode(tmp_path: Path):
-    """It has none of them, also not the one that would end the step that was going on."""
+def test_a_forked_child_can_decode(tmp_path: Path):
+    """It has none of its parent's threads, not even the one whose step was running at the fork."""
     done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
     assert done.stdout == "done\n" * 5, done.stderr[-2000:]
 
 
-def test_a_first_build_says_why_it_takes_longer(
-    tmp_path: Path, forgetful: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_first_build_says_why_it_takes_longer(
+    tmp_path: Path, forget_builds: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    fresh(tmp_path, monkeypatch)
-    monkeypatch.setenv("CC", "true")  # which builds nothing, and has no fault
+    use_cache_folder(tmp_path, monkeypatch)
+    monkeypatch.setenv("CC", "true")  # a command that succeeds and builds nothing
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with pytest.raises(build.Unavailable):
         load()
     assert capsys.readouterr().err == "llucid: true builds llama.c for this processor, once: a few seconds\n"
 
 
-def test_what_c_has_no_form_of_is_left_to_pytorch_without_a_word(capsys: pytest.CaptureFixture[str]):
-    assert decode_step(to(drawn(WIDE), torch.float64), WIDE) is None
-    assert decode_step(tree_map(lambda leaf: leaf.to("meta"), drawn(WIDE)), WIDE) is None
+def test_other_dtypes_and_devices_are_left_to_pytorch_silently(capsys: pytest.CaptureFixture[str]):
+    assert decode_step(to(random_weights(CONFIG), torch.float64), CONFIG) is None
+    assert decode_step(tree_map(lambda leaf: leaf.to("meta"), random_weights(CONFIG)), CONFIG) is None
     assert capsys.readouterr().err == ""
 
 
-def test_sizes_are_checked_before_the_call():
-    weights, one = drawn(WIDE), np.zeros(1, np.int32)
-    step, memory = built(weights, WIDE), memory_of(WIDE, 2 * PAGE)
+def test_arguments_are_checked_before_the_call():
+    weights, one = random_weights(CONFIG), np.zeros(1, np.int32)
+    step, memory = build_step(weights, CONFIG), poisoned_memory(CONFIG, 2 * PAGE)
     short = weights._replace(embedding=weights.embedding[:-1])
     with pytest.raises(ValueError, match=r"embedding has shape \[52, 64\]; the config says \[53, 64\]"):
-        built(short, WIDE)
-    for token in (-1, WIDE.vocab_size, 2**40):
+        build_step(short, CONFIG)
+    for token in (-1, CONFIG.vocab_size, 2**40):
         with pytest.raises(ValueError, match="is not in the vocabulary of 53"):
             step([([3, token], 0, one)], memory, [0])
     for at, count in ((0, PAGE + 1), (PAGE, 1), (-1, 1)):
@@ -606,61 +618,61 @@ def test_sizes_are_checked_before_the_call():
     for wanted in (1, -1):
         with pytest.raises(ValueError, match="there are 1 tokens"):
             step([([1], 0, one)], memory, [wanted])
-    for other in (CONFIGS["one for two"], Config(**vars(WIDE) | {"layers": 1})):
+    for other in (CONFIGS["one for two"], Config(**vars(CONFIG) | {"layers": 1})):
         with pytest.raises(ValueError, match="the cache is not 2 times"):
             step([([1], 0, one)], Memory(other, 2 * PAGE, "float32"), [0])
     with pytest.raises(ValueError, match=r"llama\.c has no cache in float64 on cpu"):
-        step([([1], 0, one)], Memory(WIDE, 2 * PAGE, "float64"), [0])
+        step([([1], 0, one)], Memory(CONFIG, 2 * PAGE, "float64"), [0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_is_chosen_beside_c_is_chosen_by_numpy(dtype: torch.dtype):
-    """Else PyTorch's other threads would still spin when the next step needs their processors."""
-    scores = Batch(Model(WIDE, to(drawn(WIDE), dtype), None)).read([1])
+def test_scores_from_c_are_numpy_arrays(dtype: torch.dtype):
+    """Sampling with PyTorch would leave its threads spinning on the cores that the next step needs."""
+    scores = Batch(Model(CONFIG, to(random_weights(CONFIG), dtype), None)).read([1])
     assert (type(scores), scores.dtype) == (np.ndarray, np.float64 if dtype == torch.float64 else np.float32)
 
 
-def test_scores_that_are_not_numbers_stay_so():
-    for form in (torch.float32, *QUANTISED):
+def test_scores_that_are_not_finite_are_an_error():
+    for form in (torch.float32, *QUANTIZED_FORMS):
         for change in (math.nan, math.inf):
-            weights, config = weights_in(form)
+            weights, config = weights_of_form(form)
             weights = weights._replace(norm=weights.norm * change)
             with pytest.raises(LlucidError, match="scores are not finite"):
-                written(weights, config, [1])
+                generate_greedily(weights, config, [1])
 
 
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
-@pytest.mark.parametrize("form", QUANTISED)
+@pytest.mark.parametrize("form", QUANTIZED_FORMS)
 @pytest.mark.parametrize("change", [math.nan, math.inf])
-def test_one_scale_that_is_not_a_number_spoils_the_scores(change: float, form: str, flags: tuple[str, ...]):
-    """Though what it scales is one number of a group, and the vectors are rounded group by group."""
+def test_one_scale_that_is_not_finite_reaches_the_scores(change: float, form: str, flags: tuple[str, ...]):
+    """Rounding the vectors group by group does not hide it."""
     for matrix in range(7):
-        weights, config = quantised(form)
+        weights, config = quantized_weights(form)
         damaged: Any = [leaf for leaf in leaves(weights.blocks[0]) if leaf.ndim == 2][matrix]
         damaged.scales[0, 0, 5] = change
-        scores = together(built(weights, config, flags), [[1, 2, 3]])
+        scores = all_at_once(build_step(weights, config, flags), [[1, 2, 3]])
         assert not scores.isfinite().all(), f"{matrix=}"
 
 
 @pytest.mark.parametrize("flags", [FLAGS, PLAIN], ids=["native", "plain"])
-def test_a_gate_that_is_shut_stays_so_however_large_its_numbers(flags: tuple[str, ...]):
-    weights = drawn(WIDE)
+def test_a_closed_gate_gives_zero_for_huge_inputs(flags: tuple[str, ...]):
+    weights = random_weights(CONFIG)
     weights.embedding.abs_()
     for block in weights.blocks:
-        block.feed_forward.gate.fill_(-1e22)  # silu is −10²²/(1 + e^10²²): nothing
+        block.feed_forward.gate.fill_(-1e22)  # silu is −10²²/(1 + e^10²²): zero
         block.feed_forward.up.fill_(1e22)
         block.attention.output.zero_()
-    found = by_step(built(weights, WIDE, flags), [1, 2])
-    torch.testing.assert_close(found, equation(weights, WIDE, [1, 2]), atol=1e-4, rtol=0)
+    found = one_at_a_time(build_step(weights, CONFIG, flags), [1, 2])
+    torch.testing.assert_close(found, reference(weights, CONFIG, [1, 2]), atol=1e-4, rtol=0)
 
 
-def test_its_exponential_is_as_near_as_float32_lets_it_be(tmp_path: Path):
-    """In sums over attention and in SwiGLU, which a compiler that reorders what is in brackets would make coarser."""
-    library = compiled(EXPONENTIALS, tmp_path)
+def test_the_exponential_is_as_accurate_as_float32_allows(tmp_path: Path):
+    """A compiler that reassociates sums would make it less accurate."""
+    library = compile_c(EXPONENTIALS, tmp_path)
     x = np.concatenate([np.linspace(-87, 88, 1_000_001), [np.nan, np.inf, -np.inf]]).astype(np.float32)
     found = np.empty_like(x)
     library.exponentials(*(ctypes.c_void_p(array.ctypes.data) for array in (x, found)), ctypes.c_int(len(x)))
-    # Seven terms of the series leave 1.2·10⁻⁷ of it at ln 2 / 2, and its sum and n · ln 2 are rounded: 2⁻²³ each.
+    # Seven terms of the series have a relative error of 1.2·10⁻⁷ at ln 2 / 2; rounding the sum and n · ln 2: 2⁻²³ each.
     np.testing.assert_allclose(found[:-3], np.exp(x[:-3].astype(np.float64)), rtol=3.6e-7)
     assert np.isnan(found[-3])
     assert np.isposinf(found[-2])
@@ -691,18 +703,18 @@ print(float(Batch(Model(config, initialise(config), None)).read([1]).sum()))
 
 FORKS = """
 import os, threading, warnings
-from tests.native.test_step import WIDE, built, by_step, drawn, ids
-warnings.simplefilter("ignore")  # of Python's, about threads and forks
-step, tokens, going = built(drawn(WIDE), WIDE), ids(WIDE, 20), True
+from tests.native.test_step import CONFIG, build_step, one_at_a_time, random_ids, random_weights
+warnings.simplefilter("ignore")  # Python warns of forking with threads
+step, tokens, going = build_step(random_weights(CONFIG), CONFIG), random_ids(CONFIG, 20), True
 def decode():
     while going:
-        by_step(step, tokens)
+        one_at_a_time(step, tokens)
 threading.Thread(target=decode, daemon=True).start()
-by_step(step, tokens)
+one_at_a_time(step, tokens)
 for _ in range(5):
     child = os.fork()
     if not child:
-        by_step(step, tokens)
+        one_at_a_time(step, tokens)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     print("done" if status == 0 else status)
@@ -711,7 +723,7 @@ going = False
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_may_start_at_once(tmp_path: Path):
+def test_several_processes_can_build_at_once(tmp_path: Path):
     environment = os.environ | {"LLUCID_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", START]
     running = [
@@ -727,36 +739,37 @@ def test_any_number_of_processes_may_start_at_once(tmp_path: Path):
 
 SANITIZED = """
 import sys, torch
-from tests.native.test_step import CONFIGS, FLAGS, PLAIN, WIDE, Config, by_step, built, drawn, ids, memory_of, together
-from tests.native.test_step import QUANTISED, quantised
+from tests.native.test_step import CONFIG, CONFIGS, FLAGS, PLAIN, QUANTIZED_FORMS, Config, all_at_once, build_step
+from tests.native.test_step import one_at_a_time, poisoned_memory, quantized_weights, random_ids, random_weights
 from llucid.weights import to
 PLAIN_FORMS = (torch.float32, torch.bfloat16, torch.float16)
-narrow = Config(**vars(WIDE) | {"ffn_dim": 172, "vocab_size": 65})
-cases = [(form, config) for config in (*CONFIGS.values(), WIDE, narrow) for form in (*PLAIN_FORMS, "Q8_0", "Q4_0")]
+narrow = Config(**vars(CONFIG) | {"ffn_dim": 172, "vocab_size": 65})
+cases = [(form, config) for config in (*CONFIGS.values(), CONFIG, narrow) for form in (*PLAIN_FORMS, "Q8_0", "Q4_0")]
 kept = torch.float32
-for form, config in (*cases, *((form, None) for form in QUANTISED)):
+for form, config in (*cases, *((form, None) for form in QUANTIZED_FORMS)):
     if isinstance(form, str):
-        weights, config = quantised(form, config)
+        weights, config = quantized_weights(form, config)
     else:
-        weights, kept = to(drawn(config), form), form
+        weights, kept = to(random_weights(config), form), form
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        step = built(weights, config, (*FLAGS, *sys.argv[1:]))
+        step = build_step(weights, config, (*FLAGS, *sys.argv[1:]))
         name = str(kept).removeprefix("torch.")
-        by_step(step, ids(config, 12), memory_of(config, 64, name))
-        together(step, torch.tensor(ids(config, 33)).view(11, 3).tolist(), memory_of(config, 1024, name))
+        one_at_a_time(step, random_ids(config, 12), poisoned_memory(config, 64, name))
+        rows = torch.tensor(random_ids(config, 33)).view(11, 3).tolist()
+        all_at_once(step, rows, poisoned_memory(config, 1024, name))
         for size in (1e-37, 1e-42, float("nan")):  # 127 divided by such activations is infinite
             blocks = (block._replace(attention_norm=block.attention_norm * size) for block in weights.blocks)
             odd = weights._replace(blocks=tuple(blocks))
-            together(built(odd, config, (*FLAGS, *sys.argv[1:])), [[1, 2, 3]])
+            all_at_once(build_step(odd, config, (*FLAGS, *sys.argv[1:])), [[1, 2, 3]])
 print("clean")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plain", [[], ["-DPLAIN"]], ids=["native", "plain"])
-def test_no_sanitizer_finds_anything(plain: list[str], tmp_path: Path):
-    """Reads and writes outside of arrays, and what C leaves undefined."""
+def test_the_sanitizers_find_nothing(plain: list[str], tmp_path: Path):
+    """AddressSanitizer and UndefinedBehaviorSanitizer."""
     where = subprocess.run([*compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
     if not Path(where.stdout.strip()).is_file():
         pytest.skip("this compiler has no AddressSanitizer that can be loaded into Python")

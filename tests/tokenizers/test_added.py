@@ -15,7 +15,6 @@ from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
-from llucid.tokenizers.info import info_of, read_info
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
@@ -81,7 +80,6 @@ def test_added_tokens_of_a_folder(case: str, kind: str, tmp_path: Path) -> None:
     assert isinstance(ours, JsonTokenizer)
     assert ours.eos == theirs.eos_token_id == SIZE
     assert (ours.vocab_size, ours.stop_ids) == (SIZE + 2, {SIZE})
-    assert read_info(tmp_path) == info_of(ours)
     expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
     assert SIZE in expected
     assert encode_dialog(DIALOG, ours) == expected
@@ -122,16 +120,12 @@ def test_invalid_added_tokens(files: dict[str, Any], message: str, tmp_path: Pat
     with pytest.raises(LlucidError, match=message) as raised:
         load_tokenizer(tmp_path)
     assert "\n" not in str(raised.value)
-    with pytest.raises(LlucidError, match=r".") as raised:
-        read_info(tmp_path)
-    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("flags", [{}, {"add_bos_token": False}, {"add_prefix_space": False}], ids=str)
 def test_flags_beside_a_sentencepiece_model(flags: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, tokenizer_config=LLAMA | flags)
     ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
-    assert read_info(tmp_path) == info_of(ours)
     for text in [HOSTILE[name].lstrip() for name in BYTES]:
         ids = theirs(text)["input_ids"]
         assert not text or prompt_ids(ours, text) == ids
@@ -157,7 +151,6 @@ def test_roles_in_special_tokens_map(kind: str, tmp_path: Path) -> None:
         as_json(tmp_path)
     ours = load_tokenizer(tmp_path)
     assert (ours.bos, ours.eos, ours.stop_ids) == (1, 2, {2})
-    assert read_info(tmp_path) == info_of(ours)
     talk = [*DIALOG, {"role": "assistant", "content": "The friend."}, *DIALOG]
     assert 2 in encode_dialog(talk, ours)
     ours.save(tmp_path / "..")

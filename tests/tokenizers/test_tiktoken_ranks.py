@@ -19,7 +19,6 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
-from llucid.tokenizers.info import info_of, read_info
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks, split
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import initialise
@@ -235,7 +234,6 @@ def test_a_config_beside_the_ranks(tmp_path: Path) -> None:
     small_ranks().write(tmp_path / "tokenizer.model")
     found = load_tokenizer(tmp_path)
     assert isinstance(found, TiktokenRanks)
-    assert read_info(tmp_path) == info_of(found)
     assert template_of(found, "rag") == "{{ messages[0].content }}"
     named = {number - base: name for name, number in found.special.items()}
     assert len(named) == 256

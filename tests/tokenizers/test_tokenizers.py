@@ -108,6 +108,8 @@ def test_the_tokenizer_class_beside_a_llama_config(make: Any, tmp_path: Path) ->
 
 def test_smallest_vocabulary_with_special_tokens() -> None:
     special = ["<s>", "</s>", "<pad>"]
+    with pytest.raises(LlucidError, match="bpe:999999999: expected at most 1,048,576 tokens"):  # aborts otherwise
+        train_bpe(["a"], 999_999_999)
     with pytest.raises(LlucidError, match="needs more than its 259 bytes and special tokens"):
         train_bpe([TALE], 259, special)
     assert train_bpe([TALE], 260, special).vocab_size == 260

@@ -1,7 +1,9 @@
 """Training on conversations: what is read, what is learned, and the run that it leaves."""
 
+import gzip
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +169,12 @@ def test_the_sample_answers_a_short_question(tmp_path: Path) -> None:
     corpus = open_conversations(str(file))
     tokenizer = make_chat_tokenizer("bpe:280", corpus)
     *_, opening = read_chat_tokens(corpus, tokenizer, 128, Report(Console(file=io.StringIO())))
-    assert opening == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
+    assert opening.messages == [{"role": "system", "content": "Tell."}, {"role": "user", "content": short}]
 
 
 def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "talk.jsonl.gz").write_bytes(gzip.compress(GOOD.encode()))
     (tmp_path / "one.jsonl").write_text(GOOD)
     (tmp_path / "bad.jsonl").write_text(GOOD + "\n{\n")
     silent = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}]})
@@ -181,6 +184,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     assert printed.count("\n") == 1
     for arguments, says in {
         (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
+        (str(tmp_path / "talk.jsonl.gz"),): "talk.jsonl.gz: a gzip or Parquet file, which is not read here; expected",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
@@ -264,6 +268,27 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     assert ids[-1] == tokenizer.eos
     assert ids.count(tokenizer.eos) == 1
     assert inputs[0].tolist().count(tokenizer.eos) >= 3
+
+
+def test_tools_go_to_the_template_of_the_base(file: Path, straight: Path, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "find"}}]
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text("".join(json.dumps(conversation(number) | {"tools": tools}) + "\n" for number in range(20)))
+    steps = ("--chat", talk, "--base", tmp_path / "base", "--steps", 1, "--batch", 2)
+    shutil.copytree(straight, tmp_path / "base")
+    with pytest.raises(LlucidError, match=r"talk\.jsonl, line 1: tools: the chat template has no place for it"):
+        here("train", *steps, "--out", tmp_path / "none")
+    config = json.loads((straight / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ tools | tojson }}" + config["chat_template"]
+    (tmp_path / "base" / "tokenizer_config.json").write_text(json.dumps(config))
+    here("train", *steps, "--out", tmp_path / "run")
+    tokenizer = llucid.load(tmp_path / "run", device="cpu").tokenizer
+    expected = encode_dialog(conversation(18)["messages"][:1], tokenizer, tools=tools)
+    corpus = open_conversations(str(talk))
+    training, _, opening = read_chat_tokens(corpus, tokenizer, 128, Report(Console(file=io.StringIO())))
+    inputs, _ = training.read(np.array([0]), 128)
+    assert tokenizer.decode(inputs[0, :9].tolist()).startswith('[{"type":')
+    assert encode_dialog(opening.messages, tokenizer, tools=opening.tools) == expected
 
 
 def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:

@@ -251,6 +251,26 @@ def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monk
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_a_kill_before_the_first_step_does_not_measure_the_base_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Measured twice, it would count as one that did not improve, and end a run with patience=1."""
+    base, out = tmp_path / "base", tmp_path / "run"
+    small(corpus, base, steps=2)
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TorchBackend, "step", killed)
+        with pytest.raises(SystemExit):
+            small(corpus, out, base=str(base), steps=4, patience=1, preset=None, model=ModelNumbers())
+        with pytest.raises(SystemExit):
+            resumed(out)
+    assert run.read_measured(out, Progress()).worse == 0
+    assert measured(out) == [0]
+
+
 def test_a_base_without_a_tokenizer_takes_one(data: Path, corpus: Path, tmp_path: Path) -> None:
     """That of llama2.c's .bin is another file."""
     numbers: dict[str, Any] = {"preset": None, "model": ModelNumbers(context=16)}

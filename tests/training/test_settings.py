@@ -95,6 +95,7 @@ def test_settings_at_their_limits_are_accepted(numbers: dict[str, Any]) -> None:
         ),
         *((f"weight_decay={number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
         ("preset=huge: unknown", {"preset": "huge"}),
+        *((f"{name}='': is empty", {name: ""}) for name in ("chat", "base", "tokenizer", "out")),
         ("resume=True: name the folder", {"resume": True}),
         ("corpus= and chat= both", {"chat": "fables", "corpus": ("fables",)}),
         ("length_warmup=0.5: conversations", {"chat": "fables", "length_warmup": 0.5}),
