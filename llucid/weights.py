@@ -191,6 +191,6 @@ def count(weights: object) -> int:
     return sum(leaf.numel() for leaf in leaves(weights))
 
 
-def to(weights: Weights, dtype: "torch.dtype | None" = None, device: "torch.device | str | None" = None) -> Weights:
-    """The same weights in another dtype, on another device, or both."""
+def to(weights: Tree, dtype: "torch.dtype | None" = None, device: "torch.device | str | None" = None) -> Tree:
+    """The same tree of arrays in another dtype, on another device, or both."""
     return tree_map(lambda leaf: leaf.to(device=device, dtype=dtype), weights)

@@ -12,13 +12,7 @@ FILE = "generation_config.json"
 
 LARGEST = 1e9
 """Larger numbers are ignored: they may not even be numbers that float can hold."""
-KINDS = {
-    "temperature": (int, float),
-    "top_k": (int,),
-    "top_p": (int, float),
-    "min_p": (int, float),
-    "repetition_penalty": (int, float),
-}
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
@@ -30,10 +24,10 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
         config = read_json(path / FILE)
     except LlucidError:
         return {}
-    found = {name: config[name] for name, kinds in KINDS.items() if type(config.get(name)) in kinds}
+    found = {name: config[name] for name in SETTINGS if type(config.get(name)) in (int, float)}
     found = {name: number for name, number in found.items() if abs(number) < LARGEST}
-    if found.get("top_k") == 0:  # no limit in transformers
-        del found["top_k"]
+    if type(found.get("top_k")) is not int or found["top_k"] == 0:  # in transformers, 0 is no limit
+        found.pop("top_k", None)
     return found if config.get("do_sample") is True else {}
 
 

@@ -145,11 +145,7 @@ def read_config(path: Path) -> Config:
 
     Raises LlucidError, which names the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
-    return config_from_header(read_model_header(path))
-
-
-def config_from_header(header: FileHeader) -> Config:
-    path = header.path
+    header = read_model_header(path)
     metadata = {key: header.uniform_value(key) for key in header.fields if key.startswith("llama.") or key in EXPECTED}
     unsupported = [key for key, allowed in EXPECTED.items() if metadata.get(key) not in allowed]
     if unsupported:

@@ -52,6 +52,8 @@ class Look(ModelOptions):
             raise LlucidError(f"compare={self.compare}: a file shows one model; leave out html= or compare=")
         if not 0 < self.size <= 1000:
             raise LlucidError(f"size={self.size}: must be positive, and at most 1000 megabytes")
+        if self.ids is not None and self.text is not None:
+            raise LlucidError("ids=: give a text or ids, not both")
         answers = self.answers()
         if self.html is None:
             return self.serve(answers)
@@ -83,19 +85,26 @@ class Look(ModelOptions):
         """The text read by the model."""
         from llucid.look.answers import Answers
 
-        if self.ids is not None and self.text is not None:
-            raise LlucidError("ids=: give a text or ids, not both")
         [first, *others] = self.subjects()
         model = first.model()
-        given = self.first_ids() or self.first_text(model)
-        return Answers([first._replace(model=lambda: model), *others], given, self.tour)
+        return Answers([first._replace(model=lambda: model), *others], self.given(model), self.tour)
 
-    def first_ids(self) -> list[int]:
-        """The ids that are named; none if a text is to be read."""
-        try:
-            return [int(word) for word in self.ids.split(",")] if self.ids is not None else []
-        except ValueError as error:
-            raise LlucidError(f"ids={self.ids}: expected whole numbers with commas between them") from error
+    def given(self, model: "Model") -> str | list[int]:
+        """The text or the ids that are given, or else a text that the tokenizer can encode."""
+        from llucid.tokenizers.prompts import prompt_ids
+
+        if self.ids is not None:
+            try:
+                return [int(word) for word in self.ids.split(",")]
+            except ValueError as error:
+                raise LlucidError(f"ids={self.ids}: expected whole numbers with commas between them") from error
+        if self.text is not None:
+            return read_text(self.text)
+        for text in TEXTS if model.tokenizer else ():
+            with contextlib.suppress(LlucidError):
+                ids = prompt_ids(model.text(), text)
+                return text if len(ids) <= model.config.context else ids[: model.config.context]
+        return [0, 1, 0, 1]
 
     def subjects(self) -> list["Subject"]:
         """The model, the one to compare with, and the snapshots of its run."""
@@ -115,15 +124,3 @@ class Look(ModelOptions):
     def open(self, path: str, quantize: Any = None) -> "Model":
         """The model at `path`, as tensors."""
         return replace(self, model=path, quantize=quantize or self.quantize).load(mapped=False)
-
-    def first_text(self, model: "Model") -> str | list[int]:
-        """The text that is given, or else one that the tokenizer can encode."""
-        from llucid.tokenizers.prompts import prompt_ids
-
-        if self.text is not None:
-            return read_text(self.text)
-        for text in TEXTS if model.tokenizer else ():
-            with contextlib.suppress(LlucidError):
-                ids = prompt_ids(model.text(), text)
-                return text if len(ids) <= model.config.context else ids[: model.config.context]
-        return [0, 1, 0, 1]

@@ -32,22 +32,17 @@ Part = int | str
 """The id of a special token, or ordinary text."""
 
 
-def named_templates(template: object, where: str) -> str | dict[str, str] | None:
-    """A `chat_template`: one template, or several with names. Raises LlucidError if it is neither."""
+def templates_of(tokenizer: Tokenizer) -> str | dict[str, str] | None:
+    """The template of a tokenizer's folder, or several by name. Raises LlucidError if it is neither."""
+    config = getattr(tokenizer, "config", None)
+    template: object = config.get("chat_template") if isinstance(config, dict) else None
     if template is None or isinstance(template, str):
         return template
     if isinstance(template, list) and all(isinstance(one, dict) for one in template):
         found = {one.get("name"): one.get("template") for one in template}
         if found and all(isinstance(word, str) for pair in found.items() for word in pair):
             return found
-    raise LlucidError(f"{where}: chat_template should be a text or a list of names and templates")
-
-
-def templates_of(tokenizer: Tokenizer) -> str | dict[str, str] | None:
-    """The template of a tokenizer's folder, or several by name. Raises LlucidError if it is neither."""
-    config = getattr(tokenizer, "config", None)
-    template = config.get("chat_template") if isinstance(config, dict) else None
-    return named_templates(template, "tokenizer_config.json")
+    raise LlucidError("tokenizer_config.json: chat_template should be a text or a list of names and templates")
 
 
 def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:

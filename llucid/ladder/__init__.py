@@ -49,9 +49,9 @@ class Rung(NamedTuple):
     """(tokens, weights, config): Int[batch seq] -> Float[batch seq vocab]."""
 
     def loss(
-        self, inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Any, config: Config
+        self, inputs: Int[Tensor, "batch seq"], targets: Int[Tensor, "batch seq"], weights: Any, config: Config, *_: Any
     ) -> Float[Tensor, ""]:
-        """−Σ log p(target) in nats over all tokens; targets of −100 are ignored."""
+        """−Σ log p(target) in nats over all tokens; targets of −100 are ignored. Called as `training.step.loss_sum`."""
         return cross_entropy_sum(self.logits(inputs, weights, config), targets)
 
 

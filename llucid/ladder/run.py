@@ -4,13 +4,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from torch import Tensor
-from torch.optim import Optimizer
 
 from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
@@ -25,12 +25,12 @@ from llucid.ladder.plot import ladder_figure
 from llucid.ladder.report import Report
 from llucid.tokenizers import Tokenizer
 from llucid.training.interrupts import interruption
-from llucid.training.optimizer import learning_rate, optimizers_for
+from llucid.training.optimizer import learning_rate, make_optimizers
 from llucid.training.report import progress_of
 from llucid.training.run import free_name
 from llucid.training.settings import Settings
-from llucid.training.step import train_step
-from llucid.weights import count, leaves, named_leaves
+from llucid.training.step import mean_loss, train_step
+from llucid.weights import count, leaves
 
 SIZES = Config(dim=96, layers=3, heads=4, kv_heads=2, head_dim=24, ffn_dim=256, vocab_size=1, context=64)
 """The sizes of the last rung; the vocabulary comes from the corpus."""
@@ -178,7 +178,7 @@ def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted
     for seed in seeds:
         weights = rung.init(task.config, seed)
         curves.append(train(rung, weights, task, seed, report, interrupted))
-        losses.append(evaluate(rung, weights, task.config, task.validation))
+        losses.append(mean_loss(task.validation, weights, task.config, loss_function=rung.loss))
         if not sample:
             sample, parameters = write_sample(rung, weights, task, seed), count(weights)
     seconds = time.perf_counter() - started
@@ -191,40 +191,27 @@ def train(
     rung: Rung, weights: Any, task: Task, seed: int, report: Report, interrupted: Callable[[], int]
 ) -> tuple[tuple[int, float], ...]:
     """Trains the weights and returns the curve of validation losses. Raises Interrupted."""
-
-    def loss_sum(inputs: Tensor, targets: Tensor, weights: Any, config: Config, *_: object) -> Tensor:
-        return rung.loss(inputs, targets, weights, config)
-
+    evaluate = partial(mean_loss, task.validation_part, weights, task.config, loss_function=rung.loss)
     for leaf in leaves(weights):
         leaf.requires_grad_()
-    optimizers = make_optimizers(weights)
-    curve = [(0, evaluate(rung, weights, task.config, task.validation_part))]
+    optimizers = make_optimizers(weights, RECIPE, is_inner)
+    curve = [(0, evaluate())]
     points = {max(1, round(share * task.steps)) for share in EVALUATED}
     for step in range(task.steps):
         if interrupted():
             raise Interrupted
         rate = learning_rate(step / task.steps, RECIPE.warmup, RECIPE.final)
         inputs, targets = task.batch(seed, step)
-        train_step(inputs, targets, weights, task.config, optimizers, share=rate, loss_function=loss_sum)
+        train_step(inputs, targets, weights, task.config, optimizers, share=rate, loss_function=rung.loss)
         if step + 1 in points:
-            curve.append((step + 1, evaluate(rung, weights, task.config, task.validation_part)))
+            curve.append((step + 1, evaluate()))
         report.step(rung, seed, step + 1, curve[-1][1])
     return tuple(curve)
 
 
-def make_optimizers(weights: Any) -> list[Optimizer]:
-    """Muon for the inner matrices, AdamW for input and output arrays and for gains, as in `llucid train`."""
-    named = list(named_leaves(weights))
-    inner = [leaf for path, leaf in named if leaf.ndim == 2 and path not in EDGES]
-    others = [leaf for path, leaf in named if leaf.ndim != 2 or path in EDGES]
-    return optimizers_for(inner, others, RECIPE)
-
-
-@torch.no_grad()
-def evaluate(rung: Rung, weights: Any, config: Config, batches: list[Batch]) -> float:
-    """The mean of −log p over all targets, in nats per character."""
-    total = sum(rung.loss(inputs, targets, weights, config).item() for inputs, targets in batches)
-    return total / sum(targets.numel() for _, targets in batches)
+def is_inner(path: str, shape: Sequence[int]) -> bool:
+    """Whether Muon trains an array: a matrix between the input and output arrays, which AdamW trains, like gains."""
+    return len(shape) == 2 and path not in EDGES
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """The optimizers, which parameters each of them trains, and the schedule of the learning rate."""
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from llucid.training.muon import Muon
 from llucid.training.settings import Settings
-from llucid.weights import Weights, is_hidden_matrix, named_leaves
+from llucid.weights import is_hidden_matrix, named_leaves
 
 
 def learning_rate(progress: float, warmup: float, final: float) -> float:
@@ -18,22 +20,18 @@ def learning_rate(progress: float, warmup: float, final: float) -> float:
     return min(rising, falling)
 
 
-def make_optimizers(weights: Weights, settings: Settings) -> list[Optimizer]:
+def make_optimizers(
+    weights: object, settings: Settings, is_hidden: Callable[[str, Sequence[int]], bool] = is_hidden_matrix
+) -> list[Optimizer]:
     """The optimizers of one run, with each group's peak learning rate as its `initial_lr`.
 
-    A tied embedding is one leaf, so one parameter.
+    The arrays for which `is_hidden(path, shape)` is true decay; embeddings and gains do not. "adamw" trains everything
+    with AdamW (Loshchilov & Hutter 2019); "muon" trains the hidden matrices with Muon (Jordan et al. 2024), which
+    orthogonalises their updates. A tied embedding is one leaf, so one parameter.
     """
-    matrices = [leaf for path, leaf in named_leaves(weights) if is_hidden_matrix(path, leaf.shape)]
-    others = [leaf for path, leaf in named_leaves(weights) if not is_hidden_matrix(path, leaf.shape)]
-    return optimizers_for(matrices, others, settings)
-
-
-def optimizers_for(matrices: list[Tensor], others: list[Tensor], settings: Settings) -> list[Optimizer]:
-    """The optimizers of hidden matrices, which decay, and of embeddings and gains, which do not.
-
-    "adamw" trains everything with AdamW (Loshchilov & Hutter 2019); "muon" trains the hidden matrices with Muon (Jordan
-    et al. 2024), which orthogonalises their updates.
-    """
+    named = list(named_leaves(weights))
+    matrices = [leaf for path, leaf in named if is_hidden(path, leaf.shape)]
+    others = [leaf for path, leaf in named if not is_hidden(path, leaf.shape)]
     adam_rate, muon_rate = float(settings.learning_rate or 0), float(settings.muon_learning_rate or 0)
     decaying = {"params": matrices, "weight_decay": settings.weight_decay}
     rest = {"params": others, "lr": adam_rate, "weight_decay": 0.0}

@@ -1,6 +1,7 @@
 """One step of training, and the measure of how well it goes."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,15 +75,16 @@ def train_step(
 
 @torch.no_grad()
 def mean_loss(
-    batches: Iterable[tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]],
-    weights: Weights,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    weights: Any,
     config: Config,
     dtype: torch.dtype = torch.float32,
+    loss_function: Callable[..., Tensor] = loss_sum,
 ) -> float:
-    """The mean of −log p(target) in nats over all targets of all batches but those of −100."""
+    """The mean of −log p(target) in nats over batches of inputs and targets; targets of −100 do not count."""
     total, counted = 0.0, 0
-    weights, device = to(weights, dtype), weights.embedding.device
+    weights, device = to(weights, dtype), leaves(weights)[0].device
     for inputs, targets in batches:
-        total += loss_sum(inputs.to(device), targets.to(device), weights, config, dtype).item()
+        total += loss_function(inputs.to(device), targets.to(device), weights, config, dtype).item()
         counted += int((targets != -100).sum())
     return total / counted

@@ -16,8 +16,9 @@ from rich.console import Console
 
 from llucid.errors import LlucidError
 from llucid.ladder import RUNGS
-from llucid.ladder.run import EDGES, choose, make_optimizers, run_ladder
+from llucid.ladder.run import EDGES, RECIPE, choose, is_inner, run_ladder
 from llucid.training.muon import Muon
+from llucid.training.optimizer import make_optimizers
 from llucid.weights import leaves, named_leaves
 from tests.ladder.test_rungs import CONFIG
 from tests.training.test_run import TEXT, command, do
@@ -146,7 +147,7 @@ def test_rungs_are_chosen_by_number_range_and_name() -> None:
 def test_every_array_has_one_optimizer_and_inner_matrices_have_muon() -> None:
     for rung in RUNGS:
         weights = rung.init(CONFIG, 0)
-        muon, adam = make_optimizers(weights)
+        muon, adam = make_optimizers(weights, RECIPE, is_inner)
         assert isinstance(muon, Muon)
         held = [[id(leaf) for group in each.param_groups for leaf in group["params"]] for each in (muon, adam)]
         assert sorted(held[0] + held[1]) == sorted(map(id, leaves(weights)))

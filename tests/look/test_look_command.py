@@ -82,7 +82,7 @@ def test_the_default_text_is_cut_to_a_short_context(tmp_path: Path) -> None:
     model = llucid.load("storyteller")
     llucid.save(model._replace(config=replace(model.config, context=8)), tmp_path / "short")
     look = read_command(["look", str(tmp_path / "short")])
-    assert look.first_text(look.open(look.model)) == prompt_ids(model.text(), TEXTS[0])[:8]
+    assert look.given(look.open(look.model)) == prompt_ids(model.text(), TEXTS[0])[:8]
 
 
 def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
