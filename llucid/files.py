@@ -107,8 +107,13 @@ def atomic_folder(out: Path) -> Generator[Path]:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
+    write_atomically(path, text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file by `atomic_file`."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
 
 
 def typed(path: str | Path) -> str:
