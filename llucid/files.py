@@ -107,8 +107,13 @@ def atomic_folder(out: Path) -> Generator[Path]:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
+    write_atomically(path, text.encode())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file by `atomic_file`."""
     with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
 
 
 def typed(path: str | Path) -> str:
@@ -173,13 +178,14 @@ def first_bytes(file: Path, count: int) -> bytes:
         return opened.read(count)
 
 
-POINTER = b"version https://git-lfs"
-
-
-def refuse_pointer(file: Path) -> None:
-    """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file."""
-    if first_bytes(file, 30).startswith(POINTER):
+def refuse_stand_in(file: Path) -> None:
+    """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file, or a page that a server
+    sends instead of one."""
+    head = first_bytes(file, 100).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
         raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise LlucidError(f"{file}: a web page, not the file; download the file again, from the link to itself")
 
 
 LARGEST_JSON = 2**24
@@ -215,8 +221,7 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         value = json_value(content)
     except ValueError as error:
-        if content.startswith(POINTER):
-            refuse_pointer(path)
+        refuse_stand_in(path)
         raise LlucidError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(value, dict):
         raise LlucidError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -157,7 +157,7 @@ def test_errors_on_a_read_only_file_system_name_the_user_s_path(
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr(Path, "unlink", refused)
-    monkeypatch.setattr(Path, "write_text", lambda path, *_, **__: refused(path))
+    monkeypatch.setattr(Path, "write_bytes", lambda path, *_, **__: refused(path))
     with pytest.raises(OSError, match="Read-only") as caught:
         write_text_atomically(tmp_path / "file", "new")
     assert one_line(caught.value) == f"{tmp_path / 'file'}: Read-only file system"

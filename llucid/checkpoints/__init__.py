@@ -33,7 +33,7 @@ from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line
-from llucid.files import atomic_folder, is_occupied, refuse_pointer, typed
+from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
@@ -73,7 +73,7 @@ def format_of(path: Path) -> tuple[str, Format]:
         if (format := _format(name)).recognises(path):
             return name, format
     if path.is_file():
-        refuse_pointer(path)
+        refuse_stand_in(path)
         if any(_format(name).recognises(path.parent) for name in FORMATS):
             raise LlucidError(f"{path}: one file of a model; give the folder it is in, {path.parent}")
     if (path / "adapter_config.json").is_file():

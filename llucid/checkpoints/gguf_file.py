@@ -29,7 +29,7 @@ from llucid.checkpoints.metadata import int_of
 from llucid.checkpoints.pickles import bytes_of
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, tensor_of
 from llucid.errors import LlucidError
-from llucid.files import first_bytes, refuse_pointer
+from llucid.files import first_bytes, refuse_stand_in
 
 NUMBER_TYPES = {
     **dict(enumerate(["<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "<u1"])),
@@ -282,7 +282,7 @@ def read_parts(path: Path) -> list[FileHeader]:
         file = path.with_name(f"{path.name.removesuffix(ending)}-{number:05}-of-{count:05}.gguf")
         if not file.is_file():
             raise LlucidError(f"{file}: is missing; the model is split into {count} files")
-        refuse_pointer(file)
+        refuse_stand_in(file)
         if first_bytes(file, 4) != b"GGUF":
             raise LlucidError(f"{file}: is not a GGUF file; the model is split into {count} files")
         parts.append(read_file_header(file))

@@ -22,7 +22,7 @@ from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, note, prefix_errors, shown
-from llucid.files import LARGEST_JSON, atomic_file, parse_json, read_json, refuse_pointer, write_text_atomically
+from llucid.files import LARGEST_JSON, atomic_file, parse_json, read_json, refuse_stand_in, write_text_atomically
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -84,10 +84,11 @@ FLAGS = {"tied_embeddings": "tie_word_embeddings", "attention_bias": "attention_
 # The allowed values of keys in config.json by which other models differ from a Llama.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], None),
+    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], [], None),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, True, None),
     "mlp_bias": (False, True, None),
+    "tie_word_embeddings": (False, True, None),
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
 }
@@ -244,7 +245,9 @@ def index_of(path: Path) -> tuple[Path, dict[str, str]]:
     """The file with the weights, or the index of several files, with the file name of each tensor."""
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None:
-        raise LlucidError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}")
+        others = [file.name for pattern in ("*.safetensors*", "*.bin*") for file in sorted(path.glob(pattern))]
+        found = f"; found only {', '.join(others[:3])}" if others else ""
+        raise LlucidError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}{found}")
     if file.suffix != ".json":
         return file, {}
     places = read_json(file).get("weight_map")
@@ -275,7 +278,7 @@ def read_entries(path: Path) -> dict[str, Stored]:
 def safetensors_entries(file: Path) -> dict[str, Stored]:
     """The tensors of a safetensors file."""
     names = {short: name for name, short in SAFETENSORS.items()}
-    refuse_pointer(file)
+    refuse_stand_in(file)
     try:
         with open(file, "rb") as opened:
             start = 8 + int.from_bytes(opened.read(8), "little")

@@ -18,7 +18,7 @@ from llucid.arrays.dtypes import dtype_of, name_of_dtype
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, first_bytes, refuse_pointer
+from llucid.files import atomic_file, first_bytes, refuse_stand_in
 
 STORAGES = {
     "torch.DoubleStorage": "float64",
@@ -132,7 +132,7 @@ def read_pickle(file: Path) -> Any:
     Raises LlucidError for a file that is damaged, calls anything that tensors do not need, or has tensors that exceed
     their numbers in the file.
     """
-    refuse_pointer(file)
+    refuse_stand_in(file)
     if not is_archive(file):
         old = "; save it again with torch.save" if first_bytes(file, 1) == b"\x80" else ""
         raise LlucidError(f"{file}: not a PyTorch file of version 1.6 or later{old}")

@@ -57,12 +57,11 @@ class Look(ModelOptions):
         answers = self.answers()
         if self.html is None:
             return self.serve(answers)
-        from llucid.files import atomic_file
+        from llucid.files import write_atomically
         from llucid.look.export import page
 
         made = page(answers, [answers.first], limit=int(self.size * 1e6))
-        with atomic_file(Path(self.html)) as file:
-            file.write_bytes(made.html)
+        write_atomically(Path(self.html), made.html)
         print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
         return None
 

@@ -99,13 +99,10 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
                 opened.seek(-len(head), os.SEEK_CUR)
             try:
                 while (at := opened.tell()) < last:
-                    if piece := decoder.decode(opened.read(min(CHUNK, last - at))):
-                        yield piece
+                    yield decoder.decode(opened.read(min(CHUNK, last - at)))
                 while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
-                    if piece := decoder.decode(byte):
-                        yield piece
-                if piece := decoder.decode(b"", final=True):  # a carriage return that waited for a line feed
-                    yield piece
+                    yield decoder.decode(byte)
+                yield decoder.decode(b"", final=True)  # a carriage return that waited for a line feed
             except UnicodeDecodeError as error:
                 at = opened.tell() - len(error.object) + error.start
                 raise LlucidError(

@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from llucid.errors import LlucidError
-from llucid.files import atomic_file
+from llucid.files import write_atomically
 
 ADDRESS = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -37,6 +37,5 @@ def find_shakespeare(cache: Path) -> Path:
     if hashlib.sha256(text).hexdigest() != SHA256:
         raise LlucidError(f"{ADDRESS}: no longer Tiny Shakespeare (its SHA-256 should be {SHA256})")
     cache.mkdir(parents=True, exist_ok=True)
-    with atomic_file(file) as temporary:
-        temporary.write_bytes(text)
+    write_atomically(file, text)
     return file

@@ -221,11 +221,14 @@ class Sampling:
             raise LlucidError(f"top_p={p}: must be more than 0 and at most 1; 1 is for all tokens")
         if share is not None and not 0 <= share <= 1:
             raise LlucidError(f"min_p={share}: must be at least 0 and at most 1; 0 is for all tokens")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise LlucidError(f"repetition_penalty={self.repetition_penalty}: must be more than 0; 1 changes nothing")
+        # Within these bounds no logit that a reader returns becomes infinite in float32.
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise LlucidError(
+                f"repetition_penalty={self.repetition_penalty}: must be from 0.01 to 100; 1 changes nothing"
+            )
         for name in ("frequency_penalty", "presence_penalty"):
-            if not math.isfinite(number := getattr(self, name)):
-                raise LlucidError(f"{name}={number}: must be finite; 0 changes nothing")
+            if not abs(number := getattr(self, name)) <= 100:
+                raise LlucidError(f"{name}={number}: must be from -100 to 100; 0 changes nothing")
         if not all(token >= 0 and abs(bias) <= 100 for token, bias in self.logit_bias):
             raise LlucidError("logit_bias: each must be an id and a number from -100 to 100")
 

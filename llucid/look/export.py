@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from llucid.errors import LlucidError
-from llucid.files import atomic_file
+from llucid.files import write_atomically
 from llucid.look.answers import Answer, Answers, Subject, address, as_json
 from llucid.look.trace import Trace, Value
 
@@ -31,8 +31,7 @@ def export(trace: Trace, path: str | Path, limit: int = LIMIT) -> list[str]:
     the trace kept only some values, and OSError if the file cannot be written.
     """
     made = page_of(trace, limit)
-    with atomic_file(Path(path)) as file:
-        file.write_bytes(made.html)
+    write_atomically(Path(path), made.html)
     return made.left_out
 
 

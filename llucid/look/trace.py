@@ -176,7 +176,8 @@ class Trace:
                 self._block = -1, {}
                 watch.run_block(layer, self._calls[layer])
                 watch.release()
-                self._block = _, values = layer, watch.values
+                values = watch.values
+                self._block = layer, values
             if name in values:
                 return values[name]
         known = [each for each, *_ in self._found]

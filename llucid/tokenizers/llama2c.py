@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llucid.errors import LlucidError
-from llucid.files import atomic_file
+from llucid.files import write_atomically
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.folder import write_folder
 from llucid.tokenizers.merges import merges_of
@@ -166,9 +166,8 @@ class Llama2cTokenizer:
         """Writes the `tokenizer.bin`."""
         longest = max(len(piece) for piece in self.pieces)
         rows = zip(self.pieces, self.scores, strict=True)
-        with atomic_file(path) as temporary:
-            entries = [struct.pack("<fi", score, len(piece)) + piece for piece, score in rows]
-            temporary.write_bytes(struct.pack("<i", longest) + b"".join(entries))
+        entries = [struct.pack("<fi", score, len(piece)) + piece for piece, score in rows]
+        write_atomically(path, struct.pack("<i", longest) + b"".join(entries))
 
     @classmethod
     def from_bytes(cls, data: bytes, vocab_size: int | None = None) -> "Llama2cTokenizer":

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from llucid.errors import LlucidError, NoTokenizer
-from llucid.files import read_json, refuse_pointer
+from llucid.files import read_json, refuse_stand_in
 from llucid.tokenizers.tokenizer import Tokenizer
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer.bin")
@@ -58,7 +58,7 @@ def _open(file: Path) -> Tokenizer:
         return open_sentencepiece(data[:], file.parent)
     if is_llama2c(data):
         return Llama2cTokenizer.from_bytes(data[:])
-    refuse_pointer(file)
+    refuse_stand_in(file)
     raise LlucidError(
         "not a tokenizer that llucid knows; expected a tokenizer.json, Llama 3's tiktoken ranks, Llama 2's "
         "SentencePiece model, or a whole tokenizer.bin of llama2.c"

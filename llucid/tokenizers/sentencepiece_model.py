@@ -9,7 +9,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from llucid.errors import LlucidError
-from llucid.files import atomic_file
+from llucid.files import write_atomically
 from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, write_folder
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import field, fields
@@ -144,8 +144,7 @@ class SentencePiece:
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(self.model)
+        write_atomically(path, self.model)
 
 
 def replace(kind: str, pattern: str, content: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tiktoken
 
 from llucid.errors import LlucidError
-from llucid.files import atomic_file
+from llucid.files import write_atomically
 from llucid.tokenizers.byte_pieces import byte_letters
 from llucid.tokenizers.folder import added_in, folder_config, name_of, write_folder
 from llucid.tokenizers.merges import merges_of
@@ -131,8 +131,7 @@ class TiktokenRanks:
 
     def write(self, path: Path) -> None:
         """Writes the file of ranks, Meta's `tokenizer.model`."""
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(b"".join(b"%s %d\n" % (b64encode(piece), rank) for piece, rank in self.ranks.items()))
+        write_atomically(path, b"".join(b"%s %d\n" % (b64encode(piece), rank) for piece, rank in self.ranks.items()))
 
 
 def is_tiktoken(head: bytes) -> bool:

@@ -98,7 +98,11 @@ class JsonTokenizer:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         steps = json.dumps([content.get(step) for step in ("normalizer", "pre_tokenizer", "decoder")])
         risky = '"Precompiled"|"FixedLength"|"stop": [1-9]|"Regex": "'  # steps in which the library may panic
-        self.panics = re.search(risky, steps.replace(json.dumps(WORDS), "")) is not None
+        normal = self.tokenizer.normalizer
+        self.panics = re.search(risky, steps.replace(json.dumps(WORDS), "")) is not None or any(
+            token.normalized and normal and not normal.normalize_str(token.content)  # it is found inside characters
+            for token in self.tokenizer.get_added_tokens_decoder().values()
+        )
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # some files ask for it, for every text
         self.tokenizer.no_padding()

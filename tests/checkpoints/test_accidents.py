@@ -33,7 +33,7 @@ FORMATS = {"huggingface": "model", "meta": "model", "llama2c": "model.bin", "ggu
         *("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
     ],
 )
-def test_git_lfs_pointer(name: str, tmp_path: Path) -> None:
+def test_stand_ins_for_a_file(name: str, tmp_path: Path) -> None:
     path = tmp_path
     if name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"):
         save(model_of(CONFIG), path)
@@ -46,6 +46,17 @@ def test_git_lfs_pointer(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(POINTER)
     with pytest.raises(LlucidError, match=rf"{name}: only a Git LFS pointer .* fetch the file with: git lfs pull"):
         load(path, device="cpu")
+    for page in ("<!DOCTYPE html><html>", '<?xml version="1.0"?><Error><Code>AccessDenied</Code>'):
+        (tmp_path / name).write_text(f"\n{page}")
+        with pytest.raises(LlucidError, match=rf"{name}: a web page, not the file; download the file again"):
+            load(path, device="cpu")
+
+
+def test_a_part_of_a_download_is_named(tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(LlucidError, match=r"no weights; .*; found only model-00001-of-00002\.safetensors$"):
+        load(tmp_path)
 
 
 def test_a_safetensors_header_is_bounded(tmp_path: Path) -> None:

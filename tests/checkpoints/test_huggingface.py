@@ -294,6 +294,7 @@ def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: py
         (dict(model_type="qwen2"), 'model_type "qwen2"'),
         (dict(attention_bias="yes"), 'attention_bias "yes"'),
         (dict(mlp_bias=[]), "mlp_bias []"),
+        (dict(tie_word_embeddings="false"), 'tie_word_embeddings "false"'),
         (dict(hidden_act="gelu"), 'hidden_act "gelu"'),
         (
             dict(quantization_config={"quant_method": "gptq"}),

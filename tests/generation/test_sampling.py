@@ -257,6 +257,9 @@ def test_penalties_by_hand():
     ("message", "numbers"),
     [
         ("repetition_penalty=0.0: must be", {"repetition_penalty": 0.0}),
+        ("repetition_penalty=1e-30: must be from 0.01 to 100", {"repetition_penalty": 1e-30}),
+        ("repetition_penalty=1e\\+30: must be", {"repetition_penalty": 1e30}),
+        ("frequency_penalty=1e\\+300: must be from -100 to 100", {"frequency_penalty": 1e300}),
         ("frequency_penalty=nan: must be", {"frequency_penalty": math.nan}),
         ("presence_penalty=inf: must be", {"presence_penalty": math.inf}),
         ("logit_bias: each must be", {"logit_bias": ((-1, 0.0),)}),

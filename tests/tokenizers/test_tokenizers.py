@@ -195,6 +195,11 @@ def test_an_error_of_the_library_is_one_line(capfd: pytest.CaptureFixture[str]) 
     length = {"type": "FixedLength", "length": 0}
     with pytest.raises(LlucidError, match="the text cannot be encoded: chunk size"):
         JsonTokenizer(json.loads(BPE.json()) | {"pre_tokenizer": length}).encode("a")
+    flags = dict.fromkeys(("special", "lstrip", "rstrip", "single_word"), False)
+    spaces = flags | {"id": BPE.vocab_size, "content": "  ", "normalized": True}
+    blank = {"type": "Strip", "strip_left": True, "strip_right": True}
+    with pytest.raises(LlucidError, match="the text cannot be encoded"):
+        JsonTokenizer(json.loads(BPE.json()) | {"added_tokens": [spaces], "normalizer": blank}).encode("é")
     nothing = BEGINNING | {"special_tokens": {}}
     with pytest.raises(LlucidError, match="cannot be read"):
         JsonTokenizer(with_special("<s>") | {"post_processor": nothing})
