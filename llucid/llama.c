@@ -31,7 +31,7 @@
 #include <string.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
-enum { GROUP = 32, TILE = 16 };  /* numbers that share a scale; rows that are multiplied at once, and lie side by side if whole */
+enum { GROUP = 32, TILE = 16 };  /* numbers that share a scale; rows at once, which lie side by side if whole */
 enum { FEW_TOKENS = 8 };
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
@@ -280,6 +280,7 @@ static void attend(const Step *s, int layer, int block, int head, const struct O
     const int kv_head = head / (m->heads / m->kv_heads);
     const size_t width = (size_t)m->head_dim, stride = width * size_of(c->kind), columns = (size_t)m->heads * width;
     const size_t from = (size_t)token * columns + (size_t)head * width, ahead = ahead_of(m->blocks->query.kind);
+    const size_t apart = (size_t)(slots + TILE - 1) / TILE * TILE;  /* all aligned: sums in one order */
     float *scores = own->scores, *y = s->mixed + from;
     for (int i = 0; i < count; i++) {
         memcpy(own->asking + (size_t)i * width, s->query + from + (size_t)i * columns, width * sizeof(float));
@@ -291,15 +292,15 @@ static void attend(const Step *s, int layer, int block, int head, const struct O
         for (int slot = 0; slot < run; slot += TILE) {
             int some = run - slot < TILE ? run - slot : TILE;
             dots(c->kind, k + (size_t)slot * stride, ahead, some, own->asking, m->head_dim, count,
-                 scores + start + slot, (size_t)slots);
+                 scores + start + slot, apart);
         }
     }
-    for (int i = 0; i < count; i++) softmax(scores + (size_t)(i * slots), common + i, 1 / sqrtf((float)m->head_dim));
+    for (int i = 0; i < count; i++) softmax(scores + (size_t)i * apart, common + i, 1 / sqrtf((float)m->head_dim));
     for (int start = 0, run; start < slots; start += run) {
         const int hidden = start < common ? 0 : start - common + 1;  /* from so many tokens of the block */
         run = run_length(s, pages, start, hidden ? start + 1 : common);
-        const float *p = scores + (size_t)(hidden * slots + start);
-        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, p, (size_t)slots, run, m->head_dim,
+        const float *p = scores + (size_t)hidden * apart + start;
+        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, p, apart, run, m->head_dim,
             count - hidden, y + (size_t)hidden * columns, columns);
     }
 }
