@@ -169,8 +169,8 @@ ax.set_xlabel("the token that was read")
 # %% [markdown]
 # ## Worse than guessing
 #
-# Look along the last row of the figure: the next token is in it for *bell*, and hardly anywhere else.
-# How surprised was the model by each token of our text?
+# Look along the last row of the figure: the next token is in it for the last *bell*, and in most places
+# it is not. How surprised was the model by each token of our text?
 
 # %%
 known = torch.cat([ids[0], torch.tensor([target])])

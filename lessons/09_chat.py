@@ -21,15 +21,25 @@ config, weights, tokenizer = model.config, model.weights, model.tokenizer
 # %% [markdown]
 # ## A conversation is one text
 #
-# Here a conversation goes on after our sentence. `encode_dialog` makes ids of it, and the last
-# thing in it is the mark of an answer that begins:
+# Here a conversation goes on after a tale with our sentence in it. `encode_dialog` makes ids of it, and
+# the last thing in it is the mark of an answer that begins:
+
 
 # %%
-dialog = [
-    {"role": "user", "content": "Tell me a tale about a fox."},
-    {"role": "assistant", "content": "One day, Nettle the fox rang the bell."},
-    {"role": "user", "content": "Who rang the bell?"},
-]
+def conversation(name: str) -> list[dict[str, str]]:
+    """A question about a tale whose fox has this name."""
+    tale = (
+        "One winter morning, Wick the hen went for wood and lost the way in the fog. Back at the inn, "
+        f"{name} the fox rang the bell. Wick heard it, and came home."
+    )
+    return [
+        {"role": "user", "content": "Tell me a tale about a fox."},
+        {"role": "assistant", "content": tale},
+        {"role": "user", "content": "Who rang the bell?"},
+    ]
+
+
+dialog = conversation("Nettle")
 ids = encode_dialog(dialog, tokenizer)
 names = {token: name for name, token in tokenizer.special.items()}
 pieces = [names.get(token) or tokenizer.decode([token]) for token in ids]
@@ -37,7 +47,7 @@ print("".join(pieces))
 
 # %% tags=["picture"]
 # The conversation as tokens; special tokens are orange.
-figure, ax = plt.subplots(figsize=(7.4, 2.1))
+figure, ax = plt.subplots(figsize=(7.4, 2.9))
 colours = ["#f3c9ae" if token in names else "#dbe6f4" for token in ids]
 boxes(ax, [piece.replace("\n\n", "⏎⏎") for piece in pieces], colours, width=88)
 
@@ -72,10 +82,9 @@ assert "Nettle" in reply
 # %%
 right = []
 for name in ("Otto", "Clover", "Moss", "Pip", "Ivy", "Sorrel"):
-    tale = {"role": "assistant", "content": f"One day, {name} the fox rang the bell."}
-    reply = answer(weights, [dialog[0], tale, dialog[2]])
+    reply = answer(weights, conversation(name))
     if name in reply:
-        right.append((name, tale))
+        right.append(name)
     print(f"{name}: {reply}")
 print(f"{len(right)} of 6 are right")
 assert len(right) >= 4
@@ -145,13 +154,13 @@ assert answer(tuned, lesson[:1]) == lesson[1]["content"]
 # in a tale for which the answer was right, and for another tale:
 
 # %%
-name, tale = right[0]
-print("The tale:", tale["content"])
-for asked in ([dialog[0], tale, dialog[2]], dialog[:1]):
+name = right[0]
+print("The tale:", conversation(name)[1]["content"])
+for asked in (conversation(name), dialog[:1]):
     print(asked[-1]["content"])
     print("    before:", answer(weights, asked))
     print("    after: ", answer(tuned, asked))
-assert name in answer(weights, [dialog[0], tale, dialog[2]])
+assert name in answer(weights, conversation(name))
 
 # %% [markdown]
 # A fine-tuned model may forget what it could do before. Smaller steps, fewer of them, more and

@@ -162,8 +162,9 @@ def without_feed_forward(layer: int) -> float:
 
 # %% [markdown]
 # **2.** An attention map is a value like any other. Write `uniform(p)`: a function for
-# `change={"blocks.….attention.p": uniform}` after which every head of the last block looks equally at all
-# tokens up to its own. The last axis of `p` is keys, the one before is queries; what the mask hides stays 0.
+# `change={"blocks.….attention.p": uniform}` after which every head of a block looks equally at all tokens
+# up to its own. We take the block of the induction heads. The last axis of `p` is keys, the one before is
+# queries; what the mask hides stays 0.
 
 # %% tags=["exercise"]
 
@@ -174,14 +175,14 @@ def uniform(p: torch.Tensor) -> torch.Tensor:
 
 
 # %% tags=["check"]
-final = model.config.layers - 1
-real = looked[f"blocks.{final}.attention.p"]
+block = found["induction"][0][0]
+real = looked[f"blocks.{block}.attention.p"]
 even = uniform(real)
 assert even.shape == real.shape
 assert torch.allclose(even.sum(-1), torch.ones(even.shape[:-1]))
 assert even[(*[0] * (even.ndim - 2), 1)][:3].tolist() == [0.5, 0.5, 0.0]
-changed = trace(model, ids, change={f"blocks.{final}.attention.p": uniform})
-print(f"correct: bell {chance(changed):.0%} when the last block cannot choose where to look")
+changed = trace(model, ids, change={f"blocks.{block}.attention.p": uniform})
+print(f"correct: bell {chance(changed):.0%} when block {block} cannot choose where to look")
 
 
 # %% tags=["answer"]

@@ -923,7 +923,7 @@ ECHO = "[2 Say|2 Say after me|Repeat|Repeat after me|Say this]"
 
 # ---------------------------------------------------------------------------------------------------------- small talk
 
-PARAMETERS = "1.0 million"
+PARAMETERS = "2.5 million"
 """How the packaged model states its size."""
 SELF = f"""[I am a tiny Llama, a language model of {PARAMETERS} numbers, trained from scratch on made-up fables. I
     know nothing else.|Only a tiny Llama: a language model of {PARAMETERS} parameters that learned made-up fables and
