@@ -31,7 +31,7 @@
 #include <string.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16, INT8, INT4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K };  /* how numbers are stored */
-enum { GROUP = 32, TILE = 16, ROWS = 8 };  /* numbers that share a scale; rows that lie side by side; rows at once */
+enum { GROUP = 32, TILE = 16 };  /* numbers that share a scale; rows at once, which lie side by side if whole */
 enum { FEW_TOKENS = 8 };
 
 #define ANY_ORDER _Pragma("omp simd reduction(+ : sum)")  /* what is added to `sum` may be so as vector code does */
@@ -76,10 +76,10 @@ typedef struct {  /* what a step reads */
 
 typedef struct {  /* what a matrix is applied to, [tokens, columns]; for whole numbers rounded, group by group */
     const float *x;
-    int8_t *whole;   /* x ≈ scale · whole */
-    float *scale;    /* [tokens, columns/32] */
-    int32_t *sum;    /* [tokens, columns/32]: of the whole numbers of a group */
-    float *half;     /* [tokens, columns/16]: scale · the sum of half a group */
+    int8_t *whole;   /* x ≈ scale · whole; for each part of the tokens (`part_of`) [columns/32, tokens, 32] */
+    float *scale;    /* [columns/32, tokens] */
+    int32_t *sum;    /* [columns/32, tokens]: of the whole numbers of a group */
+    float *half;     /* [columns/32, tokens, 2]: scale · the sum of half a group */
 } Vectors;
 
 typedef struct { int from, to; } Part;
@@ -99,12 +99,13 @@ typedef struct {  /* one step: what it is given, and what its threads share */
     const Llama *model;
     const Cache *cache;
     const Tokens *tokens;
-    int count, threads;                        /* tokens */
+    int count, threads, blocks;                /* tokens; threads; blocks of tokens, which attend together */
+    int32_t *starts;                           /* [blocks + 1]: the first tokens of the blocks */
     float *logits;                             /* [scored, vocab] */
     float *cos, *sin;                          /* [count, head_dim/2] */
     float *x, *query, *key, *value, *mixed;    /* [count, …]: the stream; queries, keys, values; p v */
     float *gate, *up, *written;                /* of the feed-forward network; what a block adds to the stream */
-    struct Own { float *normed, *scores; Vectors vectors; } *own;  /* what each thread has for itself */
+    struct Own { float *normed, *asking, *scores; Vectors vectors; } *own;  /* what each thread has for itself */
 } Step;
 
 #include "native/memory.h"
@@ -118,9 +119,8 @@ static Part part(int rows, int thread, int threads, int together) {  /* a thread
 /* y = W x + bias for each x, the rows of `part` of it. */
 static void product(const Matrix *w, const Vectors *v, int count, Part part, float *y, size_t ahead) {
     size_t columns = (size_t)w->columns, groups = columns / GROUP;
-    const int together = w->kind < INT8 ? ROWS : TILE;
-    for (int row = part.from; row < part.to; row += together) {
-        int rows = part.to - row < together ? part.to - row : together;
+    for (int row = part.from; row < part.to; row += TILE) {
+        int rows = part.to - row < TILE ? part.to - row : TILE;
         if (w->kind < INT8) {
             const char *numbers = (const char *)w->numbers + (size_t)row * columns * size_of(w->kind);
             dots(w->kind, numbers, ahead, rows, v->x, w->columns, count, y + row, (size_t)w->rows);
@@ -159,8 +159,15 @@ static void multiply(const Matrix *w, const Vectors *v, int count, Part part, fl
 
 /* x as what `w` is applied to: rounded to whole numbers if those of the matrix are. */
 static const Vectors *for_matrix(const Matrix *w, const float *x, int count, Vectors *v) {
+    const size_t groups = (size_t)w->columns / GROUP;
     v->x = x;
-    if (w->kind >= INT8) round_groups(x, (size_t)count * (size_t)(w->columns / GROUP), v);
+    if (w->kind < INT8) return v;
+    for (size_t first = 0, some; first < (size_t)count; first += some) {
+        some = (size_t)part_of(count - (int)first);
+        for (size_t group = 0; group < groups; group++)
+            for (size_t i = 0; i < some; i++)
+                round_group(x + ((first + i) * groups + group) * GROUP, v, first * groups + group * some + i);
+    }
     return v;
 }
 
@@ -186,16 +193,25 @@ static const float *rms_norm(const Step *s, const float *x, int count, const flo
     return normed;
 }
 
+/* Where, from `at` on, either a head or a part of the columns ends. */
+static int end_of_head(int at, Part part, int width) {
+    int end = (at / width + 1) * width;
+    return end < part.to ? end : part.to;
+}
+
 /* (a + ib) · exp(i·m·θⱼ) for each pair of neighbours. Su et al. 2021 (RoFormer), eq. 34; angles are worked out once. */
 static void rotate(const Step *s, Part part, size_t columns, float *x) {
-    const float *all_cos = s->cos, *all_sin = s->sin;
-    const int half = s->model->head_dim / 2;
-    for (int token = 0; token < s->count; token++, x += columns, all_cos += half, all_sin += half) {
-        for (int at = part.from; at < part.to; at += 2) {
-            float cos = all_cos[at / 2 % half], sin = all_sin[at / 2 % half];
-            float a = x[at], b = x[at + 1];
-            x[at] = a * cos - b * sin;
-            x[at + 1] = a * sin + b * cos;
+    const int width = s->model->head_dim;
+    for (int token = 0; token < s->count; token++, x += columns) {
+        for (int at = part.from, end; at < part.to; at = end) {
+            const size_t angle = (size_t)token * (size_t)(width / 2) + (size_t)(at % width / 2);
+            const float *cos = s->cos + angle, *sin = s->sin + angle;
+            end = end_of_head(at, part, width);
+            for (int pair = 0; pair < (end - at) / 2; pair++) {
+                float *turned = x + at + 2 * pair, a = turned[0], b = turned[1];
+                turned[0] = a * cos[pair] - b * sin[pair];
+                turned[1] = a * sin[pair] + b * cos[pair];
+            }
         }
     }
 }
@@ -216,35 +232,33 @@ static int run_length(const Step *s, const int32_t *pages, int position, int end
 
 /* Writes a part of these tokens' keys or values into their slots. */
 static void write_slots(const Step *s, Part part, size_t columns, const float *x, void *layer) {
-    for (int token = 0, width = s->model->head_dim; token < s->count; token++, x += columns) {
+    const int width = s->model->head_dim, kind = s->cache->kind;
+    for (int token = 0; token < s->count; token++, x += columns) {
         const int32_t *pages = s->tokens->pages + s->tokens->first[token];
-        for (int at = part.from; at < part.to; at++) {
-            void *slot = slot_of(s, layer, pages, at / width, s->tokens->positions[token]);
-            if (s->cache->kind == FLOAT32) ((float *)slot)[at % width] = x[at];
-            else ((uint16_t *)slot)[at % width] = s->cache->kind == BFLOAT16 ? to_bfloat16(x[at]) : to_float16(x[at]);
+        for (int at = part.from, end; at < part.to; at = end) {
+            end = end_of_head(at, part, width);
+            char *slot = slot_of(s, layer, pages, at / width, s->tokens->positions[token]);
+            store(kind, x + at, end - at, slot + (size_t)(at % width) * size_of(kind));
         }
     }
 }
 
-/* softmax(q kᵀ / √head_dim) v of one head of one token, over the slots of its sequence up to its own position; each k
-   and v serves heads / kv_heads heads in a row. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (GQA), §2.2. */
-static void attend(const Step *s, int layer, int token, int head, float *scores) {
-    const Llama *m = s->model;
-    const Cache *c = s->cache;
-    const int32_t *pages = s->tokens->pages + s->tokens->first[token];
-    int slots = s->tokens->positions[token] + 1, kv_head = head / (m->heads / m->kv_heads);
-    size_t width = (size_t)m->head_dim, stride = width * size_of(c->kind);
-    const float *q = s->query + ((size_t)token * (size_t)m->heads + (size_t)head) * width;
-    size_t ahead = ahead_of(m->blocks->query.kind);
-    float *y = s->mixed + (q - s->query), scale = 1 / sqrtf((float)m->head_dim), largest = -INFINITY, sum = 0;
-    for (int start = 0, run; start < slots; start += run) {
-        const char *k = slot_of(s, c->keys[layer], pages, kv_head, start);
-        run = run_length(s, pages, start, slots);
-        for (int slot = 0; slot < run; slot += ROWS) {
-            int some = run - slot < ROWS ? run - slot : ROWS;
-            dots(c->kind, k + (size_t)slot * stride, ahead, some, q, m->head_dim, 1, scores + start + slot, 1);
-        }
+/* Takes consecutive tokens of a sequence together, AT_ONCE at most. */
+static void find_blocks(Step *s) {
+    const int32_t *first = s->tokens->first, *positions = s->tokens->positions;
+    s->blocks = 0;
+    for (int token = 0; token < s->count; token++) {
+        int begun = s->blocks ? s->starts[s->blocks - 1] : 0;
+        if (token && token - begun < AT_ONCE && first[token] == first[begun] &&
+            positions[token] == positions[begun] + token - begun) continue;
+        s->starts[s->blocks++] = token;
     }
+    s->starts[s->blocks] = s->count;
+}
+
+/* scores = softmax(scores · scale) */
+static void softmax(float *scores, int slots, float scale) {
+    float largest = -INFINITY, sum = 0;
     for (int slot = 0; slot < slots; slot++) {
         scores[slot] *= scale;
         if (scores[slot] > largest) largest = scores[slot];
@@ -252,10 +266,42 @@ static void attend(const Step *s, int layer, int token, int head, float *scores)
     for (int slot = 0; slot < slots; slot++) scores[slot] = exponential(scores[slot] - largest);
     ANY_ORDER for (int slot = 0; slot < slots; slot++) sum += scores[slot];
     for (int slot = 0; slot < slots; slot++) scores[slot] /= sum;
-    for (size_t at = 0; at < width; at++) y[at] = 0;
+}
+
+/* softmax(q kᵀ / √head_dim) v of one head of the tokens of a block, each over the slots of their sequence up to its own
+   position; each k and v serves heads / kv_heads heads in a row. Vaswani et al. 2017, eq. 1; Ainslie et al. 2023 (GQA),
+   §2.2. */
+static void attend(const Step *s, int layer, int block, int head, const struct Own *own) {
+    const Llama *m = s->model;
+    const Cache *c = s->cache;
+    const int token = s->starts[block], count = s->starts[block + 1] - token;
+    const int32_t *pages = s->tokens->pages + s->tokens->first[token];
+    const int common = s->tokens->positions[token] + 1, slots = common + count - 1;  /* all see; the last one sees */
+    const int kv_head = head / (m->heads / m->kv_heads);
+    const size_t width = (size_t)m->head_dim, stride = width * size_of(c->kind), columns = (size_t)m->heads * width;
+    const size_t from = (size_t)token * columns + (size_t)head * width, ahead = ahead_of(m->blocks->query.kind);
+    const size_t apart = (size_t)(slots + TILE - 1) / TILE * TILE;  /* all aligned: sums in one order */
+    float *scores = own->scores, *y = s->mixed + from;
+    for (int i = 0; i < count; i++) {
+        memcpy(own->asking + (size_t)i * width, s->query + from + (size_t)i * columns, width * sizeof(float));
+        memset(y + (size_t)i * columns, 0, width * sizeof(float));
+    }
     for (int start = 0, run; start < slots; start += run) {
+        const char *k = slot_of(s, c->keys[layer], pages, kv_head, start);
         run = run_length(s, pages, start, slots);
-        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, scores + start, run, m->head_dim, y);
+        for (int slot = 0; slot < run; slot += TILE) {
+            int some = run - slot < TILE ? run - slot : TILE;
+            dots(c->kind, k + (size_t)slot * stride, ahead, some, own->asking, m->head_dim, count,
+                 scores + start + slot, apart);
+        }
+    }
+    for (int i = 0; i < count; i++) softmax(scores + (size_t)i * apart, common + i, 1 / sqrtf((float)m->head_dim));
+    for (int start = 0, run; start < slots; start += run) {
+        const int hidden = start < common ? 0 : start - common + 1;  /* from so many tokens of the block */
+        run = run_length(s, pages, start, hidden ? start + 1 : common);
+        const float *p = scores + (size_t)hidden * apart + start;
+        mix(c->kind, slot_of(s, c->values[layer], pages, kv_head, start), ahead, p, apart, run, m->head_dim,
+            count - hidden, y + (size_t)hidden * columns, columns);
     }
 }
 
@@ -282,8 +328,8 @@ static void attention(const Step *s, const float *x, const Block *w, int layer, 
     write_slots(s, of_kv, (size_t)kv, s->key, s->cache->keys[layer]);
     write_slots(s, of_kv, (size_t)kv, s->value, s->cache->values[layer]);
     wait_for_all(s->threads);
-    Part pairs = part(s->count * heads, thread, s->threads, 1);  /* of a token and a head */
-    for (int at = pairs.from; at < pairs.to; at++) attend(s, layer, at / heads, at % heads, s->own[thread].scores);
+    Part pairs = part(s->blocks * heads, thread, s->threads, 1);  /* of a block and a head */
+    for (int at = pairs.from; at < pairs.to; at++) attend(s, layer, at / heads, at % heads, &s->own[thread]);
     wait_for_all(s->threads);
     add(s, &w->output, s->mixed, thread);
 }
@@ -339,6 +385,7 @@ int llama_step(const Llama *model, const Cache *cache, const Tokens *tokens, int
     int64_t begun = nanoseconds();
     int ready = lay_out(&s);
     if (ready) {
+        find_blocks(&s);
         for (int token = 0, half = model->head_dim / 2; token < s.count; token++) {
             float position = (float)tokens->positions[token];
             for (int pair = 0; pair < half; pair++) {

@@ -9,7 +9,7 @@ static struct Trial {
     int running, chosen, count;              /* `chosen` is a distance's index; `count` is of samples */
     int64_t products;                        /* since the last trial */
     struct { float seconds; int distance; } samples[SAMPLES];  /* per number */
-} trials[2 * KINDS];                         /* with up to AT_ONCE tokens; with more */
+} trials[2 * KINDS];                         /* with up to FEW_TOKENS; with more */
 
 int32_t llama_ahead[2 * KINDS];              /* the distances chosen, plus 1; 0 before the first trial has ended */
 int32_t llama_forced = -1;                   /* a distance to be taken always, for tests */

@@ -85,71 +85,72 @@ static float number_in_block(const Matrix *m, size_t row, size_t column) {
 
 #ifdef AVX512
 
-INLINE void blocks_of(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int blocks,
-                      int first, int count, int rows, float *y, size_t stride) {
-    const size_t groups = (size_t)blocks * BLOCK_GROUPS, stride_x = groups * GROUP;
+/* Adds the products of a block of 16 rows with each of `count` vectors to their totals; `at` is its first group there. */
+INLINE void add_block(int kind, const uint8_t *w, size_t ahead, float (*scale)[TILE], float (*less)[TILE],
+                      const Vectors *v, size_t at, int count, __m512 *totals) {
     const int shares = GROUP / SHARE(kind), quads = 8 / shares;  /* of a group; fours of numbers in a share */
     const __m512i of_lower = _mm512_set1_epi32(LOWER(kind)), of_upper = _mm512_set1_epi32(UPPER(kind));
-    __m512 sum[AT_ONCE];
-    for (int i = 0; i < count; i++) sum[i] = _mm512_setzero_ps();
-    for (int block = 0; block < blocks; block++, w += WORDS(kind) * WORD, scales += SCALES(kind) * TILE) {
-        float scale[BLOCK_NUMBERS / 16][TILE], less[BLOCK_NUMBERS / 16][TILE];
-        scales_of(kind, w, scales, scale, less);
-        for (int group = 0; group < BLOCK_GROUPS; group++) {
-            const size_t at = (size_t)first * groups + (size_t)(block * BLOCK_GROUPS + group);
-            const Planes p = planes_of(kind, w, group);
-            const __m512i shift = _mm512_set1_epi32(p.shift), turn = _mm512_set1_epi32(p.right - p.left);
-            for (int word = 0; word < WORDS(kind); word += BLOCK_GROUPS)
-                fetch(later(w, ahead, v->whole), (size_t)((word + group) * WORD));
-            for (int share = 0; share < shares; share++) {
-                __m512i sums[AT_ONCE];
-                for (int i = 0; i < count; i++) sums[i] = _mm512_setzero_si512();
-                _Pragma("GCC unroll 8") for (int next = 0; next < quads; next++) {
-                    const int quad = share * quads + next;
-                    const int8_t *x = v->whole + at * GROUP + quad * 4;
-                    __m512i q = _mm512_srlv_epi32(_mm512_loadu_si512(p.lower + quad * WORD), shift);
-                    q = _mm512_and_si512(q, of_lower);
-                    if (UPPER(kind)) {
-                        __m512i upper = _mm512_rorv_epi32(_mm512_loadu_si512(p.upper + quad * WORD), turn);
-                        q = _mm512_or_si512(q, _mm512_and_si512(upper, of_upper));
-                    }
-                    for (int i = 0; i < count; i++)
-                        sums[i] = _mm512_dpbusd_epi32(sums[i], q, four(x + (size_t)i * stride_x));
+    __m512 sum[PART];
+    for (int i = 0; i < count; i++) sum[i] = totals[i];
+    for (int group = 0; group < BLOCK_GROUPS; group++, at += (size_t)count) {
+        const Planes p = planes_of(kind, w, group);
+        const __m512i shift = _mm512_set1_epi32(p.shift), turn = _mm512_set1_epi32(p.right - p.left);
+        for (int word = 0; word < WORDS(kind); word += BLOCK_GROUPS)
+            fetch(later(w, ahead, v->whole), (size_t)((word + group) * WORD));
+        for (int share = 0; share < shares; share++) {
+            __m512i sums[PART];
+            for (int i = 0; i < count; i++) sums[i] = _mm512_setzero_si512();
+            _Pragma("GCC unroll 8") for (int next = 0; next < quads; next++) {
+                const int quad = share * quads + next;
+                const int8_t *x = v->whole + at * GROUP + quad * 4;
+                __m512i q = _mm512_srlv_epi32(_mm512_loadu_si512(p.lower + quad * WORD), shift);
+                q = _mm512_and_si512(q, of_lower);
+                if (UPPER(kind)) {
+                    __m512i upper = _mm512_rorv_epi32(_mm512_loadu_si512(p.upper + quad * WORD), turn);
+                    q = _mm512_or_si512(q, _mm512_and_si512(upper, of_upper));
                 }
-                const __m512 by = _mm512_loadu_ps(scale[group * shares + share]);
-                const __m512 off = _mm512_loadu_ps(less[group * shares + share]);
-                for (int i = 0; i < count; i++) {
-                    const size_t of = at + (size_t)i * groups;
-                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i]), by);
-                    sum[i] = _mm512_fmadd_ps(product, _mm512_set1_ps(v->scale[of]), sum[i]);
-                    for (int half = share; half <= share + 2 - shares; half++)
-                        sum[i] = _mm512_fnmadd_ps(off, _mm512_set1_ps(v->half[of * 2 + (size_t)half]), sum[i]);
-                }
+                for (int i = 0; i < count; i++) sums[i] = _mm512_dpbusd_epi32(sums[i], q, four(x + i * GROUP));
+            }
+            const __m512 by = _mm512_loadu_ps(scale[group * shares + share]);
+            const __m512 off = _mm512_loadu_ps(less[group * shares + share]);
+            for (int i = 0; i < count; i++) {
+                const size_t of = at + (size_t)i;
+                __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[i]), by);
+                sum[i] = _mm512_fmadd_ps(product, _mm512_set1_ps(v->scale[of]), sum[i]);
+                for (int half = share; half <= share + 2 - shares; half++)
+                    sum[i] = _mm512_fnmadd_ps(off, _mm512_set1_ps(v->half[of * 2 + (size_t)half]), sum[i]);
             }
         }
     }
-    for (int i = 0; i < count; i++) _mm512_mask_storeu_ps(y + (size_t)(first + i) * stride, rest(rows), sum[i]);
+    for (int i = 0; i < count; i++) totals[i] = sum[i];
 }
 
-/* For so many vectors there is a copy: the lengths of parts into which any number is taken apart. */
-#define BY_PART(call)                                  \
-    switch (some) {                                    \
-        case 1: { enum { COUNT = 1 }; call; break; }   \
-        case 2: { enum { COUNT = 2 }; call; break; }   \
-        case 4: { enum { COUNT = 4 }; call; break; }   \
-        default: { enum { COUNT = AT_ONCE }; call; }   \
+/* 16 rows and MANY vectors: block by block, whose scales are worked out once. */
+INLINE void blocks_of(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int blocks,
+                      int first, int count, int rows, float *y, size_t stride) {
+    __m512 sums[MANY];
+    for (int i = 0; i < count; i++) sums[i] = _mm512_setzero_ps();
+    for (int block = 0; block < blocks; block++, w += WORDS(kind) * WORD, scales += SCALES(kind) * TILE) {
+        float scale[BLOCK_NUMBERS / 16][TILE], less[BLOCK_NUMBERS / 16][TILE];
+        scales_of(kind, w, scales, scale, less);
+        for (int i = 0, some; i < count; i += some) {
+            some = part_of(count - i);
+            const size_t at = ((size_t)(first + i) * (size_t)blocks + (size_t)(block * some)) * BLOCK_GROUPS;
+            BY_PART(some, add_block(kind, w, i ? 0 : ahead, scale, less, v, at, COUNT, sums + i))
+        }
     }
+    for (int i = 0; i < count; i++) _mm512_mask_storeu_ps(y + (size_t)(first + i) * stride, rest(rows), sums[i]);
+}
 
 static void blocks(int kind, const uint8_t *w, size_t ahead, const uint16_t *scales, const Vectors *v, int blocks,
                    int count, int rows, float *y, size_t stride) {
     for (int first = 0, some; first < count; first += some) {
-        some = count - first;
-        some = some >= AT_ONCE ? AT_ONCE : some >= 4 ? 4 : some >= 2 ? 2 : 1;
-        if (kind == Q2_K) BY_PART(blocks_of(Q2_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
-        else if (kind == Q3_K) BY_PART(blocks_of(Q3_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
-        else if (kind == Q4_K) BY_PART(blocks_of(Q4_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
-        else if (kind == Q5_K) BY_PART(blocks_of(Q5_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
-        else BY_PART(blocks_of(Q6_K, w, ahead, scales, v, blocks, first, COUNT, rows, y, stride))
+        some = count - first < MANY ? count - first : MANY;  /* a multiple of PART, or all that are left */
+        if (kind == Q2_K) blocks_of(Q2_K, w, ahead, scales, v, blocks, first, some, rows, y, stride);
+        else if (kind == Q3_K) blocks_of(Q3_K, w, ahead, scales, v, blocks, first, some, rows, y, stride);
+        else if (kind == Q4_K) blocks_of(Q4_K, w, ahead, scales, v, blocks, first, some, rows, y, stride);
+        else if (kind == Q5_K) blocks_of(Q5_K, w, ahead, scales, v, blocks, first, some, rows, y, stride);
+        else blocks_of(Q6_K, w, ahead, scales, v, blocks, first, some, rows, y, stride);
     }
 }
 

@@ -23,9 +23,11 @@ static size_t cut_all(Step *s, uintptr_t memory) {
         {&s->gate, ffn}, {&s->up, ffn}, {&s->written, dim},
     };
     s->own = cut(&memory, sizeof(struct Own) * (size_t)s->threads);
+    s->starts = cut(&memory, 4 * (count + 1));
     for (int at = 0; at < 10; at++) *shared[at].array = cut(&memory, 4 * count * shared[at].length);
     for (int thread = 0; thread < s->threads; thread++) {
-        struct Own own = {.normed = cut(&memory, 4 * count * dim), .scores = cut(&memory, 4 * slots)};
+        struct Own own = {.normed = cut(&memory, 4 * count * dim), .scores = cut(&memory, 4 * (slots + TILE) * AT_ONCE)};
+        own.asking = cut(&memory, 4 * (size_t)m->head_dim * AT_ONCE);
         own.vectors.whole = cut(&memory, count * longest);
         own.vectors.scale = cut(&memory, count * (longest / GROUP) * 4);
         own.vectors.sum = cut(&memory, count * (longest / GROUP) * 4);

@@ -33,11 +33,18 @@ static uint16_t to_bfloat16(float x) {  /* to the nearest, a tie to the even one
     return x != x ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static uint16_t to_float16(float x) {
+static uint16_t to_float16(float x) {  /* the same; small ones in steps of 2⁻²⁴ */
     uint32_t sign = bits_of(x) >> 16 & 0x8000, bits = bits_of(x) & 0x7fffffff;
-    if (bits >= 0x47800000) return (uint16_t)(sign | (x != x ? 0x7e00 : 0x7c00));
-    if (bits < 0x38800000) return (uint16_t)(sign | (bits_of(wide(bits) + 0.5f) - 0x3f000000));  /* in steps of 2⁻²⁴ */
-    return (uint16_t)(sign | ((bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13));
+    uint32_t small = bits_of(wide(bits) + 0.5f) - 0x3f000000;
+    uint32_t usual = (bits - 0x38000000 + 0xfff + (bits >> 13 & 1)) >> 13, large = x != x ? 0x7e00 : 0x7c00;
+    return (uint16_t)(sign | (bits >= 0x47800000 ? large : bits < 0x38800000 ? small : usual));
+}
+
+static void store(int kind, const float *x, int n, void *to) {  /* loops that compilers turn into vector code */
+    uint16_t *narrow = to;
+    if (kind == FLOAT32) memcpy(to, x, sizeof *x * (size_t)n);
+    else if (kind == BFLOAT16) for (int at = 0; at < n; at++) narrow[at] = to_bfloat16(x[at]);
+    else for (int at = 0; at < n; at++) narrow[at] = to_float16(x[at]);
 }
 
 static float exponential(float x) {  /* eˣ = 2ⁿ eᶠ, |f| ≤ ln 2 / 2, to 3·10⁻⁷ of it, as vector code where in a loop */

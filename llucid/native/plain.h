@@ -23,36 +23,42 @@ static void dots(int kind, const void *w, size_t ahead, int rows, const float *x
     }
 }
 
-/* y += Σ p v: rows [rows, n] in the proportions of p. */
-static void mix(int kind, const void *v, size_t ahead, const float *p, int rows, int n, float *y) {
+enum { AT_ONCE = 4 };  /* tokens that attend together */
+
+/* y += Σ p v: rows [rows, n] in the proportions of each p [count, rows], which are `stride` apart, as are the y. */
+static void mix(int kind, const void *v, size_t ahead, const float *p, size_t stride, int rows, int n, int count,
+                float *y, size_t columns) {
     (void)ahead;
-    for (int row = 0; row < rows; row++) {
-        const float *v32 = (const float *)v + (size_t)row * (size_t)n;
-        const uint16_t *v16 = (const uint16_t *)v + (size_t)row * (size_t)n;
-        if (kind == FLOAT32) for (int at = 0; at < n; at++) y[at] += p[row] * v32[at];
-        else if (kind == BFLOAT16) for (int at = 0; at < n; at++) y[at] += p[row] * from_bfloat16(v16[at]);
-        else for (int at = 0; at < n; at++) y[at] += p[row] * from_float16(v16[at]);
+    for (int i = 0; i < count; i++, p += stride, y += columns) {
+        for (int row = 0; row < rows; row++) {
+            const float *v32 = (const float *)v + (size_t)row * (size_t)n;
+            const uint16_t *v16 = (const uint16_t *)v + (size_t)row * (size_t)n;
+            if (kind == FLOAT32) for (int at = 0; at < n; at++) y[at] += p[row] * v32[at];
+            else if (kind == BFLOAT16) for (int at = 0; at < n; at++) y[at] += p[row] * from_bfloat16(v16[at]);
+            else for (int at = 0; at < n; at++) y[at] += p[row] * from_float16(v16[at]);
+        }
     }
 }
 
-/* x ≈ scale · whole: each group of 32 has scale = max|x| / 127. */
-static void round_groups(const float *x, size_t groups, Vectors *v) {
-    for (size_t group = 0; group < groups; group++, x += GROUP) {
-        float largest = 0;
-        int32_t sums[2] = {0}, nan = 0;
-        for (int at = 0; at < GROUP; at++) nan |= x[at] != x[at];
-        for (int at = 0; at < GROUP; at++) largest = fabsf(x[at]) > largest ? fabsf(x[at]) : largest;
-        float inverse = largest > TINY ? 127 / largest : 0;
-        for (int at = 0; at < GROUP; at++) {
-            float scaled = rintf(x[at] * inverse);
-            int32_t whole = scaled == scaled ? (int32_t)scaled : 0;
-            v->whole[group * GROUP + at] = (int8_t)whole;
-            sums[at / 16] += whole;
-        }
-        v->scale[group] = nan ? NAN : largest > TINY ? largest / 127 : 0;  /* NaN stays NaN */
-        v->sum[group] = sums[0] + sums[1];
-        for (size_t half = 0; half < 2; half++) v->half[group * 2 + half] = v->scale[group] * (float)sums[half];
+/* How many of so many vectors lie side by side, group by group. */
+static int part_of(int count) { (void)count; return 1; }
+
+/* 32 numbers as x ≈ scale · whole, where scale = max|x| / 127. */
+static void round_group(const float *x, const Vectors *v, size_t at) {
+    float largest = 0;
+    int32_t sums[2] = {0}, nan = 0;
+    for (int i = 0; i < GROUP; i++) nan |= x[i] != x[i];
+    for (int i = 0; i < GROUP; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    float inverse = largest > TINY ? 127 / largest : 0;
+    for (int i = 0; i < GROUP; i++) {
+        float scaled = rintf(x[i] * inverse);
+        int32_t whole = scaled == scaled ? (int32_t)scaled : 0;
+        v->whole[at * GROUP + (size_t)i] = (int8_t)whole;
+        sums[i / 16] += whole;
     }
+    v->scale[at] = nan ? NAN : largest > TINY ? largest / 127 : 0;  /* NaN stays NaN */
+    v->sum[at] = sums[0] + sums[1];
+    for (size_t half = 0; half < 2; half++) v->half[at * 2 + half] = v->scale[at] * (float)sums[half];
 }
 
 /* As many numbers as a register of the processor holds: compilers take wider ones apart, number by number. */

@@ -239,11 +239,13 @@ def test_a_text_scores_bit_for_bit_the_same_among_others(form: Any, flags: tuple
         assert torch.equal(torch.cat([first, then], 1), alone[:count, :4])
 
 
+@pytest.mark.parametrize("flags", EVERY_BUILD[::2], ids=["native", "narrower"][: len(EVERY_BUILD[::2])])
 @pytest.mark.parametrize("form", [torch.float32, torch.bfloat16, "Q8_0", "Q4_K_M", "Q5_K"])
-def test_pieces_of_any_size_on_any_pages_score_bit_for_bit_the_same(form: Any):
+def test_pieces_of_any_size_on_any_pages_score_bit_for_bit_the_same(form: Any, flags: tuple[str, ...]):
     """Three texts cut at random, with scores for some tokens only and pages scattered in memory."""
     weights, config = weights_of_form(form)
-    step, texts = build_step(weights, config), torch.tensor(random_ids(config, 3 * 150)).view(3, 150).tolist()
+    texts = torch.tensor(random_ids(config, 3 * 150)).view(3, 150).tolist()
+    step = build_step(weights, config, flags)
     alone = [one_at_a_time(step, text) for text in texts]
     for seed in range(5):
         rng, memory, done = np.random.default_rng(seed), poisoned_memory(config), [0, 0, 0]
