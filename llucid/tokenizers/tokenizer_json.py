@@ -100,7 +100,8 @@ class JsonTokenizer:
         risky = '"Precompiled"|"FixedLength"|"stop": [1-9]|"Regex": "'  # steps in which the library may panic
         normal = self.tokenizer.normalizer
         self.panics = re.search(risky, steps.replace(json.dumps(WORDS), "")) is not None or any(
-            token.normalized and normal and not normal.normalize_str(token.content)  # it is found inside characters
+            # They overlap, or one that becomes empty is found inside characters.
+            token.lstrip or token.rstrip or (token.normalized and normal and not normal.normalize_str(token.content))
             for token in self.tokenizer.get_added_tokens_decoder().values()
         )
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text

@@ -200,6 +200,10 @@ def test_an_error_of_the_library_is_one_line(capfd: pytest.CaptureFixture[str]) 
     blank = {"type": "Strip", "strip_left": True, "strip_right": True}
     with pytest.raises(LlucidError, match="the text cannot be encoded"):
         JsonTokenizer(json.loads(BPE.json()) | {"added_tokens": [spaces], "normalizer": blank}).encode("é")
+    before = flags | {"id": BPE.vocab_size + 1, "content": "x", "normalized": False, "rstrip": True}
+    after = spaces | {"normalized": False, "lstrip": True}
+    with pytest.raises(LlucidError, match="the text cannot be encoded: AddedVocabulary bad split"):
+        JsonTokenizer(json.loads(BPE.json()) | {"added_tokens": [after, before]}).encode("x   é")
     nothing = BEGINNING | {"special_tokens": {}}
     with pytest.raises(LlucidError, match="cannot be read"):
         JsonTokenizer(with_special("<s>") | {"post_processor": nothing})
