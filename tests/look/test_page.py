@@ -204,9 +204,7 @@ def test_chips_show_the_tokens_and_their_surprise(page: Any, seen: Trace) -> Non
         reported = page.inner_text(".tip")
         assert f"id {seen.ids[place]}," in reported
         surprise = number(reported.split("surprise ")[1].split(" nats")[0])
-        digits = (
-            6e-3 if surprise >= 1e-3 else 0.05
-        )  # half a unit of the last of three shown digits, of two if it is small
+        digits = 6e-3 if surprise >= 1e-3 else 0.05  # three digits are shown, of a small number two
         assert surprise == pytest.approx(float(seen.surprise[place]), rel=digits)
 
 
