@@ -258,7 +258,7 @@ def test_tools_of_a_saved_conversation_are_used(tmp_path: Path) -> None:
     again.reset()
     assert printed(again, "Who?") == "c"
     other = Session(reciter(), system="Be brief.")
-    with pytest.raises(LlucidError, match="tools: the format llama3 has no place for it"):
+    with pytest.raises(LlucidError, match=r"tools=.*: the format llama3 has no place for it"):
         other.resume(Conversation.load(file))
     assert other.conversation == Conversation("Be brief.")
 

@@ -276,7 +276,7 @@ def test_tools_go_to_the_template_of_the_base(file: Path, straight: Path, tmp_pa
     talk.write_text("".join(json.dumps(conversation(number) | {"tools": tools}) + "\n" for number in range(20)))
     steps = ("--chat", talk, "--base", tmp_path / "base", "--steps", 1, "--batch", 2)
     shutil.copytree(straight, tmp_path / "base")
-    with pytest.raises(LlucidError, match=r"talk\.jsonl, line 1: tools: the chat template has no place for it"):
+    with pytest.raises(LlucidError, match=r"talk\.jsonl, line 1: tools=.*: the chat template has no place for it"):
         here("train", *steps, "--out", tmp_path / "none")
     config = json.loads((straight / "tokenizer_config.json").read_text())
     config["chat_template"] = "{{ tools | tojson }}" + config["chat_template"]
