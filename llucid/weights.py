@@ -8,6 +8,7 @@ Llamas add a bias to x Wᵀ; where there is none it is None.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
@@ -93,18 +94,29 @@ def leaves(tree: object) -> list[Any]:
     return [leaf for _, leaf in named_leaves(tree)]
 
 
+@cache
+def axes_of(kind: type[Any]) -> tuple[tuple[str, type[Any] | tuple[str, ...]], ...]:
+    """Each field of a named tuple with the axes of its array, or with its own kind if it is a named tuple."""
+
+    def axes(hint: Any) -> Any:
+        array = get_args(hint)[0] if NoneType in get_args(hint) else hint
+        return hint if hasattr(hint, "_fields") else tuple(array.dim_str.split())
+
+    return tuple((name, axes(hint)) for name, hint in kind.__annotations__.items())
+
+
 def tree_of(
     kind: type[Tree], sizes: Mapping[str, int], leaf: Callable[[str, tuple[int, ...]], Any], prefix: str = ""
 ) -> Tree:
     """A named tuple whose every array is `leaf(path, shape)`; `sizes` has the length of each axis that is annotated."""
-
-    def branch(name: str, hint: Any) -> Any:
-        if hasattr(hint, "_fields"):
-            return tree_of(hint, sizes, leaf, f"{prefix}{name}.")
-        array = get_args(hint)[0] if NoneType in get_args(hint) else hint
-        return leaf(prefix + name, tuple(sizes[axis] for axis in array.dim_str.split()))
-
-    return kind(*(branch(name, hint) for name, hint in kind.__annotations__.items()))
+    return kind(
+        *(
+            leaf(prefix + name, tuple([sizes[axis] for axis in axes]))
+            if isinstance(axes, tuple)
+            else tree_of(axes, sizes, leaf, f"{prefix}{name}.")
+            for name, axes in axes_of(kind)
+        )
+    )
 
 
 def assemble(config: Config, leaf: Callable[[str, tuple[int, ...]], Any]) -> Weights:

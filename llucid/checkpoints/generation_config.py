@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, note, shown
 from llucid.files import read_json, write_text_atomically
 
 FILE = "generation_config.json"
@@ -18,17 +18,25 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 def sampling_defaults(path: Path) -> dict[str, Any]:
     """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`.
 
-    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`.
+    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`. A
+    value that is not a number is ignored, with a note.
     """
     try:
         config = read_json(path / FILE)
     except LlucidError:
         return {}
-    found = {name: config[name] for name in SETTINGS if type(config.get(name)) in (int, float)}
-    found = {name: number for name, number in found.items() if abs(number) < LARGEST}
-    if type(found.get("top_k")) is not int or found["top_k"] == 0:  # in transformers, 0 is no limit
-        found.pop("top_k", None)
-    return found if config.get("do_sample") is True else {}
+    found = {name: config[name] for name in SETTINGS if config.get(name) is not None}
+    if config.get("do_sample") is not True:
+        return {}
+    if found.get("top_k") == 0:  # in transformers, that is no limit
+        del found["top_k"]
+    for name, value in list(found.items()):
+        kinds = (int,) if name == "top_k" else (int, float)
+        if type(value) not in kinds or not abs(value) < LARGEST:
+            expected = "a whole number" if name == "top_k" else "a number"
+            note(f"{path / FILE}: {name} is ignored: it should be {expected} and is {shown(value)}")
+            del found[name]
+    return found
 
 
 def write_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:

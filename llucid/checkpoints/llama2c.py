@@ -11,6 +11,7 @@ import shutil
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,7 +77,11 @@ class BinHeader(NamedTuple):
     def size(self) -> int:
         """Bytes of the whole file."""
         angles = self.config.context * self.config.head_dim if self.version == 0 else 0
-        return self.start + 4 * angles + sum(self.bytes_of(*array) for array in shapes(self.config).items())
+        one, two = (  # not every layer: a damaged file may claim many
+            sum(self.bytes_of(*array) for array in shapes(replace(self.config, layers=layers)).items())
+            for layers in (1, 2)
+        )
+        return self.start + 4 * angles + one + (self.config.layers - 1) * (two - one)
 
 
 def recognises(path: Path) -> bool:

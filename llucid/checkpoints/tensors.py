@@ -96,6 +96,8 @@ def renamed(path: str, names: Mapping[str, str]) -> str:
 
 def zero_biases(config: Config, names: Collection[str], name_of: Callable[[str], str]) -> dict[str, Stored]:
     """Zeros for the biases of each kind, as of `blocks.N.attention.output_bias`, of which none is in `names`."""
+    if not (config.attention_bias or config.mlp_bias):
+        return {}
     biases = {path: shape for path, shape in shapes(config).items() if path.endswith("_bias")}
     kinds = {re.sub(r"\d+", "N", path) for path in biases if name_of(path) in names}
     return {
@@ -123,7 +125,9 @@ def gather(
         raise LlucidError(f"{place}: expected {config.layers} layers, but there are only {len(entries)} tensors")
     zeros = zero_biases(config, entries, name_of)
     entries = {**entries, **zeros}
-    expected = {name_of(path): shape for path, shape in shapes(config).items()}
+    described = shapes(config)
+    names = {path: name_of(path) for path in described}
+    expected = {names[path]: shape for path, shape in described.items()}
     for name, shape in expected.items():
         if name not in entries:
             raise LlucidError(f"{place}: {name} is missing; expected a tensor of shape {list(shape)}")
@@ -142,7 +146,7 @@ def gather(
         note(f"{place}: {kinds} are missing and taken to be zero")
 
     def leaf(path: str, shape: tuple[int, ...]) -> Stored:
-        stored = entries[name_of(path)]
-        return replace(stored, read=lambda: adjust(path, stored.read()))
+        stored = entries[names[path]]
+        return Stored(stored.shape, stored.dtype, lambda: adjust(path, stored.read()))
 
     return assemble(config, leaf)

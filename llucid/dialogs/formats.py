@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llucid.dialogs.templates import encode_template, template_of, turn_end
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, shown
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.text import replace_surrogates
@@ -62,11 +62,11 @@ def values_for(format: str, **values: object) -> dict[str, Any]:
     Raises LlucidError, naming the value, if the format has no place for it, and if it is not JSON.
     """
     given = {name: json_value(name, value) for name, value in values.items() if value is not None}
-    for name in given:
+    for name, value in given.items():
         if format in NATIVE:
-            raise LlucidError(f"{name}: the format {format} has no place for it; only a chat template may")
+            raise LlucidError(f"{name}={shown(value)}: the format {format} has no place for it; only a template may")
         if name not in format:
-            raise LlucidError(f"{name}: the chat template has no place for it")
+            raise LlucidError(f"{name}={shown(value)}: the chat template has no place for it")
     return given
 
 

@@ -6,6 +6,7 @@ since PyTorch must dequantise them first; and until PyTorch is imported, C reads
 import.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Generator
@@ -39,6 +40,10 @@ SHORT = 8
 IMPORT_COST = 2**36
 """Multiplications that C performs in about the time that importing PyTorch takes."""
 
+IMPORTING = threading.RLock()
+"""Held during an import. A process that is forked meanwhile would wait for ever for Python's lock of the module."""
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=IMPORTING.acquire, after_in_parent=IMPORTING.release, after_in_child=IMPORTING.release)
 
 LARGEST = 1e30
 """The largest valid logit: divided by the lowest temperature, it is still finite in float32."""
@@ -112,7 +117,7 @@ class Reader:
                 dtype = name_of_dtype(self.weights.dtype)
                 size = parameter_count(self.config) * width_of(dtype) / 1e9
                 warn(f"llucid: without C, quantised matrices become {dtype}, {size:.1f} GB in memory")
-            with delayed_interrupts():
+            with delayed_interrupts(), IMPORTING:
                 from llucid.generation.torch_reader import TorchReader, tensors
 
             weights = tensors(self.weights, dense=self.step is None)

@@ -9,7 +9,8 @@ import importlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,24 @@ from jaxtyping import Float, Int
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, note
 from llucid.model import Model
 
 
 def sampling_of(model: Model, **given: Any) -> "Sampling":
-    """The settings given, else the model's own, which are ignored if they are impossible, else `Sampling`'s."""
-    try:
-        own = Sampling(**model.sampling)
-    except LlucidError:
-        own = Sampling()
-    return replace(own, **given)
+    """The settings given, else the model's own, else `Sampling`'s. An impossible one of the model's is ignored, with a
+    note."""
+    own: dict[str, Any] = {}
+    for name in sorted(model.sampling.keys() - given.keys()):
+        try:
+            Sampling(**{name: model.sampling[name]})
+            own[name] = model.sampling[name]
+        except LlucidError as error:
+            _note_once(f"the model's generation_config.json: {error}; ignored")
+    return Sampling(**own, **given)
+
+
+_note_once = cache(note)
 
 
 def library_of(array: Any) -> Any:

@@ -4,8 +4,11 @@ import os
 import re
 import struct
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ import transformers
 
 import llucid
 from llucid.checkpoints import Model, convert, llama2c, load, meta, save
+from llucid.checkpoints.llama2c import SIZES, parse_header, read_config
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.weights import leaves, named_leaves
@@ -307,3 +311,34 @@ def test_llama2cs_own_programs_run_our_files(data: Path, tmp_path: Path) -> None
     assert written["run"].strip() == STORY
     # runq.c also quantises activations, so its story differs; wrong groups would not give sentences.
     assert written["runq"].startswith("Once upon a time, there was a little girl named Lily.")
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many calls of Python functions it takes."""
+    count = 0
+
+    def hook(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(hook)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def test_a_header_of_very_many_layers_takes_little_time(tmp_path: Path) -> None:
+    layers, file = 1024, tmp_path / "a.bin"
+    header = SIZES.pack(4, 4, layers, 1, 1, 300, 16)
+    size = parse_header(header, file).size
+    file.write_bytes(header.ljust(size, b"\0"))
+    assert calls_of(lambda: read_config(file)) < 20 * layers
+    file.write_bytes(header.ljust(size - 4, b"\0"))
+
+    def refuse() -> None:
+        with pytest.raises(LlucidError, match="truncated"):
+            read_config(file)
+
+    assert calls_of(refuse) < 20 * layers

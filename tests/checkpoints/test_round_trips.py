@@ -36,6 +36,7 @@ from llucid.checkpoints.tensors import Stored, equal_bits, mapped
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.fast import dense
+from llucid.generation import Sampling, sampling_of
 from llucid.presets import PRESETS
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
@@ -222,6 +223,22 @@ def test_sampling_settings_are_kept_or_missed(tmp_path: Path, capsys: pytest.Cap
         message = "this format has no place for the settings of generation_config.json: temperature 0.6, top_k 5"
         assert capsys.readouterr().err == f"note: {out}: {message}\n"
         assert load(out, device="cpu").sampling == {}
+
+
+def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "generation_config.json"
+    file.write_text('{"do_sample": true, "temperature": "hot", "top_k": 2.5, "min_p": null, "top_p": 7.25}')
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    assert capsys.readouterr().err == (
+        f'note: {file}: temperature is ignored: it should be a number and is "hot"\n'
+        f"note: {file}: top_k is ignored: it should be a whole number and is 2.5\n"
+    )
+    model = model_of(TINY)._replace(sampling={"top_p": 7.25, "temperature": 0.5})
+    assert sampling_of(model, top_p=0.5) == Sampling(temperature=0.5, top_p=0.5)
+    assert capsys.readouterr().err == ""
+    assert sampling_of(model) == sampling_of(model) == Sampling(temperature=0.5)
+    message = "top_p=7.25: must be more than 0 and at most 1; 1 is for all tokens; ignored"
+    assert capsys.readouterr().err == f"note: the model's generation_config.json: {message}\n"
 
 
 @pytest.mark.parametrize("ends", [2, [2, 5]])

@@ -97,13 +97,26 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
     file.write_text(json.dumps({"do_sample": True, "temperature": 1e-6, "top_k": 0, "top_p": "no"}))
     done = do(*words)
     assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
-    assert done.stderr.startswith("from the model's generation_config.json: temperature 1e-06\n")
+    assert done.stderr.startswith(
+        f'note: {file}: top_p is ignored: it should be a number and is "no"\n'
+        "from the model's generation_config.json: temperature 1e-06\n"
+    )
     assert do(*words, "--temperature", 0.8).stdout == usual.stdout
     huge = f'{{"do_sample": true, "temperature": {"9" * 400}}}'
-    for ignored in ('{"do_sample": false, "temperature": 1e-6}', '{"do_sample": true, "temperature": -1}', "{", huge):
+    for ignored, notes in (
+        ('{"do_sample": false, "temperature": 1e-6, "top_p": "no"}', 0),
+        ("{", 0),
+        (huge, 1),
+        ('{"do_sample": true, "top_p": 7, "top_k": 1000000}', 1),
+        ('{"do_sample": true, "temperature": -1}', 1),
+    ):
         file.write_text(ignored)
-        assert do(*words).stdout == usual.stdout
-        assert "generation_config" not in do(*words).stderr
+        done = do(*words)
+        assert done.stdout == usual.stdout
+        assert done.stderr.count("ignored") == notes
+    place = "the model's generation_config.json"
+    assert f"note: {place}: temperature=-1: must be 0 " in done.stderr
+    assert "at least 1e-6; ignored\n" in done.stderr
 
 
 def test_generate_with_penalties_and_biases(made: Path) -> None:

@@ -396,3 +396,41 @@ def test_a_conversation_without_pytorch_is_the_same(monkeypatch: pytest.MonkeyPa
         given = ["".join(session.reply(question)) for question in ("Tell me a tale", "Who is in it?", "Thank you")]
         talks.append((given, session.statistics.prompt_tokens))
     assert talks[0] == talks[1]
+
+
+FORK = """
+import os, signal, sys, threading, time, warnings
+from llucid.checkpoints import load
+from llucid.generation import generate
+
+warnings.simplefilter("ignore")  # Python warns of forking with threads
+imported = threading.Event()
+
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "llucid.generation.torch_reader":
+            imported.set()
+            time.sleep(0.5)
+
+
+model = load(sys.argv[1], device="cpu")
+sys.meta_path.insert(0, Slow())
+prompt = "the fox " * 30
+thread = threading.Thread(target=lambda: list(generate(model, prompt, max_tokens=1)))
+thread.start()
+imported.wait()
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    import llucid.generation.torch_reader
+
+    os._exit(0)
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_forks_while_a_thread_imports() -> None:
+    """The child has none of its parent's threads, and would wait for ever for the import to end."""
+    assert probe(FORK.replace("sys.argv[1]", repr(str(STORYTELLER)))) == "0\n"
