@@ -129,8 +129,7 @@ assert moved[-1, 1] < chance(looked) / 4 < chance(looked) / 2 < moved[-1, 0]
 
 # %% [markdown]
 # In early blocks the place of *bell* decides, at the end the last token does. In between the word was
-# moved from one to the other, and we know by which heads. (Exercise 1 shows that feed-forward networks
-# matter, too.)
+# moved from one to the other, and we know by which heads.
 #
 # Outside of notebooks, `llucid look` shows all this as a page: the text, the code of llama.py with its
 # values, the stream and the heads, each linked with the others.

@@ -141,7 +141,8 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
         2 / [Thanks to whom|With whose help|By whom|Because of whom] [is [it|the {thing}] whole [again|now]|was
             [it|the {thing}] [mended|repaired|fixed]]? / <friend> / {friend}
         3 / What [happened|was done|did {friend} do|came|followed] [after|when|once] [it broke|it fell apart
-            |the mishap|the accident|this accident|it was broken|it came to pieces|the damage was done|the {thing} was in pieces|the {thing} broke]? /
+            |the mishap|the accident|this accident|it was broken|it came to pieces|the damage was done|the {thing} was
+            in pieces|the {thing} broke]? /
             {friend} mended it. / {friend} & mended
         2 / [Name|Tell me|Give me|Say] the [place|spot|location|scene] [where|at which] [it broke|the {thing}
             broke|it came to pieces|it happened].|[Which|What] place was it where [it|the {thing}] [broke|fell
@@ -259,7 +260,8 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             was it? / <hero> / {hero}
         2 / By whom was {friend} [sent away|refused|turned away]? / <third> / {third}
         2 / [How|With what|By what] [was {hero} [rewarded|thanked|paid]|did {friend} [thank|pay|reward]
-            {hero}]?|What did {hero} have from it?|What did [{hero}|the {hero_kind}] earn [with it|by that|by being kind]?|What did
+            {hero}]?|What did {hero} have from it?|What did [{hero}|the {hero_kind}] earn [with it|by that|by being
+            kind]?|What did
             [kindness|sharing|a good heart] [bring|earn|give] [{hero}|the {hero_kind}]?|What did the kindness of
             {hero} [bring|lead to]? / With a {look} {thing}. / {look} {thing}
         4 / Who [3 shared|2 gave] [2 the {food}|a {food}]? / <hero> / {hero}
@@ -280,7 +282,8 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
         2 / [When|In what season|In which season] did the [present|gift|reward|thanks] [come|arrive]?|When was
             {hero} [rewarded|thanked]?|[When|In what season] did {friend} [send it|give thanks|pay it back]?
             |When did {friend} come [back|again]?|[Which|What] season [saw|brought] the [thanks|gift|present]?|In which
-            season was the {hero_kind} rewarded?|Which season brought {hero} the [gift|present|{thing}]?|When did {hero} get the {thing}? / In {season.next}. /
+            season was the {hero_kind} rewarded?|Which season brought {hero} the [gift|present|{thing}]?|When did
+            {hero} get the {thing}? / In {season.next}. /
             {season.next}
         1 / Did {friend} come back?|Did {friend} give [anything|something] back?|Did {friend} thank {hero}? / Yes,
             in {season.next} {friend} gave {hero} a {look} {thing}. / yes & {thing}
@@ -811,7 +814,8 @@ TRAIT_QUESTIONS = exchanges("""
     2 / [Was|Is] {x} {other}?|Is {x} a {other} {kind}? / The tale says that {who} was {trait}. / was {trait}
 """)
 SAID = """What did {x} [tell|say to] the [other|other one|others] [then|when it happened|when they met]?|What did
-    {x} say when [it was time|they spoke|they met]?|What [3 did {x} [3 say|answer|tell them|reply|advise|shout or say]|does {x} say|were the words of
+    {x} say when [it was time|they spoke|they met]?|What [3 did {x} [3 say|answer|tell them|reply|advise|shout or
+    say]|does {x} say|were the words of
     {x}]?|What was said by {x}?|What did {x} [say then|say first|say about it|say to them|say to the others
     |tell the other|tell the other one]?|[What|Which] words did {x} [use|speak]?|What [did {x} say|were {x}'s
     words], word for word?|Quote {x}. |Did {x} say [anything|something]?"""
@@ -819,7 +823,8 @@ DOING = """What [3 was {x} [3 doing|doing first|busy with|doing before]|did {x} 
     |was {x} at work on]?"""
 DETAILS: tuple[tuple[str, str, str], ...] = (
     (
-        """Who [cried|wept|was in tears|was crying|began crying|had to cry|ended up sad|ended up in tears|shed tears|wept in the end|burst into tears|began to weep|was so sad
+        """Who [cried|wept|was in tears|was crying|began crying|had to cry|ended up sad|ended up in tears|shed
+            tears|wept in the end|burst into tears|began to weep|was so sad
             |could not hold back tears]?""",
         r"and (\w+) wept",
         "<found>.",
@@ -947,7 +952,8 @@ ANIMALS = (
 
 SMALL_TALK = exchanges(f"""
     6 / [2 Hi|Hello|Hey|Hiya|Heya|Hi there|Good day|Morning|Evening|Hullo|Hello you][|!|,|.] [how are you|how are you
-        doing|how do you do|how is it going|all well|what is new|how do things stand|how goes it|how is life|how's your life|how's everything|how is everything|is everything
+        doing|how do you do|how is it going|all well|what is new|how do things stand|how goes it|how is life|how's
+            your life|how's everything|how is everything|is everything
         fine|are you all right|how is your day|what is up][|?] / [Well enough, for a very small model|I am only a
         small model, but my tales are well]. {OFFER} / well
     4 / [How|What] [is|was] [your day|the day|business|everything|your health|the mood|it with you]?|[Are
