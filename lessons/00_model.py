@@ -234,7 +234,7 @@ def continued(text: str, count: int) -> str:
 # %% tags=["check"]
 assert continued(text, 0) == text
 assert continued(text, 1) == text + " bell"
-assert continued("One", 2) == "One" + top("One") + top("One" + top("One"))
+assert continued(text, 2) == text + " bell" + top(text + " bell")
 print(f"correct: {continued(text, 1)!r}")
 
 
