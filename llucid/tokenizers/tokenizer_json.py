@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -96,14 +95,17 @@ class JsonTokenizer:
         content = with_special(content, self.config, self.bos, added)
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-        steps = json.dumps([content.get(step) for step in ("normalizer", "pre_tokenizer", "decoder")])
-        risky = '"Precompiled"|"FixedLength"|"stop": [1-9]|"Regex": "'  # steps in which the library may panic
         normal = self.tokenizer.normalizer
-        self.panics = re.search(risky, steps.replace(json.dumps(WORDS), "")) is not None or any(
-            # They overlap, or one that becomes empty is found inside characters.
-            token.lstrip or token.rstrip or (token.normalized and normal and not normal.normalize_str(token.content))
-            for token in self.tokenizer.get_added_tokens_decoder().values()
-        )
+        with library_errors("tokenizer.json cannot be read", quiet=True):
+            self.panics = any(
+                may_panic(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")
+            ) or any(
+                # They overlap, or one that becomes empty is found inside characters.
+                token.lstrip
+                or token.rstrip
+                or (token.normalized and normal and not normal.normalize_str(token.content))
+                for token in self.tokenizer.get_added_tokens_decoder().values()
+            )
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # some files ask for it, for every text
         self.tokenizer.no_padding()
@@ -208,6 +210,36 @@ class JsonTokenizer:
 
     def save(self, folder: Path) -> None:
         write_folder(folder, self.json(), self.config, self.stop_ids)
+
+
+SAFE = {
+    *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "Metaspace", "Digits", "Punctuation"),
+    *("Whitespace", "WhitespaceSplit", "ByteFallback", "Fuse"),
+}
+"""Steps in which the library has never been seen to panic, whatever their settings."""
+
+
+def may_panic(step: Any) -> bool:
+    """Whether the library might panic in a normalizer, pre-tokenizer or decoder."""
+    match step:
+        case None:
+            return False
+        case {"type": "Sequence", "normalizers": [*parts]} | {"type": "Sequence", "pretokenizers": [*parts]}:
+            return any(map(may_panic, parts))
+        case {"type": "Sequence", "decoders": [*parts]}:
+            return any(map(may_panic, parts))
+        case {"type": "Replace" | "Split", "pattern": {"String": text}}:
+            return not text or step.get("content") == ""
+        case {"type": "Split", "pattern": pattern}:
+            return pattern != SPLIT["pattern"]
+        case {"type": "Prepend", "prepend": text}:
+            return not text
+        case {"type": "Strip", "stop": 0}:
+            return False
+        case {"type": kind}:
+            return kind not in SAFE
+        case _:
+            return True
 
 
 def vocabulary_of(model: object) -> dict[str, int]:

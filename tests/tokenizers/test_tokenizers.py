@@ -204,6 +204,11 @@ def test_an_error_of_the_library_is_one_line(capfd: pytest.CaptureFixture[str]) 
     after = spaces | {"normalized": False, "lstrip": True}
     with pytest.raises(LlucidError, match="the text cannot be encoded: AddedVocabulary bad split"):
         JsonTokenizer(json.loads(BPE.json()) | {"added_tokens": [after, before]}).encode("x   é")
+    everywhere = {"type": "Replace", "pattern": {"String": ""}, "content": "x"}
+    for normalizer in (everywhere, {"type": "Prepend", "prepend": ""}):
+        whole = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, normalizer]}
+        with pytest.raises(LlucidError, match="the text cannot be encoded: index out of bounds"):
+            JsonTokenizer(json.loads(BPE.json()) | {"normalizer": whole}).encode("ab cd.")
     nothing = BEGINNING | {"special_tokens": {}}
     with pytest.raises(LlucidError, match="cannot be read"):
         JsonTokenizer(with_special("<s>") | {"post_processor": nothing})
