@@ -150,10 +150,10 @@ print(f"whole text {chances[0]:.0%}, without the first sentence {chances[5]:.0%}
 assert chances[0] > 3 * chances[5]
 
 # %% [markdown]
-# Once the first sentence is gone there is nothing to repeat, and the guess is gone, too. Before that
-# the bars need not shrink: every word changes what the model makes of the later ones, so *bell* can
-# even become likelier when one of them is missing. How a model looks back is the subject of lesson 3,
-# and which part of this one does it, of lesson 6.
+# Once the first sentence is gone there is nothing to repeat, and the guess is gone, too; a small rest of
+# it is not enough. Before that the bars need not shrink: every word changes what the model makes of the
+# later ones, so *bell* can even become likelier when one of them is missing. How a model looks back is
+# the subject of lesson 3, and which part of this one does it, of lesson 6.
 #
 # ## The PyTorch of these lessons
 #
@@ -234,7 +234,7 @@ def continued(text: str, count: int) -> str:
 # %% tags=["check"]
 assert continued(text, 0) == text
 assert continued(text, 1) == text + " bell"
-assert continued("One", 2) == "One" + top("One") + top("One" + top("One"))
+assert continued(text, 2) == text + " bell" + top(text + " bell")
 print(f"correct: {continued(text, 1)!r}")
 
 

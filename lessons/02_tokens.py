@@ -239,9 +239,8 @@ assert mean_cosine(animals, animals) > mean_cosine(animals, seasons) + 0.1
 
 # %% [markdown]
 # Words that can stand in the same places have similar rows. Nobody told the model what an animal is.
-# Not every neighbour in the table above is of that kind. A piece like *x* can be the end of *fox*
-# where no space stands before it, so the same words follow both. And a token that training hardly
-# ever met keeps a nearly random row, which is near to some word by chance.
+# Words that often stand near each other, as *bell* and *rang*, can be alike, too. And a token that
+# training hardly ever met keeps a nearly random row, which is near to some word by chance.
 #
 # ## What a vocabulary costs
 #

@@ -185,8 +185,8 @@ assert surprises[-1] < 2 < guessing < surprises.max()
 # Many tokens cost more than a model pays that knows nothing. That is no mistake in the code. The
 # storyteller has read conversations about fables and nothing else. All of them begin with the mark of
 # a speaker, not with *The*, and in its tales a fox has a name. It is nearly certain of what usually
-# comes, and to be certain and wrong costs more than to guess. What it predicts well in our text is the
-# repetition: the last *bell* is cheap. Inside of tales it predicts nearly everything, as lesson 11 shows.
+# comes, and to be certain and wrong costs more than to guess. What the repetition
+# makes cheap is the last *bell*. Inside of tales it predicts nearly everything, as lesson 11 shows.
 #
 # ## Every parameter, counted
 #

@@ -3,7 +3,7 @@
 #
 # You have met every part. Now put them together: the whole Llama in twenty lines of your own, from
 # ids to scores, with the weights of the storyteller. If it is right, it gives the same numbers as
-# llama.py, and says *bell*. Then we look for the two heads that make it say so.
+# llama.py, and says *bell*. Then we look for the heads that make it say so.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -71,7 +71,7 @@ def heads_of(x, count):
 #
 # **1.** Write `my_attention(x, w, config)`: queries, keys and values of all heads, RoPE on queries and
 # keys, scores divided by $\sqrt{d}$, the mask, softmax, the mixture, and the output matrix. If there
-# are fewer key heads than query heads, `repeat_interleave` repeats each of them. The storyteller may have
+# are fewer key heads than query heads, `repeat_interleave` repeats each of them. The storyteller has
 # as many, so the check also takes a small random model with two key heads for four query heads.
 
 # %% tags=["exercise"]
@@ -234,55 +234,60 @@ for title, share in kinds.items():
 pieces = ["<begin>", *(tokenizer.decode([token]) for token in ids[1:].tolist())]
 bell = pieces.index(" bell")
 on_bell = maps[:, :, -1, bell]
-layer, head = divmod(int(on_bell.argmax()), heads)
-print(f"block {layer}, head {head} looks at 'bell' with {on_bell.max():.0%}")
+layer, head_at = divmod(int(on_bell.argmax()), heads)
+print(f"block {layer}, head {head_at} looks at 'bell' with {on_bell.max():.0%}")
 assert on_bell.max() > 0.2
 assert layer > 0
 
 # %% tags=["plot"]
 # Where the last token looks, by the induction head: mostly at "bell".
 figure, ax = plt.subplots(figsize=(7.4, 0.5))
-strength = maps[layer, head, -1]
+strength = maps[layer, head_at, -1]
 boxes(ax, pieces, plt.get_cmap("Blues")(0.85 * strength.sqrt().numpy()), width=47)
 
 # %% [markdown]
-# Is it the cause? Take this head away, by setting its columns of the output matrix to zero, and ask
-# again:
+# Is it the cause? Take heads away, by setting their columns of the output matrix to zero, and ask again:
+# first each alone, then together all that look at *bell* with more than 30%.
 
 
 # %%
-def without(layer: int, head: int):
-    """The weights with one head silenced."""
+def without(*silent: tuple[int, int]):
+    """The weights with some heads silenced, each given as (block, head)."""
     blocks = list(weights.blocks)
-    output = blocks[layer].attention.output.clone()
-    output[:, head * config.head_dim : (head + 1) * config.head_dim] = 0
-    attention = blocks[layer].attention._replace(output=output)
-    blocks[layer] = blocks[layer]._replace(attention=attention)
+    for at, head in silent:
+        output = blocks[at].attention.output.clone()
+        output[:, head * config.head_dim : (head + 1) * config.head_dim] = 0
+        attention = blocks[at].attention._replace(output=output)
+        blocks[at] = blocks[at]._replace(attention=attention)
     return weights._replace(blocks=tuple(blocks))
 
 
-target = tokenizer.encode(" bell")[0]
-chance = llama(ids[None], weights, config)[0, -1].softmax(-1)[target].item()
-others = {
-    (at, number): llama(ids[None], without(at, number), config)[0, -1].softmax(-1)[target].item()
-    for at in range(layers)
-    for number in range(heads)
-}
-print(f"whole model: bell {chance:.0%}")
-for (at, number), left in sorted(others.items(), key=lambda pair: pair[1])[:4]:
-    print(f"without block {at}, head {number}: bell {left:.0%}")
-assert others[layer, head] < chance / 2
+def chance(weights) -> float:
+    """The probability of bell."""
+    target = tokenizer.encode(" bell")[0]
+    return llama(ids[None], weights, config)[0, -1].softmax(-1)[target].item()
+
+
+each = [(at, number) for at in range(layers) for number in range(heads)]
+alone = {head: chance(without(head)) for head in each}
+print(f"whole model: bell {chance(weights):.0%}")
+for head, left in sorted(alone.items(), key=lambda pair: pair[1])[:3]:
+    print(f"without block {head[0]}, head {head[1]}: bell {left:.0%}")
+lookers = [head for head in each if on_bell[head] > 0.3]
+print(f"without {lookers}: bell {chance(without(*lookers)):.0%}")
+assert (layer, head_at) in lookers
+assert chance(without(*lookers)) < chance(weights) / 2
 
 # %% [markdown]
-# The head that looks at *bell* is needed, and so is the one that looks one token back most, which had
-# to tell *bell* what stood before it:
+# A head may be missed little if another does the same work. Together they are needed, and so are the
+# heads of earlier blocks that look one token back, which had to tell *bell* what stood before it. These
+# spend more than 33% of their attention on the token before:
 
 # %%
-back = divmod(int(kinds["the token before"].argmax()), heads)
-print(f"the head that looks back is block {back[0]}, head {back[1]}: without it, {others[back]:.0%}")
-assert back[0] < layer
-assert others[back] < chance / 2
+back = [head for head in each if head[0] < layer and kinds["the token before"][head] > 0.33]
+print(f"without {back}: bell {chance(without(*back)):.0%}")
+assert chance(without(*back)) < chance(weights) / 2
 
 # %% [markdown]
-# Two heads in two blocks that work together are a *circuit*. Nobody built it; it was the way to a
+# Heads of two blocks that work together are a *circuit*. Nobody built it; it was the way to a
 # smaller loss.

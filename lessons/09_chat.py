@@ -132,7 +132,7 @@ def loss_of(weights, inputs, targets):
 # %% [markdown]
 # ## Fine-tuning
 #
-# Begin with the trained weights instead of random ones, and take a few small steps:
+# Begin with the trained weights instead of random ones, and take some steps:
 
 # %%
 print("before:", answer(weights, lesson[:1]))

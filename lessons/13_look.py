@@ -5,8 +5,8 @@
 # the source of llama.py and keeps what each expression gave. We use it to follow *bell* through
 # the model, part by part, and to change the model while it thinks.
 #
-# The same text as a page: `llucid look "" "The fox rang the bell. The fox rang the"`. It is also there as one
-# file, [docs/look.html](../docs/look.html): download it, and a browser opens it from disk.
+# The same text as a page: `llucid look storyteller "The fox rang the bell. The fox rang the"`. It is also
+# there as one file, [docs/look.html](../docs/look.html): download it, and a browser opens it from disk.
 
 # %% tags=["setup"]
 import matplotlib.pyplot as plt
@@ -78,7 +78,7 @@ ax.set(ylabel='added to the score of "bell"')
 # `head_scores` measures for every head how much it looks one token back, and how much at what followed
 # an earlier copy of the token (induction). Where no token has an earlier copy there is nothing to
 # measure, and the result is not a number (`nan`), which we count as 0. Several heads may do the same work,
-# so we take all with more than two thirds of the largest score:
+# so we take all with more than two fifths of the largest score:
 
 # %%
 scores = head_scores(looked)
@@ -86,7 +86,7 @@ heads = model.config.heads
 found = {}
 for kind in ("previous", "induction"):
     each = getattr(scores, kind).nan_to_num()
-    found[kind] = [divmod(at, heads) for at in range(each.numel()) if each.flatten()[at] > each.max() * 2 / 3]
+    found[kind] = [divmod(at, heads) for at in range(each.numel()) if each.flatten()[at] > each.max() * 2 / 5]
     for layer, head in found[kind]:
         print(f"{kind:10} block {layer}, head {head}: {each[layer, head]:.0%}")
 

@@ -90,11 +90,14 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             |sad|unhappy|worried|sorry|cross] because [the|a] {thing} was [gone|lost|missing|away|not there]
             |[From whom|To whom] did the {thing} go missing|Who had no {thing} any more]? / <hero> / {hero}
         2 / [Thanks to whom|With whose help|Because of whom|By whom|Through whom] [was [it|the {thing}] [found
-            |brought back|discovered]|did {hero} get [it|the {thing}] back|has {hero} [it|the {thing}] again|is
-            the {thing} [back|there again]]? / <friend> / {friend}
+            |brought back|discovered]|did {hero} get [it|the {thing}|{hero.his} {thing}] back|has {hero} [it
+            |the {thing}|{hero.his} {thing}] again|does {hero} have [it|{hero.his} {thing}] [back|once more]|is the
+            {thing} [back|there again]]? / <friend> / {friend}
         3 / [Under what|Behind what|In what|Inside what|On what|Where exactly|Where precisely|At what exact
-            place] was [it|the {thing}] [found|hidden|lying|in the end|to be found|discovered]?|[Under what
-            |Behind what|In what] did [it|the {thing}] [lie|hide|rest]? / [2 It was|{friend} found it]
+            place|Below what|Beneath what|Under which thing|Below which thing|Near what object] was [it|the {thing}]
+            [found|hidden|lying|in the end|to be found|discovered]?|[Under what|Behind what|In what|Beneath which
+            object|Below what thing] [did [it|the {thing}] [lie|hide|rest]|had [it|the {thing}] been [lying|all the
+            time|hidden]]? / [2 It was|{friend} found it]
             {place.corner}. / {place.corner}
         2 / [Name|Tell me|Give me|Say] the [place|spot|location|scene] [where|at which] [{hero} lost [it|the
             {thing}]|[it|the {thing}] [was lost|got lost|vanished|went missing|disappeared]]. / [It was lost
@@ -106,6 +109,8 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
         2 / [Whose {thing} [was|is] [it|this|that]|Who owned the {thing}|To whom did the {thing} belong|Who did
             the {thing} belong to|Who had the {thing} first|Whose was it|Who is the owner of the {thing}]? / <hero>
             / {hero}
+        1 / [Whom|To whom] do [we|they] owe [it|the {thing}|the discovery]?|To whom does {hero} owe [it|thanks|the
+            {thing}]? / <friend> / {friend}
         4 / Who [6 found|saw|discovered|spotted|got back|came across|recovered] [3 the {thing}|it]? / <friend>
             / {friend}
         2 / Who [2 helped|2 helped {hero}|came to help|came by|came along|was helpful|was of help|gave {hero} a
@@ -136,7 +141,8 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
         2 / [Thanks to whom|With whose help|By whom|Because of whom] [is [it|the {thing}] whole [again|now]|was
             [it|the {thing}] [mended|repaired|fixed]]? / <friend> / {friend}
         3 / What [happened|was done|did {friend} do|came|followed] [after|when|once] [it broke|it fell apart
-            |it was broken|it came to pieces|the damage was done|the {thing} was in pieces|the {thing} broke]? /
+            |the mishap|the accident|this accident|it was broken|it came to pieces|the damage was done|the {thing} was
+            in pieces|the {thing} broke]? /
             {friend} mended it. / {friend} & mended
         2 / [Name|Tell me|Give me|Say] the [place|spot|location|scene] [where|at which] [it broke|the {thing}
             broke|it came to pieces|it happened].|[Which|What] place was it where [it|the {thing}] [broke|fell
@@ -175,7 +181,8 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             the sake of what] did [they|the two|{hero} and {friend}|the {hero_kind} and the {friend_kind}|the
             {friend_kind} and the {hero_kind}] [have a fight|not agree|pull|have a quarrel|want|compete|become
             angry|get cross|struggle|dispute]? / A {look} {thing}. / {look} {thing}
-        2 / [Who [suggested|proposed|advised] [it|something|what to do|a way out|an answer]|By whom was it
+        2 / [Who [suggested|proposed|advised] [it|something|what to do|a way out|an answer|that they share|to divide
+            it|to split it|sharing|a fair share]|By whom was it
             [decided|judged|settled]|Whom did they ask|Whose advice was it|Whose idea was it|Who found a way out
             |Whose words ended it]? / <third> / {third}
         2 / [Which of [them|the two] [let go|gave in|gave up|was wiser|stopped]|Which of the two was the first
@@ -253,7 +260,10 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
             was it? / <hero> / {hero}
         2 / By whom was {friend} [sent away|refused|turned away]? / <third> / {third}
         2 / [How|With what|By what] [was {hero} [rewarded|thanked|paid]|did {friend} [thank|pay|reward]
-            {hero}]?|What did {hero} have from it? / With a {look} {thing}. / {look} {thing}
+            {hero}]?|What did {hero} have from it?|What did [{hero}|the {hero_kind}] earn [with it|by that|by being
+            kind]?|What did
+            [kindness|sharing|a good heart] [bring|earn|give] [{hero}|the {hero_kind}]?|What did the kindness of
+            {hero} [bring|lead to]? / With a {look} {thing}. / {look} {thing}
         4 / Who [3 shared|2 gave] [2 the {food}|a {food}]? / <hero> / {hero}
         2 / Who [was [kind|good|generous|friendly|hospitable]|had a {food}|helped|helped {friend}|let {friend}
             in|welcomed {friend}|fed {friend}|took {friend} in]? / <hero> / {hero}
@@ -271,7 +281,9 @@ PLOT_QUESTIONS: Mapping[str, tuple[Exchange, ...]] = {
         2 / Who got [2 the {thing}|a [present|gift]]? / <hero> / {hero}
         2 / [When|In what season|In which season] did the [present|gift|reward|thanks] [come|arrive]?|When was
             {hero} [rewarded|thanked]?|[When|In what season] did {friend} [send it|give thanks|pay it back]?
-            |When did {friend} come [back|again]?|When did {hero} get the {thing}? / In {season.next}. /
+            |When did {friend} come [back|again]?|[Which|What] season [saw|brought] the [thanks|gift|present]?|In which
+            season was the {hero_kind} rewarded?|Which season brought {hero} the [gift|present|{thing}]?|When did
+            {hero} get the {thing}? / In {season.next}. /
             {season.next}
         1 / Did {friend} come back?|Did {friend} give [anything|something] back?|Did {friend} thank {hero}? / Yes,
             in {season.next} {friend} gave {hero} a {look} {thing}. / yes & {thing}
@@ -559,7 +571,8 @@ TALE_QUESTIONS = exchanges("""
         me their names|Which animals did you tell me about|Which names are in it|Say who is in it|Which creatures
         [appear|come up]]? / <everyone>. / <names>
     1 / How many [animals|characters|creatures|heroes] are [there|there in it|in it|in the tale|in the story]?
-        |How many are they?|How many [animals|characters] [take part|appear|come up|does it have]?|What is the
+        |How many are they?|How many [beings|characters|animals] took part?|How many [creatures|heroes] [had a
+        part|appear|played a part]?|How many [animals|characters] [take part|appear|come up|does it have]?|What is the
         number of animals in it?|How many [beings|animals|characters|heroes] [were there|are there in all|were
         involved|do you tell of|does the tale have|are there all in all]?|How many were there? / <count>:
         <everyone>. / <count> & <names>
@@ -800,7 +813,9 @@ TRAIT_QUESTIONS = exchanges("""
     1 / [Was|Is] {x} {trait}?|Is {x} a {trait} {kind}? / Yes, {who} was a {trait} {kind}. / yes & {trait}
     2 / [Was|Is] {x} {other}?|Is {x} a {other} {kind}? / The tale says that {who} was {trait}. / was {trait}
 """)
-SAID = """What [3 did {x} [3 say|answer|tell them|reply|advise|shout or say]|does {x} say|were the words of
+SAID = """What did {x} [tell|say to] the [other|other one|others] [then|when it happened|when they met]?|What did
+    {x} say when [it was time|they spoke|they met]?|What [3 did {x} [3 say|answer|tell them|reply|advise|shout or
+    say]|does {x} say|were the words of
     {x}]?|What was said by {x}?|What did {x} [say then|say first|say about it|say to them|say to the others
     |tell the other|tell the other one]?|[What|Which] words did {x} [use|speak]?|What [did {x} say|were {x}'s
     words], word for word?|Quote {x}. |Did {x} say [anything|something]?"""
@@ -808,7 +823,8 @@ DOING = """What [3 was {x} [3 doing|doing first|busy with|doing before]|did {x} 
     |was {x} at work on]?"""
 DETAILS: tuple[tuple[str, str, str], ...] = (
     (
-        """Who [cried|wept|was in tears|shed tears|wept in the end|burst into tears|began to weep|was so sad
+        """Who [cried|wept|was in tears|was crying|began crying|had to cry|ended up sad|ended up in tears|shed
+            tears|wept in the end|burst into tears|began to weep|was so sad
             |could not hold back tears]?""",
         r"and (\w+) wept",
         "<found>.",
@@ -824,7 +840,8 @@ DETAILS: tuple[tuple[str, str, str], ...] = (
     (
         """What did {hero} go [for|out for]?|Why did {hero} [go out|leave home|go]?|What was {hero} [fetching
             |going to get]?|What did {hero} want to [get|fetch]?|What had {hero} gone out [for|to get|to find]?
-            |What was {hero} out for?|What did {hero} need?""",
+            |What was {hero} out for?|What did {hero} need?|What had {hero} set out for?|What did {hero} set out to
+            [find|get|fetch]?|What did {hero} want to bring [home|back]?|For what had {hero} left?""",
         r"went for (.+?) and lost",
         "For <found>.",
     ),
@@ -934,8 +951,9 @@ ANIMALS = (
 )
 
 SMALL_TALK = exchanges(f"""
-    6 / [2 Hi|Hello|Hey|Hiya|Good day|Morning|Evening|Hullo|Hello you][|!|,|.] [how are you|how are you
-        doing|how do you do|how is it going|all well|what is new|how do things stand|how goes it|is everything
+    6 / [2 Hi|Hello|Hey|Hiya|Heya|Hi there|Good day|Morning|Evening|Hullo|Hello you][|!|,|.] [how are you|how are you
+        doing|how do you do|how is it going|all well|what is new|how do things stand|how goes it|how is life|how's
+            your life|how's everything|how is everything|is everything
         fine|are you all right|how is your day|what is up][|?] / [Well enough, for a very small model|I am only a
         small model, but my tales are well]. {OFFER} / well
     4 / [How|What] [is|was] [your day|the day|business|everything|your health|the mood|it with you]?|[Are
@@ -968,7 +986,8 @@ SMALL_TALK = exchanges(f"""
         |shall|may|can] [I|we|they] call you?|How do they call you?|How are you called?|Who are you by name? /
         I have no name. You may call me the storyteller. / no name
     5 / [I|We] [really|very much|quite|truly|so] [like|liked|love|loved|enjoy|enjoyed] [it|that|this|the
-        tale|your tale|the story|your tales|hearing it][|!|.]|[You tell|You told it|You do that] [well|so
+        tale|your tale|the story|your tales|hearing it|hearing you|listening|listening to it|talking to you|your
+        telling][|!|.]|[You tell|You told it|You do that] [well|so
         well|beautifully|nicely|very well][|!|.]|[It|That|This] [was|is] [very|so|really|quite] [nice
         |good|lovely|funny|sweet|fine|beautiful|charming][|!|.]|[What|Such] a [charming|fine|great
         |wonderful|pretty|funny] [tale|story|fable][|!|.]|[More|Just great|Super|Amazing|Fantastic
@@ -1122,6 +1141,9 @@ OUT_OF_SCOPE: tuple[str, ...] = (
     f"""What is {NUMBER} [plus|times|minus|divided by|and|x|+|*|-|/] {NUMBER}?|How much is {NUMBER} [plus
         |times |minus|and] {NUMBER}?|{NUMBER} [plus|times|minus|+|*|-|/] {NUMBER}|[Calculate|Compute|Add]
         {NUMBER} [and|plus|times] {NUMBER}.""",
+    """[Which|What] [team|club|player|party|singer|horse] [won|will win|is the best|is leading|will be first|has lost]
+        [this year|today|this time|the cup|the game|the race]?|Who will [win|become champion|be champion|be the winner]
+        [this year|today|in the end]?|Which [club|player] will become [the best|first|the winner]?""",
     "What is [2+2|1+1|3*4|10/2|5-3|17*23|the square root of 9|the square root of 16|pi|half of 8|ten percent of 50]?",
     """[Write|Give me|Can you write|Could you write|Please write] [a poem|a program|a letter|an essay|some
         code |a song|a joke|a recipe|an email|a function|a list of names|a haiku|a speech|a summary of the

@@ -124,15 +124,17 @@ def test_the_hint_of_the_chat_works_for_every_seed() -> None:
 
 
 def test_it_answers_as_many_questions_written_by_hand_as_the_documentation_says() -> None:
+    """Which is at least four of five."""
     session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=100)
     asked = benchmark().ask_by_hand(session)
     documented = (BENCHMARK.parents[1] / "docs" / "storyteller.md").read_text(encoding="utf-8")
     right, count = map(int, re.findall(r"\| all \| (\d+) \| (\d+) \|", documented)[0])
     assert count == len(asked) == 60
+    assert right >= 48
     assert abs(sum(each.right for each in asked) - right) <= 2, "another processor may round a few answers otherwise"
 
 
-@pytest.mark.parametrize(("count", "seed"), [(3000, 0), pytest.param(100_000, 7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "seed"), [(3000, 0), pytest.param(60_000, 8, marks=pytest.mark.slow)])
 def test_the_training_has_not_seen_the_questions_that_were_written_by_hand(count: int, seed: int) -> None:
     """The slow one looks at all of its last stage."""
 
