@@ -1,5 +1,6 @@
 """Training in JAX: equal to PyTorch and to NumPy at every step, and as a run of `llucid train --backend jax`."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -234,9 +235,11 @@ def test_a_run_equals_that_of_pytorch(corpus: Path, tmp_path: Path) -> None:
     assert len(expected) == STEPS
     assert expected[-1]["loss"] < expected[0]["loss"] / 3
     assert found != expected  # a different library did compute it
+    assert "validation" in found[-1].keys() & expected[-1].keys()
     for row, reference in zip(found, expected, strict=True):
-        close = {name: pytest.approx(reference[name], abs=1e-5) for name in reference.keys() & {"loss", "validation"}}
-        assert row == reference | close
+        both = row.keys() & reference.keys()  # a run that has taken 20 seconds is measured earlier than planned
+        close = {name: pytest.approx(reference[name], abs=1e-5) for name in both & {"loss", "validation"}}
+        assert {name: row[name] for name in both} == {name: reference[name] for name in both} | close
     names = [{path.relative_to(out) for path in out.rglob("*")} for out in (tmp_path / "torch", tmp_path / "jax")]
     assert names[0] == names[1]
     one, other = (llucid.load(tmp_path / name, device="cpu").weights for name in ("torch", "jax"))
@@ -297,7 +300,7 @@ def test_jax_cannot_resume_a_run_with_muon(corpus: Path, tmp_path: Path) -> None
 def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path) -> None:
     out, huge = tmp_path / "exploded", ("--learning-rate", 1e30)
     printed = do(*fresh(corpus, out, "--steps", 40, "--backend", "jax", *huge), status=2).stderr
-    assert printed.startswith("error: the loss at step")
+    assert re.match("error: the (validation )?loss at step", printed)  # a slow first step is measured at once
     assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(out, device="cpu").weights))
 
 
