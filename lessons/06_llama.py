@@ -210,8 +210,8 @@ figure.supxlabel("rows look at columns; dark is much", fontsize=8)
 
 # %% [markdown]
 # Some patterns have names. A line just below the diagonal: the head looks one token back. A dark
-# first column: it looks at the first token, the mark of the beginning, which often means that it found
-# nothing. We measure instead of guessing:
+# first column, which larger models often have: it looks at the first token, the mark of the beginning,
+# since it has found nothing. We measure instead of guessing:
 
 # %%
 n = maps.shape[-1]
