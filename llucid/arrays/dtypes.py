@@ -1,4 +1,4 @@
-"""The names of dtypes."""
+"""The names and sizes of dtypes."""
 
 from typing import TYPE_CHECKING
 
@@ -39,3 +39,8 @@ def full_name(dtype: str) -> str:
 def name_of_dtype(dtype: "torch.dtype | str") -> str:
     """float32 and so on."""
     return str(dtype).removeprefix("torch.")
+
+
+def width_of(dtype: str) -> int:
+    """The size in bytes of a number of this dtype."""
+    return int("".join(filter(str.isdigit, dtype)) or 8) // 8

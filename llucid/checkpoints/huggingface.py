@@ -13,12 +13,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llucid.arrays import Mapped
-from llucid.arrays.dtypes import checked_dtype, name_of_dtype
+from llucid.arrays.dtypes import checked_dtype, name_of_dtype, width_of
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.generation_config import write_sampling
 from llucid.checkpoints.metadata import float_of, int_of
-from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle, width_of
+from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, note, prefix_errors, shown

@@ -14,7 +14,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo, _EndRecData  # pyright: ignore
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.arrays.dtypes import dtype_of, name_of_dtype
+from llucid.arrays.dtypes import dtype_of, name_of_dtype, width_of
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError
@@ -55,11 +55,6 @@ class Storage(NamedTuple):
 
     dtype: str
     member: ZipInfo
-
-
-def width_of(dtype: str) -> int:
-    """The size in bytes of a number of this dtype."""
-    return int("".join(filter(str.isdigit, dtype)) or 8) // 8
 
 
 def is_archive(file: Path) -> bool:

@@ -18,8 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from llucid.arrays import Mapped, Quantized
-from llucid.arrays.dtypes import name_of_dtype
-from llucid.checkpoints.pickles import width_of
+from llucid.arrays.dtypes import name_of_dtype, width_of
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.pages import Pages, Part
