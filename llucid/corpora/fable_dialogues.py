@@ -542,7 +542,8 @@ def dialogue(rng: Random) -> Dialogue:
             else:
                 turns += follow_up(story, rng) if chance > 0.92 else [question(story, rng)]
     if rng.random() < 0.15:
-        turns.append(make_turn(*texts.bye, "small talk", rng))
+        message, answer, key = texts.bye
+        turns.append(make_turn(message, answer, key, "small talk", rng))
     return Dialogue(system, tuple(turns))
 
 

@@ -45,7 +45,7 @@ def exchanges(text: str) -> tuple[Exchange, ...]:
 
 
 def load() -> SimpleNamespace:
-    """The entries of the file as attributes: references are replaced, exchanges parsed, and lines joined."""
+    """The entries of the file as attributes: references are replaced, exchanges parsed, lines joined; lists are tuples."""
     entries = tomllib.loads(FILE.read_text(encoding="utf-8"))
 
     def insert(text: str) -> str:
@@ -58,7 +58,7 @@ def load() -> SimpleNamespace:
             parsed = {name: parse(each) for name, each in value.items()}
             return Deed(**parsed) if "past" in parsed else parsed
         if isinstance(value, list):
-            return [parse(each) for each in value]
+            return tuple(map(parse, value))
         if not isinstance(value, str):
             return value
         value = insert(value)
