@@ -45,7 +45,7 @@ def exchanges(text: str) -> tuple[Exchange, ...]:
 
 
 def load() -> SimpleNamespace:
-    """The entries of the file as attributes: references are replaced, exchanges parsed, lines joined; lists are tuples."""
+    """The entries of the file as attributes: references replaced, exchanges parsed, lines joined, lists as tuples."""
     entries = tomllib.loads(FILE.read_text(encoding="utf-8"))
 
     def insert(text: str) -> str:
