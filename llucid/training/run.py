@@ -229,7 +229,7 @@ def read_measured(out: Path, progress: Progress) -> Measured:
     """The measurements of the run in `out` up to `progress`."""
     try:
         measured = Measured(**json.loads((out / "state" / "measured.json").read_bytes()))
-        numbers = measured._replace(best=min(0, measured.best))  # which is infinite before the first measurement
+        numbers = measured._replace(best=min(measured.best, 0))  # which is infinite before the first measurement
         if all(type(number) in (int, float) and -1 <= number < 1 << 63 for number in numbers):
             return measured if measured.step <= progress.step else Measured()
     except (OSError, ValueError, TypeError, RecursionError):  # none yet
