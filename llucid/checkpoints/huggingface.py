@@ -158,7 +158,8 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
         known = "default, llama3, linear, dynamic and yarn"
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
     context = int_of(values, "max_position_embeddings", file, 2048)
-    original = int_of(rope, "original_max_position_embeddings", file, context)
+    original = "original_max_position_embeddings"  # outside of the scaling it wins, as in transformers
+    original = int_of(values, original, file, int_of(rope, original, file, context))
     factor = float_of(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
     if kind == "linear":
         return LinearScaling(factor=factor)

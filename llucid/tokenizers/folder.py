@@ -54,7 +54,10 @@ def folder_config(folder: Path) -> dict[str, Any]:
             config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    return config | template_config({name: read_template(file) for name, file in files.items()})
+    texts = {name: read_template(file) for name, file in files.items()}
+    if texts and isinstance(own := config.get("chat_template"), str):
+        texts = {"default": own} | texts
+    return config | template_config(texts)
 
 
 def template_config(texts: Mapping[str, str]) -> dict[str, Any]:

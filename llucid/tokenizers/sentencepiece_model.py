@@ -156,8 +156,9 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.model`, with the files of transformers beside it.
 
     With added tokens it is opened as its `tokenizer.json`, since the library has no added tokens. Then a text after a
-    special token also begins with a space, but not if `legacy` is false, as in transformers. The same holds if BOS or
-    EOS is an ordinary piece, or if the model finds pieces in text that are not special: a template may write them.
+    special token also begins with a space, but not if `legacy` is false, as in transformers. The same holds if a chat
+    template writes special tokens and `legacy` is false, if BOS or EOS is an ordinary piece, or if the model finds
+    pieces in text that are not special: a template may write them.
     """
     config = folder_config(folder)
     if config.get("add_prefix_space") is False:
@@ -168,10 +169,12 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
         name: number for number, token in added_in(folder, config).items() if (name := token["content"]) != padding
     }
     ends = {plain.bos, plain.eos} - {None}
-    if added.items() <= plain.special.items() and ends <= {*plain.special.values()} and not plain.user_defined:
+    spaceless = config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]
+    known = added.items() <= plain.special.items() and ends <= {*plain.special.values()} and not plain.user_defined
+    if known and not (spaceless and config.get("chat_template")):
         return plain
     content = json.loads(plain.json())
-    if config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]:
+    if spaceless:
         content["normalizer"] = None
         content["pre_tokenizer"] = {
             "type": "Metaspace",

@@ -77,7 +77,7 @@ class JsonTokenizer:
     `tokenizer_config.json` is ignored, and so is a `bos_token` that the tokenizer does not put there. EOS is named in
     `tokenizer_config.json`; `generation_config.json` and `config.json` may add ids that end a text. Tokens with a role
     in `tokenizer_config.json` are special, as in transformers. Tokens added after training may be named only beside
-    `tokenizer.json`.
+    `tokenizer.json`. Transformers' Llama classes, and only these, obey an `add_prefix_space` that is false.
 
     Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
     by the same model without the special tokens in its vocabulary. The unknown token, which replaces a character
@@ -93,6 +93,8 @@ class JsonTokenizer:
         added = added_in(folder, self.config) if folder else {}
         self.bos = begins_with(content.get("post_processor"))
         content = with_special(content, self.config, self.bos, added)
+        if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
+            content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         normal = self.tokenizer.normalizer
@@ -240,6 +242,20 @@ def may_panic(step: Any) -> bool:
             return kind not in SAFE
         case _:
             return True
+
+
+def without_prefix(step: Any) -> Any:
+    """A normalizer, pre-tokenizer or decoder that neither puts a space before a text nor removes one there."""
+    match step:
+        case {"type": "Sequence", **lists}:
+            kept = {key: [without_prefix(part) for part in parts] for key, parts in lists.items()}
+            return {"type": "Sequence", **{key: [part for part in parts if part] for key, parts in kept.items()}}
+        case {"type": "Prepend"} | {"type": "Strip", "content": " ", "start": 1}:
+            return None
+        case {"type": "Metaspace"}:
+            return step | {"prepend_scheme": "never"}
+        case _:
+            return step
 
 
 def vocabulary_of(model: object) -> dict[str, int]:

@@ -52,6 +52,13 @@ def test_stand_ins_for_a_file(name: str, tmp_path: Path) -> None:
             load(path, device="cpu")
 
 
+@pytest.mark.parametrize("magic", [b"lmgg", b"fmgg", b"tjgg\x03\0\0\0"])
+def test_files_from_before_gguf(magic: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ggml-model-q4_0.bin").write_bytes(magic + bytes(64))
+    with pytest.raises(LlucidError, match=r"a file of llama\.cpp from before GGUF .*; convert the original to GGUF"):
+        load(tmp_path / "ggml-model-q4_0.bin")
+
+
 def test_a_part_of_a_download_is_named(tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
