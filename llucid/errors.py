@@ -44,8 +44,10 @@ def shown(value: object) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """The error's message on one line, safe to print; for an OSError, the file and the reason."""
+    """The error's message on one line, safe to print and cut to some 1,500 characters; for an OSError, the file and the
+    reason."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return " ".join(message.split()).translate(PRINTABLE)
+    line = " ".join(message.split()).translate(PRINTABLE)
+    return line if len(line) <= 1500 else f"{line[:1000]} … {line[-500:]}"

@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -192,6 +193,9 @@ def refuse_stand_in(file: Path) -> None:
 
 LARGEST_JSON = 2**24
 """The largest JSON file about a model, in bytes. As Python objects it may take 25 times as much memory."""
+DEEPEST_JSON = 100
+"""Lists and objects within one another in JSON. The parser takes a thousand; functions that recurse over that exceed
+Python's limit."""
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -233,8 +237,8 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
 def json_value(content: bytes) -> Any:
     """The JSON value in `content`, with U+FFFD for halves of UTF-16 pairs, which no file could hold.
 
-    Raises ValueError for anything else, for a value nested too deeply, and for one mostly of empty lists or objects,
-    which would take 25 times as much memory.
+    Raises ValueError for anything else, for one nested deeper than DEEPEST_JSON, and for one mostly of empty lists or
+    objects, which would take 25 times as much memory.
     """
     if content.count(b"[") + content.count(b"{") > 1000 + len(content) // 8:
         raise ValueError("mostly empty lists or objects")
@@ -246,4 +250,10 @@ def json_value(content: bytes) -> Any:
             value = json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    return value
+    level: list[Any] = [value]
+    for _ in range(DEEPEST_JSON + 1):
+        if {list, dict}.isdisjoint(map(type, level)):
+            return value
+        outer = (each.values() if type(each) is dict else each for each in level if type(each) in (list, dict))
+        level = [*chain.from_iterable(outer)]
+    raise ValueError("nested too deeply")

@@ -6,16 +6,19 @@ import os
 import stat
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
 
 from llucid.errors import LlucidError, one_line
 from llucid.files import (
+    DEEPEST_JSON,
     atomic_file,
     atomic_folder,
     cache_folder,
     is_occupied,
+    json_value,
     replaced_in_errors,
     write_text_atomically,
 )
@@ -168,4 +171,18 @@ def test_errors_on_a_read_only_file_system_name_the_user_s_path(
 
 
 def test_error_messages_have_no_control_characters() -> None:
+    assert one_line(LlucidError(f"{'a' * 1000}{'x' * 10**6}{'b' * 500}")) == f"{'a' * 1000} … {'b' * 500}"
     assert one_line(LlucidError("a \x1b]0;title\x07\nb\x9b[2J")) == "a ␛]0;title␇ b\ufffd[2J"
+
+
+@pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}"), ('[1, {"a": ', ', "b": 2}, 3]')])
+def test_json_is_nested_to_a_limit(begin: str, end: str) -> None:
+    deepest = DEEPEST_JSON // (begin.count("[") + begin.count("{"))
+
+    def nested(depth: int) -> Any:
+        return json_value(f"{begin * depth}1{end * depth}".encode().ljust(50_000))
+
+    assert nested(deepest) is not None
+    for depth in (deepest + 1, 5 * deepest, 20 * deepest):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            nested(depth)

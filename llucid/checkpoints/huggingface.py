@@ -236,9 +236,9 @@ def weight_files(path: Path) -> list[Path]:
     file, places = index_of(path)
     if not places:
         return [file]
-    for name in places.values():
-        if Path(name).name != name or not (path / name).is_file():  # a path could lead anywhere
-            raise LlucidError(f"{path / name}: does not exist, but {file.name} names it")
+    found = {one.name for one in path.iterdir() if one.is_file()}
+    if missing := set(places.values()) - found:  # so no path that could lead anywhere is opened
+        raise LlucidError(f"{path / min(missing)[:255]}: does not exist, but {file.name} names it")
     return [path / name for name in sorted(set(places.values()))]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from llucid.dialogs.templates import encode_template, template_of, turn_end
 from llucid.errors import LlucidError, shown
+from llucid.files import json_value
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.text import replace_surrogates
@@ -61,7 +62,7 @@ def values_for(format: str, **values: object) -> dict[str, Any]:
 
     Raises LlucidError, naming the value, if the format has no place for it, and if it is not JSON.
     """
-    given = {name: json_value(name, value) for name, value in values.items() if value is not None}
+    given = {name: copied(name, value) for name, value in values.items() if value is not None}
     for name, value in given.items():
         if format in NATIVE:
             raise LlucidError(f"{name}={shown(value)}: the format {format} has no place for it; only a template may")
@@ -77,10 +78,10 @@ def check_objects(name: str, items: object) -> list[dict[str, Any]]:
     raise LlucidError(f"{name}: expected a list of objects")
 
 
-def json_value(name: str, value: object) -> Any:
+def copied(name: str, value: object) -> Any:
     """A copy of a value. Raises LlucidError if it is not JSON."""
     try:
-        return json.loads(json.dumps(value))
+        return json_value(json.dumps(value).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise LlucidError(f"{name}: expected what JSON can express ({error})") from error
 

@@ -39,9 +39,9 @@ def templates_of(tokenizer: Tokenizer) -> str | dict[str, str] | None:
     if template is None or isinstance(template, str):
         return template
     if isinstance(template, list) and all(isinstance(one, dict) for one in template):
-        found = {one.get("name"): one.get("template") for one in template}
-        if found and all(isinstance(word, str) for pair in found.items() for word in pair):
-            return found
+        found = [(one.get("name"), one.get("template")) for one in template]
+        if found and all(isinstance(word, str) for pair in found for word in pair):
+            return dict(found)
     raise LlucidError("tokenizer_config.json: chat_template should be a text or a list of names and templates")
 
 

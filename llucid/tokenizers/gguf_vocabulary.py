@@ -6,7 +6,6 @@ characters, as Characters.
 """
 
 import json
-import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -215,7 +214,7 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     texts, types = tokens.texts, list(tokens.types)
     scores = _list(keys, "tokenizer.ggml.scores", float) if "tokenizer.ggml.scores" in keys else [0.0] * len(texts)
     scores = scores[: len(texts)]
-    if len(scores) != len(texts) or not all(map(math.isfinite, scores)):
+    if len(scores) != len(texts) or not all(abs(score) < 2.0**127 for score in scores):
         raise LlucidError(f"tokenizer.ggml.scores should be a number for each of the {len(texts)} tokens")
     unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
     if type(unknown) is not int or not 0 <= unknown < len(texts):

@@ -114,7 +114,9 @@ def restore_memory(tensors: Mapping[str, torch.Tensor], config: Config) -> Memor
     numbers = _numbers(config)
 
     def average(name: str) -> Any:
-        return from_torch(assemble(config, lambda path, shape: tensors[f"optimizer.0.{numbers[path]}.{name}"]))
+        return from_torch(
+            assemble(config, lambda path, shape: tensors[f"optimizer.0.{numbers[path]}.{name}"].view(shape))
+        )
 
     count = jnp.array(int(tensors["optimizer.0.0.step"]), jnp.int32)
     adam = optax.ScaleByAdamState(count, mu=average("exp_avg"), nu=average("exp_avg_sq"))

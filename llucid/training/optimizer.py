@@ -57,11 +57,20 @@ def optimizer_tensors(optimizers: list[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimizers(optimizers: list[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`; ignores tensors with other names."""
+    """The inverse of `optimizer_tensors`; ignores tensors with other names.
+
+    Raises KeyError or RuntimeError if a tensor of an optimizer that has any is missing or has another size.
+    """
     for number, optimizer in enumerate(optimizers):
-        state: dict[int, dict[str, Tensor]] = {}
-        for path, value in tensors.items():
-            if path.startswith(f"optimizer.{number}."):
-                _, _, parameter, name = path.split(".")
-                state.setdefault(int(parameter), {})[name] = value
+        if not any(path.startswith(f"optimizer.{number}.") for path in tensors):  # it has not made a step
+            continue
+        names = ("momentum",) if isinstance(optimizer, Muon) else ("step", "exp_avg", "exp_avg_sq")
+        parameters: list[Tensor] = [leaf for group in optimizer.param_groups for leaf in group["params"]]
+        state = {
+            parameter: {
+                name: tensors[f"optimizer.{number}.{parameter}.{name}"].view(() if name == "step" else leaf.shape)
+                for name in names
+            }
+            for parameter, leaf in enumerate(parameters)
+        }
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

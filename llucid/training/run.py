@@ -15,7 +15,6 @@ import errno
 import hashlib
 import importlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -32,7 +31,7 @@ from torch import Tensor
 from llucid.checkpoints import save
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, atomic_folder, is_occupied, typed, utf8_path, write_text_atomically
+from llucid.files import atomic_file, atomic_folder, is_occupied, json_value, typed, utf8_path, write_text_atomically
 from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
 
@@ -202,7 +201,7 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
             # Cloned, because matrix products round by how their operands are aligned, and a file aligns to nothing.
             tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
             progress = Progress(**json.loads(opened.metadata()["progress"]))
-        if type(progress.step) is not int or not 0 <= progress.step < 1 << 63 or not 0 <= progress.seconds < math.inf:
+        if type(progress.step) is not int or not 0 <= progress.step < 1 << 63 or not 0 <= progress.seconds < 1 << 63:
             raise ValueError(f"progress {progress!r:.80}")
         yield tensors, progress
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
@@ -230,8 +229,9 @@ def read_measured(out: Path, progress: Progress) -> Measured:
     """The measurements of the run in `out` up to `progress`."""
     try:
         measured = Measured(**json.loads((out / "state" / "measured.json").read_bytes()))
-        if all(type(number) in (int, float) for number in measured) and measured.step <= progress.step:
-            return measured
+        numbers = measured._replace(best=min(measured.best, 0))  # which is infinite before the first measurement
+        if all(type(number) in (int, float) and -1 <= number < 1 << 63 for number in numbers):
+            return measured if measured.step <= progress.step else Measured()
     except (OSError, ValueError, TypeError, RecursionError):  # none yet
         pass
     return Measured()
@@ -271,8 +271,8 @@ class Metrics:
         self.rows: list[dict[str, Any]] = []
         for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []:
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = json_value(line.encode())
+            except ValueError:
                 break  # a kill cut the last line short
             if not _is_row(row) or row["step"] > step:
                 break

@@ -108,7 +108,7 @@ def test_places_of_a_template(tmp_path: Path) -> None:
     with pytest.raises(LlucidError, match=r"chat_template\.jinja: cannot be read"):
         load_tokenizer(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    for wrong in (3, [], ["x"], [{"name": "x"}]):
+    for wrong in (3, [], ["x"], [{"name": "x"}], [{"name": {}, "template": "x"}]):
         config.write_text(json.dumps(content | {"chat_template": wrong}))
         with pytest.raises(LlucidError, match="chat_template should be a text or a list of names and templates"):
             known_format(None, load_tokenizer(tmp_path))
@@ -359,8 +359,9 @@ def test_invalid_values(tokenizer: JsonTokenizer) -> None:
         encode_dialog(said("x"), tokenizer, "plain", tools=TOOLS)
     with pytest.raises(LlucidError, match=r'documents=\[{"text": "b"}\]: the chat template has no place for it'):
         encode_dialog(said("x"), tokenizer, CHATML, documents=[{"text": "b"}])
-    with pytest.raises(LlucidError, match="tools: expected what JSON can express"):
-        encode_dialog(said("x"), tokenizer, ASKING, tools=[{"x": {1, 2}}])
+    for impossible in ({1, 2}, json.loads("[" * 600 + "]" * 600)):
+        with pytest.raises(LlucidError, match="tools: expected what JSON can express"):
+            encode_dialog(said("x"), tokenizer, ASKING, tools=[{"x": impossible}])
 
 
 NAMES = ["chat_template.jinja", "additional_chat_templates/x.jinja", "tokenizer_config.json", "special_tokens_map.json"]

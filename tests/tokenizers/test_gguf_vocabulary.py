@@ -467,6 +467,7 @@ def test_tokenizers_that_gguf_cannot_express(make: Any, message: str, tmp_path: 
         (small_sentencepiece, {"scores": [1]}, "scores should be a list of float"),
         (small_sentencepiece, {"scores": [0.0]}, "scores should be a number for each"),
         (small_sentencepiece, {"scores": [math.nan] + [0.0] * 399}, "scores should be a number for each"),
+        (small_sentencepiece, {"scores": [1e300] + [0.0] * 399}, "scores should be a number for each"),
         (small_sentencepiece, {"unknown_token_id": -1}, "unknown_token_id -1 is none"),
         (
             lambda: Characters("ab"),

@@ -251,16 +251,25 @@ def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
     for strange in strange_rows:
         (tmp_path / "metrics.jsonl").write_text(f"{json.dumps(rows[0])}\n{strange}\n")
         assert Metrics(tmp_path, 3, Settings()).rows == rows[:1]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sample": "\\ud800x"}\n')
+    assert Metrics(tmp_path, 3, Settings()).samples() == "---------- step 1\n\ufffdx\n"
 
 
 def test_a_state_with_impossible_progress_is_refused(tmp_path: Path) -> None:
-    for progress in ('{"step": Infinity}', '{"step": -1}', '{"step": 1, "seconds": NaN}', '{"step": 1e999}', "[]", "1"):
+    impossible = ('{"step": Infinity}', '{"step": -1}', '{"step": 1, "seconds": NaN}', '{"step": 1e999}', "[]", "1")
+    for progress in (*impossible, f'{{"step": 1, "seconds": {10**400}}}'):
         save_file({}, tmp_path / "latest.safetensors", {"progress": progress})
         with pytest.raises(LlucidError, match="not a state that this run can continue from"), read_state(tmp_path):
             pass
 
 
-@pytest.mark.parametrize("measured", ['{"step": 1, "best": "x"}', '{"took": null}', '{"model_step": []}', "[" * 5000])
+@pytest.mark.parametrize(
+    "measured",
+    [
+        *('{"step": 1, "best": "x"}', '{"took": null}', '{"model_step": []}', "[" * 5000, '{"best": NaN}'),
+        *('{"best": -2}', '{"took": NaN}', '{"seconds": Infinity}', f'{{"total": {10**400}}}', '{"step": -2}'),
+    ],
+)
 def test_a_damaged_measurement_is_forgotten(measured: str, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "measured.json").write_text(measured)

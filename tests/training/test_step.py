@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from llucid.config import Config
 from llucid.corpora.tokens import validation_batches
+from llucid.errors import LlucidError
 from llucid.llama import llama
+from llucid.training.backend_torch import TorchBackend
 from llucid.training.muon import Muon, orthogonalise
 from llucid.training.optimizer import learning_rate, make_optimizers, optimizer_tensors, restore_optimizers
+from llucid.training.run import Progress
 from llucid.training.settings import Settings
 from llucid.training.step import loss_sum, mean_loss, train_step
 from llucid.weights import Weights, initialise, leaves, named_leaves, tree_map
@@ -161,6 +165,21 @@ def test_optimizers_are_restored_exactly() -> None:
     assert first.keys() == second.keys()
     assert len(first) >= 14 + 3 * 7
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_state_that_lacks_a_tensor_is_refused(optimizer: str, tmp_path: Path) -> None:
+    backend = TorchBackend(CONFIG, replace(SETTINGS, optimizer=optimizer, dtype="float32"), torch.device("cpu"))
+    _, state = backend.step(batch(), backend.start(fresh(dtype=torch.float32)), 1.0)
+    backend.save(tmp_path, state, Progress(1))
+    backend.load(tmp_path)
+    file = tmp_path / "latest.safetensors"
+    saved = load_file(file)
+    for name in [name for name in saved if name != "dropout"]:
+        for damaged in ({}, {name: torch.ones(3)}):
+            save_file({key: saved[key] for key in saved if key != name} | damaged, file, {"progress": '{"step": 1}'})
+            with pytest.raises(LlucidError, match="not a state that this run can continue from"):
+                backend.load(tmp_path)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
