@@ -21,6 +21,7 @@ from llucid.arrays import Quantized
 from llucid.arrays.dtypes import full_name, name_of_dtype
 from llucid.arrays.quantized import FORMS
 from llucid.checkpoints.format import Header, Progress, no_progress
+from llucid.checkpoints.generation_config import checked_settings
 from llucid.checkpoints.gguf_blocks import GGML_TYPES, NUMBERS, SAME_IN_Q8_0, WRITABLE, GgmlType
 from llucid.checkpoints.gguf_file import (
     ALIGNMENT,
@@ -107,6 +108,13 @@ WINDOW_KEY = "llama.attention.sliding_window"
 IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned", WINDOW_KEY}
 """Keys without effect on the model, also in llama.cpp. Other keys that begin with "llama." should be 0, false or
 empty."""
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 OLD_FACTOR_KEY = "llama.rope.scale_linear"
 SCALING_KEYS = {
     "type": "llama.rope.scaling.type",
@@ -310,6 +318,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return read_vocabulary(Metadata(read_file_header(path)))
 
 
+def read_sampling(path: Path) -> dict[str, Any]:
+    """The sampling settings in the file, by their names in `generation.Sampling`."""
+    header = read_model_header(path)
+    return checked_settings({name: header.value(key) for name, key in SAMPLING_KEYS.items()}, path)
+
+
 class Metadata(Mapping[str, Any]):
     """The metadata of a file, read lazily: unused values take no memory."""
 
@@ -353,7 +367,10 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp writes it
     if model.tokenizer:
         vocabulary = write_vocabulary(model.tokenizer, config.vocab_size)
-    metadata = config_metadata(config, usual_kind(tensors)) | vocabulary
+    sampling = {
+        SAMPLING_KEYS[name]: value if name == "top_k" else float(value) for name, value in model.sampling.items()
+    }
+    metadata = config_metadata(config, usual_kind(tensors)) | vocabulary | sampling
     total = sum(tensor.size for tensor in tensors)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)

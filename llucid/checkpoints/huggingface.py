@@ -16,7 +16,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype, name_of_dtype, width_of
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.generation_config import write_sampling
+from llucid.checkpoints.generation_config import sampling_defaults, write_sampling
 from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
@@ -92,6 +92,9 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
 }
+
+
+read_sampling = sampling_defaults
 
 
 def recognises(path: Path) -> bool:
@@ -246,6 +249,8 @@ def index_of(path: Path) -> tuple[Path, dict[str, str]]:
     """The file with the weights, or the index of several files, with the file name of each tensor."""
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None:
+        if link := next((path / name for name in WEIGHTS if (path / name).is_symlink()), None):
+            raise LlucidError(f"{link}: a link to a file that does not exist; fetch the model again")
         others = [file.name for pattern in ("*.safetensors*", "*.bin*") for file in sorted(path.glob(pattern))]
         found = f"; found only {', '.join(others[:3])}" if others else ""
         raise LlucidError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}{found}")

@@ -137,10 +137,13 @@ class SentencePiece:
         chains: dict[str, list[dict[str, Any]]] = {"normalizer": steps, "pre_tokenizer": [], "decoder": decoder}
         return special_json(model, self.special, self.bos, **chains, unmarked=self.user_defined)
 
-    def save(self, folder: Path) -> None:
+    def roles(self) -> dict[str, str]:
+        """The names of its UNK, BOS and EOS."""
         roles = {"unk_token": self.processor.unk_id(), "bos_token": self.bos, "eos_token": self.eos}
-        names = {role: self.pieces[token] for role, token in roles.items() if token is not None}
-        write_folder(folder, self.json(), names | self.config, self.stop_ids)
+        return {role: self.pieces[token] for role, token in roles.items() if token is not None}
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder, self.json(), self.roles() | self.config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
@@ -182,7 +185,7 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
             "prepend_scheme": "first",
             "split": False,
         }
-    return JsonTokenizer(content, folder)
+    return JsonTokenizer(content, folder, plain.roles())
 
 
 def is_sentencepiece(data: bytes) -> bool:

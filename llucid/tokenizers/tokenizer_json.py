@@ -1,6 +1,7 @@
 """Tokenizers in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
 
 import json
+import math
 import os
 import secrets
 import threading
@@ -89,12 +90,16 @@ class JsonTokenizer:
     ) -> None:
         """`config` has what the files of `folder` do not say. Raises LlucidError for a file that the library refuses,
         and for ids far beyond the size of the file."""
-        self.config = (config or {}) | (folder_config(folder) if folder else {})
+        self.config = folder_config(folder) if folder else {}
+        self.config |= {key: value for key, value in (config or {}).items() if self.config.get(key) in (None, "")}
         added = added_in(folder, self.config) if folder else {}
         self.bos = begins_with(content.get("post_processor"))
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
             content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
+        for name in ("normalizer", "decoder"):
+            if (times := growth(content.get(name))) > MOST_GROWTH:
+                raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         normal = self.tokenizer.normalizer
@@ -242,6 +247,20 @@ def may_panic(step: Any) -> bool:
             return kind not in SAFE
         case _:
             return True
+
+
+MOST_GROWTH = 100
+
+
+def growth(step: Any) -> float:
+    """How many times as long a normalizer or decoder can make a text by replacing parts of it."""
+    match step:
+        case {"type": "Sequence", "normalizers": [*parts]} | {"type": "Sequence", "decoders": [*parts]}:
+            return math.prod(map(growth, parts), start=1.0)
+        case {"type": "Replace", "content": str(text)}:
+            return max(1.0, float(len(text)))
+        case _:
+            return 1.0
 
 
 def without_prefix(step: Any) -> Any:

@@ -61,6 +61,11 @@ def test_files_from_before_gguf(magic: bytes, tmp_path: Path) -> None:
 
 def test_a_part_of_a_download_is_named(tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "blob")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")  # as in a cache whose blobs were deleted
+    with pytest.raises(LlucidError, match=r"model\.safetensors: a link to a file that does not exist; fetch"):
+        load(tmp_path)
+    (tmp_path / "blob").rename(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(LlucidError, match=r"no weights; .*; found only model-00001-of-00002\.safetensors$"):
         load(tmp_path)
@@ -181,6 +186,9 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
     assert hub == ["m-Q4_K_M.gguf"]
     assert find("org/name:Q8_0") == tmp_path / "m-Q8_0-00001-of-00002.gguf"
     assert hub[1:] == ["m-Q8_0-*-of-00002.gguf"]
+    for address in ("https://huggingface.co/org/name", "hf://org/name"):
+        with pytest.raises(LlucidError, match=r"^org/name: name one of its GGUF files"):
+            find(address)
     for name in ("org/name", "org/name:Q4", "org/name:Q5"):
         with pytest.raises(LlucidError, match=r"name one of its GGUF files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
             find(name)

@@ -146,6 +146,15 @@ def test_add_prefix_space_beside_a_tokenizer_json(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "llama").encode("a") != load_tokenizer(tmp_path / "other").encode("a")
 
 
+@pytest.mark.parametrize("config", [{}, {"eos_token": "", "bos_token": ""}], ids=str)
+def test_bos_and_eos_of_a_model_with_added_tokens(config: dict[str, Any], tmp_path: Path) -> None:
+    """Where `tokenizer_config.json` does not name them, they are the model's own, as without added tokens."""
+    write(tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"} | config, added_tokens={"<x>": SIZE})
+    found = load_tokenizer(tmp_path)
+    assert isinstance(found, JsonTokenizer)
+    assert (found.bos, found.eos, found.stop_ids) == (1, 2, {2})
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_text_after_a_special_token_of_a_template(legacy: bool, tmp_path: Path) -> None:
     """Without added tokens, too, as in Llama 2's format."""
