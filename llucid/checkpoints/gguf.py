@@ -364,7 +364,8 @@ def check_config(config: Config) -> None:
     """Raises LlucidError, which names the number, if GGUF cannot hold `config`."""
     for name in FLOAT_FIELDS:
         value = getattr(config, name)
-        rounded = float(str(np.float32(value)))
+        with np.errstate(over="ignore"):
+            rounded = float(str(np.float32(value)))
         if rounded != value:
             raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
