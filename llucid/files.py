@@ -180,13 +180,15 @@ def first_bytes(file: Path, count: int) -> bytes:
 
 
 def refuse_stand_in(file: Path) -> None:
-    """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file, or a page that a server
-    sends instead of one."""
+    """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file, a page that a server
+    sends instead of one, or a model in one of ggml's old formats."""
     head = first_bytes(file, 100).lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise LlucidError(f"{file}: a web page, not the file; download the file again, from the link to itself")
+    if head[:4] in (b"lmgg", b"fmgg", b"tjgg", b"algg"):
+        raise LlucidError(f"{file}: a file of llama.cpp from before GGUF (August 2023); convert the original to GGUF")
 
 
 LARGEST_JSON = 2**24

@@ -132,7 +132,7 @@ def test_spellings_of_config_json(reported: dict[str, Any], expected: Any, tmp_p
 def test_where_the_original_context_is_said(
     kind: str, inner: dict[str, Any], outer: dict[str, Any], tmp_path: Path
 ) -> None:
-    """It is in the scaling, or else it is the context. As in transformers, one outside of the scaling is ignored."""
+    """It is in the scaling, or else it is the context. One outside of the scaling wins, as in transformers' models."""
     save(model_of(CONFIG), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["rope_parameters"]
@@ -141,7 +141,7 @@ def test_where_the_original_context_is_said(
         scaling = {"rope_type": kind, "factor": None}
     (tmp_path / "config.json").write_text(json.dumps(config | outer | {"rope_scaling": scaling | inner}))
     found = load(tmp_path, device="cpu").config.rope_scaling
-    theirs = transformers.LlamaConfig.from_pretrained(tmp_path)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(tmp_path).config
     assert isinstance(found, YarnScaling | RopeScaling)
     assert found.original_context == theirs.rope_parameters["original_max_position_embeddings"]
     assert found.factor == (CONFIG.context / found.original_context if kind == "yarn" else 4.0)

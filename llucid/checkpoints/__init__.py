@@ -28,7 +28,7 @@ from llucid.arrays.devices import choose_device, only_cpu
 from llucid.arrays.dtypes import choose_dtype, dtype_of
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
-from llucid.checkpoints.generation_config import copy_generation_config, sampling_defaults
+from llucid.checkpoints.generation_config import copy_generation_config
 from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored
 from llucid.config import Config
@@ -159,7 +159,8 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
         if tokenizer is not None:
             raise
         tokens = None
-    return Model(config, open_weights(path, config), tokens, chat_format, sampling_defaults(path))
+    sampling = getattr(format, "read_sampling", lambda path: {})(path)
+    return Model(config, open_weights(path, config), tokens, chat_format, sampling)
 
 
 def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
@@ -231,9 +232,9 @@ def save(
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
         raise LlucidError(f"version={version}: only the format llama2c has versions")
-    if model.sampling and format != "huggingface":
+    if model.sampling and format not in ("huggingface", "gguf"):
         lost = ", ".join(f"{name} {value:g}" for name, value in model.sampling.items())
-        note(f"{out}: this format has no place for the settings of generation_config.json: {lost}")
+        note(f"{out}: this format has no place for the model's sampling settings: {lost}")
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):

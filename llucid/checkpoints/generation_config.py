@@ -18,23 +18,25 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 def sampling_defaults(path: Path) -> dict[str, Any]:
     """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`.
 
-    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`. A
-    value that is not a number is ignored, with a note.
+    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`.
     """
     try:
         config = read_json(path / FILE)
     except LlucidError:
         return {}
-    found = {name: config[name] for name in SETTINGS if config.get(name) is not None}
-    if config.get("do_sample") is not True:
-        return {}
+    return checked_settings(config, path / FILE) if config.get("do_sample") is True else {}
+
+
+def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """Those of the `values` that are sampling settings; one that is not a number is ignored, with a note."""
+    found = {name: values[name] for name in SETTINGS if values.get(name) is not None}
     if found.get("top_k") == 0:  # in transformers, that is no limit
         del found["top_k"]
     for name, value in list(found.items()):
         kinds = (int,) if name == "top_k" else (int, float)
         if type(value) not in kinds or not abs(value) < LARGEST:
             expected = "a whole number" if name == "top_k" else "a number"
-            note(f"{path / FILE}: {name} is ignored: it should be {expected} and is {shown(value)}")
+            note(f"{place}: {name} is ignored: it should be {expected} and is {shown(value)}")
             del found[name]
     return found
 

@@ -21,6 +21,7 @@ from llucid.arrays import Quantized
 from llucid.arrays.dtypes import full_name, name_of_dtype
 from llucid.arrays.quantized import FORMS
 from llucid.checkpoints.format import Header, Progress, no_progress
+from llucid.checkpoints.generation_config import checked_settings
 from llucid.checkpoints.gguf_blocks import GGML_TYPES, NUMBERS, SAME_IN_Q8_0, WRITABLE, GgmlType
 from llucid.checkpoints.gguf_file import (
     ALIGNMENT,
@@ -36,7 +37,7 @@ from llucid.checkpoints.gguf_file import (
 from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.tensors import Leaf, gather, renamed
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
-from llucid.errors import LlucidError, note, prefix_errors
+from llucid.errors import LlucidError, note, prefix_errors, shown
 from llucid.files import atomic_file, first_bytes
 from llucid.model import Model
 from llucid.rope import slowdowns
@@ -80,6 +81,13 @@ FLOAT_FIELDS = ("norm_eps", "rope_theta")
 HEAD_DIM_KEYS = ("llama.attention.value_length", "llama.rope.dimension_count")
 """Keys that must repeat head_dim."""
 
+NOT_MODELS = {
+    "adapter": "a LoRA adapter: merge it with its model, or load it into the model with llama.cpp",
+    "mmproj": "the part of a model that reads pictures; give the file of its language model",
+    "imatrix": "statistics for quantising, not a model",
+}
+"""What files of another general.type are."""
+
 # The values that a Llama may have under keys that other models use; None where the key may be missing.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama",),
@@ -98,7 +106,15 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 WINDOW_KEY = "llama.attention.sliding_window"
 IGNORED_KEYS = {"llama.tensor_data_layout", "llama.rope.scaling.finetuned", WINDOW_KEY}
-"""Keys without effect on the model, also in llama.cpp. Any other key that begins with "llama." is refused."""
+"""Keys without effect on the model, also in llama.cpp. Other keys that begin with "llama." should be 0, false or
+empty."""
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 OLD_FACTOR_KEY = "llama.rope.scale_linear"
 SCALING_KEYS = {
     "type": "llama.rope.scaling.type",
@@ -147,14 +163,19 @@ def read_config(path: Path) -> Config:
     """
     header = read_model_header(path)
     metadata = {key: header.uniform_value(key) for key in header.fields if key.startswith("llama.") or key in EXPECTED}
+    if found := NOT_MODELS.get(str(metadata.get("general.type"))):
+        raise LlucidError(f"{path}: {found}")
     unsupported = [key for key, allowed in EXPECTED.items() if metadata.get(key) not in allowed]
     if unsupported:
         found = ", ".join(f"{key} {json.dumps(metadata.get(key))[:40]}" for key in unsupported)
         expected = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in unsupported)
         raise LlucidError(f"{path}: llucid cannot open this model: it has {found}; expected {expected}")
     known = {*EXPECTED, *IGNORED_KEYS, *KEYS.values(), *SCALING_KEYS.values(), *HEAD_DIM_KEYS, OLD_FACTOR_KEY}
-    if unknown := metadata.keys() - known:
-        raise LlucidError(f"{path}: {min(unknown)} is not supported; no Llama that llucid opens has it")
+    if unknown := {key for key in metadata.keys() - known if metadata[key]}:
+        key = min(unknown)
+        raise LlucidError(f"{path}: {key} {shown(metadata[key])} is not supported; try llama.cpp for this model")
+    if not header.tensors:
+        raise LlucidError(f"{path}: a vocabulary without a model: it has no tensors")
 
     embedding = header.tensors.get(NAMES["embedding"])
     if embedding is None or len(embedding.shape) != 2:
@@ -190,15 +211,16 @@ def read_config(path: Path) -> Config:
 
 
 def llama3_scaling(stored: NDArray[np.float32], config: Config) -> RopeScaling | None:
-    """Llama 3.1's scaling, with any factor, that gives the `stored` slowdowns; None if they are all 1.
+    """Llama 3.1's scaling that gives the `stored` slowdowns, with any factor, and a power of 2 as original context;
+    None if they are all 1.
 
     Raises LlucidError if no such scaling gives them.
     """
     largest = float(str(np.float32(stored.max())))
     if (stored == 1).all():
         return None
-    if 1 < largest < math.inf:
-        scaling = RopeScaling(factor=largest)
+    for original in (RopeScaling().original_context, *(2**n for n in range(8, 21))) if 1 < largest < math.inf else ():
+        scaling = RopeScaling(factor=largest, original_context=original)
         expected = slowdowns(replace(config, rope_scaling=scaling))
         if np.allclose(expected, stored, rtol=1e-4, atol=0):
             return scaling
@@ -296,6 +318,12 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return read_vocabulary(Metadata(read_file_header(path)))
 
 
+def read_sampling(path: Path) -> dict[str, Any]:
+    """The sampling settings in the file, by their names in `generation.Sampling`."""
+    header = read_model_header(path)
+    return checked_settings({name: header.value(key) for name, key in SAMPLING_KEYS.items()}, path)
+
+
 class Metadata(Mapping[str, Any]):
     """The metadata of a file, read lazily: unused values take no memory."""
 
@@ -339,7 +367,10 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     vocabulary = {"tokenizer.ggml.model": "no_vocab"}  # as llama.cpp writes it
     if model.tokenizer:
         vocabulary = write_vocabulary(model.tokenizer, config.vocab_size)
-    metadata = config_metadata(config, usual_kind(tensors)) | vocabulary
+    sampling = {
+        SAMPLING_KEYS[name]: value if name == "top_k" else float(value) for name, value in model.sampling.items()
+    }
+    metadata = config_metadata(config, usual_kind(tensors)) | vocabulary | sampling
     total = sum(tensor.size for tensor in tensors)
     done = 0
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -370,7 +401,10 @@ def check_config(config: Config) -> None:
             raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
         case RopeScaling() as scaling if not scaling_is_recoverable(config):
-            raise LlucidError(f"GGUF cannot hold {scaling}; expected {RopeScaling()}, with any factor above 1")
+            raise LlucidError(
+                f"GGUF cannot hold {scaling}; expected {RopeScaling()}, with any factor above 1 and any power of 2 as "
+                "original_context"
+            )
         case DynamicScaling() as scaling:
             raise LlucidError(f"GGUF cannot hold {scaling}; it holds linear, YaRN and Llama 3.1's scaling")
         case _:
@@ -378,9 +412,9 @@ def check_config(config: Config) -> None:
 
 
 def scaling_is_recoverable(config: Config) -> bool:
-    """Whether the scaling of `config` can be recovered from its slowdowns."""
+    """Whether a scaling that is the same for every pair can be recovered from the slowdowns of `config`."""
     try:
-        return llama3_scaling(slowdowns(config).astype(np.float32), config) == config.rope_scaling
+        return llama3_scaling(slowdowns(config).astype(np.float32), config) is not None
     except LlucidError:
         return False
 

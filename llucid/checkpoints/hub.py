@@ -16,12 +16,16 @@ def find(name: str | Path) -> Path:
 
     Of a repository that holds only GGUF files, "org/name:Q4_K_M" names one. A Path is never looked up, nor is a
     path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can
-    be fetched.
+    be fetched. The address of its page ("https://huggingface.co/org/name") is also its name.
     """
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER
-    form = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", name) if isinstance(name, str) else None
+    form = (
+        re.fullmatch(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", name)
+        if isinstance(name, str)
+        else None
+    )
     if path.exists() or path.parent.exists() or not form or str(name).startswith(OURS):
         return path
     try:

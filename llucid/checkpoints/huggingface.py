@@ -16,7 +16,7 @@ from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype, name_of_dtype, width_of
 from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
-from llucid.checkpoints.generation_config import write_sampling
+from llucid.checkpoints.generation_config import sampling_defaults, write_sampling
 from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
 from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
@@ -94,6 +94,9 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+read_sampling = sampling_defaults
+
+
 def recognises(path: Path) -> bool:
     return (path / "config.json").is_file()
 
@@ -158,7 +161,8 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
         known = "default, llama3, linear, dynamic and yarn"
         raise LlucidError(f"{file}: RoPE scaling of type {json.dumps(kind)} is not supported; {known} are")
     context = int_of(values, "max_position_embeddings", file, 2048)
-    original = int_of(rope, "original_max_position_embeddings", file, context)
+    original = "original_max_position_embeddings"  # outside of the scaling it wins, as in transformers
+    original = int_of(values, original, file, int_of(rope, original, file, context))
     factor = float_of(rope, "factor", file, context / max(1, original) if kind == "yarn" else None)
     if kind == "linear":
         return LinearScaling(factor=factor)
@@ -245,6 +249,8 @@ def index_of(path: Path) -> tuple[Path, dict[str, str]]:
     """The file with the weights, or the index of several files, with the file name of each tensor."""
     file = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if file is None:
+        if link := next((path / name for name in WEIGHTS if (path / name).is_symlink()), None):
+            raise LlucidError(f"{link}: a link to a file that does not exist; fetch the model again")
         others = [file.name for pattern in ("*.safetensors*", "*.bin*") for file in sorted(path.glob(pattern))]
         found = f"; found only {', '.join(others[:3])}" if others else ""
         raise LlucidError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}{found}")

@@ -76,7 +76,8 @@ def read_entries(path: Path, dim: int) -> dict[str, Stored]:
             raise LlucidError(
                 f"{path}: {min(odd)} is in only one of consolidated.00.pth and consolidated.{number:02}.pth"
             )
-    names = parts[0].keys() - {"rope.freqs"}  # angles in the files of Llama 1 and 2; follow from the config
+    # Angles in the files of Llama 1, in each layer, and of Llama 2; they follow from the config.
+    names = {name for name in parts[0] if not name.endswith("rope.freqs")}
     if all(map(twinned, parts)):
         names -= {NAMES["output"]}
     return {name: join(path, name, [part[name] for part in parts], dim) for name in parts[0] if name in names}

@@ -76,7 +76,7 @@ class SamplingOptions:
         sampling = sampling_of(model, **given)
         own = {name: value for name, value in model.sampling.items() if name not in given}
         if used := [f"{name} {value:g}" for name, value in own.items() if getattr(sampling, name) == value]:
-            print(f"from the model's generation_config.json: {', '.join(used)}", file=sys.stderr)
+            print(f"from the model's own settings: {', '.join(used)}", file=sys.stderr)
         return sampling
 
 

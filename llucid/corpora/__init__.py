@@ -2,7 +2,7 @@
 
 shakespeare.py       Tiny Shakespeare, found or downloaded
 fables.py            tales from a grammar whose entropy is known
-fable_dialogues.py   conversations about them; fable_words.py: their words
+fable_dialogues.py   conversations about them; their texts: fable_words.toml, read by fable_words.py
 sources.py           files that hold text in another format: .gz, .jsonl, .parquet
 tokens.py            text as ids on disk, and batches of windows
 conversations.py     files of conversations

@@ -52,7 +52,8 @@ def open_conversations(name: str) -> Corpus:
     if name == "fables":
         from llucid.corpora import fable_dialogues, fable_words, fables
 
-        sources = [Path(str(module.__file__)).read_bytes() for module in (fable_dialogues, fable_words, fables)]
+        files = [Path(str(module.__file__)) for module in (fable_dialogues, fable_words, fables)]
+        sources = [file.read_bytes() for file in (*files, fable_words.FILE)]
         name = f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
         file = cached(name, lambda file: write_text_atomically(file, "".join(fable_dialogues.lines(FABLES))))
         return Corpus("fables", (file,))

@@ -18,8 +18,7 @@ from functools import cache
 from random import Random
 from typing import Any, NamedTuple, TypeVar
 
-from llucid.corpora import fable_words as texts
-from llucid.corpora.fable_words import Exchange
+from llucid.corpora.fable_words import Exchange, load, replace_all
 from llucid.corpora.fables import (
     KINDS,
     LOOKS,
@@ -36,6 +35,8 @@ from llucid.corpora.fables import (
 )
 
 T = TypeVar("T")
+
+texts = load()
 
 
 class Turn(NamedTuple):
@@ -99,9 +100,9 @@ def ask(template: str, rng: Random, facts: Mapping[str, Row] | None = None) -> s
     """A question from its template, as people type it: sometimes with some words before or behind it."""
     text = expand_sentence(template, rng, facts)
     if rng.random() < 0.12 and re.match("(Who|What|Where|When|Which|How|Why|Is|Was|Did|Does|Are|Can|Do) ", text):
-        text = f"{choose(texts.LEAD_INS, rng)} {text[0].lower()}{text[1:]}"
+        text = f"{choose(texts.lead_ins, rng)} {text[0].lower()}{text[1:]}"
     if rng.random() < 0.1 and text.endswith("?"):
-        text = f"{text[:-1]}{choose(texts.LEAD_OUTS, rng)}?"
+        text = f"{text[:-1]}{choose(texts.lead_outs, rng)}?"
     return type_casually(text, rng)
 
 
@@ -140,13 +141,13 @@ def request(story: Story, more: bool, rng: Random) -> Turn:
 
     chance = rng.random()
     if chance < 0.1:
-        message = f"{texts.REQUESTS} about [{texts.PLOT_SUBJECTS[plot]}]"
+        message = f"{texts.requests} about [{texts.plot_subjects[plot]}]"
     elif chance < 0.25:
-        message = choose_possible(texts.SHORT_REQUESTS)
+        message = choose_possible(texts.short_requests)
     elif more and rng.random() < 0.6:
-        message = texts.REQUESTS_FOR_MORE + choose_possible(texts.SUBJECTS)
+        message = texts.requests_for_more + choose_possible(texts.subjects)
     else:
-        message = texts.REQUESTS + choose_possible(texts.SUBJECTS)
+        message = texts.requests + choose_possible(texts.subjects)
     message = expand_sentence(message + "[2 .||[|?]]", rng, facts)
     return Turn(type_casually(message, rng), story.tale.text, "", "tale")
 
@@ -159,47 +160,37 @@ def name_of(row: Row, column: str = "name") -> str:
 def questions_of(plot: str, about: str) -> Sequence[Exchange]:
     """Questions about a tale of this plot: those of the "plot" only, about the "characters", or about the "tale"."""
     if about == "plot":
-        return texts.PLOT_QUESTIONS[plot]
+        return texts.plot_questions[plot]
     if about == "tale":
-        return [*texts.TALE_QUESTIONS, *(texts.THING_QUESTIONS if plot != "patience" else ())]
-    roles = list(texts.DEEDS[plot])
+        return [*texts.tale_questions, *(texts.thing_questions if plot != "patience" else ())]
+    roles = list(texts.deeds[plot])
     return [row for role in roles for row in character_questions(plot, role, roles[roles.index(role) - 1])]
 
 
 @cache
 def character_questions(plot: str, role: str, other: str) -> list[Exchange]:
     """Questions about the character in this role; some of them mention `other`, too."""
-    deed = texts.DEEDS[plot][role]
-    marks = {"<asked>": deed.asked, "<title>": deed.title, "<start>": texts.START[plot]}
-    marks |= {"<deed>": deed.past, "<do>": deed.infinitive, "NAME_ANSWERS": texts.NAME_ANSWERS}
+    deed = texts.deeds[plot][role]
+    marks = {"<asked>": deed.asked, "<title>": deed.title, "<start>": texts.start[plot]}
+    marks |= {"<deed>": deed.past, "<do>": deed.infinitive}
     marks |= {"{who": f"{{{role}", "{other": f"{{{other}"}
-    besides = [f"{{{one}}} the {{{one}_kind}}" for one in texts.DEEDS[plot] if one != other]
+    besides = [f"{{{one}}} the {{{one}_kind}}" for one in texts.deeds[plot] if one != other]
     marks |= {"<besides>": " and ".join(besides), "<besides names>": " & ".join(each.split()[0] for each in besides)}
-    rows = [Exchange(row.weight, *(replace_all(cell, marks) for cell in row[1:])) for row in texts.CHARACTER_QUESTIONS]
-    possible = [bool(deed.infinitive) or "<do>" not in row.message for row in texts.CHARACTER_QUESTIONS]
+    rows = [Exchange(row.weight, *(replace_all(cell, marks) for cell in row[1:])) for row in texts.character_questions]
+    possible = [bool(deed.infinitive) or "<do>" not in row.message for row in texts.character_questions]
     return [row for row, fits in zip(rows, possible, strict=True) if fits]
-
-
-def replace_all(text: str, marks: Mapping[str, str]) -> str:
-    """The text with each mark replaced."""
-    for mark, replacement in marks.items():
-        text = text.replace(mark, replacement)
-    return text
 
 
 def fill(row: Exchange, tale: Tale, rng: Random) -> Exchange:
     """The exchange with its marks replaced by templates about this tale."""
-    roles = list(texts.DEEDS[tale.plot])
+    roles = list(texts.deeds[tale.plot])
     *cast, last = [f"{{{role}}} the {{{role}_kind}}" for role in roles]
-    events = texts.EVENTS[tale.plot]
+    events = texts.events[tale.plot]
     at = int(rng.random() * (len(events) - 1))
-    fate, key = texts.FATES[tale.plot].split(" / ")
+    fate, key = texts.fates[tale.plot].split(" / ")
     marks = {
-        "<there>": texts.WHERE[tale.plot],
-        "<thing clause>": texts.THING_CLAUSE.get(tale.plot, ""),
-        "FIRST": texts.FIRST,
-        "LAST": texts.LAST,
-        "SUMMARY": texts.SUMMARY,
+        "<there>": texts.there[tale.plot],
+        "<thing clause>": texts.thing_clause.get(tale.plot, ""),
         "<first>": events[0],
         "<last>": events[-1],
         "<event>": events[at],
@@ -208,11 +199,11 @@ def fill(row: Exchange, tale: Tale, rng: Random) -> Exchange:
         "<names>": " & ".join(f"{{{role}}}" for role in roles),
         "<count>": "two" if len(roles) == 2 else "three",
         "<moral>": tale.moral,
-        **{f"<{role}>": texts.NAME_ANSWERS.replace("{who", f"{{{role}") for role in roles},
+        **{f"<{role}>": texts.name_answers.replace("{who", f"{{{role}") for role in roles},
     }
     if row.answer == "<fate>":
         row = row._replace(answer=fate, key=key)
-    by_kind = {f"{{{role}}}": f"the {{{role}_kind}}" for role in roles if row in texts.PLOT_QUESTIONS[tale.plot]}
+    by_kind = {f"{{{role}}}": f"the {{{role}_kind}}" for role in roles if row in texts.plot_questions[tale.plot]}
     message = replace_all(replace_all(row.message, marks), by_kind if rng.random() < 0.25 else {})
     return Exchange(row.weight, message, *(replace_all(cell, marks) for cell in row[2:]))
 
@@ -237,7 +228,7 @@ def question(story: Story, rng: Random) -> Turn:
     tale, facts = story
     chance = rng.random()
     if chance < 0.07:
-        return Turn(ask(texts.REPEAT, rng), tale.text, tale.text.lower(), "repeat")
+        return Turn(ask(texts.repeat, rng), tale.text, tale.text.lower(), "repeat")
     if chance < 0.19:
         return absent(story, rng)
     if chance < 0.31:
@@ -246,8 +237,8 @@ def question(story: Story, rng: Random) -> Turn:
         return detail(story, rng)
     if chance < 0.43 and tale.plot != "patience":
         coloured = facts["look"] in LOOKS[:8]
-        answer, key = ("It was {look}.", "{look}") if coloured else (texts.UNSAID, "does not say")
-        message = texts.COLOUR.replace("<thing clause>", texts.THING_CLAUSE[tale.plot])
+        answer, key = ("It was {look}.", "{look}") if coloured else (texts.unsaid, "does not say")
+        message = texts.colour.replace("<thing clause>", texts.thing_clause[tale.plot])
         return make_turn(message, answer, key, "question", rng, facts)
     rows = questions_of(tale.plot, choose_weighted(((18, "plot"), (24, "characters"), (15, "tale")), rng))
     row = choose_weighted([(row.weight, row) for row in rows], rng)
@@ -261,7 +252,7 @@ def question(story: Story, rng: Random) -> Turn:
 
 def characters(story: Story, rng: Random) -> list[str]:
     """How each character can be called: by its name or its kind."""
-    return [f"{{{role}}}" if rng.random() < 0.5 else f"the {{{role}_kind}}" for role in texts.DEEDS[story.tale.plot]]
+    return [f"{{{role}}}" if rng.random() < 0.5 else f"the {{{role}_kind}}" for role in texts.deeds[story.tale.plot]]
 
 
 def absent(story: Story, rng: Random) -> Turn:
@@ -276,7 +267,7 @@ def absent(story: Story, rng: Random) -> Turn:
             word = invented_word(rng)
             word = word.title() if rng.random() < 0.4 else word
         else:
-            word = expand_sentence(texts.OUTSIDE_NOUNS if sort == "outside" else texts.OUTSIDE_NAMES, rng)
+            word = expand_sentence(texts.outside_nouns if sort == "outside" else texts.outside_names, rng)
             word = word.lower() if sort == "outside" else word
         if not is_in(word, tale):
             break
@@ -284,17 +275,17 @@ def absent(story: Story, rng: Random) -> Turn:
     alive = sort in ("kind", "name", "person") or (sort in ("outside", "new") and rng.random() < 0.5)
     chance = rng.random()
     if chance < 0.15 and word.islower():
-        answer = "No, " + texts.ABSENT[0].lower() + texts.ABSENT[1:]
+        answer = "No, " + texts.not_there[0].lower() + texts.not_there[1:]
         return make_turn(
-            texts.PRESENCE.replace("<absent>", word), answer.replace("<absent>", word), f"no {word}", "missing", rng
+            texts.presence.replace("<absent>", word), answer.replace("<absent>", word), f"no {word}", "missing", rng
         )
     if chance < 0.3:
-        message = choose(texts.ASKED_OF_BOTH, rng).replace("{other}", choose(characters(story, rng), rng))
+        message = choose(texts.asked_of_both, rng).replace("{other}", choose(characters(story, rng), rng))
     elif alive:
-        message = choose(texts.ASKED_OF_ABSENT_ANIMAL if rng.random() < 0.6 else texts.UNSAID_ABOUT_ANIMAL, rng)
+        message = choose(texts.asked_of_absent_animal if rng.random() < 0.6 else texts.unsaid_about_animal, rng)
     else:
-        message = choose(texts.ASKED_OF_ABSENT_THING if rng.random() < 0.7 else texts.UNSAID_ABOUT_THING, rng)
-    answer = texts.ABSENT.replace("<absent>", word)
+        message = choose(texts.asked_of_absent_thing if rng.random() < 0.7 else texts.unsaid_about_thing, rng)
+    answer = texts.not_there.replace("<absent>", word)
     return make_turn(message.replace("{x}", x), answer, f"no {word.lower()}", "missing", rng, facts)
 
 
@@ -303,16 +294,16 @@ def unsaid(story: Story, rng: Random) -> Turn:
     tale, facts = story
     chance = rng.random()
     if chance < 0.55:
-        message = choose(texts.UNSAID_ABOUT_ANIMAL, rng).replace("{x}", choose(characters(story, rng), rng))
+        message = choose(texts.unsaid_about_animal, rng).replace("{x}", choose(characters(story, rng), rng))
     elif chance < 0.75:
         thing = {"patience": "{seed}", "stranger": choose(("{thing}", "{food}"), rng)}.get(tale.plot, "{thing}")
-        other = f"Who {texts.OTHER_DEEDS[tale.plot]} {{x}}?"
-        message = (other if rng.random() < 0.3 else choose(texts.UNSAID_ABOUT_THING, rng)).replace(
+        other = f"Who {texts.other_deeds[tale.plot]} {{x}}?"
+        message = (other if rng.random() < 0.3 else choose(texts.unsaid_about_thing, rng)).replace(
             "{x}", f"the {thing}"
         )
     else:
-        message = choose(texts.UNSAID_ABOUT_TALE, rng)
-    return make_turn(message, texts.UNSAID, "does not say", "unsaid", rng, facts)
+        message = choose(texts.unsaid_about_tale, rng)
+    return make_turn(message, texts.unsaid, "does not say", "unsaid", rng, facts)
 
 
 QUOTE = re.compile(
@@ -324,14 +315,14 @@ TASK = re.compile(r"([A-Z]\w+) the \w+ \w+ stopped ([^.]+?)(?: and came to \w+)?
 def detail(story: Story, rng: Random) -> Turn:
     """A question about the wording of the tale, beyond its facts."""
     tale, facts = story
-    role = choose(list(texts.DEEDS[tale.plot]), rng)
+    role = choose(list(texts.deeds[tale.plot]), rng)
     who, kind = name_of(facts[role]), name_of(facts[f"{role}_kind"])
     x = who if rng.random() < 0.6 else f"the {kind}"
     text, sort = tale.text, choose(("trait", "trait", "trait", "quote", "quote", "task", "plot", "plot"), rng)
     if sort == "trait":
         trait = re.findall(rf"{who} the (\w+) {kind}", text)[0]
-        _, message, answer, key = choose_weighted([(row.weight, row) for row in texts.TRAIT_QUESTIONS], rng)
-        other = choose([each for each in texts.TRAITS if not is_in(each, tale)], rng)
+        _, message, answer, key = choose_weighted([(row.weight, row) for row in texts.trait_questions], rng)
+        other = choose([each for each in texts.traits if not is_in(each, tale)], rng)
         marks = {"{x}": x, "{who}": who, "{kind}": kind, "{trait}": trait, "{other}": other}
         message, answer, key = (replace_all(cell, marks) for cell in (message, answer, key))
         return make_turn(message, answer, key, "question", rng, facts)
@@ -340,17 +331,17 @@ def detail(story: Story, rng: Random) -> Turn:
         own = [words for words, speaker in quotes if speaker == who]
         if own and rng.random() < 0.3:
             words = re.sub("[,.]$", "", choose(own, rng))
-            answer = texts.NAME_ANSWERS.replace("{who}", who).replace("{who_kind}", kind)
+            answer = texts.name_answers.replace("{who}", who).replace("{who_kind}", kind)
             return make_turn(f'Who said "{words}"?', answer, who, "question", rng)
         if own or all(speaker for _, speaker in quotes):
             words = " ".join(re.sub(",$", ".", each) for each in own)
             answer, key = (f'{who} said: "{words}"', words) if own else (f"{who} says nothing in this tale.", "nothing")
-            return Turn(ask(texts.SAID.replace("{x}", x), rng), answer, key.lower(), "question")
+            return Turn(ask(texts.said.replace("{x}", x), rng), answer, key.lower(), "question")
     if sort == "task" and tale.plot != "patience" and f"By came {who}" not in text:
         task = dict(TASK.findall(text)).get(who)
-        answer, key = (f"{who} was {task}.", task) if task else (texts.UNSAID, "does not say")
-        return Turn(ask(texts.DOING.replace("{x}", x), rng), answer, key, "question")
-    for message, pattern, answer in choose_order(texts.DETAILS, rng):
+        answer, key = (f"{who} was {task}.", task) if task else (texts.unsaid, "does not say")
+        return Turn(ask(texts.doing.replace("{x}", x), rng), answer, key, "question")
+    for message, pattern, answer in choose_order(texts.details, rng):
         if found := re.search(pattern, text):
             key = found[1].lower() if "<found>" in answer else answer.removesuffix(".")
             return make_turn(message, answer.replace("<found>", found[1]), key, "question", rng, facts)
@@ -365,22 +356,22 @@ def choose_order(options: Sequence[T], rng: Random) -> list[T]:
 def follow_up(story: Story, rng: Random) -> list[Turn]:
     """Questions of which the later ones are understood only after the first."""
     tale, facts = story
-    events = texts.EVENTS[tale.plot]
+    events = texts.events[tale.plot]
     if rng.random() < 0.5:
-        turns = [make_turn(texts.FIRST, f"{events[0]}.", events[0], "question", rng, facts)]
-        turns += [make_turn(texts.NEXT, f"{event}.", event, "question", rng, facts) for event in events[1:]]
+        turns = [make_turn(texts.ask_first, f"{events[0]}.", events[0], "question", rng, facts)]
+        turns += [make_turn(texts.ask_next, f"{event}.", event, "question", rng, facts) for event in events[1:]]
         if rng.random() < 0.4:
-            turns.append(make_turn(texts.NEXT, "That is the end of the tale.", "end of the tale", "question", rng))
+            turns.append(make_turn(texts.ask_next, "That is the end of the tale.", "end of the tale", "question", rng))
         return turns
-    role = choose(list(texts.DEEDS[tale.plot]), rng)
-    who, deed = f"{{{role}}}", texts.DEEDS[tale.plot][role].past
+    role = choose(list(texts.deeds[tale.plot]), rng)
+    who, deed = f"{{{role}}}", texts.deeds[tale.plot][role].past
     message, answer, key = choose(
         (
-            (texts.PRONOUN_KIND, f"[A {{{role}_kind}}|{who} is a {{{role}_kind}}].", f"{{{role}_kind}}"),
-            (texts.PRONOUN_DEED, f"{who} {deed}.", deed),
+            (texts.pronoun_kind, f"[A {{{role}_kind}}|{who} is a {{{role}_kind}}].", f"{{{role}_kind}}"),
+            (texts.pronoun_deed, f"{who} {deed}.", deed),
             (
-                choose(texts.UNSAID_ABOUT_ANIMAL[:-3], rng).replace("{x}'s", "<his>").replace("{x}", "<he>"),
-                texts.UNSAID,
+                choose(texts.unsaid_about_animal[:-3], rng).replace("{x}'s", "<his>").replace("{x}", "<he>"),
+                texts.unsaid,
                 "does not say",
             ),
         ),
@@ -388,28 +379,28 @@ def follow_up(story: Story, rng: Random) -> list[Turn]:
     )
     message = message.replace("<he>", f"{{{role}.he}}").replace("<his>", f"{{{role}.his}}")
     first = make_turn(
-        f"Who {texts.DEEDS[tale.plot][role].asked}?",
-        texts.NAME_ANSWERS.replace("{who", f"{{{role}"),
+        f"Who {texts.deeds[tale.plot][role].asked}?",
+        texts.name_answers.replace("{who", f"{{{role}"),
         who,
         "question",
         rng,
         facts,
     )
-    return [first, make_turn(message, answer, key, "unsaid" if answer == texts.UNSAID else "question", rng, facts)]
+    return [first, make_turn(message, answer, key, "unsaid" if answer == texts.unsaid else "question", rng, facts)]
 
 
 def invented_word(rng: Random) -> str:
     """A word that means nothing."""
     syllables = 1 + int(rng.random() * 3)
-    word = "".join(choose(texts.CONSONANTS, rng) + choose("aeiou", rng) for _ in range(syllables))
-    return word + choose(texts.CONSONANTS, rng)
+    word = "".join(choose(texts.consonants, rng) + choose("aeiou", rng) for _ in range(syllables))
+    return word + choose(texts.consonants, rng)
 
 
 def nonsense(rng: Random) -> Turn:
     """Letters, words and signs without a meaning."""
     letters = "".join(choose("abcdefghijklmnopqrstuvwxyz" if rng.random() < 0.5 else "asdfjkl", rng) for _ in range(4))
     words = [
-        choose((texts.OUTSIDE_NOUNS, texts.OUTSIDE_ADJECTIVES, texts.NUMBER, texts.OUTSIDE_VERBS), rng)
+        choose((texts.outside_nouns, texts.outside_adjectives, texts.number, texts.outside_verbs), rng)
         for _ in range(2 + int(rng.random() * 4))
     ]
     message = choose(
@@ -427,7 +418,7 @@ def nonsense(rng: Random) -> Turn:
         ),
         rng,
     )
-    return make_turn(message, texts.NONSENSE, "fables", "nonsense", rng)
+    return make_turn(message, texts.nonsense, "fables", "nonsense", rng)
 
 
 def echo(rng: Random) -> Turn:
@@ -438,7 +429,7 @@ def echo(rng: Random) -> Turn:
     words = re.findall(r"\w+", new_story({}, rng).tale.text + out_of_scope(rng).message)
     repeated = " ".join(choose(words, rng) for _ in range(2 + int(rng.random() * 10)))
     return Turn(
-        f"{type_casually(expand_sentence(texts.ECHO, rng), rng)}: {repeated}", repeated, repeated.lower(), "echo"
+        f"{type_casually(expand_sentence(texts.echo, rng), rng)}: {repeated}", repeated, repeated.lower(), "echo"
     )
 
 
@@ -454,14 +445,14 @@ def friends(rng: Random) -> Turn:
         for name, kind in zip(names, kinds, strict=True)
     ]
     answer = f"{', '.join(animals[:-1])} and {animals[-1]}."
-    return Turn(type_casually(expand_sentence(texts.FRIENDS, rng), rng), answer, "", "friends")
+    return Turn(type_casually(expand_sentence(texts.friends, rng), rng), answer, "", "friends")
 
 
 def small_talk(rng: Random) -> Turn:
     """A greeting, thanks, a question about the storyteller itself, and so on."""
-    row = choose_weighted([(row.weight, row) for row in texts.SMALL_TALK], rng)
+    row = choose_weighted([(row.weight, row) for row in texts.small_talk], rng)
     name = choose(
-        (expand_sentence(texts.OUTSIDE_NAMES, rng), name_of(choose(NAMES, rng)), invented_word(rng).title()), rng
+        (expand_sentence(texts.outside_names, rng), name_of(choose(NAMES, rng)), invented_word(rng).title()), rng
     )
     message, answer, key = (cell.replace("{name}", name) for cell in row[1:])
     return make_turn(message, answer, key, "small talk", rng)
@@ -472,27 +463,27 @@ def out_of_scope(rng: Random) -> Turn:
     chance = rng.random()
     if chance < 0.25:
         requests = (
-            f"{texts.REQUESTS} [2 about|with|of] {texts.UNKNOWN_SUBJECTS}[|.|?]"
+            f"{texts.requests} [2 about|with|of] {texts.unknown_subjects}[|.|?]"
             if rng.random() < 0.8
-            else f"a {texts.OUTSIDE_NOUNS}" + choose(("", " in spring", " in winter"), rng)
+            else f"a {texts.outside_nouns}" + choose(("", " in spring", " in winter"), rng)
         )
-        return make_turn(requests, texts.DECLINE_SUBJECT, "ask me for", "out of scope", rng)
+        return make_turn(requests, texts.decline_subject, "ask me for", "out of scope", rng)
     if chance < 0.4:
         return nonsense(rng)
     marks = {
-        "{topic}": texts.TOPICS,
-        "{noun}": texts.OUTSIDE_NOUNS if rng.random() < 0.85 else invented_word(rng),
-        "{verb}": texts.OUTSIDE_VERBS if rng.random() < 0.85 else invented_word(rng),
-        "{adjective}": texts.OUTSIDE_ADJECTIVES,
-        "{person}": texts.OUTSIDE_NAMES,
+        "{topic}": texts.topics,
+        "{noun}": texts.outside_nouns if rng.random() < 0.85 else invented_word(rng),
+        "{verb}": texts.outside_verbs if rng.random() < 0.85 else invented_word(rng),
+        "{adjective}": texts.outside_adjectives,
+        "{person}": texts.outside_names,
     }
-    return make_turn(replace_all(choose(texts.OUT_OF_SCOPE, rng), marks), texts.DECLINE, "fables", "out of scope", rng)
+    return make_turn(replace_all(choose(texts.out_of_scope, rng), marks), texts.decline, "fables", "out of scope", rng)
 
 
 def question_too_early(rng: Random) -> Turn:
     """A question about a tale when none has been told yet."""
     story = new_story({}, rng)
-    return question(story, rng)._replace(answer=expand_sentence(texts.NO_TALE_YET, rng), key="not told", kind="missing")
+    return question(story, rng)._replace(answer=expand_sentence(texts.no_tale_yet, rng), key="not told", kind="missing")
 
 
 def system_text(rng: Random) -> tuple[str, dict[str, Row]]:
@@ -501,7 +492,7 @@ def system_text(rng: Random) -> tuple[str, dict[str, Row]]:
     if chance < 0.86:
         return "", {}
     if chance < 0.92:
-        return expand_sentence(texts.SYSTEM_TEXTS, rng), {}
+        return expand_sentence(texts.system_texts, rng), {}
     if chance < 0.97:
         facts = {"season": choose(SEASONS, rng)}
         return expand_sentence("[All your tales are|Every tale is|Your tales are] set in {season}.", rng, facts), facts
@@ -539,7 +530,7 @@ def dialogue(rng: Random) -> Dialogue:
         offered = turns and turns[-1].answer.endswith("tale?")
         if required or (offered and rng.random() < 0.5):
             made = made._replace(
-                message=type_casually(expand_sentence(texts.YES if offered else texts.REQUESTS + ".", rng), rng)
+                message=type_casually(expand_sentence(texts.yes if offered else texts.requests + ".", rng), rng)
             )
         turns.append(made)
         for _ in range(5 + int(rng.random() * (7 if number == 0 else 2))):
@@ -551,7 +542,8 @@ def dialogue(rng: Random) -> Dialogue:
             else:
                 turns += follow_up(story, rng) if chance > 0.92 else [question(story, rng)]
     if rng.random() < 0.15:
-        turns.append(make_turn(*texts.BYE, "small talk", rng))
+        message, answer, key = texts.bye
+        turns.append(make_turn(message, answer, key, "small talk", rng))
     return Dialogue(system, tuple(turns))
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llucid.dialogs.templates import encode_template, template_of, turn_end
+from llucid.dialogs.templates import encode_template, template_of, templates_of, turn_end
 from llucid.errors import LlucidError, shown
 from llucid.files import json_value
 from llucid.tokenizers import Tokenizer
@@ -50,7 +50,7 @@ def encode_dialog(
     NotAChatModel if there is no format, and LlucidError, naming the message, for messages that are not a dialogue.
     """
     dialog = check_dialog(messages, strip=format != "plain")
-    format = known_format(format, tokenizer)
+    format = known_format(format, tokenizer, tools=bool(tools))
     extra = values_for(format, tools=tools, documents=documents, enable_thinking=enable_thinking)
     if format not in NATIVE:
         return encode_template(format, dialog, tokenizer, extra=extra)
@@ -86,11 +86,14 @@ def copied(name: str, value: object) -> Any:
         raise LlucidError(f"{name}: expected what JSON can express ({error})") from error
 
 
-def known_format(format: str | None, tokenizer: Tokenizer) -> str:
-    """The name of a native format, or a template, for the `format` of `encode_dialog`.
+def known_format(format: str | None, tokenizer: Tokenizer, tools: bool = False) -> str:
+    """The name of a native format, or a template, for the `format` of `encode_dialog`. As in transformers, a template
+    called tool_use is for dialogues with `tools`.
 
     Raises NotAChatModel for None if the model has no format, and LlucidError for an unknown name.
     """
+    if format is None and tools and isinstance(named := templates_of(tokenizer), dict) and "tool_use" in named:
+        return named["tool_use"]
     if format is None:
         format = format_of(tokenizer)
         if format is None:

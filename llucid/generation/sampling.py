@@ -31,7 +31,7 @@ def sampling_of(model: Model, **given: Any) -> "Sampling":
             Sampling(**{name: model.sampling[name]})
             own[name] = model.sampling[name]
         except LlucidError as error:
-            _note_once(f"the model's generation_config.json: {error}; ignored")
+            _note_once(f"the model's own settings: {error}; ignored")
     return Sampling(**own, **given)
 
 

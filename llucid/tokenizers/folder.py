@@ -54,7 +54,10 @@ def folder_config(folder: Path) -> dict[str, Any]:
             config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    return config | template_config({name: read_template(file) for name, file in files.items()})
+    texts = {name: read_template(file) for name, file in files.items()}
+    if texts and isinstance(own := config.get("chat_template"), str):
+        texts = {"default": own} | texts
+    return config | template_config(texts)
 
 
 def template_config(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -132,7 +135,8 @@ def write_folder(
 
 def write_beside(folder: Path, config: dict[str, Any], stop_ids: frozenset[int]) -> None:
     """Writes what `write_folder` writes, without `tokenizer.json`."""
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | config
+    # transformers' Llama classes would not obey our tokenizer.json.
+    config = {"clean_up_tokenization_spaces": False} | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
     write_text_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     generation = folder / "generation_config.json"
     if len(stop_ids) > (name_of("eos_token", config) is not None) or generation.is_file():

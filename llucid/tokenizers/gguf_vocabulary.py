@@ -125,7 +125,7 @@ def read_vocabulary(keys: Mapping[str, Any]) -> Tokenizer:
             return _byte_pairs(keys)
         case "rwkv":
             return _characters(keys)
-        case None | "no_vocab":
+        case None | "no_vocab" | "none":
             raise NoTokenizer("there is no tokenizer inside; give the path of one, as in tokenizer=PATH")
         case other:
             raise LlucidError(f"tokenizer.ggml.model {shown(other)} is not supported; llama and gpt2 are")
@@ -148,7 +148,7 @@ def _tokens(keys: Mapping[str, Any], bos: int | None, eos: int | None, add_bos: 
     """The tokens and their roles; `bos`, `eos` and `add_bos` are the defaults where the file says nothing."""
     texts = _list(keys, "tokenizer.ggml.tokens", str)
     types = _list(keys, "tokenizer.ggml.token_type", int) if "tokenizer.ggml.token_type" in keys else []
-    types = types or [NORMAL] * len(texts)
+    types = [kind or NORMAL for kind in types] or [NORMAL] * len(texts)  # 0 is undefined
     if len(types) != len(texts) or not texts or not set(types) <= {*range(NORMAL, BYTE + 1)}:
         raise LlucidError(f"tokenizer.ggml.token_type should be a type, 1 to 6, for each of {len(texts)} tokens")
     while texts and types[-1] == UNUSED:
@@ -212,7 +212,8 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     unlike the sentencepiece library, this and llama.cpp put a space before what follows such a token."""
     tokens = _tokens(keys, 1, 2, add_bos=True)
     texts, types = tokens.texts, list(tokens.types)
-    scores = _list(keys, "tokenizer.ggml.scores", float)[: len(texts)]
+    scores = _list(keys, "tokenizer.ggml.scores", float) if "tokenizer.ggml.scores" in keys else [0.0] * len(texts)
+    scores = scores[: len(texts)]
     if len(scores) != len(texts) or not all(abs(score) < 2.0**127 for score in scores):
         raise LlucidError(f"tokenizer.ggml.scores should be a number for each of the {len(texts)} tokens")
     unknown = keys.get("tokenizer.ggml.unknown_token_id", 0)
@@ -254,12 +255,16 @@ def _byte_pairs(keys: Mapping[str, Any]) -> JsonTokenizer:
     """A vocabulary of byte pairs, written in visible letters, with their merges, as a `tokenizer.json`."""
     rule = _rule(keys)
     tokens = _tokens(keys, None, None, rule.add_bos)
-    merges: list[tuple[str, str]] = []
+    known = {*tokens.texts}
+    merges: dict[tuple[str, str], None] = {}  # of equal ones the first counts
     for merge in _list(keys, "tokenizer.ggml.merges", str):
         cut = merge.find(" ", 1)
         if cut < 0:
             raise LlucidError(f"tokenizer.ggml.merges has one that is not a pair, {shown(merge)}")
-        merges.append((merge[:cut], merge[cut + 1 :]))
+        pair = merge[:cut], merge[cut + 1 :]
+        if not known.issuperset((*pair, "".join(pair))):
+            raise LlucidError(f"tokenizer.ggml.merges has {shown(merge)}, which is not in tokenizer.ggml.tokens")
+        merges[pair] = None
 
     kinds = dict(zip(tokens.texts, tokens.types, strict=True))
     special = {text: n for n, (text, kind) in enumerate(kinds.items()) if kind in (CONTROL, UNKNOWN)}
@@ -270,7 +275,7 @@ def _byte_pairs(keys: Mapping[str, Any]) -> JsonTokenizer:
         "ignore_merges": rule.whole_words,
         # Without the special tokens at the end, so that no word that spells one becomes it.
         "vocab": {text: token for token, text in enumerate(tokens.texts[: last + 1])},
-        "merges": merges,
+        "merges": [*merges],
     }
     unmarked = {text: n for n, (text, kind) in enumerate(kinds.items()) if kind == USER_DEFINED}
     steps: dict[str, Any] = {"normalizer": [], "pre_tokenizer": rule.steps, "decoder": [LETTERS]}

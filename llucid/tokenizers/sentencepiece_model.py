@@ -137,10 +137,13 @@ class SentencePiece:
         chains: dict[str, list[dict[str, Any]]] = {"normalizer": steps, "pre_tokenizer": [], "decoder": decoder}
         return special_json(model, self.special, self.bos, **chains, unmarked=self.user_defined)
 
-    def save(self, folder: Path) -> None:
+    def roles(self) -> dict[str, str]:
+        """The names of its UNK, BOS and EOS."""
         roles = {"unk_token": self.processor.unk_id(), "bos_token": self.bos, "eos_token": self.eos}
-        names = {role: self.pieces[token] for role, token in roles.items() if token is not None}
-        write_folder(folder, self.json(), names | self.config, self.stop_ids)
+        return {role: self.pieces[token] for role, token in roles.items() if token is not None}
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder, self.json(), self.roles() | self.config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
@@ -156,8 +159,9 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.model`, with the files of transformers beside it.
 
     With added tokens it is opened as its `tokenizer.json`, since the library has no added tokens. Then a text after a
-    special token also begins with a space, but not if `legacy` is false, as in transformers. The same holds if BOS or
-    EOS is an ordinary piece, or if the model finds pieces in text that are not special: a template may write them.
+    special token also begins with a space, but not if `legacy` is false, as in transformers. The same holds if a chat
+    template writes special tokens and `legacy` is false, if BOS or EOS is an ordinary piece, or if the model finds
+    pieces in text that are not special: a template may write them.
     """
     config = folder_config(folder)
     if config.get("add_prefix_space") is False:
@@ -168,10 +172,12 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
         name: number for number, token in added_in(folder, config).items() if (name := token["content"]) != padding
     }
     ends = {plain.bos, plain.eos} - {None}
-    if added.items() <= plain.special.items() and ends <= {*plain.special.values()} and not plain.user_defined:
+    spaceless = config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]
+    known = added.items() <= plain.special.items() and ends <= {*plain.special.values()} and not plain.user_defined
+    if known and not (spaceless and config.get("chat_template")):
         return plain
     content = json.loads(plain.json())
-    if config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]:
+    if spaceless:
         content["normalizer"] = None
         content["pre_tokenizer"] = {
             "type": "Metaspace",
@@ -179,7 +185,7 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
             "prepend_scheme": "first",
             "split": False,
         }
-    return JsonTokenizer(content, folder)
+    return JsonTokenizer(content, folder, plain.roles())
 
 
 def is_sentencepiece(data: bytes) -> bool:

@@ -1,6 +1,7 @@
 """Tokenizers in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
 
 import json
+import math
 import os
 import secrets
 import threading
@@ -77,7 +78,7 @@ class JsonTokenizer:
     `tokenizer_config.json` is ignored, and so is a `bos_token` that the tokenizer does not put there. EOS is named in
     `tokenizer_config.json`; `generation_config.json` and `config.json` may add ids that end a text. Tokens with a role
     in `tokenizer_config.json` are special, as in transformers. Tokens added after training may be named only beside
-    `tokenizer.json`.
+    `tokenizer.json`. Transformers' Llama classes, and only these, obey an `add_prefix_space` that is false.
 
     Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
     by the same model without the special tokens in its vocabulary. The unknown token, which replaces a character
@@ -89,10 +90,16 @@ class JsonTokenizer:
     ) -> None:
         """`config` has what the files of `folder` do not say. Raises LlucidError for a file that the library refuses,
         and for ids far beyond the size of the file."""
-        self.config = (config or {}) | (folder_config(folder) if folder else {})
+        self.config = folder_config(folder) if folder else {}
+        self.config |= {key: value for key, value in (config or {}).items() if self.config.get(key) in (None, "")}
         added = added_in(folder, self.config) if folder else {}
         self.bos = begins_with(content.get("post_processor"))
         content = with_special(content, self.config, self.bos, added)
+        if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
+            content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
+        for name in ("normalizer", "decoder"):
+            if (times := growth(content.get(name))) > MOST_GROWTH:
+                raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
         normal = self.tokenizer.normalizer
@@ -240,6 +247,34 @@ def may_panic(step: Any) -> bool:
             return kind not in SAFE
         case _:
             return True
+
+
+MOST_GROWTH = 100
+
+
+def growth(step: Any) -> float:
+    """How many times as long a normalizer or decoder can make a text by replacing parts of it."""
+    match step:
+        case {"type": "Sequence", "normalizers": [*parts]} | {"type": "Sequence", "decoders": [*parts]}:
+            return math.prod(map(growth, parts), start=1.0)
+        case {"type": "Replace", "content": str(text)}:
+            return max(1.0, float(len(text)))
+        case _:
+            return 1.0
+
+
+def without_prefix(step: Any) -> Any:
+    """A normalizer, pre-tokenizer or decoder that neither puts a space before a text nor removes one there."""
+    match step:
+        case {"type": "Sequence", **lists}:
+            kept = {key: [without_prefix(part) for part in parts] for key, parts in lists.items()}
+            return {"type": "Sequence", **{key: [part for part in parts if part] for key, parts in kept.items()}}
+        case {"type": "Prepend"} | {"type": "Strip", "content": " ", "start": 1}:
+            return None
+        case {"type": "Metaspace"}:
+            return step | {"prepend_scheme": "never"}
+        case _:
+            return step
 
 
 def vocabulary_of(model: object) -> dict[str, int]:

@@ -16,8 +16,7 @@ import pytest
 import llucid
 from llucid.chat import STORYTELLER, Session
 from llucid.cli.chat import HINT
-from llucid.corpora.fable_dialogues import dialogues, expand_sentence, request_facts
-from llucid.corpora.fable_words import DEEDS, PARAMETERS
+from llucid.corpora.fable_dialogues import dialogues, expand_sentence, request_facts, texts
 from llucid.corpora.fables import KINDS, NAMES, derivations, expand
 from llucid.generation import Sampling
 from llucid.weights import parameter_count
@@ -49,7 +48,7 @@ def test_the_package_contains_all_files_in_6_megabytes() -> None:
 
 def test_it_has_the_stated_number_of_parameters() -> None:
     model = llucid.load(STORYTELLER, device="cpu")
-    assert f"{parameter_count(model.config) / 1e6:.1f} million" == PARAMETERS
+    assert f"{parameter_count(model.config) / 1e6:.1f} million" == texts.parameters
     assert str(model.weights.norm.dtype) == "torch.bfloat16"
 
 
@@ -66,7 +65,7 @@ def test_chat_without_a_model_answers_about_its_own_tale() -> None:
     assert "winter" in text
     names = {expand(row["name"], {}, Random(0)) for row in NAMES}
     assert {name for name in names if name in text} == {name for name in names if name in cast} != set()
-    assert PARAMETERS in honest
+    assert texts.parameters in honest
 
 
 @pytest.mark.parametrize("question", ["Who are you?", "What is the capital of France?", "Thank you."])
@@ -74,7 +73,7 @@ def test_it_answers_questions_that_are_not_about_a_tale(question: str) -> None:
     session = Session(llucid.load(STORYTELLER, device="cpu"), sampling=Sampling(temperature=0.0), max_tokens=80)
     answer = "".join(session.reply(question))
     assert session.reason == "stop"
-    wanted = {"Who are you?": PARAMETERS, "Thank you.": "."}.get(question, "fables")
+    wanted = {"Who are you?": texts.parameters, "Thank you.": "."}.get(question, "fables")
     assert wanted in answer
 
 
@@ -118,7 +117,7 @@ def test_the_hint_of_the_chat_works_for_every_seed() -> None:
         words = [expand(named[fact]["name"], {}, Random(0)) for fact in ("hero_kind", "season")]
         assert words == ["goat", "winter"], tale
         answer = "".join(session.reply(cast))
-        for role in DEEDS[plot]:
+        for role in texts.deeds[plot]:
             assert expand_sentence(f"{{{role}}} the {{{role}_kind}}", Random(0), facts) in answer, tale
         assert "".join(session.reply(again)) == tale
 

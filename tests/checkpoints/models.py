@@ -42,7 +42,8 @@ def write_shards(folder: Path, model: Model, count: int, embedding_axis: int, **
             part = leaf if axis is None else leaf.chunk(count, axis)[number]
             assert axis is None or leaf.shape[axis] % count == 0
             state[meta.name_of(path)] = part.clone()
-        state["rope.freqs"] = torch.ones(model.config.head_dim // 2)
+        for name in ("rope.freqs", "layers.0.attention.inner_attention.rope.freqs"):
+            state[name] = torch.ones(model.config.head_dim // 2)
         torch.save(state, folder / f"consolidated.{number:02}.pth")
     config = model.config
     values = dict(dim=config.dim, n_layers=config.layers, n_heads=config.heads, n_kv_heads=config.kv_heads)

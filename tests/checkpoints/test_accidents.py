@@ -52,8 +52,20 @@ def test_stand_ins_for_a_file(name: str, tmp_path: Path) -> None:
             load(path, device="cpu")
 
 
+@pytest.mark.parametrize("magic", [b"lmgg", b"fmgg", b"tjgg\x03\0\0\0"])
+def test_files_from_before_gguf(magic: bytes, tmp_path: Path) -> None:
+    (tmp_path / "ggml-model-q4_0.bin").write_bytes(magic + bytes(64))
+    with pytest.raises(LlucidError, match=r"a file of llama\.cpp from before GGUF .*; convert the original to GGUF"):
+        load(tmp_path / "ggml-model-q4_0.bin")
+
+
 def test_a_part_of_a_download_is_named(tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "blob")
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")  # as in a cache whose blobs were deleted
+    with pytest.raises(LlucidError, match=r"model\.safetensors: a link to a file that does not exist; fetch"):
+        load(tmp_path)
+    (tmp_path / "blob").rename(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(LlucidError, match=r"no weights; .*; found only model-00001-of-00002\.safetensors$"):
         load(tmp_path)
@@ -174,6 +186,9 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
     assert hub == ["m-Q4_K_M.gguf"]
     assert find("org/name:Q8_0") == tmp_path / "m-Q8_0-00001-of-00002.gguf"
     assert hub[1:] == ["m-Q8_0-*-of-00002.gguf"]
+    for address in ("https://huggingface.co/org/name", "hf://org/name"):
+        with pytest.raises(LlucidError, match=r"^org/name: name one of its GGUF files"):
+            find(address)
     for name in ("org/name", "org/name:Q4", "org/name:Q5"):
         with pytest.raises(LlucidError, match=r"name one of its GGUF files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
             find(name)

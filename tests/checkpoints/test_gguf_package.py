@@ -114,9 +114,10 @@ def converter_rope_factors(config: Config, scaling: RopeScaling) -> np.ndarray:
 
 
 @pytest.mark.parametrize("factor", [2.0, 8.0, 8.3, 32.0])
+@pytest.mark.parametrize("original", [8192, 2048])
 @pytest.mark.parametrize("head_dim", [16, 64, 128])
-def test_rope_factors(factor: float, head_dim: int, tmp_path: Path) -> None:
-    scaling = RopeScaling(factor=factor)
+def test_rope_factors(factor: float, original: int, head_dim: int, tmp_path: Path) -> None:
+    scaling = RopeScaling(factor=factor, original_context=original)
     config = replace(TINY, head_dim=head_dim, rope_theta=500_000.0, vocab_size=300)
     theirs = converter_rope_factors(config, scaling)
     np.testing.assert_allclose(slowdowns(replace(config, rope_scaling=scaling)), theirs, rtol=1e-4)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file
 
 from llucid.arrays import Mapped
@@ -217,10 +218,18 @@ def test_sampling_settings_are_kept_or_missed(tmp_path: Path, capsys: pytest.Cap
     save(model, tmp_path / "b")
     assert load(tmp_path / "b", device="cpu", mapped=True).sampling == model.sampling
     assert capsys.readouterr().err == ""
-    for format in ("meta", "llama2c", "gguf"):
+    convert(tmp_path / "a", tmp_path / "a.gguf", "gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "c", "huggingface")
+    for path in (tmp_path / "a.gguf", tmp_path / "c"):
+        assert load(path, device="cpu").sampling == model.sampling
+    assert capsys.readouterr().err == ""
+    keys = GGUFReader(tmp_path / "a.gguf").fields
+    assert keys["general.sampling.temp"].contents() == np.float32(0.6)
+    assert keys["general.sampling.top_k"].contents() == 5
+    for format in ("meta", "llama2c"):
         out = tmp_path / format / "model"
         convert(tmp_path / "a", out, format)
-        message = "this format has no place for the settings of generation_config.json: temperature 0.6, top_k 5"
+        message = "this format has no place for the model's sampling settings: temperature 0.6, top_k 5"
         assert capsys.readouterr().err == f"note: {out}: {message}\n"
         assert load(out, device="cpu").sampling == {}
 
@@ -238,7 +247,7 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == ""
     assert sampling_of(model) == sampling_of(model) == Sampling(temperature=0.5)
     message = "top_p=7.25: must be more than 0 and at most 1; 1 is for all tokens; ignored"
-    assert capsys.readouterr().err == f"note: the model's generation_config.json: {message}\n"
+    assert capsys.readouterr().err == f"note: the model's own settings: {message}\n"
 
 
 @pytest.mark.parametrize("ends", [2, [2, 5]])

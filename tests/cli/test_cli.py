@@ -99,7 +99,7 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
     assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
     assert done.stderr.startswith(
         f'note: {file}: top_p is ignored: it should be a number and is "no"\n'
-        "from the model's generation_config.json: temperature 1e-06\n"
+        "from the model's own settings: temperature 1e-06\n"
     )
     assert do(*words, "--temperature", 0.8).stdout == usual.stdout
     huge = f'{{"do_sample": true, "temperature": {"9" * 400}}}'
@@ -114,7 +114,7 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
         done = do(*words)
         assert done.stdout == usual.stdout
         assert done.stderr.count("ignored") == notes
-    place = "the model's generation_config.json"
+    place = "the model's own settings"
     assert f"note: {place}: temperature=-1: must be 0 " in done.stderr
     assert "at least 1e-6; ignored\n" in done.stderr
 

@@ -9,8 +9,7 @@ from random import Random
 
 import pytest
 
-from llucid.corpora.fable_dialogues import Dialogue, dialogues, lines
-from llucid.corpora.fable_words import ANIMALS
+from llucid.corpora.fable_dialogues import Dialogue, dialogues, lines, texts
 from llucid.corpora.fables import KINDS, SEASONS, derivations, expand
 
 KIND_NAMES = [expand(row["name"], {}, Random(0)) for row in KINDS]
@@ -149,5 +148,5 @@ def test_echoes_repeat_words_in_random_order(made: list[Dialogue]) -> None:
 
 def test_the_storyteller_lists_all_its_animals() -> None:
     irregular = {"foxes": "fox", "mice": "mouse", "geese": "goose"}
-    plurals = re.findall(r"\w+", ANIMALS.replace(" and ", " "))
+    plurals = re.findall(r"\w+", texts.animals.replace(" and ", " "))
     assert [irregular.get(word, word.removesuffix("s")) for word in plurals] == KIND_NAMES

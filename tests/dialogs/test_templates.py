@@ -1,5 +1,6 @@
 """Chat templates: where they are found, their limits, and messages that spell special tokens."""
 
+import copy
 import json
 import os
 import signal
@@ -89,15 +90,18 @@ def test_places_of_a_template(tmp_path: Path) -> None:
     config.write_text(json.dumps(content | {"chat_template": several}))
     assert known_format(None, load_tokenizer(tmp_path)) == CHATML
     assert known_format("tool_use", load_tokenizer(tmp_path)) == LLAMA3
+    assert known_format(None, load_tokenizer(tmp_path), tools=True) == LLAMA3
     config.write_text(json.dumps(content | {"chat_template": several[1:]}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     with pytest.raises(LlucidError, match="none is called rag; name one: tool_use"):
         known_format("rag", load_tokenizer(tmp_path))
 
-    (tmp_path / "chat_template.jinja").write_text(LLAMA3)
-    assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text(CHATML)
+    config.write_text(json.dumps(content | {"chat_template": LLAMA3}))
+    assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
+    assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
+    (tmp_path / "chat_template.jinja").write_text(LLAMA3)
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -332,6 +336,10 @@ def test_tools_documents_and_thinking(values: dict[str, Any], tokenizer: JsonTok
         said("x"), chat_template=ASKING, add_generation_prompt=True, return_dict=False, **values
     )
     assert encode_dialog(said("x"), tokenizer, ASKING, **values) == expected
+    tokenizer = copy.copy(tokenizer)
+    named = {"default": CHATML, "tool_use" if values.get("tools") else "default": ASKING}
+    tokenizer.config = {"chat_template": [{"name": name, "template": text} for name, text in named.items()]}
+    assert encode_dialog(said("x"), tokenizer, **values) == expected
 
 
 def test_no_text_of_a_tool_or_a_document_becomes_a_special_token(tokenizer: JsonTokenizer) -> None:

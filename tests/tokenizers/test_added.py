@@ -132,6 +132,38 @@ def test_flags_beside_a_sentencepiece_model(flags: dict[str, Any], tmp_path: Pat
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
+def test_add_prefix_space_beside_a_tokenizer_json(tmp_path: Path) -> None:
+    """Transformers' Llama classes obey it; for other classes the file alone counts."""
+    for name, config in (("llama", LLAMA), ("other", LLAMA | {"tokenizer_class": "PreTrainedTokenizerFast"})):
+        (folder := tmp_path / name).mkdir()
+        write(folder, tokenizer_config=config | {"add_prefix_space": False})
+        as_json(folder)
+        ours, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+        for text in [HOSTILE[name].lstrip() for name in BYTES]:
+            ids = theirs(text, add_special_tokens=False)["input_ids"]
+            assert not text or ours.encode(text) == ids
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    assert load_tokenizer(tmp_path / "llama").encode("a") != load_tokenizer(tmp_path / "other").encode("a")
+
+
+@pytest.mark.parametrize("config", [{}, {"eos_token": "", "bos_token": ""}], ids=str)
+def test_bos_and_eos_of_a_model_with_added_tokens(config: dict[str, Any], tmp_path: Path) -> None:
+    """Where `tokenizer_config.json` does not name them, they are the model's own, as without added tokens."""
+    write(tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"} | config, added_tokens={"<x>": SIZE})
+    found = load_tokenizer(tmp_path)
+    assert isinstance(found, JsonTokenizer)
+    assert (found.bos, found.eos, found.stop_ids) == (1, 2, {2})
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_text_after_a_special_token_of_a_template(legacy: bool, tmp_path: Path) -> None:
+    """Without added tokens, too, as in Llama 2's format."""
+    write(tmp_path, tokenizer_config=LLAMA | {"chat_template": LLAMA2, "legacy": legacy})
+    talk = [*DIALOG, {"role": "assistant", "content": "The friend."}, *DIALOG]
+    theirs = theirs_of(tmp_path).apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(talk, load_tokenizer(tmp_path)) == theirs
+
+
 def test_a_folder_that_lists_the_tokens_of_the_model(tmp_path: Path) -> None:
     """As Llama 2's published folders do: the sentencepiece library is faster than a tokenizer.json."""
     own = {str(number): {"content": name, "special": True} for number, name in enumerate(("<unk>", "<s>", "</s>"))}

@@ -470,9 +470,10 @@ def test_tokenizers_that_gguf_cannot_express(make: Any, message: str, tmp_path: 
         (small_ranks, {"merges": ["ab"]}, "one that is not a pair"),
         (small_ranks, {"merges": [7]}, "merges should be a list of str and is [7]"),
         (small_ranks, {"tokens": [7], "token_type": [1]}, "tokens should be a list of str and is [7]"),
-        (small_ranks, {"merges": ["a zzz"]}, "tokenizer.json cannot be read"),
+        (small_ranks, {"merges": ["a zzz"]}, 'merges has "a zzz", which is not in tokenizer.ggml.tokens'),
+        (small_ranks, {"model": "none"}, "no tokenizer inside; give the path of one, as in tokenizer=PATH"),
         (small_ranks, {"bos_token_id": "x"}, 'bos_token_id should be an id and is "x"'),
-        (small_sentencepiece, {"scores": None}, "scores should be a list of float"),
+        (small_sentencepiece, {"scores": [1]}, "scores should be a list of float"),
         (small_sentencepiece, {"scores": [0.0]}, "scores should be a number for each"),
         (small_sentencepiece, {"scores": [math.nan] + [0.0] * 399}, "scores should be a number for each"),
         (small_sentencepiece, {"scores": [1e300] + [0.0] * 399}, "scores should be a number for each"),
@@ -490,6 +491,21 @@ def test_invalid_keys(make: Any, keys: dict[str, Any], message: str) -> None:
     gguf |= {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
     with pytest.raises(LlucidError, match=re.escape(message)):
         read_vocabulary({key: value for key, value in gguf.items() if value is not None})
+
+
+def test_what_llama_cpp_does_not_need() -> None:
+    """Scores may be missing, types undefined; of equal merges the first counts."""
+    tokenizer = small_sentencepiece()
+    gguf = write_vocabulary(tokenizer, tokenizer.vocab_size)
+    types = [0 if kind == 1 else kind for kind in gguf["tokenizer.ggml.token_type"]]
+    for text in HOSTILE.values():
+        assert read_vocabulary(gguf | {"tokenizer.ggml.token_type": types}).encode(text) == tokenizer.encode(text)
+    del gguf["tokenizer.ggml.scores"]
+    assert read_vocabulary(gguf).decode(read_vocabulary(gguf).encode(TALE)) == TALE
+    ranks = small_ranks()
+    gguf = write_vocabulary(ranks, ranks.vocab_size)
+    gguf["tokenizer.ggml.merges"] += gguf["tokenizer.ggml.merges"][:1]
+    assert read_vocabulary(gguf).encode(TALE) == ranks.encode(TALE)
 
 
 def of_another_vocabulary(name: str) -> str:

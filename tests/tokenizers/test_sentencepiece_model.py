@@ -85,13 +85,17 @@ def test_known_ids(llama2: SentencePiece) -> None:
     assert llama2.encode("Simply put, the theory of relativity states that ") == known
 
 
-def test_transformers_opens_the_saved_tokenizer(llama2: SentencePiece, saved: Path) -> None:
+def test_transformers_opens_the_saved_tokenizer(llama2: SentencePiece, saved: Path, tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(saved)
     for text in HOSTILE.values():
         ids = llama2.encode(text)
         assert theirs(text, split_special_tokens=True, add_special_tokens=False)["input_ids"] == ids
         assert theirs.decode(ids) == text
     assert theirs("a")["input_ids"] == [1, *llama2.encode("a")]
+    # The class of the original would ignore our normalizer.
+    SentencePiece(llama2.model, {"tokenizer_class": "LlamaTokenizer"}).save(tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert [again.encode(text) for text in HOSTILE.values()] == [theirs.encode(text) for text in HOSTILE.values()]
     assert (theirs.bos_token_id, theirs.eos_token_id, len(theirs)) == (1, 2, 32000)
     assert not (saved / "generation_config.json").exists()
 

@@ -283,6 +283,15 @@ def test_ids_are_bounded_by_the_size_of_the_file(number: Any) -> None:
             JsonTokenizer(content)
 
 
+@pytest.mark.parametrize("kind", ["normalizer", "decoder"])
+def test_texts_are_not_made_very_much_longer(kind: str) -> None:
+    """Twelve replacements of one letter by ten of them make a text 10¹² times as long."""
+    steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12
+    for chain in (steps, [{"type": "Sequence", f"{kind}s": steps}] * 2):
+        with pytest.raises(LlucidError, match=f"its {kind} makes texts 1e[+](12|24) times as long"):
+            JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": chain}})
+
+
 def test_merges_are_bounded_by_the_size_of_the_vocabulary() -> None:
     """Of pieces q, qq, qqq and so on, they grow with the third power of the number of pieces."""
     many = {"q" * n: n for n in range(1, 1500)}
