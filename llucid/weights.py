@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 from jaxtyping import Float
 
 from llucid.arrays import Quantized
+from llucid.arrays.memory import memory_size
 from llucid.config import Config
 
 if TYPE_CHECKING:  # importing PyTorch takes a second, and reading a model's header does not need it
@@ -153,6 +154,8 @@ def initialise(config: Config, seed: int = 0) -> Weights:
     """
     import torch
 
+    if 4 * parameter_count(config) > (memory_size() or math.inf):
+        raise MemoryError(f"{parameter_count(config):,} parameters")  # before the system runs out of it
     generator = torch.Generator().manual_seed(seed)
 
     def draw(path: str, shape: tuple[int, ...]) -> torch.Tensor:

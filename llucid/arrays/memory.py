@@ -1,7 +1,8 @@
-"""Advice to the operating system about the memory of large arrays; on systems other than Linux there is none."""
+"""The machine's memory, and advice to the operating system about that of large arrays, which only Linux takes."""
 
 import ctypes
 import mmap
+import os
 import sys
 from typing import Any
 
@@ -23,6 +24,13 @@ def keep_freed() -> None:
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(TRIM_THRESHOLD, 2**30)
         libc.mallopt(MMAP_THRESHOLD, 2**25)
+
+
+def memory_size() -> int | None:
+    """Of this machine, in bytes; None where the system does not say."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def release(mapped: NDArray[Any]) -> None:

@@ -96,7 +96,8 @@ def parse(kind: type[T], words: list[str], prog: str) -> T:
     try:
         values, unknown = parser.parse_known_intermixed_args([*words, *literal])
     except argparse.ArgumentError as error:
-        parser.error(f"{error.argument_name}: {error.message}")
+        message = "expected one argument" if "\\x00" in error.message else error.message
+        parser.error(f"{error.argument_name}: {message}")
     if names := [word.split("=")[0] for word in unknown if word.startswith("-") and word != "-"]:
         near = difflib.get_close_matches(names[0].replace("_", "-"), [option.spelling for option in options], 1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -10,7 +10,6 @@ The engine works on ids only. The tokens of a request do not depend on other req
 rounding where PyTorch does. Common prefixes are shared; when memory runs out, the newest texts wait.
 """
 
-import os
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from numpy.random import Generator
 
+from llucid.arrays.memory import memory_size
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.generation.pages import Part, Sequence, common_prefix
@@ -132,7 +132,9 @@ class Batch:
     def __init__(self, model: Model, memory: int | None = None, statistics: Statistics | None = None) -> None:
         self.config = model.config
         on_cpu = str(model.weights.device) == "cpu"
-        self.reader = Reader(model.weights, model.config, half_of_memory() if memory is None and on_cpu else memory)
+        if memory is None and on_cpu and (size := memory_size()):
+            memory = size // 2
+        self.reader = Reader(model.weights, model.config, memory)
         self.pages = self.reader.pages
         self.vocabulary = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size
         self.keep = 1 if model.tokenizer and model.tokenizer.bos is not None else 0
@@ -372,13 +374,6 @@ def check_prompt(ids: Ids[int], config: Config) -> None:
             f"the prompt has {len(ids)} tokens, but the model's context is {config.context}; shorten the prompt, "
             "or take a model with a longer context"
         )
-
-
-def half_of_memory() -> int | None:
-    """In bytes; None where the system does not say."""
-    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def no_memory() -> LlucidError:

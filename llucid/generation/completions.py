@@ -87,8 +87,8 @@ def generate_batch(
     is narrower is rounded differently in a batch); its others, and repeated prompts, have random numbers of their own.
     `texts` is filled in as they are written, for a caller who is interrupted. Raises LlucidError as `generate` does.
     """
-    if samples < 1:
-        raise LlucidError(f"num={samples}: must be at least 1")
+    if not 1 <= samples <= 100_000:
+        raise LlucidError(f"num={samples}: must be from 1 to 100,000")
     if isinstance(prompts, str):
         raise LlucidError("prompts: expected a list of texts, found one text")
     prompts = [prompt for prompt in prompts for _ in range(samples)]

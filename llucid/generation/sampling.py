@@ -221,8 +221,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         t, k, p, share = self.temperature, self.top_k, self.top_p, self.min_p
-        if not (t == 0 or 1e-6 <= t < math.inf):
-            raise LlucidError(f"temperature={t}: must be 0 (always the likeliest token) or a number of at least 1e-6")
+        if not (t == 0 or 1e-6 <= t <= 1e6):
+            raise LlucidError(f"temperature={t}: must be 0 (always the likeliest token) or a number from 1e-6 to 1e6")
         if k is not None and k < 1:
             raise LlucidError(f"top_k={k}: must be at least 1; leave it out for all tokens")
         if p is not None and not 0 < p <= 1:
@@ -237,8 +237,9 @@ class Sampling:
         for name in ("frequency_penalty", "presence_penalty"):
             if not abs(number := getattr(self, name)) <= 100:
                 raise LlucidError(f"{name}={number}: must be from -100 to 100; 0 changes nothing")
-        if not all(token >= 0 and abs(bias) <= 100 for token, bias in self.logit_bias):
-            raise LlucidError("logit_bias: each must be an id and a number from -100 to 100")
+        for token, bias in self.logit_bias:
+            if not (token >= 0 and abs(bias) <= 100):
+                raise LlucidError(f"logit_bias={token}={bias:g}: must be an id and a number from -100 to 100")
 
     def penalise(
         self, logits: Float[Any, "batch vocab"], histories: Sequence[tuple[Sequence[int], Sequence[int]]]

@@ -94,8 +94,9 @@ def _build(command: Sequence[str], folder: Path, name: str) -> Path:
             text=True,
             errors="replace",
         )
-        if done.returncode:
-            reason = re.search(".*(error|failed).*", done.stderr) or [f"status {done.returncode}"]
+        if done.returncode or not temporary.is_file():
+            status = f"status {done.returncode}" if done.returncode else "it wrote nothing"
+            reason = re.search(".*(error|failed).*", done.stderr) or [status]
             raise Unavailable(f"llama.c could not be built by {command[0]} ({reason[0].strip()[:160]})")
         temporary.chmod(0o755)
         library = folder / f"{name}-{digest_of(temporary)}.so"

@@ -37,7 +37,7 @@ class Characters:
             unknown = ", ".join(repr(chr(point)) for point in sorted(set(points[ids < 0].tolist()))[:10])
             raise LlucidError(
                 f"{unknown} cannot be encoded: this tokenizer has only the {self.vocab_size} characters of the text "
-                "that it was made from; leave such characters out, or train with tokenizer=bpe:1024"
+                "that it was made from; leave such characters out, or train a new model with tokenizer=bpe:1024"
             )
         return ids
 

@@ -130,7 +130,8 @@ class Settings:
         for name, least in (("accumulate", 1), ("evaluations", 1), ("patience", 1), ("snapshots", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise LlucidError(f"{name}={getattr(self, name)}: must be at least {least}")
-        for name in ("steps", "stop_after", "batch", "accumulate", "evaluations", "patience", "snapshots"):
+        counts = ("steps", "stop_after", "batch", "accumulate", "evaluations", "patience", "snapshots")
+        for name in (*counts, "learning_rate", "muon_learning_rate"):
             if (getattr(self, name) or 0) >= 1 << 31:
                 raise LlucidError(f"{name}={getattr(self, name)}: must be less than 2^31")
         if not 0 <= self.seed < 1 << 63:

@@ -116,7 +116,7 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
         assert done.stderr.count("ignored") == notes
     place = "the model's own settings"
     assert f"note: {place}: temperature=-1: must be 0 " in done.stderr
-    assert "at least 1e-6; ignored\n" in done.stderr
+    assert "a number from 1e-6 to 1e6; ignored\n" in done.stderr
 
 
 def test_generate_with_penalties_and_biases(made: Path) -> None:
@@ -225,6 +225,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "no number": (("train", "--steps", "many"), "--steps: invalid int value: 'many'; see: llucid train --help"),
     "no fraction": (("train", "--minutes", "a"), "--minutes: invalid float value: 'a'; see: llucid train --help"),
     "no value": (("generate", "{made}/run", "--seed"), "--seed: expected one argument; see: llucid generate --help"),
+    "a number after --": (
+        ("generate", "{made}/run", "--presence-penalty", "--", "-2"),
+        "--presence-penalty: expected one argument; see",
+    ),
     "neither": (
         ("train", "--model.tied-embeddings", "yes"),
         "--model.tied-embeddings: invalid boolean value: 'yes'; see: llucid train --help",
@@ -283,6 +287,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "two kinds of prompts": (("generate", "{made}/run", "x", "--prompts", "y"), "--prompts: leave out the PROMPT, or"),
     "unknown preset": (("train", "--preset", "huge"), "--preset huge: unknown; expected one of: nano"),
     "more than there is": ((*TRAIN, "{made}/geese.txt", "--model.dim", "2000000000"), "there is not enough memory"),
+    "more layers than there is room for": (
+        (*TRAIN, "{made}/geese.txt", "--model.layers", "2000000000"),
+        "there is not enough memory",
+    ),
     "more than can be": (
         (*TRAIN, "{made}/geese.txt", "--model.ffn-dim", f"1{'0' * 30}"),
         "more than any format can hold",

@@ -131,8 +131,9 @@ def test_invalid_options_are_refused_at_the_call(message: str, prompt: str, opti
 
 
 def test_a_batch_of_no_samples_is_refused_and_of_no_prompts_is_empty():
-    with pytest.raises(LlucidError, match="num=0: must be"):
-        generate_batch(MODEL, ["a"], samples=0)
+    for samples in (0, 100_001, 10**12):
+        with pytest.raises(LlucidError, match=f"num={samples}: must be from 1 to"):
+            generate_batch(MODEL, ["a"], samples=samples)
     assert generate_batch(MODEL, []) == []
 
 

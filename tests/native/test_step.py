@@ -488,6 +488,7 @@ def forget_builds() -> Iterator[None]:
     [
         ("/nowhere", "", "no C compiler was found"),
         (None, "false", "llama.c could not be built by false (status 1)"),
+        (None, "true", "llama.c could not be built by true (it wrote nothing)"),
         (
             None,
             f"sh -c '{NO_SPACE}'",

@@ -84,6 +84,7 @@ def test_settings_at_their_limits_are_accepted(numbers: dict[str, Any]) -> None:
             for number in impossible
         ),
         *((f"{name}={2**31}: must be less than 2^31", {name: 2**31}) for name in ("steps", "batch", "snapshots")),
+        ("muon_learning_rate=1e+308: must be less than 2^31", {"muon_learning_rate": 1e308}),
         *((f"seed={seed}: must be at least 0 and less than 2^63", {"seed": seed}) for seed in (-1, 2**63)),
         *((f"{name}=0: must be at least 1", {name: 0}) for name in ("accumulate", "evaluations", "patience")),
         ("snapshots=-1: must be at least 0", {"snapshots": -1}),
