@@ -396,7 +396,7 @@ def check_config(config: Config) -> None:
     for name in FLOAT_FIELDS:
         value = getattr(config, name)
         rounded = float(str(np.float32(value)))
-        if rounded != value:
+        if value not in (rounded, float(np.float32(value))):
             raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
         case RopeScaling() as scaling if not scaling_is_recoverable(config):
