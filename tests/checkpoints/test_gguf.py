@@ -328,6 +328,7 @@ def test_a_sliding_window_is_ignored_with_a_note(tmp_path: Path, capsys: pytest.
     [
         (dict(norm_eps=1.23456789e-5), "norm_eps=1.23456789e-05"),
         (dict(rope_theta=123_456.789), "rope_theta=123456.789"),
+        (dict(rope_theta=1e299), "rope_theta=1e+299; in float32 it is inf"),
         (dict(rope_scaling=RopeScaling(low_freq_factor=2.0), rope_theta=5e5), "low_freq_factor=2.0"),
         (dict(rope_scaling=RopeScaling(factor=1.0)), "factor=1.0"),
     ],
