@@ -396,8 +396,8 @@ def check_config(config: Config) -> None:
     for name in FLOAT_FIELDS:
         value = getattr(config, name)
         with np.errstate(over="ignore"):
-            rounded = float(str(np.float32(value)))
-        if rounded != value:
+            held = np.float32(value)
+        if value not in (rounded := float(str(held)), float(held)):
             raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
         case RopeScaling() as scaling if not scaling_is_recoverable(config):

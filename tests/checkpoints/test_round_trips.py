@@ -242,6 +242,9 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
         f'note: {file}: temperature is ignored: it should be a number and is "hot"\n'
         f"note: {file}: top_k is ignored: it should be a whole number and is 2.5\n"
     )
+    file.rename(tmp_path / "config.json")  # where old versions of transformers wrote them
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    capsys.readouterr()
     model = model_of(TINY)._replace(sampling={"top_p": 7.25, "temperature": 0.5})
     assert sampling_of(model, top_p=0.5) == Sampling(temperature=0.5, top_p=0.5)
     assert capsys.readouterr().err == ""
