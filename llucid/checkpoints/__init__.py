@@ -122,9 +122,10 @@ def load(
                 arrays = pool.map(lambda leaf: leaf.read(), leaves(model.weights))
                 return model._replace(weights=tree_map(lambda leaf: next(arrays), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
-    if dtype and not dtype.is_floating_point:
+    if dtype and (not dtype.is_floating_point or dtype.itemsize < 2):
         raise LlucidError(
-            f"dtype={dtype}: expected floating-point numbers; for integers: quantize=int8 or quantize=int4"
+            f"dtype={dtype}: expected floating-point numbers of at least 16 bits; for fewer: quantize=int8 or "
+            "quantize=int4"
         )
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     keep = quantize is not None and (quantize != "file" or device.type == "cpu")
@@ -234,6 +235,8 @@ def save(
     Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
     a model that the format cannot hold.
     """
+    if out == "":
+        raise LlucidError("out='': is empty; name a folder or a file")
     if format not in FORMATS:
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":

@@ -92,3 +92,15 @@ def test_one_json_array(tmp_path: Path) -> None:
     file.write_text(json.dumps(entries)[:-3])
     with pytest.raises(LlucidError, match=r"talk\.json: not JSON"):
         list(read_conversations(corpus))
+
+
+def test_a_list_of_messages_on_each_line(tmp_path: Path) -> None:
+    """As nanochat has it."""
+    file, line, expected = tmp_path / "talk.jsonl", json.dumps(PLAIN), Conversation(PLAIN, LEARNED)
+    file.write_text("\ufeff" + f"{line}\n" * 5)
+    assert list(read_conversations(open_conversations(str(file)), "validation")) == [("line 5", expected)]
+    file.write_text(f"{line}\n" * 5 + "[[]]")
+    with pytest.raises(LlucidError, match=r"talk\.jsonl, line 6: messages"):
+        list(read_conversations(open_conversations(str(file))))
+    file.write_text(json.dumps([PLAIN, PLAIN]))
+    assert len(list(read_conversations(open_conversations(str(file))))) == 2
