@@ -25,15 +25,20 @@ ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bot": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
     "developer": "system",
     "function": "tool",
     "function_response": "tool",
     "observation": "tool",
+    "ipython": "tool",
 }
 """Names of roles in OpenAI's and ShareGPT's files that are called otherwise here."""
 KEYS = {"from": "role", "value": "content"}
 """ShareGPT's keys of a message, as OpenAI's."""
-IGNORED = ("name", "tool_call_id")
+IGNORED = ("id", "name", "tool_call_id")
 
 
 class Conversation(NamedTuple):
@@ -146,14 +151,14 @@ def parse_conversation(entry: object) -> Conversation:
 
 
 def _plain(message: Any) -> Any:
-    """The message with our names of keys and roles, without keys that are ignored or null; other values unchanged."""
+    """The message with our names of keys and roles, without keys that are ignored or empty; other values unchanged."""
     if not isinstance(message, dict):
         return message
     pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
     plain = {
         name: value
         for name, value in pairs
-        if name in ("role", "content") or (value is not None and name not in IGNORED)
+        if name in ("role", "content") or (value not in (None, [], {}, "") and name not in IGNORED)
     }
     parts = plain.get("content")
     if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
