@@ -41,7 +41,7 @@ from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from llucid.weights import leaves, parameter_count, tree_map
+from llucid.weights import Weights, leaves, parameter_count, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def load(
 ) -> Model:
     """Opens the model at `path`: a run, a Llama in a format of FORMATS, or the name of a Hugging Face repository.
 
-    dtype: of the weights; None keeps the dtype of the file, or that of the embedding if the file has several.
+    dtype: of the weights; None keeps the dtype of the file, or the one that holds all its matrices if it has several.
     device: None chooses a GPU if there is one.
     tokenizer: the path of a tokenizer to use instead of the model's own.
     quantize: "int8" or "int4" quantises the matrices, except those that a GGUF file has quantised in a form of
@@ -122,14 +122,15 @@ def load(
                 arrays = pool.map(lambda leaf: leaf.read(), leaves(model.weights))
                 return model._replace(weights=tree_map(lambda leaf: next(arrays), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
-    if dtype and not dtype.is_floating_point:
+    if dtype and (not dtype.is_floating_point or dtype.itemsize < 2):
         raise LlucidError(
-            f"dtype={dtype}: expected floating-point numbers; for integers: quantize=int8 or quantize=int4"
+            f"dtype={dtype}: expected floating-point numbers of at least 16 bits; for fewer: quantize=int8 or "
+            "quantize=int4"
         )
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     keep = quantize is not None and (quantize != "file" or device.type == "cpu")
     model = _open(find(path), tokenizer, keep)
-    dtype = dtype or dtype_of(model.weights.dtype)
+    dtype = dtype or dtype_of(widest_dtype(model.weights))
     if not keep:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
     from llucid.arrays.quantize import BITS, quantize_leaf
@@ -161,6 +162,12 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
         tokens = None
     sampling = getattr(format, "read_sampling", lambda path: {})(path)
     return Model(config, open_weights(path, config), tokens, chat_format, sampling)
+
+
+def widest_dtype(weights: Weights) -> str:
+    """The dtype, by name, that holds the numbers of all matrices. Norms and biases may be in float32 beside them."""
+    kinds = {leaf.dtype for leaf in leaves(weights) if leaf.ndim == 2}
+    return kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
 
 
 def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
@@ -228,6 +235,8 @@ def save(
     Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
     a model that the format cannot hold.
     """
+    if out == "":
+        raise LlucidError("out='': is empty; name a folder or a file")
     if format not in FORMATS:
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
@@ -265,8 +274,8 @@ def convert(
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
     model = _open(path, tokenizer)
-    weights = tree_map(lambda leaf: leaf.to(model.weights.dtype), model.weights)  # as in `load`
-    model = model._replace(weights=weights)
+    kind = widest_dtype(model.weights)  # as in `load`
+    model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
     with _removed_on_error(out):
         save(model, out, format, version=version, dtype=dtype, progress=progress)
         if format == format_of(path)[0] == "huggingface":

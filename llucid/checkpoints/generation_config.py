@@ -16,15 +16,17 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
-    """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`.
+    """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`; in older
+    folders without one, those in `config.json`.
 
-    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`.
+    Empty if the file is damaged, as some published ones are, or if it does not say `do_sample`.
     """
+    file = path / (FILE if (path / FILE).exists() else "config.json")
     try:
-        config = read_json(path / FILE)
+        config = read_json(file)
     except LlucidError:
         return {}
-    return checked_settings(config, path / FILE) if config.get("do_sample") is True else {}
+    return checked_settings(config, file) if config.get("do_sample") is True else {}
 
 
 def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:

@@ -395,8 +395,9 @@ def check_config(config: Config) -> None:
     """Raises LlucidError, which names the number, if GGUF cannot hold `config`."""
     for name in FLOAT_FIELDS:
         value = getattr(config, name)
-        rounded = float(str(np.float32(value)))
-        if rounded != value:
+        with np.errstate(over="ignore"):
+            held = np.float32(value)
+        if value not in (rounded := float(str(held)), float(held)):
             raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
         case RopeScaling() as scaling if not scaling_is_recoverable(config):

@@ -66,7 +66,7 @@ def _template_keys(template: object) -> dict[str, Any]:
     """The keys of a chat template, or of several with names."""
     if isinstance(template, str):
         return {TEMPLATE: template}
-    rows = [row for row in template if isinstance(row, dict)] if isinstance(template, list) else []
+    rows = [row for row in template if isinstance(row, dict) and "name" in row] if isinstance(template, list) else []
     texts = {str(row["name"]): row["template"] for row in rows if isinstance(row.get("template"), str)}
     keys = {TEMPLATE if name == "default" else f"{TEMPLATE}.{name}": text for name, text in texts.items()}
     names = [name for name in texts if name != "default"]
@@ -105,8 +105,8 @@ def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
     if reason := tokenizer.obstacle():
         raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
     # Nearly all pieces are normal, and have no field for their type.
-    types = [
-        int(dict(fields(part)).get(PIECE_TYPE, NORMAL)) if PIECE_TYPE << 3 in part else NORMAL
+    types: list[Any] = [
+        dict(fields(part)).get(PIECE_TYPE, NORMAL) if PIECE_TYPE << 3 in part else NORMAL
         for number, part in fields(tokenizer.model)
         if number == PIECES and isinstance(part, bytes)
     ]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -283,6 +284,12 @@ def test_models_that_are_no_supported_llama_are_refused(keys: dict[str, Any], me
         load(file, device="cpu")
 
 
+def test_numbers_that_float32_holds(tmp_path: Path) -> None:
+    for eps in (float(np.float32(1e-5)), 2.0**-15):
+        save(model_of(replace(CONFIGS["one for two"], norm_eps=eps)), tmp_path / "a.gguf", "gguf")
+        assert np.float32(load(tmp_path / "a.gguf", device="cpu").config.norm_eps) == eps
+
+
 def test_redundant_and_missing_keys_are_accepted(tmp_path: Path) -> None:
     """Keys of other converters, numbers given per layer, and a file without the keys that Llama 2 files lack."""
     model = model_of(CONFIGS["one for two"])
@@ -321,6 +328,7 @@ def test_a_sliding_window_is_ignored_with_a_note(tmp_path: Path, capsys: pytest.
     [
         (dict(norm_eps=1.23456789e-5), "norm_eps=1.23456789e-05"),
         (dict(rope_theta=123_456.789), "rope_theta=123456.789"),
+        (dict(rope_theta=1e299), "rope_theta=1e+299; in float32 it is inf"),
         (dict(rope_scaling=RopeScaling(low_freq_factor=2.0), rope_theta=5e5), "low_freq_factor=2.0"),
         (dict(rope_scaling=RopeScaling(factor=1.0)), "factor=1.0"),
     ],

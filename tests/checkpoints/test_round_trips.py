@@ -94,8 +94,9 @@ def test_dtypes_are_kept_or_converted(format: str, dtype: torch.dtype, tmp_path:
     save(model, tmp_path / "own", format)
     assert same(load(tmp_path / "own", device="cpu").weights, model.weights)
     assert same(load(tmp_path / "own", dtype="float32").weights, tree_map(torch.Tensor.float, model.weights))
-    with pytest.raises(LlucidError, match=r"dtype=torch.int8: expected floating-point numbers"):
-        load(tmp_path / "own", dtype=torch.int8)
+    for wrong in (torch.int8, torch.float8_e4m3fn):
+        with pytest.raises(LlucidError, match=f"dtype={wrong}: expected floating-point numbers of at least 16 bits"):
+            load(tmp_path / "own", dtype=wrong)
     save(model, tmp_path / "half", format, dtype="float16")
     assert same(load(tmp_path / "half", device="cpu").weights, tree_map(torch.Tensor.half, model.weights))
 
@@ -142,6 +143,13 @@ def test_convert_returns_what_is_lost_and_refuses_to_overwrite(tmp_path: Path) -
         convert(tmp_path / "hf", tmp_path / "meta", "huggingface")
     with pytest.raises(LlucidError, match="format='onnx': expected one of huggingface, meta, llama2c, gguf"):
         convert(tmp_path / "hf", tmp_path / "out", "onnx")
+
+
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlucidError, match="out='': is empty"):
+        save(model_of(CONFIGS["one for two"]), "")
+    assert not any(tmp_path.iterdir())
 
 
 def other_llama2c() -> Llama2cTokenizer:
@@ -242,6 +250,9 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
         f'note: {file}: temperature is ignored: it should be a number and is "hot"\n'
         f"note: {file}: top_k is ignored: it should be a whole number and is 2.5\n"
     )
+    file.rename(tmp_path / "config.json")  # where old versions of transformers wrote them
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    capsys.readouterr()
     model = model_of(TINY)._replace(sampling={"top_p": 7.25, "temperature": 0.5})
     assert sampling_of(model, top_p=0.5) == Sampling(temperature=0.5, top_p=0.5)
     assert capsys.readouterr().err == ""

@@ -27,7 +27,8 @@ from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_vocabulary
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
-from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.protobuf import field
+from llucid.tokenizers.sentencepiece_model import PIECE_TEXT, PIECE_TYPE, PIECES, SentencePiece
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
@@ -177,6 +178,14 @@ def test_chat_templates_survive(tmp_path: Path) -> None:
         assert again.config["chat_template"] == template
         assert (again.bos, again.eos) == (made.bos, made.eos)
         assert again.encode(TALE) == made.encode(TALE)
+    config = {"chat_template": [{"template": "nameless"}, {"name": "default", "template": template}]}
+    assert write_vocabulary(SentencePiece(sentencepiece_model(), config), 400)["tokenizer.chat_template"] == template
+
+
+def test_a_piece_whose_type_is_no_number() -> None:
+    odd = SentencePiece(sentencepiece_model() + field(PIECES, field(PIECE_TEXT, b"\x18") + field(PIECE_TYPE, b"x")))
+    with pytest.raises(LlucidError, match="token_type should be a type, 1 to 6"):
+        write_vocabulary(odd, odd.vocab_size)
 
 
 def test_named_chat_templates_survive(tmp_path: Path) -> None:

@@ -184,6 +184,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     assert printed.count("\n") == 1
     for arguments, says in {
         (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
+        (str(tmp_path),): f"{tmp_path}: not a regular file; expected fables, or a file of conversations",
         (str(tmp_path / "talk.jsonl.gz"),): "talk.jsonl.gz: a gzip or Parquet file, which is not read here; expected",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
