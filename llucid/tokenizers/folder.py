@@ -67,18 +67,19 @@ def folder_config(folder: Path) -> dict[str, Any]:
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     texts = {name: read_template(file) for name, file in files.items()}
-    if texts and isinstance(own := config.get("chat_template"), str):
-        texts = {"default": own} | texts
-    return config | template_config(texts)
+    own = config.get("chat_template")
+    own = {"default": own} if isinstance(own, str) else dict[str, Any](own) if isinstance(own, dict) else {}
+    return config | template_config(own | texts)
 
 
 def template_config(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Chat templates by name, as `tokenizer_config.json` holds them; empty if there are none."""
+    """Chat templates by name, as `tokenizer_config.json` holds them; empty if there are none. An empty text is none."""
     if not texts:
         return {}
-    if [*texts] == ["default"]:
-        return {"chat_template": texts["default"]}
-    return {"chat_template": [{"name": name, "template": text} for name, text in texts.items()]}
+    found = {name: text for name, text in texts.items() if text}
+    if found.keys() <= {"default"}:
+        return {"chat_template": found.get("default")}
+    return {"chat_template": [{"name": name, "template": text} for name, text in found.items()]}
 
 
 def read_template(file: Path) -> str:
