@@ -13,6 +13,7 @@ hub.py           models by the name of a Hugging Face repository
 generation_config.py  the sampling settings of a Hugging Face folder
 """
 
+import copy
 import importlib
 import shutil
 from collections.abc import Callable, Generator
@@ -21,7 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from llucid.arrays import Quantized
 from llucid.arrays.devices import choose_device, only_cpu
@@ -277,8 +278,10 @@ def convert(
     kind = widest_dtype(model.weights)  # as in `load`
     model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
     with _removed_on_error(out):
-        save(model, out, format, version=version, dtype=dtype, progress=progress)
-        if format == format_of(path)[0] == "huggingface":
+        source = format_of(path)[0]
+        given = with_template(model, out) if source == "meta" and format in ("huggingface", "gguf") else model
+        save(given, out, format, version=version, dtype=dtype, progress=progress)
+        if format == source == "huggingface":
             copy_generation_config(path, out, token_ids=tokenizer is None)
         result = _open(out, None)
         _compare(model, result, out)
@@ -286,6 +289,19 @@ def convert(
         item.name: (getattr(model.config, item.name), getattr(result.config, item.name)) for item in fields(Config)
     }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def with_template(model: Model, out: Path) -> Model:
+    """The model with the chat template of Llama 2 or 3, if that is its format of dialogues: Meta's format has none."""
+    from llucid.dialogs.formats import TEMPLATES, format_of  # imports jinja2, which takes time
+
+    tokenizer: Any = copy.copy(model.tokenizer)
+    name = format_of(tokenizer) if hasattr(tokenizer, "config") else None
+    if name not in TEMPLATES:
+        return model
+    note(f"{out}: gets the chat template of {name}; a base model should have none")
+    tokenizer.config = tokenizer.config | {"chat_template": TEMPLATES[name]}
+    return model._replace(tokenizer=tokenizer)
 
 
 @contextmanager

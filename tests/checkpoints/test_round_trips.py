@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGUFReader
 from safetensors.torch import load_file
 
@@ -35,10 +36,13 @@ from llucid.checkpoints.generation_config import sampling_defaults
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.tensors import Stored, equal_bits, mapped
 from llucid.config import Config, RopeScaling
+from llucid.dialogs.formats import encode_dialog
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.generation import Sampling, sampling_of
 from llucid.presets import PRESETS
+from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.weights import count, leaves, parameter_count, tree_map
@@ -197,6 +201,32 @@ def test_a_conversion_that_loses_the_chat_format_says_so(tmp_path: Path, capsys:
     convert(tmp_path / "a", tmp_path / "b.bin", "llama2c")
     message = f"note: {tmp_path / 'b.bin'}: chat differs from the original: the format of dialogues is lost\n"
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+def test_metas_chat_models_get_a_template(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other programs find no sign of their dialogues elsewhere. Not a story model with the same vocabulary."""
+    tokenizer = load_tokenizer(data / f"{name}-tokenizer.model")
+    model = model_of(replace(TINY, vocab_size=tokenizer.vocab_size), dtype=torch.bfloat16)
+    save(model._replace(tokenizer=tokenizer), tmp_path / "meta", "meta")
+    messages = [{"role": "system", "content": "Be  brief."}, {"role": "user", "content": " 2+2?\n"}]
+    expected = encode_dialog(messages, tokenizer)
+    for format in ("huggingface", "gguf", "meta"):
+        out = tmp_path / format / "b"
+        convert(tmp_path / "meta", out, format)
+        says = f"note: {out}: gets the chat template of {name}; a base model should have none\n"
+        assert capsys.readouterr().err == ("" if format == "meta" else says)
+        found = load(out, device="cpu").tokenizer
+        assert encode_dialog(messages, found) == expected
+        assert ("chat_template" in found.config) == (format != "meta")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "huggingface" / "b")
+    assert theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == expected
+    if name == "llama2":
+        convert(tmp_path / "meta", tmp_path / "a.bin", "llama2c")
+        convert(tmp_path / "a.bin", tmp_path / "hf", "huggingface")
+        assert "chat_template" not in folder_config(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("names", [["rag", "tool_use"], ["default", "rag"]], ids=str)
