@@ -24,12 +24,8 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER
-    form = (
-        re.fullmatch(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", name)
-        if isinstance(name, str)
-        else None
-    )
-    if path.exists() or path.parent.exists() or not form or str(name).startswith(OURS):
+    form = re.fullmatch(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", str(name))
+    if isinstance(name, Path) or path.exists() or path.parent.exists() or not form or name.startswith(OURS):
         return path
     try:
         return fetch(form[1], form[2])

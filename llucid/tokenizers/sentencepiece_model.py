@@ -179,13 +179,8 @@ def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
         return plain
     content = json.loads(plain.json())
     if spaceless:
-        content["normalizer"] = None
-        content["pre_tokenizer"] = {
-            "type": "Metaspace",
-            "replacement": "▁",
-            "prepend_scheme": "first",
-            "split": False,
-        }
+        first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        content |= {"normalizer": None, "pre_tokenizer": first}
     return JsonTokenizer(content, folder, plain.roles())
 
 

@@ -103,11 +103,9 @@ class JsonTokenizer:
                 raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-        if folder:
-            names = [name for name in role_names(self.config) if self.tokenizer.token_to_id(name) is None]
+            names = [name for name in role_names(self.config) if folder and self.tokenizer.token_to_id(name) is None]
             self.tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-        normal = self.tokenizer.normalizer
-        with library_errors("tokenizer.json cannot be read", quiet=True):
+            normal = self.tokenizer.normalizer
             self.panics = any(
                 may_panic(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")
             ) or any(
