@@ -19,6 +19,8 @@ def find(name: str | Path) -> Path:
     up, nor is a path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if
     nothing can be fetched. The address of its page ("https://huggingface.co/org/name") is also its name.
     """
+    if name == "":  # as of an unset variable of a shell
+        raise LlucidError("the name of the model is empty; give a path, or the name of a repository")
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER

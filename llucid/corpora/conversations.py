@@ -134,9 +134,12 @@ def parse_conversation(entry: object) -> Conversation:
         if weight not in (0, 1):
             raise LlucidError(f"messages[{number}]: weight {weight!r} is not known; expected 0 or 1")
     system = conversation.get("system")
-    if isinstance(system, str) and system.strip() and checked[0]["role"] != "system":
-        checked.insert(0, {"role": "system", "content": system.strip()})
+    text = system.strip() if isinstance(system, str) else ""
+    if text and checked[0]["role"] != "system":
+        checked.insert(0, {"role": "system", "content": text})
         weights.insert(0, 1)
+    elif text not in ("", checked[0]["content"]):
+        raise LlucidError("there is a system text beside the messages and another one among them; leave one out")
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()
     if not checked:

@@ -175,6 +175,12 @@ def locked(out: Path) -> Generator[None]:
         for pipe in (path for path in out.rglob("*") if path.is_fifo()):
             raise LlucidError(f"{pipe}: a named pipe, at which a run would wait for ever; remove it")
         yield
+    except OSError as error:
+        if out.exists():
+            raise
+        raise LlucidError(
+            f"{out}: the folder of the run was moved or removed; continue it where it is now, with resume=True"
+        ) from error
     finally:
         os.close(folder)
 

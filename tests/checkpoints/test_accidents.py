@@ -285,6 +285,9 @@ def test_a_path_in_runs_is_never_a_repository(hub: list[str], tmp_path: Path, mo
     for name in ("./models/x", Path("models/x")):
         with pytest.raises(LlucidError, match="models/x: there is no such file or folder; train a model"):
             load(find(name))
+    save(model_of(CONFIG), tmp_path)
+    with pytest.raises(LlucidError, match="the name of the model is empty"):
+        load("")
     assert not hub
 
 

@@ -54,6 +54,9 @@ def test_what_is_beside_and_null() -> None:
     assert parse_conversation(system | {"messages": [message | null for message in PLAIN[1:]]}).messages == PLAIN
     assert parse_conversation(system | {"conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
     assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
+    assert parse_conversation(system | {"messages": PLAIN}) == Conversation(PLAIN, LEARNED)
+    with pytest.raises(LlucidError, match="there is a system text beside the messages and another one among them"):
+        parse_conversation({"system": "Be brief.", "messages": PLAIN})
     developer = {"from": "developer", "content": "Be kind."}
     assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]

@@ -279,6 +279,16 @@ def test_a_named_pipe_in_the_folder_is_refused(name: str, tmp_path: Path) -> Non
         pass
 
 
+def test_a_folder_that_moves_while_it_trains_is_reported(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(logbook.Logbook, "save_due", lambda *_: bool(out.exists() and out.rename(tmp_path / "moved")))
+    with pytest.raises(LlucidError, match=f"{out}: the folder of the run was moved or removed"):
+        here(*fresh(corpus, out, "--steps", 9))
+    do("train", "--resume", "--out", tmp_path / "moved")
+
+
 def test_a_state_with_impossible_progress_is_refused(tmp_path: Path) -> None:
     impossible = ('{"step": Infinity}', '{"step": -1}', '{"step": 1, "seconds": NaN}', '{"step": 1e999}', "[]", "1")
     for progress in (*impossible, f'{{"step": 1, "seconds": {10**400}}}'):
