@@ -180,7 +180,7 @@ def in_one_dtype(weights: Weights) -> tuple[Weights, str, bool]:
         if leaf.ndim == 2 or leaf.dtype == kind:
             return True
         numbers = leaf.read().tensor()
-        return bool((numbers.to(dtype_of(kind)).to(numbers.dtype) == numbers).all())
+        return numbers.to(dtype_of(kind)).to(numbers.dtype).equal(numbers)
 
     fitting = tree_map(lambda leaf: leaf.to(kind) if fits(leaf) else leaf, weights)
     return fitting, kind, any(leaf.dtype != kind for leaf in leaves(fitting))
