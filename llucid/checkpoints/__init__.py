@@ -31,7 +31,7 @@ from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config
 from llucid.checkpoints.hub import find
-from llucid.checkpoints.tensors import Stored
+from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line
 from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
@@ -179,7 +179,7 @@ def in_one_dtype(weights: Weights) -> tuple[Weights, str, bool]:
     def fits(leaf: Stored) -> bool:
         if leaf.ndim == 2 or leaf.dtype == kind:
             return True
-        numbers = leaf.read().tensor()
+        numbers = tensor_of(leaf)
         return numbers.to(dtype_of(kind)).to(numbers.dtype).equal(numbers)
 
     fitting = tree_map(lambda leaf: leaf.to(kind) if fits(leaf) else leaf, weights)
