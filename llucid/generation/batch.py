@@ -13,6 +13,7 @@ rounding where PyTorch does. Common prefixes are shared; when memory runs out, t
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from itertools import chain
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
@@ -162,9 +163,11 @@ class Batch:
 
     def drop(self, number: int) -> None:
         """Ends a text early; does nothing if it has ended already."""
-        for text in [text for text in self.running if text.number == number]:
+        text = next((text for text in chain(self.running, self.waiting) if text.number == number), None)
+        if text and text.sequence:
             self._end(text)
-        self.waiting = [text for text in self.waiting if text.number != number]
+        elif text:
+            self.waiting.remove(text)
 
     @property
     def busy(self) -> bool:
@@ -216,9 +219,9 @@ class Batch:
 
     def _admit(self) -> None:
         """Starts waiting texts, except those that can soon share what another is reading."""
+        reading = [other.ids for other in self.running if other.unread > 1]
         for text in list(self.waiting):
             shared = self.pages.shared(text.ids[:-1])
-            reading = [other.ids for other in self.running if other.unread > 1]
             if any(common_prefix(ids, text.ids[:-1]) >= shared + WORTH_WAITING for ids in reading):
                 continue
             text.sequence = self.pages.open(text.ids[:-1])
@@ -229,6 +232,8 @@ class Batch:
                 return
             self.waiting.remove(text)
             self.running.append(text)
+            if text.unread > 1:
+                reading.append(text.ids)
             if not text.written:
                 self.statistics.prompt_tokens += text.unread
 
