@@ -31,7 +31,7 @@ from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config
 from llucid.checkpoints.hub import find
-from llucid.checkpoints.tensors import Stored
+from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line
 from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
@@ -131,7 +131,11 @@ def load(
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     keep = quantize is not None and (quantize != "file" or device.type == "cpu")
     model = _open(find(path), tokenizer, keep)
-    dtype = dtype or dtype_of(widest_dtype(model.weights))
+    if dtype is None:
+        _, kind, rounded = in_one_dtype(model.weights)
+        dtype = dtype_of(kind)
+        if rounded:
+            note(f"{path}: norms or biases are rounded to {kind}, as the matrices are; dtype=float32 keeps them")
     if not keep:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
     from llucid.arrays.quantize import BITS, quantize_leaf
@@ -165,10 +169,21 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     return Model(config, open_weights(path, config), tokens, chat_format, sampling)
 
 
-def widest_dtype(weights: Weights) -> str:
-    """The dtype, by name, that holds the numbers of all matrices. Norms and biases may be in float32 beside them."""
+def in_one_dtype(weights: Weights) -> tuple[Weights, str, bool]:
+    """(the weights in the dtype that holds all matrices, its name, whether a norm or a bias does not fit into it).
+
+    Such a norm, in float32 beside narrower matrices, keeps its own dtype."""
     kinds = {leaf.dtype for leaf in leaves(weights) if leaf.ndim == 2}
-    return kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
+    kind = kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
+
+    def fits(leaf: Stored) -> bool:
+        if leaf.ndim == 2 or leaf.dtype == kind:
+            return True
+        numbers = tensor_of(leaf)
+        return numbers.to(dtype_of(kind)).to(numbers.dtype).equal(numbers)
+
+    fitting = tree_map(lambda leaf: leaf.to(kind) if fits(leaf) else leaf, weights)
+    return fitting, kind, any(leaf.dtype != kind for leaf in leaves(fitting))
 
 
 def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
@@ -275,8 +290,7 @@ def convert(
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
     model = _open(path, tokenizer)
-    kind = widest_dtype(model.weights)  # as in `load`
-    model = model._replace(weights=tree_map(lambda leaf: leaf.to(kind), model.weights))
+    model = model._replace(weights=in_one_dtype(model.weights)[0])
     with _removed_on_error(out):
         source = format_of(path)[0]
         given = with_template(model, out) if source == "meta" and format in ("huggingface", "gguf") else model

@@ -66,10 +66,18 @@ def folder_config(folder: Path) -> dict[str, Any]:
             config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    texts = {name: read_template(file) for name, file in files.items()}
-    own = config.get("chat_template")
-    own = {"default": own} if isinstance(own, str) else dict[str, Any](own) if isinstance(own, dict) else {}
-    return config | template_config(own | texts)
+    texts: dict[str, Any] = {name: read_template(file) for name, file in files.items()}
+    match config.get("chat_template"):
+        case str(own):
+            texts = {"default": own} | texts
+        case dict(own):
+            texts = dict[str, Any](own) | texts
+        case [{"name": str(), "template": str()}, *_] as own if texts:
+            named = [dict[str, Any](one) for one in list[Any](own) if isinstance(one, dict)]
+            texts = {str(one.get("name")): one.get("template") for one in named} | texts
+        case _:
+            pass
+    return config | template_config(texts)
 
 
 def template_config(texts: Mapping[str, str]) -> dict[str, Any]:

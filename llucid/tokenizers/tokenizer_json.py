@@ -98,7 +98,7 @@ class JsonTokenizer:
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
             content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
-        for name in ("normalizer", "decoder"):
+        for name in ("normalizer", "pre_tokenizer", "decoder"):
             if (times := growth(content.get(name))) > MOST_GROWTH:
                 raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
@@ -254,16 +254,21 @@ def may_panic(step: Any) -> bool:
             return True
 
 
-MOST_GROWTH = 100
+MOST_GROWTH = 1000
 
 
 def growth(step: Any) -> float:
-    """How many times as long a normalizer or decoder can make a text by replacing parts of it."""
+    """How many times as long a normalizer, pre-tokenizer or decoder can make a text. Normal forms count once, as they
+    leave their own result as it is."""
     match step:
-        case {"type": "Sequence", "normalizers": [*parts]} | {"type": "Sequence", "decoders": [*parts]}:
-            return math.prod(map(growth, parts), start=1.0)
-        case {"type": "Replace", "content": str(text)}:
-            return max(1.0, float(len(text)))
+        case {"type": "Sequence", **lists}:
+            return math.prod(growth(part) for parts in lists.values() if isinstance(parts, list) for part in parts)
+        case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
+            return max(1.0, len(text) / len(part))
+        case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters
+            return 1.0 + len(text)
+        case {"type": "ByteLevel" | "Precompiled"}:
+            return 4.0
         case _:
             return 1.0
 

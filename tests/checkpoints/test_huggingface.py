@@ -454,7 +454,7 @@ def test_quantised_and_adapted_models_are_named(name: str, dtype: torch.dtype, m
         load(tmp_path, device="cpu")
 
 
-def test_several_dtypes_become_the_one_that_holds_all(tmp_path: Path) -> None:
+def test_several_dtypes_become_the_one_that_holds_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the matrices: norms may be in float32 beside them."""
     model = model_of(CONFIGS["one for two"])
     save(model, tmp_path / "a")
@@ -470,8 +470,18 @@ def test_several_dtypes_become_the_one_that_holds_all(tmp_path: Path) -> None:
         assert found.dtype == torch.float32
         assert torch.equal(found.blocks[0].feed_forward.up, tensors[large])
         assert torch.equal(found.embedding, tensors["model.embed_tokens.weight"].half().float())
-    save_file({name: tensor.half() if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}, file)
+    tensors |= {large: halves[large] / 1e6, NORM: torch.full((32,), 1 / 3)}
+    narrow = {name: tensor.half() if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    for name in (name for name, tensor in tensors.items() if tensor.ndim == 1 and name != NORM):
+        narrow[name] = torch.ones(32)
+    save_file(narrow, file)
+    capsys.readouterr()
     assert load(tmp_path / "a", device="cpu").weights.dtype == torch.float16
+    assert "norms or biases are rounded to float16, as the matrices are; dtype=float32 keeps" in capsys.readouterr().err
+    convert(tmp_path / "a", tmp_path / "c", "huggingface")
+    kept = load_file(tmp_path / "c" / "model.safetensors")
+    assert torch.equal(kept[NORM], tensors[NORM])
+    assert kept["model.layers.0.input_layernorm.weight"].dtype == torch.float16
 
 
 @pytest.mark.parametrize("tied", [True, False])

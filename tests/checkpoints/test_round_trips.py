@@ -277,9 +277,12 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
     file.write_text('{"do_sample": true, "temperature": "hot", "top_k": 2.5, "min_p": null, "top_p": 7.25}')
     assert sampling_defaults(tmp_path) == {"top_p": 7.25}
     assert capsys.readouterr().err == (
-        f'note: {file}: temperature is ignored: it should be a number and is "hot"\n'
+        f'note: {file}: temperature is ignored: it should be a number of at least 0 and is "hot"\n'
         f"note: {file}: top_k is ignored: it should be a whole number and is 2.5\n"
     )
+    file.write_text('{"do_sample": true, "temperature": -1, "top_k": -1, "top_p": 7.25}')
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    assert "temperature is ignored: it should be a number of at least 0 and is -1" in capsys.readouterr().err
     file.rename(tmp_path / "config.json")  # where old versions of transformers wrote them
     assert sampling_defaults(tmp_path) == {"top_p": 7.25}
     capsys.readouterr()

@@ -111,6 +111,10 @@ def test_places_of_a_template(tmp_path: Path) -> None:
     config.write_text(json.dumps(content | {"chat_template": LLAMA3}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
+    config.write_text(json.dumps(content | {"chat_template": several[:1]}))
+    assert known_format(None, load_tokenizer(tmp_path)) == CHATML
+    assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
+    config.write_text(json.dumps(content | {"chat_template": LLAMA3}))
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     assert known_format("rag", load_tokenizer(tmp_path)) == CHATML

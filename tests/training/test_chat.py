@@ -130,14 +130,14 @@ GOOD = json.dumps(conversation(0))
 WRONG: dict[str, tuple[str, str]] = {
     "cut off": (GOOD[:-9], "line 2: not JSON"),
     "too long a number": ("9" * 5000, "line 2: not JSON"),
-    "not an object": ("3", 'line 2: expected {"messages"'),
+    "not an object": ("12", 'line 2: expected {"messages"'),
     "not messages": ("[1, 2]", 'line 2: messages[0]: expected {"role"'),
     "no messages": ('{"text": "x"}', 'line 2: expected {"messages"'),
     "empty": ('{"messages": []}', "line 2: messages: expected a list of at least one"),
     "no list": ('{"messages": "x"}', "line 2: messages: expected a list"),
     "unknown role": (
-        '{"messages": [{"role": "goose", "content": "x"}]}',
-        "line 2: messages[0]: role 'goose' is not known",
+        '{"messages": [{"role": "critic", "content": "x"}]}',
+        "line 2: messages[0]: role 'critic' is not known",
     ),
     "no content": ('{"messages": [{"role": "user"}]}', "line 2: messages[0]: expected a role and a content"),
     "no text": ('{"messages": [{"role": "user", "content": 3}]}', "line 2: messages[0]: the content should be a text"),
