@@ -131,6 +131,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "cut off": (GOOD[:-9], "line 2: not JSON"),
     "too long a number": ("9" * 5000, "line 2: not JSON"),
     "not an object": ("12", 'line 2: expected {"messages"'),
+    "not messages": ("[1, 2]", 'line 2: messages[0]: expected {"role"'),
     "no messages": ('{"text": "x"}', 'line 2: expected {"messages"'),
     "empty": ('{"messages": []}', "line 2: messages: expected a list of at least one"),
     "no list": ('{"messages": "x"}', "line 2: messages: expected a list"),
