@@ -1,8 +1,10 @@
 """`llucid` and `python -m llucid`: the command line, with signals handled from the first import on."""
 
+import _thread
 import gc
 import signal
 import sys
+import time
 from types import FrameType
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
@@ -16,6 +18,7 @@ def main() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, leave)
+    sys.unraisablehook = repeat
     try:
         from llucid.cli import main
 
@@ -32,6 +35,19 @@ def leave(number: int, frame: FrameType | None) -> None:
     for each in SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     sys.exit(128 + number)
+
+
+def repeat(ignored: "sys.UnraisableHookArgs") -> None:
+    """Repeats a signal a moment later if its exception was raised where Python ignores it, as at the end of imports."""
+    if isinstance(ignored.exc_value, SystemExit):
+        number = int(str(ignored.exc_value.code)) - 128
+        signal.signal(number, leave)
+    elif isinstance(ignored.exc_value, KeyboardInterrupt):
+        number = signal.SIGINT
+    else:
+        sys.__unraisablehook__(ignored)
+        return
+    _thread.start_new_thread(lambda: (time.sleep(0.01), signal.raise_signal(number)), ())
 
 
 if __name__ == "__main__":

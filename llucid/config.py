@@ -60,7 +60,8 @@ class LinearScaling(_Scaling):
 class DynamicScaling(_Scaling):
     """Only texts longer than the context slow the pairs, and the more the longer they are ("dynamic NTK").
 
-    Frequencies then depend on the length of what is read in one pass, as in transformers.
+    Frequencies then depend on the length of what is read in one pass, as in transformers. Generation stays within the
+    context, since a text would depend on how it is read.
     """
 
 

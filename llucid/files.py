@@ -30,6 +30,11 @@ def utf8_path(path: Path) -> Generator[Path]:
         yield link
 
 
+def temporary_name(name: str, process: object = None) -> str:
+    """What `name` is called while a process, by default this one, writes it; cut, since names have 255 bytes."""
+    return f".{name[:50]}.{process or os.getpid()}.partial"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Generator[Path]:
     """Yields a temporary path beside `path`, and renames it to `path` at the end.
@@ -43,7 +48,7 @@ def atomic_file(path: Path) -> Generator[Path]:
         yield path
         return
     place = Path(os.path.realpath(path))
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
+    temporary = place.with_name(temporary_name(place.name))
     try:
         yield temporary
         if place.is_file():
@@ -91,7 +96,7 @@ def atomic_folder(out: Path) -> Generator[Path]:
     is a dangling link, its target is created. Every OSError names `out`.
     """
     place, there = Path(os.path.realpath(out)), out.is_dir()
-    unfinished = (place if there else place.parent) / f".{place.name}.{os.getpid()}.partial"
+    unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:
         with replaced_in_errors(unfinished, out):
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id

@@ -35,6 +35,16 @@ def test_links_and_permissions_are_kept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [link, file]
 
 
+@pytest.mark.parametrize("letter", ["n", "é", "😀"], ids=ascii)
+def test_names_of_255_bytes_are_written(letter: str, tmp_path: Path) -> None:
+    name = letter * (255 // len(letter.encode()))
+    write_text_atomically(tmp_path / name, "new")
+    (tmp_path / name).rename(tmp_path / "file")
+    with atomic_folder(tmp_path / name) as folder:
+        folder.joinpath("file").touch()
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "file", tmp_path / name])
+
+
 def test_the_target_of_a_dangling_link_is_written(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     write_text_atomically(tmp_path / "link", "new")

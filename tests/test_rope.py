@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from llucid import llama_jax
-from llucid.checkpoints import load, save
+from llucid.checkpoints import describe, load, save
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, YarnScaling
 from llucid.errors import LlucidError
 from llucid.generation.batch import Batch
@@ -96,6 +96,32 @@ def test_gguf_keeps_them(config: Config, tmp_path: Path) -> None:
     found = load(tmp_path / "model.gguf", device="cpu").config
     assert vars(found.rope_scaling) == pytest.approx(vars(config.rope_scaling), rel=1e-6)
     assert replace(found, rope_scaling=config.rope_scaling) == config
+
+
+@pytest.mark.parametrize(
+    ("said", "longest", "context"),
+    [
+        ({}, None, 512),  # LongLoRA
+        ({"max_sequence_length": 400}, None, 400),  # Vicuna, LongChat
+        ({}, 128, 128),  # DeepSeek-Coder: the context is the stretched one
+        ({}, 10**30, 512),
+        ({}, 64, 512),
+        ({"max_sequence_length": "x"}, None, 512),
+    ],
+)
+def test_the_context_of_linear_scaling(said: dict[str, Any], longest: int | None, context: int, tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | said
+    del config["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 4.0}}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": longest}))
+    found = load(tmp_path, device="cpu").config
+    assert found == replace(CONFIG, context=context, rope_scaling=LinearScaling(factor=4.0))
+    assert describe(tmp_path)["context"] == f"{context} (inferred: not in any file)"
+    save(model_of(found), tmp_path / "again")
+    assert load(tmp_path / "again", device="cpu").config == found
+    theirs = transformers.LlamaConfig.from_pretrained(tmp_path / "again")
+    assert theirs.max_position_embeddings == -(-context // 4)
 
 
 @pytest.mark.parametrize("format", ["meta", "llama2c"])

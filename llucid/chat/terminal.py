@@ -253,6 +253,8 @@ def line_editor(session: Session) -> "PromptSession[str]":
     keys = KeyBindings()
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    # A pasted colour looks like an event of the mouse, and is an error in the library.
+    keys.add("<vt100-mouse-event>")(lambda event: None)
     return PromptSession(
         multiline=True,
         key_bindings=keys,

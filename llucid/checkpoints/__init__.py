@@ -13,6 +13,7 @@ hub.py           models by the name of a Hugging Face repository
 generation_config.py  the sampling settings of a Hugging Face folder
 """
 
+import copy
 import importlib
 import shutil
 from collections.abc import Callable, Generator
@@ -21,7 +22,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from llucid.arrays import Quantized
 from llucid.arrays.devices import choose_device, only_cpu
@@ -30,7 +31,7 @@ from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config
 from llucid.checkpoints.hub import find
-from llucid.checkpoints.tensors import Stored
+from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line
 from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
@@ -41,7 +42,7 @@ from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from llucid.weights import leaves, parameter_count, tree_map
+from llucid.weights import Weights, leaves, parameter_count, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def load(
 ) -> Model:
     """Opens the model at `path`: a run, a Llama in a format of FORMATS, or the name of a Hugging Face repository.
 
-    dtype: of the weights; None keeps the dtype of the file, or that of the embedding if the file has several.
+    dtype: of the weights; None keeps the dtype of the file, or the one that holds all its matrices if it has several.
     device: None chooses a GPU if there is one.
     tokenizer: the path of a tokenizer to use instead of the model's own.
     quantize: "int8" or "int4" quantises the matrices, except those that a GGUF file has quantised in a form of
@@ -122,14 +123,19 @@ def load(
                 arrays = pool.map(lambda leaf: leaf.read(), leaves(model.weights))
                 return model._replace(weights=tree_map(lambda leaf: next(arrays), model.weights))
     dtype = choose_dtype(dtype) if isinstance(dtype, str) else dtype
-    if dtype and not dtype.is_floating_point:
+    if dtype and (not dtype.is_floating_point or dtype.itemsize < 2):
         raise LlucidError(
-            f"dtype={dtype}: expected floating-point numbers; for integers: quantize=int8 or quantize=int4"
+            f"dtype={dtype}: expected floating-point numbers of at least 16 bits; for fewer: quantize=int8 or "
+            "quantize=int4"
         )
     device = device if device is not None and not isinstance(device, str) else choose_device(device)
     keep = quantize is not None and (quantize != "file" or device.type == "cpu")
     model = _open(find(path), tokenizer, keep)
-    dtype = dtype or dtype_of(model.weights.dtype)
+    if dtype is None:
+        _, kind, rounded = in_one_dtype(model.weights)
+        dtype = dtype_of(kind)
+        if rounded:
+            note(f"{path}: norms or biases are rounded to {kind}, as the matrices are; dtype=float32 keeps them")
     if not keep:
         return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
     from llucid.arrays.quantize import BITS, quantize_leaf
@@ -161,6 +167,23 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
         tokens = None
     sampling = getattr(format, "read_sampling", lambda path: {})(path)
     return Model(config, open_weights(path, config), tokens, chat_format, sampling)
+
+
+def in_one_dtype(weights: Weights) -> tuple[Weights, str, bool]:
+    """(the weights in the dtype that holds all matrices, its name, whether a norm or a bias does not fit into it).
+
+    Such a norm, in float32 beside narrower matrices, keeps its own dtype."""
+    kinds = {leaf.dtype for leaf in leaves(weights) if leaf.ndim == 2}
+    kind = kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
+
+    def fits(leaf: Stored) -> bool:
+        if leaf.ndim == 2 or leaf.dtype == kind:
+            return True
+        numbers = tensor_of(leaf)
+        return numbers.to(dtype_of(kind)).to(numbers.dtype).equal(numbers)
+
+    fitting = tree_map(lambda leaf: leaf.to(kind) if fits(leaf) else leaf, weights)
+    return fitting, kind, any(leaf.dtype != kind for leaf in leaves(fitting))
 
 
 def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
@@ -228,6 +251,8 @@ def save(
     Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
     a model that the format cannot hold.
     """
+    if out == "":
+        raise LlucidError("out='': is empty; name a folder or a file")
     if format not in FORMATS:
         raise LlucidError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     if version is not None and format != "llama2c":
@@ -265,11 +290,12 @@ def convert(
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
     model = _open(path, tokenizer)
-    weights = tree_map(lambda leaf: leaf.to(model.weights.dtype), model.weights)  # as in `load`
-    model = model._replace(weights=weights)
+    model = model._replace(weights=in_one_dtype(model.weights)[0])
     with _removed_on_error(out):
-        save(model, out, format, version=version, dtype=dtype, progress=progress)
-        if format == format_of(path)[0] == "huggingface":
+        source = format_of(path)[0]
+        given = with_template(model, out) if source == "meta" and format in ("huggingface", "gguf") else model
+        save(given, out, format, version=version, dtype=dtype, progress=progress)
+        if format == source == "huggingface":
             copy_generation_config(path, out, token_ids=tokenizer is None)
         result = _open(out, None)
         _compare(model, result, out)
@@ -277,6 +303,19 @@ def convert(
         item.name: (getattr(model.config, item.name), getattr(result.config, item.name)) for item in fields(Config)
     }
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def with_template(model: Model, out: Path) -> Model:
+    """The model with the chat template of Llama 2 or 3, if that is its format of dialogues: Meta's format has none."""
+    from llucid.dialogs.formats import TEMPLATES, format_of  # imports jinja2, which takes time
+
+    tokenizer: Any = copy.copy(model.tokenizer)
+    name = format_of(tokenizer) if hasattr(tokenizer, "config") else None
+    if name not in TEMPLATES:
+        return model
+    note(f"{out}: gets the chat template of {name}; a base model should have none")
+    tokenizer.config = tokenizer.config | {"chat_template": TEMPLATES[name]}
+    return model._replace(tokenizer=tokenizer)
 
 
 @contextmanager

@@ -16,26 +16,28 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
-    """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`.
+    """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`; in older
+    folders without one, those in `config.json`.
 
-    Empty if there is no such file, if it is damaged, as some published ones are, or if it does not say `do_sample`.
+    Empty if the file is damaged, as some published ones are, or if it does not say `do_sample`.
     """
+    file = path / (FILE if (path / FILE).exists() else "config.json")
     try:
-        config = read_json(path / FILE)
+        config = read_json(file)
     except LlucidError:
         return {}
-    return checked_settings(config, path / FILE) if config.get("do_sample") is True else {}
+    return checked_settings(config, file) if config.get("do_sample") is True else {}
 
 
 def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """Those of the `values` that are sampling settings; one that is not a number is ignored, with a note."""
     found = {name: values[name] for name in SETTINGS if values.get(name) is not None}
-    if found.get("top_k") == 0:  # in transformers, that is no limit
+    if found.get("top_k") in (0, -1):  # in transformers and vLLM, that is no limit
         del found["top_k"]
     for name, value in list(found.items()):
         kinds = (int,) if name == "top_k" else (int, float)
-        if type(value) not in kinds or not abs(value) < LARGEST:
-            expected = "a whole number" if name == "top_k" else "a number"
+        if type(value) not in kinds or not 0 <= value < LARGEST:
+            expected = "a whole number" if name == "top_k" else "a number of at least 0"
             note(f"{place}: {name} is ignored: it should be {expected} and is {shown(value)}")
             del found[name]
     return found

@@ -219,7 +219,7 @@ def llama3_scaling(stored: NDArray[np.float32], config: Config) -> RopeScaling |
     largest = float(str(np.float32(stored.max())))
     if (stored == 1).all():
         return None
-    for original in (RopeScaling().original_context, *(2**n for n in range(8, 21))) if 1 < largest < math.inf else ():
+    for original in (RopeScaling().original_context, *(2**n for n in range(4, 21))) if 1 < largest < math.inf else ():
         scaling = RopeScaling(factor=largest, original_context=original)
         expected = slowdowns(replace(config, rope_scaling=scaling))
         if np.allclose(expected, stored, rtol=1e-4, atol=0):
@@ -396,8 +396,8 @@ def check_config(config: Config) -> None:
     for name in FLOAT_FIELDS:
         value = getattr(config, name)
         with np.errstate(over="ignore"):
-            rounded = float(str(np.float32(value)))
-        if rounded != value:
+            held = np.float32(value)
+        if value not in (rounded := float(str(held)), float(held)):
             raise LlucidError(f"GGUF cannot hold {name}={value}; in float32 it is {rounded}")
     match config.rope_scaling:
         case RopeScaling() as scaling if not scaling_is_recoverable(config):

@@ -1,6 +1,7 @@
 """Models by the name of a Hugging Face repository."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from llucid.errors import LlucidError
@@ -14,19 +15,17 @@ STORYTELLER = Path(__file__).parents[1] / "chat" / "storyteller"
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
-    Of a repository that holds only GGUF files, "org/name:Q4_K_M" names one. A Path is never looked up, nor is a
-    path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if nothing can
-    be fetched. The address of its page ("https://huggingface.co/org/name") is also its name.
+    Of a repository that holds only GGUF files, or only llama2.c's, "org/name:Q4_K_M" names one. A Path is never looked
+    up, nor is a path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if
+    nothing can be fetched. The address of its page ("https://huggingface.co/org/name") is also its name.
     """
+    if name == "":  # as of an unset variable of a shell
+        raise LlucidError("the name of the model is empty; give a path, or the name of a repository")
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER
-    form = (
-        re.fullmatch(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", name)
-        if isinstance(name, str)
-        else None
-    )
-    if path.exists() or path.parent.exists() or not form or str(name).startswith(OURS):
+    form = re.fullmatch(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", str(name))
+    if isinstance(name, Path) or path.exists() or path.parent.exists() or not form or name.startswith(OURS):
         return path
     try:
         return fetch(form[1], form[2])
@@ -43,32 +42,45 @@ def fetch(repository: str, variant: str | None) -> Path:
     """A copy of the files that make the model."""
     from huggingface_hub import snapshot_download
 
-    def folder(*wanted: str) -> Path:
-        return Path(snapshot_download(repository, allow_patterns=[*wanted], ignore_patterns=["*/*"]))
+    # Of subfolders only the chat templates, which end with .jinja.
+    def folder(*wanted: str, ignored: Sequence[str] = ("*/*[!a]",)) -> Path:
+        return Path(snapshot_download(repository, allow_patterns=[*wanted], ignore_patterns=[*ignored]))
 
     if variant is None:
         fetched = folder("*.json", "*.safetensors", "*.model", "*.jinja")
         if any(fetched.glob("*.safetensors")):
             return fetched
-        if (fetched / "config.json").is_file():  # an older repository has its weights only in PyTorch's own form
-            fetched = folder("pytorch_model*.bin")
-        if any(fetched.glob("pytorch_model*.bin")):
-            return fetched
-    name = choose_gguf(repository, variant)
-    return folder(re.sub(r"-00001-of-(\d{5})", r"-*-of-\1", name)) / name
+        # An older repository has its weights only in PyTorch's own form.
+        for config, weights in (("config.json", "pytorch_model*.bin"), ("params.json", "consolidated.*.pth")):
+            if (fetched / config).is_file():
+                fetched = folder(weights)
+            if any(fetched.glob(weights)):
+                return fetched
+    name = choose_file(repository, variant)
+    more = () if name.endswith(".gguf") else ("tokenizer.*",)
+    return folder(re.sub(r"-00001-of-(\d{5})", r"-*-of-\1", name), *more, ignored=()) / name
 
 
-def choose_gguf(repository: str, variant: str | None) -> str:
-    """The name of the repository's only GGUF file, or of the one of this variant; of a split one, its first part."""
+def choose_file(repository: str, variant: str | None) -> str:
+    """The name of the repository's only GGUF file, or of the one of this variant; of a split one, its first part.
+
+    A repository without GGUF and config.json may have files of llama2.c."""
     from huggingface_hub import list_repo_files
 
-    files = [file for file in list_repo_files(repository) if file.endswith(".gguf") and "/" not in file]
-    files = [file for file in files if not re.search(r"-(?!00001)\d{5}-of-", file)]
-    chosen = [file for file in files if variant is None or variant.lower() in file.lower()]
-    exact = [file for file in chosen if re.search(rf"[.-]{re.escape(variant or '')}(\.gguf|-0)", file, re.IGNORECASE)]
-    if len(exact or chosen) == 1:
-        return (exact or chosen)[0]
+    every = list_repo_files(repository)
+    files = [file for file in every if re.search(r"^(?!.*(mmproj|imatrix|-(?!00001)\d{5}-of-)).*\.gguf$", file)]
+    if not files and not {"config.json", "adapter_config.json"}.intersection(every):
+        files = [file for file in every if re.search(r"(^|/)(?!tok)[^/]*\.(bin|pt)$", file)]
+    fits = re.compile(rf"[.-]{re.escape(variant or '')}(\.gguf|-0)", re.IGNORECASE)
+    for some in ([file for file in files if "/" not in file], files):
+        chosen = [file for file in some if variant is None or variant.lower() in file.lower()]
+        exact = [file for file in chosen if fits.search(file)]
+        if len(exact or chosen) == 1:
+            return (exact or chosen)[0]
     if not files:
-        raise LlucidError(f"{repository}: this repository holds no weights that llucid opens")
-    names = ", ".join(files)
-    raise LlucidError(f"{repository}: name one of its GGUF files, as in {repository}:Q4_K_M; there are {names}")
+        what = f"GGUF file, so leave :{variant} out" if variant else "weights that llucid opens"
+        raise LlucidError(f"{repository}: this repository holds no {what}")
+    example = "Q4_K_M" if files[0].endswith(".gguf") else Path(files[0]).name
+    raise LlucidError(
+        f"{repository}: name one of its files, as in {repository}:{example}; there are {', '.join(files)}"
+    )

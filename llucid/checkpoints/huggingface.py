@@ -5,6 +5,7 @@ The weights may also be in several files with an index, or in PyTorch's format, 
 
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,8 +128,28 @@ def read_config(path: Path) -> Config:
     window = int_of(values, "sliding_window", file, sizes["context"])
     if window < sizes["context"] and values.get("use_sliding_window") is not False:
         note(f"{file}: sliding_window {window} is ignored, as in transformers: a Llama attends to all tokens")
+    if isinstance(scaling, LinearScaling):
+        sizes["context"] = stretched_context(values, path, sizes["context"], scaling.factor)
     with prefix_errors(file):
         return Config(**sizes, **flags, norm_eps=eps, rope_theta=theta, rope_scaling=scaling)
+
+
+def stretched_context(values: dict[str, Any], path: Path, original: int, factor: float) -> int:
+    """The context of a model with linear scaling.
+
+    `max_position_embeddings` should then be the `original` context, but some publish the stretched one. Vicuna and
+    LongChat say it in `max_sequence_length`, others in the tokenizer's `model_max_length`.
+    """
+    stretched = round(original * min(max(factor, 1), 2**20))
+    said = values.get("max_sequence_length")
+    if type(said) is not int and (path / "tokenizer_config.json").is_file():
+        said = read_json(path / "tokenizer_config.json").get("model_max_length")
+    return said if type(said) is int and original <= said <= stretched else stretched
+
+
+def inferred(path: Path) -> set[str]:
+    """The numbers of the Config that no file says."""
+    return {"context"} if isinstance(read_config(path).rope_scaling, LinearScaling) else set()
 
 
 def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
@@ -209,10 +230,15 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtyp
     bos, ends = (tokenizer.bos, sorted(tokenizer.stop_ids)) if tokenizer else (None, [])
     if bos is None and isinstance(tokenizer, JsonTokenizer):  # transformers' `generate` begins with it without a prompt
         bos = tokenizer.named("bos_token")
+    stretched: dict[str, int] = {}
+    if isinstance(config.rope_scaling, LinearScaling):  # see `stretched_context`
+        original = math.ceil(config.context / config.rope_scaling.factor)
+        stretched = {"max_position_embeddings": original, "max_sequence_length": config.context}
     values = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **{key: getattr(config, name) for name, key in (SIZES | FLAGS).items()},
+        **stretched,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": rope if config.rope_scaling else None,
@@ -323,14 +349,20 @@ def open_weights(path: Path, config: Config) -> Weights:
             f"{path}: {NAMES['output']} is missing; if the embedding is the output matrix, too, write "
             '"tie_word_embeddings": true into config.json'
         )
-    unused = {name for name in entries if name.startswith("v_head.")}  # trl's value function
+    for name in entries:
+        if re.search(r"lora_|\.base_layer\.|^base_model\.", name):
+            raise LlucidError(
+                f"{path}: {name} belongs to a LoRA adapter; merge it into its base model first, with peft"
+            )
+        if "_proj." in name and entries[name].dtype not in NUMBERS:
+            raise LlucidError(f"{path}: quantised in a way that llucid cannot open ({name}); use the original model")
+    other = {name for name in entries if not name.startswith(("model.", "lm_head."))}  # heads, as trl's value function
+    unused = {*other}
     if config.tied_embeddings:
         unused.add(NAMES["output"])
         twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
         if twins and not equal_bits(*twins):
             note(f"{path}: {NAMES['output']} is ignored, since config.json has tie_word_embeddings")
-    if any(name.startswith("v_head.") for name in unused):
-        note(f"{path}: v_head is ignored; it is not part of a Llama")
 
     def in_pairs(path: str, array: Mapped) -> Mapped:
         heads = heads_of(path, config)
@@ -340,7 +372,12 @@ def open_weights(path: Path, config: Config) -> Weights:
         release(array.numbers)  # so that memory does not hold both orders
         return paired
 
-    return gather(config, entries, name_of, str(path), in_pairs, unused)
+    weights = gather(config, entries, name_of, str(path), in_pairs, unused)
+    if other:
+        note(f"{path}: not part of a Llama, and ignored: {', '.join(sorted(other)[:3])}")
+    if any(path.glob("adapter_model.*")):
+        note(f"{path}: the LoRA adapter beside the model is not used; merge it first, with peft")
+    return weights
 
 
 read_tokenizer = load_tokenizer

@@ -144,7 +144,8 @@ def read(path: Path) -> tuple[Config, set[str]]:
     with prefix_errors(file):
         context = 131_072 if scaled else context
         config = Config(**sizes, context=context, norm_eps=eps, rope_theta=theta, rope_scaling=scaling)
-        config = next((preset.config for preset in PRESETS.values() if matches_preset(preset, config)), config)
+        found = next((preset.config for preset in PRESETS.values() if matches_preset(preset, config)), config)
+        config = replace(found, tied_embeddings=config.tied_embeddings)
         missing = {"context", "rope_scaling"} if scaled else {"context"}
         if "max_seq_len" in params:
             config = replace(config, context=int_of(params, "max_seq_len", file))
@@ -175,9 +176,10 @@ def sizes_of(params: Mapping[str, Any], file: Path, entries: dict[str, Stored], 
 
 
 def matches_preset(preset: Preset, config: Config) -> bool:
-    """Whether `config` is the preset's, except for the values that may be inferred."""
-    theirs = replace(preset.config, context=config.context, rope_scaling=config.rope_scaling)
-    return theirs == config and bool(preset.config.rope_scaling) == bool(config.rope_scaling)
+    """Whether `config` is the preset's, except for the values that may be inferred, and for an output matrix that is no
+    longer the embedding, after more training."""
+    free = {name: getattr(config, name) for name in ("context", "rope_scaling", "tied_embeddings")}
+    return replace(preset.config, **free) == config and bool(preset.config.rope_scaling) == bool(config.rope_scaling)
 
 
 def rows(entries: dict[str, Stored], name: str, path: Path) -> int:

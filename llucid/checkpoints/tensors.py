@@ -73,15 +73,16 @@ def equal_bits(one: Stored, other: Stored) -> bool:
     return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))
 
 
-DERIVED = re.compile(r"rotary_emb\.(inv_freq|(cos|sin)_cached)$")
+DERIVED = re.compile(r"rotary_emb\.(inv_freq|(cos|sin)_cached)$|\.(masked_bias|position_ids)$")
 """Tensors in some old files that follow from the config."""
 NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name without the prefixes that torch.compile and DistributedDataParallel add."""
-    return re.sub(r"^(?:_orig_mod\.|module\.)+", "", name)
+    """A tensor's name without the prefixes that PyTorch's wrappers of modules add."""
+    name = re.sub(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.", "", name)
+    return re.sub(r"^(?:module\.)+|^model\.(?=model\.|lm_head\.)", "", name)
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:

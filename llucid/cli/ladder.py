@@ -35,5 +35,4 @@ class Ladder:
             seeds=self.seeds,
             out=self.out,
         )
-        if out:
-            print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}")
+        print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}")

@@ -1,7 +1,8 @@
-"""Files of conversations, as OpenAI's and ShareGPT's formats have them: one JSON object a line, or one JSON array."""
+"""Files of conversations, in OpenAI's, ShareGPT's or nanochat's format: one a line, or all in one JSON array."""
 
 import codecs
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,15 +25,20 @@ ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "bot": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
     "developer": "system",
     "function": "tool",
     "function_response": "tool",
     "observation": "tool",
+    "ipython": "tool",
 }
 """Names of roles in OpenAI's and ShareGPT's files that are called otherwise here."""
 KEYS = {"from": "role", "value": "content"}
 """ShareGPT's keys of a message, as OpenAI's."""
-IGNORED = ("name", "tool_call_id")
+IGNORED = ("id", "name", "tool_call_id")
 
 
 class Conversation(NamedTuple):
@@ -59,7 +65,8 @@ def open_conversations(name: str) -> Corpus:
         return Corpus("fables", (file,))
     expected = "fables, or a file of conversations, one JSON object per line"
     if not Path(name).is_file():
-        raise LlucidError(f"chat={name}: no such file; expected {expected}")
+        found = "not a regular file" if Path(name).exists() else "no such file"
+        raise LlucidError(f"chat={name}: {found}; expected {expected}")
     if first_bytes(Path(name), 4).startswith((GZIP, PARQUET)):
         raise LlucidError(f"chat={name}: a gzip or Parquet file, which is not read here; expected {expected}")
     return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
@@ -88,7 +95,8 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
     with open(file, "rb") as opened:
         first = next((line for line in opened if line.strip()), b"")
         opened.seek(0)
-        if first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        first = first.removeprefix(codecs.BOM_UTF8).lstrip()
+        if first.startswith(b"[") and not re.match(rb'\[\s*\{[^[{}]*"role"', first):  # else a list of messages a line
             with prefix_errors(file):
                 array = _json(opened.read())
             yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
@@ -104,13 +112,15 @@ def _json(text: bytes) -> Any:
 
 
 def parse_conversation(entry: object) -> Conversation:
-    """The conversation in one JSON object, up to its last answer. Raises LlucidError if there is none.
+    """The conversation in a JSON value, up to its last answer. Raises LlucidError if there is none.
 
-    The object has `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`, as
-    ShareGPT's, perhaps with a `system` text beside them. An answer of `weight` 0 is not learned; the `name` of who
-    speaks is ignored. `tools` is a list, or its JSON as a text.
+    It is an object with `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`,
+    as ShareGPT's, perhaps with a `system` text beside them; or only the list of messages, as nanochat's. An answer of
+    `weight` 0 is not learned; the `name` of who speaks is ignored. `tools` is a list, or its JSON as a text.
     """
     conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    if isinstance(entry, list):
+        conversation = {"messages": entry}
     given = conversation.get("messages", conversation.get("conversations"))
     if given is None:
         raise LlucidError('expected {"messages": [{"role": …, "content": …}, …]}')
@@ -124,9 +134,12 @@ def parse_conversation(entry: object) -> Conversation:
         if weight not in (0, 1):
             raise LlucidError(f"messages[{number}]: weight {weight!r} is not known; expected 0 or 1")
     system = conversation.get("system")
-    if isinstance(system, str) and system.strip() and checked[0]["role"] != "system":
-        checked.insert(0, {"role": "system", "content": system.strip()})
+    text = system.strip() if isinstance(system, str) else ""
+    if text and checked[0]["role"] != "system":
+        checked.insert(0, {"role": "system", "content": text})
         weights.insert(0, 1)
+    elif text not in ("", checked[0]["content"]):
+        raise LlucidError("there is a system text beside the messages and another one among them; leave one out")
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()
     if not checked:
@@ -141,14 +154,14 @@ def parse_conversation(entry: object) -> Conversation:
 
 
 def _plain(message: Any) -> Any:
-    """The message with our names of keys and roles, without keys that are ignored or null; other values unchanged."""
+    """The message with our names of keys and roles, without keys that are ignored or empty; other values unchanged."""
     if not isinstance(message, dict):
         return message
     pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
     plain = {
         name: value
         for name, value in pairs
-        if name in ("role", "content") or (value is not None and name not in IGNORED)
+        if name in ("role", "content") or (value not in (None, [], {}, "") and name not in IGNORED)
     }
     parts = plain.get("content")
     if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):

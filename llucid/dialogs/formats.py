@@ -221,6 +221,21 @@ def encode_plain(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> l
 
 
 NATIVE = {"llama2": encode_llama2, "llama3": encode_llama3, "plain": encode_plain}
+TEMPLATES = {
+    "llama2": "{% set system = '' %}{% if messages[0]['role'] == 'system' %}"
+    "{% set system = '<<SYS>>\\n' + messages[0]['content'].strip() + '\\n<</SYS>>\\n\\n' %}"
+    "{% set messages = messages[1:] %}{% endif %}"
+    "{% for message in messages %}{% set content = (system if loop.first else '') + message['content'].strip() %}"
+    "{% if message['role'] != ('assistant' if loop.index0 % 2 else 'user') %}"
+    "{{ raise_exception('the user and the assistant should take turns') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% else %}{{ ' ' + content + ' ' + eos_token }}{% endif %}{% endfor %}",
+    "llama3": "{{ bos_token }}{% for message in messages %}"
+    "{% set role = 'ipython' if message['role'] == 'tool' else message['role'] %}"
+    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' + message['content'].strip() + '<|eot_id|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+}
+"""The same as chat templates. llama.cpp recognises Llama 2's by `bos_token + '[INST]` and `content.strip()`."""
 
 
 def ending_turns(tokenizer: Tokenizer, format: str) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -78,11 +79,11 @@ def run_ladder(
     seed: int = 0,
     seeds: int = 2,
     out: str | None = None,
-) -> Path | None:
+) -> Path:
     """Trains the rungs and returns the folder with `ladder.png`, `metrics.json` and `samples.txt`.
 
-    The default corpus is Tiny Shakespeare, or fables if that cannot be downloaded. After Ctrl-C the results of the
-    finished rungs are kept; returns None if there are none. Raises LlucidError for bad input.
+    The default corpus is Tiny Shakespeare, or fables if that cannot be downloaded. After Ctrl-C or SIGTERM the
+    results of the finished rungs are kept, then the signal takes its usual effect. Raises LlucidError for bad input.
     """
     if steps < 1 or seeds < 1:
         raise LlucidError(f"steps={steps} seeds={seeds}: both must be at least 1")
@@ -102,14 +103,14 @@ def run_ladder(
                 write_files(folder, task, results)
         except Interrupted:
             pass
-    if not results:
-        console.print("stopped before the first rung was finished; nothing was written", highlight=False)
-        return None
     if len(results) < len(chosen):
         console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
-    report.summary()
-    with atomic_file(folder / "ladder.png") as temporary:
-        ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
+    if results:
+        report.summary()
+        with atomic_file(folder / "ladder.png") as temporary:
+            ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
+    if len(results) < len(chosen):
+        signal.raise_signal(interrupted())
     return folder
 
 

@@ -15,6 +15,7 @@ from llucid.tokenizers.text import replace_surrogates
 
 LARGEST_TEMPLATE = 2**20
 """Bytes of a chat template; published ones have some 10,000."""
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FLAGS = ("single_word", "lstrip", "rstrip", "special")
 """What is read of an added token beside its text. `normalized` is ignored: a normalizer may add a space to it."""
 
@@ -30,13 +31,24 @@ def name_of(role: str, config: Mapping[str, Any]) -> str | None:
     return text_of(config.get(role))
 
 
-def role_names(config: Mapping[str, Any]) -> set[str]:
-    """The texts of all tokens with a role, which transformers treats as special tokens."""
-    found = [config[role] for role in config if role.endswith("_token")]
-    for key in ("additional_special_tokens", "extra_special_tokens"):
+def role_names(config: Mapping[str, Any]) -> list[str]:
+    """The texts of all tokens with a role, which transformers treats as special tokens.
+
+    They are in the order in which it gives new ids to those that are in no vocabulary."""
+    roles = [role for role in config if role.endswith("_token")]
+    found = [config[role] for role in sorted(roles, key=lambda role: (*ROLES, role).index(role))]
+    for key in ("model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"):
         more = config.get(key)
         found += list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
-    return {name for name in map(text_of, found) if name}
+    return [name for name in dict.fromkeys(map(text_of, found)) if name]
+
+
+def unused_padding(config: Mapping[str, Any]) -> str | None:
+    """The text of the token that only pads: no other role has it, and no chat template writes it."""
+    padding, template = name_of("pad_token", config), str(config.get("chat_template"))
+    others = role_names({role: name for role, name in config.items() if role != "pad_token"})
+    used = padding is None or padding in others or padding in template or "pad_token" in template
+    return None if used else padding
 
 
 def folder_config(folder: Path) -> dict[str, Any]:
@@ -54,19 +66,28 @@ def folder_config(folder: Path) -> dict[str, Any]:
             config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
-    texts = {name: read_template(file) for name, file in files.items()}
-    if texts and isinstance(own := config.get("chat_template"), str):
-        texts = {"default": own} | texts
+    texts: dict[str, Any] = {name: read_template(file) for name, file in files.items()}
+    match config.get("chat_template"):
+        case str(own):
+            texts = {"default": own} | texts
+        case dict(own):
+            texts = dict[str, Any](own) | texts
+        case [{"name": str(), "template": str()}, *_] as own if texts:
+            named = [dict[str, Any](one) for one in list[Any](own) if isinstance(one, dict)]
+            texts = {str(one.get("name")): one.get("template") for one in named} | texts
+        case _:
+            pass
     return config | template_config(texts)
 
 
 def template_config(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Chat templates by name, as `tokenizer_config.json` holds them; empty if there are none."""
+    """Chat templates by name, as `tokenizer_config.json` holds them; empty if there are none. An empty text is none."""
     if not texts:
         return {}
-    if [*texts] == ["default"]:
-        return {"chat_template": texts["default"]}
-    return {"chat_template": [{"name": name, "template": text} for name, text in texts.items()]}
+    found = {name: text for name, text in texts.items() if text}
+    if found.keys() <= {"default"}:
+        return {"chat_template": found.get("default")}
+    return {"chat_template": [{"name": name, "template": text} for name, text in found.items()]}
 
 
 def read_template(file: Path) -> str:
@@ -78,19 +99,19 @@ def read_template(file: Path) -> str:
 
 
 def added_in(folder: Path, config: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
-    """The tokens that a folder adds to its tokenizer, by id: the content and FLAGS of each.
+    """The tokens that a folder adds to its tokenizer, by id: the content and FLAGS of each, if given.
 
     They are in `tokenizer_config.json`, that is in `config`, or, in older folders, in `added_tokens.json`, where those
     with a role are special. Raises LlucidError if there is something else.
     """
-    file, added = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    file, added, flags = folder / "tokenizer_config.json", config.get("added_tokens_decoder"), FLAGS
     try:
         if added is None:
-            file, names = folder / "added_tokens.json", role_names(config)
+            file, names, flags = folder / "added_tokens.json", role_names(config), FLAGS[-1:]
             ids = optional_json(file).items()
             added = {int(number): {"content": name, "special": name in names} for name, number in ids}
         found = {
-            int(number): {"content": text_of(token), **{flag: bool(token.get(flag)) for flag in FLAGS}}
+            int(number): {"content": text_of(token), **{flag: bool(token.get(flag)) for flag in flags}}
             for number, token in dict[Any, dict[str, Any]](added).items()
         }
     except LlucidError:

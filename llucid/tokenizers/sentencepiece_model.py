@@ -10,7 +10,7 @@ from sentencepiece import SentencePieceProcessor
 
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
-from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, write_folder
+from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, unused_padding, write_folder
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import field, fields
 from llucid.tokenizers.text import replace_surrogates
@@ -158,33 +158,29 @@ def replace(kind: str, pattern: str, content: str) -> dict[str, Any]:
 def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.model`, with the files of transformers beside it.
 
-    With added tokens it is opened as its `tokenizer.json`, since the library has no added tokens. Then a text after a
-    special token also begins with a space, but not if `legacy` is false, as in transformers. The same holds if a chat
-    template writes special tokens and `legacy` is false, if BOS or EOS is an ordinary piece, or if the model finds
-    pieces in text that are not special: a template may write them.
+    With more special or added tokens it is opened as its `tokenizer.json`, since the library has no added tokens. Then
+    a text after a special token also begins with a space, but not if `legacy` is false, as in transformers. The same
+    holds if a chat template writes special tokens and `legacy` is false, if BOS or EOS is an ordinary piece, or if the
+    model finds pieces in text that are not special: a template may write them.
     """
     config = folder_config(folder)
     if config.get("add_prefix_space") is False:
         model += field(NORMALIZER, field(DUMMY_PREFIX, 0))  # of a repeated field, the last counts
     plain = SentencePiece(model, config, end_ids(folder))
-    padding = name_of("pad_token", config)  # never part of a text
+    padding = unused_padding(config)
     added = {
         name: number for number, token in added_in(folder, config).items() if (name := token["content"]) != padding
     }
     ends = {plain.bos, plain.eos} - {None}
     spaceless = config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]
-    known = added.items() <= plain.special.items() and ends <= {*plain.special.values()} and not plain.user_defined
-    if known and not (spaceless and config.get("chat_template")):
+    roles = {*role_names(config)} - {padding}
+    known = added.items() <= plain.special.items() and roles <= plain.special.keys() and not plain.user_defined
+    if known and ends <= {*plain.special.values()} and not (spaceless and config.get("chat_template")):
         return plain
     content = json.loads(plain.json())
     if spaceless:
-        content["normalizer"] = None
-        content["pre_tokenizer"] = {
-            "type": "Metaspace",
-            "replacement": "▁",
-            "prepend_scheme": "first",
-            "split": False,
-        }
+        first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+        content |= {"normalizer": None, "pre_tokenizer": first}
     return JsonTokenizer(content, folder, plain.roles())
 
 

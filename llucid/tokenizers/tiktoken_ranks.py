@@ -1,6 +1,7 @@
 """Llama 3's `tokenizer.model`: byte pairs by rank, one per line in base64, merged by the tiktoken library."""
 
 import binascii
+import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +13,9 @@ import tiktoken
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
 from llucid.tokenizers.byte_pieces import byte_letters
-from llucid.tokenizers.folder import added_in, folder_config, name_of, write_folder
+from llucid.tokenizers.folder import added_in, folder_config, name_of, role_names, unused_padding, write_folder
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, special_json
+from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, JsonTokenizer, special_json
 
 SPECIALS = 256
 """Number of special ids after the ranks; few of them have a name."""
@@ -89,8 +90,9 @@ class TiktokenRanks:
         self.encoding = tiktoken.Encoding("llama3", pat_str=WORDS, mergeable_ranks=self.ranks, special_tokens={})
 
     @classmethod
-    def from_bytes(cls, data: bytes, folder: Path) -> "TiktokenRanks":
-        """The tokenizer of a file and of the `tokenizer_config.json` in its folder, if there is one.
+    def from_bytes(cls, data: bytes, folder: Path) -> "TiktokenRanks | JsonTokenizer":
+        """The tokenizer of a file and of the `tokenizer_config.json` in its folder, if there is one. It is opened as
+        its `tokenizer.json` if the folder has more special tokens than Llama 3.
 
         Raises LlucidError if the file's lines are not base64 with the ranks 0, 1, 2 and so on.
         """
@@ -104,7 +106,13 @@ class TiktokenRanks:
             except binascii.Error as error:
                 raise LlucidError(f"line {number + 1} is not base64 ({error})") from error
         config = folder_config(folder)
-        return cls(ranks, "3.1", config, {n: token["content"] for n, token in added_in(folder, config).items()})
+        added = {number: token["content"] for number, token in added_in(folder, config).items()}
+        made = cls(ranks, "3.1", config, added)
+        if {*added.values(), *role_names(config)} <= made.special.keys() | {unused_padding(config)}:
+            return made
+        more = JsonTokenizer(json.loads(made.json()), folder, made.roles())
+        more.stop_ids |= made.stop_ids
+        return more
 
     def encode(self, text: str) -> list[int]:
         return [token for part in split(text) for token in self.encoding.encode_ordinary(part)]
@@ -124,10 +132,13 @@ class TiktokenRanks:
             model, self.special, self.bos, pre_tokenizer=[SPLIT, LETTERS], normalizer=[], decoder=[LETTERS]
         )
 
-    def save(self, folder: Path) -> None:
+    def roles(self) -> dict[str, str]:
+        """The names of its BOS and EOS."""
         names = {number: name for name, number in self.special.items()}
-        config = {"bos_token": names[self.bos], "eos_token": names[self.eos]}
-        write_folder(folder, self.json(), self.config | config, self.stop_ids)
+        return {"bos_token": names[self.bos], "eos_token": names[self.eos]}
+
+    def save(self, folder: Path) -> None:
+        write_folder(folder, self.json(), self.config | self.roles(), self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the file of ranks, Meta's `tokenizer.model`."""

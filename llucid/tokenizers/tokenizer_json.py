@@ -77,8 +77,9 @@ class JsonTokenizer:
     BOS is what the tokenizer itself puts before a text, as in transformers 5: `add_bos_token` in
     `tokenizer_config.json` is ignored, and so is a `bos_token` that the tokenizer does not put there. EOS is named in
     `tokenizer_config.json`; `generation_config.json` and `config.json` may add ids that end a text. Tokens with a role
-    in `tokenizer_config.json` are special, as in transformers. Tokens added after training may be named only beside
-    `tokenizer.json`. Transformers' Llama classes, and only these, obey an `add_prefix_space` that is false.
+    in `tokenizer_config.json` are special, as in transformers, and get the next ids if no file gives them ids. Tokens
+    added after training may be named only beside `tokenizer.json`. Transformers' Llama classes, and only these, obey an
+    `add_prefix_space` that is false.
 
     Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
     by the same model without the special tokens in its vocabulary. The unknown token, which replaces a character
@@ -97,13 +98,14 @@ class JsonTokenizer:
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
             content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
-        for name in ("normalizer", "decoder"):
+        for name in ("normalizer", "pre_tokenizer", "decoder"):
             if (times := growth(content.get(name))) > MOST_GROWTH:
                 raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-        normal = self.tokenizer.normalizer
-        with library_errors("tokenizer.json cannot be read", quiet=True):
+            names = [name for name in role_names(self.config) if folder and self.tokenizer.token_to_id(name) is None]
+            self.tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+            normal = self.tokenizer.normalizer
             self.panics = any(
                 may_panic(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")
             ) or any(
@@ -118,7 +120,10 @@ class JsonTokenizer:
         self.tokenizer.no_padding()
         for number, token in added.items():
             if (found := self.tokenizer.token_to_id(name := token["content"])) != number:
-                raise LlucidError(f"the added token {name!r} has the id {found}, but {folder} says {number}")
+                raise LlucidError(
+                    f"the added token {name!r} has the id {found} here and in transformers, but {folder} says "
+                    f"{number}; correct it in tokenizer_config.json or added_tokens.json"
+                )
 
         self.added = self.tokenizer.get_added_tokens_decoder()
         self.special = {token.content: number for number, token in sorted(self.added.items()) if token.special}
@@ -249,16 +254,21 @@ def may_panic(step: Any) -> bool:
             return True
 
 
-MOST_GROWTH = 100
+MOST_GROWTH = 1000
 
 
 def growth(step: Any) -> float:
-    """How many times as long a normalizer or decoder can make a text by replacing parts of it."""
+    """How many times as long a normalizer, pre-tokenizer or decoder can make a text. Normal forms count once, as they
+    leave their own result as it is."""
     match step:
-        case {"type": "Sequence", "normalizers": [*parts]} | {"type": "Sequence", "decoders": [*parts]}:
-            return math.prod(map(growth, parts), start=1.0)
-        case {"type": "Replace", "content": str(text)}:
-            return max(1.0, float(len(text)))
+        case {"type": "Sequence", **lists}:
+            return math.prod(growth(part) for parts in lists.values() if isinstance(parts, list) for part in parts)
+        case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
+            return max(1.0, len(text) / len(part))
+        case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters
+            return 1.0 + len(text)
+        case {"type": "ByteLevel" | "Precompiled"}:
+            return 4.0
         case _:
             return 1.0
 
@@ -297,12 +307,12 @@ def with_special(
     Raises LlucidError for ids that are not whole numbers, or are far larger than the file.
     """
     vocabulary = vocabulary_of(content.get("model"))
-    names = role_names(config) | {piece for piece, number in vocabulary.items() if number == bos}
+    names = [*role_names(config), *(piece for piece, number in vocabulary.items() if number == bos)]
     with library_errors("tokenizer.json cannot be read"):
         added = {token["content"]: dict[str, Any](token) for token in content.get("added_tokens") or []}
         for number, token in sorted(more.items()):
-            entry = added.setdefault(token["content"], token | {"id": number, "normalized": False})
-            entry["special"] = entry.get("special") or token["special"]
+            known = added.get(name := token["content"]) or special_token(name, number, special=False)
+            added[name] = known | token | {"special": known.get("special") or token["special"]}
         for name in names:
             if name in added:
                 added[name]["special"] = True

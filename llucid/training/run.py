@@ -30,8 +30,17 @@ from torch import Tensor
 
 from llucid.checkpoints import save
 from llucid.corpora import Corpus
-from llucid.errors import LlucidError
-from llucid.files import atomic_file, atomic_folder, is_occupied, json_value, typed, utf8_path, write_text_atomically
+from llucid.errors import LlucidError, note
+from llucid.files import (
+    atomic_file,
+    atomic_folder,
+    is_occupied,
+    json_value,
+    temporary_name,
+    typed,
+    utf8_path,
+    write_text_atomically,
+)
 from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
 
@@ -102,8 +111,10 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
 
     Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
     """
-    for path in (path for path in out.parent.glob(f".{out.name}.*.partial") if not _runs(path.name.split(".")[-2])):
-        _remove(path)
+    for path in out.parent.glob(".*.partial"):
+        process = path.name.split(".")[-2]
+        if path.name == temporary_name(out.name, process) and not _runs(process):
+            _remove(path)
     if is_unfinished(out):
         for path in out.iterdir():
             _remove(path)
@@ -161,7 +172,15 @@ def locked(out: Path) -> Generator[None]:
                 raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
         for unfinished in [*out.glob(".*.partial"), *(out / "state").glob(".*"), *(out / "snapshots").glob(".*")]:
             _remove(unfinished)
+        for pipe in (path for path in out.rglob("*") if path.is_fifo()):
+            raise LlucidError(f"{pipe}: a named pipe, at which a run would wait for ever; remove it")
         yield
+    except OSError as error:
+        if out.exists():
+            raise
+        raise LlucidError(
+            f"{out}: the folder of the run was moved or removed; continue it where it is now, with resume=True"
+        ) from error
     finally:
         os.close(folder)
 
@@ -249,13 +268,17 @@ def write_measured(out: Path, measured: Measured) -> None:
     write_text_atomically(out / "state" / "measured.json", json.dumps(measured._asdict()))
 
 
-def _is_row(row: Any) -> bool:
-    """Whether it is a row of `metrics.jsonl`, so that its figures can be drawn."""
+def _read_row(line: str) -> dict[str, Any] | None:
+    """A row of `metrics.jsonl` whose figures can be drawn; None for anything else."""
+    try:
+        row = json_value(line.encode())
+    except ValueError:
+        return None
     if not isinstance(row, dict) or "step" not in row or ("loss" in row) != ("rate" in row):
-        return False
+        return None
     figures: list[Any] = [row.get(name, 0) for name in ("step", "loss", "rate", "validation", "window")]
     numbers = all(type(figure) in (int, float) and abs(figure) < 1e9 for figure in figures)
-    return numbers and isinstance(row.get("sample", ""), str)
+    return row if numbers and isinstance(row.get("sample", ""), str) else None
 
 
 class Metrics:
@@ -268,15 +291,12 @@ class Metrics:
             *([_wandb(out, settings)] if settings.wandb else []),
         ]
         self.file = out / "metrics.jsonl"
-        self.rows: list[dict[str, Any]] = []
-        for line in self.file.read_text(encoding="utf-8", errors="replace").splitlines() if self.file.is_file() else []:
-            try:
-                row = json_value(line.encode())
-            except ValueError:
-                break  # a kill cut the last line short
-            if not _is_row(row) or row["step"] > step:
-                break
-            self.rows.append(row)
+        text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.is_file() else ""
+        rows = [_read_row(line) for line in text.splitlines()]
+        self.rows = [row for row in rows if row and row["step"] <= step]
+        damaged = [str(number) for number, row in enumerate(rows[:-1], 1) if not row]  # a kill cuts the last line short
+        if damaged:
+            note(f"{self.file}: left out damaged lines: {', '.join(damaged[:20])}")
         self._rewrite()
 
     def _rewrite(self) -> None:

@@ -125,13 +125,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
             number = getattr(self, name)
-            if number is not None and not 0 < number < math.inf:
-                raise LlucidError(f"{name}={number}: must be more than 0, and finite")
+            if number is not None and not 0 < number < 1e35:  # so that products with it are finite in float32
+                raise LlucidError(f"{name}={number}: must be more than 0, and less than 1e35")
         for name, least in (("accumulate", 1), ("evaluations", 1), ("patience", 1), ("snapshots", 0)):
             if getattr(self, name) is not None and getattr(self, name) < least:
                 raise LlucidError(f"{name}={getattr(self, name)}: must be at least {least}")
-        counts = ("steps", "stop_after", "batch", "accumulate", "evaluations", "patience", "snapshots")
-        for name in (*counts, "learning_rate", "muon_learning_rate"):
+        for name in ("steps", "stop_after", "batch", "accumulate", "evaluations", "patience", "snapshots"):
             if (getattr(self, name) or 0) >= 1 << 31:
                 raise LlucidError(f"{name}={getattr(self, name)}: must be less than 2^31")
         if not 0 <= self.seed < 1 << 63:

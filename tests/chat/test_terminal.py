@@ -137,8 +137,8 @@ def test_a_conversation_in_a_terminal(endless: Path, tmp_path: Path, open_termin
     assert [message["content"] for message in messages[:4]] == ["Be brief.", "Who?", LETTERS, "And\nwho else?"]
     assert messages[4]["content"].startswith(LETTERS * 2)
 
-    terminal.ask("/reset")
-    terminal.see("a new conversation")
+    terminal.ask("\x1b[31m/reset")  # pasted with its colour, which looks like an event of the mouse
+    assert "exception" not in terminal.see("a new conversation")
     terminal.ask("/stats")
     terminal.see("conversation: 0 messages")
     terminal.ask(f"/load {talk}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
 from llucid import generate
 from llucid.checkpoints import convert, describe, find, load, save
@@ -16,6 +18,7 @@ from llucid.checkpoints.hub import STORYTELLER
 from llucid.errors import LlucidError
 from llucid.files import LARGEST_JSON
 from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.folder import folder_config
 from llucid.weights import leaves, parameter_count
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
@@ -187,11 +190,77 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
     assert find("org/name:Q8_0") == tmp_path / "m-Q8_0-00001-of-00002.gguf"
     assert hub[1:] == ["m-Q8_0-*-of-00002.gguf"]
     for address in ("https://huggingface.co/org/name", "hf://org/name"):
-        with pytest.raises(LlucidError, match=r"^org/name: name one of its GGUF files"):
+        with pytest.raises(LlucidError, match=r"^org/name: name one of its files"):
             find(address)
     for name in ("org/name", "org/name:Q4", "org/name:Q5"):
-        with pytest.raises(LlucidError, match=r"name one of its GGUF files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
+        with pytest.raises(LlucidError, match=r"name one of its files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
             find(name)
+
+
+def a_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fakes a hub with one repository, which has the files of this folder."""
+    files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+
+    def download(repository: str, **patterns: list[str]) -> Path:
+        (copy := folder.parent / "copy").mkdir(exist_ok=True)
+        for name in filter_repo_objects(files, **patterns):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / name, copy / name)
+        return copy
+
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
+
+
+@pytest.mark.parametrize(("format", "name"), [("meta", ""), ("llama2c", "a15M.bin"), ("gguf", "Q8_0/a-Q8_0.gguf")])
+def test_a_repository_of_any_format(format: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, folder = model_of(CONFIG), tmp_path / "there"
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    save(model, folder / name, format)
+    for more in ("original/params.json", "a.imatrix.gguf", "mmproj-a-f16.gguf") if format == "gguf" else ():
+        (folder / more).parent.mkdir(exist_ok=True)
+        (folder / more).write_bytes(b"x")
+    if format == "llama2c":
+        shutil.copy(folder / name, folder / "a42M.bin")
+    a_repository(folder, monkeypatch)
+    if format == "llama2c":
+        with pytest.raises(LlucidError, match=r"^org/x: name one of its files, as in org/x:a(15|42)M\.bin; there are"):
+            find("org/x")
+        assert find("org/x:a15m") == tmp_path / "copy" / name
+    else:
+        assert find("org/x") == tmp_path / "copy" / name
+    if format == "gguf":
+        assert find("org/x:q8_0") == tmp_path / "copy" / name
+    opened = load(tmp_path / "copy" / name, device="cpu")
+    assert same(opened.weights, model.weights)
+    assert opened.tokenizer.encode("10") == model.tokenizer.encode("10")
+    assert not (tmp_path / "copy" / "original").exists()
+
+
+def test_a_repository_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder := tmp_path / "there").mkdir()
+    for name in ("adapter_config.json", "training_args.bin"):
+        (folder / name).write_text("{}")
+    a_repository(folder, monkeypatch)
+    with pytest.raises(LlucidError, match=r"^org/x: this repository holds no weights that llucid opens"):
+        find("org/x")
+    with pytest.raises(LlucidError, match=r"^org/x: this repository holds no GGUF file, so leave :main out"):
+        find("org/x:main")
+
+
+def test_all_chat_templates_of_a_repository_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "there"
+    save(model_of(CONFIG), folder)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    for name in ("additional_chat_templates/tool_use.jinja", "original/params.json", "onnx/model.safetensors"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("{{ tools }}")
+    a_repository(folder, monkeypatch)
+    copy = find("org/x")
+    assert {one["name"] for one in folder_config(copy)["chat_template"]} == {"default", "tool_use"}
+    assert not (copy / "original").exists()
+    assert not (copy / "onnx").exists()
 
 
 def test_the_storyteller_has_a_name_unless_something_here_is_called_so(
@@ -216,6 +285,9 @@ def test_a_path_in_runs_is_never_a_repository(hub: list[str], tmp_path: Path, mo
     for name in ("./models/x", Path("models/x")):
         with pytest.raises(LlucidError, match="models/x: there is no such file or folder; train a model"):
             load(find(name))
+    save(model_of(CONFIG), tmp_path)
+    with pytest.raises(LlucidError, match="the name of the model is empty"):
+        load("")
     assert not hub
 
 

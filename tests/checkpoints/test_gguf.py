@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -281,6 +282,12 @@ def test_models_that_are_no_supported_llama_are_refused(keys: dict[str, Any], me
     file = file_of(tmp_path / "a.gguf", model_of(CONFIGS["one for two"]), keys)
     with pytest.raises(LlucidError, match=re.escape(f"{file}: ") + ".*" + re.escape(message)):
         load(file, device="cpu")
+
+
+def test_numbers_that_float32_holds(tmp_path: Path) -> None:
+    for eps in (float(np.float32(1e-5)), 2.0**-15):
+        save(model_of(replace(CONFIGS["one for two"], norm_eps=eps)), tmp_path / "a.gguf", "gguf")
+        assert np.float32(load(tmp_path / "a.gguf", device="cpu").config.norm_eps) == eps
 
 
 def test_redundant_and_missing_keys_are_accepted(tmp_path: Path) -> None:

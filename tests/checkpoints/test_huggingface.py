@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llucid.checkpoints import Model, describe, huggingface, load, save
+from llucid.checkpoints import Model, convert, describe, huggingface, load, save
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.llama import llama
@@ -104,7 +104,7 @@ def test_we_open_folders_of_transformers(config: Config, shard: str, tmp_path: P
     assert same(found.weights, model.weights)
 
 
-@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_fsdp_wrapped_module.", "model."])
 def test_prefixes_of_compiled_and_distributed_models(prefix: str, folder: Path) -> None:
     expected = load(folder, device="cpu").weights
     state = load_file(folder / "model.safetensors")
@@ -415,15 +415,73 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
 
 
 def test_additional_tensors_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """trl's value head, and angles that old versions saved."""
+    """Other heads, as trl's value function, and what old versions saved."""
     model = model_of(CONFIGS["one for two"])
     save(model, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors |= {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
+    tensors["score.weight"] = torch.ones(2, 32)
     tensors["model.layers.0.self_attn.rotary_emb.cos_cached"] = torch.ones(9, 8)
+    tensors["model.layers.0.self_attn.masked_bias"] = torch.ones(1)
     save_file(tensors, tmp_path / "model.safetensors")
     assert same(load(tmp_path, device="cpu").weights, model.weights)
-    assert "v_head is ignored" in capsys.readouterr().err
+    ignored = "not part of a Llama, and ignored: score.weight, v_head.summary.bias, v_head.summary.weight\n"
+    assert capsys.readouterr().err == f"note: {tmp_path}: {ignored}"
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "adapter_model.safetensors")
+    load(tmp_path, device="cpu")
+    assert "the LoRA adapter beside the model is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("qweight", torch.int32, "quantised in a way that llucid cannot open"),
+        ("weight", torch.int8, "quantised in a way that llucid cannot open"),
+        ("weight", torch.float8_e4m3fn, "quantised in a way that llucid cannot open"),
+        ("W_q", torch.uint8, "quantised in a way that llucid cannot open"),
+        ("lora_A.weight", torch.float32, "belongs to a LoRA adapter; merge it into its base model first"),
+        ("base_layer.weight", torch.float32, "belongs to a LoRA adapter"),
+    ],
+)
+def test_quantised_and_adapted_models_are_named(name: str, dtype: torch.dtype, message: str, tmp_path: Path) -> None:
+    """Without a quantization_config, as older programs write them."""
+    save(model_of(CONFIGS["one for two"]), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    place = "model.layers.0.self_attn.q_proj."
+    tensors[place + name] = tensors.pop(f"{place}weight").to(dtype)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(LlucidError, match=f"{message}.*"):
+        load(tmp_path, device="cpu")
+
+
+def test_several_dtypes_become_the_one_that_holds_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the matrices: norms may be in float32 beside them."""
+    model = model_of(CONFIGS["one for two"])
+    save(model, tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    tensors = load_file(file)
+    large = "model.layers.0.mlp.up_proj.weight"
+    tensors[large] = tensors[large] * 1e6
+    halves = {name: tensor if name == large else tensor.half() for name, tensor in tensors.items()}
+    save_file(halves, file)
+    convert(tmp_path / "a", tmp_path / "b", "huggingface")
+    for path in (tmp_path / "a", tmp_path / "b"):
+        found = load(path, device="cpu").weights
+        assert found.dtype == torch.float32
+        assert torch.equal(found.blocks[0].feed_forward.up, tensors[large])
+        assert torch.equal(found.embedding, tensors["model.embed_tokens.weight"].half().float())
+    tensors |= {large: halves[large] / 1e6, NORM: torch.full((32,), 1 / 3)}
+    narrow = {name: tensor.half() if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
+    for name in (name for name, tensor in tensors.items() if tensor.ndim == 1 and name != NORM):
+        narrow[name] = torch.ones(32)
+    save_file(narrow, file)
+    capsys.readouterr()
+    assert load(tmp_path / "a", device="cpu").weights.dtype == torch.float16
+    assert "norms or biases are rounded to float16, as the matrices are; dtype=float32 keeps" in capsys.readouterr().err
+    convert(tmp_path / "a", tmp_path / "c", "huggingface")
+    kept = load_file(tmp_path / "c" / "model.safetensors")
+    assert torch.equal(kept[NORM], tensors[NORM])
+    assert kept["model.layers.0.input_layernorm.weight"].dtype == torch.float16
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from gguf import GGUFReader
 from safetensors.torch import load_file
 
@@ -35,10 +36,13 @@ from llucid.checkpoints.generation_config import sampling_defaults
 from llucid.checkpoints.huggingface import pairs_from_halves
 from llucid.checkpoints.tensors import Stored, equal_bits, mapped
 from llucid.config import Config, RopeScaling
+from llucid.dialogs.formats import encode_dialog
 from llucid.errors import LlucidError
 from llucid.fast import dense
 from llucid.generation import Sampling, sampling_of
 from llucid.presets import PRESETS
+from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.weights import count, leaves, parameter_count, tree_map
@@ -94,8 +98,9 @@ def test_dtypes_are_kept_or_converted(format: str, dtype: torch.dtype, tmp_path:
     save(model, tmp_path / "own", format)
     assert same(load(tmp_path / "own", device="cpu").weights, model.weights)
     assert same(load(tmp_path / "own", dtype="float32").weights, tree_map(torch.Tensor.float, model.weights))
-    with pytest.raises(LlucidError, match=r"dtype=torch.int8: expected floating-point numbers"):
-        load(tmp_path / "own", dtype=torch.int8)
+    for wrong in (torch.int8, torch.float8_e4m3fn):
+        with pytest.raises(LlucidError, match=f"dtype={wrong}: expected floating-point numbers of at least 16 bits"):
+            load(tmp_path / "own", dtype=wrong)
     save(model, tmp_path / "half", format, dtype="float16")
     assert same(load(tmp_path / "half", device="cpu").weights, tree_map(torch.Tensor.half, model.weights))
 
@@ -144,6 +149,13 @@ def test_convert_returns_what_is_lost_and_refuses_to_overwrite(tmp_path: Path) -
         convert(tmp_path / "hf", tmp_path / "out", "onnx")
 
 
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlucidError, match="out='': is empty"):
+        save(model_of(CONFIGS["one for two"]), "")
+    assert not any(tmp_path.iterdir())
+
+
 def other_llama2c() -> Llama2cTokenizer:
     """`small_llama2c` with its last pieces preferred in the opposite order."""
     pieces, scores = small_llama2c().pieces, small_llama2c().scores
@@ -189,6 +201,32 @@ def test_a_conversion_that_loses_the_chat_format_says_so(tmp_path: Path, capsys:
     convert(tmp_path / "a", tmp_path / "b.bin", "llama2c")
     message = f"note: {tmp_path / 'b.bin'}: chat differs from the original: the format of dialogues is lost\n"
     assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+def test_metas_chat_models_get_a_template(
+    name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other programs find no sign of their dialogues elsewhere. Not a story model with the same vocabulary."""
+    tokenizer = load_tokenizer(data / f"{name}-tokenizer.model")
+    model = model_of(replace(TINY, vocab_size=tokenizer.vocab_size), dtype=torch.bfloat16)
+    save(model._replace(tokenizer=tokenizer), tmp_path / "meta", "meta")
+    messages = [{"role": "system", "content": "Be  brief."}, {"role": "user", "content": " 2+2?\n"}]
+    expected = encode_dialog(messages, tokenizer)
+    for format in ("huggingface", "gguf", "meta"):
+        out = tmp_path / format / "b"
+        convert(tmp_path / "meta", out, format)
+        says = f"note: {out}: gets the chat template of {name}; a base model should have none\n"
+        assert capsys.readouterr().err == ("" if format == "meta" else says)
+        found = load(out, device="cpu").tokenizer
+        assert encode_dialog(messages, found) == expected
+        assert ("chat_template" in found.config) == (format != "meta")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "huggingface" / "b")
+    assert theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) == expected
+    if name == "llama2":
+        convert(tmp_path / "meta", tmp_path / "a.bin", "llama2c")
+        convert(tmp_path / "a.bin", tmp_path / "hf", "huggingface")
+        assert "chat_template" not in folder_config(tmp_path / "hf")
 
 
 @pytest.mark.parametrize("names", [["rag", "tool_use"], ["default", "rag"]], ids=str)
@@ -239,9 +277,15 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
     file.write_text('{"do_sample": true, "temperature": "hot", "top_k": 2.5, "min_p": null, "top_p": 7.25}')
     assert sampling_defaults(tmp_path) == {"top_p": 7.25}
     assert capsys.readouterr().err == (
-        f'note: {file}: temperature is ignored: it should be a number and is "hot"\n'
+        f'note: {file}: temperature is ignored: it should be a number of at least 0 and is "hot"\n'
         f"note: {file}: top_k is ignored: it should be a whole number and is 2.5\n"
     )
+    file.write_text('{"do_sample": true, "temperature": -1, "top_k": -1, "top_p": 7.25}')
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    assert "temperature is ignored: it should be a number of at least 0 and is -1" in capsys.readouterr().err
+    file.rename(tmp_path / "config.json")  # where old versions of transformers wrote them
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    capsys.readouterr()
     model = model_of(TINY)._replace(sampling={"top_p": 7.25, "temperature": 0.5})
     assert sampling_of(model, top_p=0.5) == Sampling(temperature=0.5, top_p=0.5)
     assert capsys.readouterr().err == ""

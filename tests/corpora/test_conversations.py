@@ -37,8 +37,11 @@ def test_sharegpt() -> None:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
     assert parse_conversation({"id": "x", "conversations": turns}) == Conversation(PLAIN, LEARNED)
-    with pytest.raises(LlucidError, match="role 'bard' is not known"):
-        parse_conversation({"conversations": [{"from": "bard", "value": "x"}]})
+    for names["assistant"] in ("bot", "bard", "model", "chatgpt", "function_call"):
+        turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
+        assert parse_conversation({"conversations": turns}) == Conversation(PLAIN, LEARNED)
+    with pytest.raises(LlucidError, match="role 'critic' is not known"):
+        parse_conversation({"conversations": [{"from": "critic", "value": "x"}]})
     for wrong in ("x", [3], [{"from": 3, "value": "x"}], [{"from": "gpt"}]):
         with pytest.raises(LlucidError, match="messages"):
             parse_conversation({"conversations": wrong})
@@ -47,10 +50,13 @@ def test_sharegpt() -> None:
 def test_what_is_beside_and_null() -> None:
     """The system's text beside the messages, OpenAI's keys that are null, its other names of roles and keys."""
     system = {"system": " Be kind. "}
-    null = dict.fromkeys(("name", "weight", "refusal", "tool_calls"))
+    null = dict.fromkeys(("name", "weight", "refusal", "tool_calls")) | {"id": 3, "annotations": [], "audio": {}}
     assert parse_conversation(system | {"messages": [message | null for message in PLAIN[1:]]}).messages == PLAIN
     assert parse_conversation(system | {"conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
     assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
+    assert parse_conversation(system | {"messages": PLAIN}) == Conversation(PLAIN, LEARNED)
+    with pytest.raises(LlucidError, match="there is a system text beside the messages and another one among them"):
+        parse_conversation({"system": "Be brief.", "messages": PLAIN})
     developer = {"from": "developer", "content": "Be kind."}
     assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
@@ -92,3 +98,15 @@ def test_one_json_array(tmp_path: Path) -> None:
     file.write_text(json.dumps(entries)[:-3])
     with pytest.raises(LlucidError, match=r"talk\.json: not JSON"):
         list(read_conversations(corpus))
+
+
+def test_a_list_of_messages_on_each_line(tmp_path: Path) -> None:
+    """As nanochat has it."""
+    file, line, expected = tmp_path / "talk.jsonl", json.dumps(PLAIN), Conversation(PLAIN, LEARNED)
+    file.write_text("\ufeff" + f"{line}\n" * 5)
+    assert list(read_conversations(open_conversations(str(file)), "validation")) == [("line 5", expected)]
+    file.write_text(f"{line}\n" * 5 + "[[]]")
+    with pytest.raises(LlucidError, match=r"talk\.jsonl, line 6: messages"):
+        list(read_conversations(open_conversations(str(file))))
+    file.write_text(json.dumps([PLAIN, PLAIN]))
+    assert len(list(read_conversations(open_conversations(str(file))))) == 2

@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import transformers
 
 from llucid.chat import NotAChatModel, encode_dialog, format_of
-from llucid.dialogs.formats import check_dialog, ending_turns
+from llucid.dialogs.formats import TEMPLATES, check_dialog, ending_turns
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
@@ -108,6 +109,18 @@ def test_native_formats_equal_the_published_templates(
     dialog = DIALOGS[name]
     assert encode_dialog(dialog, llama3) == by_transformers(theirs["llama3"], dialog, LLAMA3)
     assert encode_dialog(dialog, llama2) == by_transformers(theirs["llama2"], dialog, LLAMA2)
+
+
+def test_native_formats_as_templates(llama2: Tokenizer, llama3: Tokenizer, theirs: dict[str, Any]) -> None:
+    turns = said("2+2?", "add(2, 2)", system=" x ")
+    tool = [*turns, {"role": "tool", "content": " 4\n"}]
+    for name, tokenizer in (("llama2", llama2), ("llama3", llama3)):
+        apply: Any = functools.partial(theirs[name].apply_chat_template, chat_template=TEMPLATES[name])
+        for dialog in [*DIALOGS.values(), *([tool] if name == "llama3" else [])]:
+            assert apply(dialog, add_generation_prompt=True, return_dict=False) == encode_dialog(dialog, tokenizer)
+    for odd in (tool, [*turns, *turns], [*turns[:2], *turns[1:]]):
+        with pytest.raises(jinja2.TemplateError, match="take turns"):
+            theirs["llama2"].apply_chat_template(odd, chat_template=TEMPLATES["llama2"])
 
 
 @pytest.mark.parametrize("name", DIALOGS)

@@ -21,7 +21,7 @@ from llucid.chat import Session, encode_dialog
 from llucid.dialogs import sandbox
 from llucid.dialogs.formats import ending_turns, known_format
 from llucid.dialogs.sandbox import RENDERER
-from llucid.dialogs.templates import template_of
+from llucid.dialogs.templates import template_of, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -96,11 +96,25 @@ def test_places_of_a_template(tmp_path: Path) -> None:
     with pytest.raises(LlucidError, match="none is called rag; name one: tool_use"):
         known_format("rag", load_tokenizer(tmp_path))
 
+    config.write_text(json.dumps(content | {"chat_template": {"default": CHATML, "tool_use": LLAMA3}}))
+    assert known_format("tool_use", load_tokenizer(tmp_path)) == LLAMA3
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.chat_template == templates_of(load_tokenizer(tmp_path))
+    config.write_text(json.dumps(content | {"chat_template": ""}))
+    assert templates_of(load_tokenizer(tmp_path)) is None
+    (tmp_path / "chat_template.jinja").write_text("")
+    assert templates_of(load_tokenizer(tmp_path)) is None
+    (tmp_path / "chat_template.jinja").unlink()
+
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "rag.jinja").write_text(CHATML)
     config.write_text(json.dumps(content | {"chat_template": LLAMA3}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
+    config.write_text(json.dumps(content | {"chat_template": several[:1]}))
+    assert known_format(None, load_tokenizer(tmp_path)) == CHATML
+    assert known_format("rag", load_tokenizer(tmp_path)) == CHATML
+    config.write_text(json.dumps(content | {"chat_template": LLAMA3}))
     (tmp_path / "chat_template.jinja").write_text(LLAMA3)
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
     assert known_format("rag", load_tokenizer(tmp_path)) == CHATML

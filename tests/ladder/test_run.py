@@ -85,7 +85,7 @@ def test_ctrl_c_keeps_finished_rungs(geese: Path, tmp_path: Path) -> None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 0, errors
+    assert (process.returncode, errors) == (130, "interrupted\n")
     assert "stopped after 1 of 2 rungs" in output
     assert [row["rung"] for row in json.loads((out / "metrics.json").read_text())["rungs"]] == [1]
     assert (out / "ladder.png").is_file()

@@ -22,7 +22,7 @@ from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
 from tests.dialogs.templates import CHATML, LLAMA2
-from tests.tokenizers.texts import HOSTILE, TALE, ranks, sentencepiece_model, small_sentencepiece
+from tests.tokenizers.texts import HOSTILE, TALE, rank_file, ranks, sentencepiece_model, small_sentencepiece
 
 SIZE = small_sentencepiece().vocab_size
 BYTES = [name for name in HOSTILE if name not in ("special tokens", "marks of others")]
@@ -98,6 +98,107 @@ def test_a_pad_token_keeps_the_sentencepiece_model(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).encode("[PAD]") == small_sentencepiece().encode("[PAD]")
 
 
+ENDS = {str(SIZE): {"content": "<|im_end|>", "special": True}}
+ALSO_PADS = {
+    "EOS": dict(tokenizer_config=CHAT | {"pad_token": "<|im_end|>"}, added_tokens={"<|im_end|>": SIZE}),
+    "EOS in tokenizer_config.json": dict(
+        tokenizer_config=CHAT | dict(pad_token="<|im_end|>", added_tokens_decoder=ENDS)
+    ),
+    "another role": dict(
+        tokenizer_config=CHAT
+        | dict(eos_token="</s>", pad_token="<|im_end|>", additional_special_tokens=["<|im_end|>"]),
+        added_tokens={"<|im_end|>": SIZE},
+    ),
+    "a part of the template": dict(
+        tokenizer_config=CHAT | dict(eos_token="</s>", pad_token="<|im_end|>", added_tokens_decoder=ENDS)
+    ),
+    "a value of the template": dict(
+        tokenizer_config=dict(pad_token="[PAD]", chat_template="{{ messages[0].content + pad_token }}"),
+        added_tokens={"[PAD]": SIZE},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["model", "json"])
+@pytest.mark.parametrize("files", ALSO_PADS.values(), ids=ALSO_PADS)
+def test_a_pad_token_that_is_also_something_else(files: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    write(tmp_path, **files | {"tokenizer_config": LLAMA | {"legacy": True} | files["tokenizer_config"]})
+    if kind == "json":
+        as_json(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
+    assert ours.eos == theirs.eos_token_id
+    expected = theirs.apply_chat_template(DIALOG, return_dict=False, add_generation_prompt=True)
+    assert SIZE in expected
+    assert encode_dialog(DIALOG, ours) == expected
+
+
+NO_ID = {
+    "EOS": CHAT,
+    "several": CHAT | {"pad_token": "[PAD]", "additional_special_tokens": ["<|im_start|>", "[PAD]", "<x>"]},
+    "named": {"chat_template": CHATML, "extra_special_tokens": {"a": "<|im_start|>", "b_token": "<|im_end|>"}},
+    "a role of its own": {"chat_template": CHATML, "x_token": "<|im_start|>", "eos_token": "<|im_end|>"},
+    "a role of the model": CHAT | {"model_specific_special_tokens": {"y_token": "<|im_start|>"}, "eos_token": "</s>"},
+    "beside one with an id": CHAT | {"added_tokens_decoder": {str(SIZE): {"content": "<|im_start|>", "special": True}}},
+}
+
+
+@pytest.mark.parametrize("kind", ["model", "json"])
+@pytest.mark.parametrize("config", NO_ID.values(), ids=NO_ID)
+def test_a_token_with_a_role_and_without_an_id(config: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    """As in transformers, it gets the next id."""
+    write(tmp_path, tokenizer_config=LLAMA | {"legacy": True} | config)
+    if kind == "json":
+        as_json(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
+    assert (ours.eos, ours.vocab_size) == (theirs.eos_token_id, len(theirs))
+    expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
+    assert max(expected) >= SIZE
+    assert encode_dialog(DIALOG, ours) == expected
+    ours.save(tmp_path / "..")
+    assert encode_dialog(DIALOG, load_tokenizer(tmp_path / "..")) == expected
+
+
+def test_more_special_tokens_than_those_of_llama_3(tmp_path: Path) -> None:
+    """Beside ranks, they get ids as beside the `tokenizer.json` of these ranks."""
+    config = CHAT | {"additional_special_tokens": ["<|im_start|>"]}
+    found = {}
+    for kind in ("ranks", "json"):
+        (folder := tmp_path / kind).mkdir()
+        TiktokenRanks(ranks(), config={}).save(folder)
+        if kind == "ranks":
+            (folder / "tokenizer.json").unlink()
+            TiktokenRanks(ranks()).write(folder / "tokenizer.model")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        found[kind] = load_tokenizer(folder)
+    assert found["ranks"].eos == found["json"].eos == TiktokenRanks(ranks()).vocab_size
+    assert found["ranks"].stop_ids >= TiktokenRanks(ranks()).stop_ids | {found["ranks"].eos}
+    theirs = theirs_of(tmp_path / "json").apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(DIALOG, found["ranks"]) == encode_dialog(DIALOG, found["json"]) == theirs
+    assert isinstance(TiktokenRanks.from_bytes(rank_file(ranks()), tmp_path), TiktokenRanks)
+
+
+def test_flags_in_tokenizer_config_win(tmp_path: Path) -> None:
+    """Over those in `tokenizer.json`, as in transformers; `added_tokens.json` has none."""
+    template = "{% for m in messages %}{{ m.content }} <|im_end|> \n{% endfor %}"
+    for strips in (True, False):
+        flags = {"lstrip": strips, "rstrip": strips, "single_word": False, "normalized": False, "special": True}
+        config = LLAMA | {"chat_template": template, "eos_token": "<|im_end|>"}
+        listed = {"added_tokens_decoder": {str(SIZE): flags | {"content": "<|im_end|>"}}}
+        for number, files in enumerate(
+            (dict(tokenizer_config=config | listed), dict(tokenizer_config=config, added_tokens={"<|im_end|>": SIZE}))
+        ):
+            (folder := tmp_path / f"{strips} {number}").mkdir()
+            write(folder, **files)
+            as_json(folder)
+            content = json.loads((folder / "tokenizer.json").read_text())
+            opposite = {"lstrip": not strips, "rstrip": not strips}
+            content["added_tokens"].append(flags | opposite | {"id": SIZE, "content": "<|im_end|>"})
+            (folder / "tokenizer.json").write_text(json.dumps(content))
+            expected = theirs_of(folder).apply_chat_template(DIALOG, return_dict=False)
+            assert encode_dialog(DIALOG, load_tokenizer(folder)) == expected
+            assert (expected[-1] == SIZE) == (strips == (number == 0))
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -105,13 +206,16 @@ def test_a_pad_token_keeps_the_sentencepiece_model(tmp_path: Path) -> None:
         (dict(tokenizer_config={"added_tokens_decoder": [1]}), r"tokenizer_config\.json: its added tokens"),
         (dict(tokenizer_config={"added_tokens_decoder": {"400": {"content": 7}}}), "its added tokens"),
         (dict(tokenizer_config={"added_tokens_decoder": {"400": "x"}}), "its added tokens"),
-        (dict(added_tokens={"<x>": SIZE + 5}), rf"added token '<x>' has the id {SIZE}, but .* says {SIZE + 5}"),
+        (
+            dict(added_tokens={"<x>": SIZE + 5}),
+            rf"added token '<x>' has the id {SIZE} here and in transformers, but .* says {SIZE + 5}; correct it in",
+        ),
         (dict(added_tokens={"the": "9" * 5000}), "its added tokens"),
         (dict(added_tokens={"<x>": []}), "its added tokens are not texts and ids"),
         (dict(added_tokens={"<x>": {}}), "its added tokens are not texts and ids"),
         (dict(added_tokens={"<x>": float("inf")}), "its added tokens are not texts and ids"),
         (dict(tokenizer_config={"added_tokens_decoder": {"400": {"content": None}}}), "its added tokens are not texts"),
-        (dict(added_tokens={"": SIZE}), f"added token '' has the id None, but .* says {SIZE}"),
+        (dict(added_tokens={"": SIZE}), f"added token '' has the id None here and in transformers, but .* says {SIZE}"),
         (dict(special_tokens_map=[]), r"special_tokens_map\.json: expected a JSON object"),
     ],
 )

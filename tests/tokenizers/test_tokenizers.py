@@ -287,9 +287,16 @@ def test_ids_are_bounded_by_the_size_of_the_file(number: Any) -> None:
 def test_texts_are_not_made_very_much_longer(kind: str) -> None:
     """Twelve replacements of one letter by ten of them make a text 10¹² times as long."""
     steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12
-    for chain in (steps, [{"type": "Sequence", f"{kind}s": steps}] * 2):
-        with pytest.raises(LlucidError, match=f"its {kind} makes texts 1e[+](12|24) times as long"):
+    empty = [{"type": "Replace", "pattern": {pattern: ""}, "content": "a"} for pattern in ("Regex", "String")] * 20
+    for chain in (steps, [{"type": "Sequence", f"{kind}s": steps}] * 2, empty, [LETTERS] * 40):
+        with pytest.raises(LlucidError, match=rf"its {kind} makes texts \de[+]\d+ times as long"):
             JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": chain}})
+
+
+def test_texts_of_pre_tokenizers_are_not_made_very_much_longer() -> None:
+    steps = {"type": "Sequence", "pretokenizers": [LETTERS] * 40}
+    with pytest.raises(LlucidError, match=r"its pre_tokenizer makes texts 1e[+]24 times as long"):
+        JsonTokenizer(with_special() | {"pre_tokenizer": steps})
 
 
 def test_merges_are_bounded_by_the_size_of_the_vocabulary() -> None:

@@ -130,11 +130,15 @@ GOOD = json.dumps(conversation(0))
 WRONG: dict[str, tuple[str, str]] = {
     "cut off": (GOOD[:-9], "line 2: not JSON"),
     "too long a number": ("9" * 5000, "line 2: not JSON"),
-    "not an object": ("[1, 2]", 'line 2: expected {"messages"'),
+    "not an object": ("12", 'line 2: expected {"messages"'),
+    "not messages": ("[1, 2]", 'line 2: messages[0]: expected {"role"'),
     "no messages": ('{"text": "x"}', 'line 2: expected {"messages"'),
     "empty": ('{"messages": []}', "line 2: messages: expected a list of at least one"),
     "no list": ('{"messages": "x"}', "line 2: messages: expected a list"),
-    "unknown role": ('{"messages": [{"role": "bot", "content": "x"}]}', "line 2: messages[0]: role 'bot' is not known"),
+    "unknown role": (
+        '{"messages": [{"role": "critic", "content": "x"}]}',
+        "line 2: messages[0]: role 'critic' is not known",
+    ),
     "no content": ('{"messages": [{"role": "user"}]}', "line 2: messages[0]: expected a role and a content"),
     "no text": ('{"messages": [{"role": "user", "content": 3}]}', "line 2: messages[0]: the content should be a text"),
     "no answer": ('{"messages": [{"role": "user", "content": "x"}]}', "line 2: there is no message of the assistant"),
@@ -184,6 +188,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
     assert printed.count("\n") == 1
     for arguments, says in {
         (str(tmp_path / "none.jsonl"),): "none.jsonl: no such file; expected fables, or a file of conversations",
+        (str(tmp_path),): f"{tmp_path}: not a regular file; expected fables, or a file of conversations",
         (str(tmp_path / "talk.jsonl.gz"),): "talk.jsonl.gz: a gzip or Parquet file, which is not read here; expected",
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",

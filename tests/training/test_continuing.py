@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.errors import LlucidError
+from llucid.files import temporary_name
 from llucid.training import ModelNumbers, Settings, busy, logbook, loop, run, train
 from llucid.training.backend_torch import TorchBackend
 from llucid.training.report import Report
@@ -313,7 +314,7 @@ def test_runs_with_the_same_name_are_numbered(corpus: Path, tmp_path: Path, monk
 
 def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None:
     """A kill between two moves into an existing folder, or before a new one; files of running processes stay."""
-    out, other = tmp_path / "run", tmp_path / "other"
+    out, other = tmp_path / "run", tmp_path / ("o[r]" * 60)
     small(corpus, out, steps=1)
     (out / ".run.4194999.partial").mkdir()
     (out / "train.toml").rename(out / ".run.4194999.partial" / "train.toml")
@@ -323,10 +324,11 @@ def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None
         resumed(out)
     small(corpus, out, steps=2)
     assert len(losses(out)) == 2
-    (tmp_path / ".other.4194999.partial" / "state").mkdir(parents=True)
-    (tmp_path / f".other.{os.getppid()}.partial").mkdir()
+    left, running = (temporary_name(other.name, process) for process in (4194999, os.getppid()))
+    (tmp_path / left / "state").mkdir(parents=True)
+    (tmp_path / running).mkdir()
     small(corpus, other, steps=1)
-    assert [path.name for path in tmp_path.glob(".*")] == [f".other.{os.getppid()}.partial"]
+    assert [path.name for path in tmp_path.glob(".*")] == [running]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "train.toml").touch()
     (tmp_path / "notes" / ".notes.4194999.partial").mkdir()

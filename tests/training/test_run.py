@@ -239,11 +239,12 @@ def test_what_a_run_leaves(straight: Path) -> None:
     assert [row["rate"] for row in losses(straight)] == rates
 
 
-def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
+def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"step": step, "loss": 1.0, "rate": 1.0} for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
     assert Metrics(tmp_path, 3, Settings()).rows == rows[:3]
     assert losses(tmp_path) == rows[:3]
+    assert capsys.readouterr().err == ""  # a kill cuts the last line short
     strange_rows = [
         *("3", "{}", '{"step": null}', "[]", "9" * 5000, "[" * 5000, '{"step": 2, "loss": 1}', '{"step": "2"}'),
         *('{"step": 2, "validation": "x"}', '{"step": 2, "loss": NaN, "rate": 1}', '{"step": 2, "sample": 1}'),
@@ -253,6 +254,39 @@ def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path) -> None:
         assert Metrics(tmp_path, 3, Settings()).rows == rows[:1]
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sample": "\\ud800x"}\n')
     assert Metrics(tmp_path, 3, Settings()).samples() == "---------- step 1\n\ufffdx\n"
+
+
+@pytest.mark.parametrize(("number", "change"), [(1, "\ufeff{}"), (2, "oops"), (3, "\0\0\0{}"), (4, "{}{}")])
+def test_a_damaged_line_of_the_log_costs_no_other(
+    number: int, change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"step": step, "loss": 1.0, "rate": 1.0} for step in range(1, 6)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    lines[number - 1] = change.replace("{}", lines[number - 1].strip()) + "\n"
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    bom = change.startswith("\ufeff")
+    assert Metrics(tmp_path, 4, Settings()).rows == [row for row in rows[:4] if bom or row["step"] != number]
+    says = f"note: {tmp_path}/metrics.jsonl: left out damaged lines: {number}\n"
+    assert capsys.readouterr().err == ("" if bom else says)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.txt", "curve.png", "state/measured.json"])
+def test_a_named_pipe_in_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    """A run would wait there without a word."""
+    (tmp_path / "state").mkdir()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(LlucidError, match=f"{tmp_path / name}: a named pipe"), run.locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_moves_while_it_trains_is_reported(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    monkeypatch.setattr(logbook.Logbook, "save_due", lambda *_: bool(out.exists() and out.rename(tmp_path / "moved")))
+    with pytest.raises(LlucidError, match=f"{out}: the folder of the run was moved or removed"):
+        here(*fresh(corpus, out, "--steps", 9))
+    do("train", "--resume", "--out", tmp_path / "moved")
 
 
 def test_a_state_with_impossible_progress_is_refused(tmp_path: Path) -> None:
