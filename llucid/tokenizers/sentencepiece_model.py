@@ -85,8 +85,8 @@ class SentencePiece:
         return self.processor.encode(replace_surrogates(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        special = self.special.values()
-        return self.processor.decode([token for token in ids if token < self.vocab_size and token not in special])
+        known = (token for token in ids if token < self.vocab_size)
+        return self.processor.decode([token for token in known if self.pieces[token] not in self.special])
 
     def piece(self, id: int) -> bytes:
         if id >= self.vocab_size or self.processor.is_control(id) or self.processor.is_unknown(id):
@@ -113,11 +113,11 @@ class SentencePiece:
         """Its `tokenizer.json`. Raises LlucidError for a model that the format cannot express."""
         if reason := self.obstacle(collapses=True):
             raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
-        normalizer, library = self.normalizer, self.processor
+        normalizer, library, unmerged = self.normalizer, self.processor, self.special | self.user_defined
         order = {
             piece: -score
             for token, (piece, score) in enumerate(zip(self.pieces, self.scores, strict=True))
-            if piece not in self.special | self.user_defined and not library.is_byte(token)
+            if piece not in unmerged and not library.is_byte(token)
         }
         model = {
             "type": "BPE",

@@ -204,3 +204,20 @@ def test_fields_of_a_message() -> None:
 def test_truncated_messages(message: bytes, says: str) -> None:
     with pytest.raises(LlucidError, match=says):
         list(fields(message))
+
+
+def test_the_work_of_opening_does_not_grow_with_the_square_of_the_pieces() -> None:
+    """The pieces that are found before merging are looked up once, not once for each piece."""
+
+    class Counted(dict[str, int]):
+        copies = 0
+
+        def __ror__(self, other: dict[str, int]) -> dict[str, int]:
+            self.copies += 1
+            return {**other, **self}
+
+    found = SentencePiece(sentencepiece_model(user_defined_symbols="<sep>,<turn>"))
+    expected, counted = found.json(), Counted(found.user_defined)
+    vars(found)["user_defined"] = counted
+    assert found.json() == expected
+    assert counted.copies == 1
