@@ -24,7 +24,8 @@ def find(name: str | Path) -> Path:
     path = Path(name)
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER
-    form = re.fullmatch(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?", str(name))
+    address = r"(?:(?:https?://)?(?:huggingface|hf)\.co/|hf://)?"
+    form = re.fullmatch(rf"{address}([\w-][\w.-]*/[\w-][\w.-]*?)(?:/tree/main)?/?(?::([\w.-]+))?", str(name))
     if isinstance(name, Path) or path.exists() or path.parent.exists() or not form or name.startswith(OURS):
         return path
     try:

@@ -267,7 +267,9 @@ def weight_files(path: Path) -> list[Path]:
         return [file]
     found = {one.name for one in path.iterdir() if one.is_file()}
     if missing := set(places.values()) - found:  # so no path that could lead anywhere is opened
-        raise LlucidError(f"{path / min(missing)[:255]}: does not exist, but {file.name} names it")
+        raise LlucidError(
+            f"{path / min(missing)[:255]}: does not exist in {path.name} itself, but {file.name} names it"
+        )
     return [path / name for name in sorted(set(places.values()))]
 
 

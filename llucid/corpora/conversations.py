@@ -2,7 +2,6 @@
 
 import codecs
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -96,12 +95,22 @@ def _entries(file: Path) -> Iterator[tuple[str, Any]]:
         first = next((line for line in opened if line.strip()), b"")
         opened.seek(0)
         first = first.removeprefix(codecs.BOM_UTF8).lstrip()
-        if first.startswith(b"[") and not re.match(rb'\[\s*\{[^[{}]*"role"', first):  # else a list of messages a line
+        if first.startswith(b"[") and not _is_conversation(first):
             with prefix_errors(file):
                 array = _json(opened.read())
             yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
         else:
             yield from ((f"line {number}", line) for number, line in enumerate(opened, 1) if line.strip())
+
+
+def _is_conversation(line: bytes) -> bool:
+    """Whether a line is a list of messages by itself."""
+    try:
+        value = json_value(line)
+    except ValueError:
+        return False
+    keys = {"messages", "conversations"}
+    return isinstance(value, list) and all(isinstance(one, dict) and keys.isdisjoint(one) for one in list[Any](value))
 
 
 def _json(text: bytes) -> Any:

@@ -126,6 +126,8 @@ class JsonTokenizer:
                 )
 
         self.added = self.tokenizer.get_added_tokens_decoder()
+        self.next_ids = {self.tokenizer.token_to_id(name) for name in names}
+        """Of tokens whose id is in no file."""
         self.special = {token.content: number for number, token in sorted(self.added.items()) if token.special}
         in_model = {*self.tokenizer.get_vocab(with_added_tokens=False).values()}
         self.vocab_size = max(in_model | self.added.keys(), default=-1) + 1
@@ -145,13 +147,14 @@ class JsonTokenizer:
 
     def within(self, vocab_size: int) -> "JsonTokenizer":
         """The same without added tokens beyond the ids of a model, such as a pad token that was never trained; itself
-        if a text begins or ends with one of them."""
-        if any(number is not None and number >= vocab_size for number in (self.bos, *self.stop_ids)):
+        if a text begins or ends with one of them that a file gives its id."""
+        beyond = {number for number in (self.bos, *self.stop_ids) if number is not None and number >= vocab_size}
+        if not beyond <= self.next_ids:
             return self
         content = json.loads(self.json())
         content["added_tokens"] = [added for added in content["added_tokens"] if added["id"] < vocab_size]
         made = JsonTokenizer(content, config=self.config)
-        made.stop_ids = self.stop_ids
+        made.stop_ids = self.stop_ids - beyond
         return made
 
     def encode(self, text: str) -> list[int]:

@@ -189,7 +189,12 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
     assert hub == ["m-Q4_K_M.gguf"]
     assert find("org/name:Q8_0") == tmp_path / "m-Q8_0-00001-of-00002.gguf"
     assert hub[1:] == ["m-Q8_0-*-of-00002.gguf"]
-    for address in ("https://huggingface.co/org/name", "hf://org/name"):
+    for address in (
+        "https://huggingface.co/org/name",
+        "hf://org/name",
+        "http://hf.co/org/name/",
+        "hf.co/org/name/tree/main",
+    ):
         with pytest.raises(LlucidError, match=r"^org/name: name one of its files"):
             find(address)
     for name in ("org/name", "org/name:Q4", "org/name:Q5"):

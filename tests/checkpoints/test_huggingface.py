@@ -382,10 +382,10 @@ def test_the_output_of_a_tied_model_is_ignored(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ({NORM: "../model.safetensors"}, "does not exist, but model"),
-        ({NORM: "/etc/passwd"}, "does not exist, but model"),
-        ({NORM: "part-2.safetensors"}, "does not exist, but model"),
-        ({NORM: "x" * 300}, "does not exist, but model"),
+        ({NORM: "../model.safetensors"}, "does not exist in model itself, but model"),
+        ({NORM: "/etc/passwd"}, "does not exist in model itself, but model"),
+        ({NORM: "part-2.safetensors"}, "does not exist in model itself, but model"),
+        ({NORM: "x" * 300}, "does not exist in model itself, but model"),
         ({NORM: 3}, "expected weight_map to be"),
         (["part-1.safetensors"], "expected weight_map to be"),
         (None, "expected weight_map to be"),

@@ -108,5 +108,10 @@ def test_a_list_of_messages_on_each_line(tmp_path: Path) -> None:
     file.write_text(f"{line}\n" * 5 + "[[]]")
     with pytest.raises(LlucidError, match=r"talk\.jsonl, line 6: messages"):
         list(read_conversations(open_conversations(str(file))))
+    braces = [{"content": "a {x} [y]", "role": "user"}, {"from": "gpt", "value": "b"}]
+    file.write_text(f"{json.dumps(braces)}\n" * 2)
+    assert len(list(read_conversations(open_conversations(str(file))))) == 2
+    file.write_text(json.dumps([{"messages": PLAIN}, {"conversations": PLAIN}]))
+    assert len(list(read_conversations(open_conversations(str(file))))) == 2
     file.write_text(json.dumps([PLAIN, PLAIN]))
     assert len(list(read_conversations(open_conversations(str(file))))) == 2
