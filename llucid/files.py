@@ -31,8 +31,10 @@ def utf8_path(path: Path) -> Generator[Path]:
 
 
 def temporary_name(name: str, process: object = None) -> str:
-    """What `name` is called while a process, by default this one, writes it; cut, since names have 255 bytes."""
-    return f".{name[:50]}.{process or os.getpid()}.partial"
+    """What `name` is called while a process, by default this one, writes it; shorter if long, since names have 255
+    bytes."""
+    short = name if len(name) <= 50 else name[:30] + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f".{short}.{process or os.getpid()}.partial"
 
 
 @contextmanager

@@ -35,6 +35,14 @@ def test_links_and_permissions_are_kept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [link, file]
 
 
+def test_long_names_that_begin_alike_are_written_at_once(tmp_path: Path) -> None:
+    one, two = (tmp_path / ("x" * 60 + end) for end in ("a", "b"))
+    with atomic_file(one) as first, atomic_file(two) as second:
+        first.write_text("1")
+        second.write_text("2")
+    assert (one.read_text(), two.read_text()) == ("1", "2")
+
+
 @pytest.mark.parametrize("letter", ["n", "é", "😀"], ids=ascii)
 def test_names_of_255_bytes_are_written(letter: str, tmp_path: Path) -> None:
     name = letter * (255 // len(letter.encode()))

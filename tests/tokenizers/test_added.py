@@ -319,7 +319,7 @@ def test_a_pad_token_beyond_the_model_is_dropped(special: bool, tmp_path: Path) 
     assert (opened.bos, opened.eos, opened.stop_ids) == (1, 2, {2})
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"eos_token": "<no id in a file>"}))
     opened = load(tmp_path / "m", device="cpu").tokenizer
-    assert (opened.vocab_size, opened.eos, opened.stop_ids) == (SIZE, None, frozenset())
+    assert (opened.vocab_size, opened.eos, opened.stop_ids) == (SIZE, None, {2})  # of config.json
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"eos_token": "<pad>"}))
     with pytest.raises(LlucidError, match=f"has {SIZE + 1} ids, but the model has {SIZE}"):
         load(tmp_path / "m", device="cpu")
