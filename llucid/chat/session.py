@@ -88,9 +88,10 @@ class Session:
         seed: int | None = None,
         template_values: Mapping[str, Any] | None = None,
     ) -> None:
-        self.format = known_format(format or model.chat_format, model.text())
-        self.model = model._replace(tokenizer=ending_turns(model.text(), self.format))
         self.template_values = dict(template_values or {})
+        tools = bool(self.template_values.get("tools"))
+        self.format = known_format(format or model.chat_format, model.text(), tools)
+        self.model = model._replace(tokenizer=ending_turns(model.text(), self.format))
         self.resume(Conversation(system))
         self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
