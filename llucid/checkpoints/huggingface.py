@@ -160,6 +160,8 @@ def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None
         if not isinstance(rope, dict):
             raise LlucidError(f"{file}: rope_scaling should be an object and is {json.dumps(rope)}")
     rope, *other = [{"rope_type": rope.get("type", "default"), **rope} for rope in ropes]
+    for scaling in other:  # which transformers prefers, with the base beside it
+        scaling.setdefault("rope_theta", values.get("rope_theta") or 10_000.0)
     for key in other[0] if other else ():
         if key != "type" and other[0][key] != rope.get(key, other[0][key]):
             raise LlucidError(

@@ -257,7 +257,7 @@ def test_tools_of_a_saved_conversation_are_used(tmp_path: Path) -> None:
     assert printed(again, "Who?") == "c"
     again.reset()
     assert printed(again, "Who?") == "c"
-    model, named = reciter(), {"default": "x", "tool_use": template}
+    model, named = reciter(), {"default": "{{ 'x' }}", "tool_use": template}
     model.text().config["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
     tools = {"tools": [{"name": "b"}]}
     assert printed(Session(model, sampling=GREEDY, max_tokens=1, template_values=tools), "Who?") == "c"

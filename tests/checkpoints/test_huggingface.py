@@ -201,6 +201,7 @@ SCALED = {
     "high_freq_factor": OTHER_SCALING.high_freq_factor,
     "original_max_position_embeddings": OTHER_SCALING.original_context,
 }
+OF_LLAMA3 = SCALED | {"rope_type": "llama3"}
 
 
 def test_tensors_are_aligned_to_8_bytes(tmp_path: Path) -> None:
@@ -313,6 +314,10 @@ def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: py
                 rope_parameters=SCALED | {"rope_type": "llama3"}, rope_scaling=SCALED | {"type": "llama3", "factor": 3}
             ),
             "in rope_parameters and 3 in rope_scaling",
+        ),
+        (
+            dict(rope_parameters=OF_LLAMA3 | {"rope_theta": 5e4}, rope_scaling=OF_LLAMA3, rope_theta=...),
+            "rope_theta is 50000.0 in rope_parameters and 10000.0 in rope_scaling",
         ),
         (dict(rope_parameters={"rope_type": "default"}, rope_scaling=[1]), "rope_scaling should be an object"),
         (dict(hidden_size="64"), 'hidden_size should be a whole number and is "64"'),
