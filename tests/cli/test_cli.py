@@ -108,14 +108,14 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
         ("{", 0),
         (huge, 1),
         ('{"do_sample": true, "top_p": 7, "top_k": 1000000}', 1),
-        ('{"do_sample": true, "temperature": -1}', 1),
+        ('{"do_sample": true, "temperature": 1e-9}', 1),
     ):
         file.write_text(ignored)
         done = do(*words)
         assert done.stdout == usual.stdout
         assert done.stderr.count("ignored") == notes
     place = "the model's own settings"
-    assert f"note: {place}: temperature=-1: must be 0 " in done.stderr
+    assert f"note: {place}: temperature=1e-09: must be 0 " in done.stderr
     assert "a number from 1e-6 to 1e6; ignored\n" in done.stderr
 
 
