@@ -24,6 +24,7 @@ def main() -> None:
 
         main()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one changes nothing
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
@@ -47,7 +48,16 @@ def repeat(ignored: "sys.UnraisableHookArgs") -> None:
     else:
         sys.__unraisablehook__(ignored)
         return
-    _thread.start_new_thread(lambda: (time.sleep(0.01), signal.raise_signal(number)), ())
+    this = _thread.get_ident()
+
+    def again() -> None:
+        time.sleep(0.01)
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(this, number)  # so that it ends the wait of a system call
+        else:
+            signal.raise_signal(number)
+
+    _thread.start_new_thread(again, ())
 
 
 if __name__ == "__main__":
