@@ -1,5 +1,6 @@
 """The names and sizes of dtypes."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llucid.errors import LlucidError
@@ -39,6 +40,12 @@ def full_name(dtype: str) -> str:
 def name_of_dtype(dtype: "torch.dtype | str") -> str:
     """float32 and so on."""
     return str(dtype).removeprefix("torch.")
+
+
+def widest(dtypes: Iterable[str]) -> str:
+    """The one of these dtypes, or the smallest that holds the numbers of all: float32 for float16 and bfloat16."""
+    different = set(dtypes)
+    return different.pop() if len(different) == 1 else "float64" if "float64" in different else "float32"
 
 
 def width_of(dtype: str) -> int:

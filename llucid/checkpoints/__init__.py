@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from llucid.arrays import Quantized
 from llucid.arrays.devices import choose_device, only_cpu
-from llucid.arrays.dtypes import choose_dtype, dtype_of
+from llucid.arrays.dtypes import choose_dtype, dtype_of, widest
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config
@@ -173,8 +173,7 @@ def in_one_dtype(weights: Weights) -> tuple[Weights, str, bool]:
     """(the weights in the dtype that holds all matrices, its name, whether a norm or a bias does not fit into it).
 
     Such a norm, in float32 beside narrower matrices, keeps its own dtype."""
-    kinds = {leaf.dtype for leaf in leaves(weights) if leaf.ndim == 2}
-    kind = kinds.pop() if len(kinds) == 1 else "float64" if "float64" in kinds else "float32"
+    kind = widest(leaf.dtype for leaf in leaves(weights) if leaf.ndim == 2)
 
     def fits(leaf: Stored) -> bool:
         if leaf.ndim == 2 or leaf.dtype == kind:

@@ -16,6 +16,7 @@ from torch import Tensor
 from llucid.checkpoints import Model, convert, describe, huggingface, load, save
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.generation.torch_reader import tensors as in_torch
 from llucid.llama import llama
 from llucid.tokenizers.characters import Characters
 from llucid.weights import initialise, leaves
@@ -475,6 +476,7 @@ def test_several_dtypes_become_the_one_that_holds_all(tmp_path: Path, capsys: py
         assert found.dtype == torch.float32
         assert torch.equal(found.blocks[0].feed_forward.up, tensors[large])
         assert torch.equal(found.embedding, tensors["model.embed_tokens.weight"].half().float())
+        assert same(in_torch(load(path, device="cpu", mapped=True).weights), found)
     tensors |= {large: halves[large] / 1e6, NORM: torch.full((32,), 1 / 3)}
     narrow = {name: tensor.half() if tensor.ndim == 2 else tensor for name, tensor in tensors.items()}
     for name in (name for name, tensor in tensors.items() if tensor.ndim == 1 and name != NORM):
