@@ -1,4 +1,4 @@
-"""What every test has: a cache folder of its own, so that nothing on the machine is read or left behind."""
+"""What every test has: a cache folder and a terminal of its own, so that nothing on the machine is read or left."""
 
 import os
 import signal
@@ -12,6 +12,11 @@ import pytest
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LLUCID_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
+
+# What programs print on a terminal depends on these, which each user sets otherwise.
+os.environ["TERM"] = "xterm-256color"
+for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 # Where tests are run in the background, Ctrl-C is ignored, and so it would be by all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
