@@ -41,7 +41,6 @@ from llucid.presets import PRESETS
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.folder import folder_config
-from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import Weights, leaves, parameter_count, tree_map
 
 if TYPE_CHECKING:
@@ -189,8 +188,8 @@ def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | N
     tokenizer = format.read_tokenizer(path) if other is None else load_tokenizer(other)
     if not tokenizer.vocab_size:
         raise LlucidError(f"{other or path}: this tokenizer has no ids")
-    if tokenizer.vocab_size > config.vocab_size and isinstance(tokenizer, JsonTokenizer):
-        tokenizer = tokenizer.within(config.vocab_size)
+    if tokenizer.vocab_size > config.vocab_size and (within := getattr(tokenizer, "within", None)):
+        tokenizer = within(config.vocab_size)
     if tokenizer.vocab_size > config.vocab_size:
         raise LlucidError(
             f"{other or path}: this tokenizer has {tokenizer.vocab_size} ids, but the model has {config.vocab_size}; "

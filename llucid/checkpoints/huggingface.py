@@ -26,7 +26,6 @@ from llucid.errors import LlucidError, note, prefix_errors, shown
 from llucid.files import LARGEST_JSON, atomic_file, parse_json, read_json, refuse_stand_in, write_text_atomically
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import Weights, named_leaves
 
 if TYPE_CHECKING:
@@ -230,8 +229,8 @@ def write_config(folder: Path, config: Config, tokenizer: Tokenizer | None, dtyp
     """Writes `config.json`, with RoPE's values under the keys of transformers 4 and 5."""
     rope = write_rope(config.rope_scaling)
     bos, ends = (tokenizer.bos, sorted(tokenizer.stop_ids)) if tokenizer else (None, [])
-    if bos is None and isinstance(tokenizer, JsonTokenizer):  # transformers' `generate` begins with it without a prompt
-        bos = tokenizer.named("bos_token")
+    if bos is None and (named := getattr(tokenizer, "named", None)):  # transformers' `generate` may begin with it
+        bos = named("bos_token")
     stretched: dict[str, int] = {}
     if isinstance(config.rope_scaling, LinearScaling):  # see `stretched_context`
         original = math.ceil(config.context / config.rope_scaling.factor)

@@ -265,8 +265,9 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
 
     if isinstance(tokenizer, TiktokenRanks | SentencePiece):
         tokenizer.write(out / "tokenizer.model")
-        if tokenizer.config:
-            write_beside(out, tokenizer.config, tokenizer.stop_ids)
+        config = tokenizer.config | (tokenizer.listed() if isinstance(tokenizer, SentencePiece) else {})
+        if config:
+            write_beside(out, config, tokenizer.stop_ids)
     else:
         tokenizer.save(out)
 

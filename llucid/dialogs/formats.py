@@ -121,6 +121,8 @@ def format_of(tokenizer: Tokenizer) -> str | None:
         return "llama3"
     if isinstance(tokenizer, JsonTokenizer) or (tokenizer.bos, tokenizer.eos) != (1, 2):
         return None
+    if getattr(tokenizer, "added", {}).keys() - {0, 1, 2}:
+        return None
     return "llama2" if tokenizer.encode("[INST]") == LLAMA2_INST else None
 
 

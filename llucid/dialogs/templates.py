@@ -16,20 +16,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-import tokenizers
-from tokenizers import AddedToken, models
-
 from llucid.dialogs.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.added_tokens import AddedTokens, Part
 from llucid.tokenizers.folder import name_of
+from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
 PRIVATE = 0xF0000
 """The first of 65,534 private-use characters."""
-Part = int | str
-"""The id of a special token, or ordinary text."""
 
 
 def templates_of(tokenizer: Tokenizer) -> str | dict[str, str] | None:
@@ -60,52 +57,20 @@ def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
     raise LlucidError(f"the model has several chat templates and none is called {name}; name one: {', '.join(found)}")
 
 
-class Controls:
-    """The tokens that structure a dialogue, and the search for them in a text.
-
-    The search is that of the tokenizers library: as in transformers, a token with `lstrip` or `rstrip` includes the
-    white space beside it. Its time is linear in the text and in the number of tokens, which a regular expression's is
-    not.
-    """
-
-    def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
-        self.ids = [*tokens.values()]
-        self.firsts = {name[0] for name in tokens}
-        self.library = tokenizers.Tokenizer(models.BPE())  # with an empty vocabulary: it only finds added tokens
-        none = AddedToken("")
-        strips = {name: flags.get(number, none) for name, number in tokens.items()}
-        self.library.add_tokens(
-            [AddedToken(name, normalized=False, lstrip=f.lstrip, rstrip=f.rstrip) for name, f in strips.items()]
-        )
-
-    def find(self, text: str) -> list[tuple[int, int, int]]:
-        """The id, start and end of each token in a text that UTF-8 can spell."""
-        found = self.library.encode(text, add_special_tokens=False)
-        return [(self.ids[n], start, end) for n, (start, end) in zip(found.ids, found.offsets, strict=True)]
-
-    def split(self, text: str) -> list[Part]:
-        """A text as ids and the texts between them."""
-        parts: list[Part] = []
-        at = 0
-        for number, start, end in self.find(text):
-            parts += [text[at:start], number]
-            at = end
-        return [*parts, text[at:]]
-
-
 @lru_cache(maxsize=4)
-def controls_of(template: str, tokenizer: Tokenizer) -> Controls:
+def controls_of(template: str, tokenizer: Tokenizer) -> AddedTokens:
     """The tokens that structure a dialogue: the special ones, and added tokens that the template contains.
 
-    Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas.
+    Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas. Single characters, like
+    digits, are text.
     """
-    added = tokenizer.added if isinstance(tokenizer, JsonTokenizer) else {}
+    added = tokenizer.added if isinstance(tokenizer, JsonTokenizer | SentencePiece) else {}
     found = dict(tokenizer.special) | {
         token.content: number
         for number, token in added.items()
-        if not token.special and token.content.strip() and token.content in template
+        if not token.special and len(token.content.strip()) > 1 and token.content in template
     }
-    return Controls({name: number for name, number in found.items() if name}, added)
+    return AddedTokens({name: number for name, number in found.items() if name}, added)
 
 
 class Marks:
@@ -137,7 +102,7 @@ class Marks:
             case _:
                 return value
 
-    def show(self, text: str, controls: Controls) -> tuple[list[Part], bool]:
+    def show(self, text: str, controls: AddedTokens) -> tuple[list[Part], bool]:
         """(the parts of what a template wrote, with the hidden texts in place of their marks; whether each mark was
         left as it was)."""
         pieces = re.split(f"{self.mark}([{SAID}{QUOTED}])([{self.digits}]+){self.end}", text)
@@ -220,7 +185,7 @@ def _rendered(
     template: str,
     messages: Sequence[Mapping[str, str]],
     values: Mapping[str, Any],
-    controls: Controls,
+    controls: AddedTokens,
     hidden: Sequence[bool],
 ) -> tuple[list[Part], bool]:
     """(what the template makes of the messages, some of them `hidden` behind marks; whether it left the marks as they
@@ -243,7 +208,7 @@ def ids_in(parts: Sequence[Part]) -> list[int]:
     return [part for part in parts if isinstance(part, int)]
 
 
-def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: Controls) -> list[int]:
+def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: AddedTokens) -> list[int]:
     """The ids of all parts; adjacent texts are encoded as one."""
     first, later = encoders(tokenizer, frozenset(controls.ids))
     ids: list[int] = []
@@ -266,12 +231,15 @@ Encoder = Callable[[str], list[int]]
 def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, Encoder]:
     """How text is encoded at the beginning of a dialogue, and after a special token.
 
-    The two differ for a `tokenizer.json` that puts a space before the first word only. Neither finds a control token
+    The two differ for a tokenizer that puts a space before the first word only. Neither finds a control token
     in text that is not marked as special.
     """
-    if not isinstance(tokenizer, JsonTokenizer):
+    if not isinstance(tokenizer, JsonTokenizer | SentencePiece):
         return tokenizer.encode, tokenizer.encode
     unmarked = {number for number in controls if number in tokenizer.added and not tokenizer.added[number].special}
+    if isinstance(tokenizer, SentencePiece):
+        found = tokenizer.without(unmarked) if unmarked else tokenizer
+        return found.encode, found.encode_later
     steps: Any = tokenizer.tokenizer.pre_tokenizer
     first_only = steps is not None and b'"prepend_scheme":"first"' in steps.__getstate__()
     if not unmarked and not first_only:

@@ -3,6 +3,7 @@
 tokenizer.py             what every tokenizer offers
 loading.py               opens a saved one of any kind
 characters.py            one id per character
+added_tokens.py          the search for added tokens in a text
 tokenizer_json.py        `tokenizer.json`, and training one; folder.py: the files beside it
 tiktoken_ranks.py        Llama 3's `tokenizer.model`
 sentencepiece_model.py   Llama 1's and 2's; protobuf.py: its file format

@@ -1,8 +1,10 @@
 """The first difference between two tokenizers: whether a conversion gives the same ids."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from llucid.errors import LlucidError
+from llucid.tokenizers.merges import overlaps
 from llucid.tokenizers.tokenizer import Tokenizer
 
 PROBES = (
@@ -30,8 +32,8 @@ def first_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
 def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
     """The first difference in the ids of some texts or in their decoding, in words; None if there is none.
 
-    The texts are PROBES, the names of special tokens, and pieces of the vocabulary. Those that `tokenizer` cannot
-    encode are left out.
+    The texts are PROBES, the names of special tokens, pieces of the vocabulary, and overlaps of them. Those that
+    `tokenizer` cannot encode are left out.
     """
     for text in texts_for(tokenizer):
         try:
@@ -57,10 +59,15 @@ def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:
 
 
 def texts_for(tokenizer: Tokenizer) -> Iterator[str]:
-    """The texts that two tokenizers are compared by."""
+    """The texts that two tokenizers are compared by.
+
+    Where pieces merge by score, they include texts in which equally good merges overlap: SentencePiece takes the
+    leftmost, and a `tokenizer.json` has no equals."""
     yield from PROBES
     yield " ".join([*tokenizer.special][:256])
     every = range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)
     pieces = [tokenizer.decode([token]) for token in every]
     yield "".join(pieces)
     yield " ".join(pieces)
+    for text in islice(overlaps(getattr(tokenizer, "order", {})), 4096):
+        yield text.replace("▁", " ")

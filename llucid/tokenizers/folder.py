@@ -16,7 +16,8 @@ from llucid.tokenizers.text import replace_surrogates
 LARGEST_TEMPLATE = 2**20
 """Bytes of a chat template; published ones have some 10,000."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-FLAGS = ("single_word", "lstrip", "rstrip", "special")
+STRIPS = ("single_word", "lstrip", "rstrip")
+FLAGS = (*STRIPS, "special")
 """What is read of an added token beside its text. `normalized` is ignored: a normalizer may add a space to it."""
 
 
@@ -26,21 +27,36 @@ def text_of(token: object) -> str | None:
     return replace_surrogates(content) if isinstance(content, str) else None
 
 
+def typed(token: object) -> object:
+    """A token of `special_tokens_map.json` as `tokenizer_config.json` writes it."""
+    return token | {"__type": "AddedToken"} if isinstance(token, dict) else token
+
+
 def name_of(role: str, config: Mapping[str, Any]) -> str | None:
     """The text of the token that a `tokenizer_config.json` gives a role such as "bos_token"."""
     return text_of(config.get(role))
 
 
-def role_names(config: Mapping[str, Any]) -> list[str]:
-    """The texts of all tokens with a role, which transformers treats as special tokens.
+def role_tokens(config: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
+    """The texts of all tokens with a role, which transformers treats as special tokens, with their flags.
 
     They are in the order in which it gives new ids to those that are in no vocabulary."""
     roles = [role for role in config if role.endswith("_token")]
-    found = [config[role] for role in sorted(roles, key=lambda role: (*ROLES, role).index(role))]
+    found: list[object] = [config[role] for role in sorted(roles, key=lambda role: (*ROLES, role).index(role))]
     for key in ("model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"):
         more = config.get(key)
         found += list(more.values()) if isinstance(more, dict) else more if isinstance(more, list) else []
-    return [name for name in dict.fromkeys(map(text_of, found)) if name]
+    tokens: dict[str, dict[str, bool]] = {}
+    for token in found:
+        if name := text_of(token):
+            flags = dict[str, object](token) if isinstance(token, dict) else {}
+            tokens.setdefault(name, {flag: bool(flags.get(flag)) for flag in STRIPS})
+    return tokens
+
+
+def role_names(config: Mapping[str, Any]) -> list[str]:
+    """The texts of all tokens with a role."""
+    return [*role_tokens(config)]
 
 
 def unused_padding(config: Mapping[str, Any]) -> str | None:
@@ -61,9 +77,9 @@ def folder_config(folder: Path) -> dict[str, Any]:
     config = optional_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
         roles = optional_json(folder / "special_tokens_map.json")
-        config |= {role: name for role in roles if role.endswith("_token") and (name := name_of(role, roles))}
+        config |= {role: typed(roles[role]) for role in roles if role.endswith("_token") and name_of(role, roles)}
         if isinstance(more := roles.get("additional_special_tokens"), list):
-            config["additional_special_tokens"] = [text_of(one) for one in list[object](more)]
+            config["additional_special_tokens"] = [typed(one) for one in list[object](more)]
     files = {"default": folder / "chat_template.jinja"} if (folder / "chat_template.jinja").exists() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     texts: dict[str, Any] = {name: read_template(file) for name, file in files.items()}

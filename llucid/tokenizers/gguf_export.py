@@ -101,15 +101,21 @@ def _characters_keys(tokenizer: Characters) -> dict[str, Any]:
 
 
 def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
-    """The keys of a SentencePiece model. Raises LlucidError for one that GGUF cannot express."""
+    """The keys of a SentencePiece model. Raises LlucidError for one that GGUF cannot express.
+
+    A symbol that is a single character is never merged, and one with a space never found: both are ordinary here."""
     if reason := tokenizer.obstacle():
         raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
     # Nearly all pieces are normal, and have no field for their type.
     types: list[Any] = [
         dict(fields(part)).get(PIECE_TYPE, NORMAL) if PIECE_TYPE << 3 in part else NORMAL
-        for number, part in fields(tokenizer.model)
+        for number, part in fields(tokenizer.whole)
         if number == PIECES and isinstance(part, bytes)
     ]
+    for piece, token in tokenizer.symbols.items():
+        types[token] = USER_DEFINED if token in tokenizer.added or "▁" in piece else NORMAL
+    for token in tokenizer.outside.ids if tokenizer.outside else ():
+        types[token] = USER_DEFINED
     return _pieces_keys(tokenizer.pieces, tokenizer.scores, types, bool(tokenizer.normalizer[DUMMY_PREFIX]))
 
 
@@ -219,7 +225,7 @@ def _same_ids(found: Tokenizer, tokenizer: Tokenizer) -> bool:
 
     llama.cpp puts a space before every text, and after every token that it finds in one; Metaspace puts none before a
     space, and with "first" none within a text. Raises LlucidError for any other difference."""
-    added = tokenizer.added if isinstance(tokenizer, JsonTokenizer) else {}
+    added = tokenizer.added if isinstance(tokenizer, JsonTokenizer | SentencePiece) else {}
     some = set(range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)) - added.keys()
     whole = [*PROBES, " ".join(tokenizer.decode([token]) for token in sorted(some))]
     marks = [token.content for token in added.values() if not token.special]

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tokenizers import AddedToken
+
 from llucid.errors import LlucidError, NoTokenizer, shown
 from llucid.files import parse_json
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
@@ -205,11 +207,11 @@ def _whole_json(keys: Mapping[str, Any]) -> JsonTokenizer:
     return made
 
 
-def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
+def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece:
     """A vocabulary of pieces with scores, as a SentencePiece model.
 
-    If some of them are found in text first, or BOS or EOS is an ordinary piece, it is opened as a `tokenizer.json`:
-    unlike the sentencepiece library, this and llama.cpp put a space before what follows such a token."""
+    Pieces that are found in text first are its added tokens: unlike the sentencepiece library, llama.cpp puts a space
+    before what follows them."""
     tokens = _tokens(keys, 1, 2, add_bos=True)
     texts, types = tokens.texts, list(tokens.types)
     scores = _list(keys, "tokenizer.ggml.scores", float) if "tokenizer.ggml.scores" in keys else [0.0] * len(texts)
@@ -242,11 +244,9 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     prefix = keys.get("tokenizer.ggml.add_space_prefix", True)
     normalizer = field(DUMMY_PREFIX, int(bool(prefix))) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
     message = b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
-    made = SentencePiece(message, _config(keys, tokens))
-    ordinary = any(types[token] == NORMAL for token in (tokens.bos, tokens.eos) if token is not None)
-    if ordinary or (USER_DEFINED in types and made.user_defined):
-        made.bos = tokens.bos
-        made = JsonTokenizer(json.loads(made.json()), config=made.config)
+    found = {n: text for n, (text, kind) in enumerate(zip(texts, types, strict=True)) if kind == USER_DEFINED}
+    added = {token: AddedToken(text, normalized=False) for token, text in found.items() if "▁" not in text}
+    made = SentencePiece(message, _config(keys, tokens), added=added)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
 

@@ -3,6 +3,7 @@
 import re
 import struct
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count, islice, pairwise
 from mmap import mmap
@@ -122,6 +123,12 @@ class Llama2cTokenizer:
             return bytes([self.byte_of[id]])
         return self.pieces[id] if len(SPECIAL) <= id < self.vocab_size else b""
 
+    @cached_property
+    def order(self) -> dict[str, float]:
+        """The pieces that are merged from others or from which others are, the best first: those of least order."""
+        scores = {piece.decode(errors="replace"): self.scores[token] for piece, token in self.ids.items()}
+        return {piece: -score for piece, score in scores.items() if score > WORST_SCORE or len(piece) == 1}
+
     def json(self) -> str:
         """Its `tokenizer.json`. Raises LlucidError for what the format cannot express: two ids with the same piece, or
         a piece that is not UTF-8."""
@@ -135,15 +142,13 @@ class Llama2cTokenizer:
         if len(vocabulary) != len(spelled):
             twice = next(piece for token, piece in enumerate(spelled) if vocabulary[piece] != token)
             raise LlucidError(f"a tokenizer.json cannot hold two ids with the same piece, here {twice!r}")
-        scores = {piece.decode(): self.scores[token] for piece, token in self.ids.items()}
-        parts = {piece: -score for piece, score in scores.items() if score > WORST_SCORE or len(piece) == 1}
         model: dict[str, Any] = {
             "type": "BPE",
             "unk_token": "<unk>",
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": vocabulary,
-            "merges": merges_of(parts),
+            "merges": merges_of(self.order),
         }
         return special_json(
             model,

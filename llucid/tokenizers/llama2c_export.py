@@ -30,7 +30,7 @@ def rows_of(tokenizer: Tokenizer) -> Llama2cTokenizer:
     """The pieces and scores of a tokenizer in llama2.c's format, whether or not its rule gives the same ids."""
     match tokenizer:
         case SentencePiece():
-            if reason := tokenizer.obstacle():
+            if reason := tokenizer.obstacle() or tokenizer.odd_symbol():
                 raise LlucidError(f"llama2.c's format cannot express this SentencePiece model: {reason}")
             return Llama2cTokenizer(*_rows(dict(enumerate(tokenizer.pieces)), tokenizer.scores))
         case JsonTokenizer():

@@ -1,6 +1,7 @@
 """The merges that a vocabulary implies: `tokenizer.json` lists them, other formats leave them to the reader."""
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from llucid.errors import LlucidError
@@ -34,3 +35,18 @@ def merges_of(order: Mapping[Text, int | float]) -> list[tuple[Text, Text]]:
             raise LlucidError("the vocabulary has too many long pieces that contain one another to list its merges")
     found.sort()
     return [(left, right) for *_, left, right in found]
+
+
+def overlaps(order: Mapping[str, float]) -> Iterator[str]:
+    """Texts in which a piece overlaps with another one of equal order, so that it matters which of them is merged."""
+    number = Counter(order.values())
+    equals = {piece: rank for piece, rank in order.items() if number[rank] > 1}
+    begins: defaultdict[tuple[float, str], list[str]] = defaultdict(list)
+    for piece, rank in equals.items():
+        for end in range(1, len(piece)):
+            begins[rank, piece[:end]].append(piece)
+    for piece, rank in equals.items():
+        for start in range(1, len(piece)):
+            for other in begins.get((rank, piece[start:]), ()):
+                if other != piece:
+                    yield piece[:start] + other

@@ -1,79 +1,184 @@
 """Llama 1's and 2's `tokenizer.model`: pieces with scores, merged by the sentencepiece library."""
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
+from tokenizers import AddedToken
 
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
-from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, unused_padding, write_folder
+from llucid.tokenizers.added_tokens import AddedTokens
+from llucid.tokenizers.folder import (
+    FLAGS,
+    added_in,
+    end_ids,
+    folder_config,
+    name_of,
+    role_names,
+    role_tokens,
+    unused_padding,
+    write_folder,
+)
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.protobuf import field, fields
+from llucid.tokenizers.protobuf import field, fields, messages
 from llucid.tokenizers.text import replace_surrogates
-from llucid.tokenizers.tokenizer import Tokenizer
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, special_json
+from llucid.tokenizers.tokenizer_json import special_json
 
 # Field numbers of sentencepiece_model.proto: ModelProto; then those of its messages.
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 MODEL_TYPE, BPE, SUFFIX = 3, 2, 24
-USER_DEFINED = 4
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 CHARACTER_MAP, DUMMY_PREFIX, REMOVE_SPACES, ESCAPE_SPACES = 2, 3, 4, 5
+NEVER = -1e10
+"""The score of a piece that is not merged, in llama2.c as well."""
 
 
 class SentencePiece:
     """A SentencePiece model in its own library. Encoding puts a space before a text; decoding removes it.
+
+    The library has no added tokens, which transformers and llama.cpp find in a text first: here, each part between them
+    is encoded as a text of its own. If `legacy` is false and there are added tokens or a chat template, then a space is
+    put before the first part only, unless it begins with one, as in transformers.
 
     Its `tokenizer.json` gives the same ids where no equally good merges overlap: the library takes the leftmost of
     equals, the format has none. Llama 2's only equals are runs of spaces, where both agree. It decodes bytes that are
     not UTF-8 as U+FFFD for each byte of the run, where the library keeps the valid ones.
     """
 
-    def __init__(self, model: bytes, config: Mapping[str, Any] | None = None, ends: Collection[int] = ()) -> None:
-        """`config` is the content of a `tokenizer_config.json`; special tokens among `ends` end a text as well.
+    def __init__(
+        self,
+        model: bytes,
+        config: Mapping[str, Any] | None = None,
+        ends: Collection[int] = (),
+        added: Mapping[int, AddedToken] | None = None,
+    ) -> None:
+        """`config` is the content of a `tokenizer_config.json`; special and added tokens among `ends` end a text, too.
+        The `added` tokens, by id, are pieces of the model or have the next ids.
 
         Raises LlucidError if `model` is not the content of a whole SentencePiece model.
         """
-        self.model = model
-        self.config = dict(config or {})
-        try:
-            self.processor = library = SentencePieceProcessor(model_proto=model)
-            self.vocab_size = library.vocab_size()
-            self.pieces = library.id_to_piece(every := list(range(self.vocab_size)))  # faster than one by one
-        except (RuntimeError, ValueError) as error:  # ValueError: a piece that is not UTF-8
-            raise LlucidError(f"the sentencepiece library refuses it: {error}") from error
-        self.scores = library.get_score(every)
+        self.model, self.config, self.ends = model, dict(config or {}), ends
+        with refused():
+            library = SentencePieceProcessor(model_proto=model)
+            every = list(range(library.vocab_size()))
+            self.pieces = library.id_to_piece(every)  # faster than one by one
+        given = dict(sorted((added or {}).items()))
+        more = {number: token.content for number, token in given.items() if number >= len(every)}
+        self.pieces += more.values()
+        self.scores = [*library.get_score(every), *[NEVER] * len(more)]
+        self.vocab_size = len(self.pieces)
+        self.ids = {piece: token for token, piece in enumerate(self.pieces)}
+
         begins = self.config.get("add_bos_token") is not False
         self.bos = self.named("bos_token", library.bos_id()) if begins else None
         self.eos = self.named("eos_token", library.eos_id())
-        kinds = zip(self.pieces, every, library.is_control(every), library.is_unknown(every), strict=True)
-        self.special = {piece: token for piece, token, control, unknown in kinds if control or unknown}
-        stops = {*ends} & {*self.special.values()}
+        kinds = zip(every, library.is_control(every), library.is_unknown(every), strict=True)
+        own = {token for token, control, unknown in kinds if control or unknown}
+        special = {number for number, token in given.items() if token.special}
+        special |= {token for token in (self.bos, self.eos) if token is not None}
+        roles = {*role_names(self.config)} - {unused_padding(self.config)}
+        # A single character is needed to spell other text.
+        special |= {self.ids[name] for name in roles if name in self.ids and len(name) > 1}
+        self.special = {self.pieces[token]: token for token in sorted(own | special)}
+        stops = {*ends} & {*given, *self.special.values()}
         self.stop_ids = frozenset(stops if self.eos is None else stops | {self.eos})
 
-    def named(self, role: str, default: int) -> int | None:
-        """The id of what `tokenizer_config.json` calls "bos_token" or "eos_token", else the model's own, if any."""
-        name = name_of(role, self.config)
-        token = self.processor.piece_to_id(name) if name else default
-        token = default if self.pieces[token] != name else token
+        self.given, self.own_size = given, len(every)
+        self.next_ids = frozenset[int]()
+        """Of tokens whose id is in no file."""
+        if hidden := {token for token in special - own if token < len(every) and not library.is_byte(token)}:
+            model = with_controls(model, hidden)
+        model += b"".join(
+            field(PIECES, field(PIECE_TEXT, text.encode()) + field(PIECE_TYPE, CONTROL if n in special else UNUSED))
+            for n, text in more.items()
+        )
+        if hidden or more:
+            with refused():
+                library = SentencePieceProcessor(model_proto=model)
+        self.whole, self.processor = model, library
+        names = {token.content: number for number, token in given.items() if number not in own | special}
+        self.outside = AddedTokens(names, given) if names else None
+        self.first_only = bool(
+            self.config.get("legacy") is False
+            and (given.keys() - own or self.config.get("chat_template"))
+            and self.normalizer[DUMMY_PREFIX]
+            and not self.normalizer[REMOVE_SPACES]
+        )
+
+    def named(self, role: str, default: int = -1) -> int | None:
+        """The id of what `tokenizer_config.json` calls "bos_token" or "eos_token", else the default; none below 0."""
+        token = self.ids.get(name_of(role, self.config) or "", default)
         return None if token < 0 else token
 
     @cached_property
-    def user_defined(self) -> dict[str, int]:
-        """The pieces that are found in a text before anything is merged, except those with a space."""
+    def symbols(self) -> dict[str, int]:
+        """The pieces that the library finds in a text before it merges anything."""
         tag = bytes([PIECE_TYPE << 3, USER_DEFINED])
-        if tag not in self.model:
+        if tag not in self.whole:
             return {}
-        parts = [part for number, part in fields(self.model) if number == PIECES and isinstance(part, bytes)]
+        parts = [part for number, part in fields(self.whole) if number == PIECES and isinstance(part, bytes)]
         return {
             piece: token
             for token, (piece, part) in enumerate(zip(self.pieces, parts, strict=True))
-            if "▁" not in piece and tag in part and dict(fields(part)).get(PIECE_TYPE) == USER_DEFINED
+            if tag in part and dict(fields(part)).get(PIECE_TYPE) == USER_DEFINED
         }
+
+    @cached_property
+    def added(self) -> dict[int, AddedToken]:
+        """The tokens that are found in a text before anything is merged: the added ones, and those of `symbols` that a
+        `tokenizer.json` can find, which are longer than a character and without spaces."""
+        found = {
+            token: AddedToken(piece, normalized=False)
+            for piece, token in self.symbols.items()
+            if len(piece) > 1 and "▁" not in piece and " " not in piece
+        }
+        return found | self.given
+
+    def without(self, tokens: Collection[int]) -> "SentencePiece":
+        """The same, but none of these tokens is found in a text."""
+        special = {token: AddedToken(self.pieces[token], normalized=False, special=True) for token in tokens}
+        return SentencePiece(self.model, self.config, self.ends, self.given | special)
+
+    def within(self, vocab_size: int) -> "SentencePiece":
+        """The same without added tokens beyond the ids of a model, such as a pad token that was never trained; itself
+        if a text begins or ends with one of them that a file gives its id."""
+        beyond = {number for number in (self.bos, *self.stop_ids) if number is not None and number >= vocab_size}
+        if not beyond <= self.next_ids:
+            return self
+        kept = {number: token for number, token in self.given.items() if number < vocab_size}
+        return SentencePiece(self.model, self.config, self.ends, kept)
+
+    def encode(self, text: str) -> list[int]:
+        return self._encode(text, True)
+
+    def encode_later(self, text: str) -> list[int]:
+        """The ids of a text after a special token."""
+        return self._encode(text, False)
+
+    def _encode(self, text: str, first: bool) -> list[int]:
+        text = replace_surrogates(text)
+        if not (self.outside or self.first_only):
+            return self.processor.encode(text)
+        ids: list[int] = []
+        for part in self.outside.split(text) if self.outside else [text]:
+            if isinstance(part, int):
+                ids.append(part)
+                first = False
+            elif self.first_only and not (first and not part.startswith((" ", "▁"))):
+                ids += self.without_space.encode(part)
+            else:
+                ids += self.processor.encode(part)
+        return ids
+
+    @cached_property
+    def without_space(self) -> SentencePieceProcessor:
+        """The library's model without the space before a text."""
+        return SentencePieceProcessor(model_proto=self.whole + field(NORMALIZER, field(DUMMY_PREFIX, 0)))
 
     @cached_property
     def normalizer(self) -> dict[int, int | bytes]:
@@ -81,15 +186,12 @@ class SentencePiece:
         default: dict[int, int | bytes] = {CHARACTER_MAP: b"", DUMMY_PREFIX: 1, REMOVE_SPACES: 1, ESCAPE_SPACES: 1}
         return default | message_in(self.model, NORMALIZER)
 
-    def encode(self, text: str) -> list[int]:
-        return self.processor.encode(replace_surrogates(text))
-
     def decode(self, ids: Sequence[int]) -> str:
         known = (token for token in ids if token < self.vocab_size)
         return self.processor.decode([token for token in known if self.pieces[token] not in self.special])
 
     def piece(self, id: int) -> bytes:
-        if id >= self.vocab_size or self.processor.is_control(id) or self.processor.is_unknown(id):
+        if id >= self.vocab_size or self.pieces[id] in self.special:
             return b""
         if self.processor.is_byte(id):
             return bytes([int(self.pieces[id][3:5], 16)])
@@ -109,41 +211,68 @@ class SentencePiece:
             return "it collapses runs of spaces"
         return "it puts the space behind a word" if trainer.get(SUFFIX) else None
 
-    def json(self) -> str:
-        """Its `tokenizer.json`. Raises LlucidError for a model that the format cannot express."""
-        if reason := self.obstacle(collapses=True):
-            raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
-        normalizer, library, unmerged = self.normalizer, self.processor, self.special | self.user_defined
-        order = {
+    @cached_property
+    def order(self) -> dict[str, float]:
+        """The pieces that are merged from others or from which others are, the best first: those of least order."""
+        alone = {piece for piece in self.symbols if "▁" not in piece}
+        unmerged = alone | self.special.keys() | {self.pieces[token] for token in self.given}
+        return {
             piece: -score
             for token, (piece, score) in enumerate(zip(self.pieces, self.scores, strict=True))
-            if piece not in unmerged and not library.is_byte(token)
+            if piece not in unmerged and not self.processor.is_byte(token)
         }
+
+    def json(self) -> str:
+        """Its `tokenizer.json`. Raises LlucidError for a model that the format cannot express."""
+        if reason := self.obstacle(collapses=True) or self.odd_symbol():
+            raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
+        normalizer = self.normalizer
         model = {
             "type": "BPE",
-            "unk_token": self.pieces[library.unk_id()],
+            "unk_token": self.pieces[self.processor.unk_id()],
             "fuse_unk": True,
             "byte_fallback": True,
-            "vocab": {piece: token for token, piece in enumerate(self.pieces)},
-            "merges": merges_of(order),
+            "vocab": {piece: token for piece, token in self.ids.items() if token < self.own_size},
+            "merges": merges_of(self.order),
         }
-        steps = [replace("String", " ", "▁")]
+        steps, cut = [replace("String", " ", "▁")], list[dict[str, Any]]()
         decoder = [replace("String", "▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}]
         if normalizer[DUMMY_PREFIX]:
             steps.insert(0, {"type": "Prepend", "prepend": "▁"})
             decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         if normalizer[REMOVE_SPACES]:
             steps = [replace("Regex", r"\A +| +(?= )", ""), *steps, replace("Regex", r"▁+\z", "")]
-        chains: dict[str, list[dict[str, Any]]] = {"normalizer": steps, "pre_tokenizer": [], "decoder": decoder}
-        return special_json(model, self.special, self.bos, **chains, unmarked=self.user_defined)
+        if self.first_only:
+            steps, cut = [], [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}]
+        unmarked = {token.content: number for number, token in self.added.items() if token.content not in self.special}
+        chains: dict[str, list[dict[str, Any]]] = {"normalizer": steps, "pre_tokenizer": cut, "decoder": decoder}
+        return special_json(model, self.special, self.bos, **chains, unmarked=unmarked, flags=self.given)
+
+    def odd_symbol(self) -> str | None:
+        """Why a `tokenizer.json` cannot express one of `symbols`, None if it can. A single character is merged with
+        nothing; pieces of spaces only are merged first."""
+        for piece, token in self.symbols.items():
+            spaced = "▁" in piece if piece.strip("▁") else False
+            if token not in self.given and (spaced or (token in self.added and self.normalizer[DUMMY_PREFIX])):
+                return f"it finds {piece!r} in a text before it merges, and puts no space after it"
+        return None
 
     def roles(self) -> dict[str, str]:
         """The names of its UNK, BOS and EOS."""
         roles = {"unk_token": self.processor.unk_id(), "bos_token": self.bos, "eos_token": self.eos}
         return {role: self.pieces[token] for role, token in roles.items() if token is not None}
 
+    def listed(self) -> dict[str, Any]:
+        """The added tokens as a `tokenizer_config.json` lists them; empty if there are none."""
+        found = {
+            str(number): {"content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
+            for number, token in self.given.items()
+        }
+        return {"added_tokens_decoder": found} if found else {}
+
     def save(self, folder: Path) -> None:
-        write_folder(folder, self.json(), self.roles() | self.config, self.stop_ids)
+        roles = {role: name for role, name in self.roles().items() if self.config.get(role) in (None, "")}
+        write_folder(folder, self.json(), self.config | roles, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
@@ -155,33 +284,57 @@ def replace(kind: str, pattern: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {kind: pattern}, "content": content}
 
 
-def open_sentencepiece(model: bytes, folder: Path) -> Tokenizer:
+def open_sentencepiece(model: bytes, folder: Path) -> SentencePiece:
     """The tokenizer of a `tokenizer.model`, with the files of transformers beside it.
 
-    With more special or added tokens it is opened as its `tokenizer.json`, since the library has no added tokens. Then
-    a text after a special token also begins with a space, but not if `legacy` is false, as in transformers. The same
-    holds if a chat template writes special tokens and `legacy` is false, if BOS or EOS is an ordinary piece, or if the
-    model finds pieces in text that are not special: a template may write them.
-    """
+    Tokens with a role are special, as in transformers, and get the next ids if no file gives them ids; a token that
+    only pads does so only if there are other such tokens."""
     config = folder_config(folder)
     if config.get("add_prefix_space") is False:
         model += field(NORMALIZER, field(DUMMY_PREFIX, 0))  # of a repeated field, the last counts
-    plain = SentencePiece(model, config, end_ids(folder))
-    padding = unused_padding(config)
-    added = {
-        name: number for number, token in added_in(folder, config).items() if (name := token["content"]) != padding
-    }
-    ends = {plain.bos, plain.eos} - {None}
-    spaceless = config.get("legacy") is False and plain.normalizer[DUMMY_PREFIX] and not plain.normalizer[REMOVE_SPACES]
-    roles = {*role_names(config)} - {padding}
-    known = added.items() <= plain.special.items() and roles <= plain.special.keys() and not plain.user_defined
-    if known and ends <= {*plain.special.values()} and not (spaceless and config.get("chat_template")):
+    plain = SentencePiece(model, config, ends := end_ids(folder))
+    listed, roles, padding = added_in(folder, config), role_tokens(config), unused_padding(config)
+    if {*roles, *(token["content"] for token in listed.values())} <= plain.ids.keys() | {padding}:
+        listed = {number: token for number, token in listed.items() if token["content"] != padding}
+        roles = {name: flags for name, flags in roles.items() if name != padding}
+
+    ids, added, next_ids = dict(plain.ids), dict[int, AddedToken](), set[int]()
+    for number, flags in sorted(listed.items()):
+        name = flags["content"]
+        if (found := ids.setdefault(name, len(ids)) if name else None) != number:
+            raise LlucidError(
+                f"the added token {name!r} has the id {found} here and in transformers, but {folder} says {number}; "
+                "correct it in tokenizer_config.json or added_tokens.json"
+            )
+        added[number] = AddedToken(normalized=False, **flags)
+    for name, flags in roles.items():
+        if name not in ids:
+            next_ids.add(number := len(ids))
+            ids[name] = number
+            added[number] = AddedToken(name, normalized=False, special=True, **flags)
+    if not added:
         return plain
-    content = json.loads(plain.json())
-    if spaceless:
-        first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
-        content |= {"normalizer": None, "pre_tokenizer": first}
-    return JsonTokenizer(content, folder, plain.roles())
+    made = SentencePiece(model, config, ends, added)
+    made.next_ids = frozenset(next_ids)
+    return made
+
+
+@contextmanager
+def refused() -> Generator[None]:
+    """Turns what the library raises into LlucidError."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:  # ValueError: a piece that is not UTF-8
+        raise LlucidError(f"the sentencepiece library refuses it: {error}") from error
+
+
+def with_controls(model: bytes, tokens: Collection[int]) -> bytes:
+    """A model in which the pieces of these ids are control symbols, which no text becomes."""
+    found, control = [*fields(model)], field(PIECE_TYPE, CONTROL)
+    pieces = [part for number, part in found if number == PIECES and isinstance(part, bytes)]
+    pieces = [part + control if token in tokens else part for token, part in enumerate(pieces)]
+    others = [field(number, value) for number, value in found if number != PIECES]
+    return b"".join([*messages(PIECES, pieces), *others])
 
 
 def is_sentencepiece(data: bytes) -> bool:

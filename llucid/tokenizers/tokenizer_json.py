@@ -17,7 +17,16 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 
 from llucid.errors import LlucidError
 from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
-from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, write_folder
+from llucid.tokenizers.folder import (
+    STRIPS,
+    added_in,
+    end_ids,
+    folder_config,
+    name_of,
+    role_names,
+    role_tokens,
+    write_folder,
+)
 from llucid.tokenizers.text import replace_surrogates
 
 LARGEST_TOKENIZER = 2**28
@@ -103,8 +112,11 @@ class JsonTokenizer:
                 raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
-            names = [name for name in role_names(self.config) if folder and self.tokenizer.token_to_id(name) is None]
-            self.tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+            roles = role_tokens(self.config) if folder else {}
+            names = {name: flags for name, flags in roles.items() if self.tokenizer.token_to_id(name) is None}
+            self.tokenizer.add_tokens(
+                [AddedToken(name, normalized=False, special=True, **flags) for name, flags in names.items()]
+            )
             normal = self.tokenizer.normalizer
             self.panics = any(
                 may_panic(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")
@@ -335,10 +347,10 @@ def with_special(
     return content | {"added_tokens": [*added.values()]}
 
 
-def special_token(name: str, number: int, special: bool = True) -> dict[str, Any]:
-    """An entry of added_tokens."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
-    return {"id": number, "content": name, **flags}
+def special_token(name: str, number: int, special: bool = True, like: AddedToken | None = None) -> dict[str, Any]:
+    """An entry of added_tokens; it includes white space as another token does."""
+    flags = {flag: like is not None and getattr(like, flag) for flag in STRIPS}
+    return {"id": number, "content": name, **flags, "normalized": False, "special": special}
 
 
 def begins_with(post_processor: dict[str, Any] | None) -> int | None:
@@ -360,10 +372,12 @@ def special_json(
     pre_tokenizer: list[dict[str, Any]],
     decoder: list[dict[str, Any]],
     unmarked: Mapping[str, int] | None = None,
+    flags: Mapping[int, AddedToken] | None = None,
 ) -> str:
     """A `tokenizer.json` around `model`, with special tokens by name; transformers' own calls begin with BOS.
 
-    Tokens that are `unmarked` are not special, but found in text before it is split."""
+    Tokens that are `unmarked` are not special, but found in text before it is split. `flags` say by id which tokens
+    include the white space beside them."""
 
     def chain(kind: str, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
         return {"type": "Sequence", kind: steps} if steps else None
@@ -373,7 +387,7 @@ def special_json(
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            special_token(name, number, name in special)
+            special_token(name, number, name in special, (flags or {}).get(number))
             for name, number in sorted((special | dict(unmarked or {})).items(), key=itemgetter(1))
         ],
         "normalizer": chain("normalizers", normalizer),

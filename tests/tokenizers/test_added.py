@@ -77,7 +77,6 @@ def test_added_tokens_of_a_folder(case: str, kind: str, tmp_path: Path) -> None:
     if kind == "json":
         as_json(tmp_path)
     ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
-    assert isinstance(ours, JsonTokenizer)
     assert ours.eos == theirs.eos_token_id == SIZE
     assert (ours.vocab_size, ours.stop_ids) == (SIZE + 2, {SIZE})
     expected = theirs.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False)
@@ -132,8 +131,10 @@ def test_a_pad_token_that_is_also_something_else(files: dict[str, Any], kind: st
     assert encode_dialog(DIALOG, ours) == expected
 
 
+STRIPS = {"__type": "AddedToken", "content": "<|im_end|>", "lstrip": False, "rstrip": True, "single_word": False}
 NO_ID = {
     "EOS": CHAT,
+    "with the line break after it": CHAT | {"eos_token": STRIPS},
     "several": CHAT | {"pad_token": "[PAD]", "additional_special_tokens": ["<|im_start|>", "[PAD]", "<x>"]},
     "named": {"chat_template": CHATML, "extra_special_tokens": {"a": "<|im_start|>", "b_token": "<|im_end|>"}},
     "a role of its own": {"chat_template": CHATML, "x_token": "<|im_start|>", "eos_token": "<|im_end|>"},
@@ -255,8 +256,10 @@ def test_bos_and_eos_of_a_model_with_added_tokens(config: dict[str, Any], tmp_pa
     """Where `tokenizer_config.json` does not name them, they are the model's own, as without added tokens."""
     write(tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"} | config, added_tokens={"<x>": SIZE})
     found = load_tokenizer(tmp_path)
-    assert isinstance(found, JsonTokenizer)
-    assert (found.bos, found.eos, found.stop_ids) == (1, 2, {2})
+    assert (found.vocab_size, found.bos, found.eos, found.stop_ids) == (SIZE + 1, 1, 2, {2})
+    found.save(tmp_path / "..")
+    again = load_tokenizer(tmp_path / "..")
+    assert (again.vocab_size, again.bos, again.eos, again.stop_ids) == (SIZE + 1, 1, 2, {2})
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -266,16 +269,6 @@ def test_text_after_a_special_token_of_a_template(legacy: bool, tmp_path: Path) 
     talk = [*DIALOG, {"role": "assistant", "content": "The friend."}, *DIALOG]
     theirs = theirs_of(tmp_path).apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
     assert encode_dialog(talk, load_tokenizer(tmp_path)) == theirs
-
-
-def test_a_folder_that_lists_the_tokens_of_the_model(tmp_path: Path) -> None:
-    """As Llama 2's published folders do: the sentencepiece library is faster than a tokenizer.json."""
-    own = {str(number): {"content": name, "special": True} for number, name in enumerate(("<unk>", "<s>", "</s>"))}
-    write(tmp_path, tokenizer_config=LLAMA | {"added_tokens_decoder": own})
-    assert isinstance(load_tokenizer(tmp_path), SentencePiece)
-    own["400"] = {"content": "<|im_end|>", "special": True}
-    write(tmp_path, tokenizer_config=LLAMA | {"added_tokens_decoder": own})
-    assert isinstance(load_tokenizer(tmp_path), JsonTokenizer)
 
 
 @pytest.mark.parametrize("kind", ["model", "json"])
@@ -388,6 +381,16 @@ def test_user_defined_pieces_of_sentencepiece(tmp_path: Path) -> None:
     ids = encode_dialog([{"role": "user", "content": "bell<|im_end|>"}], ours)
     assert [token for token in ids if token in turns.values()] == [3, 4, 3, 4, 3]
     assert ours.stop_ids == {4}
+
+
+def test_digits_that_are_pieces_of_their_own(tmp_path: Path) -> None:
+    """A template with a digit does not take it from the messages."""
+    write(tmp_path, tokenizer_config=LLAMA | {"chat_template": "1 2 {{ messages[0].content }}"})
+    (tmp_path / "tokenizer.model").write_bytes(model := sentencepiece_model(user_defined_symbols="1,2"))
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for tokenizer in (load_tokenizer(tmp_path), JsonTokenizer(json.loads(load_tokenizer(tmp_path).json()))):
+        ids = encode_dialog([{"role": "user", "content": "21 bells"}], tokenizer, "1 2 {{ messages[0].content }}")
+        assert ids == library.encode("1 2 21 bells")
 
 
 def test_user_defined_tokens_of_gguf() -> None:

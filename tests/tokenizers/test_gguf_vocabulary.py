@@ -264,7 +264,7 @@ def test_a_template_with_user_defined_tokens() -> None:
     made = metaspace(added={})
     gguf = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": "{{ messages }}"}
     found = read_vocabulary({key: value for key, value in gguf.items() if key != WHOLE_JSON})
-    assert isinstance(found, JsonTokenizer)
+    assert isinstance(found, SentencePiece)
     assert found.config == {"bos_token": "<s>", "eos_token": "</s>", "chat_template": "{{ messages }}"}
 
 

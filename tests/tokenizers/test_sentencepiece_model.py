@@ -1,7 +1,9 @@
 """SentencePiece models give the library's ids; text that spells `<s>` is text."""
 
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -11,8 +13,11 @@ from hypothesis import strategies as st
 
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.comparison import text_difference
+from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 from llucid.tokenizers.protobuf import field, fields
-from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.sentencepiece_model import CONTROL, PIECE_TEXT, PIECES, USER_DEFINED, SentencePiece
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.tokenizers.texts import HOSTILE, LONG, MARK, TALE, any_text, sentencepiece_model, small_sentencepiece
 
@@ -206,18 +211,76 @@ def test_truncated_messages(message: bytes, says: str) -> None:
         list(fields(message))
 
 
-def test_the_work_of_opening_does_not_grow_with_the_square_of_the_pieces() -> None:
-    """The pieces that are found before merging are looked up once, not once for each piece."""
+SYMBOLS = ("\n", "0,1,2", "<|im_start|>,<|im_end|>", "▁▁,▁▁▁▁", "▁<PRE>,▁<SUF>", "  ,    ", "bell,e,the", "b c")
 
-    class Counted(dict[str, int]):
-        copies = 0
 
-        def __ror__(self, other: dict[str, int]) -> dict[str, int]:
-            self.copies += 1
-            return {**other, **self}
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("symbols", SYMBOLS)
+def test_symbols_of_a_model(symbols: str, prefix: bool, tmp_path: Path) -> None:
+    """Found in a text as by the library, which puts no space after them; as a tokenizer.json or not at all."""
+    model = sentencepiece_model(user_defined_symbols=symbols, add_dummy_prefix=prefix)
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "eos_token": "<|end|>"}))
+    mixed = "x ".join(part for symbol in symbols.split(",") for part in (symbol, symbol.replace("▁", " ")))
+    texts = [*HOSTILE.values(), MARK, mixed, symbols.split(",")[0]]
+    for tokenizer in (SentencePiece(model), load_tokenizer(tmp_path)):
+        for text in texts:
+            assert tokenizer.encode(text) == library.encode(text)
+            assert tokenizer.decode(library.encode(text)) == library.decode(library.encode(text))
+    try:
+        again = JsonTokenizer(json.loads(SentencePiece(model).json()))
+    except LlucidError as error:
+        assert symbols in SYMBOLS[2:7]
+        assert str(error).endswith("in a text before it merges, and puts no space after it")  # noqa: PT017
+    else:
+        for text in texts:
+            assert again.encode(text) == library.encode(text)
 
-    found = SentencePiece(sentencepiece_model(user_defined_symbols="<sep>,<turn>"))
-    expected, counted = found.json(), Counted(found.user_defined)
-    vars(found)["user_defined"] = counted
-    assert found.json() == expected
-    assert counted.copies == 1
+
+@pytest.fixture(scope="module")
+def tied() -> bytes:
+    """A model with pieces of the same score, as Chinese Llamas appended them to Llama 2's."""
+    letters = "我们是的"
+    pieces = [one + two for one in letters for two in letters] + ["我们是", "们是的", "的我", "是我们的"]
+    rows = [field(PIECES, field(PIECE_TEXT, piece.encode())) for piece in dict.fromkeys([*letters, *pieces])]
+    return sentencepiece_model() + b"".join(rows)
+
+
+def tied_texts() -> list[str]:
+    draw = random.Random(0)
+    return ["".join(draw.choices("我们是的 ", k=12)) for _ in range(100)]
+
+
+TIED = {
+    "plain": ({}, {}),
+    "an added token": ({}, {"[X]": 0}),
+    "special tokens": ({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]}, {}),
+    "no space after special tokens": ({"legacy": False, "chat_template": "{{ messages }}"}, {}),
+}
+
+
+@pytest.mark.parametrize(("config", "added"), TIED.values(), ids=TIED)
+def test_equally_good_merges(config: dict[str, Any], added: dict[str, int], tied: bytes, tmp_path: Path) -> None:
+    """The leftmost is first, however the model is opened."""
+    library = sentencepiece.SentencePieceProcessor(model_proto=tied)
+    (tmp_path / "tokenizer.model").write_bytes(tied)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "added_tokens.json").write_text(json.dumps(dict.fromkeys(added, library.vocab_size())))
+    tokenizer = load_tokenizer(tmp_path)
+    for text in tied_texts():
+        text = text.lstrip()
+        assert tokenizer.encode(text) == library.encode(text)
+    difference = text_difference(tokenizer, JsonTokenizer(json.loads(tokenizer.json())))
+    assert difference is not None
+    assert difference.startswith("the ids of '")
+
+
+@pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED])
+def test_equally_good_merges_in_gguf(kind: int, tied: bytes) -> None:
+    library = sentencepiece.SentencePieceProcessor(model_proto=tied)
+    keys = write_vocabulary(SentencePiece(tied), library.vocab_size() + 2)
+    keys["tokenizer.ggml.token_type"][-2:] = [kind, kind]
+    tokenizer = read_vocabulary(keys)
+    for text in tied_texts():
+        assert tokenizer.encode(text) == library.encode(text)
