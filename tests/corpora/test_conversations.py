@@ -100,6 +100,40 @@ def test_one_json_array(tmp_path: Path) -> None:
         list(read_conversations(corpus))
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("key", ["data", "messages", "conversations"])
+@pytest.mark.parametrize("entry", [{"messages": PLAIN}, PLAIN], ids=["objects", "lists"])
+def test_an_object_with_one_list_of_conversations(tmp_path: Path, entry: Any, key: str, indent: int | None) -> None:
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps({"version": 1, key: [entry] * 4, "tags": ["a"]}, indent=indent))
+    expected = [(f"conversation {number}", Conversation(PLAIN, LEARNED)) for number in range(1, 5)]
+    assert list(read_conversations(open_conversations(str(file)))) == expected
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    """By what they hold, also on a single line."""
+    file = tmp_path / "talk.json"
+    pair = {"instruction": "Who?", "output": "Ivy."}
+    expected = r"""expected \{"messages": \[\{"role": .*\]\}, found """
+    for text, says in {
+        json.dumps(pair): rf'line 1: {expected}the keys \["instruction", "output"\]',
+        f"{json.dumps(pair)}\n" * 2: rf'line 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps([pair] * 3): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps([pair] * 3, indent=1): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps({"data": [pair] * 3}): rf'line 1: {expected}the keys \["data"\]',
+        json.dumps({"conversations": ["Who?", "Ivy."]}) * 2: r"line 1: not JSON .*; expected one conversation per line",
+        json.dumps({"conversations": ["Who?", "Ivy."]}): r"line 1: messages\[0\]: expected .*, found str",
+        json.dumps({"messages": PLAIN}, indent=1): "line 1: not JSON .*; expected one conversation per line",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(LlucidError, match=rf"^{file}, {says}"):
+            list(read_conversations(open_conversations(str(file))))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        file.write_text(f"{json.dumps(PLAIN)}\n" * 3, encoding)
+        with pytest.raises(LlucidError, match=r"a UTF-16 or binary file, which is not read here; .* in UTF-8$"):
+            open_conversations(str(file))
+
+
 def test_a_list_of_messages_on_each_line(tmp_path: Path) -> None:
     """As nanochat has it."""
     file, line, expected = tmp_path / "talk.jsonl", json.dumps(PLAIN), Conversation(PLAIN, LEARNED)
