@@ -26,6 +26,8 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "bard": "assistant",
+    "bing": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "function_call": "assistant",
     "developer": "system",
@@ -34,10 +36,11 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
-"""Names of roles in OpenAI's and ShareGPT's files that are called otherwise here."""
-KEYS = {"from": "role", "value": "content"}
-"""ShareGPT's keys of a message, as OpenAI's."""
-IGNORED = ("id", "name", "tool_call_id")
+"""Names of roles in OpenAI's and ShareGPT's files, in any case, that are called otherwise here."""
+KEYS = {"from": "role", "value": "content", "train": "weight"}
+"""Keys of a message in ShareGPT's and other files that are called otherwise in OpenAI's."""
+UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold more of what the model should write; each chat template writes it in its own way."""
 LISTS = ("messages", "conversations", "conversation")
 """Keys of a conversation's list of messages."""
 
@@ -160,7 +163,7 @@ def parse_conversation(entry: object) -> Conversation:
 
     It is an object with `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`,
     as ShareGPT's, perhaps with a `system` text beside them; or only the list of messages, as nanochat's. An answer of
-    `weight` 0 is not learned; the `name` of who speaks is ignored. `tools` is a list, or its JSON as a text.
+    `weight` 0 is not learned. `tools` is a list, or its JSON as a text. Other keys are ignored, but not UNREAD ones.
     """
     given = _messages(entry)
     conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
@@ -173,7 +176,7 @@ def parse_conversation(entry: object) -> Conversation:
     plain: Any = given
     weights: list[Any] = []
     if isinstance(given, list):
-        plain = [_plain(message) for message in list[Any](given)]
+        plain = [_plain(message, f"messages[{number}]") for number, message in enumerate(list[Any](given))]
         weights = [message.pop("weight", 1) if isinstance(message, dict) else 1 for message in plain]
     checked = check_messages(plain)
     for number, weight in enumerate(weights):
@@ -199,19 +202,25 @@ def parse_conversation(entry: object) -> Conversation:
     return Conversation(checked, learned, check_objects("tools", tools) or None)
 
 
-def _plain(message: Any) -> Any:
-    """The message with our names of keys and roles, without keys that are ignored or empty; other values unchanged."""
+def _plain(message: Any, where: str) -> Any:
+    """The role, content and weight of a message by our names; what is not an object is unchanged."""
     if not isinstance(message, dict):
         return message
     pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
-    plain = {
-        name: value
-        for name, value in pairs
-        if name in ("role", "content") or (value not in (None, [], {}, "") and name not in IGNORED)
-    }
-    parts = plain.get("content")
-    if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        plain["content"] = "".join(str(part.get("text", "")) for part in parts)
-    if isinstance(role := plain.get("role"), str):
-        plain["role"] = ROLES.get(role, role)
+    given = {name: value for name, value in pairs if value is not None or name == "content"}
+    for name in UNREAD:
+        if given.get(name):
+            raise LlucidError(
+                f"{where}: {name} is not read; put what the model should write into the content, or leave the key out"
+            )
+    if "role" not in given or "content" not in given:
+        raise LlucidError(f"{where}: expected a role and a content, found the keys {shown(list(message))}")
+    plain = {name: given[name] for name in ("role", "content", "weight") if name in given}
+    parts = plain["content"]
+    if isinstance(parts, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts
+    ):
+        plain["content"] = "".join(part["text"] for part in parts)
+    if isinstance(role := plain["role"], str):
+        plain["role"] = ROLES.get(role.lower(), role.lower())
     return plain

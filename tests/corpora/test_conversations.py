@@ -37,7 +37,8 @@ def test_sharegpt() -> None:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
     assert parse_conversation({"id": "x", "conversations": turns}) == Conversation(PLAIN, LEARNED)
-    for names["assistant"] in ("bot", "bard", "model", "chatgpt", "function_call"):
+    for names["assistant"] in ("bot", "bard", "bing", "ai", "model", "chatgpt", "function_call", "GPT", "Assistant"):
+        names["user"] = "Human" if names["user"] == "human" else "USER"
         turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
         assert parse_conversation({"conversations": turns}) == Conversation(PLAIN, LEARNED)
     with pytest.raises(LlucidError, match="role 'critic' is not known"):
@@ -61,16 +62,38 @@ def test_what_is_beside_and_null() -> None:
     assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
     assert parse_conversation({"messages": [{"role": "system", "content": parts}, *PLAIN[1:]]}).messages == PLAIN
-    with pytest.raises(LlucidError, match=r"messages\[0\]: the content should be a text and is of type list"):
-        parse_conversation({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})
+    for part in ({"type": "image_url"}, {"type": "text"}, {"type": "text", "text": None}, "x"):
+        with pytest.raises(LlucidError, match=r"messages\[0\]: the content should be a text and is of type list"):
+            parse_conversation({"messages": [{"role": "user", "content": [part]}]})
     tool = [{"role": "function", "tool_call_id": "1", "name": "f", "content": "2"}, PLAIN[2]]
     found = parse_conversation(system | {"messages": [PLAIN[1], PLAIN[2] | {"weight": 0}, *tool]})
     assert found.messages[3] == {"role": "tool", "content": "2"}
     assert found.learned == (False, False, False, False, True)
-    with pytest.raises(LlucidError, match=r"messages\[1\]: expected a role and a content and nothing else"):
-        parse_conversation({"messages": [PLAIN[1], PLAIN[2] | {"tool_calls": [1]}]})
-    with pytest.raises(LlucidError, match=r"messages\[1\]: the content should be a text and is of type NoneType"):
-        parse_conversation({"messages": [PLAIN[1], {"role": "assistant", "content": None}]})
+
+
+def test_other_keys_of_a_message() -> None:
+    """Those that do not change what is learned are ignored; those that would are refused. `train` is a weight."""
+    more: dict[str, Any] = {"timestamp": "2024", "hashed_ip": "x", "turn": 3, "header": {"a": "b"}, "toxic": False}
+    assert parse_conversation({"messages": [message | more for message in PLAIN]}) == Conversation(PLAIN, LEARNED)
+    trained = [message | {"train": bool(number > 2)} for number, message in enumerate(PLAIN)]
+    assert parse_conversation({"messages": trained}).learned == (False, False, False, False, True)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    for name, value in {
+        "tool_calls": [call],
+        "function_call": {},
+        "reasoning_content": "Hm.",
+        "thinking": "Hm.",
+    }.items():
+        message = {
+            "role": "assistant",
+            "content": None if name == "tool_calls" else "Ivy.",
+            name: value or {"name": "f"},
+        }
+        with pytest.raises(LlucidError, match=rf"^messages\[1\]: {name} is not read; put what the model should write"):
+            parse_conversation({"messages": [PLAIN[1], message]})
+    for wrong in ({"input": "x", "output": "y"}, {"role": "user", "text": "x"}):
+        with pytest.raises(LlucidError, match=r"messages\[0\]: expected a role and a content, found the keys \["):
+            parse_conversation({"conversation": [wrong]})
 
 
 def test_tools() -> None:
