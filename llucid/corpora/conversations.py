@@ -52,6 +52,8 @@ class Conversation(NamedTuple):
     learned: tuple[bool, ...]
     tools: list[dict[str, Any]] | None = None
     """What the model may call, for the chat template."""
+    fault: str = ""
+    """Why nothing can be learned from it; then there are no messages."""
 
 
 def open_conversations(name: str) -> Corpus:
@@ -82,7 +84,7 @@ def open_conversations(name: str) -> Corpus:
 def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str, Conversation]]:
     """Pairs (place in the file, conversation) of the "train" or the "validation" split, or of both.
 
-    Raises LlucidError, naming the place, for what is not a conversation with an answer, and for fewer than two.
+    Raises LlucidError, naming the place, for what is not a conversation, and for fewer than two.
     """
     [file] = corpus.files
     count = sum(1 for _ in _entries(file))
@@ -159,7 +161,7 @@ def _json(line: bytes) -> Any:
 
 
 def parse_conversation(entry: object) -> Conversation:
-    """The conversation in a JSON value, up to its last answer. Raises LlucidError if there is none.
+    """The conversation in a JSON value, up to its last answer. Raises LlucidError if it is not a conversation.
 
     It is an object with `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`,
     as ShareGPT's, perhaps with a `system` text beside them; or only the list of messages, as nanochat's. An answer of
@@ -177,6 +179,8 @@ def parse_conversation(entry: object) -> Conversation:
     weights: list[Any] = []
     if isinstance(given, list):
         plain = [_plain(message, f"messages[{number}]") for number, message in enumerate(list[Any](given))]
+        if fault := _fault(plain):
+            return Conversation([], (), fault=fault)
         weights = [message.pop("weight", 1) if isinstance(message, dict) else 1 for message in plain]
     checked = check_messages(plain)
     for number, weight in enumerate(weights):
@@ -192,7 +196,7 @@ def parse_conversation(entry: object) -> Conversation:
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()
     if not checked:
-        raise LlucidError("there is no message of the assistant, so there is nothing to learn")
+        return Conversation([], (), fault="it has no message of the assistant")
     pairs = zip(checked, weights, strict=False)
     learned = tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs)
     tools = conversation.get("tools") or []
@@ -200,6 +204,16 @@ def parse_conversation(entry: object) -> Conversation:
         with suppress(ValueError):
             tools = json_value(tools.encode("utf-8", "surrogatepass"))
     return Conversation(checked, learned, check_objects("tools", tools) or None)
+
+
+def _fault(messages: list[Any]) -> str:
+    """Why nothing can be learned from these messages, whatever the chat format; empty if something may be."""
+    for number, message in enumerate(messages):
+        if isinstance(message, dict) and number and message["role"] == "system":
+            return f"messages[{number}]: a system message can only be the first"
+        if isinstance(message, dict) and message["content"] is None:
+            return f"messages[{number}]: the content is null"
+    return "" if messages else "it has no messages"
 
 
 def _plain(message: Any, where: str) -> Any:

@@ -96,6 +96,19 @@ def test_other_keys_of_a_message() -> None:
             parse_conversation({"conversation": [wrong]})
 
 
+def test_what_cannot_be_learned_is_no_error() -> None:
+    for messages, fault in {
+        "": "it has no messages",
+        '{"role": "user", "content": "x"}': "it has no message of the assistant",
+        '{"role": "user", "content": "x"}, {"role": "assistant", "content": null}': "messages[1]: the content is null",
+        '{"role": "user", "content": "x"}, {"role": "developer", "content": "y"}': (
+            "messages[1]: a system message can only be the first"
+        ),
+    }.items():
+        assert parse_conversation({"messages": json.loads(f"[{messages}]")}) == Conversation([], (), None, fault)
+        assert parse_conversation(json.loads(f"[{messages}]")).fault == fault
+
+
 def test_tools() -> None:
     """A list of objects, or its JSON, as LLaMA-Factory has it; other keys than these are ignored."""
     tools = [{"type": "function", "function": {"name": "f"}}]
@@ -115,7 +128,7 @@ def test_one_json_array(tmp_path: Path) -> None:
     corpus = open_conversations(str(file))
     assert list(read_conversations(corpus, "validation")) == [("conversation 5", Conversation(PLAIN, LEARNED))]
     assert len(list(read_conversations(corpus))) == 5
-    file.write_text(json.dumps([*entries, {"messages": []}]))
+    file.write_text(json.dumps([*entries, {"messages": 3}]))
     with pytest.raises(LlucidError, match=r"talk\.json, conversation 6: messages: expected a list"):
         list(read_conversations(corpus))
     file.write_text(json.dumps(entries)[:-3])
