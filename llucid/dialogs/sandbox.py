@@ -164,8 +164,9 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-SEARCHES = "get startswith endswith split rsplit partition rpartition find rfind index rindex count strip lstrip rstrip"
-"""Methods of a text that search it for others; `replace` searches for the first of its two."""
+FINDING = "count endswith find get index lstrip partition rfind rindex rpartition rsplit rstrip split startswith strip"
+SEARCHES = dict.fromkeys(FINDING.split(), 9) | {"replace": 1}
+"""Methods that search for their arguments, and for how many of them."""
 
 
 def compared(tree: nodes.Template) -> Iterator[nodes.Node]:
@@ -174,13 +175,11 @@ def compared(tree: nodes.Template) -> Iterator[nodes.Node]:
         yield from (comparison.expr, *(operand.expr for operand in comparison.ops))
     for call in tree.find_all(nodes.Call):
         if isinstance(call.node, nodes.Getattr):
-            yield from (
-                call.args if call.node.attr in SEARCHES.split() else call.args[:1] * (call.node.attr == "replace")
-            )
+            yield from call.args[: SEARCHES.get(call.node.attr, 0)]
+    for made in tree.find_all(nodes.Filter):
+        yield from made.args[:1] if made.name == "replace" else []
     for item in tree.find_all(nodes.Getitem):
         yield item.arg
-    for made in tree.find_all(nodes.Filter):
-        yield from made.args[:1] * (made.name == "replace")
 
 
 @functools.lru_cache(maxsize=16)
