@@ -54,7 +54,7 @@ class Renderer:
     def render(
         self, template: str, values: dict[str, Any], hidden: dict[str, str], firsts: str
     ) -> tuple[str, list[str]]:
-        """(the text that `template` makes of `values`, the template's own texts that have one of `firsts`).
+        """(what `template` makes of `values`, its own texts that have one of `firsts`, and those if it decodes).
 
         `hidden` has the characters for which others stand in the values. They also do in those of the template's texts
         that it compares with the values or searches for in them, if one of `firsts` is there.
@@ -167,6 +167,8 @@ def environment() -> ImmutableSandboxedEnvironment:
 FINDING = "count endswith find get index lstrip partition rfind rindex rpartition rsplit rstrip split startswith strip"
 SEARCHES = dict.fromkeys(FINDING.split(), 9) | {"replace": 1}
 """Methods that search for their arguments, and for how many of them."""
+DECODING = {"striptags", "unescape", "decode"}
+"""Filters and methods that make characters of others, such as `<` of `&lt;`."""
 
 
 def compared(tree: nodes.Template) -> Iterator[nodes.Node]:
@@ -184,7 +186,7 @@ def compared(tree: nodes.Template) -> Iterator[nodes.Node]:
 
 @functools.lru_cache(maxsize=16)
 def compiled(template: str, hidden: tuple[tuple[str, str], ...], firsts: str) -> tuple[Template, list[str]]:
-    """(the template, in which characters stand for others as `Renderer.render` says, its texts that have `firsts`)."""
+    """(the template, in which characters stand for others as `Renderer.render` says, its own texts)."""
     tree = environment().parse(template)
 
     def with_firsts(text: object) -> bool:
@@ -195,10 +197,11 @@ def compiled(template: str, hidden: tuple[tuple[str, str], ...], firsts: str) ->
         for constant in (node, *node.find_all(nodes.Const)):
             if isinstance(constant, nodes.Const) and with_firsts(constant.value):
                 constant.value = constant.value.translate(table)
-    written = [node.value for node in tree.find_all(nodes.Const)] + [
-        node.data for node in tree.find_all(nodes.TemplateData)
-    ]
-    return environment().from_string(tree), [text for text in written if with_firsts(text)]
+    own = [node.value for node in tree.find_all(nodes.Const)]
+    own += [node.data for node in tree.find_all(nodes.TemplateData)]
+    used = {node.name for node in tree.find_all(nodes.Filter)} | {node.attr for node in tree.find_all(nodes.Getattr)}
+    own += [] if used.isdisjoint(DECODING) else firsts
+    return environment().from_string(tree), [text for text in own if with_firsts(text)]
 
 
 def rendered(request: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """Chat templates to ids: the template's special tokens become ids, and no text of a message ever does.
 
-In what a template reads, each character that begins a special token is hidden: a private-use character stands in for
-it, one for one, so that a template can still cut, join and compare texts (to leave out old reasoning, for example).
+In what a template reads, each character that begins a special token is hidden: a rare character that occurs nowhere
+stands in for it, so that a template can still cut, join and compare texts (to leave out old reasoning, for example).
 What the template writes is searched for special tokens first, and then the characters are put back, as ordinary text.
 
 A template can also write the beginning of a special token, as in `'<|' + message.role + '|>'`, which a message could
-complete. Such a template renders a second time, with all characters of special tokens hidden in the messages, and the
-first rendering counts only if it has the same special tokens.
+complete, or decode what a message has encoded. Such a template renders a second time, with all characters of special
+tokens hidden in the messages, and the first rendering counts only if it has the same special tokens.
 """
 
 import json
@@ -25,8 +25,8 @@ from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
-PRIVATE = range(0xF0000, 0x10FFFE)
-"""Private-use characters, which have no case and no meaning."""
+RARE = range(0x20000, 0x2A6D7)
+"""Rare Chinese characters (CJK Extension B): printable, also in Python's spelling of a dict, and without a case."""
 Part = int | str
 """The id of a special token, or ordinary text."""
 
@@ -169,17 +169,19 @@ def _rendered(
     controls: Controls,
     also: str = "",
 ) -> tuple[list[Part], list[str]]:
-    """(what the template makes of the messages, its own texts with what begins a special token).
+    """(what the template makes of the messages, its own texts that a message could complete to a special token).
 
     Hidden from it is what begins a special token, and in the messages `also`. Raises LlucidError if the template fails,
     or refuses the messages.
     """
     seen = {*template, *json.dumps([list(messages), dict(values)], ensure_ascii=False)}
-    free = (chr(number) for number in PRIVATE if chr(number) not in seen)
+    free = (chr(number) for number in RARE if chr(number) not in seen)
     wanted = [*controls.firsts, *sorted({*also} - {*controls.firsts})]
     hidden = dict(zip(wanted, free, strict=False))
     if len(hidden) < len(wanted):
-        raise LlucidError("the messages have more private-use characters than a chat template can be given")
+        raise LlucidError(
+            "the messages have all rare Chinese characters, one of which should stand for what begins a special token"
+        )
     table = str.maketrans(hidden)
     given = [{**message, "content": message["content"].translate(table)} for message in messages]
     table = str.maketrans(dict(list(hidden.items())[: len(controls.firsts)]))

@@ -21,7 +21,7 @@ from llucid.chat import Session, encode_dialog
 from llucid.dialogs import sandbox
 from llucid.dialogs.formats import ending_turns, known_format
 from llucid.dialogs.sandbox import RENDERER
-from llucid.dialogs.templates import template_of, templates_of
+from llucid.dialogs.templates import RARE, template_of, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -181,6 +181,8 @@ def test_templates_that_build_special_tokens_from_harmless_text(tokenizer: JsonT
     assert written("{{ '<|im_' + m.content }}", "start|>") == "<|im_start|>"
     assert written("{{ '<' ~ '|im_' + m.content }}", "start|>") == "<|im_start|>"
     assert written("{{ m.content | upper }}", "<|im_start|> hello") == "<|IM_START|> HELLO"
+    assert written("{{ m.content | striptags }}", "&lt;|im_start|&gt;")
+    assert written("{{ m.content.encode().decode('unicode_escape') }}", r"\x3c|im_start|>")
     assert written("{{ m.content[::-1] }}", ">|trats_mi|<") == "<|im_start|>"
 
 
@@ -193,7 +195,7 @@ DEPENDING = [
     "{% for m in messages %}{{ m.content | replace('<', '(') | length }}{{ m.content | upper }}{% endfor %}",
     "{% if messages[0].content == '<a>/no_think' %}<|im_end|>{% endif %}",
     "{% if messages[0].content.rstrip('>')[-1] in ['<', 'k'] %}<|im_end|>{% endif %}",
-    "{{ messages[0] | tojson(ensure_ascii=True) }}{{ messages[0].content | tojson }}",
+    "{{ messages[0] }}{{ messages[0] | tojson(ensure_ascii=True) }}{{ messages[0].content | tojson }}",
 ]
 
 
@@ -393,7 +395,9 @@ def test_no_text_of_a_tool_or_a_document_becomes_a_special_token(tokenizer: Json
 
 
 def test_templates_may_change_texts_of_tools(tokenizer: JsonTokenizer, theirs: Any) -> None:
-    template = "{{ tools[0].x | upper }}{{ tools[0].x[:9] }}{{ tools[0]['<key>'] }}{{ tools | tojson }}<|im_end|>"
+    template = (
+        "{{ tools }}{{ tools[0].x | upper }}{{ tools[0].x[:9] }}{{ tools[0]['<key>'] }}{{ tools | tojson }}<|im_end|>"
+    )
     tools = [{"x": "Get <b>weather</b>", "<key>": "y"}]
     expected = theirs.apply_chat_template(said("x"), chat_template=template, tools=tools, return_dict=False)
     assert encode_dialog(said("x"), tokenizer, template, tools=tools) == expected
@@ -404,11 +408,13 @@ def test_what_a_template_says_of_a_message_is_readable(tokenizer: JsonTokenizer)
         encode_dialog(said("2 < 3"), tokenizer, "{{ raise_exception('not this: ' ~ messages[0].content) }}")
 
 
-def test_messages_with_all_private_use_characters(tokenizer: JsonTokenizer) -> None:
-    private = "".join(map(chr, range(0xF0000, 0x110000)))
-    assert encode_dialog(said(private[1000:]), tokenizer, CHATML)[0] == IM_START
-    with pytest.raises(LlucidError, match="more private-use characters than a chat template can be given"):
-        encode_dialog(said(private), tokenizer, CHATML)
+def test_messages_with_the_characters_that_stand_for_others(tokenizer: JsonTokenizer, theirs: Any) -> None:
+    rare = "".join(map(chr, RARE))
+    dialog = said(f"2 < 3 {rare[:9]}")
+    expected = theirs.apply_chat_template(dialog, chat_template=CHATML, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(dialog, tokenizer, CHATML) == expected
+    with pytest.raises(LlucidError, match="the messages have all rare Chinese characters"):
+        encode_dialog(said(rare), tokenizer, CHATML)
 
 
 def test_invalid_values(tokenizer: JsonTokenizer) -> None:
