@@ -87,16 +87,11 @@ def test_small_files_of_large_documents_take_little_memory(tmp_path: Path) -> No
 
     parquet.write_table(pyarrow.table({"text": ["x" * 20_000] * 2_000}), tmp_path / "a.parquet")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b" " * 30_000_000, 1))
-    (tmp_path / "c.jsonl").write_bytes(b'{"text": [' + b"[]," * 1_000_000 + b"0]}")
     tracemalloc.start()
     open_corpus([str(tmp_path / "a.parquet")])
     with pytest.raises(LlucidError, match=r"b\.jsonl\.gz, line 1: longer than .* bytes"):
         open_corpus([str(tmp_path / "b.jsonl.gz")])
     assert tracemalloc.get_traced_memory()[1] < 40_000_000
-    tracemalloc.reset_peak()
-    with pytest.raises(LlucidError, match=r"c\.jsonl, line 1: not JSON \(mostly empty lists"):
-        open_corpus([str(tmp_path / "c.jsonl")])
-    assert tracemalloc.get_traced_memory()[1] < 20_000_000
     tracemalloc.stop()
 
 

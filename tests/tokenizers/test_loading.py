@@ -108,7 +108,7 @@ def test_other_files_are_not_tokenizers(data: Path) -> None:
         (b"plain text\n" * 100, "not a tokenizer that llucid knows"),
         (b'{"model": ', "not a JSON file"),
         (b'{"\xff": 1}', "not a JSON file"),
-        (b'{"a":' * 100_000, "mostly empty lists or objects"),
+        (b'{"a":' * 100_000, "nested too deeply"),
         (b'{"abcdefgh":' * 100_000, "not a JSON file"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not a JSON file"),
         (b"{}", "cannot be read"),
@@ -123,14 +123,6 @@ def test_invalid_files_give_one_line(tmp_path: Path, content: bytes, says: str) 
         load_tokenizer(tmp_path)
     assert str(raised.value).startswith(str(tmp_path / "tokenizer.model"))
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("more", [b"[],", b"{},", b"[[[]]],"])
-def test_empty_lists_and_objects_are_bounded(more: bytes, tmp_path: Path) -> None:
-    """As Python objects they take 25 times the size of the file."""
-    (tmp_path / "tokenizer.json").write_bytes(b'{"x": [' + more * 100_000 + b"0]}")
-    with pytest.raises(LlucidError, match="mostly empty lists or objects"):
-        load_tokenizer(tmp_path)
 
 
 def test_lone_surrogates_in_a_config_can_be_saved(tmp_path: Path) -> None:
