@@ -409,17 +409,3 @@ def test_user_defined_tokens_of_gguf() -> None:
     expected = [*plain.encode("user\nbell<|im_start|>"), end, *line, begin, *plain.encode("assistant\n")]
     assert ids[-len(expected) :] == expected
     assert write_vocabulary(found, SIZE + 2)["tokenizer.ggml.token_type"][-2:] == [3, 4]
-
-
-@pytest.mark.parametrize("kind", [1, 3, 4])
-def test_an_end_with_spaces_in_a_gguf(kind: int) -> None:
-    """No text becomes it, whatever its type."""
-    plain = small_sentencepiece()
-    gguf = write_vocabulary(plain, SIZE) | {"tokenizer.ggml.eos_token_id": SIZE}
-    for key, value in (("tokens", "<end▁of▁turn>"), ("token_type", kind), ("scores", 0.0)):
-        gguf[f"tokenizer.ggml.{key}"] = [*gguf[f"tokenizer.ggml.{key}"], value]
-    found = read_vocabulary(gguf)
-    assert found.eos == SIZE
-    for text in ("a <end of turn> b", "a <end▁of▁turn> b", "<end of turn>"):
-        assert SIZE not in found.encode(text)
-        assert found.decode(found.encode(text)) == text.replace("▁", " ")

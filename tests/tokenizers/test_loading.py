@@ -129,9 +129,12 @@ def test_lone_surrogates_in_a_config_can_be_saved(tmp_path: Path) -> None:
     train_bpe([TALE], 320).save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(r'{"chat_template": "\ud83d\ude00 \ud800x \ud7ff", "\udfff": 1}')
     opened = load_tokenizer(tmp_path)
+    assert isinstance(opened, JsonTokenizer)
     assert opened.config == {"chat_template": "\U0001f600 \ufffdx \ud7ff", "\ufffd": 1}
     opened.save(tmp_path)
-    assert load_tokenizer(tmp_path).config.items() >= opened.config.items()
+    again = load_tokenizer(tmp_path)
+    assert isinstance(again, JsonTokenizer)
+    assert again.config.items() >= opened.config.items()
     (tmp_path / "tokenizer_config.json").write_bytes(b'{"chat_template": "\xed\xa0\x80"}')
     with pytest.raises(LlucidError, match="not a JSON file"):
         load_tokenizer(tmp_path)
