@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,21 @@ def test_json_is_nested_to_a_limit(begin: str, end: str) -> None:
     for depth in (deepest + 1, 5 * deepest, 20 * deepest):
         with pytest.raises(ValueError, match="nested too deeply"):
             nested(depth)
+
+
+@pytest.mark.parametrize(
+    "value", [r"\\frac{a}{b}" * 1000, [[1, 2]] * 5000, [{}] * 5000, "[" * 5000, ['"[{', "\\"] * 3000]
+)
+def test_json_may_be_mostly_brackets(value: Any) -> None:
+    assert json_value(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("unit", ["[" * 90 + "]" * 90, '{"":' * 90 + "0" + "}" * 90, "{}", '{"":[]}', "1000"])
+def test_json_takes_at_most_45_times_its_size(unit: str) -> None:
+    content = f"[{','.join([unit] * (50_000 // len(unit)))}]".encode()
+    tracemalloc.start()
+    value = json_value(content)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert value
+    assert held <= most < 45 * len(content)

@@ -21,22 +21,17 @@ class AddedTokens:
 
     def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
         self.ids = [*tokens.values()]
-        self.firsts = {name[0] for name in tokens}
         self.library = tokenizers.Tokenizer(models.BPE())  # with an empty vocabulary: it only finds added tokens
         none = AddedToken("")
         like = {name: {key: getattr(flags.get(number, none), key) for key in STRIPS} for name, number in tokens.items()}
         self.library.add_tokens([AddedToken(name, normalized=False, **strips) for name, strips in like.items()])
 
-    def find(self, text: str) -> list[tuple[int, int, int]]:
-        """The id, start and end of each token in a text that UTF-8 can spell."""
-        found = self.library.encode(text, add_special_tokens=False)
-        return [(self.ids[n], start, end) for n, (start, end) in zip(found.ids, found.offsets, strict=True)]
-
     def split(self, text: str) -> list[Part]:
-        """A text as ids and the texts between them."""
+        """A text that UTF-8 can spell, as ids and the texts between them."""
+        found = self.library.encode(text, add_special_tokens=False)
         parts: list[Part] = []
         at = 0
-        for number, start, end in self.find(text):
-            parts += [text[at:start], number]
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            parts += [text[at:start], self.ids[number]]
             at = end
         return [*parts, text[at:]]
