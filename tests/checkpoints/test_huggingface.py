@@ -579,9 +579,7 @@ def test_a_repository_is_downloaded_by_name(folder: Path, monkeypatch: pytest.Mo
     assert requested == [("org/llama-1.5", ["*.json", "*.safetensors", "*.model", "*.jinja"])]
     with pytest.raises(LlucidError, match=r"^org/other: .* no repository .* \(no route to host\)$"):
         load("org/other")
-    with pytest.raises(
-        LlucidError, match="a/b/c: there is no such file or folder; a Hugging Face repository is"
-    ):
+    with pytest.raises(LlucidError, match="a/b/c: there is no such file or folder; a Hugging Face repository is"):
         load("a/b/c")
     assert len(requested) == 2
 
