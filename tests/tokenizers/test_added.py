@@ -12,7 +12,7 @@ import transformers
 from llucid.checkpoints import Model, convert, load, save
 from llucid.dialogs.formats import encode_dialog, known_format
 from llucid.errors import LlucidError
-from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 from llucid.tokenizers.prompts import prompt_ids
@@ -26,8 +26,9 @@ from tests.tokenizers.texts import HOSTILE, TALE, rank_file, ranks, sentencepiec
 
 SIZE = small_sentencepiece().vocab_size
 BYTES = [name for name in HOSTILE if name not in ("special tokens", "marks of others")]
-LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-LLAMA |= {"add_bos_token": True}
+LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | {
+    "add_bos_token": True
+}
 CHAT = {"eos_token": "<|im_end|>", "chat_template": CHATML}
 TURNS = {"<|im_start|>": SIZE + 1, "<|im_end|>": SIZE}
 LISTED = {str(number): {"content": name, "special": True} for name, number in TURNS.items()}
@@ -299,6 +300,11 @@ def sized(tokenizer: Any, size: int) -> Model:
     return model_of(replace(CONFIGS["one for two"], vocab_size=size))._replace(tokenizer=tokenizer)
 
 
+def tokenizer_in(path: Path) -> Tokenizer:
+    """The tokenizer of a model."""
+    return load(path, device="cpu").text()
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_a_pad_token_beyond_the_model_is_dropped(special: bool, tmp_path: Path) -> None:
     content = json.loads(small_sentencepiece().json())
@@ -306,12 +312,12 @@ def test_a_pad_token_beyond_the_model_is_dropped(special: bool, tmp_path: Path) 
     content["added_tokens"].append({"id": SIZE, "content": "<pad>", "special": special} | flags)
     save(sized(small_sentencepiece(), SIZE), tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(content))
-    opened = load(tmp_path / "m", device="cpu").tokenizer
+    opened = tokenizer_in(tmp_path / "m")
     assert opened.vocab_size == SIZE
     assert opened.encode("a <pad>") == small_sentencepiece().encode("a <pad>")
     assert (opened.bos, opened.eos, opened.stop_ids) == (1, 2, {2})
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"eos_token": "<no id in a file>"}))
-    opened = load(tmp_path / "m", device="cpu").tokenizer
+    opened = tokenizer_in(tmp_path / "m")
     assert (opened.vocab_size, opened.eos, opened.stop_ids) == (SIZE, None, {2})  # of config.json
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA | {"eos_token": "<pad>"}))
     with pytest.raises(LlucidError, match=f"has {SIZE + 1} ids, but the model has {SIZE}"):
@@ -325,10 +331,10 @@ def test_stop_ids_without_a_named_eos(format: str, tmp_path: Path) -> None:
     (tmp_path / "m" / "tokenizer_config.json").unlink()
     if format == "gguf":  # in which EOS needs a name
         (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(LLAMA))
-    assert load(tmp_path / "m", device="cpu").tokenizer.stop_ids == {2}
+    assert tokenizer_in(tmp_path / "m").stop_ids == {2}
     out = tmp_path / ("a.gguf" if format == "gguf" else "out")
     convert(tmp_path / "m", out, format)
-    assert load(out, device="cpu").tokenizer.stop_ids == {2}
+    assert tokenizer_in(out).stop_ids == {2}
 
 
 GO_THROUGH = {
@@ -344,7 +350,7 @@ def test_added_tokens_and_flags_survive_conversion(files: dict[str, Any], format
     tokenizer = load_tokenizer(write(tmp_path / "t", **files))
     out = tmp_path / ("a.gguf" if format == "gguf" else "out")
     save(sized(tokenizer, SIZE + 2), out, format)
-    found = load(out, device="cpu").tokenizer
+    found = tokenizer_in(out)
     assert (found.bos, found.eos, found.stop_ids) == (tokenizer.bos, tokenizer.eos, tokenizer.stop_ids)
     for text in (TALE, "  a\n b", "<|im_end|>"):
         assert found.encode(text) == tokenizer.encode(text)
