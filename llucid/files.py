@@ -113,6 +113,33 @@ def atomic_folder(out: Path) -> Generator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def remove_unfinished(out: Path) -> None:
+    """Removes what killed processes left half-written of the file or folder `out`."""
+    place = Path(os.path.realpath(out))
+    for path in [*place.parent.glob(".*.partial"), *place.glob(".*.partial")]:
+        process = path.name.split(".")[-2]
+        if path.name == temporary_name(place.name, process) and not _runs(process):
+            remove(path)
+
+
+def _runs(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     write_atomically(path, text.encode())

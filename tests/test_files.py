@@ -21,7 +21,9 @@ from llucid.files import (
     cache_folder,
     is_occupied,
     json_value,
+    remove_unfinished,
     replaced_in_errors,
+    temporary_name,
     write_text_atomically,
 )
 
@@ -112,6 +114,18 @@ def test_partial_files_of_a_process_with_our_id_are_removed(there: bool, tmp_pat
         (folder / "whole").write_text("new")
     assert [path.name for path in out.iterdir()] == ["whole"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_killed_processes_left_of_a_place_is_removed(tmp_path: Path) -> None:
+    out, long = tmp_path / "a.gguf", "x" * 99
+    left = [tmp_path / temporary_name("a.gguf", 4194999), tmp_path / temporary_name(long, 4194999) / "inside"]
+    kept = [tmp_path / temporary_name(*which) for which in (("a.gguf", os.getppid()), ("b.gguf", 4194999))]
+    left[1].mkdir(parents=True)
+    for path in (left[0], *kept):
+        path.touch()
+    remove_unfinished(out)
+    remove_unfinished(tmp_path / long)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
