@@ -11,6 +11,7 @@ from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.gguf_vocabulary import (
     BYTE,
     CONTROL,
+    DIGITS,
     NO_END,
     NORMAL,
     PIECE_TYPE,
@@ -21,6 +22,7 @@ from llucid.tokenizers.gguf_vocabulary import (
     USER_DEFINED,
     WHOLE_JSON,
     read_vocabulary,
+    splits,
 )
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import rows_of
@@ -147,7 +149,8 @@ def _llama2c_keys(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any
     return _pieces_keys(texts, made.scores, types, prefix)
 
 
-def _pieces_keys(texts: list[str], scores: Sequence[float], types: list[int], prefix: bool) -> dict[str, Any]:
+def _pieces_keys(texts: list[str], scores: Sequence[float], types: list[Any], prefix: bool) -> dict[str, Any]:
+    """The keys; a type from a damaged model may be no number."""
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
@@ -163,18 +166,19 @@ def _json_keys(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
     """The keys of a `tokenizer.json` of byte pairs. Raises LlucidError for another kind."""
     model = content["model"]
     cut = content.get("pre_tokenizer") or {}
-    steps = [step | {"trim_offsets": True} for step in cut.get("pretokenizers", [cut])]
+    steps = _comparable(cut.get("pretokenizers", [cut]))
     rules = [
         name
         for name, rule in RULES.items()
-        if steps == [step | {"trim_offsets": True} for step in rule.steps]
-        and rule.whole_words == bool(model.get("ignore_merges"))
+        if steps == _comparable(rule.steps) and rule.whole_words == bool(model.get("ignore_merges"))
     ]
+    normal = content.get("normalizer") or {}
+    normal = None if normal.get("normalizers") == [] else normal or None
     odd = [key for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
-    if model.get("type") != "BPE" or content.get("normalizer") or odd or not rules:
+    if model.get("type") != "BPE" or normal or odd or not rules:
         raise LlucidError(
             f"GGUF cannot express this tokenizer.json: its model is {shown(model.get('type'))}, its normalizer "
-            f"{shown(content.get('normalizer'))}, its pre_tokenizer {shown(cut)}, and it has "
+            f"{shown(normal)}, its pre_tokenizer {shown(cut)}, and it has "
             f"{', '.join(odd) or 'nothing else'}; GGUF has BPE with the words of {', '.join(RULES)}"
         )
     added = {token["id"]: token for token in content["added_tokens"]}
@@ -193,6 +197,12 @@ def _json_keys(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer.ggml.token_type": [types.get(token, NORMAL if token in texts else UNUSED) for token in every],
         "tokenizer.ggml.merges": [f"{left} {right}" for left, right in pairs],
     }
+
+
+def _comparable(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer in one spelling: a split at each digit has two."""
+    digit, _ = splits(r"\p{N}")
+    return [(DIGITS if step == digit else step) | {"trim_offsets": True} for step in steps]
 
 
 def _ends_keys(tokenizer: Tokenizer, texts: list[str], config: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ NO_END = {"ÿ", "<0xFF>"}
 an ordinary token (2 or 11); so for a tokenizer without EOS this one is named."""
 
 _GPT2: dict[str, Any] = LETTERS | {"use_regex": True}
-_DIGITS: dict[str, Any] = {"type": "Digits", "individual_digits": True}
+DIGITS: dict[str, Any] = {"type": "Digits", "individual_digits": True}
 _CJK = "[一-龥ࠀ-一가-\ud7ff]+"
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
@@ -77,7 +77,7 @@ def splits(*patterns: str) -> list[dict[str, Any]]:
 RULES = {
     "llama-bpe": Rule([SPLIT, LETTERS], True, True),
     "smaug-bpe": Rule([SPLIT, LETTERS], False, False),
-    "smollm": Rule([_DIGITS, _GPT2], False, False),
+    "smollm": Rule([DIGITS, _GPT2], False, False),
     "gpt-2": Rule([_GPT2], False, False),
     "deepseek-coder": Rule(splits(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"), False, False),
     "deepseek-llm": Rule(

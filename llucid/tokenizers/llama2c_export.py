@@ -15,6 +15,7 @@ def to_llama2c(tokenizer: Tokenizer) -> Llama2cTokenizer:
     """The same tokenizer in llama2.c's format: from a SentencePiece model, or from a `tokenizer.json` made of one.
 
     Raises LlucidError for any other: llama2.c has one merge rule, three special tokens, and a piece for each byte.
+    The letter "▁" in a text gets other ids: SentencePiece reads it as a space, llama2.c does not.
     """
     if isinstance(tokenizer, Llama2cTokenizer):
         return tokenizer

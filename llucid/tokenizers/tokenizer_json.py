@@ -277,7 +277,8 @@ def growth(step: Any) -> float:
     leave their own result as it is."""
     match step:
         case {"type": "Sequence", **lists}:
-            return math.prod(growth(part) for parts in lists.values() if isinstance(parts, list) for part in parts)
+            parts = [part for parts in lists.values() if isinstance(parts, list) for part in list[Any](parts)]
+            return math.prod(map(growth, parts), start=1.0)
         case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
             return max(1.0, len(text) / len(part))
         case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters

@@ -25,7 +25,7 @@ from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.byte_pieces import byte_letters
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.gguf_export import write_vocabulary
-from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON, read_vocabulary
+from llucid.tokenizers.gguf_vocabulary import RULES, WHOLE_JSON, read_vocabulary
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.protobuf import field
 from llucid.tokenizers.sentencepiece_model import PIECE_TEXT, PIECE_TYPE, PIECES, SentencePiece
@@ -323,6 +323,19 @@ def test_names_of_splitting_rules(name: str, cut: dict[str, Any], whole_words: b
     assert gguf["tokenizer.ggml.pre"] == name
     assert gguf["tokenizer.ggml.token_type"] == [3, *[1] * (made.vocab_size - 2), 4]
     for text in ("It is 1234 <|turn|> o'clock's  end", TALE):
+        assert read_vocabulary(gguf).encode(text) == made.encode(text)
+
+
+def test_deepseek_coder_as_hugging_face_has_it() -> None:
+    """With a normalizer that does nothing, and with Digits for a split."""
+    steps = [*RULES["deepseek-coder"].steps]
+    steps[-2] = DIGITS
+    content = json.loads(byte_pairs({"type": "Sequence", "pretokenizers": steps}).json())
+    content["normalizer"] = {"type": "Sequence", "normalizers": []}
+    made = JsonTokenizer(content, config={"eos_token": "</s>"})
+    gguf = write_vocabulary(made, made.vocab_size)
+    assert gguf["tokenizer.ggml.pre"] == "deepseek-coder"
+    for text in ("It is 1234 ½٣ o'clock!\n漢字", TALE):
         assert read_vocabulary(gguf).encode(text) == made.encode(text)
 
 
