@@ -17,8 +17,8 @@ class StreamingDecoder:
         """Decodes what follows `ids`, of which the last few are enough context."""
         self.tokenizer = tokenizer
         start = max(0, len(ids) - 8)
-        while start > 0 and tokenizer.decode(ids[start:]).startswith("\ufffd"):  # begins within a character
-            start -= 1
+        while start > 0 and (not (text := tokenizer.decode(ids[start:])) or text.startswith("\ufffd")):
+            start -= 1  # it begins within a character, or is nothing, which a space may still follow
         self.ids = list(ids[start:])
         self.whole = len(self.ids)  # number of ids that end with a character
         self.shown = len(tokenizer.decode(self.ids))
@@ -33,8 +33,9 @@ class StreamingDecoder:
         if complete == text and len(self.ids) - self.whole >= 8:
             # Decodes about sixteen ids at a time, and never starts within a character: a tokenizer that falls back to
             # bytes decodes a whole run of them as U+FFFD if one is wrong.
-            self.ids = self.ids[self.whole :]
-            self.whole, self.shown = len(self.ids), len(self.tokenizer.decode(self.ids))
+            rest = self.ids[self.whole :]
+            if begun := self.tokenizer.decode(rest):
+                self.ids, self.whole, self.shown = rest, len(rest), len(begun)
         return piece
 
     def finish(self) -> str:

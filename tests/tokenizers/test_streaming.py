@@ -103,3 +103,14 @@ def test_only_the_last_ids_are_decoded_again(monkeypatch: pytest.MonkeyPatch):
     decoder = StreamingDecoder(tokenizer, [0] * 1000)
     assert "".join(decoder.push(0) for _ in range(300)) == "a" * 300
     assert max(lengths) <= 32
+
+
+@pytest.mark.parametrize("before", [0, 9])
+def test_a_space_between_words_after_tokens_without_text(before: int):
+    """As of a WordLevel model without a decoder, whose words are joined by spaces."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "word": 1}, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>"])
+    words, ids = JsonTokenizer(json.loads(tokenizer.to_str())), [1, *[0] * 20, 1]
+    decoder = StreamingDecoder(words, ids[:before])
+    text = "".join(decoder.push(token) for token in ids[before:]) + decoder.finish()
+    assert words.decode(ids[:before]) + text == words.decode(ids) == "word word"
