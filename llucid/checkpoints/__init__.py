@@ -165,9 +165,11 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
     try:
         tokens = _tokenizer(path, format, config, tokenizer)
-    except NoTokenizer:
+    except NoTokenizer as error:
         if tokenizer is not None:
             raise
+        if (path / "vocab.json").is_file():
+            note(str(error))
         tokens = None
     sampling = getattr(format, "read_sampling", lambda path: {})(path)
     return Model(config, open_weights(path, config), tokens, chat_format, sampling)
@@ -355,6 +357,10 @@ def _compare(model: Model, result: Model, out: Path) -> None:
     if difference:
         raise LlucidError(f"{out}: not written, since the tokenizer would change: {difference}")
     if one and two:
+        if not same_mark(one, two):
+            note(
+                f"{out}: a text with the letter ▁ gets other ids; SentencePiece reads it as a space, and this does not"
+            )
         formats = (model.chat_format, result.chat_format)
         if difference := first_difference_in_dialog(one, two, format=formats[0], other_format=formats[1]):
             note(f"{out}: chat differs from the original: {difference}")

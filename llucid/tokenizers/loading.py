@@ -24,7 +24,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return _open(file)
     except LlucidError as error:
         message = " ".join(str(error).split())  # a library may quote a piece that is a line break
-        raise LlucidError(message if str(file.parent) in message else f"{file}: {message}") from error
+        place = message.partition(": ")[0]  # perhaps a file beside it
+        named = os.path.exists(place) and Path(place).is_relative_to(file.parent)
+        raise LlucidError(message if named else f"{file}: {message}") from error
     except OSError as error:
         raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
 
@@ -32,6 +34,11 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def tokenizer_file(path: Path) -> Path:
     """The file of the tokenizer saved at `path`, a file or a folder. Raises LlucidError if there is none."""
     file = next((path / name for name in FILES if (path / name).is_file()), path / FILES[0]) if path.is_dir() else path
+    if not file.is_file() and (path / "vocab.json").is_file():
+        raise NoTokenizer(
+            f"{path}: its vocab.json is not a whole tokenizer; write a tokenizer.json with transformers: "
+            "AutoTokenizer.from_pretrained(PATH).save_pretrained(PATH)"
+        )
     if not file.is_file():
         raise NoTokenizer(f"{file}: there is no tokenizer here; give the path of one, as in tokenizer=PATH")
     return file

@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llucid.errors import LlucidError
+from llucid.checkpoints import load, save
+from llucid.errors import LlucidError, NoTokenizer
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from tests.checkpoints.models import model_of
+from tests.configs import CONFIGS
 from tests.tokenizers.texts import (
     HOSTILE,
     TALE,
@@ -268,3 +271,29 @@ def test_damaged_files_take_no_more_memory(
 def test_a_saved_tokenizer_has_the_same_ids(tmp_path: Path) -> None:
     small_sentencepiece().save(tmp_path)
     assert load_tokenizer(tmp_path).encode(TALE) == small_sentencepiece().encode(TALE)
+
+
+def test_the_file_is_named_wherever_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if its message contains the name of the folder, such as "."."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlucidError, match=r"^tokenizer\.json: tokenizer\.json cannot be read"):
+        load_tokenizer(".")
+    (folder := tmp_path / "be").mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(LlucidError, match=r"^be/tokenizer\.json: tokenizer\.json cannot be read"):
+        load_tokenizer("be")
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(LlucidError, match=r"^be/tokenizer_config\.json: expected a JSON object"):
+        load_tokenizer("be")
+
+
+def test_a_vocabulary_without_its_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As of older models with byte pairs: the message says what to do, and so does the note when a model is opened."""
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(NoTokenizer, match=r"vocab\.json is not a whole tokenizer; write a tokenizer\.json with"):
+        load_tokenizer(tmp_path)
+    save(model_of(CONFIGS["one for two"])._replace(tokenizer=None), tmp_path / "m")
+    (tmp_path / "m" / "vocab.json").write_text("{}")
+    assert load(tmp_path / "m", device="cpu").tokenizer is None
+    assert "vocab.json is not a whole tokenizer" in capsys.readouterr().err
