@@ -262,7 +262,7 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], mess
         ({"llama.attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv 8.0 is not supported; try llama.cpp"),
         ({"llama.attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv differs between layers"),
         ({"llama.feed_forward_length": [*range(20_000)]}, "llama.feed_forward_length has 80,000 bytes"),
-        ({"llama.block_count": None}, "llama.block_count should be a whole number and is null"),
+        ({"llama.block_count": None}, "llama.block_count is missing; expected a whole number"),
         ({"llama.block_count": 3}, "blk.2.attn_norm.weight is missing"),
         ({"llama.block_count": 1}, "is not part of the Llama that the config describes"),
         ({"llama.block_count": 2**31 - 1}, "layers, but there are only"),
