@@ -133,7 +133,7 @@ def test_a_damaged_embedded_tokenizer_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(content[: at + 8] + b"\xff" * size + content[at + 8 + size :])
     with pytest.raises(LlucidError, match="is not valid UTF-8"):
         load(tmp_path / "a.gguf", device="cpu")
-    for text, reason in ((b"[", r"not a JSON file \(nested too deeply"), (b"x", r"not a JSON file \(Expecting value")):
+    for text, reason in ((b"{", r"not a JSON file \(mostly empty"), (b"x", r"not a JSON file \(Expecting value")):
         (tmp_path / "a.gguf").write_bytes(content[: at + 8] + text * size + content[at + 8 + size :])
         with pytest.raises(LlucidError, match=rf"a\.gguf: tokenizer\.huggingface\.json: {reason}"):
             load(tmp_path / "a.gguf", device="cpu")
