@@ -46,13 +46,13 @@ def atomic_file(path: Path) -> Generator[Path]:
     removes the temporary file.
     A full disk raises an OSError that names `path`.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path
-        return
+    direct = path.exists() and not (path.is_file() or path.is_dir())
     place = Path(os.path.realpath(path))
-    temporary = place.with_name(temporary_name(place.name))
+    temporary = path if direct else place.with_name(temporary_name(place.name))
     try:
         yield temporary
+        if direct:
+            return
         if place.is_file():
             shutil.copymode(place, temporary)
         with open(temporary, "rb") as written:
@@ -69,8 +69,9 @@ def atomic_file(path: Path) -> Generator[Path]:
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
-        with suppress(OSError):  # on a read-only file system, even removing a missing file fails
-            temporary.unlink(missing_ok=True)
+        if not direct:
+            with suppress(OSError):  # on a read-only file system, even removing a missing file fails
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -226,7 +227,7 @@ def refuse_stand_in(file: Path) -> None:
 
 
 LARGEST_JSON = 2**24
-"""The largest JSON file about a model, in bytes. As Python objects it may take 45 times as much memory."""
+"""The largest JSON file about a model, in bytes. As Python objects it may take 25 times as much memory."""
 DEEPEST_JSON = 100
 """Lists and objects within one another in JSON. The parser takes a thousand; functions that recurse over that exceed
 Python's limit."""
@@ -268,11 +269,24 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
+def lists_and_objects(content: bytes) -> int:
+    """How many lists and objects begin in JSON; brackets inside texts do not count."""
+    import numpy as np
+
+    letters = np.frombuffer(content.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    inside = np.bitwise_xor.accumulate(letters == ord('"'))
+    return int(np.count_nonzero(((letters == ord("[")) | (letters == ord("{"))) & ~inside))
+
+
 def json_value(content: bytes) -> Any:
     """The JSON value in `content`, with U+FFFD for halves of UTF-16 pairs, which no file could hold.
 
-    Raises ValueError for anything else, and for one nested deeper than DEEPEST_JSON.
+    Raises ValueError for anything else, for one nested deeper than DEEPEST_JSON, and for one mostly of empty lists or
+    objects, which would take 25 times as much memory.
     """
+    most = 1000 + len(content) // 8
+    if content.count(b"[") + content.count(b"{") > most and lists_and_objects(content) > most:
+        raise ValueError("mostly empty lists or objects")
     try:
         text = content.decode(json.detect_encoding(content))
         value = json.loads(text)
