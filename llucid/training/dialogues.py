@@ -77,7 +77,7 @@ def tokenise_chat(
     if not len(dialogues.kept):
         raise LlucidError(
             f"chat={corpus.files[0]}: no conversation of its {split} split has an answer to learn within {context} "
-            "tokens; give a larger model.context"
+            "tokens; give a larger model.context="
         )
     return dialogues
 

@@ -114,7 +114,7 @@ class Logbook:
         self.draw()
         return LlucidError(
             f"{what}; the model in {self.task.out} is that of step {self.measured.model_step}; begin again with a "
-            "lower learning_rate or muon_learning_rate"
+            "lower learning_rate= or muon_learning_rate="
         )
 
     def measurement_due(self, progress: Progress) -> bool:
