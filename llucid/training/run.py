@@ -285,7 +285,7 @@ class Metrics:
     """`metrics.jsonl`, one JSON object a step, and the copies of its figures for TensorBoard and Weights & Biases."""
 
     def __init__(self, out: Path, step: int, settings: Settings) -> None:
-        """The log of the run in `out`, cut after `step`. Raises LlucidError if a library of `settings` is missing."""
+        """The log of the run in `out`, cut after `step`."""
         self.loggers = [
             *([_tensorboard(out, step)] if settings.tensorboard else []),
             *([_wandb(out, settings)] if settings.wandb else []),
@@ -334,11 +334,25 @@ class Metrics:
 Log = Callable[[int, dict[str, float]], None]
 
 
+def refuse_missing_libraries(settings: Settings) -> None:
+    """Raises LlucidError if a library that `settings` log to is not installed."""
+    libraries = (
+        ("tensorboard", "torch.utils.tensorboard.writer", "TensorBoard"),
+        ("wandb", "wandb", "Weights & Biases"),
+    )
+    for name, module, called in libraries:
+        if getattr(settings, name):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise LlucidError(
+                    f"{name}=True: {called} is not installed; pip install {name}, or use {name}=False"
+                ) from error
+
+
 def _tensorboard(out: Path, step: int) -> Log:
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise LlucidError("tensorboard=True: TensorBoard is not installed; pip install tensorboard") from error
+    from torch.utils.tensorboard.writer import SummaryWriter
+
     writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
     def log(step: int, figures: dict[str, float]) -> None:
@@ -349,10 +363,7 @@ def _tensorboard(out: Path, step: int) -> Log:
 
 
 def _wandb(out: Path, settings: Settings) -> Log:
-    try:
-        wandb: Any = importlib.import_module("wandb")
-    except ImportError as error:
-        raise LlucidError("wandb=True: Weights & Biases is not installed; pip install wandb") from error
+    wandb: Any = importlib.import_module("wandb")
     place = str(out.resolve())
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]  # a resumed run is the same one there
     run = wandb.init(project="llucid", name=out.name, id=name, dir=place, config=asdict(settings), resume="allow")

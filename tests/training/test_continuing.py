@@ -436,9 +436,29 @@ def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monke
     resumed(tmp_path / "run", steps=3)
     assert begun[0]["id"] == begun[1]["id"]
     assert json.dumps(begun[0]["config"])
-    monkeypatch.setitem(sys.modules, "wandb", None)
+
+
+def test_a_missing_library_is_named_before_anything_is_written(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was begun with it continues without it."""
+    libraries = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard.writer"}
+    for module in libraries.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in libraries:
+        with pytest.raises(LlucidError, match=f"^{name}=True: .* is not installed; .*, or use {name}=False$"):
+            small(corpus, tmp_path / "run", steps=2, **{name: True})
+    assert not list(tmp_path.iterdir())
+    small(corpus, tmp_path / "run", steps=2)
+    before = (tmp_path / "run" / "train.toml").read_text()
     with pytest.raises(LlucidError, match="wandb=True: Weights & Biases is not installed"):
-        resumed(tmp_path / "run", steps=4)
+        resumed(tmp_path / "run", steps=3, wandb=True)
+    assert (tmp_path / "run" / "train.toml").read_text() == before
+    (tmp_path / "run" / "train.toml").write_text(before.replace("wandb = false", "wandb = true"))
+    with pytest.raises(LlucidError, match="wandb=True: Weights & Biases is not installed"):
+        resumed(tmp_path / "run", steps=3)
+    resumed(tmp_path / "run", steps=3, wandb=False)
+    assert len(losses(tmp_path / "run")) == 3
 
 
 # ------------------------------------------------------------------------------------------------------ busy machines
