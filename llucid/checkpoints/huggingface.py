@@ -6,6 +6,7 @@ The weights may also be in several files with an index, or in PyTorch's format, 
 import json
 import math
 import re
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -103,7 +104,7 @@ def recognises(path: Path) -> bool:
 
 
 def read_config(path: Path) -> Config:
-    """The Config of a folder's `config.json`.
+    """The Config of a folder's `config.json`; as in transformers, a head that differs from the embedding is not tied.
 
     Raises LlucidError, with the key, for a model that is not a Llama or has a feature that llucid lacks.
     """
@@ -124,6 +125,12 @@ def read_config(path: Path) -> Config:
     defaults = {"kv_heads": heads, "head_dim": dim // max(1, heads), "context": 2048}
     sizes = {name: int_of(values, key, file, defaults.get(name)) for name, key in SIZES.items()}
     flags = {name: bool(values.get(key, False)) for name, key in FLAGS.items()}
+    if flags["tied_embeddings"] and has_own_head(path):
+        flags["tied_embeddings"] = False
+        note(
+            f"{path}: {NAMES['output']} differs from the embedding and is used, as in transformers 5, although "
+            "config.json has tie_word_embeddings, by which transformers 4 ignores it"
+        )
     eps, (theta, scaling) = float_of(values, "rms_norm_eps", file, 1e-6), read_rope(values, file)
     window = int_of(values, "sliding_window", file, sizes["context"])
     if window < sizes["context"] and values.get("use_sliding_window") is not False:
@@ -149,7 +156,8 @@ def stretched_context(values: dict[str, Any], path: Path, original: int, factor:
 
 def inferred(path: Path) -> set[str]:
     """The numbers of the Config that no file says."""
-    return {"context"} if isinstance(read_config(path).rope_scaling, LinearScaling) else set()
+    file = path / "config.json"
+    return {"context"} if isinstance(read_rope(read_json(file), file)[1], LinearScaling) else set()
 
 
 def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
@@ -335,6 +343,16 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
         raise LlucidError(f"{file}: not a complete safetensors file ({error})") from error
 
 
+def has_own_head(path: Path) -> bool:
+    """Whether the folder has an output matrix that differs from the embedding. False if its weights cannot be read."""
+    with suppress(LlucidError):
+        entries = read_entries(path)
+        head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
+        if head and embedding and embedding.ndim == 2 and embedding.dtype in NUMBERS:  # others are refused later
+            return not equal_bits(head, embedding)
+    return False
+
+
 def read_header(path: Path) -> Header:
     return {name: (entry.shape, entry.dtype) for name, entry in read_entries(path).items()}
 
@@ -364,9 +382,6 @@ def open_weights(path: Path, config: Config) -> Weights:
     unused = {*other}
     if config.tied_embeddings:
         unused.add(NAMES["output"])
-        twins = head and embedding and head.dtype in NUMBERS and len(head.shape) == 2 and (head, embedding)
-        if twins and not equal_bits(*twins):
-            note(f"{path}: {NAMES['output']} is ignored, since config.json has tie_word_embeddings")
 
     def in_pairs(path: str, array: Mapped) -> Mapped:
         heads = heads_of(path, config)

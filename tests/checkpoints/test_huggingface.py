@@ -13,9 +13,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llucid.arrays.quantize import quantize_matrix
 from llucid.checkpoints import Model, convert, describe, huggingface, load, save
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.fast import dense
 from llucid.generation.torch_reader import tensors as in_torch
 from llucid.llama import llama
 from llucid.tokenizers.characters import Characters
@@ -28,7 +30,7 @@ FAR = [0, 1, 2, 3, 500, 8191, 8192, 20_000]
 """Positions at which RoPE scaling makes a difference."""
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+@pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> Config:
     return request.param
 
@@ -70,9 +72,10 @@ def test_wrong_embeddings_of_a_tied_model_are_refused(wrong: torch.Tensor, tmp_p
 def test_transformers_opens_our_folders(config: Config, tmp_path: Path) -> None:
     model = model_of(config)
     save(model, tmp_path / "model")
-    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+    opened: Any = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True, attn_implementation="eager"
     )
+    theirs, report = opened
     assert not any(report.values()), report
     tokens = torch.randint(config.vocab_size, (2, len(FAR)), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -97,6 +100,7 @@ def test_we_open_folders_of_transformers(config: Config, shard: str, tmp_path: P
     save(model, tmp_path / "ours")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
+    assert model.tokenizer
     model.tokenizer.save(tmp_path / "theirs")
     files = list((tmp_path / "theirs").glob("*.safetensors"))
     assert len(files) == 1 if shard == "1GB" else len(files) > 1
@@ -126,7 +130,7 @@ def test_a_tied_matrix_under_the_name_of_the_output(tmp_path: Path) -> None:
     save_file(state, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     assert same(load(tmp_path / "m", device="cpu").weights, model.weights)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")
-    assert torch.equal(theirs.get_input_embeddings().weight, model.weights.embedding)
+    assert torch.equal(theirs.state_dict()["model.embed_tokens.weight"], model.weights.embedding)
 
 
 COMMON = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "pretraining_tp": 1}
@@ -370,19 +374,40 @@ def test_wrong_tensors_are_refused(damage: Any, message: str, folder: Path) -> N
         load(folder, device="cpu")
 
 
-def test_the_output_of_a_tied_model_is_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_a_head_of_its_own_is_used_although_the_config_ties_it(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in transformers, which ties only a head that is missing or equal."""
     model = model_of(CONFIGS["one for all, tied"])
     save(model, tmp_path / "model")
-    file = tmp_path / "model" / "model.safetensors"
-    tensors = load_file(file)
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    write = save_file if file == "model.safetensors" else torch.save
     tensors[OUTPUT] = tensors["model.embed_tokens.weight"].clone()
-    save_file(tensors, file)
+    write(tensors, tmp_path / "model" / file)
     assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
+    assert not capsys.readouterr().err
     tensors[OUTPUT][3, 3] += 1
-    save_file(tensors, file)
-    assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
-    assert "note: " in (message := capsys.readouterr().err)
-    assert message.endswith("lm_head.weight is ignored, since config.json has tie_word_embeddings\n")
+    write(tensors, tmp_path / "model" / file)
+    found = load(tmp_path / "model", device="cpu")
+    assert f"{tmp_path / 'model'}: lm_head.weight differs from the embedding and is used" in capsys.readouterr().err
+    assert found.config == replace(model.config, tied_embeddings=False)
+    assert same(found.weights, model.weights._replace(output=tensors[OUTPUT]))
+    tokens = torch.arange(20)[None]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager")
+    with torch.no_grad():
+        check_equal(found, tokens, theirs(tokens).logits, None)
+    mapped = load(tmp_path / "model", device="cpu", mapped=True)
+    assert same(in_torch(mapped.weights), found.weights)
+    quantised = load(tmp_path / "model", device="cpu", quantize="int8").weights
+    assert torch.equal(dense(leaves(quantised)[-1]), quantize_matrix(tensors[OUTPUT], 8).dense())
+    assert describe(tmp_path / "model")["tied_embeddings"] == "False"
+    for out, format in (("hf", "huggingface"), ("m.gguf", "gguf"), ("meta", "meta"), ("m.bin", "llama2c")):
+        convert(tmp_path / "model", tmp_path / "out" / out, format)
+        written = load(tmp_path / "out" / out, device="cpu")
+        assert not written.config.tied_embeddings
+        assert same(written.weights, found.weights)
 
 
 @pytest.mark.parametrize(
