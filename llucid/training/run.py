@@ -4,6 +4,7 @@
     train.toml                                                             every setting
     state/latest.safetensors                                               the latest weights, optimizer and progress
     state/measured.json state/corpus.sha256                                the best measurement so far; which text
+    state/model.safetensors                                                the best model before training was stopped
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
 
@@ -69,7 +70,7 @@ class Measured(NamedTuple):
     best: float = float("inf")
     """Lowest loss on the longest windows so far, in nats per token."""
     model_step: int = 0
-    """The step whose model is in the folder: the best, or a better one of a later moment when training was stopped."""
+    """The step of the best one."""
     window: int = 0
     """Tokens in these windows."""
     worse: int = 0
@@ -262,6 +263,18 @@ def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
     if toml.read_text(encoding="utf-8") != text:
         write_text_atomically(toml, text)
         write_measured(out, read_measured(out, progress)._replace(worse=0))
+
+
+def set_model_aside(out: Path) -> None:
+    """Keeps the model in the folder for `put_model_back`."""
+    with atomic_file(out / "state" / "model.safetensors") as temporary:
+        shutil.copyfile(out / "model.safetensors", temporary)
+
+
+def put_model_back(out: Path) -> None:
+    """Replaces the better model of a moment when training was stopped, so that a stop changes nothing."""
+    with suppress(FileNotFoundError):
+        os.replace(out / "state" / "model.safetensors", out / "model.safetensors")
 
 
 def write_measured(out: Path, measured: Measured) -> None:

@@ -121,7 +121,7 @@ class Settings:
     clip: float = 1.0
     """Largest norm of the gradient over all parameters; a longer gradient is scaled down to it."""
     evaluations: int | None = None
-    """Evenly spaced measurements on the validation split (default: up to five, in at most a tenth of the time)."""
+    """Evenly spaced measurements on the validation split (default: up to five, in about a tenth of the time)."""
     patience: int | None = None
     """Stop after this many measurements without a lower validation loss (default: never)."""
     snapshots: int = 0
