@@ -7,6 +7,7 @@ from llucid.errors import LlucidError
 
 if TYPE_CHECKING:  # importing PyTorch takes a second, and headers are read without it
     import torch
+    from torch import Tensor
 
 
 def choose_dtype(name: str | None) -> "torch.dtype | None":
@@ -27,6 +28,29 @@ def dtype_of(name: str) -> "torch.dtype":
     import torch
 
     return getattr(torch, name)
+
+
+def converted(numbers: "Tensor", dtype: "torch.dtype") -> "Tensor":
+    """The numbers in this dtype. Raises LlucidError if a finite one would become infinite."""
+    import torch
+
+    found = numbers.to(dtype)
+    if dtype == numbers.dtype or torch.finfo(dtype).max >= torch.finfo(numbers.dtype).max or not found.numel():
+        return found
+    if not all(end.isfinite() for end in found.aminmax()):
+        refuse_infinite(numbers[found.isinf()], name_of_dtype(dtype))
+    return found
+
+
+def refuse_infinite(numbers: "Tensor", kind: str) -> None:
+    """Raises LlucidError if one of the numbers, which are infinite in this `kind`, is finite itself."""
+    import torch
+
+    finite = numbers[numbers.isfinite()].abs().double()
+    if finite.numel():
+        largest = finite.max().item()
+        wider = " or ".join(name for name in ("bfloat16", "float32") if largest < torch.finfo(dtype_of(name)).max)
+        raise LlucidError(f"{largest:g} is too large for {kind}{wider and f'; use {wider}'}")
 
 
 def full_name(dtype: str) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llucid.arrays.dtypes import converted, dtype_of
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -46,7 +48,8 @@ class Mapped:
         return torch.from_numpy(numbers).view(getattr(torch, self.dtype))
 
     def to(self, device: Any = None, dtype: Any = None) -> "Tensor":
-        return self.tensor().to(device=device, dtype=dtype)
+        """A tensor on this device, of this dtype. Raises LlucidError as `converted` does."""
+        return converted(self.tensor(), dtype or dtype_of(self.dtype)).to(device)
 
     def floats(self) -> NDArray[np.float32]:
         if self.dtype == "bfloat16":  # the upper half of a float32

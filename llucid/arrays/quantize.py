@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 
+from llucid.arrays.dtypes import converted, refuse_infinite
 from llucid.arrays.quantized import GROUP, TILE, Quantized, rows_in_chunk
 
 Bits = Literal[8, 4]
@@ -20,11 +21,18 @@ def quantize_leaf(leaf: Tensor | Quantized, bits: Bits) -> Tensor | Quantized:
 
 
 def quantize_matrix(w: Float[Tensor, "rows columns"], bits: Bits) -> Quantized:
-    """w in groups of 32, some rows at a time."""
+    """w in groups of 32, some rows at a time. Raises LlucidError if a number is too large for the scales."""
     groups = {8: groups_of_int8, 4: groups_of_int4}[bits]
-    parts = (part.detach().float().unflatten(1, (-1, GROUP)) for part in w.split(rows_in_chunk(w.shape[1])))
+
+    def quantized(part: Tensor) -> tuple[Tensor, Tensor]:
+        part = converted(part.detach(), torch.float32).unflatten(1, (-1, GROUP))
+        numbers, scales = groups(part)
+        if (infinite := scales.isinf()).any():
+            refuse_infinite(part[infinite].abs().amax(-1), f"the float16 scales of {bits} bits")
+        return tiled(numbers, scales)
+
     with torch.autocast(w.device.type, enabled=False):
-        numbers, scales = zip(*(tiled(*groups(part)) for part in parts), strict=True)
+        numbers, scales = zip(*map(quantized, w.split(rows_in_chunk(w.shape[1]))), strict=True)
         return Quantized(f"Q{bits}_0", torch.cat(numbers), torch.cat(scales), w.shape[0], w.dtype)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, Float16, Int, UInt8
 from numpy.typing import NDArray
 
+from llucid.arrays.dtypes import converted
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -93,8 +95,14 @@ class Quantized:
         return Quantized(self.form, *arrays, self.rows, getattr(torch, self.dtype))
 
     def to(self, device: Any = None, dtype: Any = None) -> "Quantized":
-        """The same matrix, its arrays as tensors on this device, which computes in this dtype."""
+        """The same matrix, its arrays as tensors on this device, which computes in this dtype.
+
+        Raises LlucidError if it has numbers that are too large for this dtype."""
+        import torch
+
         w = self.tensor()
+        if dtype and dtype.itemsize == 2 and w.scales.abs().max() > 15:  # the numbers are at most 4096 times the scales
+            converted(replace(w, dtype=torch.float32).dense(), dtype)
         return replace(w, numbers=w.numbers.to(device), scales=w.scales.to(device), dtype=dtype or w.dtype)
 
     def dense(self) -> "Float[Tensor, 'rows columns']":

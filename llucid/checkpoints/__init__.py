@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from llucid.arrays import Quantized
 from llucid.arrays.devices import choose_device, only_cpu
-from llucid.arrays.dtypes import choose_dtype, dtype_of, widest
+from llucid.arrays.dtypes import choose_dtype, dtype_of, name_of_dtype, widest
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config
 from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
-from llucid.errors import LlucidError, NoTokenizer, note, one_line
+from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
 from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
 from llucid.model import Model
 from llucid.native.step import threads
@@ -42,7 +42,7 @@ from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-from llucid.weights import Weights, leaves, parameter_count, tree_map
+from llucid.weights import Weights, assemble, leaves, named_leaves, parameter_count, tree_map
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,8 @@ def load(
         `llucid.generation` then imports PyTorch only if it is faster.
 
     Weights are mapped from the file where possible. A model without a tokenizer opens, with `tokenizer` None.
-    Raises LlucidError for a model that does not exist, is incomplete, or is not a Llama.
+    Raises LlucidError for a model that does not exist, is incomplete, or is not a Llama, and for a weight that would be
+    infinite in `dtype`.
     """
     if quantize not in (None, *get_args(Quantization)):
         raise LlucidError(f"quantize={quantize}: expected int8 or int4")
@@ -136,20 +137,20 @@ def load(
         dtype = dtype_of(kind)
         if rounded:
             note(f"{path}: norms or biases are rounded to {kind}, as the matrices are; dtype=float32 keeps them")
-    if not keep:
-        return model._replace(weights=tree_map(lambda leaf: leaf.read().to(device, dtype), model.weights))
     from llucid.arrays.quantize import BITS, quantize_leaf
 
-    bits = BITS.get(quantize or "")
+    bits, stored = BITS.get(quantize or ""), dict(named_leaves(model.weights))
 
-    def read(leaf: Stored) -> "Tensor | Quantized":
-        array = leaf.read().tensor()
-        return quantize_leaf(array, bits) if bits else array
+    def read(name: str, shape: tuple[int, ...]) -> "Tensor | Quantized":
+        array = stored[name].read()
+        with prefix_errors(f"{path}: {name}"):
+            smaller = quantize_leaf(array.tensor(), bits) if bits else array
+            return (smaller if isinstance(smaller, Quantized) else array).to(device, dtype)
 
-    weights = tree_map(read, model.weights)
+    weights = assemble(model.config, read)
     if bits and not any(isinstance(leaf, Quantized) for leaf in leaves(weights)):
         raise LlucidError(f"quantize={quantize}: no matrix of this model has rows of a multiple of 32 numbers")
-    return model._replace(weights=tree_map(lambda leaf: leaf.to(device, dtype), weights))
+    return model._replace(weights=weights)
 
 
 def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model:
@@ -248,7 +249,7 @@ def save(
 
     `version` is the version of the llama2c format; `dtype` is the name of the dtype to write, None the model's own.
     Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
-    a model that the format cannot hold.
+    a model that the format cannot hold; a weight must not become infinite in `dtype`.
     """
     if out == "":
         raise LlucidError("out='': is empty; name a folder or a file")
@@ -259,6 +260,9 @@ def save(
     if model.sampling and format not in ("huggingface", "gguf"):
         lost = ", ".join(f"{name} {value:g}" for name, value in model.sampling.items())
         note(f"{out}: this format has no place for the model's sampling settings: {lost}")
+    dtypes = {name_of_dtype(leaf.dtype) for leaf in leaves(model.weights)}
+    if dtype is None and format in ("llama2c", "gguf") and "float64" in dtypes:
+        note(f"{out}: float64 numbers are rounded to float32, which is the most that this format holds")
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):

@@ -377,8 +377,9 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     with atomic_file(out) as temporary, open(temporary, "wb") as file:
         file.write(encode_header(metadata, tensors))
         for tensor in tensors:
-            for chunk in tensor_chunks(tensor):
-                done += file.write(chunk)
+            with prefix_errors(tensor.name):
+                for chunk in tensor_chunks(tensor):
+                    done += file.write(chunk)
             file.write(bytes(-tensor.size % ALIGNMENT))
             progress(done, total)
 

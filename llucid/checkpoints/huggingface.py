@@ -427,7 +427,8 @@ def write_weights(
     with atomic_file(folder / "model.safetensors") as temporary, open(temporary, "wb") as out:
         out.write(len(encoded).to_bytes(8, "little") + encoded)
         for path, leaf in named_leaves(weights):
-            done += out.write(bytes_of(in_halves(path, leaf, config), kinds[path]))
+            with prefix_errors(name_of(path)):
+                done += out.write(bytes_of(in_halves(path, leaf, config), kinds[path]))
             progress(done, total)
         out.flush()
 

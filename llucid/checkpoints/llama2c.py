@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llucid.arrays import Mapped
-from llucid.arrays.dtypes import full_name
+from llucid.arrays.dtypes import converted, full_name
 from llucid.checkpoints import meta
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import float_of, int_of
@@ -261,7 +261,7 @@ def quantize_groups(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
     """
     import torch
 
-    numbers = matrix.float().reshape(-1, group)
+    numbers = converted(matrix, torch.float32).reshape(-1, group)
     scale = numbers.abs().amax(1) / 127
     divisor = torch.where(scale == 0, 1, scale)  # a group of zeros
     return (numbers / divisor[:, None]).round().to(torch.int8), scale
@@ -294,12 +294,13 @@ def write(
             if path == "output":
                 file.writelines(angles(config) if version == 0 else ())
             assert file.tell() == offset, f"{path=} {offset=}"
-            if version == 2 and len(shape) == 2:
-                small, scale = quantize_groups(tensor_of(leaves[path]), group)
-                file.write(bytes_of(small, "int8"))
-                file.write(bytes_of(scale, "float32"))
-            else:
-                file.write(bytes_of(leaves[path], "float32"))
+            with prefix_errors(path):
+                if version == 2 and len(shape) == 2:
+                    small, scale = quantize_groups(tensor_of(leaves[path]), group)
+                    file.write(bytes_of(small, "int8"))
+                    file.write(bytes_of(scale, "float32"))
+                else:
+                    file.write(bytes_of(leaves[path], "float32"))
             progress(file.tell(), header.size)
         if version == 0 and config.tied_embeddings:
             file.writelines(angles(config))

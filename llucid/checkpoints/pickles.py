@@ -14,10 +14,10 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo, _EndRecData  # pyright: ignore
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.arrays.dtypes import dtype_of, name_of_dtype, width_of
+from llucid.arrays.dtypes import converted, dtype_of, name_of_dtype, width_of
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, first_bytes, refuse_stand_in
 
 STORAGES = {
@@ -253,6 +253,7 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, pro
     from torch.serialization import skip_data
 
     distinct = {id(tensor): tensor for tensor in tensors.values()}
+    names = {id(tensor): name for name, tensor in tensors.items()}
     kinds = {key: dtype or name_of_dtype(tensor.dtype) for key, tensor in distinct.items()}
     blanks = {key: torch.empty(tensor.shape, dtype=dtype_of(kinds[key])) for key, tensor in distinct.items()}
     total, done = sum(blank.nbytes for blank in blanks.values()), 0
@@ -269,7 +270,8 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, pro
             for name, content in parts.items():
                 archive.writestr(ZipInfo(f"consolidated/{name}"), content)
             for number, (key, tensor) in enumerate(distinct.items()):
-                numbers = bytes_of(tensor, kinds[key])
+                with prefix_errors(names[key]):
+                    numbers = bytes_of(tensor, kinds[key])
                 record = ZipInfo(f"consolidated/data/{number}")
                 assert archive.fp is not None
                 record.extra = padding(archive.fp.tell() + 30 + 20 + len(record.filename))
@@ -285,8 +287,8 @@ def padding(position: int) -> bytes:
 
 
 def bytes_of(leaf: Leaf, dtype: str) -> memoryview:
-    """The numbers of a tensor in this dtype, little-endian and row by row."""
+    """The numbers of a tensor in this dtype, little-endian and row by row. Raises LlucidError as `converted` does."""
     import torch
 
-    tensor = tensor_of(leaf).to(dtype_of(dtype)).contiguous()
+    tensor = converted(tensor_of(leaf), dtype_of(dtype)).contiguous()
     return memoryview(tensor.view(torch.uint8).numpy().reshape(-1))  # pyright: ignore

@@ -122,7 +122,7 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
 def test_generate_with_penalties_and_biases(made: Path) -> None:
     words = ("generate", made / "run", PROMPT, "--temperature", 0, "--max-tokens", 6)
     model = llucid.load(made / "run", device="cpu")
-    [z] = model.tokenizer.encode("w")
+    [z] = model.text().encode("w")
     assert do(*words, "--logit-bias", f"{z}=100").stdout == f"{PROMPT}wwwwww\n"
     both = ("--logit-bias", f"{z}=50", "--presence-penalty", 99, "--frequency-penalty", 0, "--repetition-penalty", 1.1)
     assert do(*words, *both).stdout.count("w") == PROMPT.count("w") + 1
@@ -170,7 +170,7 @@ def test_info_prints_every_number(made: Path) -> None:
         "context": "32",
         "rope_theta": "10000.0",
     }
-    assert "22 ids" in shown["tokenizer"] or f"{model.tokenizer.vocab_size} ids" in shown["tokenizer"]
+    assert "22 ids" in shown["tokenizer"] or f"{model.text().vocab_size} ids" in shown["tokenizer"]
 
 
 def broken(made: Path, out: Path, change: str) -> Path:

@@ -64,12 +64,12 @@ def after(statements: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", f"{statements}; from llucid.cli import main; main()", *map(str, arguments)]
 
 
-def do(*arguments: object, status: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+def do(*arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs llucid to its end, as a user would."""
     return ended(command(*arguments), status, **options)
 
 
-def ended(words: list[str], status: int, **options: object) -> subprocess.CompletedProcess[str]:
+def ended(words: list[str], status: int, **options: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done
@@ -84,7 +84,7 @@ def fresh(corpus: Path, out: Path | str, *more: object) -> tuple[object, ...]:
     return ("train", "--corpus", corpus, "--out", out, *SMALL, *more)
 
 
-def losses(out: Path) -> list[dict[str, object]]:
+def losses(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -197,7 +197,7 @@ def test_transformers_opens_the_folder(straight: Path) -> None:
     model = llucid.load(straight)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(straight)
     tokenizer = transformers.AutoTokenizer.from_pretrained(straight)
-    ids = model.tokenizer.encode("who found the bell?")
+    ids = model.text().encode("who found the bell?")
     assert tokenizer("who found the bell?")["input_ids"] == ids
     with torch.no_grad():
         ours = llama(torch.tensor([ids]), model.weights, model.config)
@@ -217,7 +217,7 @@ def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
     assert len(measured) == 4
     assert measured[-1] > min(measured)
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
         min(measured), rel=1e-5
     )
@@ -541,7 +541,7 @@ def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> N
     out = tmp_path / "bpe"
     printed = do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300")).stdout
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
     expected = mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) * a_character
@@ -574,16 +574,17 @@ def test_clock() -> None:
 
 def test_a_measurement_fits_a_terminal() -> None:
     """Of 80 columns. Samples are cut to its width, and their control characters are replaced."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    report = Report(console)
+    printed, narrow = io.StringIO(), io.StringIO()
+    report = Report(Console(file=printed, force_terminal=True, width=80, color_system=None))
     report.context = 256
     report.measured(1500, 1.6, 1.7, 64, "\n\n" + "漢" * 60 + "\n[bold]\t:smile:\x1b[31m\x0e\r\nc\nd", 142_876.0, 72.0)
-    first, *sample = console.file.getvalue().splitlines()
+    first, *sample = printed.getvalue().splitlines()
     assert first == "step 1500  train 1.600  val 1.700 nats 2.453 bits  window 64  142,876 tokens/s"
     assert sample == ["    " + "漢" * 38, "    [bold]  :smile:␛[31m␎␍", "    c"]
-    narrow = Console(file=io.StringIO(), force_terminal=True, width=20, color_system=None)
-    Report(narrow).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
-    assert max(cell_len(line) for line in narrow.file.getvalue().splitlines()) <= 20
+    Report(Console(file=narrow, force_terminal=True, width=20, color_system=None)).measured(
+        15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0
+    )
+    assert max(cell_len(line) for line in narrow.getvalue().splitlines()) <= 20
 
 
 def test_measuring_does_not_count_in_the_training_speed(
@@ -676,7 +677,7 @@ def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None
     assert short < min(full)
     assert full[-1] > min(full)
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
         min(full), rel=1e-5
     )
@@ -703,7 +704,7 @@ def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
     do(*fresh(corpus, out, *grown, "--stop-after", 6))
     [measured] = [row for row in losses(out) if "validation" in row]
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     at = {length: mean_loss(validation_batches(tokens, length), model.weights, model.config) for length in (64, 256)}
     assert measured["validation"] == pytest.approx(at[64], rel=1e-6)
     assert at[256] != pytest.approx(at[64], rel=1e-5)
