@@ -4,7 +4,7 @@
     train.toml                                                             every setting
     state/latest.safetensors                                               the latest weights, optimizer and progress
     state/measured.json state/corpus.sha256                                the best measurement so far; which text
-    state/model.safetensors                                                the best model before training was stopped
+    state/model.safetensors                                                the best model but for those of stops
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
 
@@ -79,6 +79,17 @@ class Measured(NamedTuple):
     """Seconds that the last one took."""
     total: float = 0.0
     """Seconds that all of them took."""
+    stop_step: int = -1
+    """The step of a stop whose model was better, so that it is in the folder until the end of the run; −1 if none."""
+    stop_loss: float = 0.0
+    """Its loss, in nats per token."""
+    stop_window: int = 0
+    """Tokens in the windows where it was measured."""
+
+    @property
+    def held(self) -> int:
+        """The step whose model is in the folder."""
+        return self.model_step if self.stop_step < 0 else self.stop_step
 
 
 def free_name(name: str) -> Path:
@@ -272,8 +283,8 @@ def set_model_aside(out: Path) -> None:
 
 
 def put_model_back(out: Path) -> None:
-    """Replaces the better model of a moment when training was stopped, so that a stop changes nothing."""
-    with suppress(FileNotFoundError):
+    """Replaces the model in the folder by the one that was set aside."""
+    with suppress(FileNotFoundError):  # a kill came just after it
         os.replace(out / "state" / "model.safetensors", out / "model.safetensors")
 
 
