@@ -359,8 +359,8 @@ def test_a_second_hangup_does_not_interrupt_and_nohup_ignores_both(corpus: Path,
 
 def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
     """SIGTERM like Ctrl-C; the second one interrupts; other threads catch none."""
-    first = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    before = signal.getsignal(signal.SIGINT), signal.SIG_IGN
+    first = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT), signal.SIG_DFL
     numbers: list[int] = []
 
     def stopped() -> None:
@@ -382,6 +382,20 @@ def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
 
     with ThreadPoolExecutor(1) as other:
         assert not other.submit(in_other_thread).result()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_ignored_signal_stays_ignored(number: int) -> None:
+    """A shell's script ignores SIGINT for its background jobs."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interruption() as interrupted:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            assert not interrupted()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,6 +599,18 @@ def test_a_measurement_fits_a_terminal() -> None:
         15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0
     )
     assert max(cell_len(line) for line in narrow.getvalue().splitlines()) <= 20
+
+
+def test_a_sample_that_the_console_cannot_print_stops_nothing() -> None:
+    """Neither one with surrogates, nor the name of a folder."""
+    written = io.BytesIO()
+    printed = io.TextIOWrapper(written, encoding="ascii")
+    report = Report(Console(file=printed, width=80))
+    report.measured(2, 1.6, 1.7, 64, "fox 🦊\ud800 漢", 142.0, 72.0)
+    report.say("stopped: runs/café")
+    printed.flush()
+    _, sample, said = written.getvalue().decode().splitlines()
+    assert (sample, said) == ("    fox ?? ?", "stopped: runs/caf?")
 
 
 def test_measuring_does_not_count_in_the_training_speed(
