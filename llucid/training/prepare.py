@@ -57,7 +57,11 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         base = load(settings.base, device="cpu", tokenizer=tokenizer_of_base)
         tokenizer, config = base.text(), settings.rebased(base.config)
         if settings.chat:
-            tokenizer = with_llama3_template(tokenizer, f"base={settings.base}")
+            tokenizer = with_llama3_template(
+                tokenizer,
+                f"base={settings.base}",
+                "take a chat model, or one trained on text with the tokenizer of a chat model (tokenizer=PATH)",
+            )
         # Cloned, because those of a file are mapped from it.
         weights = tree_map(lambda leaf: leaf.float().clone(), base.weights)
     else:
