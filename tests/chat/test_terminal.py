@@ -258,7 +258,9 @@ def test_options_are_set_or_refused(session: Session) -> None:
     assert session.max_tokens == 1
     assert respond(session, "/set top_k  off") == "top_k is off"
     assert session.sampling.top_k is None
+    assert "seed 3" in respond(session, "/set").splitlines()
     respond(session, "/set seed off")
+    assert "seed off" in respond(session, "/set").splitlines()
     for line, says in {
         "/set wings 2": "/set wings: unknown option; expected one of: temperature",
         "/set temperature": "/set temperature needs a value",

@@ -108,6 +108,7 @@ def test_bad_input_is_one_line() -> None:
         ({"seeds": 0}, "seeds=0"),
         ({"corpus": ["nowhere.txt"]}, "nowhere.txt: no such file"),
         ({"out": "."}, "is not empty"),
+        ({"out": __file__}, "is a file; choose another folder"),
     ],
 )
 def test_bad_input_is_an_error_that_names_the_option(numbers: dict[str, Any], words: str) -> None:
