@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from llucid.files import (
     cache_folder,
     is_occupied,
     json_value,
+    remove_unfinished,
     replaced_in_errors,
+    temporary_name,
     write_text_atomically,
 )
 
@@ -110,6 +114,18 @@ def test_partial_files_of_a_process_with_our_id_are_removed(there: bool, tmp_pat
         (folder / "whole").write_text("new")
     assert [path.name for path in out.iterdir()] == ["whole"]
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_killed_processes_left_of_a_place_is_removed(tmp_path: Path) -> None:
+    out, long = tmp_path / "a.gguf", "x" * 99
+    left = [tmp_path / temporary_name("a.gguf", 4194999), tmp_path / temporary_name(long, 4194999) / "inside"]
+    kept = [tmp_path / temporary_name(*which) for which in (("a.gguf", os.getppid()), ("b.gguf", 4194999))]
+    left[1].mkdir(parents=True)
+    for path in (left[0], *kept):
+        path.touch()
+    remove_unfinished(out)
+    remove_unfinished(tmp_path / long)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,3 +220,21 @@ def test_json_is_nested_to_a_limit(begin: str, end: str) -> None:
     for depth in (deepest + 1, 5 * deepest, 20 * deepest):
         with pytest.raises(ValueError, match="nested too deeply"):
             nested(depth)
+
+
+@pytest.mark.parametrize(
+    "value", [r"\\frac{a}{b}" * 1000, [[1, 2]] * 5000, [{}] * 5000, "[" * 5000, ['"[{', "\\"] * 3000]
+)
+def test_json_may_be_mostly_brackets(value: Any) -> None:
+    assert json_value(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("unit", ["[" * 90 + "]" * 90, '{"":' * 90 + "0" + "}" * 90, "{}", '{"":[]}', "1000"])
+def test_json_takes_at_most_45_times_its_size(unit: str) -> None:
+    content = f"[{','.join([unit] * (50_000 // len(unit)))}]".encode()
+    tracemalloc.start()
+    value = json_value(content)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert value
+    assert held <= most < 45 * len(content)

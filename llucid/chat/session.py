@@ -60,7 +60,7 @@ class Conversation(NamedTuple):
             messages = content.get("messages")
             if not isinstance(messages, list):
                 raise LlucidError("expected a list under 'messages'")
-            dialog = check_dialog([*messages, {"role": "user", "content": ""}], strip=False)[:-1]
+            dialog = check_dialog([*messages, {"role": "user", "content": ""}])[:-1]
             tools = check_objects("tools", content.get("tools") or [])
         if dialog and dialog[-1]["role"] not in ("system", "assistant"):
             raise LlucidError(f"{path}: the last message is a question; a conversation ends with its answer")

@@ -34,7 +34,7 @@ from llucid.checkpoints.hub import find
 from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
-from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
+from llucid.files import atomic_folder, is_occupied, refuse_stand_in, remove_unfinished, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
@@ -292,6 +292,7 @@ def convert(
     path, out = find(path), Path(out)
     if is_occupied(out):
         raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
+    remove_unfinished(out)
     model = _open(path, tokenizer)
     model = model._replace(weights=in_one_dtype(model.weights)[0])
     with _removed_on_error(out):

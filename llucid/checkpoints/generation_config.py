@@ -14,19 +14,36 @@ LARGEST = 1e9
 """Larger numbers are ignored: they may not even be numbers that float can hold."""
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
+OTHERS = {
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale", "num_beams"), 1),
+    **dict.fromkeys(("bad_words_ids", "sequence_bias", "suppress_tokens", "begin_suppress_tokens", "stop_strings")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty")),
+    **dict.fromkeys(("penalty_alpha", "watermarking_config")),
+}
+"""Settings by which transformers writes another text and which llucid lacks, with the value that changes nothing."""
+OTHERS_OF_SAMPLING = {"typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "top_h": None}
+"""More of them, which only have an effect with `do_sample`."""
+
 
 def sampling_defaults(path: Path) -> dict[str, Any]:
     """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`; in older
     folders without one, those in `config.json`.
 
-    Empty if the file is damaged, as some published ones are, or if it does not say `do_sample`.
+    As in transformers, only repetition_penalty has an effect without `do_sample`. Settings that llucid lacks are noted.
+    Empty if the file is damaged, as some published ones are.
     """
     file = path / (FILE if (path / FILE).exists() else "config.json")
     try:
         config = read_json(file)
     except LlucidError:
         return {}
-    return checked_settings(config, file) if config.get("do_sample") is True else {}
+    sampled = config.get("do_sample") is True
+    others = OTHERS | (OTHERS_OF_SAMPLING if sampled else {})
+    if lacking := [name for name, neutral in others.items() if config.get(name) not in (neutral, None, [], {})]:
+        note(f"{file}: settings that llucid does not have, and ignores: {', '.join(lacking)}")
+    penalty = {"repetition_penalty": config.get("repetition_penalty")}
+    return checked_settings(config if sampled else penalty, file)
 
 
 def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
@@ -34,6 +51,8 @@ def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
     found = {name: values[name] for name in SETTINGS if values.get(name) is not None}
     if found.get("top_k") in (0, -1):  # in transformers and vLLM, that is no limit
         del found["top_k"]
+    if found.get("repetition_penalty") == 1:  # none
+        del found["repetition_penalty"]
     for name, value in list(found.items()):
         kinds = (int,) if name == "top_k" else (int, float)
         if type(value) not in kinds or not 0 <= value < LARGEST:
@@ -47,7 +66,8 @@ def write_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
     """Adds sampling settings to the folder's `generation_config.json`; nothing if there are none."""
     if sampling:
         config = read_json(folder / FILE) if (folder / FILE).is_file() else {}
-        config |= {"do_sample": True, **sampling}
+        sampled = {"do_sample": True} if set(sampling) - {"repetition_penalty"} else {}
+        config |= {**sampled, **sampling}
         write_text_atomically(folder / FILE, json.dumps(config, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Files of conversations, in OpenAI's, ShareGPT's or nanochat's format: one a line, or all in one JSON array."""
+"""Files of conversations, in OpenAI's, ShareGPT's or nanochat's format: one a line, or all in one JSON value."""
 
 import codecs
 import hashlib
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from llucid.corpora import Corpus
 from llucid.corpora.sources import GZIP, PARQUET
 from llucid.dialogs.formats import check_messages, check_objects
-from llucid.errors import LlucidError, prefix_errors
+from llucid.errors import LlucidError, prefix_errors, shown
 from llucid.files import cached, first_bytes, json_value, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
@@ -26,6 +26,8 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "bard": "assistant",
+    "bing": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "function_call": "assistant",
     "developer": "system",
@@ -34,10 +36,13 @@ ROLES = {
     "observation": "tool",
     "ipython": "tool",
 }
-"""Names of roles in OpenAI's and ShareGPT's files that are called otherwise here."""
-KEYS = {"from": "role", "value": "content"}
-"""ShareGPT's keys of a message, as OpenAI's."""
-IGNORED = ("id", "name", "tool_call_id")
+"""Names of roles in OpenAI's and ShareGPT's files, in any case, that are called otherwise here."""
+KEYS = {"from": "role", "value": "content", "train": "weight"}
+"""Keys of a message in ShareGPT's and other files that are called otherwise in OpenAI's."""
+UNREAD = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+"""Keys of a message that hold more of what the model should write; each chat template writes it in its own way."""
+LISTS = ("messages", "conversations", "conversation")
+"""Keys of a conversation's list of messages."""
 
 
 class Conversation(NamedTuple):
@@ -47,6 +52,8 @@ class Conversation(NamedTuple):
     learned: tuple[bool, ...]
     tools: list[dict[str, Any]] | None = None
     """What the model may call, for the chat template."""
+    fault: str = ""
+    """Why nothing can be learned from it; then there are no messages."""
 
 
 def open_conversations(name: str) -> Corpus:
@@ -62,81 +69,118 @@ def open_conversations(name: str) -> Corpus:
         name = f"fables-{hashlib.sha256(b''.join(sources)).hexdigest()[:12]}.jsonl"
         file = cached(name, lambda file: write_text_atomically(file, "".join(fable_dialogues.lines(FABLES))))
         return Corpus("fables", (file,))
-    expected = "fables, or a file of conversations, one JSON object per line"
+    expected = "fables, or a file of conversations, one JSON object per line, in UTF-8"
     if not Path(name).is_file():
         found = "not a regular file" if Path(name).exists() else "no such file"
         raise LlucidError(f"chat={name}: {found}; expected {expected}")
-    if first_bytes(Path(name), 4).startswith((GZIP, PARQUET)):
-        raise LlucidError(f"chat={name}: a gzip or Parquet file, which is not read here; expected {expected}")
+    head = first_bytes(Path(name), 4)
+    packed = head.startswith((GZIP, PARQUET))
+    if packed or b"\0" in head:
+        kind = "gzip or Parquet" if packed else "UTF-16 or binary"
+        raise LlucidError(f"chat={name}: a {kind} file, which is not read here; expected {expected}")
     return Corpus(replace_surrogates(Path(name).stem), (Path(name),))
 
 
 def read_conversations(corpus: Corpus, split: str = "all") -> Iterator[tuple[str, Conversation]]:
     """Pairs (place in the file, conversation) of the "train" or the "validation" split, or of both.
 
-    Raises LlucidError, naming the place, for what is not a conversation with an answer, and for fewer than two.
+    Raises LlucidError, naming the place, for what is not a conversation, and for fewer than two.
     """
     [file] = corpus.files
     count = sum(1 for _ in _entries(file))
-    if count < 2:
-        found = "there is no conversation" if not count else "there is one conversation"
-        raise LlucidError(f"{file}: {found} in it; at least one to learn from and one to validate are needed")
     border = count - max(1, count // VALIDATION_SHARE)
     wanted = {"train": range(border), "validation": range(border, count), "all": range(count)}[split]
     for number, (where, entry) in enumerate(_entries(file)):
-        if number in wanted:
+        if number in wanted or count == 1:  # the only one may be a file of another kind, which is a better reason
             with prefix_errors(f"{file}, {where}"):
                 yield where, parse_conversation(_json(entry) if isinstance(entry, bytes) else entry)
+    if count < 2:
+        found = "there is no conversation" if not count else "there is one conversation"
+        raise LlucidError(f"{file}: {found} in it; at least one to learn from and one to validate are needed")
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Any]]:
-    """(where it is, a line that is not empty), or (where it is, an element) of a file that is one JSON array."""
+    """(where it is, a line that is not empty), or (where it is, a conversation) of a file that is one JSON value."""
     with open(file, "rb") as opened:
         first = next((line for line in opened if line.strip()), b"")
         opened.seek(0)
-        first = first.removeprefix(codecs.BOM_UTF8).lstrip()
-        if first.startswith(b"[") and not _is_conversation(first):
-            with prefix_errors(file):
-                array = _json(opened.read())
-            yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
-        else:
+        with prefix_errors(file):
+            array = None if _begins_lines(first) else _array(opened.read())
+        opened.seek(0)
+        if array is None:
             yield from ((f"line {number}", line) for number, line in enumerate(opened, 1) if line.strip())
+        else:
+            yield from ((f"conversation {number}", entry) for number, entry in enumerate(array, 1))
 
 
-def _is_conversation(line: bytes) -> bool:
-    """Whether a line is a list of messages by itself."""
+def _begins_lines(line: bytes) -> bool:
+    """Whether the first line of a file is a conversation."""
     try:
-        value = json_value(line)
+        return _is_conversation(json_value(line))
     except ValueError:
         return False
-    keys = {"messages", "conversations"}
-    return isinstance(value, list) and all(isinstance(one, dict) and keys.isdisjoint(one) for one in list[Any](value))
 
 
-def _json(text: bytes) -> Any:
+def _array(content: bytes) -> list[Any] | None:
+    """The conversations in a JSON value: an array, or an object with one list of conversations. Else None.
+
+    Raises LlucidError for what begins as an array and is not JSON.
+    """
     try:
-        return json_value(text)
+        value = json_value(content)
     except ValueError as error:
-        raise LlucidError(f"not JSON ({error})") from error
+        if content.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+            raise LlucidError(f"not JSON ({error})") from error
+        return None
+    if isinstance(value, dict):
+        lists = [one for one in value.values() if isinstance(one, list) and any(map(_is_conversation, one))]
+        return lists[0] if len(lists) == 1 else None
+    return value if isinstance(value, list) else None
+
+
+def _is_conversation(value: object) -> bool:
+    """Whether a JSON value is a list of messages, by itself or in an object."""
+    messages = _messages(value)
+    return isinstance(messages, list) and all(
+        isinstance(one, dict) and ("role" in one or "from" in one) for one in list[Any](messages)
+    )
+
+
+def _messages(entry: object) -> Any:
+    """What should be the list of messages of a conversation; None if there is nothing."""
+    if not isinstance(entry, dict):
+        return entry if isinstance(entry, list) else None
+    return next((entry[name] for name in LISTS if entry.get(name) is not None), None)
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json_value(line)
+    except ValueError as error:
+        raise LlucidError(f"not JSON ({error}); expected one conversation per line") from error
 
 
 def parse_conversation(entry: object) -> Conversation:
-    """The conversation in a JSON value, up to its last answer. Raises LlucidError if there is none.
+    """The conversation in a JSON value, up to its last answer. Raises LlucidError if it is not a conversation.
 
     It is an object with `messages` with `role` and `content`, as OpenAI's, or `conversations` with `from` and `value`,
     as ShareGPT's, perhaps with a `system` text beside them; or only the list of messages, as nanochat's. An answer of
-    `weight` 0 is not learned; the `name` of who speaks is ignored. `tools` is a list, or its JSON as a text.
+    `weight` 0 is not learned. `tools` is a list, or its JSON as a text. Other keys are ignored, but not UNREAD ones.
     """
+    given = _messages(entry)
     conversation: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    if isinstance(entry, list):
-        conversation = {"messages": entry}
-    given = conversation.get("messages", conversation.get("conversations"))
     if given is None:
-        raise LlucidError('expected {"messages": [{"role": …, "content": …}, …]}')
+        found = f"the keys {shown(list(conversation))}" if conversation else shown(entry)
+        raise LlucidError(
+            'expected {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}, '
+            f"found {found}; rewrite each conversation so"
+        )
     plain: Any = given
     weights: list[Any] = []
     if isinstance(given, list):
-        plain = [_plain(message) for message in list[Any](given)]
+        plain = [_plain(message, f"messages[{number}]") for number, message in enumerate(list[Any](given))]
+        if fault := _fault(plain):
+            return Conversation([], (), fault=fault)
         weights = [message.pop("weight", 1) if isinstance(message, dict) else 1 for message in plain]
     checked = check_messages(plain)
     for number, weight in enumerate(weights):
@@ -152,7 +196,7 @@ def parse_conversation(entry: object) -> Conversation:
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()
     if not checked:
-        raise LlucidError("there is no message of the assistant, so there is nothing to learn")
+        return Conversation([], (), fault="it has no message of the assistant")
     pairs = zip(checked, weights, strict=False)
     learned = tuple(message["role"] == "assistant" and weight == 1 for message, weight in pairs)
     tools = conversation.get("tools") or []
@@ -162,19 +206,35 @@ def parse_conversation(entry: object) -> Conversation:
     return Conversation(checked, learned, check_objects("tools", tools) or None)
 
 
-def _plain(message: Any) -> Any:
-    """The message with our names of keys and roles, without keys that are ignored or empty; other values unchanged."""
+def _fault(messages: list[Any]) -> str:
+    """Why nothing can be learned from these messages, whatever the chat format; empty if something may be."""
+    for number, message in enumerate(messages):
+        if isinstance(message, dict) and number and message["role"] == "system":
+            return f"messages[{number}]: a system message can only be the first"
+        if isinstance(message, dict) and message["content"] is None:
+            return f"messages[{number}]: the content is null"
+    return "" if messages else "it has no messages"
+
+
+def _plain(message: Any, where: str) -> Any:
+    """The role, content and weight of a message by our names; what is not an object is unchanged."""
     if not isinstance(message, dict):
         return message
     pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
-    plain = {
-        name: value
-        for name, value in pairs
-        if name in ("role", "content") or (value not in (None, [], {}, "") and name not in IGNORED)
-    }
-    parts = plain.get("content")
-    if isinstance(parts, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
-        plain["content"] = "".join(str(part.get("text", "")) for part in parts)
-    if isinstance(role := plain.get("role"), str):
-        plain["role"] = ROLES.get(role, role)
+    given = {name: value for name, value in pairs if value is not None or name == "content"}
+    for name in UNREAD:
+        if given.get(name):
+            raise LlucidError(
+                f"{where}: {name} is not read; put what the model should write into the content, or leave the key out"
+            )
+    if "role" not in given or "content" not in given:
+        raise LlucidError(f"{where}: expected a role and a content, found the keys {shown(list(message))}")
+    plain = {name: given[name] for name in ("role", "content", "weight") if name in given}
+    parts = plain["content"]
+    if isinstance(parts, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str) for part in parts
+    ):
+        plain["content"] = "".join(part["text"] for part in parts)
+    if isinstance(role := plain["role"], str):
+        plain["role"] = ROLES.get(role.lower(), role.lower())
     return plain

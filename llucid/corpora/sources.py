@@ -4,7 +4,6 @@ import codecs
 import gzip
 import hashlib
 import importlib
-import shutil
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 """The first bytes of these files. JSON lines are text, so they are recognised by their name, .jsonl."""
 
 SLACK = 2**24
-"""Bytes of a line beyond four times the size of its file."""
-ROWS = 64
-"""Rows of a Parquet file that are read at once: a value that occurs often takes space in the file only once."""
+"""Bytes of a line beyond four times the size of its file, and of a text beyond MOST_TIMES."""
+MOST_TIMES = 300
+"""How many times as large as its file a text may be: prose is 2 to 4 times as large, logs up to 200 times."""
 
 
 def text_file(path: Path, column: str) -> Path:
@@ -40,12 +39,13 @@ def text_file(path: Path, column: str) -> Path:
 
     def write(file: Path) -> None:
         with open(file, "wb") as out:
-            if zipped and not json_lines:
-                with _unzipped(path) as content:
-                    shutil.copyfileobj(content, out, CHUNK)
-            else:
-                for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
-                    out.write((document.replace(END, "") + END).encode("utf-8", "replace"))
+            for part in _zipped_text(path) if zipped and not json_lines else documents():
+                _check_growth(path, out.tell() + len(part))
+                out.write(part)
+
+    def documents() -> Iterator[bytes]:
+        for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
+            yield (document.replace(END, "") + END).encode("utf-8", "replace")
 
     return cached(f"texts/{digest.hexdigest()[:24]}.txt", write)
 
@@ -61,6 +61,18 @@ def _unzipped(path: Path) -> Generator[gzip.GzipFile]:
             yield content
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise LlucidError(f"{path}: not a whole gzip file ({error})") from error
+
+
+def _check_growth(path: Path, size: int) -> None:
+    if size > SLACK + MOST_TIMES * path.stat().st_size:
+        raise LlucidError(
+            f"{path}: its text is more than {MOST_TIMES} times as large as the file, which no real text is"
+        )
+
+
+def _zipped_text(path: Path) -> Iterator[bytes]:
+    with _unzipped(path) as content:
+        yield from iter(lambda: content.read(CHUNK), b"")
 
 
 def _json_lines(path: Path, column: str, zipped: bool) -> Iterator[str]:
@@ -93,12 +105,15 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         table = parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        batches = table.iter_batches(ROWS, columns=[column]) if column in names else []
-        for batch in batches:
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str | None):
-                    raise LlucidError(f"{path}: column {column!r} does not hold text; name another with column=")
-                yield text or ""
+        groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        _check_growth(path, sum(each.total_uncompressed_size for each in chunks if each.path_in_schema == column))
+        # One row at a time: a large value that occurs often takes space in the file only once.
+        for batch in table.iter_batches(1, columns=[column]) if column in names else []:
+            text = batch.column(0)[0].as_py()
+            if not isinstance(text, str | None):
+                raise LlucidError(f"{path}: column {column!r} does not hold text; name another with column=")
+            yield text or ""
     except LlucidError:
         raise
     except Exception as error:  # pyarrow's have many types

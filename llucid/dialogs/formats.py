@@ -43,13 +43,14 @@ def encode_dialog(
 ) -> list[int]:
     """The ids of a dialogue, ending with the header of the assistant's turn.
 
-    A message is `{"role": …, "content": …}`, its role system (only the first), user, assistant or tool; white space
-    around the content is dropped. `format` is "llama2", "llama3", "plain" (none: the texts as they are), the name of
-    one of the model's own templates, or a template; None for that of `format_of`. `tools`, `documents` and
-    `enable_thinking` are values for a template, as in transformers; their texts are ordinary text, too. Raises
-    NotAChatModel if there is no format, and LlucidError, naming the message, for messages that are not a dialogue.
+    A message is `{"role": …, "content": …}`, its role system (only the first), user, assistant or tool. Llama 2's and
+    3's formats drop white space around the content; a template decides that itself. `format` is "llama2", "llama3",
+    "plain" (none: the texts as they are), the name of one of the model's own templates, or a template; None for that of
+    `format_of`. `tools`, `documents` and `enable_thinking` are values for a template, as in transformers; their texts
+    are ordinary text, too. Raises NotAChatModel if there is no format, and LlucidError, naming the message, for
+    messages that are not a dialogue.
     """
-    dialog = check_dialog(messages, strip=format != "plain")
+    dialog = check_dialog(messages)
     format = known_format(format, tokenizer, tools=bool(tools))
     extra = values_for(format, tools=tools, documents=documents, enable_thinking=enable_thinking)
     if format not in NATIVE:
@@ -124,10 +125,9 @@ def format_of(tokenizer: Tokenizer) -> str | None:
     return "llama2" if tokenizer.encode("[INST]") == LLAMA2_INST else None
 
 
-def check_dialog(messages: object, strip: bool = True) -> list[dict[str, str]]:
-    """The messages, with stripped contents. Raises LlucidError, naming the message, if they are not a dialogue that
-    waits for an answer."""
-    dialog = check_messages(messages, strip)
+def check_dialog(messages: object) -> list[dict[str, str]]:
+    """The messages. Raises LlucidError, naming the message, if they are not a dialogue that waits for an answer."""
+    dialog = check_messages(messages)
     last = dialog[-1]["role"]
     if last not in ("user", "tool"):
         raise LlucidError(
@@ -136,8 +136,8 @@ def check_dialog(messages: object, strip: bool = True) -> list[dict[str, str]]:
     return dialog
 
 
-def check_messages(messages: object, strip: bool = True) -> list[dict[str, str]]:
-    """The messages, with stripped contents. Raises LlucidError, naming the message, if they are not messages."""
+def check_messages(messages: object) -> list[dict[str, str]]:
+    """The messages. Raises LlucidError, naming the message, if they are not messages."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise LlucidError('messages: expected a list of at least one {"role": …, "content": …}')
     dialog: list[dict[str, str]] = []
@@ -156,7 +156,7 @@ def check_messages(messages: object, strip: bool = True) -> list[dict[str, str]]
             raise LlucidError(f"{where}: the content should be a text and is of type {type(content).__name__}")
         if role == "system" and number:
             raise LlucidError(f"{where}: a system message can only be the first")
-        dialog.append({"role": role, "content": replace_surrogates(content.strip() if strip else content)})
+        dialog.append({"role": role, "content": replace_surrogates(content)})
     return dialog
 
 
@@ -177,7 +177,7 @@ def turns_of_llama3(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -
     ids, own = [tokenizer.special["<|begin_of_text|>"]], [False]
     for message in dialog:
         header = header_of_llama3(message["role"], tokenizer)
-        content = [*tokenizer.encode(message["content"]), tokenizer.special["<|eot_id|>"]]
+        content = [*tokenizer.encode(message["content"].strip()), tokenizer.special["<|eot_id|>"]]
         ids += [*header, *content]
         own += [False] * len(header) + [message["role"] == "assistant"] * len(content)
     return ids, own
@@ -198,14 +198,14 @@ def encode_llama2(dialog: Sequence[Mapping[str, str]], tokenizer: Tokenizer) -> 
     bos, eos = tokenizer.bos, tokenizer.eos
     if bos is None or eos is None:
         raise LlucidError("format=llama2: the model's tokenizer has no BOS and EOS")
-    system = f"<<SYS>>\n{dialog[0]['content']}\n<</SYS>>\n\n" if dialog[0]["role"] == "system" else ""
+    system = f"<<SYS>>\n{dialog[0]['content'].strip()}\n<</SYS>>\n\n" if dialog[0]["role"] == "system" else ""
     begun = 1 if system else 0
     for number, message in enumerate(dialog[begun:]):
         wanted = "assistant" if number % 2 else "user"
         if message["role"] != wanted:
             where = f"messages[{number + begun}]"
             raise LlucidError(f"{where}: Llama 2's format expects the {wanted} here, not the {message['role']}")
-    contents = [message["content"] for message in dialog[begun:]]
+    contents = [message["content"].strip() for message in dialog[begun:]]
     questions = [f"[INST] {text} [/INST]" for text in [(system + contents[0]).strip(), *contents[2::2]]]
     answered = zip(questions, contents[1::2], strict=False)
     turns = [[bos, *tokenizer.encode(f"{question} {answer} "), eos] for question, answer in answered]

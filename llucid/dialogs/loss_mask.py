@@ -16,7 +16,7 @@ from llucid.dialogs.formats import (
     values_for,
 )
 from llucid.dialogs.templates import encode_template
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, shown
 from llucid.tokenizers import Tokenizer
 
 TEMPLATE = (
@@ -60,6 +60,13 @@ def encode_learned(
         asked = _encoded(dialog[:number], tokenizer, format, True, extra)
         whole = _encoded(dialog[: number + 1], tokenizer, format, False, extra)
         if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
+            before = _encoded(dialog[:number], tokenizer, format, False, extra)
+            if asked[: len(before)] == before == whole[: len(before)]:
+                prompt = shown(tokenizer.decode(asked[len(before) :]))
+                raise LlucidError(
+                    f"messages[{number}]: the chat template asks for an answer with {prompt} and writes the answer "
+                    "without it, so it is unknown what the model should learn; make both begin alike in the template"
+                )
             raise LlucidError(
                 f"messages[{number}]: the chat template changes what comes before an answer when more follows, so "
                 "it is unknown what the model should learn"

@@ -18,10 +18,11 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from jinja2 import nodes, pass_context
+from jinja2 import Template, nodes, pass_context
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -34,10 +35,8 @@ MEMORY = 512 * 2**20
 """Limit of the address space in bytes; Windows has none."""
 LONGEST = 2_000_000
 """Characters that a template may write in addition to the messages."""
-SAID, QUOTED = "\U00100000", "\U00100001"
-"""What follows a mark that stands for a text, and for a text inside JSON."""
-MARK = "the mark"
-"""Name of the mark among a template's values; no template can use it, because of the space."""
+STAND_INS = "stand-ins"
+"""Name of the stand-ins among a template's values; no template can use it, because of the hyphen."""
 
 
 class TemplateFailure(Exception):
@@ -52,13 +51,18 @@ class Renderer:
         self.process: subprocess.Popen[str] | None = None
         self.owner = os.getpid()
 
-    def render(self, template: str, values: dict[str, Any], mark: str) -> str:
-        """The text that `template` makes of `values`; `tojson` turns `mark` and SAID into `mark` and QUOTED.
+    def render(
+        self, template: str, values: dict[str, Any], hidden: dict[str, str], firsts: str
+    ) -> tuple[str, list[str]]:
+        """(what `template` makes of `values`, its own texts that have one of `firsts`, and those if it decodes).
+
+        `hidden` has the characters for which others stand in the values. They also do in those of the template's texts
+        that it compares with the values or searches for in them, if one of `firsts` is there.
 
         Raises TemplateFailure if the template is invalid, refuses the values, uses what is forbidden, or exceeds
         SECONDS, MEMORY or LONGEST.
         """
-        request = json.dumps({"template": template, "values": {**values, MARK: mark}}) + "\n"
+        request = json.dumps({"template": template, "values": values, "hidden": hidden, "firsts": firsts}) + "\n"
         line = ""
         with self.lock:
             process = self.started()
@@ -81,7 +85,7 @@ class Renderer:
         answer = json.loads(line)
         if "error" in answer:
             raise TemplateFailure(answer["error"])
-        return answer["text"]
+        return answer["text"], answer["own"]
 
     def started(self) -> "subprocess.Popen[str]":
         """The running process: a new one if there is none, or if it is that of the process we were forked from."""
@@ -132,10 +136,11 @@ def tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as in transformers' templates, without HTML escapes."""
+    """JSON as in transformers' templates, without HTML escapes, and without escapes of the stand-ins."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-    mark = str(context.get(MARK))
-    return text.replace(json.dumps(mark + SAID, ensure_ascii=ensure_ascii)[1:-1], mark + QUOTED)
+    for character in context.get(STAND_INS, "") if ensure_ascii else "":
+        text = text.replace(json.dumps(character)[1:-1], character)
+    return text
 
 
 def raise_exception(message: str) -> None:
@@ -159,25 +164,64 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-compiled = functools.lru_cache(maxsize=16)(lambda template: environment().from_string(template))
+FINDING = "count endswith find get index lstrip partition rfind rindex rpartition rsplit rstrip split startswith strip"
+SEARCHES = dict.fromkeys(FINDING.split(), 9) | {"replace": 1}
+"""Methods that search for their arguments, and for how many of them."""
+DECODING = {"striptags", "unescape", "decode"}
+"""Filters and methods that make characters of others, such as `<` of `&lt;`."""
 
 
-def rendered(template: str, values: dict[str, Any]) -> str:
-    """The text of a template. Raises what the template raises, and ValueError if it writes too much."""
+def compared(tree: nodes.Template) -> Iterator[nodes.Node]:
+    """What a template compares with values, or searches for in them."""
+    for comparison in tree.find_all(nodes.Compare):
+        yield from (comparison.expr, *(operand.expr for operand in comparison.ops))
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr):
+            yield from call.args[: SEARCHES.get(call.node.attr, 0)]
+    for made in tree.find_all(nodes.Filter):
+        yield from made.args[:1] if made.name == "replace" else []
+    for item in tree.find_all(nodes.Getitem):
+        yield item.arg
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(template: str, hidden: tuple[tuple[str, str], ...], firsts: str) -> tuple[Template, list[str]]:
+    """(the template, in which characters stand for others as `Renderer.render` says, its own texts)."""
+    tree = environment().parse(template)
+
+    def with_firsts(text: object) -> bool:
+        return isinstance(text, str) and not set(firsts).isdisjoint(text)
+
+    table = str.maketrans(dict(hidden))
+    for node in compared(tree):
+        for constant in (node, *node.find_all(nodes.Const)):
+            if isinstance(constant, nodes.Const) and with_firsts(constant.value):
+                constant.value = constant.value.translate(table)
+    own = [node.value for node in tree.find_all(nodes.Const)]
+    own += [node.data for node in tree.find_all(nodes.TemplateData)]
+    used = {node.name for node in tree.find_all(nodes.Filter)} | {node.attr for node in tree.find_all(nodes.Getattr)}
+    own += [] if used.isdisjoint(DECODING) else firsts
+    return environment().from_string(tree), [text for text in own if with_firsts(text)]
+
+
+def rendered(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request. Raises what the template raises, and ValueError if it writes too much."""
+    template, own = compiled(request["template"], tuple(request["hidden"].items()), request["firsts"])
+    values = {**request["values"], STAND_INS: [*request["hidden"].values()]}
     pieces: list[str] = []
     room = LONGEST + 8 * len(json.dumps(values))
-    for piece in compiled(template).generate(values):
+    for piece in template.generate(values):
         room -= len(piece)
         if room < 0:
             raise ValueError("it writes more than a dialogue can be")
         pieces.append(piece)
-    return "".join(pieces)
+    return {"text": "".join(pieces), "own": own}
 
 
-def answer(request: dict[str, Any]) -> dict[str, str]:
-    """The text, or the error."""
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """What `rendered` answers, or the error."""
     try:
-        return {"text": rendered(request["template"], request["values"])}
+        return rendered(request)
     except MemoryError:
         return {"error": "it takes too much memory"}
     except Exception as error:

@@ -1,16 +1,15 @@
 """Chat templates to ids: the template's special tokens become ids, and no text of a message ever does.
 
-A message that spells a special token goes through the template as a mark that nobody can guess, and is put in the
-mark's place as ordinary text. Other messages go through as they are, since templates read and change them (to leave out
-old reasoning, for example). A template could also join harmless parts to a special token. So everything is rendered a
-second time with each message as a mark, and the first rendering counts only if it has the same special tokens.
+In what a template reads, each character that begins a special token is hidden: a rare character that occurs nowhere
+stands in for it, so that a template can still cut, join and compare texts (to leave out old reasoning, for example).
+What the template writes is searched for special tokens first, and then the characters are put back, as ordinary text.
 
-Texts in tools and documents are marks if they have a character that begins a special token. They need no second
-rendering: two of them cannot be joined to a special token.
+A template can also write the beginning of a special token, as in `'<|' + message.role + '|>'`, which a message could
+complete, or decode what a message has encoded. Such a template renders a second time, with all characters of special
+tokens hidden in the messages, and the first rendering counts only if it has the same special tokens.
 """
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -19,15 +18,15 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
-from llucid.dialogs.sandbox import QUOTED, RENDERER, SAID, TemplateFailure
+from llucid.dialogs.sandbox import RENDERER, TemplateFailure
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
-PRIVATE = 0xF0000
-"""The first of 65,534 private-use characters."""
+RARE = range(0x20000, 0x2A6D7)
+"""Rare Chinese characters (CJK Extension B): printable, also in Python's spelling of a dict, and without a case."""
 Part = int | str
 """The id of a special token, or ordinary text."""
 
@@ -70,7 +69,10 @@ class Controls:
 
     def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
         self.ids = [*tokens.values()]
-        self.firsts = {name[0] for name in tokens}
+        self.names = [*tokens]
+        self.firsts = "".join(sorted({name[0] for name in tokens}))
+        self.beginnings = {name[:end] for name in tokens for end in range(1, len(name))}
+        self.longest = max(map(len, tokens), default=0)
         self.library = tokenizers.Tokenizer(models.BPE())  # with an empty vocabulary: it only finds added tokens
         none = AddedToken("")
         strips = {name: flags.get(number, none) for name, number in tokens.items()}
@@ -78,17 +80,17 @@ class Controls:
             [AddedToken(name, normalized=False, lstrip=f.lstrip, rstrip=f.rstrip) for name, f in strips.items()]
         )
 
-    def find(self, text: str) -> list[tuple[int, int, int]]:
-        """The id, start and end of each token in a text that UTF-8 can spell."""
-        found = self.library.encode(text, add_special_tokens=False)
-        return [(self.ids[n], start, end) for n, (start, end) in zip(found.ids, found.offsets, strict=True)]
+    def begin_at_the_end(self, text: str) -> bool:
+        """Whether a text ends with the beginning of a token, which another text could complete."""
+        return any(text[-length:] in self.beginnings for length in range(1, self.longest))
 
     def split(self, text: str) -> list[Part]:
-        """A text as ids and the texts between them."""
+        """A text that UTF-8 can spell, as ids and the texts between them."""
+        found = self.library.encode(text, add_special_tokens=False)
         parts: list[Part] = []
         at = 0
-        for number, start, end in self.find(text):
-            parts += [text[at:start], number]
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            parts += [text[at:start], self.ids[number]]
             at = end
         return [*parts, text[at:]]
 
@@ -108,51 +110,6 @@ def controls_of(template: str, tokenizer: Tokenizer) -> Controls:
     return Controls({name: number for name, number in found.items() if name}, added)
 
 
-class Marks:
-    """Texts that are hidden from a template, each behind a mark."""
-
-    def __init__(self) -> None:
-        # Private characters have no case and no use, so any rest of a mark that a template changed can be found.
-        secret = [chr(PRIVATE + number) for number in secrets.SystemRandom().sample(range(0xFFFE), 19)]
-        self.mark, self.digits, self.end = "".join(secret[:8]), "".join(secret[8:18]), secret[18]
-        self.characters = {*secret, SAID, QUOTED}
-        self.texts: list[str] = []
-
-    def hide(self, text: str) -> str:
-        """The mark for a text: `mark`, SAID, its number and `end`."""
-        number = str(len(self.texts)).translate(str.maketrans("0123456789", self.digits))
-        self.texts.append(text)
-        return f"{self.mark}{SAID}{number}{self.end}"
-
-    def hide_in(self, value: Any, hidden: Callable[[str], bool]) -> Any:
-        """A JSON value in which the texts for which `hidden` is true are replaced by their marks."""
-        match value:
-            case str():
-                return self.hide(value) if hidden(value) else value
-            case dict():
-                pairs = dict[str, Any](value).items()
-                return {self.hide_in(key, hidden): self.hide_in(inner, hidden) for key, inner in pairs}
-            case list():
-                return [self.hide_in(inner, hidden) for inner in list[Any](value)]
-            case _:
-                return value
-
-    def show(self, text: str, controls: Controls) -> tuple[list[Part], bool]:
-        """(the parts of what a template wrote, with the hidden texts in place of their marks; whether each mark was
-        left as it was)."""
-        pieces = re.split(f"{self.mark}([{SAID}{QUOTED}])([{self.digits}]+){self.end}", text)
-        parts: list[Part] = []
-        whole = True
-        for number in range(0, len(pieces), 3):
-            parts += controls.split(pieces[number])
-            whole = whole and self.characters.isdisjoint(pieces[number])
-            if number + 2 < len(pieces):
-                index = int(pieces[number + 2].translate(str.maketrans(self.digits, "0123456789")))
-                hidden = self.texts[index]
-                parts.append(hidden if pieces[number + 1] == SAID else json.dumps(hidden, ensure_ascii=False)[1:-1])
-        return parts, whole
-
-
 def encode_template(
     template: str,
     messages: Sequence[Mapping[str, str]],
@@ -164,26 +121,15 @@ def encode_template(
 
     They are those of transformers' `apply_chat_template`, if no message spells a special token. BOS is where the
     template puts it, but only once at the beginning. `extra` are more values for the template, such as tools. Raises
-    LlucidError if the template fails, refuses the messages, or changes a message that spells a special token.
+    LlucidError if the template fails or refuses the messages.
     """
     controls = controls_of(template, tokenizer)
     values = values_of(tokenizer) | dict(extra or {}) | {"add_generation_prompt": ready}
-    special = {*tokenizer.special.values()}
-
-    def spells(message: Mapping[str, str]) -> bool:
-        # The model wrote the answers: the tokens in them that are not special ("</think>") remain its own.
-        found = controls.find(message["content"])
-        return any(number in special or message["role"] != "assistant" for number, _, _ in found)
-
-    parts, whole = _rendered(template, messages, values, controls, [spells(message) for message in messages])
-    strict, strict_whole = _rendered(template, messages, values, controls, [True] * len(messages))
-    if not whole or ids_in(parts) != ids_in(strict):
-        parts, whole = strict, strict_whole
-    if not whole:
-        raise LlucidError(
-            "the model's chat template changes a text that spells a special token, which is not supported; leave that "
-            "token out"
-        )
+    parts, own = _rendered(template, messages, values, controls)
+    if any(controls.begin_at_the_end(text) for text in (*own, *filter(None, map(str, values_of(tokenizer).values())))):
+        strict, _ = _rendered(template, messages, values, controls, "".join(controls.names))
+        if ids_in(parts) != ids_in(strict):
+            parts = strict
     ids = ids_of(parts, tokenizer, controls)
     while tokenizer.bos is not None and ids[:2] == [tokenizer.bos] * 2:
         del ids[0]
@@ -197,13 +143,13 @@ def turn_end(template: str, tokenizer: Tokenizer) -> int | None:
     answer = secrets.token_hex(16)
     turns = [("user", "x"), ("assistant", answer), ("user", "x")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    values = values_of(tokenizer) | {"add_generation_prompt": True}
+    controls = controls_of(template, tokenizer)
     try:
-        parts, _ = _rendered(template, messages, values, controls_of(template, tokenizer), [True] * 3)
+        parts, _ = _rendered(template, messages, values_of(tokenizer) | {"add_generation_prompt": True}, controls)
     except LlucidError:
         return None
-    after = parts[parts.index(answer) + 1 :] if answer in parts else []
-    end = next((part for part in after if isinstance(part, int)), None)
+    there = [number for number, part in enumerate(parts) if isinstance(part, str) and answer in part]
+    end = next(iter(ids_in(parts[there[0] :])), None) if there else None
     return None if end == tokenizer.bos else end
 
 
@@ -221,22 +167,46 @@ def _rendered(
     messages: Sequence[Mapping[str, str]],
     values: Mapping[str, Any],
     controls: Controls,
-    hidden: Sequence[bool],
-) -> tuple[list[Part], bool]:
-    """(what the template makes of the messages, some of them `hidden` behind marks; whether it left the marks as they
-    were)."""
-    marks = Marks()
-    given = [
-        {**message, "content": marks.hide(message["content"]) if hide and message["content"] else message["content"]}
-        for message, hide in zip(messages, hidden, strict=True)
-    ]
-    for name in ("tools", "documents"):
-        values = {**values, name: marks.hide_in(values[name], lambda text: not controls.firsts.isdisjoint(text))}
+    also: str = "",
+) -> tuple[list[Part], list[str]]:
+    """(what the template makes of the messages, its own texts that a message could complete to a special token).
+
+    Hidden from it is what begins a special token, and in the messages `also`. Raises LlucidError if the template fails,
+    or refuses the messages.
+    """
+    seen = {*template, *json.dumps([list(messages), dict(values)], ensure_ascii=False)}
+    free = (chr(number) for number in RARE if chr(number) not in seen)
+    wanted = [*controls.firsts, *sorted({*also} - {*controls.firsts})]
+    hidden = dict(zip(wanted, free, strict=False))
+    if len(hidden) < len(wanted):
+        raise LlucidError(
+            "the messages have all rare Chinese characters, one of which should stand for what begins a special token"
+        )
+    table = str.maketrans(hidden)
+    given = [{**message, "content": message["content"].translate(table)} for message in messages]
+    table = str.maketrans(dict(list(hidden.items())[: len(controls.firsts)]))
+    texts = {name: _translated(values[name], table) for name in ("tools", "documents")}
+    shown = str.maketrans({stand_in: character for character, stand_in in hidden.items()})
     try:
-        text = RENDERER.render(template, {**values, "messages": given}, marks.mark)
+        text, own = RENDERER.render(template, {**values, **texts, "messages": given}, hidden, controls.firsts)
     except TemplateFailure as error:
-        raise LlucidError(f"the model's chat template: {error}") from error
-    return marks.show(replace_surrogates(text), controls)
+        raise LlucidError(f"the model's chat template: {str(error).translate(shown)}") from error
+    parts = controls.split(replace_surrogates(text))
+    return [part.translate(shown) if isinstance(part, str) else part for part in parts], own
+
+
+def _translated(value: Any, table: Mapping[int, str]) -> Any:
+    """A JSON value with all of its texts translated."""
+    match value:
+        case str():
+            return value.translate(table)
+        case dict():
+            pairs = dict[str, Any](value).items()
+            return {key.translate(table): _translated(inner, table) for key, inner in pairs}
+        case list():
+            return [_translated(inner, table) for inner in list[Any](value)]
+        case _:
+            return value
 
 
 def ids_in(parts: Sequence[Part]) -> list[int]:

@@ -19,7 +19,8 @@ class Options(TypedDict, total=False):
     """The options of `generate` and `generate_batch`, all optional.
 
     As in transformers, settings that are not given are the model's own where its `generation_config.json` has some
-    (`Model.sampling`): those from temperature to repetition_penalty. Else they are the defaults below.
+    (`Model.sampling`): repetition_penalty and, if it says `do_sample`, those from temperature to min_p. Else they are
+    the defaults below.
     """
 
     max_tokens: int

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -127,11 +127,12 @@ def _trusted(path: Path) -> bool:
 
 @contextmanager
 def _lock(file: Path) -> Generator[None]:
-    """Inside, no other process holds the lock."""
+    """Inside, no other process holds the lock, on a file system with locks."""
     import fcntl  # not on Windows, where nothing is built
 
     with open(file, "w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        with suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield
 
 

@@ -208,7 +208,7 @@ def _whole_json(keys: Mapping[str, Any]) -> JsonTokenizer:
 def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     """A vocabulary of pieces with scores, as a SentencePiece model.
 
-    If some of them are found in text first, or BOS or EOS is an ordinary piece, it is opened as a `tokenizer.json`:
+    If some of them are found in text first, or a text could become BOS or EOS, it is opened as a `tokenizer.json`:
     unlike the sentencepiece library, this and llama.cpp put a space before what follows such a token."""
     tokens = _tokens(keys, 1, 2, add_bos=True)
     texts, types = tokens.texts, list(tokens.types)
@@ -243,7 +243,7 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece | JsonTokenizer:
     normalizer = field(DUMMY_PREFIX, int(bool(prefix))) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
     message = b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
     made = SentencePiece(message, _config(keys, tokens))
-    ordinary = any(types[token] == NORMAL for token in (tokens.bos, tokens.eos) if token is not None)
+    ordinary = any(types[token] in (NORMAL, USER_DEFINED) for token in (tokens.bos, tokens.eos) if token is not None)
     if ordinary or (USER_DEFINED in types and made.user_defined):
         made.bos = tokens.bos
         made = JsonTokenizer(json.loads(made.json()), config=made.config)

@@ -20,7 +20,7 @@ from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
 from llucid.tokenizers.folder import added_in, end_ids, folder_config, name_of, role_names, write_folder
 from llucid.tokenizers.text import replace_surrogates
 
-LARGEST_TOKENIZER = 2**28
+LARGEST_TOKENIZER = 2**27
 """Bytes of a `tokenizer.json`; published ones have up to 35 million."""
 MOST_IDS = 2**18
 """Ids that even a small `tokenizer.json` may have: the library allocates memory for every id up to the largest."""

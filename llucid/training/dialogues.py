@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
 from pathlib import Path
 
 from llucid.corpora import Corpus
@@ -13,13 +14,16 @@ from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_charac
 from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
 from llucid.dialogs.loss_mask import CHAT_CONFIG
-from llucid.errors import LlucidError, prefix_errors
+from llucid.errors import LlucidError, one_line
 from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from llucid.training.report import Report, progress_of
+
+PATIENCE = 100
+"""Conversations after which reading ends if none could be learned, since the chat template probably refuses all."""
 
 
 def make_chat_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
@@ -59,28 +63,51 @@ def tokenise_chat(
 ) -> Dialogues:
     """The ids of a split, read from the cache or else made and kept there.
 
-    `progress` is called with the number of characters just done. Raises LlucidError if nothing in it can be learned
-    within `context` tokens.
+    `progress` is called with the number of characters just done. A conversation that cannot be learned has no ids.
+    Raises LlucidError if that is so for all, or for the first PATIENCE, or nothing is learned within `context` tokens.
     """
     format = format_of(tokenizer)
     content = f"3 {corpus.fingerprint()}{tokenizer.json()}{format}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:
-        for where, conversation in read_conversations(corpus, split):
-            with prefix_errors(f"{corpus.files[0]}, {where}"):
-                ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
-                yield ids, _learned(answers, conversation)
+        first, found = "", False
+        for number, (where, conversation) in enumerate(read_conversations(corpus, split), 1):
+            ids, learned, fault = _encoded(conversation, tokenizer, format)
+            first, found = first or f"{where}: {fault}", found or not fault
+            if number == PATIENCE and not found:
+                found = f"none of its first {number} conversations can be learned; {first}"
+                raise LlucidError(f"chat={corpus.files[0]}: {found}")
+            yield ids, learned
             progress(sum(len(message["content"]) for message in conversation.messages))
 
     file = cached(f"tokens/{key}.{split}.dialogues", lambda file: write_dialogues(encoded(), file))
     dialogues = open_dialogues(file, context)
     if not len(dialogues.kept):
-        raise LlucidError(
-            f"chat={corpus.files[0]}: no conversation of its {split} split has an answer to learn within {context} "
-            "tokens; give a larger model.context="
-        )
+        first = _first_left_out(dialogues, corpus, tokenizer, split, context)
+        raise LlucidError(f"chat={corpus.files[0]}: no conversation of its {split} split can be learned; {first}")
     return dialogues
+
+
+def _encoded(conversation: Conversation, tokenizer: Tokenizer, format: str | None) -> tuple[list[int], list[bool], str]:
+    """(the ids of a conversation, which of them are learned, why it cannot be learned: then there are no ids)."""
+    if conversation.fault:
+        return [], [], conversation.fault
+    try:
+        ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
+        return ids, _learned(answers, conversation), ""
+    except LlucidError as error:
+        begun = "it begins with an answer; " if conversation.messages[0]["role"] == "assistant" else ""
+        return [], [], begun + one_line(error)
+
+
+def _first_left_out(dialogues: Dialogues, corpus: Corpus, tokenizer: Tokenizer, split: str, context: int) -> str:
+    """Where the first conversation is that is not kept, and why it is not."""
+    kept = set(dialogues.kept.tolist())
+    number = next(number for number in count() if number not in kept)
+    where, conversation = next(islice(read_conversations(corpus, split), number, None))
+    *_, fault = _encoded(conversation, tokenizer, format_of(tokenizer))
+    return f"{where}: {fault or f'it has no answer to learn within the context of {context} tokens (model.context)'}"
 
 
 def _learned(answers: Sequence[bool], conversation: Conversation) -> list[bool]:
@@ -107,18 +134,20 @@ def read_chat_tokens(
         validation = tokenise_chat(corpus, tokenizer, "validation", context, advance)
     if not characters_per_token(validation, tokenizer, context):
         raise LlucidError(f"chat={corpus.files[0]}: all answers of its validation split, the last tenth, are empty")
-    count = len(training.ends)
-    dropped, cut = count - len(training.kept), longer(training, context)
-    if dropped:
-        report.say(
-            f"{dropped:,} of {count:,} conversations are left out: they have no answer to learn within the context of "
-            f"{context} tokens"
-        )
-    if cut:
-        report.say(f"{cut:,} of {count:,} conversations are longer than the context of {context} tokens and are cut")
+    parts = {"train": training, "validation": validation}
+    total = len(training.ends) + len(validation.ends)
+    kept = len(training.kept) + len(validation.kept)
+    if kept < total:
+        split = next(split for split, part in parts.items() if len(part.kept) < len(part.ends))
+        first = _first_left_out(parts[split], corpus, tokenizer, split, context)
+        report.say(f"{total - kept:,} of {total:,} conversations are left out; the first is {first}")
+    if cut := sum(longer(part, context) for part in parts.values()):
+        report.say(f"{cut:,} of {total:,} conversations are longer than the context of {context} tokens and are cut")
+    learned = set(validation.kept.tolist())
     openings = (
         one._replace(messages=one.messages[: 1 + (one.messages[0]["role"] == "system")])
-        for _, one in read_conversations(corpus, "validation")
+        for number, (_, one) in enumerate(read_conversations(corpus, "validation"))
+        if number in learned
     )
     fitting = (
         one

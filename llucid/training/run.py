@@ -17,7 +17,6 @@ import hashlib
 import importlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,7 +36,9 @@ from llucid.files import (
     atomic_folder,
     is_occupied,
     json_value,
-    temporary_name,
+    read_json,
+    remove,
+    remove_unfinished,
     typed,
     utf8_path,
     write_text_atomically,
@@ -123,13 +124,11 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
 
     Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
     """
-    for path in out.parent.glob(".*.partial"):
-        process = path.name.split(".")[-2]
-        if path.name == temporary_name(out.name, process) and not _runs(process):
-            _remove(path)
-    if is_unfinished(out):
+    unfinished_before = is_unfinished(out)
+    remove_unfinished(out)
+    if unfinished_before:
         for path in out.iterdir():
-            _remove(path)
+            remove(path)
     try:
         with atomic_folder(out) as unfinished:
             if unfinished.parent.samefile(out.parent) or not is_occupied(out):
@@ -145,23 +144,6 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise OccupiedError(out) from error
         raise
-
-
-def _runs(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except OSError:  # another user's
-        pass
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 @contextmanager
@@ -182,8 +164,9 @@ def locked(out: Path) -> Generator[None]:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
-        for unfinished in [*out.glob(".*.partial"), *(out / "state").glob(".*"), *(out / "snapshots").glob(".*")]:
-            _remove(unfinished)
+        unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
+        for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
+            remove(path)
         for pipe in (path for path in out.rglob("*") if path.is_fifo()):
             raise LlucidError(f"{pipe}: a named pipe, at which a run would wait for ever; remove it")
         yield
@@ -259,11 +242,11 @@ def keeping_state(out: Path) -> Generator[None]:
 def read_measured(out: Path, progress: Progress) -> Measured:
     """The measurements of the run in `out` up to `progress`."""
     try:
-        measured = Measured(**json.loads((out / "state" / "measured.json").read_bytes()))
+        measured = Measured(**read_json(out / "state" / "measured.json"))
         numbers = measured._replace(best=min(measured.best, 0))  # which is infinite before the first measurement
         if all(type(number) in (int, float) and -1 <= number < 1 << 63 for number in numbers):
             return measured if measured.step <= progress.step else Measured()
-    except (OSError, ValueError, TypeError, RecursionError):  # none yet
+    except (ValueError, TypeError):  # none yet
         pass
     return Measured()
 

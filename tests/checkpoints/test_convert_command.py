@@ -9,6 +9,7 @@ import pytest
 from llucid.checkpoints import load, save
 from llucid.cli import main
 from llucid.cli.convert import progress_bar
+from llucid.files import temporary_name
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
 from tests.tokenizers.kinds import metaspace
@@ -27,7 +28,10 @@ def run(*words: object, monkeypatch: pytest.MonkeyPatch) -> int:
 def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(CONFIGS["one for two"])
     save(model, tmp_path / "hf")
+    left = tmp_path / temporary_name("meta", 4194999)  # by a process that was killed
+    left.mkdir()
     assert run("convert", tmp_path / "hf", tmp_path / "meta", "--to", "meta", monkeypatch=monkeypatch) == 0
+    assert not left.exists()
     out, err = capsys.readouterr()
     assert out == f"the model is in {tmp_path / 'meta'}\n"
     assert err == "meta does not hold context: it was 64 and will be read as 2048\n"

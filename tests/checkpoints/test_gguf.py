@@ -27,7 +27,7 @@ from tests.configs import CONFIGS
 from tests.tokenizers.kinds import metaspace
 
 
-@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
+@pytest.fixture(params=CONFIGS.values(), ids=list(CONFIGS))
 def config(request: pytest.FixtureRequest) -> Config:
     return request.param
 
@@ -38,6 +38,8 @@ def test_round_trip_is_exact_to_the_bit(config: Config, tmp_path: Path) -> None:
     found = load(tmp_path / "a.gguf", device="cpu")
     assert found.config == config
     assert same(found.weights, model.weights)
+    assert found.tokenizer
+    assert model.tokenizer
     assert found.tokenizer.encode("0123AB") == model.tokenizer.encode("0123AB")
     tokens = torch.arange(40)[None] % config.vocab_size
     assert torch.equal(llama(tokens, found.weights, found.config), llama(tokens, model.weights, config))
@@ -106,6 +108,7 @@ def test_an_embedded_tokenizer_json_survives_every_conversion(scheme: str, tmp_p
     assert (ids.count(tokenizer.encode("bell")[0]) == 3) == (scheme == "always")
     opened = [load(tmp_path / name, device="cpu") for name in ("a.gguf", "hf", "meta")]
     for found in (*opened, load(tmp_path / "a.gguf", device="cpu", mapped=True)):
+        assert found.tokenizer
         for text in ("  Once", "bell", " a  bell "):
             assert found.tokenizer.encode(text) == tokenizer.encode(text)
         assert (found.tokenizer.bos, found.tokenizer.eos, found.tokenizer.stop_ids) == (1, 2, {2})
@@ -130,7 +133,7 @@ def test_a_damaged_embedded_tokenizer_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(content[: at + 8] + b"\xff" * size + content[at + 8 + size :])
     with pytest.raises(LlucidError, match="is not valid UTF-8"):
         load(tmp_path / "a.gguf", device="cpu")
-    for text, reason in ((b"{", r"not a JSON file \(mostly empty"), (b"x", r"not a JSON file \(Expecting value")):
+    for text, reason in ((b"[", r"not a JSON file \(nested too deeply"), (b"x", r"not a JSON file \(Expecting value")):
         (tmp_path / "a.gguf").write_bytes(content[: at + 8] + text * size + content[at + 8 + size :])
         with pytest.raises(LlucidError, match=rf"a\.gguf: tokenizer\.huggingface\.json: {reason}"):
             load(tmp_path / "a.gguf", device="cpu")

@@ -37,7 +37,8 @@ def test_sharegpt() -> None:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
     assert parse_conversation({"id": "x", "conversations": turns}) == Conversation(PLAIN, LEARNED)
-    for names["assistant"] in ("bot", "bard", "model", "chatgpt", "function_call"):
+    for names["assistant"] in ("bot", "bard", "bing", "ai", "model", "chatgpt", "function_call", "GPT", "Assistant"):
+        names["user"] = "Human" if names["user"] == "human" else "USER"
         turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]
         assert parse_conversation({"conversations": turns}) == Conversation(PLAIN, LEARNED)
     with pytest.raises(LlucidError, match="role 'critic' is not known"):
@@ -61,16 +62,51 @@ def test_what_is_beside_and_null() -> None:
     assert parse_conversation({"messages": [developer, *PLAIN[1:]]}) == Conversation(PLAIN, LEARNED)
     parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]
     assert parse_conversation({"messages": [{"role": "system", "content": parts}, *PLAIN[1:]]}).messages == PLAIN
-    with pytest.raises(LlucidError, match=r"messages\[0\]: the content should be a text and is of type list"):
-        parse_conversation({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})
+    for part in ({"type": "image_url"}, {"type": "text"}, {"type": "text", "text": None}, "x"):
+        with pytest.raises(LlucidError, match=r"messages\[0\]: the content should be a text and is of type list"):
+            parse_conversation({"messages": [{"role": "user", "content": [part]}]})
     tool = [{"role": "function", "tool_call_id": "1", "name": "f", "content": "2"}, PLAIN[2]]
     found = parse_conversation(system | {"messages": [PLAIN[1], PLAIN[2] | {"weight": 0}, *tool]})
     assert found.messages[3] == {"role": "tool", "content": "2"}
     assert found.learned == (False, False, False, False, True)
-    with pytest.raises(LlucidError, match=r"messages\[1\]: expected a role and a content and nothing else"):
-        parse_conversation({"messages": [PLAIN[1], PLAIN[2] | {"tool_calls": [1]}]})
-    with pytest.raises(LlucidError, match=r"messages\[1\]: the content should be a text and is of type NoneType"):
-        parse_conversation({"messages": [PLAIN[1], {"role": "assistant", "content": None}]})
+
+
+def test_other_keys_of_a_message() -> None:
+    """Those that do not change what is learned are ignored; those that would are refused. `train` is a weight."""
+    more: dict[str, Any] = {"timestamp": "2024", "hashed_ip": "x", "turn": 3, "header": {"a": "b"}, "toxic": False}
+    assert parse_conversation({"messages": [message | more for message in PLAIN]}) == Conversation(PLAIN, LEARNED)
+    trained = [message | {"train": bool(number > 2)} for number, message in enumerate(PLAIN)]
+    assert parse_conversation({"messages": trained}).learned == (False, False, False, False, True)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    for name, value in {
+        "tool_calls": [call],
+        "function_call": {},
+        "reasoning_content": "Hm.",
+        "thinking": "Hm.",
+    }.items():
+        message = {
+            "role": "assistant",
+            "content": None if name == "tool_calls" else "Ivy.",
+            name: value or {"name": "f"},
+        }
+        with pytest.raises(LlucidError, match=rf"^messages\[1\]: {name} is not read; put what the model should write"):
+            parse_conversation({"messages": [PLAIN[1], message]})
+    for wrong in ({"input": "x", "output": "y"}, {"role": "user", "text": "x"}):
+        with pytest.raises(LlucidError, match=r"messages\[0\]: expected a role and a content, found the keys \["):
+            parse_conversation({"conversation": [wrong]})
+
+
+def test_what_cannot_be_learned_is_no_error() -> None:
+    for messages, fault in {
+        "": "it has no messages",
+        '{"role": "user", "content": "x"}': "it has no message of the assistant",
+        '{"role": "user", "content": "x"}, {"role": "assistant", "content": null}': "messages[1]: the content is null",
+        '{"role": "user", "content": "x"}, {"role": "developer", "content": "y"}': (
+            "messages[1]: a system message can only be the first"
+        ),
+    }.items():
+        assert parse_conversation({"messages": json.loads(f"[{messages}]")}) == Conversation([], (), None, fault)
+        assert parse_conversation(json.loads(f"[{messages}]")).fault == fault
 
 
 def test_tools() -> None:
@@ -92,12 +128,46 @@ def test_one_json_array(tmp_path: Path) -> None:
     corpus = open_conversations(str(file))
     assert list(read_conversations(corpus, "validation")) == [("conversation 5", Conversation(PLAIN, LEARNED))]
     assert len(list(read_conversations(corpus))) == 5
-    file.write_text(json.dumps([*entries, {"messages": []}]))
+    file.write_text(json.dumps([*entries, {"messages": 3}]))
     with pytest.raises(LlucidError, match=r"talk\.json, conversation 6: messages: expected a list"):
         list(read_conversations(corpus))
     file.write_text(json.dumps(entries)[:-3])
     with pytest.raises(LlucidError, match=r"talk\.json: not JSON"):
         list(read_conversations(corpus))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("key", ["data", "messages", "conversations"])
+@pytest.mark.parametrize("entry", [{"messages": PLAIN}, PLAIN], ids=["objects", "lists"])
+def test_an_object_with_one_list_of_conversations(tmp_path: Path, entry: Any, key: str, indent: int | None) -> None:
+    file = tmp_path / "talk.json"
+    file.write_text(json.dumps({"version": 1, key: [entry] * 4, "tags": ["a"]}, indent=indent))
+    expected = [(f"conversation {number}", Conversation(PLAIN, LEARNED)) for number in range(1, 5)]
+    assert list(read_conversations(open_conversations(str(file)))) == expected
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    """By what they hold, also on a single line."""
+    file = tmp_path / "talk.json"
+    pair = {"instruction": "Who?", "output": "Ivy."}
+    expected = r"""expected \{"messages": \[\{"role": .*\]\}, found """
+    for text, says in {
+        json.dumps(pair): rf'line 1: {expected}the keys \["instruction", "output"\]',
+        f"{json.dumps(pair)}\n" * 2: rf'line 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps([pair] * 3): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps([pair] * 3, indent=1): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps({"data": [pair] * 3}): rf'line 1: {expected}the keys \["data"\]',
+        json.dumps({"conversations": ["Who?", "Ivy."]}) * 2: r"line 1: not JSON .*; expected one conversation per line",
+        json.dumps({"conversations": ["Who?", "Ivy."]}): r"line 1: messages\[0\]: expected .*, found str",
+        json.dumps({"messages": PLAIN}, indent=1): "line 1: not JSON .*; expected one conversation per line",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(LlucidError, match=rf"^{file}, {says}"):
+            list(read_conversations(open_conversations(str(file))))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
+        file.write_text(f"{json.dumps(PLAIN)}\n" * 3, encoding)
+        with pytest.raises(LlucidError, match=r"a UTF-16 or binary file, which is not read here; .* in UTF-8$"):
+            open_conversations(str(file))
 
 
 def test_a_list_of_messages_on_each_line(tmp_path: Path) -> None:

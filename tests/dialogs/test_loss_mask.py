@@ -75,7 +75,7 @@ def test_line_breaks_after_the_end_of_a_turn_are_not_learned(taught: JsonTokeniz
     """As ChatML has them."""
     plain = [message for message in TALK if message["role"] != "tool"]
     ids, learned = encode_learned(plain, taught, CHATML)
-    assert texts_of(ids, learned, taught) == [f"{text}<|im_end|>" for text in ("Wick.", TALK[4]["content"], "Yes?")]
+    assert texts_of(ids, learned, taught) == [f"{text}<|im_end|>" for text in (" Wick.", TALK[4]["content"], "Yes?")]
     asked = encode_dialog(plain[:2], taught, CHATML)
     assert ids[: len(asked)] == asked
 
@@ -119,6 +119,15 @@ def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
         encode_learned(TALK[:2], taught)
     with pytest.raises(LlucidError, match="marks no turns"):
         encode_learned(TALK, taught, "plain")
+    prompting = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}:{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant:<think>{% endif %}"
+    )
+    asks = (
+        r'messages\[1\]: the chat template asks for an answer with "assistant:<think>" and writes the answer without it'
+    )
+    with pytest.raises(LlucidError, match=asks):
+        encode_learned(TALK[1:3], taught, prompting)
     forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
     with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template changes what comes before an answer"):
         encode_learned(TALK[:3], taught, forgetful)

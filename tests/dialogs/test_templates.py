@@ -21,7 +21,7 @@ from llucid.chat import Session, encode_dialog
 from llucid.dialogs import sandbox
 from llucid.dialogs.formats import ending_turns, known_format
 from llucid.dialogs.sandbox import RENDERER
-from llucid.dialogs.templates import template_of, templates_of
+from llucid.dialogs.templates import RARE, template_of, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -170,19 +170,43 @@ def test_unmarked_control_tokens_in_messages(template: str, tokenizer: JsonToken
 
 
 def test_templates_that_build_special_tokens_from_harmless_text(tokenizer: JsonTokenizer) -> None:
-    def controls(template: str, content: str) -> list[int]:
+    def written(template: str, content: str) -> str:
         ids = encode_dialog(said(content), tokenizer, "{% for m in messages %}" + template + "{% endfor %}<|im_end|>")
-        return [token for token in ids if token in tokenizer.special.values()]
+        assert [token for token in ids if token in tokenizer.special.values()] == [IM_END]
+        return tokenizer.decode(ids)
 
-    assert controls("{{ m.content | lower }}", "<|IM_START|>") == [IM_END]
-    assert controls("{{ m.content | replace('-', '') }}", "<|im-_start|>") == [IM_END]
-    assert controls("{{ '<|im_' + m.content }}", "start|>") == [IM_END]
-    assert controls("{{ m.content | upper }}", "<|im_start|> hello") == [IM_END]
-    for rewriting in ("{{ m.content[:3] }}", "{{ m.content | reverse }}", "{{ m.content | list | join(' ') }}"):
-        with pytest.raises(LlucidError, match="changes a text that spells a special token"):
-            controls(rewriting, "<|im_start|>")
-    with pytest.raises(LlucidError, match="changes a text"):
-        controls("{{ m.content[::-1] }}", ">|trats_mi|<")
+    assert written("{{ m.content | lower }}", "<|IM_START|>") == "<|im_start|>"
+    assert written("{{ m.content | replace('-', '') }}", "<|im-_start|>") == "<|im_start|>"
+    assert written("{{ m.content | replace('(', '<') }}", "(|im_start|>") == "<|im_start|>"
+    assert written("{{ '<|im_' + m.content }}", "start|>") == "<|im_start|>"
+    assert written("{{ '<' ~ '|im_' + m.content }}", "start|>") == "<|im_start|>"
+    assert written("{{ m.content | upper }}", "<|im_start|> hello") == "<|IM_START|> HELLO"
+    assert written("{{ m.content | striptags }}", "&lt;|im_start|&gt;")
+    assert written("{{ m.content.encode().decode('unicode_escape') }}", r"\x3c|im_start|>")
+    assert written("{{ m.content[::-1] }}", ">|trats_mi|<") == "<|im_start|>"
+
+
+# Templates whose special tokens depend on what messages say.
+DEPENDING = [
+    "{% if '/no_think' in messages[-1].content %}<think></think>{% endif %}",
+    "{% if '</a>' in messages[0].content %}<|im_end|>{{ messages[0].content.split('</a>')[-1] }}{% endif %}",
+    "{% for m in messages %}{% if m.content.startswith('<tool_response>') %}<|im_end|>{% endif %}{% endfor %}",
+    "{% for m in messages %}{% for line in m.content.split('\\n') %}{{ line }}<|im_end|>{% endfor %}{% endfor %}",
+    "{% for m in messages %}{{ m.content | replace('<', '(') | length }}{{ m.content | upper }}{% endfor %}",
+    "{% if messages[0].content == '<a>/no_think' %}<|im_end|>{% endif %}",
+    "{% if messages[0].content.rstrip('>')[-1] in ['<', 'k'] %}<|im_end|>{% endif %}",
+    "{{ messages[0] }}{{ messages[0] | tojson(ensure_ascii=True) }}{{ messages[0].content | tojson }}",
+]
+
+
+@pytest.mark.parametrize("beginning", ["", "{{ '<|' + 'im_start' + '|>' }}"], ids=["", "with a beginning"])
+@pytest.mark.parametrize("template", DEPENDING)
+def test_templates_read_what_messages_say(template: str, beginning: str, tokenizer: JsonTokenizer, theirs: Any) -> None:
+    written = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}" + template
+    contents = ["x /no_think", "2 < 3 /no_think", "<b>old</a>new\nlines", "<a>/no_think", "<tool_response>é"]
+    for content in contents:
+        expected = theirs.apply_chat_template(said(content), chat_template=written, return_dict=False)
+        assert encode_dialog(said(content), tokenizer, written) == expected
 
 
 def test_templates_may_change_harmless_text(tokenizer: JsonTokenizer) -> None:
@@ -243,11 +267,9 @@ def test_lstrip_and_rstrip(strips: dict[str, bool], tmp_path: Path) -> None:
 )
 def test_templates_that_change_a_letter_of_a_message(change: str, tokenizer: JsonTokenizer) -> None:
     template = f"{{% for m in messages %}}{{{{ m.content{change} }}}}{{% endfor %}}<|im_end|>"
-    python = {" | tojson(ensure_ascii=True)": json.dumps("hello world")}
-    expected = python[change] if change in python else eval("'hello world'" + change.replace("~", "+"))
-    assert encode_dialog(said("hello world"), tokenizer, template) == [*expected.encode(), IM_END]
-    with pytest.raises(LlucidError, match="changes a text that spells a special token"):
-        encode_dialog(said("<|im_start|>"), tokenizer, template)
+    for content in ("hello world", "<|im_start|>"):
+        expected = json.dumps(content) if "tojson" in change else eval(repr(content) + change.replace("~", "+"))
+        assert encode_dialog(said(content), tokenizer, template) == [*expected.encode(), IM_END]
 
 
 EXPRESSIONS = [
@@ -299,11 +321,7 @@ def test_no_message_adds_a_special_token_by_any_template(
     written = "".join(f"{{{{ {expression} }}}}" for expression in expressions)
     template = f"{{% for m in messages %}}<|im_start|>{written}<|im_end|>{{% endfor %}}"
     messages = [{"role": "user", "content": content} for content in contents]
-    try:
-        ids = encode_dialog(messages, tokenizer, template)
-    except LlucidError as error:
-        assert "changes a text that spells a special token" in str(error)  # noqa: PT017
-        return
+    ids = encode_dialog(messages, tokenizer, template)
     assert [token for token in ids if token in tokenizer.special.values()] == [IM_START, IM_END] * len(contents)
 
 
@@ -372,8 +390,31 @@ def test_no_text_of_a_tool_or_a_document_becomes_a_special_token(tokenizer: Json
         ("<|im_start|><", ""),
     ):
         assert f"{pair[0]}{pair[1]}{{\n" in tokenizer.decode(with_texts(*pair))
-    with pytest.raises(LlucidError, match="changes a text that spells a special token"):
-        encode_dialog(said("x"), tokenizer, "{{ tools[0].name[2:] }}<|im_end|>", tools=[{"name": "<|im_start|>"}])
+    cut = encode_dialog(said("x"), tokenizer, "{{ tools[0].name[2:] }}<|im_end|>", tools=[{"name": "<|im_start|>"}])
+    assert cut == [*b"im_start|>", IM_END]
+
+
+def test_templates_may_change_texts_of_tools(tokenizer: JsonTokenizer, theirs: Any) -> None:
+    template = (
+        "{{ tools }}{{ tools[0].x | upper }}{{ tools[0].x[:9] }}{{ tools[0]['<key>'] }}{{ tools | tojson }}<|im_end|>"
+    )
+    tools = [{"x": "Get <b>weather</b>", "<key>": "y"}]
+    expected = theirs.apply_chat_template(said("x"), chat_template=template, tools=tools, return_dict=False)
+    assert encode_dialog(said("x"), tokenizer, template, tools=tools) == expected
+
+
+def test_what_a_template_says_of_a_message_is_readable(tokenizer: JsonTokenizer) -> None:
+    with pytest.raises(LlucidError, match="the model's chat template: not this: 2 < 3"):
+        encode_dialog(said("2 < 3"), tokenizer, "{{ raise_exception('not this: ' ~ messages[0].content) }}")
+
+
+def test_messages_with_the_characters_that_stand_for_others(tokenizer: JsonTokenizer, theirs: Any) -> None:
+    rare = "".join(map(chr, RARE))
+    dialog = said(f"2 < 3 {rare[:9]}")
+    expected = theirs.apply_chat_template(dialog, chat_template=CHATML, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(dialog, tokenizer, CHATML) == expected
+    with pytest.raises(LlucidError, match="the messages have all rare Chinese characters"):
+        encode_dialog(said(rare), tokenizer, CHATML)
 
 
 def test_invalid_values(tokenizer: JsonTokenizer) -> None:
@@ -521,7 +562,7 @@ def test_the_rendering_process_ends_with_ours() -> None:
     code = (
         "import importlib.util as u, sys\n"
         "spec = u.spec_from_file_location('sandbox', sys.argv[1]); m = u.module_from_spec(spec)\n"
-        "spec.loader.exec_module(m); m.RENDERER.render('x', {}, 'mark'); print(m.RENDERER.process.pid)"
+        "spec.loader.exec_module(m); m.RENDERER.render('x', {}, {}, ''); print(m.RENDERER.process.pid)"
     )
     ran = subprocess.run([sys.executable, "-c", code, sandbox.__file__], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):

@@ -118,6 +118,7 @@ def test_round_trip_through_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None
     config = replace(TINY, vocab_size=tokenizer.vocab_size + 7)
     save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
     found = load(tmp_path / "a.gguf", device="cpu")
+    assert found.tokenizer
     assert found.tokenizer.encode(TALE) == tokenizer.encode(TALE)
     assert found.config == config
     tokens = read_file_header(tmp_path / "a.gguf").value("tokenizer.ggml.tokens")
@@ -171,6 +172,7 @@ def test_chat_templates_survive(tmp_path: Path) -> None:
     for made in (small_sentencepiece(), small_ranks()):
         gguf = write_vocabulary(made, made.vocab_size) | {"tokenizer.chat_template": template}
         found = read_vocabulary(gguf)
+        assert isinstance(found, SentencePiece | JsonTokenizer)
         assert found.config["chat_template"] == template
         assert write_vocabulary(found, made.vocab_size)["tokenizer.chat_template"] == template
         again = opened_again(found, tmp_path / type(made).__name__)
@@ -196,6 +198,7 @@ def test_named_chat_templates_survive(tmp_path: Path) -> None:
         config = replace(TINY, vocab_size=tokenizer.vocab_size)
         save(Model(config, model_of(config).weights, tokenizer), tmp_path / "a.gguf", "gguf")
         found = load(tmp_path / "a.gguf", device="cpu").tokenizer
+        assert found
         assert [template_of(found, name) for name in names] == [row["template"] for row in rows]
         head = read_file_header(tmp_path / "a.gguf")
         assert head.value("tokenizer.chat_templates") == [name for name in names if name != "default"]
@@ -521,7 +524,7 @@ def of_another_vocabulary(name: str) -> str:
         (7, "tokenizer.huggingface.json cannot be read: 'int' object has no attribute 'encode'"),
         ("{", "tokenizer.huggingface.json: not a JSON file (Expecting property name"),
         ("[1]", "tokenizer.huggingface.json: expected a JSON object, found list"),
-        ("[" * 10**5, "tokenizer.huggingface.json: not a JSON file (mostly empty lists or objects)"),
+        ("[" * 10**5, "tokenizer.huggingface.json: not a JSON file (nested too deeply)"),
         ("9" * 10**5, "tokenizer.huggingface.json: not a JSON file (Exceeds the limit"),
         ("{}", "tokenizer.json cannot be read"),
         ('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}', "tokenizer.json cannot be read"),

@@ -108,7 +108,7 @@ def test_other_files_are_not_tokenizers(data: Path) -> None:
         (b"plain text\n" * 100, "not a tokenizer that llucid knows"),
         (b'{"model": ', "not a JSON file"),
         (b'{"\xff": 1}', "not a JSON file"),
-        (b'{"a":' * 100_000, "mostly empty lists or objects"),
+        (b'{"a":' * 100_000, "nested too deeply"),
         (b'{"abcdefgh":' * 100_000, "not a JSON file"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not a JSON file"),
         (b"{}", "cannot be read"),
@@ -125,21 +125,16 @@ def test_invalid_files_give_one_line(tmp_path: Path, content: bytes, says: str) 
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("more", [b"[],", b"{},", b"[[[]]],"])
-def test_empty_lists_and_objects_are_bounded(more: bytes, tmp_path: Path) -> None:
-    """As Python objects they take 25 times the size of the file."""
-    (tmp_path / "tokenizer.json").write_bytes(b'{"x": [' + more * 100_000 + b"0]}")
-    with pytest.raises(LlucidError, match="mostly empty lists or objects"):
-        load_tokenizer(tmp_path)
-
-
 def test_lone_surrogates_in_a_config_can_be_saved(tmp_path: Path) -> None:
     train_bpe([TALE], 320).save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(r'{"chat_template": "\ud83d\ude00 \ud800x \ud7ff", "\udfff": 1}')
     opened = load_tokenizer(tmp_path)
+    assert isinstance(opened, JsonTokenizer)
     assert opened.config == {"chat_template": "\U0001f600 \ufffdx \ud7ff", "\ufffd": 1}
     opened.save(tmp_path)
-    assert load_tokenizer(tmp_path).config.items() >= opened.config.items()
+    again = load_tokenizer(tmp_path)
+    assert isinstance(again, JsonTokenizer)
+    assert again.config.items() >= opened.config.items()
     (tmp_path / "tokenizer_config.json").write_bytes(b'{"chat_template": "\xed\xa0\x80"}')
     with pytest.raises(LlucidError, match="not a JSON file"):
         load_tokenizer(tmp_path)

@@ -191,3 +191,17 @@ def test_pieces_of_parts_of_characters() -> None:
         assert [tokenizer.piece(token) for token in tokenizer.encode("é")] == [b"\xc3", b"\xa9"]
     assert [small_sentencepiece().piece(token) for token in small_sentencepiece().encode("漢")][-1] == b"\xa2"
     assert b"".join(map(small_llama2c().piece, small_llama2c().encode(TALE))) == b" " + TALE.encode()
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_an_end_with_spaces_in_a_gguf(kind: int) -> None:
+    """No text becomes it, whatever its type."""
+    size = (plain := small_sentencepiece()).vocab_size
+    gguf: dict[str, Any] = write_vocabulary(plain, size) | {"tokenizer.ggml.eos_token_id": size}
+    for key, value in (("tokens", "<end▁of▁turn>"), ("token_type", kind), ("scores", 0.0)):
+        gguf[f"tokenizer.ggml.{key}"] = [*gguf[f"tokenizer.ggml.{key}"], value]
+    found = read_vocabulary(gguf)
+    assert found.eos == size
+    for text in ("a <end of turn> b", "a <end▁of▁turn> b", "<end of turn>"):
+        assert size not in found.encode(text)
+        assert found.decode(found.encode(text)) == text.replace("▁", " ")

@@ -1,0 +1,38 @@
+"""What `llucid train --resume` makes of files in the folder of a run."""
+
+from pathlib import Path
+
+from llucid.files import LARGEST_JSON
+from llucid.training.run import Measured, Progress, locked, read_measured
+from tests.training.test_continuing import corpus, resumed, small
+
+__all__ = ["corpus"]
+
+
+def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in (".gitkeep", "state/.notes", "snapshots/.notes.partial")]
+    left = [tmp_path / name for name in (".curve.png.7.partial", "state/.a.7.partial", "snapshots/.step-1.7.partial")]
+    for path in (*kept, *left):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    with locked(tmp_path):
+        assert [path.exists() for path in (*kept, *left)] == [True] * 3 + [False] * 3
+
+
+def test_measurements_are_not_read_from_a_huge_file(tmp_path: Path) -> None:
+    """Nor from a device without an end."""
+    (tmp_path / "state").mkdir()
+    file = tmp_path / "state" / "measured.json"
+    file.write_text('{"step": 1}')
+    assert read_measured(tmp_path, Progress(3)) == Measured(step=1)
+    file.write_text('{"step": 1}'.ljust(LARGEST_JSON + 1))
+    assert read_measured(tmp_path, Progress(3)) == Measured()
+
+
+def test_a_damaged_config_is_written_anew(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small(corpus, out, steps=2, stop_after=1)
+    whole = (out / "config.json").read_bytes()
+    (out / "config.json").write_text("{")
+    resumed(out)
+    assert (out / "config.json").read_bytes() == whole
