@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress

@@ -416,9 +416,6 @@ def test_the_engine_generates_the_same_text_with_and_without_c(length: int, monk
     with_c = generate_greedily(weights, config, random_ids(config, length))
     monkeypatch.setenv("LLUCID_C", "0")
     assert with_c == generate_greedily(weights, config, random_ids(config, length))
-    monkeypatch.setenv("LLUCID_C", "no")
-    with pytest.raises(LlucidError, match="LLUCID_C=no: expected 0, which switches C off, or 1"):
-        generate_greedily(weights, config, random_ids(config, length))
     assert len({*with_c[0]}) > 5
     assert any(with_c[1]) == (length > 3)
 
