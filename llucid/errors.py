@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PRINTABLE = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"},
@@ -41,6 +42,13 @@ def note(message: str) -> None:
 def shown(value: object) -> str:
     """A value for a message, cut to 60 characters."""
     return json.dumps(value, default=repr)[:60]
+
+
+def wrong_value(values: Mapping[str, Any], key: str, expected: str) -> str:
+    """The message that `key` is missing, or has another value than expected."""
+    if key not in values:
+        return f"{key} is missing; expected {expected}"
+    return f"{key} should be {expected} and is {shown(values[key])}"
 
 
 def one_line(error: Exception) -> str:

@@ -226,7 +226,7 @@ def refuse_stand_in(file: Path) -> None:
 
 
 LARGEST_JSON = 2**24
-"""The largest JSON file about a model, in bytes. As Python objects it may take 45 times as much memory."""
+"""The largest JSON file about a model, in bytes. As Python objects it may take 25 times as much memory."""
 DEEPEST_JSON = 100
 """Lists and objects within one another in JSON. The parser takes a thousand; functions that recurse over that exceed
 Python's limit."""
@@ -268,11 +268,24 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
     return value
 
 
+def lists_and_objects(content: bytes) -> int:
+    """How many lists and objects begin in JSON; brackets inside texts do not count."""
+    import numpy as np
+
+    letters = np.frombuffer(content.replace(rb"\\", b"").replace(rb"\"", b""), np.uint8)
+    inside = np.bitwise_xor.accumulate(letters == ord('"'))
+    return int(np.count_nonzero(((letters == ord("[")) | (letters == ord("{"))) & ~inside))
+
+
 def json_value(content: bytes) -> Any:
     """The JSON value in `content`, with U+FFFD for halves of UTF-16 pairs, which no file could hold.
 
-    Raises ValueError for anything else, and for one nested deeper than DEEPEST_JSON.
+    Raises ValueError for anything else, for one nested deeper than DEEPEST_JSON, and for one mostly of empty lists or
+    objects, which would take 25 times as much memory.
     """
+    most = 1000 + len(content) // 8
+    if content.count(b"[") + content.count(b"{") > most and lists_and_objects(content) > most:
+        raise ValueError("mostly empty lists or objects")
     try:
         text = content.decode(json.detect_encoding(content))
         value = json.loads(text)

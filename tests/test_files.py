@@ -222,19 +222,17 @@ def test_json_is_nested_to_a_limit(begin: str, end: str) -> None:
             nested(depth)
 
 
-@pytest.mark.parametrize(
-    "value", [r"\\frac{a}{b}" * 1000, [[1, 2]] * 5000, [{}] * 5000, "[" * 5000, ['"[{', "\\"] * 3000]
-)
-def test_json_may_be_mostly_brackets(value: Any) -> None:
+@pytest.mark.parametrize("value", [r"\\frac{a}{b}" * 1000, [[1, 2]] * 5000, "[" * 5000, ['"[{', "\\"] * 3000])
+def test_json_may_have_many_brackets(value: Any) -> None:
     assert json_value(json.dumps(value).encode()) == value
 
 
-@pytest.mark.parametrize("unit", ["[" * 90 + "]" * 90, '{"":' * 90 + "0" + "}" * 90, "{}", '{"":[]}', "1000"])
-def test_json_takes_at_most_45_times_its_size(unit: str) -> None:
-    content = f"[{','.join([unit] * (50_000 // len(unit)))}]".encode()
+@pytest.mark.parametrize("unit", ["[" * 90 + "]" * 90, "{}", '{"":[]}', '"[",[]'])
+def test_json_is_not_mostly_of_empty_lists(unit: str) -> None:
+    """They would take 25 to 45 times as much memory as the text."""
+    content = f"[{','.join([unit] * (1_000_000 // len(unit)))}]".encode()
     tracemalloc.start()
-    value = json_value(content)
-    held, most = tracemalloc.get_traced_memory()
+    with pytest.raises(ValueError, match="mostly empty lists or objects"):
+        json_value(content)
+    assert tracemalloc.get_traced_memory()[1] < 6 * len(content)
     tracemalloc.stop()
-    assert value
-    assert held <= most < 45 * len(content)

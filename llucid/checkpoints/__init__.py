@@ -30,7 +30,7 @@ from llucid.arrays.dtypes import choose_dtype, dtype_of, name_of_dtype, widest
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config
-from llucid.checkpoints.hub import find
+from llucid.checkpoints.hub import LATER_PART, find
 from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
@@ -81,9 +81,13 @@ def format_of(path: Path) -> tuple[str, Format]:
         raise LlucidError(f"{path}: a LoRA adapter, not a model; merge it into its base model first, with peft")
     with suppress(OSError):
         inside = [one for pattern in ("*", "snapshots/*") for one in sorted(islice(path.glob(pattern), 1000))]
+        inside = [one for one in inside if not LATER_PART.search(one.name)]
         if models := [str(one) for one in inside if any(_format(name).recognises(one) for name in FORMATS)]:
             more = f" and {len(models) - 5} more" if len(models) > 5 else ""
             raise LlucidError(f"{path}: not a model itself; give one that is in it: {', '.join(models[:5])}{more}")
+    folder = path if path.is_dir() else path.parent
+    if any(folder.glob("*.safetensors")) and not (folder / "config.json").is_file():
+        raise LlucidError(f"{folder}: config.json is missing; fetch all files of the model, and give the folder")
     expected = "a Hugging Face folder (config.json), a Meta folder (params.json), llama2.c's .bin or .pt, or a .gguf"
     raise LlucidError(f"{path}: not a model, or an incomplete one; expected {expected}")
 

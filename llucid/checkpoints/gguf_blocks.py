@@ -44,6 +44,9 @@ GGML_TYPES = {
     23: GgmlType("IQ4_XS", 256, 136),
     29: GgmlType("IQ1_M", 256, 56),
     30: GgmlType("bfloat16", 1, 2),
+    34: GgmlType("TQ1_0", 256, 54),
+    35: GgmlType("TQ2_0", 256, 66),
+    39: GgmlType("MXFP4", 32, 17),
     **{
         number: GgmlType(name, FORMS[name].block, FORMS[name].size)
         for number, name in {2: "Q4_0", 8: "Q8_0", **dict(enumerate("Q2_K Q3_K Q4_K Q5_K Q6_K".split(), 10))}.items()
@@ -58,9 +61,6 @@ QUANTIZED_BITS: "dict[str, Bits]" = {"Q8_0": 8, "Q4_0": 4}
 UNSUPPORTED = {
     9: "Q8_1",
     15: "Q8_K",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
     40: "NVFP4",
     **dict(enumerate("I8 I16 I32 I64 F64".split(), 24)),
 }
@@ -118,7 +118,8 @@ def dequantize_with_package(rows: NDArray[np.uint8], kind: GgmlType) -> NDArray[
     """Rows of blocks, dequantised by ggml's own Python package. Raises LlucidError if it is not installed."""
     try:
         package = importlib.import_module("gguf")
-    except ImportError as error:
+        type_ = package.GGMLQuantizationType[kind.name]
+    except (ImportError, KeyError) as error:  # an old package does not know every type
         raise LlucidError(f'tensors of type {kind.name} need the gguf package: pip install "llucid[gguf]"') from error
     with np.errstate(all="ignore"):  # damaged scales may be infinite
-        return package.quants.dequantize(np.ascontiguousarray(rows), package.GGMLQuantizationType[kind.name])
+        return package.quants.dequantize(np.ascontiguousarray(rows), type_)

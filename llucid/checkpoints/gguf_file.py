@@ -316,7 +316,9 @@ def read_tensor_info(cursor: Cursor, name: str) -> TensorInfo:
     kind = GGML_TYPES.get(number)
     if kind is None:
         what = UNSUPPORTED.get(number, f"number {number}")
-        raise LlucidError(f"{cursor.path}: {name} has ggml type {what}, which llucid does not read")
+        raise LlucidError(
+            f"{cursor.path}: {name} has ggml type {what}, which llucid does not read; use a model in Q8_0 or Q4_K_M"
+        )
     shape = tuple(reversed(lengths))
     if 0 in shape or shape[-1] % kind.block:
         raise LlucidError(f"{cursor.path}: {name} has shape {list(shape)}, which {kind.name} does not allow")

@@ -11,13 +11,17 @@ OURS = "runs/"
 STORYTELLER = Path(__file__).parents[1] / "chat" / "storyteller"
 """The model that comes with llucid."""
 
+LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
+"""The end of the names of a split model's parts but the first, by which it is opened."""
+
 
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
     Of a repository that holds only GGUF files, or only llama2.c's, "org/name:Q4_K_M" names one. A Path is never looked
-    up, nor is a path whose folder exists here. "storyteller" is the model that comes with llucid. Raises LlucidError if
-    nothing can be fetched. The address of its page ("https://huggingface.co/org/name") is also its name.
+    up, nor is a path whose folder exists here. "storyteller" is the model that comes with llucid. The address of a
+    repository's page ("https://huggingface.co/org/name") is also its name. Raises LlucidError if nothing can be
+    fetched, and for other addresses.
     """
     if name == "":  # as of an unset variable of a shell
         raise LlucidError("the name of the model is empty; give a path, or the name of a repository")
@@ -26,8 +30,15 @@ def find(name: str | Path) -> Path:
         return STORYTELLER
     address = r"(?:(?:https?://)?(?:huggingface|hf)\.co/|hf://)?"
     form = re.fullmatch(rf"{address}([\w-][\w.-]*/[\w-][\w.-]*?)(?:/tree/main)?/?(?::([\w.-]+))?", str(name))
-    if isinstance(name, Path) or path.exists() or path.parent.exists() or not form or name.startswith(OURS):
+    if isinstance(name, Path) or path.exists() or path.parent.exists() or name.startswith(OURS):
         return path
+    if not form:
+        if path.is_absolute() or re.search(r"^[.~]|\s", name):
+            return path
+        raise LlucidError(
+            f"{name}: there is no such file or folder; a Hugging Face repository is called org/name, "
+            "and one of its GGUF files org/name:Q4_K_M"
+        )
     try:
         return fetch(form[1], form[2])
     except LlucidError:
@@ -69,7 +80,8 @@ def choose_file(repository: str, variant: str | None) -> str:
     from huggingface_hub import list_repo_files
 
     every = list_repo_files(repository)
-    files = [file for file in every if re.search(r"^(?!.*(mmproj|imatrix|-(?!00001)\d{5}-of-)).*\.gguf$", file)]
+    files = [file for file in every if file.endswith(".gguf") and not re.search("mmproj|imatrix", file)]
+    files = [file for file in files if not LATER_PART.search(file)]
     if not files and not {"config.json", "adapter_config.json"}.intersection(every):
         files = [file for file in every if re.search(r"(^|/)(?!tok)[^/]*\.(bin|pt)$", file)]
     fits = re.compile(rf"[.-]{re.escape(variant or '')}(\.gguf|-0)", re.IGNORECASE)

@@ -100,7 +100,9 @@ read_sampling = sampling_defaults
 
 
 def recognises(path: Path) -> bool:
-    return (path / "config.json").is_file()
+    """Whether there is a config.json, unless it lies beside GGUF files in the place of weights of its own."""
+    own = any((path / name).is_file() or (path / name).is_symlink() for name in WEIGHTS)
+    return (path / "config.json").is_file() and (own or not any(path.glob("*.gguf")))
 
 
 def read_config(path: Path) -> Config:

@@ -107,13 +107,15 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         names = table.schema_arrow.names
         groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        _check_growth(path, sum(each.total_uncompressed_size for each in chunks if each.path_in_schema == column))
-        # One row at a time: a large value that occurs often takes space in the file only once.
-        for batch in table.iter_batches(1, columns=[column]) if column in names else []:
-            text = batch.column(0)[0].as_py()
-            if not isinstance(text, str | None):
-                raise LlucidError(f"{path}: column {column!r} does not hold text; name another with column=")
-            yield text or ""
+        sizes = [each.total_uncompressed_size for each in chunks if each.path_in_schema == column]
+        _check_growth(path, sum(sizes))
+        # A large value that occurs often takes space in the file only once. Reading row by row takes 60 times as long.
+        rows = 64 if max(sizes, default=0) <= SLACK // 64 + 20 * path.stat().st_size else 1
+        for batch in table.iter_batches(rows, columns=[column]) if column in names else []:
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str | None):
+                    raise LlucidError(f"{path}: column {column!r} does not hold text; name another with column=")
+                yield text or ""
     except LlucidError:
         raise
     except Exception as error:  # pyarrow's have many types

@@ -43,6 +43,10 @@ class TemplateFailure(Exception):
     """What went wrong with a template, in one line."""
 
 
+class TemplateTimeout(TemplateFailure):
+    """It took too long, or too much memory, as it would for other messages."""
+
+
 class Renderer:
     """The process: started when first needed, and again after it had to be killed."""
 
@@ -81,7 +85,7 @@ class Renderer:
                 if not line.endswith("\n"):  # after an interrupt, too: a late answer must not be read as the next one
                     self.close()
         if not line.endswith("\n"):
-            raise TemplateFailure(f"it did not end within {SECONDS:g} seconds, or took too much memory")
+            raise TemplateTimeout(f"it did not end within {SECONDS:g} seconds, or took too much memory")
         answer = json.loads(line)
         if "error" in answer:
             raise TemplateFailure(answer["error"])

@@ -18,7 +18,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, models
 
-from llucid.dialogs.sandbox import RENDERER, TemplateFailure
+from llucid.dialogs.sandbox import RENDERER, TemplateFailure, TemplateTimeout
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.folder import name_of
@@ -29,6 +29,10 @@ RARE = range(0x20000, 0x2A6D7)
 """Rare Chinese characters (CJK Extension B): printable, also in Python's spelling of a dict, and without a case."""
 Part = int | str
 """The id of a special token, or ordinary text."""
+
+
+class SlowTemplate(LlucidError):
+    """A chat template that exceeded the limits of time and memory."""
 
 
 def templates_of(tokenizer: Tokenizer) -> str | dict[str, str] | None:
@@ -190,7 +194,8 @@ def _rendered(
     try:
         text, own = RENDERER.render(template, {**values, **texts, "messages": given}, hidden, controls.firsts)
     except TemplateFailure as error:
-        raise LlucidError(f"the model's chat template: {str(error).translate(shown)}") from error
+        kind = SlowTemplate if isinstance(error, TemplateTimeout) else LlucidError
+        raise kind(f"the model's chat template: {str(error).translate(shown)}") from error
     parts = controls.split(replace_surrogates(text))
     return [part.translate(shown) if isinstance(part, str) else part for part in parts], own
 

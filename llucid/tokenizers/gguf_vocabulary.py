@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from llucid.errors import LlucidError, NoTokenizer, shown
+from llucid.errors import LlucidError, NoTokenizer, shown, wrong_value
 from llucid.files import parse_json
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.characters import Characters
@@ -313,5 +313,5 @@ def _list(keys: Mapping[str, Any], key: str, kind: type) -> list[Any]:
     """The list under `key`. Raises LlucidError if there is none, or one of something else."""
     values = keys.get(key)
     if not isinstance(values, list) or (values and type(values[0]) is not kind):
-        raise LlucidError(f"{key} should be a list of {kind.__name__} and is {shown(values)}")
+        raise LlucidError(wrong_value(keys, key, f"a list of {kind.__name__}"))
     return list(values)  # pyright: ignore[reportUnknownVariableType]

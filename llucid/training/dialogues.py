@@ -14,6 +14,7 @@ from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_charac
 from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
 from llucid.dialogs.loss_mask import CHAT_CONFIG
+from llucid.dialogs.templates import SlowTemplate
 from llucid.errors import LlucidError, one_line
 from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
@@ -96,6 +97,8 @@ def _encoded(conversation: Conversation, tokenizer: Tokenizer, format: str | Non
     try:
         ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
         return ids, _learned(answers, conversation), ""
+    except SlowTemplate:
+        raise
     except LlucidError as error:
         begun = "it begins with an answer; " if conversation.messages[0]["role"] == "assistant" else ""
         return [], [], begun + one_line(error)

@@ -92,9 +92,8 @@ def file_of(
     path: Path, model: Model, keys: dict[str, Any] | None = None, tensors: dict[str, Tensor | None] | None = None
 ) -> Path:
     """Writes the model as llucid does, with these keys and tensors changed; None leaves one out."""
-    metadata = gguf_format.config_metadata(model.config, "float32") | write_vocabulary(
-        model.tokenizer, model.config.vocab_size
-    )
+    metadata = gguf_format.config_metadata(model.config, "float32")
+    metadata |= write_vocabulary(model.text(), model.config.vocab_size)
     metadata = {key: value for key, value in (metadata | (keys or {})).items() if value is not None}
     changed: dict[str, Tensor | None] = {gguf_format.name_of(at): leaf for at, leaf in named_leaves(model.weights)}
     pending = [
@@ -110,9 +109,12 @@ def file_of(
 
 
 # Offsets of the float16 numbers in a block of each type.
-HALVES = dict(Q4_0=[0], Q4_1=[0, 2], Q5_0=[0], Q5_1=[0, 2], Q8_0=[0])
-HALVES |= {name: [0] for name in "IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()} | {"IQ1_M": []}
-HALVES |= dict(Q2_K=[80, 82], Q3_K=[108], Q4_K=[0, 2], Q5_K=[0, 2], Q6_K=[208])
+HALVES: dict[str, list[int]] = {
+    **dict(Q4_0=[0], Q4_1=[0, 2], Q5_0=[0], Q5_1=[0, 2], Q8_0=[0]),
+    **{name: [0] for name in "IQ1_S IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS".split()},
+    **dict(Q2_K=[80, 82], Q3_K=[108], Q4_K=[0, 2], Q5_K=[0, 2], Q6_K=[208], TQ1_0=[52], TQ2_0=[64]),
+    **dict(IQ1_M=[], MXFP4=[]),
+}
 WIDE = Config(dim=256, layers=1, heads=4, kv_heads=2, head_dim=64, ffn_dim=256, vocab_size=300, context=32)
 
 
@@ -125,4 +127,6 @@ def random_blocks(name: str, rows: int, numbers: int) -> np.ndarray:
         blocks[:, at : at + 2] = generator.normal(0, 0.05, len(blocks)).astype("<f2").view(np.uint8).reshape(-1, 2)
     if name == "IQ1_M":  # its scale is the upper half of the last bytes, two by two: 0x2a66 is 0.05
         blocks[:, 49::2] = blocks[:, 49::2] & 15 | [0x60, 0x60, 0xA0, 0x20]
+    if name == "MXFP4":  # its first byte is an exponent, plus 128
+        blocks[:, 0] = 118 + blocks[:, 0] % 8
     return blocks.reshape(rows, -1)

@@ -97,6 +97,30 @@ def test_a_folder_with_models_in_it(tmp_path: Path) -> None:
             load(tmp_path / folder)
 
 
+def test_a_folder_of_gguf_files_with_a_config_json(tmp_path: Path) -> None:
+    """As in many repositories of GGUF files; of a split model, only the first part opens it."""
+    model = model_of(CONFIG)
+    save(model, tmp_path / "a-Q4_K_M.gguf", "gguf")
+    for number in (1, 2):
+        shutil.copy(tmp_path / "a-Q4_K_M.gguf", tmp_path / f"b-0000{number}-of-00002.gguf")
+    (tmp_path / "config.json").write_text('{"model_type":"llama"}')
+    inside = f"{tmp_path / 'a-Q4_K_M.gguf'}, {tmp_path / 'b-00001-of-00002.gguf'}"
+    for open_ in (load, describe):
+        with pytest.raises(LlucidError) as caught:
+            open_(tmp_path)
+        assert str(caught.value) == f"{tmp_path}: not a model itself; give one that is in it: {inside}"
+    save(model, tmp_path, "huggingface")
+    assert same(load(tmp_path, device="cpu").weights, model.weights)
+
+
+def test_weights_without_a_config_json(tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    (tmp_path / "config.json").unlink()
+    for path in (tmp_path / "model.safetensors", tmp_path):
+        with pytest.raises(LlucidError, match=f"^{tmp_path}: config.json is missing; fetch all files of the model"):
+            load(path)
+
+
 def test_a_tokenizer_without_ids_is_refused(tmp_path: Path) -> None:
     save(model_of(CONFIG), tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
@@ -197,6 +221,12 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
     ):
         with pytest.raises(LlucidError, match=r"^org/name: name one of its files"):
             find(address)
+    page = "https://huggingface.co/org/name"
+    for name in (f"{page}/blob/main/x.gguf", f"{page}/resolve/main/x.gguf", "org/name@main", "org/name/m-Q4_K_M.gguf"):
+        with pytest.raises(LlucidError) as caught:
+            find(name)
+        expected = "a Hugging Face repository is called org/name, and one of its GGUF files org/name:Q4_K_M"
+        assert str(caught.value) == f"{name}: there is no such file or folder; {expected}"
     for name in ("org/name", "org/name:Q4", "org/name:Q5"):
         with pytest.raises(LlucidError, match=r"name one of its files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
             find(name)
@@ -206,7 +236,7 @@ def a_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fakes a hub with one repository, which has the files of this folder."""
     files = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
 
-    def download(repository: str, **patterns: list[str]) -> Path:
+    def download(repository: str, **patterns: Any) -> Path:
         (copy := folder.parent / "copy").mkdir(exist_ok=True)
         for name in filter_repo_objects(files, **patterns):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +269,7 @@ def test_a_repository_of_any_format(format: str, name: str, tmp_path: Path, monk
         assert find("org/x:q8_0") == tmp_path / "copy" / name
     opened = load(tmp_path / "copy" / name, device="cpu")
     assert same(opened.weights, model.weights)
-    assert opened.tokenizer.encode("10") == model.tokenizer.encode("10")
+    assert opened.text().encode("10") == model.text().encode("10")
     assert not (tmp_path / "copy" / "original").exists()
 
 

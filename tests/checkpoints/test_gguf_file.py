@@ -55,7 +55,7 @@ def test_damaged_headers_are_refused(tmp_path: Path) -> None:
         (put(norm, "IQ", 1, 0), r"has shape \[0\]"),
         (put(norm, "IQ", 1, 2**62), "begins at|truncated"),
         (put(norm, "IQI", 1, 8, 8), r"has shape \[8\], which Q8_0 does not allow"),
-        (put(norm, "IQI", 1, 8, 34), "output_norm.weight has ggml type TQ1_0, which llucid does not read"),
+        (put(norm, "IQI", 1, 8, 40), "output_norm.weight has ggml type NVFP4, which llucid does not read; use"),
         (put(norm, "IQI", 1, 8, 31), "has ggml type number 31"),
         (put(norm, "IQIQ", 1, 8, 0, 2**63), "output_norm.weight begins at 9,223,372,036,854,775,808; expected"),
         (put(norm, "IQIQ", 1, 8, 0, 0), "output_norm.weight begins at 0; expected"),

@@ -307,8 +307,8 @@ def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: py
             'has quantization_config {"quant_method": "gptq"}; llucid opens no model that is quantised so; use the',
         ),
         (dict(rope_scaling={"type": "longrope", "factor": 2.0}, rope_parameters=...), 'type "longrope"'),
-        (dict(rope_scaling={"type": "linear"}, rope_parameters=...), "factor should be a number"),
-        (dict(rope_parameters={"rope_type": "llama3"}), "factor should be a number"),
+        (dict(rope_scaling={"type": "linear"}, rope_parameters=...), "factor is missing; expected a number"),
+        (dict(rope_parameters={"rope_type": "llama3"}), "factor is missing; expected a number"),
         (dict(rope_parameters={"partial_rotary_factor": 0.5}), "partial_rotary_factor 0.5"),
         (
             dict(rope_parameters={"rope_type": "default"}, rope_scaling={"type": "linear", "factor": 4.0}),
@@ -326,7 +326,8 @@ def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: py
         ),
         (dict(rope_parameters={"rope_type": "default"}, rope_scaling=[1]), "rope_scaling should be an object"),
         (dict(hidden_size="64"), 'hidden_size should be a whole number and is "64"'),
-        (dict(hidden_size=...), "hidden_size should be a whole number and is null"),
+        (dict(hidden_size=...), "config.json: hidden_size is missing; expected a whole number"),
+        (dict(hidden_size=None), "hidden_size should be a whole number and is null"),
         (dict(num_attention_heads=0), "heads=0"),
         (dict(num_key_value_heads=3), "not divisible by kv_heads=3"),
         (dict(rms_norm_eps=float("nan")), "rms_norm_eps should be a number"),
@@ -578,7 +579,7 @@ def test_a_repository_is_downloaded_by_name(folder: Path, monkeypatch: pytest.Mo
     assert requested == [("org/llama-1.5", ["*.json", "*.safetensors", "*.model", "*.jinja"])]
     with pytest.raises(LlucidError, match=r"^org/other: .* no repository .* \(no route to host\)$"):
         load("org/other")
-    with pytest.raises(LlucidError, match="there is no such file or folder; train"):
+    with pytest.raises(LlucidError, match="a/b/c: there is no such file or folder; a Hugging Face repository is"):
         load("a/b/c")
     assert len(requested) == 2
 

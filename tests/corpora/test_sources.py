@@ -85,7 +85,7 @@ def test_small_files_of_large_documents_take_little_memory(tmp_path: Path) -> No
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    parquet.write_table(pyarrow.table({"text": ["x" * 1_000_000] * 16}), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"text": ["x" * 1_000_000] * 16}), tmp_path / "a.parquet", compression="zstd")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b" " * 30_000_000, 1))
     tracemalloc.start()
     assert open_corpus([str(tmp_path / "a.parquet")]).size() == 16 * 1_000_001

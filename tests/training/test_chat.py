@@ -18,8 +18,10 @@ import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
 from llucid.corpora.conversations import open_conversations, parse_conversation, read_conversations
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
+from llucid.dialogs import sandbox
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens, tokenise_chat
 from llucid.training.report import Report
 from tests.training.test_run import do, here, losses
@@ -317,6 +319,22 @@ def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     )
 
 
+def test_a_base_trained_on_text_needs_the_tokenizer_of_a_chat_model(file: Path, straight: Path, tmp_path: Path) -> None:
+    text, steps = tmp_path / "text.txt", ("--steps", 1, "--evaluations", 1)
+    text.write_text("Wick lost a bell, and May found it.\n" * 99)
+    words = ("train", "--corpus", text, "--preset", "nano", "--model.context", 32, *steps)
+    here(*words, "--tokenizer", "bpe:300", "--out", tmp_path / "own")
+    with pytest.raises(
+        LlucidError, match=r"base=.*own: this tokenizer has no .*; take a chat model, or .*tokenizer=PATH"
+    ):
+        here("train", "--chat", file, "--base", tmp_path / "own", *steps)
+    here(*words, "--tokenizer", straight, "--out", tmp_path / "chats")
+    here(
+        "train", "--chat", file, "--base", tmp_path / "chats", "--model.context", 256, *steps, "--out", tmp_path / "run"
+    )
+    assert llucid.load(tmp_path / "run", device="cpu").chat_format == llucid.load(straight, device="cpu").chat_format
+
+
 def test_conversations_that_cannot_be_learned_are_left_out(straight: Path, tmp_path: Path) -> None:
     """Counted, with the place and the reason of the first, also when they are read again from the cache."""
     base, talk, rows = tmp_path / "base", tmp_path / "talk.jsonl", [conversation(number) for number in range(40)]
@@ -364,17 +382,19 @@ def test_a_template_that_refuses_all_is_tried_on_a_hundred(straight: Path, tmp_p
     assert tokenise_chat(open_conversations(str(talk)), tokenizer, "train", 128).kept.tolist() == [*range(99, 108)]
 
 
-def test_a_base_trained_on_text_needs_the_tokenizer_of_a_chat_model(file: Path, straight: Path, tmp_path: Path) -> None:
-    text, steps = tmp_path / "text.txt", ("--steps", 1, "--evaluations", 1)
-    text.write_text("Wick lost a bell, and May found it.\n" * 99)
-    words = ("train", "--corpus", text, "--preset", "nano", "--model.context", 32, *steps)
-    here(*words, "--tokenizer", "bpe:300", "--out", tmp_path / "own")
-    with pytest.raises(
-        LlucidError, match=r"base=.*own: this tokenizer has no .*; take a chat model, or .*tokenizer=PATH"
-    ):
-        here("train", "--chat", file, "--base", tmp_path / "own", *steps)
-    here(*words, "--tokenizer", straight, "--out", tmp_path / "chats")
-    here(
-        "train", "--chat", file, "--base", tmp_path / "chats", "--model.context", 256, *steps, "--out", tmp_path / "run"
-    )
-    assert llucid.load(tmp_path / "run", device="cpu").chat_format == llucid.load(straight, device="cpu").chat_format
+def test_a_template_that_does_not_end_is_tried_once(
+    straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    opened = llucid.load(straight, device="cpu").text()
+    endless = "{% for n in range(99999) %}{% for m in range(99999) %}{% endfor %}{% endfor %}"
+    tokenizer = JsonTokenizer(json.loads(opened.json()), config={"chat_template": endless})
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text("".join(json.dumps(conversation(number)) + "\n" for number in range(20)))
+    started = vars(sandbox.Renderer)["started"]
+    processes = list[int]()
+    monkeypatch.setattr(sandbox.Renderer, "started", lambda self: (processes.append(1), started(self))[1])
+    with pytest.raises(LlucidError, match="the model's chat template: it did not end within"):
+        tokenise_chat(open_conversations(str(talk)), tokenizer, "train", 128)
+    sandbox.RENDERER.close()
+    assert len(processes) == 2  # to find the token that ends a turn, and then for the first conversation
