@@ -332,6 +332,8 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
                 raise ValueError(f"its header has {start:,} bytes")
             with safe_open(file, framework="np"):  # the library validates the header
                 header = parse_json(opened.read(start - 8), file)
+            if not all(isinstance(entry, dict) for entry in header.values()):  # the library reads lists as well
+                raise ValueError("an entry of its header is not an object")
         content = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch requires; the file does not change
 
         def entry(tensor: dict[str, Any]) -> Stored:

@@ -607,3 +607,12 @@ def test_saved_weights_do_not_require_gradients(tmp_path: Path) -> None:
     for format, out in (("huggingface", "hf"), ("meta", "meta")):
         save(Model(config, weights, model_of(config).tokenizer), tmp_path / out, format)
         assert not any(leaf.requires_grad for leaf in leaves(load(tmp_path / out).weights))
+
+
+def test_entries_of_a_safetensors_header_are_objects(tmp_path: Path) -> None:
+    """The library also reads lists."""
+    save(model_of(CONFIGS["one for two"]), tmp_path)
+    header = b'{"t":["F32",[2,2],[0,16]]}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(LlucidError, match=r"model\.safetensors: .*an entry of its header is not an object"):
+        load(tmp_path)
