@@ -13,6 +13,8 @@ PRINTABLE = {
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
 }
 """For `str.translate`: symbols for control characters except tab and line break, so that text controls no terminal."""
+UNSEEN = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""For `str.translate` of JSON: escapes of control characters that JSON allows, and of those that reorder text."""
 
 
 class LlucidError(ValueError):
@@ -37,6 +39,11 @@ def prefix_errors(place: Path | str) -> Generator[None]:
 def note(message: str) -> None:
     """Prints a line on standard error about what was done with unusual input."""
     print(f"note: {message}".translate(PRINTABLE), file=sys.stderr)
+
+
+def printable_json(value: object, indent: int | None = None) -> str:
+    """JSON with letters as they are, safe to print."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).translate(UNSEEN)
 
 
 def shown(value: object) -> str:

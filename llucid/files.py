@@ -46,13 +46,13 @@ def atomic_file(path: Path) -> Generator[Path]:
     removes the temporary file.
     A full disk raises an OSError that names `path`.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        yield path
-        return
+    direct = path.exists() and not (path.is_file() or path.is_dir())
     place = Path(os.path.realpath(path))
-    temporary = place.with_name(temporary_name(place.name))
+    temporary = path if direct else place.with_name(temporary_name(place.name))
     try:
         yield temporary
+        if direct:
+            return
         if place.is_file():
             shutil.copymode(place, temporary)
         with open(temporary, "rb") as written:
@@ -69,8 +69,9 @@ def atomic_file(path: Path) -> Generator[Path]:
             raise
         raise OSError(f"{path} cannot be written: {error}") from error
     finally:
-        with suppress(OSError):  # on a read-only file system, even removing a missing file fails
-            temporary.unlink(missing_ok=True)
+        if not direct:
+            with suppress(OSError):  # on a read-only file system, even removing a missing file fails
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,13 +7,14 @@ import os
 import stat
 import threading
 import tracemalloc
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors import SafetensorError
 
-from llucid.errors import LlucidError, one_line
+from llucid.errors import LlucidError, one_line, printable_json
 from llucid.files import (
     DEEPEST_JSON,
     atomic_file,
@@ -207,6 +208,22 @@ def test_errors_on_a_read_only_file_system_name_the_user_s_path(
 def test_error_messages_have_no_control_characters() -> None:
     assert one_line(LlucidError(f"{'a' * 1000}{'x' * 10**6}{'b' * 500}")) == f"{'a' * 1000} … {'b' * 500}"
     assert one_line(LlucidError("a \x1b]0;title\x07\nb\x9b[2J")) == "a ␛]0;title␇ b\ufffd[2J"
+
+
+def test_printed_json_has_no_control_characters() -> None:
+    value = ["".join(map(chr, range(0x250))), "\u202eabc\u2066", "漢😀"]
+    printed = printable_json(value)
+    assert json.loads(printed) == value
+    assert "漢😀" in printed
+    kinds = {unicodedata.category(letter) for letter in printed.replace("\xad", "")}  # the soft hyphen
+    assert kinds.isdisjoint({"Cc", "Cf"})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_device_is_named() -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text_atomically(Path("/dev/full"), "text")
+    assert one_line(caught.value).startswith("/dev/full: ")
 
 
 @pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"a":', "}"), ('[1, {"a": ', ', "b": 2}, 3]')])

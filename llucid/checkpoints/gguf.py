@@ -314,8 +314,15 @@ def read_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in the file. Raises LlucidError, which names the kind, if llucid does not support it."""
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
+    header = read_file_header(path)
+    tokens, embedding = header.fields.get("tokenizer.ggml.tokens"), header.tensors.get(NAMES["embedding"])
+    if tokens and embedding and (tokens.length or 0) > embedding.shape[0]:  # before it takes memory
+        raise LlucidError(
+            f"{path}: tokenizer.ggml.tokens has {tokens.length:,} tokens, but the embedding has {embedding.shape[0]} "
+            "rows; give the path of the model's own tokenizer, as in tokenizer=PATH"
+        )
     with prefix_errors(path):
-        return read_vocabulary(Metadata(read_file_header(path)))
+        return read_vocabulary(Metadata(header))
 
 
 def read_sampling(path: Path) -> dict[str, Any]:

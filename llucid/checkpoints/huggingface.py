@@ -85,7 +85,7 @@ FLAGS = {"tied_embeddings": "tie_word_embeddings", "attention_bias": "attention_
 # The allowed values of keys in config.json by which other models differ from a Llama.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], [], None),
+    "architectures": (["LlamaForCausalLM"], [], None),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, True, None),
     "mlp_bias": (False, True, None),
@@ -93,7 +93,10 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
 }
-
+LLAMAS = ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel")
+"""Architectures of which one suffices, and which transformers does not look at."""
+UNUSED = re.compile(r"^(?!model\.|lm_head\.)|^lm_head\.bias$|\.[kv]_scale$")
+"""Tensors without effect in transformers: other heads, as trl's value function, and scales of a cache in 8 bits."""
 
 read_sampling = sampling_defaults
 
@@ -116,6 +119,9 @@ def read_config(path: Path) -> Config:
     if quantised := values.get("quantization_config"):
         found = f"has quantization_config {shown(quantised)}"
         raise LlucidError(f"{file}: {found}; llucid opens no model that is quantised so; use the original")
+    names = values.get("architectures")
+    if any(name in LLAMAS for name in (names if isinstance(names, list) else [names])):
+        values["architectures"] = ["LlamaForCausalLM"]
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
@@ -331,6 +337,8 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
                 raise ValueError(f"its header has {start:,} bytes")
             with safe_open(file, framework="np"):  # the library validates the header
                 header = parse_json(opened.read(start - 8), file)
+            if not all(isinstance(entry, dict) for entry in header.values()):  # the library reads lists as well
+                raise ValueError("an entry of its header is not an object")
         content = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch requires; the file does not change
 
         def entry(tensor: dict[str, Any]) -> Stored:
@@ -379,7 +387,7 @@ def open_weights(path: Path, config: Config) -> Weights:
             )
         if "_proj." in name and entries[name].dtype not in NUMBERS:
             raise LlucidError(f"{path}: quantised in a way that llucid cannot open ({name}); use the original model")
-    other = {name for name in entries if not name.startswith(("model.", "lm_head."))}  # heads, as trl's value function
+    other = {name for name in entries if UNUSED.search(name)}
     unused = {*other}
     if config.tied_embeddings:
         unused.add(NAMES["output"])

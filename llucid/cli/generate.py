@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from llucid.cli.arguments import option, positional
 from llucid.cli.options import ModelOptions, SamplingOptions, read_text
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, printable_json
 
 LARGEST = 1 << 26
 """Most bytes of a file of prompts."""
@@ -89,7 +88,7 @@ class Generate(SamplingOptions, ModelOptions):
                 row = completion._asdict()
                 if not self.logprobs:
                     del row["logprobs"]
-                print(json.dumps(row, ensure_ascii=False))
+                print(printable_json(row))
             sys.stdout.flush()
             return
         texts, shown = list[str](), screen()

@@ -1,11 +1,10 @@
 """llucid predict."""
 
-import json
 from dataclasses import dataclass
 
 from llucid.cli.arguments import option, positional
 from llucid.cli.options import ModelOptions, read_text
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, printable_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ class Predict(ModelOptions):
 
         predictions = predict(self.load(), read_text(self.text), self.top_k)
         if self.json:
-            print(json.dumps([prediction._asdict() for prediction in predictions], ensure_ascii=False, indent=2))
+            print(printable_json([prediction._asdict() for prediction in predictions], indent=2))
         else:
             drawn = table(predictions)
             wanted = Console(width=200).measure(drawn).maximum

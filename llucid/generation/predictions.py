@@ -1,11 +1,10 @@
 """The likeliest next tokens and their probabilities."""
 
-import json
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llucid.errors import PRINTABLE, LlucidError
+from llucid.errors import LlucidError, printable_json
 from llucid.generation.batch import Batch
 from llucid.generation.sampling import softmax
 from llucid.model import Model
@@ -60,7 +59,7 @@ def table(predictions: list[Prediction]) -> "Table":
     for token, number, probability in predictions:
         bar = "█" * round(30 * probability) or "▏"
         drawn.add_row(
-            Text(json.dumps(token, ensure_ascii=False).translate(PRINTABLE)),
+            Text(printable_json(token)),
             str(number),
             f"{100 * probability:6.2f} %",
             bar,

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -218,7 +219,7 @@ class Answers:
                 given: Any = ids if text is None else text
                 if not isinstance(given, str) and not _are_numbers(given):
                     raise LlucidError("text must be a string, ids a list of whole numbers")
-                if not isinstance(model, int | None):
+                if type(model) not in (int, type(None)):
                     raise LlucidError(f"model={shown(model)}: must be a whole number")
                 return as_json({"id": self.read(model or 0, given)})
             case ["look", reading, "edit"]:
@@ -357,7 +358,7 @@ class Answers:
             value, axes = torch.view_as_real(value), [*axes, None]
         index: list[Any] = []
         for at, each in enumerate(slice_.split(",") if slice_ else []):
-            if at >= value.dim() or (each != ":" and not each.lstrip("-").isdecimal()):
+            if at >= value.dim() or not re.fullmatch(r":|-?\d{1,18}", each):
                 raise LlucidError(f"slice={slice_}: expected at most {value.dim()} whole numbers or colons")
             index.append(slice(None) if each == ":" else _within("slice", int(each), value.shape[at]))
         left = [axis for at, axis in enumerate(axes) if at >= len(index) or isinstance(index[at], slice)]
@@ -486,7 +487,7 @@ def fingerprint(model: Model) -> str:
 
 
 def _are_numbers(given: object) -> bool:
-    return isinstance(given, list) and all(isinstance(each, int) for each in given)  # pyright: ignore
+    return isinstance(given, list) and all(type(each) is int for each in given)  # pyright: ignore
 
 
 def _within(name: str, index: int, length: int) -> int:

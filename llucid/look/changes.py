@@ -43,7 +43,13 @@ def ablate(
 
 def scale(name: str, factor: float) -> Change:
     """The value `factor` times."""
-    return {name: lambda value: value * factor}
+
+    def scaled(value: Tensor) -> Tensor:
+        if not (value.is_floating_point() or value.is_complex()):
+            raise LlucidError(f"{name}: does not hold numbers that can be scaled")
+        return value * factor
+
+    return {name: scaled}
 
 
 def patch(name: str, other: Trace, position: int | None = None) -> Change:

@@ -364,3 +364,13 @@ def test_impossible_options_are_refused(tmp_path: Path) -> None:
 def test_three_spellings_of_linear_scaling(keys: dict[str, Any], tmp_path: Path) -> None:
     file = file_of(tmp_path / "a.gguf", model_of(CONFIGS["one for two"]), keys)
     assert load(file, device="cpu").config.rope_scaling == LinearScaling(factor=2.0)
+
+
+def test_more_tokens_than_rows_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llucid.tokenizers.gguf_vocabulary.read_vocabulary", None)
+    file = file_of(tmp_path / "a.gguf", model_of(CONFIGS["one for two"]), {"tokenizer.ggml.tokens": [""] * 10**5})
+    rows = CONFIGS["one for two"].vocab_size
+    with pytest.raises(LlucidError, match=f"tokens has 100,000 tokens, but the embedding has {rows} rows"):
+        load(file)

@@ -1,0 +1,32 @@
+"""Requests that the page does not make: each is refused in words."""
+
+from typing import Any
+
+import pytest
+
+from llucid import LlucidError
+from llucid.look.answers import Answers, Subject
+from tests.look.test_trace import GROUPED, random_model, some_ids
+
+
+@pytest.fixture(scope="module")
+def answers() -> Answers:
+    return Answers([Subject("a", lambda: random_model(GROUPED))], some_ids(GROUPED))
+
+
+@pytest.mark.parametrize("slice_", ["--1", "-", "1-", "0,,2", "9" * 5000, "x"])
+def test_slices_that_are_no_numbers(answers: Answers, slice_: str) -> None:
+    with pytest.raises(LlucidError, match="expected at most 3 whole numbers or colons"):
+        answers.get(f"/look/{answers.first}/value?as=f32&name=logits&slice={slice_}")
+
+
+def test_what_cannot_be_scaled(answers: Answers) -> None:
+    change = {"kind": "scale", "name": "tokens", "factor": 2}
+    with pytest.raises(LlucidError, match="tokens: does not hold numbers that can be scaled"):
+        answers.post(f"/look/{answers.first}/edit", {"changes": [change]})
+
+
+@pytest.mark.parametrize("body", [{"ids": [True, False]}, {"ids": [0, 1], "model": False}])
+def test_truth_values_are_no_numbers(answers: Answers, body: dict[str, Any]) -> None:
+    with pytest.raises(LlucidError, match="whole number"):
+        answers.post("/look/read", body)
