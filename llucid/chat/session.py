@@ -106,6 +106,7 @@ class Session:
         """Seeds the random numbers of the next answers; None takes a new seed."""
         if seed is not None and seed < 0:
             raise LlucidError(f"seed={seed}: must be at least 0")
+        self.seed = seed
         self.generator = generator(secrets.randbits(63) if seed is None else seed)
 
     def reply(self, question: str) -> Generator[str]:

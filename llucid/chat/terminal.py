@@ -131,7 +131,7 @@ CAN_BE_OFF = ("top_k", "top_p", "min_p", "seed")
 def set_(session: Session, rest: str) -> str:
     """changes an option, as in /set temperature 0.7; without a name, shows all options"""
     if not rest:
-        now = {**dataclasses.asdict(session.sampling), "max_tokens": session.max_tokens}
+        now = {**dataclasses.asdict(session.sampling), "max_tokens": session.max_tokens, "seed": session.seed}
         return "\n".join(f"{name} {'off' if value is None else value}" for name, value in now.items() if name in KINDS)
     name, _, value = rest.replace("=", " ").partition(" ")
     name, value = name.replace("-", "_"), value.strip()

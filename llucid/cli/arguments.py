@@ -169,7 +169,7 @@ def argparse_type(option: Option) -> dict[str, Any]:
     """What argparse must know of an option's type. None among its types only means that it may be left out."""
     hint, metavar = option.hint, option.field.metadata.get("metavar")
     if hint is bool:
-        return {"action": "store_true"}
+        return {"action": argparse.BooleanOptionalAction if option.field.metadata.get("switch") else "store_true"}
     [kind] = [each for each in get_args(hint) if each is not NoneType] if NoneType in get_args(hint) else [hint]
     if get_origin(kind) is tuple:
         repeated = option.field.metadata.get("repeated")
@@ -189,8 +189,14 @@ def boolean(word: str) -> bool:
 
 
 def spell_options(message: str, kind: type[Any]) -> str:
-    """A message of the library with the options of `kind` as they are typed: `top_k=0: …` becomes `--top-k 0: …`."""
-    names = "|".join(re.escape(option.name) for option in options_of(kind) if not option.positional)
+    """A message of the library with the options of `kind` as they are typed.
+
+    `top_k=0: …` becomes `--top-k 0: …`, `debug=True` becomes `--debug`, and `debug=False` `--no-debug`.
+    """
+    typed = [option for option in options_of(kind) if not option.positional]
+    names = "|".join(re.escape(option.name) for option in typed)
+    switches = "|".join(option.name for option in typed if "switch" in option.field.metadata)
+    message = re.sub(rf"(?<![^\s(])({switches or '(?!)'})=False\b", r"--no-\1", message)
     return re.sub(
         rf"(?<![^\s(])({names})=(True\b)?(?=([^\s;,:)]?))",
         lambda found: f"--{found[1].replace('_', '-')}{' ' if found[3] and not found[2] else ''}",

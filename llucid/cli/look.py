@@ -86,7 +86,11 @@ class Look(ModelOptions):
 
         [first, *others] = self.subjects()
         model = first.model()
-        return Answers([first._replace(model=lambda: model), *others], self.given(model), self.tour)
+        answers = Answers([first._replace(model=lambda: model), *others], self.given(model), self.tour)
+        for number, subject in enumerate(answers.subjects):
+            if subject.snapshot is None:  # snapshots are opened when they are asked for
+                answers.model(number)
+        return answers
 
     def given(self, model: "Model") -> str | list[int]:
         """The text or the ids that are given, or else a text that the tokenizer can encode."""

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -53,9 +54,8 @@ def make_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
     """
     if kind == "characters":
         found: set[str] = set()
-        for split in ("train", "validation"):
-            for piece in corpus.text(split):
-                found.update(piece)
+        for piece in _joined(chain(corpus.pieces("train"), corpus.pieces("validation"))):
+            found.update(piece)
         return Characters(found)
     if kind.startswith("bpe:"):
         if not re.fullmatch(r"\d{1,9}", kind[4:]):
@@ -84,30 +84,60 @@ def tokenise(
     """The ids of a split, read from the cache or else made, in constant memory, and kept there.
 
     Each document begins with BOS and ends with EOS if the tokenizer has these; if the splits share a document, its
-    second part begins with BOS, too. `progress` is called with the number of characters just done. The file in the
-    cache is named after the content of corpus and tokenizer.
+    second part begins with BOS, too. With neither, there is a line break between documents. `progress` is called with
+    the number of characters just done. The file in the cache is named after the content of corpus and tokenizer.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
-    key = hashlib.sha256(f"{corpus.fingerprint()} {bos} {eos} {tokenizer.json()}".encode()).hexdigest()[:24]
+    sizes = [file.stat().st_size for file in corpus.files]
+    content = f"2 {corpus.fingerprint()} {sizes} {bos} {eos} {tokenizer.json()}"
+    key = hashlib.sha256(content.encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+
+    line_break = list[int]()
+    with suppress(LlucidError):  # a vocabulary of characters may have none
+        line_break = tokenizer.encode("\n")
+
+    def encode(piece: str, begun: bool) -> NDArray[np.int32] | list[int]:
+        """The ids of a piece; if the document has begun, without the space that SentencePiece puts before a text."""
+        if isinstance(tokenizer, Characters):
+            return tokenizer.encode_array(piece)
+        if begun and line_break:
+            ids = tokenizer.encode("\n" + piece)
+            if ids[: len(line_break)] == line_break:
+                return ids[len(line_break) :]
+        return tokenizer.encode(piece)
 
     def write(file: Path) -> None:
         with open(file, "wb") as out:
             begun = False
-            for piece in _whole_lines(corpus.pieces(split)):
+            pieces = corpus.pieces(split)
+            for piece in _whole_lines(_joined(pieces) if bos is None and eos is None and line_break else pieces):
                 if piece == END:
                     ids = [eos] if begun and eos is not None else []
                     begun = False
                 else:
                     if not begun and bos is not None:
                         out.write(np.asarray([bos], dtype).data)
+                    ids = encode(piece, begun)
                     begun = True
-                    ids = (tokenizer.encode_array if isinstance(tokenizer, Characters) else tokenizer.encode)(piece)
                     progress(len(piece))
                 out.write(np.asarray(ids, dtype).data)
 
     file = cached(f"tokens/{key}.{split}.{dtype}", write)
     return Tokens(file, dtype, file.stat().st_size // np.dtype(dtype).itemsize, bos)
+
+
+def _joined(pieces: Iterable[str]) -> Iterator[str]:
+    """The pieces without END, and with a line break between documents where the text does not end in one."""
+    last, ended = "\n", False
+    for piece in pieces:
+        if piece == END:
+            ended = True
+            continue
+        if ended and last != "\n":
+            yield "\n"
+        yield piece
+        last, ended = piece[-1], False
 
 
 def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:

@@ -92,7 +92,8 @@ def run_ladder(
     chosen = choose(rungs)
     folder = Path(out) if out else free_name("ladder")
     if is_occupied(folder):
-        raise LlucidError(f"out={out}: is not empty; choose another folder")
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise LlucidError(f"out={out}: {what}; choose another folder")
     task = prepare(corpus, steps, console)
     results: list[Result] = []
     report = Report(console, task.corpus.name, len(chosen) * seeds * steps)

@@ -21,6 +21,7 @@ from llucid.arrays import Mapped, Quantized
 from llucid.arrays.mapped import KINDS
 from llucid.cache import PAGE, Memory
 from llucid.config import Config
+from llucid.errors import LlucidError
 from llucid.native.build import Unavailable, load, warn
 from llucid.native.types import CBlock, CCache, CLlama, CMatrix, CTokens
 from llucid.rope import attention_factor, frequencies
@@ -31,9 +32,13 @@ def decode_step(weights: Weights, config: Config) -> "DecodeStep | None":
     """The step, or None where PyTorch must serve.
 
     That is so for other dtypes than float32, bfloat16, float16 and quantised ones, for other devices than the CPU, with
-    LLUCID_C=0 in the environment, and, said once on standard error, where there is no compiler.
+    LLUCID_C=0 in the environment, and, said once on standard error, where there is no compiler. Raises LlucidError for
+    another value of LLUCID_C than 0 and 1.
     """
-    if os.environ.get("LLUCID_C") == "0" or not all(has_form(leaf) for _, leaf in named_leaves(weights)):
+    switch = os.environ.get("LLUCID_C", "")
+    if switch not in ("", "0", "1"):
+        raise LlucidError(f"LLUCID_C={switch}: expected 0, which switches C off, or 1")
+    if switch == "0" or not all(has_form(leaf) for _, leaf in named_leaves(weights)):
         return None
     try:
         return DecodeStep(weights, config, load())

@@ -138,7 +138,7 @@ class JaxBackend:
         if settings.accumulate != 1:
             raise LlucidError(f"accumulate={settings.accumulate}: backend=jax has only 1; use a smaller batch=")
         if settings.compile:
-            raise LlucidError("compile=True: backend=jax always compiles its steps; leave compile= out")
+            raise LlucidError("compile=True: backend=jax always compiles its steps; use compile=False")
         if config.dropout != 0:
             raise LlucidError(f"model.dropout={config.dropout}: backend=jax has no dropout; use model.dropout=0")
         try:

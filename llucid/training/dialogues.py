@@ -40,20 +40,21 @@ def make_chat_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
         raise LlucidError(
             f"tokenizer={kind}: with chat=, expected bpe:N, as in bpe:1024, or the path of a chat model's tokenizer"
         )
-    return with_llama3_template(load_tokenizer(kind), f"tokenizer={kind}")
+    return with_llama3_template(
+        load_tokenizer(kind), f"tokenizer={kind}", "take that of a chat model, or tokenizer=bpe:1024"
+    )
 
 
-def with_llama3_template(tokenizer: Tokenizer, where: str) -> Tokenizer:
+def with_llama3_template(tokenizer: Tokenizer, where: str, advice: str) -> Tokenizer:
     """`tokenizer`, or the same with Llama 3's template if it has no chat format but Llama 3's special tokens.
 
-    Raises LlucidError if it has neither.
+    Raises LlucidError, with `advice`, if it has neither.
     """
     if format_of(tokenizer) is not None:
         return tokenizer
     if not isinstance(tokenizer, JsonTokenizer) or not all(name in tokenizer.special for name in LLAMA3):
         raise LlucidError(
-            f"{where}: this tokenizer has no chat template, nor the special tokens of Llama 3's format; take that of a "
-            "chat model, or tokenizer=bpe:1024"
+            f"{where}: this tokenizer has no chat template, nor the special tokens of Llama 3's format; {advice}"
         )
     return JsonTokenizer(json.loads(tokenizer.json()), config=tokenizer.config | CHAT_CONFIG)
 

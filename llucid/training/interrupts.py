@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """What a terminal sends when it closes. Windows has none."""
+STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
 
 
 @contextmanager
 def interruption() -> Generator[Callable[[], int]]:
     """Yields a function that returns the number of the signal that was caught, or 0.
 
-    A second signal raises KeyboardInterrupt, unless it is SIGHUP: a session that ends sends more than one. Under nohup
-    SIGHUP stays ignored. Outside of the main thread no signal is caught.
+    A second signal raises KeyboardInterrupt, unless it is SIGHUP: a session that ends sends more than one. An ignored
+    signal stays ignored: SIGHUP under nohup, SIGINT in a script's background job. Outside of the main thread no signal
+    is caught.
     """
     caught: list[int] = []
 
@@ -26,9 +28,7 @@ def interruption() -> Generator[Callable[[], int]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    handled = [signal.SIGINT, signal.SIGTERM]
-    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
-        handled.append(HANGUP)
+    handled = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, catch) for number in handled}
     try:
         yield lambda: caught[0] if caught else 0

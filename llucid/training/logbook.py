@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +16,7 @@ from llucid.files import typed, write_text_atomically
 from llucid.generation import generate
 from llucid.model import Model
 from llucid.training import run
+from llucid.training.backend import Batch
 from llucid.training.busy import HIGHEST_SHARE, Watch
 from llucid.training.curve import draw_curve
 from llucid.training.dialogues import answer
@@ -32,7 +34,9 @@ EVALUATIONS = 5
 """Measurements of a run, if they take at most EVALUATION_SHARE of its time."""
 EVALUATION_SHARE = 0.1
 FIRST_MEASUREMENT = 20.0
-"""Seconds of training after which a run is measured for the first time, if it has not been before."""
+"""Seconds of training after which a run of some minutes is measured for the first time, if it has not been before."""
+REPORTING = 20
+"""Steps that take about as long as a measurement's sample, curve and files."""
 SAVE_EVERY = 60.0
 """Seconds of training that a kill may lose: the state is saved when it is that old."""
 SAVE_SHARE = 0.01
@@ -50,6 +54,19 @@ def share_done(settings: Settings, progress: Progress) -> float:
     return progress.seconds / (60 * float(settings.minutes or 0))
 
 
+def planned(settings: Settings, context: int, evaluated: int) -> tuple[int, int]:
+    """How many even parts of a run of some steps end with a measurement, and an earlier step with one, or 0.
+
+    `evaluated` is the number of tokens of a measurement. Time does not count, so that a run repeats exactly: a step
+    takes as long as evaluating three times its tokens.
+    """
+    if settings.evaluations is not None:
+        return settings.evaluations, 0
+    cost = REPORTING + evaluated / (3 * int(settings.batch or 1) * context)
+    affordable = int(EVALUATION_SHARE * int(settings.steps or 0) / cost)
+    return max(1, min(affordable, EVALUATIONS)), math.ceil(cost / EVALUATION_SHARE) if affordable > EVALUATIONS else 0
+
+
 class Logbook:
     """Writes into the run's folder, and reports what it writes."""
 
@@ -57,6 +74,9 @@ class Logbook:
         self.task, self.first, self.report = task, first, report
         self.metrics = Metrics(task.out, first.step, task.settings)
         self.measured = run.read_measured(task.out, first)
+        if task.settings.steps is not None:
+            evaluated = sum(inputs.numel() for inputs, _ in self.validation_batches(task.config.context))
+            self.parts, self.early = planned(task.settings, task.config.context, evaluated)
         self.snapshots = Snapshots(task.out, task.settings.snapshots, first.step)
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
@@ -113,17 +133,21 @@ class Logbook:
         """The error for numbers that are not finite, after the curve up to there is drawn."""
         self.draw()
         return LlucidError(
-            f"{what}; the model in {self.task.out} is that of step {self.measured.model_step}; begin again with a "
-            "lower learning_rate or muon_learning_rate"
+            f"{what}; the model in {self.task.out} is that of step {self.measured.held}; begin again with a "
+            "lower learning_rate= or muon_learning_rate="
         )
 
     def measurement_due(self, progress: Progress) -> bool:
-        """Whether to measure now: at the end, once after the first seconds, and at even intervals of the run."""
-        settings, measured = self.task.settings, self.measured
-        if progress.step <= max(measured.step, 0):
+        """Whether to measure now: at the end, once early, and at even intervals of the run."""
+        settings, measured, step = self.task.settings, self.measured, progress.step
+        if step <= max(measured.step, 0):
             return False
         done = share_done(settings, progress)
-        if done >= 1 or (measured.step <= 0 and progress.seconds > FIRST_MEASUREMENT):
+        if done >= 1:
+            return True
+        if settings.steps is not None:
+            return step == self.early or step * self.parts // settings.steps > (step - 1) * self.parts // settings.steps
+        if measured.step <= 0 and progress.seconds > FIRST_MEASUREMENT:
             return True
         before = share_done(settings, Progress(max(measured.step, 0), measured.seconds))
         count = settings.evaluations or EVALUATIONS
@@ -138,17 +162,15 @@ class Logbook:
 
         `length` is the length of the windows, by default that of the current training windows: a model that has only
         seen short windows fails at later positions, which says nothing about how well it learns. Without `record`, only
-        the model is kept.
+        the model is kept, until the end of the run.
         """
         task, begun, step = self.task, time.perf_counter(), progress.step
         _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
         length = length or trained
-        memory = int(task.settings.batch or 1) * task.config.context // task.settings.accumulate
-        batches = validation_batches(task.validation, length, task.corpus.floor is not None, memory)
         with run.keeping_state(task.out):
             if step:  # that of step 0 is there
                 self.save(state, progress)
-            validation = task.backend.evaluate(batches, state)
+            validation = task.backend.evaluate(self.validation_batches(length), state)
             if not math.isfinite(validation):
                 raise self.diverged(f"the validation loss at step {step} is {validation}")
         weights = task.backend.weights(state)
@@ -162,26 +184,52 @@ class Logbook:
             self.metrics.measured(step, figures)
         old = self.measured
         better = length > old.window or (length == old.window and validation < old.best)
-        if better and step:  # the folder of a new run holds the model of step 0
+        lowest = better and (
+            old.stop_step < 0 or length > old.stop_window or (length == old.stop_window and validation < old.stop_loss)
+        )
+        if not record and lowest:
+            if old.stop_step < 0:
+                run.set_model_aside(task.out)
+            self.measured = old._replace(stop_step=step, stop_loss=validation, stop_window=length)
+            run.write_measured(task.out, self.measured)
+        if lowest and step:  # the folder of a new run holds the model of step 0
             huggingface.write_weights(task.out, weights, task.config)
+        elif record and better and step:
+            huggingface.write_weights(task.out / "state", weights, task.config)
         took = time.perf_counter() - begun
         speed = self.speed(progress)
         self.measuring += took
-        self.measured = old._replace(model_step=step if better else old.model_step)
         if record:
-            self.measured = self.measured._replace(
+            if lowest:  # a stop's model is no longer in the folder
+                (task.out / "state" / "model.safetensors").unlink(missing_ok=True)
+            self.measured = old._replace(
+                stop_step=-1 if lowest else old.stop_step,
                 step=step,
                 seconds=progress.seconds,
                 best=validation if better else old.best,
+                model_step=step if better else old.model_step,
                 window=max(length, old.window),
                 worse=0 if better else old.worse + 1,
                 took=took,
                 total=old.total + took,
             )
             self.draw()
-        run.write_measured(task.out, self.measured)
+            run.write_measured(task.out, self.measured)
         loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
         self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)
+
+    def settle(self) -> None:
+        """At the end of a run: if the folder holds the model of a stop, replaces it by the best of the others."""
+        if self.measured.stop_step >= 0:
+            run.put_model_back(self.task.out)
+            self.measured = self.measured._replace(stop_step=-1)
+            run.write_measured(self.task.out, self.measured)
+
+    def validation_batches(self, length: int) -> Iterator[Batch]:
+        """The validation split in windows of `length`, in batches that need no more memory than a step."""
+        task = self.task
+        memory = int(task.settings.batch or 1) * task.config.context // task.settings.accumulate
+        return validation_batches(task.validation, length, task.corpus.floor is not None, memory)
 
     def save_due(self) -> bool:
         """Whether the saved state is old."""
@@ -218,7 +266,7 @@ class Logbook:
 
     def conclude(self, progress: Progress) -> None:
         """Prints which model the folder holds when training ends or stops, if it is not that of the last step."""
-        settings, step, held = self.task.settings, progress.step, self.measured.model_step
+        settings, step, held = self.task.settings, progress.step, self.measured.held
         if not self.finished(progress):
             command = f"llucid train --resume --out {typed(self.task.out)}"
             self.report.say(f"stopped at step {step}; continue with: {command}")

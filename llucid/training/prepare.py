@@ -57,7 +57,11 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         base = load(settings.base, device="cpu", tokenizer=tokenizer_of_base)
         tokenizer, config = base.text(), settings.rebased(base.config)
         if settings.chat:
-            tokenizer = with_llama3_template(tokenizer, f"base={settings.base}")
+            tokenizer = with_llama3_template(
+                tokenizer,
+                f"base={settings.base}",
+                "take a chat model, or one trained on text with the tokenizer of a chat model (tokenizer=PATH)",
+            )
         # Cloned, because those of a file are mapped from it.
         weights = tree_map(lambda leaf: leaf.float().clone(), base.weights)
     else:
@@ -95,7 +99,7 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     device = device_of(settings)
     settings = resolve(settings, device)
     corpus = open_text(settings, report)
-    options = shlex.join(["--chat", settings.chat] if settings.chat else ["--corpus", *settings.corpus])
+    options = shlex.join(["--chat", settings.chat] if settings.chat else ["--corpus", *(settings.corpus or ())])
     run.refuse_changed(out, corpus, options)
     tokenizer = load_tokenizer(out)
     if settings.base:
@@ -118,7 +122,7 @@ def absolute(settings: Settings) -> Settings:
         return os.path.abspath(name) if name and Path(name).exists() else name
 
     corpus = settings.corpus
-    if corpus not in [(name,) for name in BUILT_IN]:
+    if corpus and corpus not in [(name,) for name in BUILT_IN]:
         corpus = tuple(path(name) or name for name in corpus)
     chat = settings.chat if settings.chat in BUILT_IN else path(settings.chat)
     return dataclasses.replace(settings, corpus=corpus, chat=chat, base=path(settings.base))
@@ -134,7 +138,8 @@ def device_of(settings: Settings) -> torch.device:
 
 
 def open_backend(config: Config, settings: Settings, device: torch.device) -> Backend:
-    """The backend of `settings`. Raises LlucidError if it is not installed or does not support them."""
+    """The backend of `settings`. Raises LlucidError if it does not support them, or if a library is not installed."""
+    run.refuse_missing_libraries(settings)
     if settings.backend == "jax":
         from llucid.training.backend_jax import JaxBackend
 
@@ -146,7 +151,7 @@ def open_text(settings: Settings, report: Report) -> Corpus:
     """The corpus; prints which files of a folder are not text."""
     if settings.chat:
         return open_conversations(settings.chat)
-    corpus = open_corpus(settings.corpus, settings.column)
+    corpus = open_corpus(settings.corpus or (), settings.column)
     if corpus.skipped:
         more = f" and {len(corpus.skipped) - 3} more" if len(corpus.skipped) > 3 else ""
         report.say(f"skipped, since it is not UTF-8 text: {', '.join(map(str, corpus.skipped[:3]))}{more}")
@@ -165,7 +170,7 @@ def read(
     for split, tokens in (("train", training), ("validation", validation)):
         if tokens.length <= context + 1:
             raise LlucidError(
-                f"corpus={' '.join(settings.corpus)}: its {split} split has {tokens.length} tokens and one "
-                f"context needs {context + 2}; give more text, or a smaller model.context"
+                f"corpus={' '.join(settings.corpus or ())}: its {split} split has {tokens.length} tokens and one "
+                f"context needs {context + 2}; give more text, or a smaller model.context="
             )
     return training, validation, Conversation([], ())

@@ -39,11 +39,13 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
     """`settings` with a value for everything that was left open."""
     preset = settings.preset or ("micro" if device.type == "cpu" else "small")
     recipe = FINE_TUNING if settings.base else RECIPES.get(preset, OTHER)
-    tokenizer = "bpe:1024" if settings.chat or settings.corpus == ("fables",) else "characters"
+    corpus = settings.corpus or (None if settings.chat else ("shakespeare",))
+    tokenizer = "bpe:1024" if settings.chat or corpus == ("fables",) else "characters"
     tokenizer = None if settings.base else settings.tokenizer or tokenizer
     length_warmup = recipe.length_warmup if tokenizer == "characters" else 0.0
     return dataclasses.replace(
         settings,
+        corpus=corpus,
         preset=None if settings.base else preset,
         tokenizer=tokenizer,
         minutes=recipe.minutes if settings.steps is None and settings.minutes is None else settings.minutes,

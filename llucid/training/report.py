@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.cells import chop_cells
 from rich.console import Console
@@ -58,8 +59,13 @@ class Report:
     def say(self, *lines: str) -> None:
         """Prints lines as they are: no markup, since they may name the user's files."""
         for line in lines:
-            text = replace_surrogates(line).translate(PRINTABLE)
-            self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self.print(replace_surrogates(line).translate(PRINTABLE), soft_wrap=True)
+
+    def print(self, text: str, **options: Any) -> None:
+        """Prints `text` as it is, without the characters that the console's encoding lacks."""
+        encoding = getattr(self.console.file, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "replace").decode(encoding)
+        self.console.print(text, highlight=False, markup=False, emoji=False, **options)
 
     def begin(self, settings: Settings, config: Config, floor: float | None, step: int) -> None:
         """Prints what is trained and for how long, and explains the figures that follow."""
@@ -122,6 +128,6 @@ class Report:
         figures += f"window {length}  " if length < self.context else ""
         line = self.line(step, loss, figures, tokens_per_second)
         line += "" if self.console.is_terminal else f"  {clock(left)} left"  # on a terminal the live line has it
-        self.console.print(line, highlight=False)
+        self.print(line)
         for written in excerpt(sample, min(76, self.console.width - 4)):
-            self.console.print(f"    {written}", style="dim", highlight=False, markup=False, emoji=False)
+            self.print(f"    {written}", style="dim")

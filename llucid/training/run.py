@@ -4,6 +4,7 @@
     train.toml                                                             every setting
     state/latest.safetensors                                               the latest weights, optimizer and progress
     state/measured.json state/corpus.sha256                                the best measurement so far; which text
+    state/model.safetensors                                                the best model but for those of stops
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
 
@@ -16,6 +17,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -70,7 +72,7 @@ class Measured(NamedTuple):
     best: float = float("inf")
     """Lowest loss on the longest windows so far, in nats per token."""
     model_step: int = 0
-    """The step whose model is in the folder: the best, or a better one of a later moment when training was stopped."""
+    """The step of the best one."""
     window: int = 0
     """Tokens in these windows."""
     worse: int = 0
@@ -79,6 +81,17 @@ class Measured(NamedTuple):
     """Seconds that the last one took."""
     total: float = 0.0
     """Seconds that all of them took."""
+    stop_step: int = -1
+    """The step of a stop whose model was better, so that it is in the folder until the end of the run; −1 if none."""
+    stop_loss: float = 0.0
+    """Its loss, in nats per token."""
+    stop_window: int = 0
+    """Tokens in the windows where it was measured."""
+
+    @property
+    def held(self) -> int:
+        """The step whose model is in the folder."""
+        return self.model_step if self.stop_step < 0 else self.stop_step
 
 
 def free_name(name: str) -> Path:
@@ -247,6 +260,18 @@ def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
         write_measured(out, read_measured(out, progress)._replace(worse=0))
 
 
+def set_model_aside(out: Path) -> None:
+    """Keeps the model in the folder for `put_model_back`."""
+    with atomic_file(out / "state" / "model.safetensors") as temporary:
+        shutil.copyfile(out / "model.safetensors", temporary)
+
+
+def put_model_back(out: Path) -> None:
+    """Replaces the model in the folder by the one that was set aside."""
+    with suppress(FileNotFoundError):  # a kill came just after it
+        os.replace(out / "state" / "model.safetensors", out / "model.safetensors")
+
+
 def write_measured(out: Path, measured: Measured) -> None:
     write_text_atomically(out / "state" / "measured.json", json.dumps(measured._asdict()))
 
@@ -268,7 +293,7 @@ class Metrics:
     """`metrics.jsonl`, one JSON object a step, and the copies of its figures for TensorBoard and Weights & Biases."""
 
     def __init__(self, out: Path, step: int, settings: Settings) -> None:
-        """The log of the run in `out`, cut after `step`. Raises LlucidError if a library of `settings` is missing."""
+        """The log of the run in `out`, cut after `step`."""
         self.loggers = [
             *([_tensorboard(out, step)] if settings.tensorboard else []),
             *([_wandb(out, settings)] if settings.wandb else []),
@@ -317,11 +342,25 @@ class Metrics:
 Log = Callable[[int, dict[str, float]], None]
 
 
+def refuse_missing_libraries(settings: Settings) -> None:
+    """Raises LlucidError if a library that `settings` log to is not installed."""
+    libraries = (
+        ("tensorboard", "torch.utils.tensorboard.writer", "TensorBoard"),
+        ("wandb", "wandb", "Weights & Biases"),
+    )
+    for name, module, called in libraries:
+        if getattr(settings, name):
+            try:
+                importlib.import_module(module)
+            except ImportError as error:
+                raise LlucidError(
+                    f"{name}=True: {called} is not installed; pip install {name}, or use {name}=False"
+                ) from error
+
+
 def _tensorboard(out: Path, step: int) -> Log:
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise LlucidError("tensorboard=True: TensorBoard is not installed; pip install tensorboard") from error
+    from torch.utils.tensorboard.writer import SummaryWriter
+
     writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
 
     def log(step: int, figures: dict[str, float]) -> None:
@@ -332,10 +371,7 @@ def _tensorboard(out: Path, step: int) -> Log:
 
 
 def _wandb(out: Path, settings: Settings) -> Log:
-    try:
-        wandb: Any = importlib.import_module("wandb")
-    except ImportError as error:
-        raise LlucidError("wandb=True: Weights & Biases is not installed; pip install wandb") from error
+    wandb: Any = importlib.import_module("wandb")
     place = str(out.resolve())
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]  # a resumed run is the same one there
     run = wandb.init(project="llucid", name=out.name, id=name, dir=place, config=asdict(settings), resume="allow")

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError
 from llucid.presets import PRESETS
 from llucid.tokenizers.text import replace_surrogates
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +53,20 @@ FIXED = ("base", "tokenizer", "preset", "optimizer", "seed", "dtype", "length_wa
 """Settings that a resumed run keeps."""
 NOT_KEPT = ("out", "resume", "stop_after")
 """Settings of one call only, which `train.toml` does not hold."""
+SWITCH = {"switch": True}
+"""Metadata of a setting that a resumed run may switch off again: `--no-wandb`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What decides a training run. Where a field is None, `recipes.resolve` chooses a value."""
 
-    corpus: tuple[str, ...] = ("shakespeare",)
-    """Text to learn: shakespeare, fables, or paths of files and folders (text, .gz, .jsonl, .parquet)."""
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Of an instance: the names of the fields that were given. A resumed run keeps the others."""
+
+    corpus: tuple[str, ...] | None = None
+    """Text to learn: shakespeare, fables, or paths of files and folders (text, .gz, .jsonl, .parquet) (default:
+    shakespeare)."""
     column: str = "text"
     """Key or column that holds the text in .jsonl and Parquet files."""
     chat: str | None = None
@@ -86,7 +95,7 @@ class Settings:
     """cpu, cuda, mps, ... (default: the fastest one here)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of activations and matrix products; weights and sums stay float32 (default: bfloat16 where it is fast)."""
-    compile: bool = False
+    compile: bool = field(default=False, metadata=SWITCH)
     """Compile the step with torch.compile."""
     seed: int = 0
     """Random seed of initial weights, batches and dropout."""
@@ -112,15 +121,20 @@ class Settings:
     clip: float = 1.0
     """Largest norm of the gradient over all parameters; a longer gradient is scaled down to it."""
     evaluations: int | None = None
-    """Evenly spaced measurements on the validation split (default: up to five, in at most a tenth of the time)."""
+    """Evenly spaced measurements on the validation split (default: up to five, in about a tenth of the time)."""
     patience: int | None = None
     """Stop after this many measurements without a lower validation loss (default: never)."""
     snapshots: int = 0
     """Copies of the model to keep in the run's folder, in bfloat16, at logarithmically spaced steps."""
-    tensorboard: bool = False
+    tensorboard: bool = field(default=False, metadata=SWITCH)
     """Also write the figures for TensorBoard, into the run's folder."""
-    wandb: bool = False
+    wandb: bool = field(default=False, metadata=SWITCH)
     """Also log the figures to Weights & Biases."""
+
+    def __new__(cls: type[T], **given: Any) -> T:
+        self = object.__new__(cls)
+        object.__setattr__(self, "given", frozenset(given))
+        return self
 
     def __post_init__(self) -> None:
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
@@ -149,7 +163,7 @@ class Settings:
             raise LlucidError(f"preset={self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
             raise LlucidError("resume=True: name the folder of the run to continue with out=")
-        if self.chat is not None and self.corpus != ("shakespeare",):
+        if self.chat is not None and self.corpus is not None:
             raise LlucidError("corpus= and chat= both say what to learn from; give one of them")
         if self.chat is not None and self.length_warmup:
             raise LlucidError(
@@ -173,24 +187,32 @@ class Settings:
         given = {name: number for name, number in dataclasses.asdict(self.model).items() if number is not None}
         if "heads" in given:
             given.setdefault("kv_heads", given["heads"])
-        if "dim" in given or "heads" in given:
-            sizes = dataclasses.asdict(PRESETS[preset].config) | given
-            given.setdefault("head_dim", head_width(sizes["dim"], sizes["heads"]))
-        return dataclasses.replace(PRESETS[preset].config, vocab_size=vocab_size, **given)
+        try:
+            if "dim" in given or "heads" in given:
+                sizes = dataclasses.asdict(PRESETS[preset].config) | given
+                given.setdefault("head_dim", head_width(sizes["dim"], sizes["heads"]))
+            return dataclasses.replace(PRESETS[preset].config, vocab_size=vocab_size, **given)
+        except LlucidError as error:
+            raise LlucidError(re.sub(r"(\w+=)", r"model.\1", str(error))) from error
 
     def continuing(self, kept: "Settings") -> "Settings":
         """The settings `kept` in a run's folder, with what is given here instead.
 
         Raises LlucidError for a setting that cannot change within a run.
         """
-        given = {
-            name: value for name, value in vars(self).items() if value != vars(Settings(resume=True, out="."))[name]
+        given = {name: getattr(self, name) for name in self.given if getattr(self, name) is not None}
+        numbers = vars(given.pop("model", ModelNumbers()))
+        texts = [name for name in ("corpus", "chat") if getattr(kept, name) is None]  # of the other, a path may change
+        fixed = {name: given[name] for name in (*FIXED, *texts) if name in given}
+        changed = {name: value for name, value in fixed.items() if value != getattr(kept, name)}
+        changed |= {
+            f"model.{name}": number
+            for name, number in numbers.items()
+            if number is not None and number != getattr(kept.model, name)
         }
-        numbers = given.pop("model", ModelNumbers())
-        fixed = {f"model.{name}": number for name, number in vars(numbers).items() if number is not None}
-        fixed |= {name: given[name] for name in FIXED if name in given and given[name] != getattr(kept, name)}
-        for name, value in fixed.items():
-            raise LlucidError(f"{name}={value}: a resumed run keeps what it began with; leave this out")
+        for name, value in changed.items():
+            shown = " ".join(value) if isinstance(value, tuple) else value
+            raise LlucidError(f"{name}={shown}: a resumed run keeps what it began with; leave this out")
         kept = dataclasses.replace(kept, stop_after=None)
         if "steps" in given or "minutes" in given:
             kept = dataclasses.replace(kept, steps=None, minutes=None)
@@ -220,7 +242,8 @@ def read_toml(file: Path) -> Settings:
         model = values.pop("model", {})
         _check(values, Settings)
         _check(model, ModelNumbers)
-        values["corpus"] = tuple(values["corpus"])
+        if "corpus" in values:
+            values["corpus"] = None if "chat" in values else tuple(values["corpus"])
         return Settings(model=ModelNumbers(**model), **values)
     except LlucidError as error:
         raise LlucidError(f"{file}: {error}") from error

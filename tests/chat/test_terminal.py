@@ -258,7 +258,9 @@ def test_options_are_set_or_refused(session: Session) -> None:
     assert session.max_tokens == 1
     assert respond(session, "/set top_k  off") == "top_k is off"
     assert session.sampling.top_k is None
+    assert "seed 3" in str(respond(session, "/set")).splitlines()
     respond(session, "/set seed off")
+    assert "seed off" in str(respond(session, "/set")).splitlines()
     for line, says in {
         "/set wings 2": "/set wings: unknown option; expected one of: temperature",
         "/set temperature": "/set temperature needs a value",
@@ -344,6 +346,7 @@ def test_commands_are_completed(session: Session) -> None:
         "/re": {"/reset", "/retry"},
         "a /st": set(),
     }.items():
+        assert completer
         found = completer.get_completions(Document(start), CompleteEvent())
         assert {completion.text for completion in found} == completions
 
@@ -383,6 +386,7 @@ def test_an_interrupt_stops_only_the_answer(session: Session, capsys: pytest.Cap
 def test_lines_wrap_between_words(tmp_path: Path, open_terminal: Callable[..., Terminal]) -> None:
     """In a terminal of 120 cells; a saved conversation has the text as the model wrote it."""
     model = reciter(context=1000)
+    assert model.weights.output is not None
     model.weights.output[ord(" "), ord("z")] = 2  # a space after z, so it recites word after word
     llucid.save(model, tmp_path / "words")
     options, saved = ("--temperature", 0, "--max-tokens", 140), tmp_path / "talk.json"

@@ -122,7 +122,7 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
 def test_generate_with_penalties_and_biases(made: Path) -> None:
     words = ("generate", made / "run", PROMPT, "--temperature", 0, "--max-tokens", 6)
     model = llucid.load(made / "run", device="cpu")
-    [z] = model.tokenizer.encode("w")
+    [z] = model.text().encode("w")
     assert do(*words, "--logit-bias", f"{z}=100").stdout == f"{PROMPT}wwwwww\n"
     both = ("--logit-bias", f"{z}=50", "--presence-penalty", 99, "--frequency-penalty", 0, "--repetition-penalty", 1.1)
     assert do(*words, *both).stdout.count("w") == PROMPT.count("w") + 1
@@ -170,7 +170,7 @@ def test_info_prints_every_number(made: Path) -> None:
         "context": "32",
         "rope_theta": "10000.0",
     }
-    assert "22 ids" in shown["tokenizer"] or f"{model.tokenizer.vocab_size} ids" in shown["tokenizer"]
+    assert "22 ids" in shown["tokenizer"] or f"{model.text().vocab_size} ids" in shown["tokenizer"]
 
 
 def broken(made: Path, out: Path, change: str) -> Path:
@@ -199,7 +199,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "no text": ((*TRAIN, "{tmp}/binary"), "{tmp}/binary: not a UTF-8 text file"),
     "unknown character": (("generate", "{made}/run", "the fïsh"), "'ï' cannot be encoded"),
     "prompt too long": (("generate", "{made}/run", "the goose " * 9), "90 tokens"),
-    "impossible numbers": ((*TRAIN, "{made}/geese.txt", "--model.heads", "3"), "dim=64 is not divisible by heads=3"),
+    "impossible numbers": (
+        (*TRAIN, "{made}/geese.txt", "--model.heads", "3"),
+        "--model.dim 64 is not divisible by --model.heads 3",
+    ),
     "impossible config": (("info", "{config}"), "heads=4 is not divisible by kv_heads=3"),
     "truncated weights": (("generate", "{truncated}", "x"), "not a complete safetensors file"),
     "foreign weights": (("generate", "{foreign}", "x"), "expected 2 layers, but there are only 1 tensors"),
@@ -303,7 +306,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
     "endless": (("train", "--minutes", "inf"), "--minutes inf: must be more than 0, and less than 1e35"),
     "seed": ((*TRAIN, "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
     "seed of the ladder": (("ladder", "--corpus", "{made}/geese.txt", "--seed", "-1"), "--seed -1: must be at least 0"),
-    "no heads": ((*TRAIN, "{made}/geese.txt", "--model.heads", "0"), "dim=64 is not divisible by heads=0"),
+    "no heads": (
+        (*TRAIN, "{made}/geese.txt", "--model.heads", "0"),
+        "--model.dim 64 is not divisible by --model.heads 0",
+    ),
     "device without numbers": (("generate", "{made}/run", "x", "--device", "meta"), "--device meta: there is no such"),
     "two lengths": (("train", "--steps", "3", "--minutes", "1"), "give one of them"),
     "tokenizer": ((*TRAIN, "{made}/geese.txt", "--tokenizer", "bpe:x"), "as in bpe:1024"),
@@ -383,6 +389,11 @@ def test_options_become_the_fields_of_a_command() -> None:
 )
 def test_messages_of_the_library_spell_options_as_typed(message: str, shown: str) -> None:
     assert spell_options(message, command_class("generate")) == shown
+
+
+def test_a_switch_that_is_off_is_spelled_as_typed() -> None:
+    message = spell_options("wandb=True: use wandb=False; tensorboard=False", command_class("train"))
+    assert message == "--wandb: use --no-wandb; --no-tensorboard"
 
 
 def test_a_cache_that_cannot_be_made_is_reported(made: Path, tmp_path: Path) -> None:

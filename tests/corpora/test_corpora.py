@@ -10,12 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.conversations import open_conversations
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
+from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import train_bpe
 from llucid.training.dialogues import make_chat_tokenizer, tokenise_chat
 
@@ -107,6 +109,42 @@ def test_tokenising_in_chunks_equals_the_whole(tmp_path: Path, monkeypatch: pyte
             tokens = tokenise(corpus, tokenizer, split)
             ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
             assert ids == tokenizer.encode("".join(corpus.text(split)))
+
+
+@pytest.mark.parametrize("chunk", [7, 40])
+def test_no_space_comes_in_where_the_text_is_cut(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """SentencePiece puts one before a text. The library reads the whole text."""
+    for module in ("llucid.corpora", "llucid.corpora.tokens"):
+        monkeypatch.setattr(f"{module}.CHUNK", chunk)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text").mkdir()
+    corpus = corpus_of(tmp_path / "text", "Two geese\nrained.\n\n  “One day”\n" * 9)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(data / "llama2-tokenizer.model"))
+    ours = load_tokenizer(data / "llama2-tokenizer.model")
+    tokens = tokenise(corpus, ours, "train")
+    ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
+    text = "".join(corpus.text("train"))
+    assert theirs.decode(ids) == text
+    assert (ids == [1, *theirs.encode(text)]) == (chunk > 7)  # a chunk without a line break is cut anywhere
+
+
+def test_documents_are_separated_by_a_line_break_where_nothing_marks_their_ends(tmp_path: Path) -> None:
+    texts = ["geese", "wren\n", "fox", "a\nb", "owl" * 9]
+    characters = corpus_of(tmp_path, *texts)
+    tokenizer = make_tokenizer("characters", characters)
+    ids = [
+        token
+        for split in ("train", "validation")
+        for tokens in [tokenise(characters, tokenizer, split)]
+        for token in tokens.read(np.array([0]), tokens.length)[0].tolist()
+    ]
+    assert tokenizer.decode(ids) == "geese\nwren\nfox\na\nb\n" + "owl" * 9
+    before = tokenise(characters, tokenizer, "train").file
+    (tmp_path / "1.txt").write_text("n\n")
+    (tmp_path / "0.txt").write_text("geesewre")  # the same bytes, other documents
+    assert tokenise(characters, tokenizer, "train").file != before
 
 
 def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:

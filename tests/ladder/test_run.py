@@ -60,7 +60,7 @@ def test_the_command_trains_the_chosen_rungs(geese: Path, tmp_path: Path) -> Non
 def test_the_same_seed_the_same_ladder(geese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llucid.ladder.run.SAMPLE", 20)
     console = Console(quiet=True)
-    numbers = {"corpus": [str(geese)], "rungs": ["10"], "steps": 2, "seeds": 1}
+    numbers: dict[str, Any] = {"corpus": [str(geese)], "rungs": ["10"], "steps": 2, "seeds": 1}
     kept = []
     for place, seed in enumerate((0, 0, 1)):
         out = run_ladder(console, **numbers, seed=seed, out=str(tmp_path / str(place)))
@@ -108,6 +108,7 @@ def test_bad_input_is_one_line() -> None:
         ({"seeds": 0}, "seeds=0"),
         ({"corpus": ["nowhere.txt"]}, "nowhere.txt: no such file"),
         ({"out": "."}, "is not empty"),
+        ({"out": __file__}, "is a file; choose another folder"),
     ],
 )
 def test_bad_input_is_an_error_that_names_the_option(numbers: dict[str, Any], words: str) -> None:
@@ -154,4 +155,4 @@ def test_every_array_has_one_optimizer_and_inner_matrices_have_muon() -> None:
         inner = {id(leaf) for path, leaf in named_leaves(weights) if leaf.ndim == 2 and path not in EDGES}
         assert set(held[0]) == inner
         assert bool(inner) == (rung.number > 1)
-    assert torch.is_tensor(leaves(weights)[0])
+        assert torch.is_tensor(leaves(weights)[0])

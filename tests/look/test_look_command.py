@@ -24,6 +24,7 @@ from tests.waiting import LIMIT
 def test_it_serves_until_ctrl_c() -> None:
     words = command("look", "", "Once upon a time", "--no-browser", "--compare", "int8", "--tour")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout
         url = running.stdout.readline().strip()
         try:
             reported = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=LIMIT))
@@ -56,6 +57,7 @@ def test_it_writes_one_file(tmp_path: Path) -> None:
         (["", "a", "--ids", "1"], "--ids: give a text or ids, not both"),
         (["", "", "--no-browser"], "the text is empty"),
         (["--port", "99999", "--no-browser"], "--port 99999: cannot be listened on"),
+        (["--no-browser", "--compare", "runs/none"], "runs/none: there is no such"),
         (["--html", "x.html", "--compare", "int8"], "--compare int8: a file shows one model"),
         (["--html", "x.html", "--size", "0"], "--size 0.0: must be positive"),
         (["--html", "x.html", "--size", "0.01"], "10000 bytes do not hold the page itself"),

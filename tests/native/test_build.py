@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from llucid.errors import LlucidError
 from llucid.native import build
+from llucid.native.step import decode_step
+from llucid.presets import PRESETS
+from llucid.weights import initialise
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +20,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fcntl.flock", refused)
     monkeypatch.setenv("CC", """sh -c 'while [ "$1" != -o ]; do shift; done; echo built > "$2"' cc""")
     assert build.built().read_text() == "built\n"
+
+
+def test_another_value_of_the_switch_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_C", "no")
+    with pytest.raises(LlucidError, match="LLUCID_C=no: expected 0, which switches C off, or 1"):
+        decode_step(initialise(PRESETS["nano"].config, 0), PRESETS["nano"].config)

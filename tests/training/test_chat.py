@@ -319,6 +319,22 @@ def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     )
 
 
+def test_a_base_trained_on_text_needs_the_tokenizer_of_a_chat_model(file: Path, straight: Path, tmp_path: Path) -> None:
+    text, steps = tmp_path / "text.txt", ("--steps", 1, "--evaluations", 1)
+    text.write_text("Wick lost a bell, and May found it.\n" * 99)
+    words = ("train", "--corpus", text, "--preset", "nano", "--model.context", 32, *steps)
+    here(*words, "--tokenizer", "bpe:300", "--out", tmp_path / "own")
+    with pytest.raises(
+        LlucidError, match=r"base=.*own: this tokenizer has no .*; take a chat model, or .*tokenizer=PATH"
+    ):
+        here("train", "--chat", file, "--base", tmp_path / "own", *steps)
+    here(*words, "--tokenizer", straight, "--out", tmp_path / "chats")
+    here(
+        "train", "--chat", file, "--base", tmp_path / "chats", "--model.context", 256, *steps, "--out", tmp_path / "run"
+    )
+    assert llucid.load(tmp_path / "run", device="cpu").chat_format == llucid.load(straight, device="cpu").chat_format
+
+
 def test_conversations_that_cannot_be_learned_are_left_out(straight: Path, tmp_path: Path) -> None:
     """Counted, with the place and the reason of the first, also when they are read again from the cache."""
     base, talk, rows = tmp_path / "base", tmp_path / "talk.jsonl", [conversation(number) for number in range(40)]

@@ -131,6 +131,30 @@ def test_a_worse_model_does_not_replace_a_better_one_when_stopped(tmp_path: Path
     assert not torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
 
 
+@pytest.mark.parametrize("last", [2.0, 1.2, 0.5])
+def test_a_stop_leaves_no_trace_in_the_run_that_goes_on(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float
+) -> None:
+    """It stops four times. The best model of all is in the folder until the run ends: that of step 5, then of 6."""
+    out, straight, steps = tmp_path / "run", tmp_path / "straight", {"steps": 12, "evaluations": 3}
+    validation = iter([1.5, 1.4, last, *(1.5, 1.0), *(0.9,), *(1.1,), *(1.4, 1.3), *(last,)])
+    monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(validation))
+    small(corpus, straight, **steps)
+    small(corpus, out, stop_after=5, **steps)
+    assert "the model in the folder is" not in resumed(out, stop_after=1)
+    latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
+    for stop_after in (1, 2):
+        assert torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
+        assert "the model in the folder is that of step 6, the best one measured" in resumed(out, stop_after=stop_after)
+    assert torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
+    printed = resumed(out)
+    assert ("the model in the folder is that of step 8, the best one measured" in printed) == (last == 2.0)
+    assert losses(out) == losses(straight)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {path.name for path in (out / "state").iterdir()} == {path.name for path in (straight / "state").iterdir()}
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_ctrl_c_interrupts_after_saving(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
@@ -221,6 +245,37 @@ def test_measuring_begins_early_and_takes_a_tenth_of_the_time(
     assert steps[0] <= 24
     assert steps[-1] == len(losses(out))
     assert 4 * len(steps) <= 0.1 * now
+
+
+@pytest.mark.parametrize("steps", [10, 2000])
+def test_time_does_not_decide_which_steps_are_measured(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """With a number of steps. Measuring takes a minute or nothing, on a clock that the test replaces."""
+    found, evaluate = list[list[int]](), TorchBackend.evaluate
+    monkeypatch.setattr(TorchBackend, "step", lambda self, batch, state, rate: (torch.tensor(1.0), state))
+    monkeypatch.setattr(logbook, "draw_curve", lambda *_: None)
+    now, took = 0.0, 0.0
+
+    def slowly(*arguments: Any) -> float:
+        nonlocal now
+        now += took
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(TorchBackend, "evaluate", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    for took in (0.0, 60.0):
+        small(corpus, tmp_path / f"{took}", steps=steps)
+        found.append(measured(tmp_path / f"{took}"))
+    assert found[0] == found[1]
+    assert len(found[0]) == (1 if steps == 10 else 6)
+
+
+def test_a_run_of_steps_is_measured_in_a_tenth_of_its_steps() -> None:
+    """A measurement of 9600 tokens costs as much as 20 steps and as evaluating 9600 tokens, which is 100 / 3 steps."""
+    for steps, parts, early in ((1, 1, 0), (1066, 1, 0), (1067, 2, 0), (3199, 5, 0), (3200, 5, 534)):
+        assert logbook.planned(Settings(steps=steps, batch=6), 16, 9600) == (parts, early)
+    assert logbook.planned(Settings(steps=9999, batch=6, evaluations=3), 16, 9600) == (3, 0)
 
 
 def test_measuring_needs_no_more_memory_than_a_step(
@@ -393,7 +448,7 @@ def test_snapshots_are_models(corpus: Path, tmp_path: Path) -> None:
     assert last.weights.embedding.dtype == torch.bfloat16
     latest = load_file(out / "state" / "latest.safetensors")["weights.embedding"]
     assert torch.equal(last.weights.embedding, latest.bfloat16())
-    assert last.tokenizer.encode("fox")
+    assert last.text().encode("fox")
 
 
 @pytest.mark.parametrize("lost", [4, 8])
@@ -436,9 +491,29 @@ def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monke
     resumed(tmp_path / "run", steps=3)
     assert begun[0]["id"] == begun[1]["id"]
     assert json.dumps(begun[0]["config"])
-    monkeypatch.setitem(sys.modules, "wandb", None)
+
+
+def test_a_missing_library_is_named_before_anything_is_written(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was begun with it continues without it."""
+    libraries = {"wandb": "wandb", "tensorboard": "torch.utils.tensorboard.writer"}
+    for module in libraries.values():
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in libraries:
+        with pytest.raises(LlucidError, match=f"^{name}=True: .* is not installed; .*, or use {name}=False$"):
+            small(corpus, tmp_path / "run", steps=2, **{name: True})
+    assert not list(tmp_path.iterdir())
+    small(corpus, tmp_path / "run", steps=2)
+    before = (tmp_path / "run" / "train.toml").read_text()
     with pytest.raises(LlucidError, match="wandb=True: Weights & Biases is not installed"):
-        resumed(tmp_path / "run", steps=4)
+        resumed(tmp_path / "run", steps=3, wandb=True)
+    assert (tmp_path / "run" / "train.toml").read_text() == before
+    (tmp_path / "run" / "train.toml").write_text(before.replace("wandb = false", "wandb = true"))
+    with pytest.raises(LlucidError, match="wandb=True: Weights & Biases is not installed"):
+        resumed(tmp_path / "run", steps=3)
+    resumed(tmp_path / "run", steps=3, wandb=False)
+    assert len(losses(tmp_path / "run")) == 3
 
 
 # ------------------------------------------------------------------------------------------------------ busy machines
@@ -517,7 +592,7 @@ def test_too_few_steps_are_reported(corpus: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_a_report_prints_its_lines_without_markup() -> None:
-    console = Console(file=io.StringIO(), width=40)
-    Report(console).say("[bold]" + "x" * 60 + ":smile:\x1b[31m\ud800")
-    assert console.file.getvalue() == "[bold]" + "x" * 60 + ":smile:␛[31m\ufffd\n"
+    printed = io.StringIO()
+    Report(Console(file=printed, width=40)).say("[bold]" + "x" * 60 + ":smile:\x1b[31m\ud800")
+    assert printed.getvalue() == "[bold]" + "x" * 60 + ":smile:␛[31m\ufffd\n"
     assert Progress() == Progress(0, 0.0)

@@ -64,12 +64,12 @@ def after(statements: str, *arguments: object) -> list[str]:
     return [sys.executable, "-c", f"{statements}; from llucid.cli import main; main()", *map(str, arguments)]
 
 
-def do(*arguments: object, status: int = 0, **options: object) -> subprocess.CompletedProcess[str]:
+def do(*arguments: object, status: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs llucid to its end, as a user would."""
     return ended(command(*arguments), status, **options)
 
 
-def ended(words: list[str], status: int, **options: object) -> subprocess.CompletedProcess[str]:
+def ended(words: list[str], status: int, **options: Any) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT, **options)
     assert done.returncode == status, done.stdout + done.stderr
     return done
@@ -84,7 +84,7 @@ def fresh(corpus: Path, out: Path | str, *more: object) -> tuple[object, ...]:
     return ("train", "--corpus", corpus, "--out", out, *SMALL, *more)
 
 
-def losses(out: Path) -> list[dict[str, object]]:
+def losses(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -197,7 +197,7 @@ def test_transformers_opens_the_folder(straight: Path) -> None:
     model = llucid.load(straight)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(straight)
     tokenizer = transformers.AutoTokenizer.from_pretrained(straight)
-    ids = model.tokenizer.encode("who found the bell?")
+    ids = model.text().encode("who found the bell?")
     assert tokenizer("who found the bell?")["input_ids"] == ids
     with torch.no_grad():
         ours = llama(torch.tensor([ids]), model.weights, model.config)
@@ -217,7 +217,7 @@ def test_the_best_model_is_kept_beside_the_latest(tmp_path: Path) -> None:
     assert len(measured) == 4
     assert measured[-1] > min(measured)
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
         min(measured), rel=1e-5
     )
@@ -359,8 +359,8 @@ def test_a_second_hangup_does_not_interrupt_and_nohup_ignores_both(corpus: Path,
 
 def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
     """SIGTERM like Ctrl-C; the second one interrupts; other threads catch none."""
-    first = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    before = signal.getsignal(signal.SIGINT), signal.SIG_IGN
+    first = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    before = signal.getsignal(signal.SIGINT), signal.SIG_DFL
     numbers: list[int] = []
 
     def stopped() -> None:
@@ -382,6 +382,20 @@ def test_signals_are_caught_inside_and_handled_as_before_afterwards() -> None:
 
     with ThreadPoolExecutor(1) as other:
         assert not other.submit(in_other_thread).result()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_ignored_signal_stays_ignored(number: int) -> None:
+    """A shell's script ignores SIGINT for its background jobs."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with interruption() as interrupted:
+            signal.raise_signal(number)
+            signal.raise_signal(number)
+            assert not interrupted()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
 
 
 def test_stopped_before_its_first_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,7 +456,7 @@ def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path
     out = tmp_path / "exploded"
     printed = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
     assert printed.startswith("error: the loss at step")
-    assert "begin again with a lower learning_rate" in printed
+    assert "begin again with a lower --learning-rate or --muon-learning-rate" in printed
     assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(out, device="cpu").weights))
     assert len(losses(out)) > 0
     assert all(math.isfinite(row["loss"]) for row in losses(out))
@@ -454,7 +468,7 @@ def test_a_first_step_that_ruins_the_model_is_an_error(corpus: Path, tmp_path: P
     out = tmp_path / "exploded"
     printed = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
     assert printed.startswith("error: the validation loss at step 1 is nan; the model in")
-    assert "begin again with a lower learning_rate" in printed
+    assert "begin again with a lower --learning-rate or --muon-learning-rate" in printed
     assert progress(out)["step"] == 0
     assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
 
@@ -541,7 +555,7 @@ def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> N
     out = tmp_path / "bpe"
     printed = do(*fresh(corpus, out, "--steps", 2, "--tokenizer", "bpe:300")).stdout
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     text = "".join(open_corpus([str(corpus)]).text("validation"))
     a_character = (tokens.length - 1) / (len(text) - 1)
     expected = mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) * a_character
@@ -574,16 +588,29 @@ def test_clock() -> None:
 
 def test_a_measurement_fits_a_terminal() -> None:
     """Of 80 columns. Samples are cut to its width, and their control characters are replaced."""
-    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
-    report = Report(console)
+    printed, narrow = io.StringIO(), io.StringIO()
+    report = Report(Console(file=printed, force_terminal=True, width=80, color_system=None))
     report.context = 256
     report.measured(1500, 1.6, 1.7, 64, "\n\n" + "漢" * 60 + "\n[bold]\t:smile:\x1b[31m\x0e\r\nc\nd", 142_876.0, 72.0)
-    first, *sample = console.file.getvalue().splitlines()
+    first, *sample = printed.getvalue().splitlines()
     assert first == "step 1500  train 1.600  val 1.700 nats 2.453 bits  window 64  142,876 tokens/s"
     assert sample == ["    " + "漢" * 38, "    [bold]  :smile:␛[31m␎␍", "    c"]
-    narrow = Console(file=io.StringIO(), force_terminal=True, width=20, color_system=None)
-    Report(narrow).measured(15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0)
-    assert max(cell_len(line) for line in narrow.file.getvalue().splitlines()) <= 20
+    Report(Console(file=narrow, force_terminal=True, width=20, color_system=None)).measured(
+        15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0
+    )
+    assert max(cell_len(line) for line in narrow.getvalue().splitlines()) <= 20
+
+
+def test_a_sample_that_the_console_cannot_print_stops_nothing() -> None:
+    """Neither one with surrogates, nor the name of a folder."""
+    written = io.BytesIO()
+    printed = io.TextIOWrapper(written, encoding="ascii")
+    report = Report(Console(file=printed, width=80))
+    report.measured(2, 1.6, 1.7, 64, "fox 🦊\ud800 漢", 142.0, 72.0)
+    report.say("stopped: runs/café")
+    printed.flush()
+    _, sample, said = written.getvalue().decode().splitlines()
+    assert (sample, said) == ("    fox ?? ?", "stopped: runs/caf?")
 
 
 def test_measuring_does_not_count_in_the_training_speed(
@@ -676,7 +703,7 @@ def test_measured_on_windows_as_long_as_those_trained_on(tmp_path: Path) -> None
     assert short < min(full)
     assert full[-1] > min(full)
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     assert mean_loss(validation_batches(tokens, model.config.context), model.weights, model.config) == pytest.approx(
         min(full), rel=1e-5
     )
@@ -703,7 +730,7 @@ def test_a_short_window_is_measured_as_one(tmp_path: Path) -> None:
     do(*fresh(corpus, out, *grown, "--stop-after", 6))
     [measured] = [row for row in losses(out) if "validation" in row]
     model = llucid.load(out, device="cpu")
-    tokens = tokenise(open_corpus([str(corpus)]), model.tokenizer, "validation")
+    tokens = tokenise(open_corpus([str(corpus)]), model.text(), "validation")
     at = {length: mean_loss(validation_batches(tokens, length), model.weights, model.config) for length in (64, 256)}
     assert measured["validation"] == pytest.approx(at[64], rel=1e-6)
     assert at[256] != pytest.approx(at[64], rel=1e-5)

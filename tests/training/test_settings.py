@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from llucid.cli import read_command
 from llucid.errors import LlucidError
 from llucid.presets import PRESETS
 from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
@@ -98,7 +99,7 @@ def test_settings_at_their_limits_are_accepted(numbers: dict[str, Any]) -> None:
         ("preset=huge: unknown", {"preset": "huge"}),
         *((f"{name}='': is empty", {name: ""}) for name in ("chat", "base", "tokenizer", "out")),
         ("resume=True: name the folder", {"resume": True}),
-        ("corpus= and chat= both", {"chat": "fables", "corpus": ("fables",)}),
+        *(("corpus= and chat= both", {"chat": "fables", "corpus": (name,)}) for name in ("fables", "shakespeare")),
         ("length_warmup=0.5: conversations", {"chat": "fables", "length_warmup": 0.5}),
         ("preset=nano: base= already has its own", {"base": "a model", "preset": "nano"}),
         ("tokenizer=characters: base= already has its own", {"base": "a model", "tokenizer": "characters"}),
@@ -109,3 +110,63 @@ def test_impossible_settings_are_refused_by_name(message: str, numbers: dict[str
     with pytest.raises(LlucidError) as caught:
         Settings(**numbers)
     assert message in str(caught.value)
+
+
+KEPT: dict[str, Any] = {
+    "corpus": ("a.txt",),
+    "column": "body",
+    "seed": 3,
+    "weight_decay": 0.5,
+    "warmup": 0.1,
+    "final": 0.5,
+    "clip": 2.0,
+    "accumulate": 2,
+    "snapshots": 4,
+    "compile": True,
+    "tensorboard": True,
+    "wandb": True,
+    "steps": 9,
+}
+"""Settings of a run, none of them llucid's default."""
+
+
+def resumed(**given: Any) -> Settings:
+    return Settings(resume=True, out="x", **given)
+
+
+def typed(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{'' if value else 'no-'}{name}"]
+    return [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else [value])]
+
+
+@pytest.mark.parametrize("name", [name for name in KEPT if name not in ("seed", "column", "warmup", "steps")])
+def test_a_resumed_run_uses_what_is_given_also_where_it_is_the_default(name: str) -> None:
+    """In Python and on the command line; what is not given stays."""
+    value = ("shakespeare",) if name == "corpus" else getattr(Settings(), name)
+    in_python = resumed(**{name: value}).continuing(Settings(**KEPT))
+    assert in_python == resumed(**KEPT | {name: value})
+    assert (
+        read_command(["train", "--resume", "--out", "x", *typed(name, value)]).continuing(Settings(**KEPT)) == in_python
+    )
+    assert resumed().continuing(Settings(**KEPT)) == resumed(**KEPT)
+
+
+@pytest.mark.parametrize("name", ["seed", "column", "warmup"])
+def test_a_resumed_run_refuses_another_value_also_where_it_is_the_default(name: str) -> None:
+    value = getattr(Settings(), name)
+    with pytest.raises(LlucidError, match=f"^{name}={value}: a resumed run keeps what it began with; leave this out$"):
+        read_command(["train", "--resume", "--out", "x", *typed(name, value)]).continuing(Settings(**KEPT))
+    assert resumed(**{name: KEPT[name]}).continuing(Settings(**KEPT))
+
+
+def test_a_resumed_run_keeps_its_kind_of_text_and_its_model() -> None:
+    text, chat = Settings(corpus=("a.txt",), model=ModelNumbers(layers=2)), Settings(chat="a.jsonl")
+    with pytest.raises(LlucidError, match="chat=fables: a resumed run keeps"):
+        resumed(chat="fables").continuing(text)
+    with pytest.raises(LlucidError, match="corpus=shakespeare: a resumed run keeps"):
+        resumed(corpus=("shakespeare",)).continuing(chat)
+    with pytest.raises(LlucidError, match=r"model\.layers=3: a resumed run keeps"):
+        resumed(model=ModelNumbers(layers=3)).continuing(text)
+    assert resumed(model=ModelNumbers(layers=2)).continuing(text).model == text.model
+    assert resumed(chat="b.jsonl").continuing(chat).chat == "b.jsonl"
