@@ -93,10 +93,10 @@ def test_texts_that_do_not_fit_into_memory_take_turns():
 def test_the_continuation_is_streamed_without_the_prompt():
     pieces = generate(MODEL, "a man", max_tokens=20, temperature=0.0)
     assert isinstance(pieces, Iterator)
-    row = MODEL.tokenizer.encode("a man")
+    row = MODEL.text().encode("a man")
     for piece in pieces:
         token = int(llama(torch.tensor([row]), MODEL.weights, MODEL.config)[0, -1].argmax())
-        assert piece == MODEL.tokenizer.decode([token])
+        assert piece == MODEL.text().decode([token])
         row.append(token)
     assert len(row) == 5 + 20
 
@@ -120,6 +120,16 @@ def test_nothing_is_computed_before_the_first_piece():
         ("top_p=1.5: must be", "a", {"top_p": 1.5}),
         ("min_p=2.0: must be", "a", {"min_p": 2.0}),
         ("seed=-1: must be", "a", {"seed": -1}),
+        *(
+            (f"{name}={value}: must be a whole number", "a", {name: value})
+            for name, value in (("max_tokens", 3.5), ("max_tokens", None), ("top_k", 2.5), ("seed", 1.5))
+        ),
+        *(
+            (f"{name}={value!r}: must be a number", "a", {name: value})
+            for name, value in (("temperature", None), ("top_p", "1"), ("min_p", "0"), ("presence_penalty", None))
+        ),
+        (r"logit_bias=\[\(3, 1.0\)\]: expected a dict", "a", {"logit_bias": [(3, 1.0)]}),
+        ("logit_bias=1.5: must be a whole number", "a", {"logit_bias": {1.5: 1.0}}),
         ("stop='': a stop string", "a", {"stop": [""]}),
     ],
 )
@@ -167,7 +177,7 @@ def test_ended_texts_get_no_more_tokens():
     some = generate_batch(MODEL, ["a", "the", "of", "man"], max_tokens=40, temperature=1.0, seed=3, stop=["e"])
     assert len({len(completion.tokens) for completion in some}) > 1
     for completion in some:
-        written = MODEL.tokenizer.decode(completion.tokens)
+        written = MODEL.text().decode(completion.tokens)
         assert written == completion.text + "e" * (completion.reason == "stop")
 
 
@@ -178,7 +188,7 @@ def test_a_batch_equals_separate_prompts(temperature: float):
     for prompt, completion in zip(prompts, batch, strict=True):
         separate = "".join(generate(MODEL, prompt, max_tokens=45, temperature=temperature, seed=3))
         assert (completion.prompt, completion.text) == (prompt, separate)
-        assert MODEL.tokenizer.decode(completion.tokens) == separate
+        assert MODEL.text().decode(completion.tokens) == separate
         assert (completion.reason, completion.slid, len(completion.tokens)) == ("length", True, 45)
 
 
@@ -228,7 +238,7 @@ def test_prompt_ids():
 
 
 def test_the_id_before_an_empty_prompt_is_not_shown():
-    model = model_that_writes(MODEL, MODEL.tokenizer.encode("\nabc"))
+    model = model_that_writes(MODEL, MODEL.text().encode("\nabc"))
     assert list(generate(model, max_tokens=3, temperature=0.0)) == ["a", "b", "c"]
 
 
@@ -309,7 +319,7 @@ def test_ids_beyond_the_tokenizer_are_never_chosen():
 
 
 def test_predictions_are_the_softmax_in_descending_order():
-    logits = llama(torch.tensor([MODEL.tokenizer.encode("once")]), MODEL.weights, MODEL.config)[0, -1]
+    logits = llama(torch.tensor([MODEL.text().encode("once")]), MODEL.weights, MODEL.config)[0, -1]
     probabilities = logits.softmax(-1)
     found = predict(MODEL, "once", top_k=4)
     assert len(found) == 4
