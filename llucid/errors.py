@@ -19,7 +19,12 @@ UNSEEN = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *range(0x202A,
 
 
 class LlucidError(ValueError):
-    """Bad input: the message says what, where, and what to do. The command line prints it as one line and exits 2."""
+    """Bad input: the message says what, where, and what to do. The command line prints it as one line and exits 2.
+
+    It is cut to some 1,500 characters."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_cut(message))
 
 
 class NoTokenizer(LlucidError):
@@ -72,4 +77,8 @@ def one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         message = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     line = " ".join(message.split()).translate(PRINTABLE)
-    return line if len(line) <= 1500 else f"{line[:1000]} … {line[-500:]}"
+    return _cut(line)
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= 1503 else f"{message[:1000]} … {message[-500:]}"

@@ -207,6 +207,7 @@ def test_errors_on_a_read_only_file_system_name_the_user_s_path(
 
 def test_error_messages_have_no_control_characters() -> None:
     assert one_line(LlucidError(f"{'a' * 1000}{'x' * 10**6}{'b' * 500}")) == f"{'a' * 1000} … {'b' * 500}"
+    assert len(str(LlucidError("x" * 10**5))) == 1503
     assert one_line(LlucidError("a \x1b]0;title\x07\nb\x9b[2J")) == "a ␛]0;title␇ b\ufffd[2J"
 
 

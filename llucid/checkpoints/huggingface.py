@@ -86,7 +86,7 @@ FLAGS = {"tied_embeddings": "tie_word_embeddings", "attention_bias": "attention_
 # The allowed values of keys in config.json by which other models differ from a Llama.
 EXPECTED: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
-    "architectures": (["LlamaForCausalLM"], ["LLaMAForCausalLM"], ["LlamaModel"], [], None),
+    "architectures": (["LlamaForCausalLM"], [], None),
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, True, None),
     "mlp_bias": (False, True, None),
@@ -94,7 +94,10 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1, None),
     "rope_interleaved": (False, None),
 }
-
+LLAMAS = ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel")
+"""Architectures of which one suffices, and which transformers does not look at."""
+UNUSED = re.compile(r"^(?!model\.|lm_head\.)|^lm_head\.bias$|\.[kv]_scale$")
+"""Tensors without effect in transformers: other heads, as trl's value function, and scales of a cache in 8 bits."""
 
 read_sampling = sampling_defaults
 
@@ -117,6 +120,9 @@ def read_config(path: Path) -> Config:
     if quantised := values.get("quantization_config"):
         found = f"has quantization_config {shown(quantised)}"
         raise LlucidError(f"{file}: {found}; llucid opens no model that is quantised so; use the original")
+    names = values.get("architectures")
+    if any(name in LLAMAS for name in (names if isinstance(names, list) else [names])):
+        values["architectures"] = ["LlamaForCausalLM"]
     odd = [key for key, allowed in EXPECTED.items() if values.get(key, allowed[0]) not in allowed]
     if odd:
         found = ", ".join(f"{key} {json.dumps(values[key])}" for key in odd)
@@ -382,7 +388,7 @@ def open_weights(path: Path, config: Config) -> Weights:
             )
         if "_proj." in name and entries[name].dtype not in NUMBERS:
             raise LlucidError(f"{path}: quantised in a way that llucid cannot open ({name}); use the original model")
-    other = {name for name in entries if not name.startswith(("model.", "lm_head."))}  # heads, as trl's value function
+    other = {name for name in entries if UNUSED.search(name)}
     unused = {*other}
     if config.tied_embeddings:
         unused.add(NAMES["output"])

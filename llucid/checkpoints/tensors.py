@@ -73,8 +73,10 @@ def equal_bits(one: Stored, other: Stored) -> bool:
     return all(np.array_equal(a[row : row + 256], b[row : row + 256]) for row in range(0, len(a), 256))
 
 
-DERIVED = re.compile(r"rotary_emb\.(inv_freq|(cos|sin)_cached)$|\.(masked_bias|position_ids)$")
-"""Tensors in some old files that follow from the config."""
+DERIVED = re.compile(
+    r"rotary_emb\.((original_)?inv_freq|(cos|sin)_cached)$|\.(masked_bias|position_ids|causal_mask|self_attn\.bias)$"
+)
+"""Tensors in some old files that follow from the config: RoPE's angles, positions and masks."""
 NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
 

@@ -86,6 +86,8 @@ def _json_lines(path: Path, column: str, zipped: bool) -> Iterator[str]:
             try:
                 row = json_value(line)
             except ValueError as error:
+                if b"\0" in line[:4]:
+                    raise LlucidError(f"{path}: a UTF-16 or binary file; save it as UTF-8") from error
                 raise LlucidError(f"{path}, line {number}: not JSON ({error})") from error
             if not isinstance(row, dict) or not isinstance(text := row.get(column), str):
                 raise LlucidError(

@@ -292,12 +292,21 @@ def test_a_sliding_window_is_ignored_as_in_transformers(folder: Path, capsys: py
         assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", [["LlamaForSequenceClassification", "LlamaForCausalLM"], "LlamaForCausalLM"])
+def test_other_spellings_of_the_architecture(names: Any, folder: Path) -> None:
+    expected = huggingface.read_config(folder)
+    change_config(folder, architectures=names)
+    assert huggingface.read_config(folder) == expected
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (dict(model_type="mistral", sliding_window=4096), 'model_type "mistral"; a Llama'),
         (dict(architectures=["MistralForCausalLM"], model_type=...), '["MistralForCausalLM"]'),
         (dict(model_type="qwen2"), 'model_type "qwen2"'),
+        (dict(architectures="MistralForCausalLM"), 'architectures "MistralForCausalLM"'),
+        (dict(architectures=7), "architectures 7"),
         (dict(attention_bias="yes"), 'attention_bias "yes"'),
         (dict(mlp_bias=[]), "mlp_bias []"),
         (dict(tie_word_embeddings="false"), 'tie_word_embeddings "false"'),
@@ -455,10 +464,22 @@ def test_additional_tensors_are_ignored(tmp_path: Path, capsys: pytest.CaptureFi
     tensors["score.weight"] = torch.ones(2, 32)
     tensors["model.layers.0.self_attn.rotary_emb.cos_cached"] = torch.ones(9, 8)
     tensors["model.layers.0.self_attn.masked_bias"] = torch.ones(1)
+    tensors["model.layers.0.self_attn.bias"] = tensors["model.causal_mask"] = torch.ones(8, 8).tril().bool()
+    tensors["model.layers.0.self_attn.bias"] = tensors["model.layers.0.self_attn.bias"].clone()
+    tensors["model.rotary_emb.original_inv_freq"] = torch.ones(4)
     save_file(tensors, tmp_path / "model.safetensors")
     assert same(load(tmp_path, device="cpu").weights, model.weights)
     ignored = "not part of a Llama, and ignored: score.weight, v_head.summary.bias, v_head.summary.weight\n"
     assert capsys.readouterr().err == f"note: {tmp_path}: {ignored}"
+    tensors |= {"lm_head.bias": torch.ones(50), "model.layers.0.self_attn.k_proj.k_scale": torch.tensor(2.0)}
+    save_file(tensors | {"model.layers.0.self_attn.v_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert same(load(tmp_path, device="cpu").weights, model.weights)
+    assert "ignored: lm_head.bias, model.layers.0.self_attn.k_proj.k_scale, model" in capsys.readouterr().err
+    tokens = torch.arange(20)[None]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    with torch.no_grad():
+        check_equal(load(tmp_path, device="cpu"), tokens, theirs(tokens).logits, None)
+    capsys.readouterr()
     save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "adapter_model.safetensors")
     load(tmp_path, device="cpu")
     assert "the LoRA adapter beside the model is not used" in capsys.readouterr().err

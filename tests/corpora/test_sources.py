@@ -125,6 +125,7 @@ def test_a_parquet_file_without_pyarrow(tmp_path: Path, monkeypatch: pytest.Monk
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', "line 2: expected an object with a text under 'text'"),
         ("a.jsonl", b'\n["x"]\n', "line 2: expected an object"),
         ("a.jsonl", b'{"text": "x"\n', "line 1: not JSON"),
+        ("a.jsonl", '{"text": "x"}\n{"text": "y"}\n'.encode("utf-16"), "a UTF-16 or binary file; save it as UTF-8"),
         ("a.gz", gzip.compress(b"text " * 99, mtime=0)[:-9], "not a whole gzip file"),
         ("a.gz", b"\x1f\x8b" + b"x" * 99, "not a whole gzip file"),
     ],
