@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def prefix_errors(place: Path | str) -> Generator[None]:
         if str(place) in str(error):
             raise
         raise type(error)(f"{place}: {error}") from error
+
+
+def check_number(name: str, value: object, whole: bool = False) -> None:
+    """Raises LlucidError, naming it, for a value that is not a number, or not a whole one."""
+    if not isinstance(value, Integral if whole else Real):
+        raise LlucidError(f"{name}={value!r}: must be a {'whole ' if whole else ''}number")
 
 
 def note(message: str) -> None:

@@ -21,7 +21,7 @@ from numpy.random import Generator
 
 from llucid.arrays.memory import memory_size
 from llucid.config import Config
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, check_number
 from llucid.generation.pages import Part, Sequence, common_prefix
 from llucid.generation.reader import C_TOKENS, Reader
 from llucid.generation.sampling import Sampling, log_probability
@@ -147,6 +147,7 @@ class Batch:
 
     def add(self, request: Request) -> int:
         """Adds a request; returns its number, which its events carry. Raises LlucidError if it is invalid."""
+        check_number("max_tokens", request.max_tokens, whole=True)
         if request.max_tokens < 1:
             raise LlucidError(f"max_tokens={request.max_tokens}: must be at least 1")
         if request.past_context not in ("slide", "stop"):

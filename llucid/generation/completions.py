@@ -2,11 +2,11 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, check_number
 from llucid.generation.batch import Batch, PastContext, Reason, Request, Statistics
 from llucid.generation.sampling import Sampling, generator, sampling_of
 from llucid.generation.speculation import Draft
@@ -88,6 +88,7 @@ def generate_batch(
     is narrower is rounded differently in a batch); its others, and repeated prompts, have random numbers of their own.
     `texts` is filled in as they are written, for a caller who is interrupted. Raises LlucidError as `generate` does.
     """
+    check_number("num", samples, whole=True)
     if not 1 <= samples <= 100_000:
         raise LlucidError(f"num={samples}: must be from 1 to 100,000")
     if isinstance(prompts, str):
@@ -122,16 +123,21 @@ def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> 
             raise TypeError(f"unknown option {name!r}; expected one of {', '.join(Options.__annotations__)}")
     given: dict[str, Any] = {key.name: options[key.name] for key in fields(Sampling) if key.name in options}
     if "logit_bias" in options:
+        if not isinstance(options["logit_bias"], Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LlucidError(f"logit_bias={options['logit_bias']!r}: expected a dict of ids and numbers")
         given["logit_bias"] = tuple(options["logit_bias"].items())
     sampling = sampling_of(model, **given)
     seed = options.get("seed")
     if seed is None:
         seed = secrets.randbits(63)
-    elif seed < 0:
+    check_number("seed", seed, whole=True)
+    if seed < 0:
         raise LlucidError(f"seed={seed}: must be at least 0")
     requests: list[Request] = []
     before: Counter[str] = Counter()
     for prompt in prompts:
+        if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise LlucidError(f"prompt={prompt!r}: expected a text")
         requests.append(
             Request(
                 prompt_ids(model.text(), prompt),

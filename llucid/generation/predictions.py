@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from llucid.errors import LlucidError, printable_json
+from llucid.errors import LlucidError, check_number, printable_json
 from llucid.generation.batch import Batch
 from llucid.generation.sampling import softmax
 from llucid.model import Model
@@ -31,6 +31,7 @@ def predict(model: Model, text: str, top_k: int = 5) -> list[Prediction]:
     Raises LlucidError for `top_k` below 1, a text that cannot be encoded, or one longer than the context, and for
     `scores` of a damaged model.
     """
+    check_number("top_k", top_k, whole=True)
     if top_k < 1:
         raise LlucidError(f"top_k={top_k}: must be at least 1")
     ids = prompt_ids(model.text(), text)

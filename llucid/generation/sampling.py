@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from llucid.errors import LlucidError, note
+from llucid.errors import LlucidError, check_number, note
 from llucid.model import Model
 
 
@@ -221,6 +221,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         t, k, p, share = self.temperature, self.top_k, self.top_p, self.min_p
+        optional = {"top_k": k or 1, "top_p": 1 if p is None else p, "min_p": share or 0, "logit_bias": 0}
+        for name, number in (vars(self) | optional).items():
+            check_number(name, number, whole=name == "top_k")
         if not (t == 0 or 1e-6 <= t <= 1e6):
             raise LlucidError(f"temperature={t}: must be 0 (always the likeliest token) or a number from 1e-6 to 1e6")
         if k is not None and k < 1:
@@ -238,6 +241,8 @@ class Sampling:
             if not abs(number := getattr(self, name)) <= 100:
                 raise LlucidError(f"{name}={number}: must be from -100 to 100; 0 changes nothing")
         for token, bias in self.logit_bias:
+            check_number("logit_bias", token, whole=True)
+            check_number("logit_bias", bias)
             if not (token >= 0 and abs(bias) <= 100):
                 raise LlucidError(f"logit_bias={token}={bias:g}: must be an id and a number from -100 to 100")
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -31,6 +33,7 @@ from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
 from llucid.weights import initialise, tree_map
+from tests.waiting import LIMIT
 
 LETTERS = "\n abcdefghijklmnopqrstuvwxyz.,:"
 
@@ -93,10 +96,10 @@ def test_texts_that_do_not_fit_into_memory_take_turns():
 def test_the_continuation_is_streamed_without_the_prompt():
     pieces = generate(MODEL, "a man", max_tokens=20, temperature=0.0)
     assert isinstance(pieces, Iterator)
-    row = MODEL.tokenizer.encode("a man")
+    row = MODEL.text().encode("a man")
     for piece in pieces:
         token = int(llama(torch.tensor([row]), MODEL.weights, MODEL.config)[0, -1].argmax())
-        assert piece == MODEL.tokenizer.decode([token])
+        assert piece == MODEL.text().decode([token])
         row.append(token)
     assert len(row) == 5 + 20
 
@@ -120,6 +123,10 @@ def test_nothing_is_computed_before_the_first_piece():
         ("top_p=1.5: must be", "a", {"top_p": 1.5}),
         ("min_p=2.0: must be", "a", {"min_p": 2.0}),
         ("seed=-1: must be", "a", {"seed": -1}),
+        ("max_tokens=3.5: must be a whole number", "a", {"max_tokens": 3.5}),
+        ("max_tokens=None: must be a whole number", "a", {"max_tokens": None}),
+        ("seed=1.5: must be a whole number", "a", {"seed": 1.5}),
+        (r"logit_bias=\[\(3, 1.0\)\]: expected a dict", "a", {"logit_bias": [(3, 1.0)]}),
         ("stop='': a stop string", "a", {"stop": [""]}),
     ],
 )
@@ -128,6 +135,24 @@ def test_invalid_options_are_refused_at_the_call(message: str, prompt: str, opti
         generate(MODEL, prompt, **options)
     with pytest.raises(LlucidError, match=message):
         generate_batch(MODEL, ["a", prompt], **options)
+
+
+def test_values_of_another_type_are_refused_at_the_call():
+    """In a process of its own, since the types of arguments are checked in this one."""
+    calls = {
+        "generate(model, None)": "prompt=None: expected a text",
+        "generate(model, temperature=None)": "temperature=None: must be a number",
+        "generate(model, top_p='1')": "top_p='1': must be a number",
+        "generate(model, top_k=2.5)": "top_k=2.5: must be a whole number",
+        "generate(model, logit_bias={1.5: 1.0})": "logit_bias=1.5: must be a whole number",
+        "generate(model, logit_bias={1: 'x'})": "logit_bias='x': must be a number",
+        "predict(model, 'a', top_k=2.5)": "top_k=2.5: must be a whole number",
+    }
+    lines = ["import llucid", "from llucid.generation import generate, predict", "model = llucid.load('storyteller')"]
+    for call in calls:
+        lines += ["try:", f"    {call}", "except llucid.errors.LlucidError as error:", "    print(error)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=LIMIT)
+    assert done.stdout.splitlines() == list(calls.values()), done.stderr
 
 
 def test_a_batch_of_no_samples_is_refused_and_of_no_prompts_is_empty():
@@ -167,7 +192,7 @@ def test_ended_texts_get_no_more_tokens():
     some = generate_batch(MODEL, ["a", "the", "of", "man"], max_tokens=40, temperature=1.0, seed=3, stop=["e"])
     assert len({len(completion.tokens) for completion in some}) > 1
     for completion in some:
-        written = MODEL.tokenizer.decode(completion.tokens)
+        written = MODEL.text().decode(completion.tokens)
         assert written == completion.text + "e" * (completion.reason == "stop")
 
 
@@ -178,7 +203,7 @@ def test_a_batch_equals_separate_prompts(temperature: float):
     for prompt, completion in zip(prompts, batch, strict=True):
         separate = "".join(generate(MODEL, prompt, max_tokens=45, temperature=temperature, seed=3))
         assert (completion.prompt, completion.text) == (prompt, separate)
-        assert MODEL.tokenizer.decode(completion.tokens) == separate
+        assert MODEL.text().decode(completion.tokens) == separate
         assert (completion.reason, completion.slid, len(completion.tokens)) == ("length", True, 45)
 
 
@@ -228,7 +253,7 @@ def test_prompt_ids():
 
 
 def test_the_id_before_an_empty_prompt_is_not_shown():
-    model = model_that_writes(MODEL, MODEL.tokenizer.encode("\nabc"))
+    model = model_that_writes(MODEL, MODEL.text().encode("\nabc"))
     assert list(generate(model, max_tokens=3, temperature=0.0)) == ["a", "b", "c"]
 
 
@@ -309,7 +334,7 @@ def test_ids_beyond_the_tokenizer_are_never_chosen():
 
 
 def test_predictions_are_the_softmax_in_descending_order():
-    logits = llama(torch.tensor([MODEL.tokenizer.encode("once")]), MODEL.weights, MODEL.config)[0, -1]
+    logits = llama(torch.tensor([MODEL.text().encode("once")]), MODEL.weights, MODEL.config)[0, -1]
     probabilities = logits.softmax(-1)
     found = predict(MODEL, "once", top_k=4)
     assert len(found) == 4
