@@ -61,7 +61,11 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     keys |= _template_keys(config.get("chat_template"))
     found = read_vocabulary(keys)
     _check_ends(found, tokenizer)
-    return keys | ({} if _same_ids(found, tokenizer) else {WHOLE_JSON: tokenizer.json()})
+    if _same_ids(found, tokenizer):
+        return keys
+    if isinstance(tokenizer, SentencePiece) and (reason := tokenizer.odd_symbol()):
+        raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
+    return keys | {WHOLE_JSON: tokenizer.json()}
 
 
 def _template_keys(template: object) -> dict[str, Any]:
@@ -200,9 +204,14 @@ def _json_keys(content: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _comparable(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer in one spelling: a split at each digit has two."""
+    """The steps of a pre-tokenizer in one spelling: line breaks in a pattern, and a split at each digit, have two."""
     digit, _ = splits(r"\p{N}")
-    return [(DIGITS if step == digit else step) | {"trim_offsets": True} for step in steps]
+    found: list[dict[str, Any]] = []
+    for step in steps:
+        if isinstance(pattern := dict(step.get("pattern") or {}).get("Regex"), str):
+            step = step | {"pattern": {"Regex": pattern.replace("\r", r"\r").replace("\n", r"\n")}}
+        found.append((DIGITS if step == digit else step) | {"trim_offsets": True})
+    return found
 
 
 def _ends_keys(tokenizer: Tokenizer, texts: list[str], config: dict[str, Any]) -> dict[str, Any]:

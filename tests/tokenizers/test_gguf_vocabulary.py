@@ -327,8 +327,9 @@ def test_names_of_splitting_rules(name: str, cut: dict[str, Any], whole_words: b
 
 
 def test_deepseek_coder_as_hugging_face_has_it() -> None:
-    """With a normalizer that does nothing, and with Digits for a split."""
+    """With a normalizer that does nothing, with Digits for a split, and with the line breaks themselves."""
     steps = [*RULES["deepseek-coder"].steps]
+    steps[0] = steps[0] | {"pattern": {"Regex": "[\r\n]"}}
     steps[-2] = DIGITS
     content = json.loads(byte_pairs({"type": "Sequence", "pretokenizers": steps}).json())
     content["normalizer"] = {"type": "Sequence", "normalizers": []}
@@ -458,6 +459,7 @@ def test_unmerged_pieces_that_cannot_be_merged() -> None:
         (lambda: SentencePiece(sentencepiece_model(normalization_rule_name="nmt_nfkc")), "normalises characters"),
         (lambda: SentencePiece(sentencepiece_model(remove_extra_whitespaces=True)), "collapses runs of spaces"),
         (lambda: SentencePiece(sentencepiece_model(treat_whitespace_as_suffix=True)), "space behind a word"),
+        (lambda: SentencePiece(sentencepiece_model(user_defined_symbols="<turn>")), "GGUF cannot .* it finds '<turn>'"),
         (lambda: Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", b"a"], [0.0] * 4), "without a piece for each byte"),
         (never_merged, "the piece 'bell bell' is never merged"),
         (word_level, 'its model is "WordLevel"'),
