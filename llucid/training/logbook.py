@@ -23,7 +23,7 @@ from llucid.training.dialogues import answer
 from llucid.training.prepare import Task
 from llucid.training.recipes import window
 from llucid.training.report import Report
-from llucid.training.run import Metrics, Progress
+from llucid.training.run import Measured, Metrics, Progress
 from llucid.training.settings import Settings
 from llucid.training.snapshots import Snapshots
 from llucid.weights import leaves, parameter_count
@@ -162,7 +162,7 @@ class Logbook:
 
         `length` is the length of the windows, by default that of the current training windows: a model that has only
         seen short windows fails at later positions, which says nothing about how well it learns. Without `record`, only
-        the model is kept, until the end of the run.
+        the model is kept, until the next measurement.
         """
         task, begun, step = self.task, time.perf_counter(), progress.step
         _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
@@ -184,26 +184,17 @@ class Logbook:
             self.metrics.measured(step, figures)
         old = self.measured
         better = length > old.window or (length == old.window and validation < old.best)
-        lowest = better and (
-            old.stop_step < 0 or length > old.stop_window or (length == old.stop_window and validation < old.stop_loss)
-        )
-        if not record and lowest:
-            if old.stop_step < 0:
-                run.set_model_aside(task.out)
-            self.measured = old._replace(stop_step=step, stop_loss=validation, stop_window=length)
-            run.write_measured(task.out, self.measured)
-        if lowest and step:  # the folder of a new run holds the model of step 0
+        if record:
+            run.put_model_back(task.out)
+        elif better:
+            run.set_model_aside(task.out)
+        if better and step:  # the folder of a new run holds the model of step 0
             huggingface.write_weights(task.out, weights, task.config)
-        elif record and better and step:
-            huggingface.write_weights(task.out / "state", weights, task.config)
         took = time.perf_counter() - begun
         speed = self.speed(progress)
         self.measuring += took
         if record:
-            if lowest:  # a stop's model is no longer in the folder
-                (task.out / "state" / "model.safetensors").unlink(missing_ok=True)
-            self.measured = old._replace(
-                stop_step=-1 if lowest else old.stop_step,
+            self.measured = Measured(
                 step=step,
                 seconds=progress.seconds,
                 best=validation if better else old.best,
@@ -214,16 +205,11 @@ class Logbook:
                 total=old.total + took,
             )
             self.draw()
-            run.write_measured(task.out, self.measured)
+        elif better:
+            self.measured = old._replace(stop_step=step)
+        run.write_measured(task.out, self.measured)
         loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
         self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)
-
-    def settle(self) -> None:
-        """At the end of a run: if the folder holds the model of a stop, replaces it by the best of the others."""
-        if self.measured.stop_step >= 0:
-            run.put_model_back(self.task.out)
-            self.measured = self.measured._replace(stop_step=-1)
-            run.write_measured(self.task.out, self.measured)
 
     def validation_batches(self, length: int) -> Iterator[Batch]:
         """The validation split in windows of `length`, in batches that need no more memory than a step."""

@@ -49,7 +49,6 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
     if progress.step:  # a kill may have come after the state was saved
         logbook.take_snapshot(state, progress)
     if logbook.finished(progress) and not logbook.measurement_due(progress):
-        logbook.settle()
         report.say(f"the run is complete, after {progress.step} steps; to continue it, give more steps or minutes")
         return 0
     report.begin(settings, task.config, task.corpus.floor, progress.step)
@@ -72,9 +71,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
             elif logbook.save_due():
                 logbook.save(state, progress)
             logbook.take_snapshot(state, progress)
-        if logbook.finished(progress):
-            logbook.settle()
-        else:
+        if not logbook.finished(progress):
             logbook.stop(state, progress)
     logbook.conclude(progress)
     return interrupted() if not logbook.finished(progress) else 0

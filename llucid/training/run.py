@@ -4,7 +4,7 @@
     train.toml                                                             every setting
     state/latest.safetensors                                               the latest weights, optimizer and progress
     state/measured.json state/corpus.sha256                                the best measurement so far; which text
-    state/model.safetensors                                                the best model but for those of stops
+    state/model.safetensors                                                the best model before a stop
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
 
@@ -82,11 +82,7 @@ class Measured(NamedTuple):
     total: float = 0.0
     """Seconds that all of them took."""
     stop_step: int = -1
-    """The step of a stop whose model was better, so that it is in the folder until the end of the run; −1 if none."""
-    stop_loss: float = 0.0
-    """Its loss, in nats per token."""
-    stop_window: int = 0
-    """Tokens in the windows where it was measured."""
+    """The step of a stop since then whose model was better, so that it is in the folder; −1 if none."""
 
     @property
     def held(self) -> int:
@@ -261,14 +257,16 @@ def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
 
 
 def set_model_aside(out: Path) -> None:
-    """Keeps the model in the folder for `put_model_back`."""
-    with atomic_file(out / "state" / "model.safetensors") as temporary:
-        shutil.copyfile(out / "model.safetensors", temporary)
+    """Keeps the model in the folder for `put_model_back`, unless one is kept already."""
+    aside = out / "state" / "model.safetensors"
+    if not aside.exists():
+        with atomic_file(aside) as temporary:
+            shutil.copyfile(out / "model.safetensors", temporary)
 
 
 def put_model_back(out: Path) -> None:
-    """Replaces the model in the folder by the one that was set aside."""
-    with suppress(FileNotFoundError):  # a kill came just after it
+    """Replaces the model in the folder by the one that was set aside, if there is one."""
+    with suppress(FileNotFoundError):
         os.replace(out / "state" / "model.safetensors", out / "model.safetensors")
 
 
