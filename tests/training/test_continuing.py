@@ -334,7 +334,7 @@ def test_a_kill_before_the_first_step_does_not_measure_the_base_again(
 def test_a_base_without_a_tokenizer_takes_one(
     data: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of llama2.c's .bin is another file. To go on, the same may be given, by a relative path and when it is gone."""
+    """That of llama2.c's .bin is another file. The same may be given to go on, even when it is gone."""
     numbers: dict[str, Any] = {"preset": None, "model": ModelNumbers(context=16)}
     bare = tmp_path / "model.bin"
     bare.write_bytes((data / "stories260K.bin").read_bytes())
