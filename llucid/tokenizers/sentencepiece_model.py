@@ -67,10 +67,13 @@ class SentencePiece:
             library = SentencePieceProcessor(model_proto=model)
             every = list(range(library.vocab_size()))
             self.pieces = library.id_to_piece(every)  # faster than one by one
-        given = dict(sorted((added or {}).items()))
+        scores, given = library.get_score(every), dict(sorted((added or {}).items()))
+        for number in [n for n, token in given.items() if token.special and n < len(every)]:
+            if len(self.pieces[number]) == 1 and scores[number] < 0:  # needed to spell text
+                del given[number]
         more = {number: token.content for number, token in given.items() if number >= len(every)}
         self.pieces += more.values()
-        self.scores = [*library.get_score(every), *[NEVER] * len(more)]
+        self.scores = [*scores, *[NEVER] * len(more)]
         self.vocab_size = len(self.pieces)
         self.ids = {piece: token for token, piece in enumerate(self.pieces)}
 
