@@ -268,14 +268,19 @@ class SentencePiece:
     def listed(self) -> dict[str, Any]:
         """The added tokens as a `tokenizer_config.json` lists them; empty if there are none."""
         found = {
-            str(number): {"content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
+            str(number): {
+                "content": token.content,
+                "normalized": False,
+                **{flag: getattr(token, flag) for flag in FLAGS},
+            }
             for number, token in self.given.items()
         }
         return {"added_tokens_decoder": found} if found else {}
 
     def save(self, folder: Path) -> None:
         roles = {role: name for role, name in self.roles().items() if self.config.get(role) in (None, "")}
-        write_folder(folder, self.json(), self.config | roles, self.stop_ids)
+        config = {key: value for key, value in self.config.items() if key != "added_tokens_decoder"}
+        write_folder(folder, self.json(), config | roles | self.listed(), self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
