@@ -106,6 +106,8 @@ def read_prompts(file: str) -> list[str]:
         text = read_file(Path(file), LARGEST).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise LlucidError(f"prompts={file}: not a UTF-8 text file") from error
+    if "\0" in text:
+        raise LlucidError(f"prompts={file}: a UTF-16 or binary file; save it as UTF-8")
     lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     if not lines:
         raise LlucidError(f"prompts={file}: there is no prompt in it")

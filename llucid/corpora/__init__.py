@@ -31,7 +31,7 @@ BUILT_IN = ("shakespeare", "fables")
 OWN_FOLDERS = (("train.toml", "state"), ("ladder.png", "metrics.json"))
 """Files by which the folder of a run, and that of a ladder, is recognised."""
 END = "\0"
-"""The character that ends a document within a file. The end of a file ends one, too."""
+"""The character that ends a document within a file of several in the cache. The end of a file ends one, too."""
 
 
 class Corpus(NamedTuple):
@@ -49,10 +49,7 @@ class Corpus(NamedTuple):
     """Files in the given folders that are not text."""
 
     def text(self, split: str) -> Iterator[str]:
-        """The text of the "train" or "validation" split, at most a megabyte at a time.
-
-        Raises LlucidError if a file cannot be read as UTF-8.
-        """
+        """The text of the "train" or "validation" split, at most a megabyte at a time."""
         return (piece for piece in self.pieces(split) if piece != END)
 
     def pieces(self, split: str) -> Iterator[str]:
@@ -97,17 +94,11 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
                 while (head := opened.read(1)) and (0x80 <= head[0] < 0xC0 or before + head == b"\r\n"):
                     before = head
                 opened.seek(-len(head), os.SEEK_CUR)
-            try:
-                while (at := opened.tell()) < last:
-                    yield decoder.decode(opened.read(min(CHUNK, last - at)))
-                while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
-                    yield decoder.decode(byte)
-                yield decoder.decode(b"", final=True)  # a carriage return that waited for a line feed
-            except UnicodeDecodeError as error:
-                at = opened.tell() - len(error.object) + error.start
-                raise LlucidError(
-                    f"{file}: not a UTF-8 text file ({error.reason} at byte {at}); save it as UTF-8, or leave it out"
-                ) from error
+            while (at := opened.tell()) < last:
+                yield decoder.decode(opened.read(min(CHUNK, last - at)))
+            while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
+                yield decoder.decode(byte)
+            yield decoder.decode(b"", final=True)  # a carriage return that waited for a line feed
         if last == size:
             yield END
 
@@ -129,7 +120,7 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
         source = hashlib.sha256(Path(fables.__file__).read_bytes()).hexdigest()[:12]
         file = cached(f"fables-{source}.txt", lambda file: write_text_atomically(file, fables.write(FABLES)))
         return Corpus("fables", (file,), floor=fables.entropy_per_character())
-    from llucid.corpora.sources import is_text, text_file
+    from llucid.corpora.sources import NotTextError, text_file
 
     files: list[Path] = []
     skipped: list[Path] = []
@@ -148,9 +139,9 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
             files.append(text_file(path, column))
             continue
         for inside in _inside(path):
-            if is_text(file := text_file(inside, column)):
-                files.append(file)
-            else:
+            try:
+                files.append(text_file(inside, column))
+            except NotTextError:
                 skipped.append(inside)
     if not sum(file.stat().st_size for file in files):
         raise LlucidError(f"corpus={' '.join(names)}: there is no text in it")

@@ -7,6 +7,7 @@ import importlib
 import zlib
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,15 @@ MOST_TIMES = 300
 def text_file(path: Path, column: str) -> Path:
     """`path` itself if it is a text file, or else one in the cache with the text of its documents.
 
-    Raises LlucidError for a damaged file, and for a document without a text in `column`.
+    Raises NotTextError for a file that is not text, and LlucidError for a damaged one and for a document without a
+    text in `column`.
     """
     with open(path, "rb") as opened:
         head = opened.read(4)
         digest = hashlib.sha256(f"{column}\n{_suffix(path)}\n".encode() + head)
         zipped, parquet, json_lines = head[:2] == GZIP, head == PARQUET, _suffix(path) in (".jsonl", ".ndjson")
         if not (zipped or parquet or json_lines):
+            check_text(path, path)
             return path
         while block := opened.read(CHUNK):
             digest.update(block)
@@ -42,6 +45,8 @@ def text_file(path: Path, column: str) -> Path:
             for part in _zipped_text(path) if zipped and not json_lines else documents():
                 _check_growth(path, out.tell() + len(part))
                 out.write(part)
+        if zipped and not json_lines:
+            check_text(file, path)
 
     def documents() -> Iterator[bytes]:
         for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
@@ -107,9 +112,8 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
     try:
         table = parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
-        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        sizes = [each.total_uncompressed_size for each in chunks if each.path_in_schema == column]
+        # Of all columns: pyarrow's facts about one end the process if the metadata is damaged.
+        sizes = [table.metadata.row_group(number).total_byte_size for number in range(table.num_row_groups)]
         _check_growth(path, sum(sizes))
         # A large value that occurs often takes space in the file only once. Reading row by row takes 60 times as long.
         rows = 64 if max(sizes, default=0) <= SLACK // 64 + 20 * path.stat().st_size else 1
@@ -126,14 +130,21 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         raise LlucidError(f"{path}: has no column {column!r}; name one of these with column=: {', '.join(names)}")
 
 
-def is_text(path: Path) -> bool:
-    """Whether all of a file is UTF-8."""
+class NotTextError(LlucidError):
+    """A file that is not UTF-8, or contains NUL."""
+
+
+def check_text(path: Path, name: Path) -> None:
+    """Raises NotTextError, naming the file `name`, unless all of `path` is UTF-8 without NUL, which would be END."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with open(path, "rb") as opened:
-            while block := opened.read(CHUNK):
-                decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
+    with open(path, "rb") as opened:
+        try:
+            for block in chain(iter(lambda: opened.read(CHUNK), b""), [b""]):
+                decoder.decode(block, final=not block)
+                if (at := block.find(0)) >= 0:
+                    raise UnicodeDecodeError("utf-8", block, at, at + 1, "NUL, as in UTF-16 and binary files,")
+        except UnicodeDecodeError as error:
+            at = opened.tell() - len(error.object) + error.start
+            raise NotTextError(
+                f"{name}: not a UTF-8 text file ({error.reason} at byte {at}); save it as UTF-8, or leave it out"
+            ) from error

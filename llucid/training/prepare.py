@@ -47,14 +47,13 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     """The task, the backend's state and the progress: of a new run, which it creates, or of one that is resumed."""
     if settings.resume:
         return resume(settings, report)
-    tokenizer_of_base = settings.tokenizer
     device = device_of(settings)
     settings = resolve(absolute(settings), device)
     if settings.out:
         run.refuse_occupied(Path(settings.out))
     corpus = open_text(settings, report)
     if settings.base:
-        base = load(settings.base, device="cpu", tokenizer=tokenizer_of_base)
+        base = load(settings.base, device="cpu", tokenizer=settings.tokenizer)
         tokenizer, config = base.text(), settings.rebased(base.config)
         if settings.chat:
             tokenizer = with_llama3_template(
@@ -125,7 +124,8 @@ def absolute(settings: Settings) -> Settings:
     if corpus and corpus not in [(name,) for name in BUILT_IN]:
         corpus = tuple(path(name) or name for name in corpus)
     chat = settings.chat if settings.chat in BUILT_IN else path(settings.chat)
-    return dataclasses.replace(settings, corpus=corpus, chat=chat, base=path(settings.base))
+    tokenizer = settings.tokenizer if settings.learns_tokenizer else path(settings.tokenizer)
+    return dataclasses.replace(settings, corpus=corpus, chat=chat, base=path(settings.base), tokenizer=tokenizer)
 
 
 def device_of(settings: Settings) -> torch.device:

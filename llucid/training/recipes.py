@@ -41,7 +41,7 @@ def resolve(settings: Settings, device: torch.device) -> Settings:
     recipe = FINE_TUNING if settings.base else RECIPES.get(preset, OTHER)
     corpus = settings.corpus or (None if settings.chat else ("shakespeare",))
     tokenizer = "bpe:1024" if settings.chat or corpus == ("fables",) else "characters"
-    tokenizer = None if settings.base else settings.tokenizer or tokenizer
+    tokenizer = settings.tokenizer or (None if settings.base else tokenizer)
     length_warmup = recipe.length_warmup if tokenizer == "characters" else 0.0
     return dataclasses.replace(
         settings,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -172,10 +173,15 @@ class Settings:
         if self.base is not None:
             fixed = {f"model.{name}": number for name, number in vars(self.model).items() if name not in BASE_NUMBERS}
             fixed["preset"] = self.preset
-            fixed["tokenizer"] = None if Path(self.tokenizer or "").exists() else self.tokenizer
+            fixed["tokenizer"] = self.tokenizer if self.learns_tokenizer else None
             for name, value in fixed.items():
                 if value is not None:
                     raise LlucidError(f"{name}={value}: base= already has its own; leave this out")
+
+    @property
+    def learns_tokenizer(self) -> bool:
+        """Whether a tokenizer is given that is made from the corpus, not read from a path."""
+        return bool(re.fullmatch("characters|bpe:.*", self.tokenizer or ""))
 
     def rebased(self, config: Config) -> Config:
         """The Config of the base with the numbers that fine-tuning may change."""
@@ -203,8 +209,12 @@ class Settings:
         given = {name: getattr(self, name) for name in self.given if getattr(self, name) is not None}
         numbers = vars(given.pop("model", ModelNumbers()))
         texts = [name for name in ("corpus", "chat") if getattr(kept, name) is None]  # of the other, a path may change
-        fixed = {name: given[name] for name in (*FIXED, *texts) if name in given}
-        changed = {name: value for name, value in fixed.items() if value != getattr(kept, name)}
+        fixed = {name: given.pop(name) for name in (*FIXED, *texts) if name in given}
+        changed = {  # the kept base or tokenizer may be the absolute path of the one given
+            name: value
+            for name, value in fixed.items()
+            if getattr(kept, name) not in (value, os.path.abspath(str(value)))
+        }
         changed |= {
             f"model.{name}": number
             for name, number in numbers.items()

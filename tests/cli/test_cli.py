@@ -275,6 +275,10 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         "--prompts {tmp}/empty.txt: there is no",
     ),
     "no text of prompts": (("generate", "{made}/run", "--prompts", "{tmp}/binary"), "{tmp}/binary: not a UTF-8 text"),
+    "prompts in UTF-16": (
+        ("generate", "{made}/run", "--prompts", "{tmp}/utf16"),
+        "{tmp}/utf16: a UTF-16 or binary file",
+    ),
     "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 2: expected {{"),
     "too many prompts": (
         ("generate", "{made}/run", "--prompts", "/dev/zero"),
@@ -337,6 +341,7 @@ def test_bad_input_gets_one_line_and_status_2(
         "empty.txt": b"",
         "short.txt": b"x" * 99,
         "binary": b"\xff\xfe" * 500,
+        "utf16": "Once".encode("utf-16-le"),
         "wrong.jsonl": MIXED_LINES,
     }.items():
         (tmp_path / name).write_bytes(content)

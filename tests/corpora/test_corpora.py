@@ -54,15 +54,28 @@ def test_line_endings_and_byte_order_marks_are_read_as_python_reads_them(
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 @pytest.mark.parametrize(
-    ("text", "at"), [(b"\xe9t\xe9", 0), ("漢字".encode() + b"ab\xff" + b"c" * 90, 8), (b"ab" * 9 + b"\xe6", 18)]
+    ("text", "at"),
+    [
+        (b"\xe9t\xe9", 0),
+        ("漢字".encode() + b"ab\xff" + b"c" * 90, 8),
+        (b"ab" * 9 + b"\xe6", 18),
+        ("fox".encode("utf-16-le"), 1),
+        ("é".encode() * 5 + b"\0fox", 10),
+    ],
 )
 def test_an_error_names_the_byte_that_is_not_utf8(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, text: bytes, at: int
 ) -> None:
-    monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
-    (tmp_path / "a.txt").write_bytes(text)
-    with pytest.raises(LlucidError, match=f"at byte {at}\\); save it as UTF-8"):
-        [list(open_corpus([str(tmp_path / "a.txt")]).text(split)) for split in ("train", "validation")]
+    """A NUL, of which UTF-16 has many, is not text either: it would end a document. A folder is read without it."""
+    monkeypatch.setattr("llucid.corpora.sources.CHUNK", chunk)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "texts").mkdir()
+    for name, content in (("a.txt", text), ("b.gz", gzip.compress(text))):
+        (tmp_path / "texts" / name).write_bytes(content)
+        with pytest.raises(LlucidError, match=f"{name}: not a UTF-8 .* at byte {at}\\); save it as UTF-8"):
+            open_corpus([str(tmp_path / "texts" / name)])
+    (tmp_path / "texts" / "c").write_text("text")
+    assert [path.name for path in open_corpus([str(tmp_path / "texts")]).skipped] == ["a.txt", "b.gz"]
 
 
 def test_shakespeare_is_split_as_nanogpt_splits_it(data: Path) -> None:

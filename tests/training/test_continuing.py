@@ -331,13 +331,22 @@ def test_a_kill_before_the_first_step_does_not_measure_the_base_again(
     assert measured(out) == [0]
 
 
-def test_a_base_without_a_tokenizer_takes_one(data: Path, corpus: Path, tmp_path: Path) -> None:
-    """That of llama2.c's .bin is another file."""
+def test_a_base_without_a_tokenizer_takes_one(
+    data: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of llama2.c's .bin is another file. The same may be given to go on, even when it is gone."""
     numbers: dict[str, Any] = {"preset": None, "model": ModelNumbers(context=16)}
     bare = tmp_path / "model.bin"
     bare.write_bytes((data / "stories260K.bin").read_bytes())
-    small(corpus, tmp_path / "run", base=str(bare), tokenizer=str(data / "tok512.bin"), steps=2, **numbers)
-    resumed(tmp_path / "run", steps=3)
+    (tmp_path / "tok.bin").write_bytes((data / "tok512.bin").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    small(corpus, "run", base="model.bin", tokenizer="tok.bin", steps=2, **numbers)
+    bare.unlink()
+    (tmp_path / "tok.bin").unlink()
+    monkeypatch.chdir("run")
+    resumed(tmp_path / "run", base="../model.bin", tokenizer="../tok.bin", steps=3)
+    with pytest.raises(LlucidError, match=r"tokenizer=tok\.bin: a resumed run keeps"):
+        resumed(tmp_path / "run", tokenizer="tok.bin")
     assert llucid.load(tmp_path / "run", device="cpu").config.context == 16
     with pytest.raises(LlucidError, match="tokenizer=bpe:300: base= already has its own"):
         Settings(base=str(bare), tokenizer="bpe:300")
