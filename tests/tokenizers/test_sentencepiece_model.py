@@ -219,11 +219,12 @@ SYMBOLS = ("\n", "0,1,2", "<|im_start|>,<|im_end|>", "▁▁,▁▁▁▁", "▁
 def test_symbols_of_a_model(symbols: str, prefix: bool, tmp_path: Path) -> None:
     """Found in a text as by the library, which puts no space after them; as a tokenizer.json or not at all."""
     model = sentencepiece_model(user_defined_symbols=symbols, add_dummy_prefix=prefix)
+    model += field(PIECES, field(PIECE_TEXT, "▁?".encode()))  # with the score of symbols, as the first learned piece has
     library = sentencepiece.SentencePieceProcessor(model_proto=model)
     (tmp_path / "tokenizer.model").write_bytes(model)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "eos_token": "<|end|>"}))
     mixed = "x ".join(part for symbol in symbols.split(",") for part in (symbol, symbol.replace("▁", " ")))
-    texts = [*HOSTILE.values(), MARK, mixed, symbols.split(",")[0]]
+    texts = [*HOSTILE.values(), MARK, mixed, symbols.split(",")[0], "a ?  ?   ?"]
     for tokenizer in (SentencePiece(model), load_tokenizer(tmp_path)):
         for text in texts:
             assert tokenizer.encode(text) == library.encode(text)
