@@ -83,6 +83,10 @@ class Measured(NamedTuple):
     """Seconds that all of them took."""
     stop_step: int = -1
     """The step of a stop since then whose model was better, so that it is in the folder; −1 if none."""
+    stop_best: float = 0.0
+    """The loss of that model."""
+    stop_window: int = 0
+    """Tokens in the windows on which it was measured."""
 
     @property
     def held(self) -> int:
