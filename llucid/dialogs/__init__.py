@@ -5,6 +5,7 @@ loss_mask.py    messages to ids and which of them are learned, for training
 comparison.py   the first difference between two chat tokenizers
 templates.py    templates to ids, without special tokens from messages
 sandbox.py      the process in which a template, a program from a stranger, is run
+rendering.py    what runs in that process
 """
 
 from llucid.dialogs.formats import NotAChatModel, encode_dialog, format_of

@@ -1,12 +1,8 @@
 """Chat templates to ids: the template's special tokens become ids, and no text of a message ever does.
 
-In what a template reads, each character that begins a special token is hidden: a rare character that occurs nowhere
-stands in for it, so that a template can still cut, join and compare texts (to leave out old reasoning, for example).
-What the template writes is searched for special tokens first, and then the characters are put back, as ordinary text.
-
-A template can also write the beginning of a special token, as in `'<|' + message.role + '|>'`, which a message could
-complete, or decode what a message has encoded. Such a template renders a second time, with all characters of special
-tokens hidden in the messages, and the first rendering counts only if it has the same special tokens.
+In messages, the characters of which special tokens consist are hidden: rare characters that occur nowhere stand in for
+them, and the template sees them as what they stand for. What it writes is searched for special tokens first, and then
+the characters are put back, as ordinary text.
 """
 
 import json
@@ -14,8 +10,6 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
-
-from tokenizers import AddedToken
 
 from llucid.dialogs.sandbox import RENDERER, TemplateFailure, TemplateTimeout
 from llucid.errors import LlucidError
@@ -62,23 +56,8 @@ def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
     raise LlucidError(f"the model has several chat templates and none is called {name}; name one: {', '.join(found)}")
 
 
-class Controls(AddedTokens):
-    """The tokens that structure a dialogue, and the search for them in a text."""
-
-    def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
-        super().__init__(tokens, flags)
-        self.names = [*tokens]
-        self.firsts = "".join(sorted({name[0] for name in tokens}))
-        self.beginnings = {name[:end] for name in tokens for end in range(1, len(name))}
-        self.longest = max(map(len, tokens), default=0)
-
-    def begin_at_the_end(self, text: str) -> bool:
-        """Whether a text ends with the beginning of a token, which another text could complete."""
-        return any(text[-length:] in self.beginnings for length in range(1, self.longest))
-
-
 @lru_cache(maxsize=4)
-def controls_of(template: str, tokenizer: Tokenizer) -> Controls:
+def controls_of(template: str, tokenizer: Tokenizer) -> AddedTokens:
     """The tokens that structure a dialogue: the special ones, and added tokens that the template contains.
 
     Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas. Single characters, like
@@ -90,7 +69,7 @@ def controls_of(template: str, tokenizer: Tokenizer) -> Controls:
         for number, token in added.items()
         if not token.special and len(token.content.strip()) > 1 and token.content in template
     }
-    return Controls({name: number for name, number in found.items() if name}, added)
+    return AddedTokens({name: number for name, number in found.items() if name}, added)
 
 
 def encode_template(
@@ -108,12 +87,7 @@ def encode_template(
     """
     controls = controls_of(template, tokenizer)
     values = values_of(tokenizer) | dict(extra or {}) | {"add_generation_prompt": ready}
-    parts, own = _rendered(template, messages, values, controls)
-    if any(controls.begin_at_the_end(text) for text in (*own, *filter(None, map(str, values_of(tokenizer).values())))):
-        strict, _ = _rendered(template, messages, values, controls, "".join(controls.names))
-        if ids_in(parts) != ids_in(strict):
-            parts = strict
-    ids = ids_of(parts, tokenizer, controls)
+    ids = ids_of(_rendered(template, messages, values, controls), tokenizer, controls)
     while tokenizer.bos is not None and ids[:2] == [tokenizer.bos] * 2:
         del ids[0]
     if not ids:
@@ -128,7 +102,7 @@ def turn_end(template: str, tokenizer: Tokenizer) -> int | None:
     messages = [{"role": role, "content": content} for role, content in turns]
     controls = controls_of(template, tokenizer)
     try:
-        parts, _ = _rendered(template, messages, values_of(tokenizer) | {"add_generation_prompt": True}, controls)
+        parts = _rendered(template, messages, values_of(tokenizer) | {"add_generation_prompt": True}, controls)
     except LlucidError:
         return None
     there = [number for number, part in enumerate(parts) if isinstance(part, str) and answer in part]
@@ -146,37 +120,27 @@ def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _rendered(
-    template: str,
-    messages: Sequence[Mapping[str, str]],
-    values: Mapping[str, Any],
-    controls: Controls,
-    also: str = "",
-) -> tuple[list[Part], list[str]]:
-    """(what the template makes of the messages, its own texts that a message could complete to a special token).
-
-    Hidden from it is what begins a special token, and in the messages `also`. Raises LlucidError if the template fails,
-    or refuses the messages.
-    """
-    seen = {*template, *json.dumps([list(messages), dict(values)], ensure_ascii=False)}
+    template: str, messages: Sequence[Mapping[str, str]], values: Mapping[str, Any], controls: AddedTokens
+) -> list[Part]:
+    """What the template makes of the messages. Raises LlucidError if it fails, or refuses them."""
+    seen = {*template, *controls.characters, *json.dumps([list(messages), dict(values)], ensure_ascii=False)}
     free = (chr(number) for number in RARE if chr(number) not in seen)
-    wanted = [*controls.firsts, *sorted({*also} - {*controls.firsts})]
-    hidden = dict(zip(wanted, free, strict=False))
-    if len(hidden) < len(wanted):
+    hidden = dict(zip(controls.characters, free, strict=False))
+    if len(hidden) < len(controls.characters):
         raise LlucidError(
-            "the messages have all rare Chinese characters, one of which should stand for what begins a special token"
+            "the messages have all rare Chinese characters, some of which should stand for those of special tokens"
         )
     table = str.maketrans(hidden)
     given = [{**message, "content": message["content"].translate(table)} for message in messages]
-    table = str.maketrans(dict(list(hidden.items())[: len(controls.firsts)]))
     texts = {name: _translated(values[name], table) for name in ("tools", "documents")}
     shown = str.maketrans({stand_in: character for character, stand_in in hidden.items()})
     try:
-        text, own = RENDERER.render(template, {**values, **texts, "messages": given}, hidden, controls.firsts)
+        text = RENDERER.render(template, {**values, **texts, "messages": given}, hidden)
     except TemplateFailure as error:
         kind = SlowTemplate if isinstance(error, TemplateTimeout) else LlucidError
         raise kind(f"the model's chat template: {str(error).translate(shown)}") from error
     parts = controls.split(replace_surrogates(text))
-    return [part.translate(shown) if isinstance(part, str) else part for part in parts], own
+    return [part.translate(shown) if isinstance(part, str) else part for part in parts]
 
 
 def _translated(value: Any, table: Mapping[int, str]) -> Any:
@@ -197,7 +161,7 @@ def ids_in(parts: Sequence[Part]) -> list[int]:
     return [part for part in parts if isinstance(part, int)]
 
 
-def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: Controls) -> list[int]:
+def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: AddedTokens) -> list[int]:
     """The ids of all parts; adjacent texts are encoded as one."""
     first, later = encoders(tokenizer, frozenset(controls.ids))
     ids: list[int] = []

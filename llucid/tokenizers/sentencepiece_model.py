@@ -67,10 +67,13 @@ class SentencePiece:
             library = SentencePieceProcessor(model_proto=model)
             every = list(range(library.vocab_size()))
             self.pieces = library.id_to_piece(every)  # faster than one by one
-        given = dict(sorted((added or {}).items()))
+        scores, given = library.get_score(every), dict(sorted((added or {}).items()))
+        for number in [n for n, token in given.items() if token.special and n < len(every)]:
+            if len(self.pieces[number]) == 1 and scores[number] < 0:  # needed to spell text
+                del given[number]
         more = {number: token.content for number, token in given.items() if number >= len(every)}
         self.pieces += more.values()
-        self.scores = [*library.get_score(every), *[NEVER] * len(more)]
+        self.scores = [*scores, *[NEVER] * len(more)]
         self.vocab_size = len(self.pieces)
         self.ids = {piece: token for token, piece in enumerate(self.pieces)}
 
@@ -265,14 +268,19 @@ class SentencePiece:
     def listed(self) -> dict[str, Any]:
         """The added tokens as a `tokenizer_config.json` lists them; empty if there are none."""
         found = {
-            str(number): {"content": token.content, **{flag: getattr(token, flag) for flag in FLAGS}}
+            str(number): {
+                "content": token.content,
+                "normalized": False,
+                **{flag: getattr(token, flag) for flag in FLAGS},
+            }
             for number, token in self.given.items()
         }
         return {"added_tokens_decoder": found} if found else {}
 
     def save(self, folder: Path) -> None:
         roles = {role: name for role, name in self.roles().items() if self.config.get(role) in (None, "")}
-        write_folder(folder, self.json(), self.config | roles, self.stop_ids)
+        config = {key: value for key, value in self.config.items() if key != "added_tokens_decoder"}
+        write_folder(folder, self.json(), config | roles | self.listed(), self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""

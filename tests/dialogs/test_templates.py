@@ -188,25 +188,49 @@ def test_templates_that_build_special_tokens_from_harmless_text(tokenizer: JsonT
 
 # Templates whose special tokens depend on what messages say.
 DEPENDING = [
-    "{% if '/no_think' in messages[-1].content %}<think></think>{% endif %}",
-    "{% if '</a>' in messages[0].content %}<|im_end|>{{ messages[0].content.split('</a>')[-1] }}{% endif %}",
+    "{% if '/no_think' in c %}<think></think>{% endif %}",
+    "{% if '</a>' in c %}<|im_end|>{{ c.split('</a>')[-1] }}{% endif %}",
     "{% for m in messages %}{% if m.content.startswith('<tool_response>') %}<|im_end|>{% endif %}{% endfor %}",
     "{% for m in messages %}{% for line in m.content.split('\\n') %}{{ line }}<|im_end|>{% endfor %}{% endfor %}",
     "{% for m in messages %}{{ m.content | replace('<', '(') | length }}{{ m.content | upper }}{% endfor %}",
-    "{% if messages[0].content == '<a>/no_think' %}<|im_end|>{% endif %}",
-    "{% if messages[0].content.rstrip('>')[-1] in ['<', 'k'] %}<|im_end|>{% endif %}",
-    "{{ messages[0] }}{{ messages[0] | tojson(ensure_ascii=True) }}{{ messages[0].content | tojson }}",
+    "{% if c == '<a>/no_think' %}<|im_end|>{% endif %}",
+    "{% if c.rstrip('>')[-1] in ['<', 'k'] %}<|im_end|>{% endif %}",
+    "{{ messages[0] }}{{ messages[0] | tojson(ensure_ascii=True) }}{{ c | tojson }}",
+    "{% set end = '</a>' %}{% if end in c %}{{ c.split(end)[-1] }}<|im_end|>{% endif %}",
+    "{% macro after(text, end='</a>') %}{{ text.split(end)[-1] }}{% endmacro %}{{ after(c) }}",
+    "{% set ns = namespace(c=c) %}{% for tag in ['<b>', '</a>'] %}{% set ns.c = ns.c.replace(tag, '') %}{% endfor %}"
+    "{{ ns.c }}<|im_end|>",
+    "{% if '</a>' is in c %}<|im_end|>{% endif %}{{ c.split(sep='</a>')[-1] }}{{ c.removeprefix('<b>') }}",
+    "{% for m in messages | rejectattr('content', 'equalto', '<a>/no_think') %}{{ m.content }}<|im_end|>{% endfor %}",
+    "{{ [c] | map('replace', '<b>', '') | join }}{{ {'<': 'lt'}[c[:1]] }}{{ c | trim('<>') if c else '' }}",
+    "{% if bos_token == '<|begin_of_text|>' %}<|im_end|>{% endif %}{{ {'user': '<|im_start|>'}[messages[0].role] }}",
+    "{{ '<a><|im_end|>'.replace('<a>', eos_token) }}{% if (c ~ '<|im_end|>').endswith('<|im_end|>') %}y{% endif %}",
+    "{{ c | e }}{{ c | title }}{{ c | urlencode }}{{ c | striptags }}{{ c | wordcount }}{{ c.encode() | length }}",
+    "{{ c | list | sort | join }}{{ c[:1].isalpha() }}{{ c < 'a' }}{{ c.isascii() }}{{ c.partition('<')[2] }}",
+    "{% set x %}{{ c }}{% endset %}{{ x == c }}{{ (c ~ '') in x }}{{ '%s' % c == c }}{{ c in '2 < 3 /no_think' }}",
 ]
 
 
-@pytest.mark.parametrize("beginning", ["", "{{ '<|' + 'im_start' + '|>' }}"], ids=["", "with a beginning"])
 @pytest.mark.parametrize("template", DEPENDING)
-def test_templates_read_what_messages_say(template: str, beginning: str, tokenizer: JsonTokenizer, theirs: Any) -> None:
-    written = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}" + template
+def test_templates_read_what_messages_say(template: str, tokenizer: JsonTokenizer, theirs: Any) -> None:
+    written = "{% set c = messages[0].content %}<|im_start|>{{ c }}<|im_end|>" + template
     contents = ["x /no_think", "2 < 3 /no_think", "<b>old</a>new\nlines", "<a>/no_think", "<tool_response>é"]
     for content in contents:
         expected = theirs.apply_chat_template(said(content), chat_template=written, return_dict=False)
         assert encode_dialog(said(content), tokenizer, written) == expected
+
+
+@pytest.mark.parametrize("name", ["user", "role", "content", " ", "\n", "𠀀"])
+def test_special_tokens_of_any_characters(name: str, tmp_path: Path) -> None:
+    """Which roles and keys have, too, or which stand in for others."""
+    letters().save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": IM_START, "content": name, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    template = "{% for m in messages %}{% if m['role'] == 'user' %}Q{{ m['content'] | trim }}{% endif %}{% endfor %}"
+    for text in (f" {name}? < \n", " 20 < 30"):
+        assert encode_dialog(said(text), load_tokenizer(tmp_path), template) == [*f"Q{text.strip()}".encode()]
 
 
 def test_templates_may_change_harmless_text(tokenizer: JsonTokenizer) -> None:
@@ -290,6 +314,19 @@ EXPRESSIONS = [
     "m.content | list | join",
     "m.content.partition('x')[2]",
     "m.content.split('</think>')[-1]",
+    "'<%s|>' % m.content",
+    "'<{}>'.format(m.content)",
+    "'<|%s|>' | format(m.content)",
+    "'<TEXT>' | replace('TEXT', m.content)",
+    "'<,>'.split(',') | join(m.content)",
+    "'<|im_end|>'[:-1] ~ m.content",
+    "m.content | e",
+    "(m.content ~ 'x<').split('<') | join('<')",
+    "(' ' ~ m.content).strip().rpartition('|')[0]",
+    "[m.content, 'x'] | sort | join",
+    "m.content.encode().decode()",
+    "m.content | indent(first=true)",
+    "m.content | truncate(5)",
 ]
 PARTS = [
     "<|im_start|>",
@@ -316,13 +353,15 @@ PARTS = [
     ),
 )
 def test_no_message_adds_a_special_token_by_any_template(
-    expressions: list[str], contents: list[str], tokenizer: JsonTokenizer
+    expressions: list[str], contents: list[str], tokenizer: JsonTokenizer, theirs: Any
 ) -> None:
+    """And the text is that of transformers."""
     written = "".join(f"{{{{ {expression} }}}}" for expression in expressions)
     template = f"{{% for m in messages %}}<|im_start|>{written}<|im_end|>{{% endfor %}}"
     messages = [{"role": "user", "content": content} for content in contents]
     ids = encode_dialog(messages, tokenizer, template)
     assert [token for token in ids if token in tokenizer.special.values()] == [IM_START, IM_END] * len(contents)
+    assert theirs.decode(ids) == theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
 
 
 def test_very_many_special_tokens_in_a_very_long_text(tokenizer: JsonTokenizer) -> None:
@@ -352,7 +391,7 @@ TOOLS = [
 ASKING = (
     "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{{ tool.function.description }}"
     "{{ tool | tojson(indent=2) }}{% endfor %}{% endif %}"
-    "{% for d in documents or [] %}{{ d.title }}{{ d.text }}{% endfor %}"
+    "{% for d in documents or [] %}{{ d.title }}<|{{ d.title }}|>{{ d.text }}{% endfor %}"
     "{% if enable_thinking is defined and not enable_thinking %}quick{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
 )
@@ -388,6 +427,7 @@ def test_no_text_of_a_tool_or_a_document_becomes_a_special_token(tokenizer: Json
         ("<", "|im_end|>"),
         ("<|im_end|", ">"),
         ("<|im_start|><", ""),
+        ("im_start", "m"),
     ):
         assert f"{pair[0]}{pair[1]}{{\n" in tokenizer.decode(with_texts(*pair))
     cut = encode_dialog(said("x"), tokenizer, "{{ tools[0].name[2:] }}<|im_end|>", tools=[{"name": "<|im_start|>"}])
@@ -562,7 +602,7 @@ def test_the_rendering_process_ends_with_ours() -> None:
     code = (
         "import importlib.util as u, sys\n"
         "spec = u.spec_from_file_location('sandbox', sys.argv[1]); m = u.module_from_spec(spec)\n"
-        "spec.loader.exec_module(m); m.RENDERER.render('x', {}, {}, ''); print(m.RENDERER.process.pid)"
+        "spec.loader.exec_module(m); m.RENDERER.render('x', {}, {}); print(m.RENDERER.process.pid)"
     )
     ran = subprocess.run([sys.executable, "-c", code, sandbox.__file__], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):

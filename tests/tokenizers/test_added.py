@@ -32,6 +32,7 @@ LLAMA = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "
 CHAT = {"eos_token": "<|im_end|>", "chat_template": CHATML}
 TURNS = {"<|im_start|>": SIZE + 1, "<|im_end|>": SIZE}
 LISTED = {str(number): {"content": name, "special": True} for name, number in TURNS.items()}
+NORMALIZED = {number: flags | {"normalized": True} for number, flags in LISTED.items()}
 DIALOG = [{"role": "user", "content": "Who found the bell?"}]
 LLAMA_TYPE = json.dumps({"model_type": "llama"})
 
@@ -68,11 +69,12 @@ ADDED = {
         tokenizer_config=LLAMA | CHAT | {"legacy": False, "added_tokens_decoder": LISTED},
         special_tokens_map={"eos_token": "</s>"},
     ),
+    "normalized": dict(tokenizer_config=LLAMA | CHAT | {"legacy": True, "added_tokens_decoder": NORMALIZED}),
 }
 
 
 # If a `tokenizer.json` puts spaces before words, transformers includes a space in tokens that are not special.
-@pytest.mark.parametrize(("case", "kind"), [*((case, "model") for case in ADDED), (list(ADDED)[-1], "json")])
+@pytest.mark.parametrize(("case", "kind"), [*((case, "model") for case in ADDED), ("in tokenizer_config.json", "json")])
 def test_added_tokens_of_a_folder(case: str, kind: str, tmp_path: Path) -> None:
     write(tmp_path, **ADDED[case])
     if kind == "json":
@@ -89,6 +91,24 @@ def test_added_tokens_of_a_folder(case: str, kind: str, tmp_path: Path) -> None:
     again = load_tokenizer(tmp_path / "..")
     assert encode_dialog(DIALOG, again) == expected
     assert (again.bos, again.eos, again.stop_ids) == (ours.bos, ours.eos, ours.stop_ids)
+    again = theirs_of(tmp_path / "..")
+    assert again.apply_chat_template(DIALOG, add_generation_prompt=True, return_dict=False) == expected
+
+
+@pytest.mark.parametrize("kind", ["model", "json"])
+def test_a_letter_that_a_folder_calls_special(kind: str, tmp_path: Path) -> None:
+    """In a `tokenizer.json` it is found before anything is merged, as in transformers."""
+    plain, text = small_sentencepiece(), "the bell rebels"
+    added = {str(plain.ids["b"]): {"content": "b", "special": True}}
+    write(tmp_path, tokenizer_config=LLAMA | {"pad_token": "b", "added_tokens_decoder": added})
+    if kind == "json":
+        as_json(tmp_path)
+    ours, theirs = load_tokenizer(tmp_path), theirs_of(tmp_path)
+    ids = ours.encode(text)
+    assert ids == (theirs.encode(text, add_special_tokens=False) if kind == "json" else plain.encode(text))
+    assert ours.decode(ids).replace(" ", "") == "thebellrebels"
+    ours.save(tmp_path / "..")
+    assert load_tokenizer(tmp_path / "..").encode(text) == ids
 
 
 def test_a_pad_token_keeps_the_sentencepiece_model(tmp_path: Path) -> None:
