@@ -83,6 +83,10 @@ class Measured(NamedTuple):
     """Seconds that all of them took."""
     stop_step: int = -1
     """The step of a stop since then whose model was better, so that it is in the folder; −1 if none."""
+    stop_best: float = 0.0
+    """The loss of that model."""
+    stop_window: int = 0
+    """Tokens in the windows on which it was measured."""
 
     @property
     def held(self) -> int:
@@ -164,8 +168,6 @@ def locked(out: Path) -> Generator[None]:
         unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
         for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
             remove(path)
-        for pipe in (path for path in out.rglob("*") if path.is_fifo()):
-            raise LlucidError(f"{pipe}: a named pipe, at which a run would wait for ever; remove it")
         yield
     except OSError as error:
         if out.exists():
@@ -175,6 +177,12 @@ def locked(out: Path) -> Generator[None]:
         ) from error
     finally:
         os.close(folder)
+
+
+def refuse_pipes(out: Path) -> None:
+    """Raises LlucidError if there is a named pipe in the folder."""
+    for pipe in (path for path in out.rglob("*") if path.is_fifo()):
+        raise LlucidError(f"{pipe}: a named pipe, at which a run would wait for ever; remove it")
 
 
 def refuse_changed(out: Path, corpus: Corpus, options: str) -> None:

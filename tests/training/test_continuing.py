@@ -137,7 +137,7 @@ def test_a_stop_leaves_no_trace_in_the_run_that_goes_on(
 ) -> None:
     """It stops four times: the better models of steps 5 and 7 are in the folder until the next measurement."""
     out, straight, steps = tmp_path / "run", tmp_path / "straight", {"steps": 12, "evaluations": 3}
-    validation = iter([1.5, 1.4, last, *(1.5, 1.0), *(1.6,), *(1.1,), *(1.4, 1.45), *(last,)])
+    validation = iter([1.5, 1.4, last, *(1.5, 1.0), *(1.2,), *(0.9,), *(1.4, 1.45), *(last,)])
     monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(validation))
     small(corpus, straight, **steps)
 
