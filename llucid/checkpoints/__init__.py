@@ -39,7 +39,7 @@ from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
-from llucid.tokenizers.comparison import first_difference
+from llucid.tokenizers.comparison import first_difference, note_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.weights import Weights, assemble, leaves, named_leaves, parameter_count, tree_map
 
@@ -268,6 +268,8 @@ def save(
     dtypes = {name_of_dtype(leaf.dtype) for leaf in leaves(model.weights)}
     if dtype is None and format in ("llama2c", "gguf") and "float64" in dtypes:
         note(f"{out}: float64 numbers are rounded to float32, which is the most that this format holds")
+    if format == "huggingface" and model.tokenizer:
+        note_difference(model.tokenizer)
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
     if format in ("huggingface", "meta"):

@@ -1,9 +1,11 @@
 """The first difference between two tokenizers: whether a conversion gives the same ids."""
 
+import json
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import islice
 
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, note
 from llucid.tokenizers.merges import overlaps
 from llucid.tokenizers.tokenizer import Tokenizer
 
@@ -32,8 +34,8 @@ def first_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
 def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
     """The first difference in the ids of some texts or in their decoding, in words; None if there is none.
 
-    The texts are PROBES, the names of special tokens, pieces of the vocabulary, and overlaps of them. Those that
-    `tokenizer` cannot encode are left out.
+    The texts are PROBES, the names of special tokens, runs of spaces, pieces of the vocabulary, and overlaps of them.
+    Those that `tokenizer` cannot encode are left out.
     """
     for text in texts_for(tokenizer):
         try:
@@ -51,6 +53,16 @@ def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
     return None
 
 
+@cache
+def note_difference(tokenizer: Tokenizer) -> None:
+    """Notes, once, that the `tokenizer.json` of a tokenizer whose pieces merge by score gives other ids."""
+    from llucid.tokenizers.tokenizer_json import JsonTokenizer
+
+    by_score = getattr(tokenizer, "order", None)
+    if by_score and (difference := text_difference(tokenizer, JsonTokenizer(json.loads(tokenizer.json())))):
+        note(f"a tokenizer.json cannot express this tokenizer exactly: {difference}")
+
+
 def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:
     """Where two different lists of ids differ first, in words."""
     pairs = zip(ids, others, strict=False)
@@ -65,6 +77,7 @@ def texts_for(tokenizer: Tokenizer) -> Iterator[str]:
     leftmost, and a `tokenizer.json` has no equals."""
     yield from PROBES
     yield " ".join([*tokenizer.special][:256])
+    yield "".join(f"the{' ' * number}" for number in range(40))
     every = range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)
     pieces = [tokenizer.decode([token]) for token in every]
     yield "".join(pieces)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ class SentencePiece:
         alone = {piece for piece in self.symbols if "▁" not in piece}
         unmerged = alone | self.special.keys() | {self.pieces[token] for token in self.given}
         return {
-            piece: -score
+            piece: -inf if piece in self.symbols else -score
             for token, (piece, score) in enumerate(zip(self.pieces, self.scores, strict=True))
             if piece not in unmerged and not self.processor.is_byte(token)
         }
