@@ -73,7 +73,9 @@ def test_stream_and_attention_equal_those_of_transformers(model: Model) -> None:
     torch.testing.assert_close(found.logits, theirs.logits[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("state", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")], ids=["autocast", "device"])
+@pytest.mark.parametrize(
+    "state", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")], ids=["autocast", "device"]
+)
 def test_the_callers_global_state_is_ignored(state: AbstractContextManager[object]) -> None:
     model = random_model(replace(GROUPED, rope_scaling=RopeScaling()))
     ids = some_ids(model.config)
