@@ -317,6 +317,8 @@ def read_entries(path: Path) -> dict[str, Stored]:
     entries: dict[str, Stored] = {}
     for file in weight_files(path):
         found = safetensors_entries(file) if file.suffix == ".safetensors" else entries_of(read_pickle(file), file)
+        if spare := sorted(name for name in found if places.get(name, file.name) != file.name):
+            note(f"{file}: ignored, since the index names another file for it: {', '.join(spare)[:200]}")
         found = {name: entry for name, entry in found.items() if places.get(name, file.name) == file.name}
         if twice := entries.keys() & found.keys():
             raise LlucidError(f"{file}: {min(twice)} is also in another file of the folder")

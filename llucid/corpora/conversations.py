@@ -122,7 +122,7 @@ def _begins_lines(line: bytes) -> bool:
 
 
 def _array(content: bytes) -> list[Any] | None:
-    """The conversations in a JSON value: an array, or an object with one list of conversations. Else None.
+    """The conversations in a JSON value: an array, an object with one list of conversations, or one object. Else None.
 
     Raises LlucidError for what begins as an array and is not JSON.
     """
@@ -134,7 +134,7 @@ def _array(content: bytes) -> list[Any] | None:
         return None
     if isinstance(value, dict):
         lists = [one for one in value.values() if isinstance(one, list) and any(map(_is_conversation, one))]
-        return lists[0] if len(lists) == 1 else None
+        return lists[0] if len(lists) == 1 else [value]
     return value if isinstance(value, list) else None
 
 
@@ -150,7 +150,7 @@ def _messages(entry: object) -> Any:
     """What should be the list of messages of a conversation; None if there is nothing."""
     if not isinstance(entry, dict):
         return entry if isinstance(entry, list) else None
-    return next((entry[name] for name in LISTS if entry.get(name) is not None), None)
+    return max((entry[name] for name in LISTS if entry.get(name) is not None), key=bool, default=None)
 
 
 def _json(line: bytes) -> Any:
@@ -186,13 +186,15 @@ def parse_conversation(entry: object) -> Conversation:
     for number, weight in enumerate(weights):
         if weight not in (0, 1):
             raise LlucidError(f"messages[{number}]: weight {weight!r} is not known; expected 0 or 1")
-    system = conversation.get("system")
-    text = system.strip() if isinstance(system, str) else ""
-    if text and checked[0]["role"] != "system":
-        checked.insert(0, {"role": "system", "content": text})
-        weights.insert(0, 1)
-    elif text not in ("", checked[0]["content"]):
+    system = _plain({"role": "system", "content": conversation.get("system") or ""}, "system")["content"]
+    if not isinstance(system, str):
+        raise LlucidError(f"system: expected a text, found {shown(system)}")
+    text, first = system.strip(), checked[0]["role"] == "system"
+    among = checked[0]["content"].strip() if first else ""
+    if text and among not in ("", text):
         raise LlucidError("there is a system text beside the messages and another one among them; leave one out")
+    if text and not among:
+        checked[:first], weights[:first] = [{"role": "system", "content": text}], [1]
     while checked and checked[-1]["role"] != "assistant":
         checked.pop()
     if not checked:

@@ -439,7 +439,7 @@ def test_an_index_can_only_name_files_of_its_folder(places: Any, message: str, f
         load(folder, device="cpu")
 
 
-def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
+def test_a_tensor_in_two_files_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder / "part-1.safetensors")
     save_file({NORM: tensors[NORM]}, folder / "part-2.safetensors")
@@ -453,6 +453,8 @@ def test_a_tensor_in_two_files_is_refused(folder: Path) -> None:
         index.write_text(json.dumps({"weight_map": places}))
         norm = load(folder, device="cpu").weights.norm
         assert torch.equal(norm, tensors[NORM] + (chosen == "part-2.safetensors"))
+        said = "ignored, since the index names another file for it: model.norm.weight\n"
+        assert capsys.readouterr().err.endswith(f"part-{1 + (chosen == 'part-1.safetensors')}.safetensors: {said}")
 
 
 def test_additional_tensors_are_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,14 @@ def test_what_is_beside_and_null() -> None:
     assert parse_conversation(system | {"conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
     assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
     assert parse_conversation(system | {"messages": PLAIN}) == Conversation(PLAIN, LEARNED)
+    for among in (" Be kind. ", "", "\n"):
+        found = parse_conversation(system | {"messages": [{"role": "system", "content": among}, *PLAIN[1:]]})
+        assert found == Conversation(
+            [PLAIN[0] | {"content": among if among.strip() else "Be kind."}, *PLAIN[1:]], LEARNED
+        )
+    assert parse_conversation({"messages": [], "conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
+    with pytest.raises(LlucidError, match=r'system: expected a text, found \["Be kind."\]'):
+        parse_conversation({"system": ["Be kind."], "messages": PLAIN})
     with pytest.raises(LlucidError, match="there is a system text beside the messages and another one among them"):
         parse_conversation({"system": "Be brief.", "messages": PLAIN})
     developer = {"from": "developer", "content": "Be kind."}
@@ -152,14 +160,16 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     pair = {"instruction": "Who?", "output": "Ivy."}
     expected = r"""expected \{"messages": \[\{"role": .*\]\}, found """
     for text, says in {
-        json.dumps(pair): rf'line 1: {expected}the keys \["instruction", "output"\]',
+        json.dumps(pair): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
         f"{json.dumps(pair)}\n" * 2: rf'line 1: {expected}the keys \["instruction", "output"\]',
         json.dumps([pair] * 3): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
         json.dumps([pair] * 3, indent=1): rf'conversation 1: {expected}the keys \["instruction", "output"\]',
-        json.dumps({"data": [pair] * 3}): rf'line 1: {expected}the keys \["data"\]',
+        json.dumps({"data": [pair] * 3}): rf'conversation 1: {expected}the keys \["data"\]',
         json.dumps({"conversations": ["Who?", "Ivy."]}) * 2: r"line 1: not JSON .*; expected one conversation per line",
-        json.dumps({"conversations": ["Who?", "Ivy."]}): r"line 1: messages\[0\]: expected .*, found str",
-        json.dumps({"messages": PLAIN}, indent=1): "line 1: not JSON .*; expected one conversation per line",
+        json.dumps({"conversations": ["Who?", "Ivy."]}): r"conversation 1: messages\[0\]: expected .*, found str",
+        json.dumps(
+            {"test": [PLAIN], "train": [PLAIN]}, indent=1
+        ): rf'conversation 1: {expected}the keys \["test", "train"',
     }.items():
         file.write_text(text)
         with pytest.raises(LlucidError, match=rf"^{file}, {says}"):
