@@ -52,7 +52,7 @@ def rope_frequencies(config: Config, like: Tensor, length: int = 0) -> Float[Ten
     """
     j = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
     theta = 1.0 / config.rope_theta ** (2 * j / config.head_dim)
-    return theta if config.rope_scaling is None else theta / torch.as_tensor(slowdowns(config, length)).to(theta)
+    return theta if config.rope_scaling is None else theta / torch.from_numpy(slowdowns(config, length)).to(theta)
 
 
 def rotations(

@@ -56,7 +56,7 @@ def to_torch(weights: Weights) -> Weights:
     """The inverse of `from_torch`, on the CPU."""
 
     def convert(leaf: Array) -> torch.Tensor:
-        return torch.tensor(np.asarray(wide(leaf))).to(getattr(torch, leaf.dtype.name))
+        return torch.from_numpy(np.array(wide(leaf))).to(getattr(torch, leaf.dtype.name))
 
     return tree_map(convert, weights)
 

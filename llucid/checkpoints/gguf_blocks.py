@@ -111,7 +111,7 @@ def dequantize_form(
     """Rows of blocks of one of FORMS, dequantised by PyTorch."""
     import torch
 
-    return dequantized(torch.tensor(rows).unflatten(-1, (-1, kind.size)), kind.name).numpy()
+    return dequantized(torch.tensor(rows, device="cpu").unflatten(-1, (-1, kind.size)), kind.name).numpy()
 
 
 def dequantize_with_package(rows: NDArray[np.uint8], kind: GgmlType) -> NDArray[np.float32]:

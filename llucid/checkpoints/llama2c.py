@@ -321,11 +321,11 @@ def angles(config: Config) -> Iterator[memoryview]:
     """Version 0's RoPE tables: cos, then sin, each [context, head_dim/2], some rows at a time. run.c skips them."""
     import torch
 
-    pair = torch.arange(0, config.head_dim, 2)
+    pair = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / config.rope_theta ** (pair / config.head_dim)
     for function in (torch.cos, torch.sin):
         for start in range(0, config.context, ROWS):
-            positions = torch.arange(start, min(start + ROWS, config.context))
+            positions = torch.arange(start, min(start + ROWS, config.context), device="cpu")
             yield bytes_of(function(torch.outer(positions, frequencies)), "float32")
 
 

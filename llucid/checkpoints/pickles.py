@@ -255,7 +255,9 @@ def write_pickle(file: Path, tensors: Mapping[str, Leaf], dtype: str | None, pro
     distinct = {id(tensor): tensor for tensor in tensors.values()}
     names = {id(tensor): name for name, tensor in tensors.items()}
     kinds = {key: dtype or name_of_dtype(tensor.dtype) for key, tensor in distinct.items()}
-    blanks = {key: torch.empty(tensor.shape, dtype=dtype_of(kinds[key])) for key, tensor in distinct.items()}
+    blanks = {
+        key: torch.empty(tensor.shape, dtype=dtype_of(kinds[key]), device="cpu") for key, tensor in distinct.items()
+    }
     total, done = sum(blank.nbytes for blank in blanks.values()), 0
     with atomic_file(file) as temporary:
         with tempfile.TemporaryDirectory(dir=file.parent, suffix=".partial") as folder, skip_data():

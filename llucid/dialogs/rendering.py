@@ -125,6 +125,10 @@ class Text(str):
     def __iter__(self) -> Iterator["Text"]:
         return map(Text, super().__iter__())
 
+    def __mod__(self, values: Any) -> "Text":
+        """Text that says how to format is hidden with all that it formats."""
+        return hidden(shown(self) % shown(values)) if has_stand_ins(self) else Text(super().__mod__(values))
+
     def _parts(self, parts: Iterable[str], between: int = 0) -> list[str]:
         """Parts of what this text stands for, in their order and at least so far from each other, as cut from it."""
         plain, cut, at = shown(self), list[str](), 0
@@ -249,6 +253,14 @@ class Environment(ImmutableSandboxedEnvironment):
 
     def getitem(self, obj: Any, argument: Any) -> Any:
         return super().getitem(as_text(obj), argument)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """The method `format` or `format_map` of a text; None for anything else."""
+        made = super().wrap_str_format(value)
+        if made is None or not has_stand_ins(value.__self__):
+            return made
+        plain: Any = super().wrap_str_format(getattr(shown(value.__self__), value.__name__))
+        return lambda *values, **named: hidden(plain(*shown(values), **shown(named)))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         return as_text(super().call_binop(context, operator, left, right))

@@ -35,7 +35,9 @@ class Renderer:
     """The process: started when first needed, and again after it had to be killed."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = (
+            threading.RLock()
+        )  # a fork waits for a thread that has it, since only one goes on in the new process
         self.process: subprocess.Popen[str] | None = None
         self.owner = os.getpid()
 
@@ -95,3 +97,6 @@ class Renderer:
 
 RENDERER = Renderer()
 atexit.register(RENDERER.close)
+if hasattr(os, "register_at_fork"):  # not on Windows
+    LOCK = RENDERER.lock
+    os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)

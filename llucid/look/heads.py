@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from llucid.arrays.devices import without_autocast
 from llucid.look.instrument import rows
 from llucid.look.trace import Trace
 from llucid.model import Model
@@ -35,14 +36,13 @@ class HeadScores(NamedTuple):
 
 def head_scores(trace: Trace, copied: Float[Tensor, "layers heads"] | None = None) -> HeadScores:
     """The scores of every head on this text; `copied` is what `copying` said of the model before, if it is known."""
-    ids = torch.tensor(trace.ids)
-    seq = len(ids)
-    before = torch.ones(seq, seq, dtype=torch.bool).tril(-1)
+    ids = torch.tensor(trace.ids, device="cpu")
+    at = torch.arange(len(ids), device="cpu")
+    before = at < at[:, None]
     same = (ids[:, None] == ids) & before
     followed = torch.zeros_like(same)
     followed[:, 1:] = same[:, :-1]
-    masks = [torch.eye(seq, dtype=torch.bool).roll(-1, 1) & before, before & (torch.arange(seq) == 0), same]
-    masks.append(followed & before)
+    masks = [at + 1 == at[:, None], before & (at == 0), same, followed & before]
     layers = [trace.attention_of(layer).cpu() for layer in range(trace.model.config.layers)]
     scores = (torch.stack([_mean_attention(p, mask) for p in layers]) for mask in masks)
     return HeadScores(*scores, copying=copying(trace.model) if copied is None else copied)
@@ -53,6 +53,7 @@ def _mean_attention(p: Float[Tensor, "heads seq seq"], mask: Bool[Tensor, "seq s
     return (p * mask).sum(-1)[:, mask.any(-1)].mean(-1)
 
 
+@without_autocast()
 def copying(model: Model) -> Float[Tensor, "layers heads"]:
     """Whether each head raises the logit of the token that it looks at, computed from the weights only.
 

@@ -331,7 +331,7 @@ def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
     )
     config = Config(**sizes, rope_scaling=RopeScaling() if scaled else None)
     watch = Watch(instrument(MODULE), initialise(config))
-    watch.run("llama", torch.zeros(13, 11, dtype=torch.long), watch.weights, config)
+    watch.run("llama", torch.zeros(13, 11, dtype=torch.long, device="cpu"), watch.weights, config)
     axes: dict[str, tuple[str | None, ...]] = {}
     for name, _, shape, _ in watch.found:
         named = [names.get(length) for length in shape]

@@ -14,7 +14,6 @@ from llucid.tokenizers.gguf_vocabulary import (
     DIGITS,
     NO_END,
     NORMAL,
-    PIECE_TYPE,
     RULES,
     TEMPLATE,
     UNKNOWN,
@@ -27,8 +26,7 @@ from llucid.tokenizers.gguf_vocabulary import (
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import rows_of
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.protobuf import fields
-from llucid.tokenizers.sentencepiece_model import DUMMY_PREFIX, PIECES, SentencePiece
+from llucid.tokenizers.sentencepiece_model import DUMMY_PREFIX, SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
 from llucid.tokenizers.tokenizer import Tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -112,12 +110,7 @@ def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
     A symbol that is a single character is never merged, and one with a space never found: both are ordinary here."""
     if reason := tokenizer.obstacle():
         raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
-    # Nearly all pieces are normal, and have no field for their type.
-    types: list[Any] = [
-        dict(fields(part)).get(PIECE_TYPE, NORMAL) if PIECE_TYPE << 3 in part else NORMAL
-        for number, part in fields(tokenizer.whole)
-        if number == PIECES and isinstance(part, bytes)
-    ]
+    types = tokenizer.types.copy()
     for piece, token in tokenizer.symbols.items():
         types[token] = USER_DEFINED if token in tokenizer.added or "▁" in piece else NORMAL
     for token in tokenizer.outside.ids if tokenizer.outside else ():

@@ -38,9 +38,14 @@ def merges_of(order: Mapping[Text, int | float]) -> list[tuple[Text, Text]]:
 
 
 def overlaps(order: Mapping[str, float]) -> Iterator[str]:
-    """Texts in which a piece overlaps with another one of equal order, so that it matters which of them is merged."""
+    """Texts in which a piece overlaps with another one of equal order, so that it matters which of them is merged.
+
+    Raises LlucidError if the pieces are so long that this would take far more memory than the vocabulary.
+    """
     number = Counter(order.values())
     equals = {piece: rank for piece, rank in order.items() if number[rank] > 1}
+    if sum(len(piece) ** 2 for piece in equals) > 10**6 + FACTOR * sum(map(len, order)):
+        raise LlucidError("the vocabulary has too many long pieces of equal score to look for overlaps")
     begins: defaultdict[tuple[float, str], list[str]] = defaultdict(list)
     for piece, rank in equals.items():
         for end in range(1, len(piece)):

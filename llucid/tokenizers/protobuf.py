@@ -26,7 +26,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
     while at < len(message):
         number, wire = divmod(varint(), 8)
-        if number == 0 or wire not in (0, 1, 2, 5):
+        if not 0 < number < 1 << 29 or wire not in (0, 1, 2, 5):
             raise LlucidError(f"no field is numbered {number} and of wire type {wire}")
         if wire == 0:
             yield number, varint()

@@ -33,8 +33,10 @@ from llucid.tokenizers.tokenizer_json import special_json
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 MODEL_TYPE, BPE, SUFFIX = 3, 2, 24
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 CHARACTER_MAP, DUMMY_PREFIX, REMOVE_SPACES, ESCAPE_SPACES = 2, 3, 4, 5
+OTHERS = 64
+"""A model has at most so many fields that are not pieces; the library's have up to 5."""
 NEVER = -1e10
 """The score of a piece that is not merged, in llama2.c as well."""
 
@@ -95,13 +97,18 @@ class SentencePiece:
         self.given, self.own_size = given, len(every)
         self.next_ids = frozenset[int]()
         """Of tokens whose id is in no file."""
-        if hidden := {token for token in special - own if token < len(every) and not library.is_byte(token)}:
-            model = with_controls(model, hidden)
+        self.hidden = {token for token in special - own if token < len(every) and not library.is_byte(token)}
+        if self.hidden:  # no text becomes a control symbol
+            control = field(PIECE_TYPE, CONTROL)
+            pieces = [part + control if token in self.hidden else part for token, part in enumerate(self.parts[PIECES])]
+            model = b"".join(
+                part for number, parts in (self.parts | {PIECES: pieces}).items() for part in messages(number, parts)
+            )
         model += b"".join(
             field(PIECES, field(PIECE_TEXT, text.encode()) + field(PIECE_TYPE, CONTROL if n in special else UNUSED))
             for n, text in more.items()
         )
-        if hidden or more:
+        if self.hidden or more:
             with refused():
                 library = SentencePieceProcessor(model_proto=model)
         self.whole, self.processor = model, library
@@ -120,17 +127,37 @@ class SentencePiece:
         return None if token < 0 else token
 
     @cached_property
+    def parts(self) -> dict[int, list[bytes]]:
+        """The messages of the model, such as its PIECES. Raises LlucidError for others than the library reads."""
+        found: dict[int, list[bytes]] = {PIECES: []}
+        for count, (number, value) in enumerate(fields(self.model), -self.own_size):
+            if count > OTHERS:
+                raise LlucidError(f"it has more than {OTHERS} fields that are not pieces")
+            if isinstance(value, bytes):
+                found.setdefault(number, []).append(value)
+        if len(found[PIECES]) != self.own_size:
+            raise LlucidError(f"it has {len(found[PIECES])} pieces, of which the library reads {self.own_size}")
+        return found
+
+    def message(self, number: int) -> dict[int, int | bytes]:
+        """The fields of a message, such as its NORMALIZER. Raises LlucidError for damaged fields."""
+        return {key: value for part in self.parts.get(number, []) for key, value in fields(part)}
+
+    @cached_property
+    def types(self) -> list[int]:
+        """Of all pieces."""
+        types = [
+            dict(fields(part)).get(PIECE_TYPE) if PIECE_TYPE << 3 in part else NORMAL for part in self.parts[PIECES]
+        ]
+        types = [type if isinstance(type, int) else NORMAL for type in types]
+        own = [CONTROL if token in self.hidden else type for token, type in enumerate(types)]
+        more = range(self.own_size, self.vocab_size)
+        return [*own, *(CONTROL if self.pieces[token] in self.special else UNUSED for token in more)]
+
+    @cached_property
     def symbols(self) -> dict[str, int]:
         """The pieces that the library finds in a text before it merges anything."""
-        tag = bytes([PIECE_TYPE << 3, USER_DEFINED])
-        if tag not in self.whole:
-            return {}
-        parts = [part for number, part in fields(self.whole) if number == PIECES and isinstance(part, bytes)]
-        return {
-            piece: token
-            for token, (piece, part) in enumerate(zip(self.pieces, parts, strict=True))
-            if tag in part and dict(fields(part)).get(PIECE_TYPE) == USER_DEFINED
-        }
+        return {self.pieces[token]: token for token, type in enumerate(self.types) if type == USER_DEFINED}
 
     @cached_property
     def added(self) -> dict[int, AddedToken]:
@@ -188,7 +215,7 @@ class SentencePiece:
     def normalizer(self) -> dict[int, int | bytes]:
         """How it normalises text, by field number. Raises LlucidError for damaged fields."""
         default: dict[int, int | bytes] = {CHARACTER_MAP: b"", DUMMY_PREFIX: 1, REMOVE_SPACES: 1, ESCAPE_SPACES: 1}
-        return default | message_in(self.model, NORMALIZER)
+        return default | self.message(NORMALIZER)
 
     def decode(self, ids: Sequence[int]) -> str:
         known = (token for token in ids if token < self.vocab_size)
@@ -204,7 +231,7 @@ class SentencePiece:
     def obstacle(self, collapses: bool = False) -> str | None:
         """Why another format cannot express this model, None if it can: it merges pairs (BPE), of text as it is, with
         the space before a word. `collapses` is whether it can express that runs of spaces are collapsed."""
-        normalizer, trainer = self.normalizer, message_in(self.model, TRAINER)
+        normalizer, trainer = self.normalizer, self.message(TRAINER)
         if trainer.get(MODEL_TYPE, 1) != BPE:
             return "it does not merge pairs (BPE)"
         if normalizer[CHARACTER_MAP]:
@@ -337,24 +364,6 @@ def refused() -> Generator[None]:
         raise LlucidError(f"the sentencepiece library refuses it: {error}") from error
 
 
-def with_controls(model: bytes, tokens: Collection[int]) -> bytes:
-    """A model in which the pieces of these ids are control symbols, which no text becomes."""
-    found, control = [*fields(model)], field(PIECE_TYPE, CONTROL)
-    pieces = [part for number, part in found if number == PIECES and isinstance(part, bytes)]
-    pieces = [part + control if token in tokens else part for token, part in enumerate(pieces)]
-    others = [field(number, value) for number, value in found if number != PIECES]
-    return b"".join([*messages(PIECES, pieces), *others])
-
-
 def is_sentencepiece(data: bytes) -> bool:
     """Whether `data` begins as a SentencePiece model does: with a piece, and that with its text."""
     return data[:1] == bytes([PIECES << 3 | 2]) and PIECE_TEXT << 3 | 2 in data[2:4]
-
-
-def message_in(model: bytes, number: int) -> dict[int, int | bytes]:
-    """The fields of a message in a model, such as its NORMALIZER. Raises LlucidError for damaged fields."""
-    found: dict[int, int | bytes] = {}
-    for place, value in fields(model):
-        if place == number and isinstance(value, bytes):
-            found |= dict(fields(value))
-    return found

@@ -60,6 +60,9 @@ def library_errors(what: str, quiet: bool = False) -> Generator[None]:
 
 
 STDERR = threading.RLock()
+"""Of the thread that discards it; a fork waits for it, since the other threads are gone in the new process."""
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=STDERR.acquire, after_in_parent=STDERR.release, after_in_child=STDERR.release)
 
 
 @contextmanager

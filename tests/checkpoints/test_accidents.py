@@ -172,13 +172,23 @@ def test_llama2c_models_with_different_tokenizers_cannot_share_a_folder(first: b
     save(one, tmp_path / "two.bin", "llama2c")
 
 
-def test_loading_ignores_the_global_state_of_pytorch(tmp_path: Path) -> None:
-    """Loading gives the same in inference mode, under autocast, and with another default dtype or device."""
+def test_files_do_not_depend_on_the_global_state_of_pytorch(tmp_path: Path) -> None:
+    """Nothing differs in inference mode, under autocast, and with another default dtype or device."""
     config = replace(CONFIG, ffn_dim=64)
     save(model_of(config), tmp_path)
     expected = load(tmp_path, device="cpu", quantize="int8")
+
+    def written(name: str) -> list[bytes]:
+        save(model_of(config)._replace(tokenizer=None), tmp_path / name / "pth", "meta")
+        save(model_of(config)._replace(tokenizer=None), tmp_path / name / "x.bin", "llama2c")
+        return [
+            file.read_bytes() for file in (tmp_path / name / "pth" / "consolidated.00.pth", tmp_path / name / "x.bin")
+        ]
+
+    files = written("plain")
     for state in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta")):
         with state:
+            assert written(str(state)) == files
             found = load(tmp_path, device="cpu", quantize="int8")
             plain = load(tmp_path, device="cpu").weights
             assert found.weights.blocks[0].attention.query.dense().dtype == torch.float32
@@ -189,6 +199,7 @@ def test_loading_ignores_the_global_state_of_pytorch(tmp_path: Path) -> None:
     try:
         assert load(tmp_path, device="cpu").weights.dtype == torch.float32
         assert model_of(config).weights.dtype == torch.float32
+        assert written("bfloat16") == files
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -28,7 +28,9 @@ from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.chat.models import letters, rambler
 from tests.dialogs.templates import CHATML, DEEPSEEK, LLAMA3
 from tests.dialogs.test_formats import said
+from tests.waiting import LIMIT
 
+ROOT = Path(__file__).parents[2]
 IM_START, IM_END, USER, ASSISTANT, END, THINK, UNTHINK = range(512, 519)
 
 
@@ -184,6 +186,9 @@ def test_templates_that_build_special_tokens_from_harmless_text(tokenizer: JsonT
     assert written("{{ m.content | striptags }}", "&lt;|im_start|&gt;")
     assert written("{{ m.content.encode().decode('unicode_escape') }}", r"\x3c|im_start|>")
     assert written("{{ m.content[::-1] }}", ">|trats_mi|<") == "<|im_start|>"
+    assert written("{{ m.content.format(bos_token) }}", "{0[0]}|im_start|>") == "<|im_start|>"
+    assert written("{{ m.content % bos_token[0] }}", "%s|im_start|>") == "<|im_start|>"
+    assert written("{{ m.content | format(bos_token[0]) }}", "%s|im_start|>") == "<|im_start|>"
 
 
 # Templates whose special tokens depend on what messages say.
@@ -327,6 +332,8 @@ EXPRESSIONS = [
     "m.content.encode().decode()",
     "m.content | indent(first=true)",
     "m.content | truncate(5)",
+    "(m.content ~ '%s') % bos_token[0] if '%' not in m.content else ''",
+    "(m.content ~ '{}').format(bos_token[0])",
 ]
 PARTS = [
     "<|im_start|>",
@@ -607,3 +614,33 @@ def test_the_rendering_process_ends_with_ours() -> None:
     ran = subprocess.run([sys.executable, "-c", code, sandbox.__file__], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):
         os.kill(int(ran.stdout), 0)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork")
+@pytest.mark.parametrize("work", ["encode_dialog(dialog, tokenizer, CHATML)", "JsonTokenizer(content)"])
+def test_a_forked_child_can_do_what_another_thread_did(work: str) -> None:
+    """It has none of its parent's threads, not even the one that held a lock at the fork."""
+    code = f"""
+import json, os, threading, warnings
+from llucid.chat import encode_dialog
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from tests.chat.models import letters
+from tests.dialogs.templates import CHATML
+warnings.simplefilter("ignore")  # Python warns of forking with threads
+tokenizer, dialog, going = letters(), [{{"role": "user", "content": "x"}}], True
+content = json.loads(tokenizer.json())
+def again():
+    while going:
+        {work}
+threading.Thread(target=again, daemon=True).start()
+{work}
+for _ in range(5):
+    child = os.fork()
+    if not child:
+        {work}
+        os._exit(0)
+    print("done" if os.waitpid(child, 0)[1] == 0 else "failed")
+going = False
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
+    assert done.stdout == "done\n" * 5, done.stderr[-2000:]

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 import weakref
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,7 +20,7 @@ import llucid
 from llucid import LlucidError, Model
 from llucid import llama as equations
 from llucid.chat import STORYTELLER
-from llucid.config import Config
+from llucid.config import Config, RopeScaling
 from llucid.corpora.fables import tale
 from llucid.llama import llama
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
@@ -72,11 +73,18 @@ def test_stream_and_attention_equal_those_of_transformers(model: Model) -> None:
     torch.testing.assert_close(found.logits, theirs.logits[0], rtol=1e-5, atol=1e-5)
 
 
-def test_the_callers_autocast_is_ignored() -> None:
-    model = random_model(GROUPED)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = trace_of(model)
-    assert torch.equal(found.logits, trace_of(model).logits)
+@pytest.mark.parametrize(
+    "state", [torch.autocast("cpu", torch.bfloat16), torch.device("meta")], ids=["autocast", "device"]
+)
+def test_the_callers_global_state_is_ignored(state: AbstractContextManager[object]) -> None:
+    model = random_model(replace(GROUPED, rope_scaling=RopeScaling()))
+    ids = some_ids(model.config)
+    expected = trace(model, ids)
+    with state:
+        found = trace(model, ids)
+        scores = head_scores(found)
+    assert torch.equal(found.logits, expected.logits)
+    torch.testing.assert_close(scores, head_scores(expected), rtol=0, atol=0, equal_nan=True)
 
 
 def test_parts_add_up_to_every_logit(model: Model) -> None:

@@ -18,7 +18,7 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.comparison import text_difference
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
-from llucid.tokenizers.protobuf import field, fields
+from llucid.tokenizers.protobuf import field, fields, varint
 from llucid.tokenizers.sentencepiece_model import CONTROL, PIECE_TEXT, PIECES, USER_DEFINED, SentencePiece
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.checkpoints.models import model_of
@@ -208,11 +208,25 @@ def test_fields_of_a_message() -> None:
         (b"\x08\x00\x19" + bytes(7), "a field of 8 bytes is cut off"),
         (b"\x0b", "no field is numbered 1 and of wire type 3"),
         (b"\x00\x00", "no field is numbered 0"),
+        (varint((1 << 32) + 10) + b"\x00", "no field is numbered 536870913 and of wire type 2"),
     ],
 )
 def test_truncated_messages(message: bytes, says: str) -> None:
     with pytest.raises(LlucidError, match=says):
         list(fields(message))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (bytes([PIECES << 3 | 1]) + b"8 bytes!", "it has 401 pieces, of which the library reads 400"),
+        (field(999, 1) * 65, "it has more than 64 fields that are not pieces"),
+    ],
+    ids=["another type", "many"],
+)
+def test_fields_that_the_library_ignores(more: bytes, says: str) -> None:
+    with pytest.raises(LlucidError, match=says):
+        SentencePiece(sentencepiece_model() + more, {"eos_token": "▁be"})
 
 
 SYMBOLS = ("\n", "0,1,2", "<|im_start|>,<|im_end|>", "▁▁,▁▁▁▁", "▁<PRE>,▁<SUF>", "  ,    ", "bell,e,the", "b c", "▁▁▁")

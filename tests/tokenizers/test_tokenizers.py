@@ -17,7 +17,7 @@ from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
-from llucid.tokenizers.merges import merges_of
+from llucid.tokenizers.merges import merges_of, overlaps
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, train_bpe
 from tests.checkpoints.models import model_of
@@ -309,6 +309,8 @@ def test_merges_are_bounded_by_the_size_of_the_vocabulary() -> None:
     tokenizer = Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", *(piece.encode() for piece in many)], [0.0] * 1502)
     with pytest.raises(LlucidError, match="too many long pieces"):
         tokenizer.json()
+    with pytest.raises(LlucidError, match="too many long pieces of equal score"):
+        next(overlaps({"q" * 40_000: 0.0, "r" * 40_000: 0.0}))
 
 
 def test_the_merges_of_a_vocabulary() -> None:
