@@ -21,7 +21,17 @@ from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.generation_config import sampling_defaults, write_sampling
 from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import bytes_of, entries_of, read_pickle
-from llucid.checkpoints.tensors import NUMBERS, Leaf, Stored, equal_bits, gather, mapped, plain_name, renamed, tensor_of
+from llucid.checkpoints.tensors import (
+    NUMBERS,
+    Leaf,
+    Stored,
+    equal_numbers,
+    gather,
+    mapped,
+    plain_name,
+    renamed,
+    tensor_of,
+)
 from llucid.config import Config, DynamicScaling, LinearScaling, RopeScaling, Scaling, YarnScaling
 from llucid.errors import LlucidError, note, prefix_errors, shown
 from llucid.files import LARGEST_JSON, atomic_file, parse_json, read_json, refuse_stand_in, write_text_atomically
@@ -360,7 +370,7 @@ def has_own_head(path: Path) -> bool:
         entries = read_entries(path)
         head, embedding = (entries.get(NAMES[name]) for name in ("output", "embedding"))
         if head and embedding and embedding.ndim == 2 and embedding.dtype in NUMBERS:  # others are refused later
-            return not equal_bits(head, embedding)
+            return not equal_numbers(head, embedding)
     return False
 
 

@@ -16,7 +16,7 @@ from llucid.arrays.memory import release
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import float_of, int_of
 from llucid.checkpoints.pickles import entries_of, read_pickle, write_pickle
-from llucid.checkpoints.tensors import Leaf, Stored, equal_bits, gather, renamed
+from llucid.checkpoints.tensors import Leaf, Stored, equal_numbers, gather, renamed
 from llucid.config import Config, RopeScaling, head_width
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
@@ -190,9 +190,9 @@ def rows(entries: dict[str, Stored], name: str, path: Path) -> int:
 
 
 def twinned(entries: dict[str, Stored]) -> bool:
-    """Whether the output matrix equals the embedding bit for bit. Stops reading at the first difference."""
+    """Whether the output matrix equals the embedding. Stops reading at the first difference."""
     embedding, output = entries.get(NAMES["embedding"]), entries.get(NAMES["output"])
-    return bool(embedding and output and len(embedding.shape) == 2 and equal_bits(embedding, output))
+    return bool(embedding and output and len(embedding.shape) == 2 and equal_numbers(embedding, output))
 
 
 def read_header(path: Path) -> Header:

@@ -394,10 +394,11 @@ def test_a_head_of_its_own_is_used_although_the_config_ties_it(
     tensors = load_file(tmp_path / "model" / "model.safetensors")
     (tmp_path / "model" / "model.safetensors").unlink()
     write = save_file if file == "model.safetensors" else torch.save
-    tensors[OUTPUT] = tensors["model.embed_tokens.weight"].clone()
-    write(tensors, tmp_path / "model" / file)
-    assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
-    assert not capsys.readouterr().err
+    for dtype in (torch.float64, torch.float32):
+        tensors[OUTPUT] = tensors["model.embed_tokens.weight"].clone().to(dtype)
+        write(tensors, tmp_path / "model" / file)
+        assert same(load(tmp_path / "model", device="cpu").weights, model.weights)
+        assert not capsys.readouterr().err
     tensors[OUTPUT][3, 3] += 1
     write(tensors, tmp_path / "model" / file)
     found = load(tmp_path / "model", device="cpu")

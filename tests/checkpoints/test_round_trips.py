@@ -34,7 +34,7 @@ from llucid.checkpoints import (
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.generation_config import sampling_defaults
 from llucid.checkpoints.huggingface import pairs_from_halves
-from llucid.checkpoints.tensors import Stored, equal_bits, mapped
+from llucid.checkpoints.tensors import Stored, equal_numbers, mapped
 from llucid.config import Config, RopeScaling
 from llucid.dialogs.formats import encode_dialog
 from llucid.errors import LlucidError
@@ -398,11 +398,11 @@ def test_large_matrices_are_compared_to_the_last_row() -> None:
     def entry(array: np.ndarray) -> Stored:
         return mapped(array.shape, "float32", lambda: array.view(np.int32))
 
-    assert equal_bits(entry(numbers), entry(numbers.copy()))
+    assert equal_numbers(entry(numbers), entry(numbers.copy()))
     for row in (0, 255, 256, 599):
         other = numbers.copy()
         other[row, 2] += 1
-        assert not equal_bits(entry(numbers), entry(other))
+        assert not equal_numbers(entry(numbers), entry(other))
 
 
 @pytest.mark.parametrize(("format", "version"), TARGETS)
