@@ -67,13 +67,14 @@ class Corpus(NamedTuple):
         return sum(file.stat().st_size for file in self.files)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the bytes of all files."""
+        """SHA-256 of the bytes of all files, and of where they end if there are several."""
         digest = hashlib.sha256()
         for file in self.files:
             with open(file, "rb") as opened:
                 while block := opened.read(CHUNK):
                     digest.update(block)
-        return digest.hexdigest()
+        sizes = [size for file in self.files if (size := file.stat().st_size)]
+        return hashlib.sha256(f"{digest.hexdigest()} {sizes}".encode()).hexdigest() if sizes[1:] else digest.hexdigest()
 
 
 def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import zlib
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from llucid.errors import LlucidError
 from llucid.files import cached, json_value
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
-"""The first bytes of these files. JSON lines are text, so they are recognised by their name, .jsonl."""
+"""The first bytes of these files. JSON lines are text, so they are recognised by their name or by the first line."""
 
 SLACK = 2**24
 """Bytes of a line beyond four times the size of its file, and of a text beyond MOST_TIMES."""
@@ -32,8 +32,9 @@ def text_file(path: Path, column: str) -> Path:
     """
     with open(path, "rb") as opened:
         head = opened.read(4)
-        digest = hashlib.sha256(f"{column}\n{_suffix(path)}\n".encode() + head)
-        zipped, parquet, json_lines = head[:2] == GZIP, head == PARQUET, _suffix(path) in (".jsonl", ".ndjson")
+        zipped, parquet = head[:2] == GZIP, head == PARQUET
+        json_lines = not parquet and _has_json_lines(path, column, zipped)
+        digest = hashlib.sha256(f"{column}\n{json_lines}\n".encode() + head)
         if not (zipped or parquet or json_lines):
             check_text(path, path)
             return path
@@ -55,8 +56,15 @@ def text_file(path: Path, column: str) -> Path:
     return cached(f"texts/{digest.hexdigest()[:24]}.txt", write)
 
 
-def _suffix(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
+def _has_json_lines(path: Path, column: str, zipped: bool) -> bool:
+    """Whether it is called so, or its first line is an object with a text in `column`."""
+    if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        return True
+    with _unzipped(path) if zipped else open(path, "rb") as lines, suppress(ValueError):
+        first = lines.readline(SLACK)
+        row = json_value(first) if first.startswith(b"{") else None
+        return isinstance(row, dict) and isinstance(row.get(column, 0), str | None)
+    return False
 
 
 @contextmanager
@@ -94,12 +102,12 @@ def _json_lines(path: Path, column: str, zipped: bool) -> Iterator[str]:
                 if b"\0" in line[:4]:
                     raise LlucidError(f"{path}: a UTF-16 or binary file; save it as UTF-8") from error
                 raise LlucidError(f"{path}, line {number}: not JSON ({error})") from error
-            if not isinstance(row, dict) or not isinstance(text := row.get(column), str):
+            if not isinstance(row, dict) or not isinstance(text := row.get(column, 0), str | None):
                 raise LlucidError(
                     f"{path}, line {number}: expected an object with a text under {column!r}; name another key with "
                     "column="
                 )
-            yield text
+            yield text or ""
 
 
 def _parquet(path: Path, column: str) -> Iterator[str]:

@@ -88,8 +88,7 @@ def tokenise(
     the number of characters just done. The file in the cache is named after the content of corpus and tokenizer.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
-    sizes = [file.stat().st_size for file in corpus.files]
-    content = f"2 {corpus.fingerprint()} {sizes} {bos} {eos} {tokenizer.json()}"
+    content = f"3 {corpus.fingerprint()} {bos} {eos} {tokenizer.json()}"
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -30,6 +31,8 @@ FLAGS = (
 X86 = ("x86_64", "amd64", "i386", "i686")
 SECONDS = 300
 """That a compiler may take, beside others that run."""
+PATIENCE = 60
+"""Seconds to wait for another process that builds; it may have been stopped. Then this one builds, too."""
 
 
 class Unavailable(Exception):
@@ -76,15 +79,15 @@ def built(flags: Sequence[str] = FLAGS) -> Path:
         if library := _usable(folder, name):
             return library
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder / f"{name}.lock"):
+        if sys.stderr.isatty():
+            warn(f"llucid: {command[0]} builds llama.c for this processor, once: a few seconds")
+        with _lock(folder):
             return _usable(folder, name) or _build([*command, *flags, tuned], folder, name)
     except (OSError, subprocess.SubprocessError) as error:
         raise Unavailable(f"llama.c could not be built ({one_line(error)})") from error
 
 
 def _build(command: Sequence[str], folder: Path, name: str) -> Path:
-    if sys.stderr.isatty():
-        warn(f"llucid: {command[0]} builds llama.c for this processor, once: a few seconds")
     temporary = folder / f".{name}.{os.getpid()}.partial"
     try:
         done = subprocess.run(
@@ -126,14 +129,21 @@ def _trusted(path: Path) -> bool:
 
 
 @contextmanager
-def _lock(file: Path) -> Generator[None]:
-    """Inside, no other process holds the lock, on a file system with locks."""
+def _lock(folder: Path) -> Generator[None]:
+    """Inside, no other process holds the lock, on a file system with locks, unless it holds it for PATIENCE."""
     import fcntl  # not on Windows, where nothing is built
 
-    with open(file, "w") as held:
+    held, end = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE
+    try:
         with suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
+            while time.monotonic() < end:
+                with suppress(BlockingIOError):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
         yield
+    finally:
+        os.close(held)
 
 
 @cache

@@ -29,16 +29,20 @@ def documents(path: Path, column: str = "text") -> list[str]:
 
 
 def json_lines(column: str = "text") -> bytes:
-    rows = [json.dumps({"id": number, column: text}) for number, text in enumerate(TEXTS)]
+    rows = [json.dumps({"id": number, column: text or None}) for number, text in enumerate(TEXTS)]
     return ("\n".join(rows) + "\n\n").encode()
 
 
 @pytest.mark.parametrize("column", ["text", "body"])
-def test_json_lines_are_documents(tmp_path: Path, column: str) -> None:
-    (tmp_path / "a.jsonl").write_bytes(json_lines(column))
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(json_lines(column)))
-    assert documents(tmp_path / "a.jsonl", column) == documents(tmp_path / "a.jsonl.gz", column) == KEPT
-    assert open_corpus([str(tmp_path / "a.jsonl.gz")], column).name == "a"
+@pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.json"])
+def test_json_lines_are_documents(tmp_path: Path, name: str, column: str) -> None:
+    """Whatever the file is called, if the first line has a text in the column."""
+    (tmp_path / name).write_bytes(json_lines(column))
+    (tmp_path / f"{name}.gz").write_bytes(gzip.compress(json_lines(column)))
+    assert documents(tmp_path / name, column) == documents(tmp_path / f"{name}.gz", column) == KEPT
+    assert open_corpus([str(tmp_path / f"{name}.gz")], column).name == "a"
+    if name == "a.json":
+        assert documents(tmp_path / name, "id") == [json_lines(column).decode()]
 
 
 def test_a_column_is_read_anew_when_another_is_named(tmp_path: Path) -> None:
@@ -55,7 +59,7 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    rows = {"id": range(5), "body": TEXTS}
+    rows = {"id": range(5), "body": [text or None for text in TEXTS]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet", row_group_size=2)
     assert documents(tmp_path / "a.parquet", "body") == KEPT
     with pytest.raises(LlucidError, match="has no column 'text'; name one of these with column=: id, body"):

@@ -12,12 +12,16 @@ from llucid.presets import PRESETS
 from llucid.weights import initialise
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EWOULDBLOCK])
+def test_a_lock_that_cannot_be_had(error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system has none, or a process that builds has been stopped."""
+
     def refused(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(error, "the lock cannot be had")
 
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
     monkeypatch.setattr("fcntl.flock", refused)
+    monkeypatch.setattr(build, "PATIENCE", 0.1)
     monkeypatch.setenv("CC", """sh -c 'while [ "$1" != -o ]; do shift; done; echo built > "$2"' cc""")
     assert build.built().read_text() == "built\n"
 

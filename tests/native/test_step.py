@@ -518,7 +518,7 @@ def test_without_a_compiler_pytorch_computes_and_one_line_says_so(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("llucid: PyTorch computes instead of C, more slowly: ")
     assert reason in line
-    assert [file.suffix for file in tmp_path.iterdir()] in ([], [".lock"])
+    assert not [*tmp_path.iterdir()]
     assert len(generate_greedily(quantize(weights, 8), CONFIG, prompt)[0]) == 30
 
 
@@ -737,7 +737,7 @@ def test_several_processes_can_build_at_once(tmp_path: Path):
     assert [process.returncode for process in running] == [0] * 4
     assert len(set(answers)) == 1
     assert answers[0][1] == ""
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".lock", ".so"]
+    assert [file.suffix for file in tmp_path.iterdir()] == [".so"]
 
 
 SANITIZED = """
