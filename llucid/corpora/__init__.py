@@ -123,7 +123,7 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
         return Corpus("fables", (file,), floor=fables.entropy_per_character())
     from llucid.corpora.sources import NotTextError, text_file
 
-    files: list[Path] = []
+    files: dict[Path, Path] = {}  # of each that is given, also by two names, the text
     skipped: list[Path] = []
     for name in names:
         path = Path(name)
@@ -137,18 +137,18 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
         if not path.is_dir():
             if not path.is_file():  # reading a pipe may block forever
                 raise LlucidError(f"corpus={name}: not a regular file; write the text into one")
-            files.append(text_file(path, column))
+            files.setdefault(path.resolve(), text_file(path, column))
             continue
         for inside in _inside(path):
             try:
-                files.append(text_file(inside, column))
+                files.setdefault(inside.resolve(), text_file(inside, column))
             except NotTextError:
                 skipped.append(inside)
-    if not sum(file.stat().st_size for file in files):
+    if not sum(file.stat().st_size for file in files.values()):
         raise LlucidError(f"corpus={' '.join(names)}: there is no text in it")
     first = Path(os.path.abspath(names[0]))  # that of "." has a name
     name = first.name if first.is_dir() else Path(first.name.removesuffix(".gz")).stem
-    return Corpus(replace_surrogates(name), tuple(files), skipped=tuple(skipped))
+    return Corpus(replace_surrogates(name), tuple(files.values()), skipped=tuple(skipped))
 
 
 def _inside(folder: Path) -> Iterator[Path]:

@@ -292,6 +292,8 @@ def test_files_of_a_folder_that_are_not_text_are_skipped_and_named(tmp_path: Pat
     corpus = open_corpus([str(tmp_path)])
     assert corpus.files == (tmp_path / "a.txt",)
     assert corpus.skipped == (tmp_path / "b.png", tmp_path / "c.txt")
+    (tmp_path / "d.txt").symlink_to("a.txt")
+    assert open_corpus([str(tmp_path / "a.txt"), str(tmp_path)]).files == corpus.files  # else it would validate itself
 
 
 def test_hidden_files_below_the_given_folder_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
