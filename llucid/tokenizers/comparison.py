@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 from itertools import islice
 
 from llucid.errors import LlucidError, note
@@ -53,7 +53,7 @@ def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
     return None
 
 
-@cache
+@lru_cache(maxsize=4)
 def note_difference(tokenizer: Tokenizer) -> None:
     """Notes, once, that the `tokenizer.json` of a tokenizer whose pieces merge by score gives other ids."""
     from llucid.tokenizers.tokenizer_json import JsonTokenizer
