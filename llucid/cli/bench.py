@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llucid.cli.arguments import positional
+from llucid.errors import PRINTABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Bench:
             figures = {"model": name, "machine": on, "prefetching": distances, "rows": [row.json() for row in rows]}
             print(json.dumps(figures, indent=2))
         else:
-            print(f"{name} on {on}")
+            print(f"{name} on {on}".translate(PRINTABLE))
             Console().print(bench.table(rows), highlight=False)
             for form, distance in distances.items():
                 print(f"llama.c prefetches {form} weights {distance:,} bytes ahead, the fastest here")

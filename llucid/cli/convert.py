@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from llucid.cli.arguments import option, positional
+from llucid.errors import PRINTABLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +47,8 @@ class Convert:
                 progress=progress,
             )
         beside = [name for name in FILES if self.to == "llama2c" and (Path(self.out).parent / name).is_file()]
-        print(
-            f"the model is in {self.out}", *([f"its tokenizer beside it, in {beside[0]}"] if beside else []), sep=", "
-        )
+        tokenizer = f", its tokenizer beside it, in {beside[0]}" if beside else ""
+        print(f"the model is in {self.out}{tokenizer}".translate(PRINTABLE))
         before, after = (describe(path)["dtype"] for path in (self.model, self.out))
         packed = [dtype for dtype in before.split(", ") if dtype.startswith(("Q", "int"))]
         if packed and self.dtype is None and "int" not in after:

@@ -3,6 +3,8 @@
 import sys
 from dataclasses import dataclass
 
+from llucid.errors import PRINTABLE
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
@@ -35,4 +37,4 @@ class Ladder:
             seeds=self.seeds,
             out=self.out,
         )
-        print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}")
+        print(f"the picture is {out / 'ladder.png'}; what each rung writes, {out / 'samples.txt'}".translate(PRINTABLE))

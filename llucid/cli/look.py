@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llucid.cli.arguments import option, positional
 from llucid.cli.options import ModelOptions, read_text
-from llucid.errors import LlucidError
+from llucid.errors import PRINTABLE, LlucidError
 
 if TYPE_CHECKING:
     from llucid.look.answers import Answers, Subject
@@ -62,7 +62,12 @@ class Look(ModelOptions):
 
         made = page(answers, [answers.first], limit=int(self.size * 1e6))
         write_atomically(Path(self.html), made.html)
-        print(f"{self.html}: {len(made.html) / 1e6:.1f} MB", *made.left_out, sep="\n", file=sys.stderr)
+        print(
+            f"{self.html}: {len(made.html) / 1e6:.1f} MB".translate(PRINTABLE),
+            *made.left_out,
+            sep="\n",
+            file=sys.stderr,
+        )
         return None
 
     def serve(self, answers: "Answers") -> None:

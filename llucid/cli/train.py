@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
-from llucid.errors import LlucidError
+from llucid.errors import PRINTABLE, LlucidError
 from llucid.training.settings import Settings
 
 
@@ -33,7 +33,7 @@ class Train(Settings):
         from llucid.training.settings import read_toml
 
         out = train(self, Console(soft_wrap=not sys.stdout.isatty()))
-        print(f"the model is in {out}, its learning curve in {out / 'curve.png'}")
+        print(f"the model is in {out}, its learning curve in {out / 'curve.png'}".translate(PRINTABLE))
         if self.out:  # who named the folder knows what to do with it
             return
         chat, run, text = read_toml(out / "train.toml").chat, typed(out), ' "the "'
@@ -43,4 +43,4 @@ class Train(Settings):
             text = ""
         print("try:")
         for command in (f"chat {run}" if chat else f"generate {run}", f"predict {run}{text}", f"info {run}"):
-            print(f"    llucid {command}")
+            print(f"    llucid {command}".translate(PRINTABLE))

@@ -135,6 +135,8 @@ class Batch:
         on_cpu = str(model.weights.device) == "cpu"
         if memory is None and on_cpu and (size := memory_size()):
             memory = size // 2
+        if memory is not None:
+            check_number("memory", memory)
         self.reader = Reader(model.weights, model.config, memory)
         self.pages = self.reader.pages
         self.vocabulary = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size

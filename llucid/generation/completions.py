@@ -136,8 +136,6 @@ def pieces(model: Model, prompts: Sequence[str], **options: Unpack[Options]) -> 
     requests: list[Request] = []
     before: Counter[str] = Counter()
     for prompt in prompts:
-        if not isinstance(prompt, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise LlucidError(f"prompt={prompt!r}: expected a text")
         requests.append(
             Request(
                 prompt_ids(model.text(), prompt),

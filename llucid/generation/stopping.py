@@ -13,8 +13,11 @@ class StopMatcher:
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
-        """Raises LlucidError for an empty stop string, at which every text would end at once."""
-        self.stops = (stops,) if isinstance(stops, str) else tuple(stops)
+        """Raises LlucidError for what is not a text, and for an empty one, at which every text would end at once."""
+        self.stops = (stops,) if isinstance(stops, str | None | int) else tuple(stops)
+        for stop in self.stops:
+            if not isinstance(stop, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise LlucidError(f"stop={stop!r}: expected a text")
         if "" in self.stops:
             raise LlucidError("stop='': a stop string must have at least one character")
         self.waiting = ""

@@ -79,7 +79,8 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
 
 @contextmanager
 def neutral_defaults() -> Generator[None]:
-    """Inside, PyTorch's global state is what it is at the start of a program, whatever the caller has set."""
+    """Inside, default dtype and device, gradients and autocast are as at the start of a program, whatever the caller
+    has set."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.callback(torch.set_default_dtype, dtype)

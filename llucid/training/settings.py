@@ -1,6 +1,7 @@
 """Everything that decides a training run: the options of `llucid train`, kept in the run's `train.toml`."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -138,6 +139,10 @@ class Settings:
         return self
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(Settings)
+        for name, value in ((item.name, getattr(self, item.name)) for item in dataclasses.fields(Settings)):
+            if not _fits([*value] if isinstance(value, tuple) else value, hints[name]):
+                raise LlucidError(f"{name}={value!r}: must be of type {inspect.formatannotation(hints[name])}")
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
             number = getattr(self, name)
             if number is not None and not 0 < number < 1e35:  # so that products with it are finite in float32
@@ -271,12 +276,13 @@ def _check(values: Any, kind: type) -> None:
     for name, value in values.items():  # pyright: ignore[reportUnknownVariableType]
         if name not in hints:
             raise TypeError(f"unknown key {name!r}")
-        if not _fits(value, hints[name]):
+        whole = isinstance(value, int)
+        if not _fits(value, hints[name]) or (whole and not -(1 << 63) <= value < 1 << 63):
             raise TypeError(f"{name} cannot be {str(value)[:60]}")  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a TOML value has this type; an array stands for a tuple, an integer of at most 64 bits for a float."""
+    """Whether a TOML value has this type; an array stands for a tuple, and an integer for a float."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in options)
@@ -284,6 +290,6 @@ def _fits(value: object, hint: Any) -> bool:
         return value in options
     if get_origin(hint) is tuple:
         return isinstance(value, list) and all(_fits(each, options[0]) for each in value)
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        return False
-    return type(value) is hint or (hint is float and type(value) is int)
+    return (isinstance(value, hint) and isinstance(value, bool) == (hint is bool)) or (
+        hint is float and type(value) is int
+    )

@@ -41,11 +41,11 @@ def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_the_tokenizer_beside_a_bin_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Control characters in a name do not reach the terminal."""
     save(model_of(dataclasses.replace(CONFIGS["one for two"], norm_eps=1e-5)), tmp_path / "hf")
-    assert run("convert", tmp_path / "hf", tmp_path / "a.bin", "--to", "llama2c", monkeypatch=monkeypatch) == 0
-    assert (
-        capsys.readouterr().out == f"the model is in {tmp_path / 'a.bin'}, its tokenizer beside it, in tokenizer.json\n"
-    )
+    assert run("convert", tmp_path / "hf", tmp_path / "\x1b[31m", "--to", "llama2c", monkeypatch=monkeypatch) == 0
+    shown = tmp_path / "␛[31m"
+    assert capsys.readouterr().out == f"the model is in {shown}, its tokenizer beside it, in tokenizer.json\n"
 
 
 @pytest.mark.parametrize("scheme", ["always", "first", "never"])

@@ -629,11 +629,12 @@ def test_speed_is_printed_after_the_text(made: Path) -> None:
 
 
 def test_train_says_where_the_model_is_and_what_to_try(made: Path, tmp_path: Path) -> None:
-    short = (*TRAIN, made / "geese.txt", "--model.context", 32, "--batch", 2, "--evaluations", 1)
+    (tmp_path / "geese\x1b").write_bytes((made / "geese.txt").read_bytes())
+    short = (*TRAIN, tmp_path / "geese\x1b", "--model.context", 32, "--batch", 2, "--evaluations", 1)
     output = do(*short, cwd=tmp_path).stdout
-    assert "the model is in runs/geese, its learning curve in runs/geese/curve.png\ntry:\n" in output
-    assert "    llucid generate runs/geese\n" in output
-    assert '    llucid predict runs/geese "the "\n' in output
+    assert "the model is in runs/geese␛, its learning curve in runs/geese␛/curve.png\ntry:\n" in output
+    assert "    llucid generate 'runs/geese␛'\n" in output
+    assert "    llucid predict 'runs/geese␛' \"the \"\n" in output
     named = do(*short, "--out", "mine", cwd=tmp_path).stdout
     assert named.endswith("the model is in mine, its learning curve in mine/curve.png\n")
 

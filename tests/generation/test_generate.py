@@ -141,14 +141,22 @@ def test_values_of_another_type_are_refused_at_the_call():
     """In a process of its own, since the types of arguments are checked in this one."""
     calls = {
         "generate(model, None)": "prompt=None: expected a text",
+        "predict(model, b'a')": "prompt=b'a': expected a text",
+        "generate(model, stop=['a', 5])": "stop=5: expected a text",
+        "generate(model, stop=None)": "stop=None: expected a text",
+        "generate(model, memory='1')": "memory='1': must be a number",
         "generate(model, temperature=None)": "temperature=None: must be a number",
         "generate(model, top_p='1')": "top_p='1': must be a number",
         "generate(model, top_k=2.5)": "top_k=2.5: must be a whole number",
         "generate(model, logit_bias={1.5: 1.0})": "logit_bias=1.5: must be a whole number",
         "generate(model, logit_bias={1: 'x'})": "logit_bias='x': must be a number",
         "predict(model, 'a', top_k=2.5)": "top_k=2.5: must be a whole number",
+        "Settings(steps=20.0)": "steps=20.0: must be of type int | None",
+        "Settings(compile=1)": "compile=1: must be of type bool",
+        "Settings(corpus='a.txt')": "corpus='a.txt': must be of type tuple[str, ...] | None",
     }
     lines = ["import llucid", "from llucid.generation import generate, predict", "model = llucid.load('storyteller')"]
+    lines += ["from llucid.training.settings import Settings"]
     for call in calls:
         lines += ["try:", f"    {call}", "except llucid.errors.LlucidError as error:", "    print(error)"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=LIMIT)
