@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import math
+import numbers
 import os
 import re
 import tomllib
@@ -140,7 +141,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         hints = get_type_hints(Settings)
-        for name, value in ((item.name, getattr(self, item.name)) for item in dataclasses.fields(Settings)):
+        for name, value in ((item.name, _plain(getattr(self, item.name))) for item in dataclasses.fields(Settings)):
+            object.__setattr__(self, name, value)
             if not _fits([*value] if isinstance(value, tuple) else value, hints[name]):
                 raise LlucidError(f"{name}={value!r}: must be of type {inspect.formatannotation(hints[name])}")
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
@@ -279,6 +281,23 @@ def _check(values: Any, kind: type) -> None:
         whole = isinstance(value, int)
         if not _fits(value, hints[name]) or (whole and not -(1 << 63) <= value < 1 << 63):
             raise TypeError(f"{name} cannot be {str(value)[:60]}")  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _plain(value: Any) -> Any:
+    """What TOML can hold for a path or a number of NumPy, also in a list."""
+    match value:
+        case os.PathLike():
+            return os.fspath(value)
+        case bool():
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case list() | tuple():
+            return tuple(_plain(inner) for inner in list[Any](value))
+        case _:
+            return value
 
 
 def _fits(value: object, hint: Any) -> bool:

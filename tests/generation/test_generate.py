@@ -159,8 +159,11 @@ def test_values_of_another_type_are_refused_at_the_call():
     lines += ["from llucid.training.settings import Settings"]
     for call in calls:
         lines += ["try:", f"    {call}", "except llucid.errors.LlucidError as error:", "    print(error)"]
+    lines += ["from pathlib import Path", "import numpy as np"]
+    lines += ["kept = Settings(corpus=[Path('a.txt')], out=Path('b'), steps=np.int64(3), clip=np.float32(2))"]
+    lines += ["print((kept.corpus, kept.out, kept.steps, kept.clip))"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=LIMIT)
-    assert done.stdout.splitlines() == list(calls.values()), done.stderr
+    assert done.stdout.splitlines() == [*calls.values(), "(('a.txt',), 'b', 3, 2.0)"], done.stderr
 
 
 def test_a_batch_of_no_samples_is_refused_and_of_no_prompts_is_empty():
