@@ -66,8 +66,8 @@ class Memory:
             for new, old in zip(longer, side, strict=True):
                 new[:, : self.slots] = old
             sides.append(longer)
-        (self.keys, self.values), self.slots = sides, slots
         self.__dict__.pop("tensors", None)
+        (self.keys, self.values), self.slots = sides, slots
 
     def copy_page(self, source: int, target: int, count: int) -> None:
         """Copies the first `count` slots of a page to another page."""

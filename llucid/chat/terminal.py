@@ -203,23 +203,21 @@ def respond(session: Session, line: str) -> str | Answer:
 def in_terminal(session: Session, console: Console) -> None:
     prompt = line_editor(session)
     while True:
+        line = ""
         try:
             line = prompt.prompt("› ")
-        except KeyboardInterrupt:
-            console.print("Ctrl-D leaves", style="dim")
-            continue
-        except EOFError:
-            return
-        if not line.strip():
-            continue
-        try:
-            response = respond(session, line)
-            notes = [response] if isinstance(response, str) else print_answer(session, response)
-            for note in notes:
-                console.print(note.translate(PRINTABLE), style="dim")
+            if line.strip():
+                response = respond(session, line)
+                notes = [response] if isinstance(response, str) else print_answer(session, response)
+                for note in notes:
+                    console.print(note.translate(PRINTABLE), style="dim")
+        except KeyboardInterrupt:  # while an answer is written, print_answer catches it
+            console.print("\nstopped" if line else "Ctrl-D leaves", style="dim")
         except EOFError:
             return
         except (LlucidError, OSError) as error:
+            if not line:  # the terminal has gone
+                raise
             console.print(f"error: {one_line(error)}", style="red")
 
 

@@ -6,6 +6,9 @@
              tokens  = choose(logits)            one per text, each with its own random numbers
     drop(number)                                 ends a text early
 
+An exception, Ctrl-C for example, may end any of these at any line. The next call then starts again from the texts and
+the tree of pages (`Pages.restore`).
+
 The engine works on ids only. The tokens of a request do not depend on other requests: exactly where C computes, to
 rounding where PyTorch does. Common prefixes are shared; when memory runs out, the newest texts wait.
 """
@@ -146,6 +149,8 @@ class Batch:
         self.waiting: list[Text] = []
         self.running: list[Text] = []
         self.count = 0
+        self.incomplete = False
+        """Whether a call that changes sequences is running, or was ended by an exception."""
 
     def add(self, request: Request) -> int:
         """Adds a request; returns its number, which its events carry. Raises LlucidError if it is invalid."""
@@ -158,19 +163,24 @@ class Batch:
             if token >= self.config.vocab_size:
                 raise LlucidError(f"logit_bias={token}={bias:g}: this model has ids 0 to {self.config.vocab_size - 1}")
         check_prompt(request.ids, self.config)
-        self.waiting.append(Text(self.count, request, list(request.ids)))
+        self.count += 1
+        self.waiting.append(Text(self.count - 1, request, list(request.ids)))
         self.statistics.rows += 1
         self.statistics.reason = None
-        self.count += 1
         return self.count - 1
 
     def drop(self, number: int) -> None:
         """Ends a text early; does nothing if it has ended already."""
         text = next((text for text in chain(self.running, self.waiting) if text.number == number), None)
-        if text and text.sequence:
+        if text:
+            self._begin()
             self._end(text)
-        elif text:
-            self.waiting.remove(text)
+            self.incomplete = False
+
+    def clear(self) -> None:
+        """Ends all texts early."""
+        for text in (*self.running, *self.waiting):
+            self.drop(text.number)
 
     @property
     def busy(self) -> bool:
@@ -181,42 +191,53 @@ class Batch:
         """One pass: a new token for each text whose prompt has been read, several where guesses were right.
 
         A step that reads only prompts has no events, and neither has one when there are no requests. Raises LlucidError
-        for logits of a damaged model, and if a single text does not fit into memory.
+        for logits of a damaged model, and if a single text does not fit into memory. Any other exception may lose
+        tokens.
         """
         began = perf_counter()
+        self._begin()
         self._admit()
-        parts = self._parts()
-        if not parts:
-            return []
-        prompt = any(not text.written for text, _ in parts)
-        logits = self.reader.read([part for _, part in parts])
-        events = self._write(parts, logits)
-        spent = perf_counter() - began
-        if prompt:
-            self.statistics.prompt_seconds += spent
-        else:
-            self.statistics.seconds += spent
-            self.statistics.decoded += len(events)
-        self.statistics.tokens += len(events)
+        events: list[Event] = []
+        if parts := self._parts():
+            prompt = any(not text.written for text, _ in parts)
+            events = self._write(parts, self.reader.read([part for _, part in parts]))
+            spent = perf_counter() - began
+            if prompt:
+                self.statistics.prompt_seconds += spent
+            else:
+                self.statistics.seconds += spent
+                self.statistics.decoded += len(events)
+            self.statistics.tokens += len(events)
+        self.incomplete = False
         return events
 
     def read(self, ids: Ids[int]) -> Any:
         """The logits [vocab] after `ids`, in float32 or wider. Raises LlucidError as `step` does."""
         check_prompt(ids, self.config)
+        self._begin()
         sequence = self.pages.open(ids[:-1])
-        try:
-            while True:
-                unread = ids[sequence.length :]
-                if not self.pages.extend(sequence, len(ids)):
-                    raise no_memory()
-                chunk = unread[:CHUNK]
-                whole = len(chunk) == len(unread)
-                logits = self.reader.read([Part(sequence, chunk, int(whole), len(unread))])
-                self.pages.commit(sequence, chunk)
-                if whole:
-                    return logits[0]
-        finally:
-            self.pages.close(sequence)
+        while True:
+            unread = ids[sequence.length :]
+            if not self.pages.extend(sequence, len(ids)):
+                raise no_memory()
+            chunk = unread[:CHUNK]
+            whole = len(chunk) == len(unread)
+            logits = self.reader.read([Part(sequence, chunk, int(whole), len(unread))])
+            self.pages.commit(sequence, chunk)
+            if whole:
+                self.pages.close(sequence)
+                self.incomplete = False
+                return logits[0]
+
+    def _begin(self) -> None:
+        """Begins a call that changes sequences; if an exception ended the one before, all texts wait again."""
+        if self.incomplete:
+            texts = dict.fromkeys((*self.running, *self.waiting))  # a text that was being moved is in both
+            for text in texts:
+                text.sequence = None
+            self.pages.restore()
+            self.waiting, self.running = [*texts], []
+        self.incomplete = True
 
     # ------------------------------------------------------------------------------------- what a step reads
 
@@ -233,8 +254,8 @@ class Batch:
                 if not self.running:
                     raise no_memory()
                 return
-            self.waiting.remove(text)
             self.running.append(text)
+            self.waiting.remove(text)
             if text.unread > 1:
                 reading.append(text.ids)
             if not text.written:
@@ -281,8 +302,8 @@ class Batch:
         self.pages.close(text.sequence)
         text.sequence = None
         if text in self.running:
-            self.running.remove(text)
             self.waiting.insert(0, text)
+            self.running.remove(text)
 
     # ---------------------------------------------------------------------------------- what a step writes
 
@@ -363,7 +384,7 @@ class Batch:
         if text.sequence:
             self.pages.close(text.sequence)
         text.sequence, text.guesses = None, ()
-        self.running.remove(text)
+        (self.running if text in self.running else self.waiting).remove(text)
 
 
 def window(ids: Ids[int], context: int, keep: int) -> tuple[int, ...]:

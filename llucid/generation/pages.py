@@ -7,6 +7,7 @@ evicted.
 """
 
 from collections.abc import Sequence as Ids
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,6 +153,16 @@ class Pages:
             self._leave(page)
         sequence.pages, sequence.length = [], 0
 
+    def restore(self) -> None:
+        """Ends all sequences, after an exception that left them or the counts of their pages incomplete."""
+        self.used, self.kept = bytearray(b"\1").ljust(self.memory.slots // PAGE, b"\0"), {}
+        tree = [self.root]
+        for parent in tree:
+            for page in chain.from_iterable(parent.children.values()):
+                self.used[page.number], page.users = 1, 0
+                self.kept[page.number] = page
+                tree.append(page)
+
     def _put(self, page: Page, parent: Page, ids: Ids[int]) -> None:
         page.parent, page.ids = parent, list(ids)
         parent.children.setdefault(ids[0], []).append(page)
@@ -202,7 +213,7 @@ class Pages:
         """Frees up to `count` kept pages: leaves of the tree first, the least recently used first."""
         freed: list[int] = []
         while len(freed) < count:
-            ends = [page for page in self.kept.values() if not page.children]
+            ends = [page for page in self.kept.values() if not any(page.children.values())]
             if not ends:
                 break
             for page in sorted(ends, key=lambda page: page.last_used)[: count - len(freed)]:

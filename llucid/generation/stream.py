@@ -54,24 +54,21 @@ def stream(
 ) -> Iterator[Piece]:
     """The continuations of some requests, piece by piece, all at once; sets their `stops`.
 
-    Closing the iterator drops the requests. Raises LlucidError at the call for invalid requests, and later as
-    `Batch.step` does.
+    Closing the iterator drops the requests, and a new stream drops all that are still in the batch. Raises LlucidError
+    at the call for invalid requests, and later as `Batch.step` does.
     """
+    batch.clear()
     writers = [Writer(tokenizer, request.ids, stop) for request in requests]
     rows: dict[int, int] = {}
-    try:
-        for row, (request, writer) in enumerate(zip(requests, writers, strict=True)):
-            rows[batch.add(request._replace(stops=writer.push))] = row
-    except BaseException:
-        for number in rows:
-            batch.drop(number)
-        raise
+    for row, (request, writer) in enumerate(zip(requests, writers, strict=True)):
+        rows[batch.add(request._replace(stops=writer.push))] = row
     return _pieces(batch, rows, writers)
 
 
 def _pieces(batch: Batch, rows: dict[int, int], writers: Sequence[Writer]) -> Iterator[Piece]:
     try:
         while rows:
+            assert batch.busy, "another stream of this batch has begun"
             for number, token, logprob, reason, slid in batch.step():
                 row = rows[number]
                 if reason:

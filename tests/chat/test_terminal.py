@@ -16,14 +16,18 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from prompt_toolkit.completion import CompleteEvent
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
+from rich.console import Console
 
 import llucid
 from llucid.chat import NotAChatModel, Session
+from llucid.chat import terminal as in_a_terminal
 from llucid.chat.terminal import COMMANDS, answer_lines, history, line_editor, print_answer, respond, status_line, talk
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
@@ -238,6 +242,26 @@ def test_notes_follow_the_line_of_the_answer(session: Session, monkeypatch: pyte
 def test_a_complete_answer_has_no_notes() -> None:
     session = Session(reciter(), sampling=GREEDY)
     assert print_answer(session, session.reply("Who?")) == []
+
+
+def test_ctrl_c_outside_an_answer_does_not_leave(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the prompt, in a command, and while the last word of an answer is printed."""
+    lines = iter(["Who?", None, "/stats", "/quit"])
+    prompt = SimpleNamespace(prompt=lambda _: next(lines) or _raise(KeyboardInterrupt))
+    monkeypatch.setattr(in_a_terminal, "line_editor", lambda _: prompt)
+    monkeypatch.setattr(
+        in_a_terminal, "screen", lambda: SimpleNamespace(push=str, finish=lambda: _raise(KeyboardInterrupt))
+    )
+    monkeypatch.setitem(COMMANDS, "stats", (lambda *_: _raise(KeyboardInterrupt), "/stats"))
+    in_a_terminal.in_terminal(session, Console())
+    assert capsys.readouterr().out == "abcde\nstopped\nCtrl-D leaves\n\nstopped\n"
+    assert len(session.conversation.messages) == 2
+
+
+def _raise(error: type[BaseException]) -> Any:
+    raise error
 
 
 def test_a_full_context_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

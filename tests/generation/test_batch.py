@@ -1,9 +1,11 @@
 """The engine against the equations without a cache, with requests that come and go in any order."""
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,24 @@ from torch import Tensor
 from llucid.cache import PAGE, Memory
 from llucid.config import Config
 from llucid.errors import LlucidError
-from llucid.generation import Batch, Draft, Event, Request, Sampling, Statistics, generator, reader, torch_reader
+from llucid.generation import (
+    Batch,
+    Draft,
+    Event,
+    Request,
+    Sampling,
+    Statistics,
+    generator,
+    reader,
+    stream,
+    torch_reader,
+)
 from llucid.generation.batch import CHUNK, window
 from llucid.generation.pages import Part
 from llucid.generation.reader import LARGEST, checked
 from llucid.llama import llama
 from llucid.model import Model
+from llucid.tokenizers.characters import Characters
 from llucid.weights import Weights, initialise, quantize, to, tree_map
 
 CONFIG = Config(dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, vocab_size=40, context=24)
@@ -424,6 +438,42 @@ def test_a_text_too_large_for_the_memory_is_an_error():
     batch = Batch(MODEL, memory=PAGE)
     with pytest.raises(LlucidError, match="no memory for the keys and values of one text"):
         run(batch, request([1], 3))
+
+
+def test_an_exception_at_any_line_spoils_no_later_text():
+    """Ctrl-C, for example: raised where a line of the engine is executed for the first time, line by line."""
+    model = Model(LONG, to(LONG_WEIGHTS, torch.float32), Characters(map(chr, range(LONG.vocab_size))))
+    memory = 4 * PAGE * Memory.bytes_per_slot(LONG, "float32")
+    before, prompt = ids(PAGE + 30), [*ids(PAGE + 20), *ids(PAGE, 1)]  # a page is shared, one copied, one evicted
+    lines: set[tuple[CodeType, int]] = set()
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if event == "line" and (line := (frame.f_code, frame.f_lineno)) not in lines:
+            lines.add(line)
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace if frame.f_code.co_filename.endswith(("n/batch.py", "n/pages.py", "n/stream.py")) else None
+
+    def write(batch: Batch, prompt: list[int], tracer: Any = None) -> list[int] | None:
+        sys.settrace(tracer)
+        try:
+            return [piece.token for piece in stream(batch, [request(prompt, 2)], model.text())]
+        except KeyboardInterrupt:
+            return None
+        finally:
+            sys.settrace(None)
+
+    expected = write(Batch(model), prompt)
+    more = True
+    while more:
+        batch, more = Batch(model, memory), False
+        write(batch, ids(PAGE + 9, 2))
+        write(batch, before)
+        while write(batch, prompt, trace) is None:
+            more = True
+            assert write(batch, prompt) == expected
+            assert leaks(batch) == 0
+    assert len(lines) > 100
 
 
 # --------------------------------------------------------------------------------------------- statistics and errors
