@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from llucid.errors import LlucidError
@@ -73,13 +74,24 @@ def fetch(repository: str, variant: str | None) -> Path:
     return folder(re.sub(r"-00001-of-(\d{5})", r"-*-of-\1", name), *more, ignored=()) / name
 
 
+def names_in(repository: str) -> list[str]:
+    """The names of the repository's files; without a network, of those that were fetched before."""
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    try:
+        return list_repo_files(repository)
+    except Exception:  # any error of a network and its libraries
+        with suppress(Exception):
+            fetched = Path(snapshot_download(repository, local_files_only=True))
+            return [file.relative_to(fetched).as_posix() for file in fetched.rglob("*") if file.is_file()]
+        raise
+
+
 def choose_file(repository: str, variant: str | None) -> str:
     """The name of the repository's only GGUF file, or of the one of this variant; of a split one, its first part.
 
     A repository without GGUF and config.json may have files of llama2.c."""
-    from huggingface_hub import list_repo_files
-
-    every = list_repo_files(repository)
+    every = names_in(repository)
     files = [file for file in every if file.endswith(".gguf") and not re.search("mmproj|imatrix", file)]
     files = [file for file in files if not LATER_PART.search(file)]
     if not files and not {"config.json", "adapter_config.json"}.intersection(every):

@@ -288,7 +288,12 @@ def write(
     header = BinHeader(version, config, group)
     leaves = dict(named_leaves(model.weights))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tokenizer_beside(out.parent, model.tokenizer), atomic_file(out) as temporary, open(temporary, "wb") as file:
+    vocab = config.vocab_size
+    with (
+        tokenizer_beside(out.parent, model.tokenizer, vocab),
+        atomic_file(out) as temporary,
+        open(temporary, "wb") as file,
+    ):
         file.write(encode_header(header))
         for path, shape, offset in array_offsets(header):
             if path == "output":
@@ -330,7 +335,7 @@ def angles(config: Config) -> Iterator[memoryview]:
 
 
 @contextmanager
-def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None) -> Generator[None]:
+def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> Generator[None]:
     """Puts the tokenizer into the folder when the body has run without an error.
 
     It is `tokenizer.bin`, or `tokenizer.json` if llama2.c's format cannot hold it. Raises LlucidError before the body
@@ -344,7 +349,7 @@ def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None) -> Generator[Non
             unfinished.mkdir(exist_ok=True)
             if tokenizer:
                 try:
-                    to_llama2c(tokenizer).write(unfinished / "tokenizer.bin")
+                    to_llama2c(tokenizer, vocab_size).write(unfinished / "tokenizer.bin")
                 except LlucidError:
                     tokenizer.save(unfinished)
         files = sorted(unfinished.iterdir())

@@ -60,6 +60,11 @@ def encode_learned(
         asked = _encoded(dialog[:number], tokenizer, format, True, extra)
         whole = _encoded(dialog[: number + 1], tokenizer, format, False, extra)
         if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
+            if tokenizer.decode(whole).startswith(tokenizer.decode(asked)):
+                raise LlucidError(
+                    f"messages[{number}]: the answer's first characters and the template's last before it are one "
+                    "token, so it is unknown what the model should learn; begin the answer otherwise"
+                )
             before = _encoded(dialog[:number], tokenizer, format, False, extra)
             if asked[: len(before)] == before == whole[: len(before)]:
                 prompt = shown(tokenizer.decode(asked[len(before) :]))

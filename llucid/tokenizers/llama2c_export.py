@@ -11,15 +11,19 @@ from llucid.tokenizers.tokenizer import Tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
 
-def to_llama2c(tokenizer: Tokenizer) -> Llama2cTokenizer:
-    """The same tokenizer in llama2.c's format: from a SentencePiece model, or from a `tokenizer.json` made of one.
+def to_llama2c(tokenizer: Tokenizer, vocab_size: int = 0) -> Llama2cTokenizer:
+    """The same tokenizer in llama2.c's format: from a SentencePiece model, or from a `tokenizer.json` made of one. It
+    has a piece for each of a model's `vocab_size` ids, which llama2.c requires.
 
     Raises LlucidError for any other: llama2.c has one merge rule, three special tokens, and a piece for each byte.
     The letter "▁" in a text gets other ids: SentencePiece reads it as a space, llama2.c does not.
     """
+    made = tokenizer if isinstance(tokenizer, Llama2cTokenizer) else rows_of(tokenizer)
+    if more := range(made.vocab_size, vocab_size):
+        pieces = [*made.pieces, *(b"[PAD%d]" % number for number in more)]
+        made = Llama2cTokenizer(pieces, [*made.scores, *[WORST_SCORE] * len(more)])
     if isinstance(tokenizer, Llama2cTokenizer):
-        return tokenizer
-    made = rows_of(tokenizer)
+        return made
     if tokenizer.bos not in (made.bos, None) or tokenizer.eos not in (made.eos, None):
         raise LlucidError(f"llama2.c's BOS and EOS are 1 and 2, this tokenizer's {tokenizer.bos} and {tokenizer.eos}")
     if difference := text_difference(tokenizer, made):

@@ -284,6 +284,25 @@ def test_a_repository_of_any_format(format: str, name: str, tmp_path: Path, monk
     assert not (tmp_path / "copy" / "original").exists()
 
 
+def test_a_repository_that_was_fetched_before_opens_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for name, format in (("x", "huggingface"), ("y", "gguf")):
+        cached = tmp_path / f"models--org--{name}"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("0123")
+        (cached / "snapshots").mkdir()
+        at = cached / "snapshots" / "0123"
+        save(model_of(CONFIG), at / "a-F32.gguf" if format == "gguf" else at, format)
+        assert find(f"org/{name}") == (at / "a-F32.gguf" if format == "gguf" else at)
+    assert find("org/y:f32") == tmp_path / "models--org--y" / "snapshots" / "0123" / "a-F32.gguf"
+    with pytest.raises(LlucidError, match="no repository of that name could be fetched"):
+        find("org/z")
+
+
 def test_a_repository_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder := tmp_path / "there").mkdir()
     for name in ("adapter_config.json", "training_args.bin"):

@@ -23,6 +23,7 @@ from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.weights import leaves, named_leaves
 from tests.checkpoints.models import model_of, same
+from tests.tokenizers.texts import small_sentencepiece
 
 SMALL = Config(dim=64, layers=2, heads=8, kv_heads=4, head_dim=8, ffn_dim=96, vocab_size=50, context=32)
 
@@ -291,6 +292,15 @@ def test_the_story_through_every_format_and_transformers(data: Path, tmp_path: P
     tokenizer = transformers.AutoTokenizer.from_pretrained(at)
     ids = model.generate(tokenizer("", return_tensors="pt").input_ids, max_new_tokens=200, do_sample=False)
     assert tokenizer.decode(ids[0], skip_special_tokens=True) == STORY
+
+
+def test_a_tokenizer_has_a_piece_for_each_row(tmp_path: Path) -> None:
+    """run.c reads as many as the model's header says."""
+    model = model_of(replace(SMALL, vocab_size=420))
+    save(model._replace(tokenizer=small_sentencepiece()), tmp_path / "x.bin", "llama2c")
+    tokenizer = load(tmp_path / "x.bin", device="cpu").tokenizer
+    assert tokenizer
+    assert (small_sentencepiece().vocab_size, tokenizer.vocab_size) == (400, 420)
 
 
 @pytest.mark.slow

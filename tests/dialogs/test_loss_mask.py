@@ -131,5 +131,11 @@ def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
     forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
     with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template changes what comes before an answer"):
         encode_learned(TALK[:3], taught, forgetful)
+    merging = train_bpe(["\n\n" * 99], 259, special=["<|im_start|>", "<|im_end|>"])
+    begun = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "\nYes"}]
+    with pytest.raises(
+        LlucidError, match="the answer's first characters and the template's last before it are one token"
+    ):
+        encode_learned(begun, merging, CHATML)
     # Messages after the last answer are left out.
     assert encode_learned(TALK[:6], taught) == encode_learned(TALK[:5], taught)

@@ -265,7 +265,10 @@ def test_a_saved_tokenizer_json_is_converted_back(llama2: Llama2cTokenizer, agai
     assert back.pieces == llama2.pieces
     for text in [*HOSTILE.values(), MARK]:
         assert back.encode(text) == llama2.encode(text)
-    assert to_llama2c(back) is back
+    assert to_llama2c(back, back.vocab_size) is back
+    wider = to_llama2c(back, back.vocab_size + 2)  # for rows of a model without a piece
+    assert wider.pieces == [*back.pieces, *(b"[PAD%d]" % (back.vocab_size + more) for more in range(2))]
+    assert wider.encode(MARK + "[PAD512]") == back.encode(MARK + "[PAD512]")
     never = made({" ": 0.0, "a": 0.0, "b": 0.0, "ab": -1e10})
     assert to_llama2c(JsonTokenizer(json.loads(never.json()))).encode("ab") == never.encode("ab") == [259, 260, 261]
     ranked = to_llama2c(again)  # its characters have no score, but are halves of pieces
