@@ -90,11 +90,11 @@ def run_ladder(
     if not 0 <= seed < 1 << 63:
         raise LlucidError(f"seed={seed}: must be at least 0 and less than 2^63")
     chosen = choose(rungs)
-    folder = Path(out) if out else free_name("ladder")
-    if is_occupied(folder):
-        what = "is not empty" if folder.is_dir() else "is a file"
+    if out and is_occupied(Path(out)):
+        what = "is not empty" if Path(out).is_dir() else "is a file"
         raise LlucidError(f"out={out}: {what}; choose another folder")
     task = prepare(corpus, steps, console)
+    folder = make_folder(out)
     results: list[Result] = []
     report = Report(console, task.corpus.name, len(chosen) * seeds * steps)
     with interruption() as interrupted, report.live():
@@ -110,9 +110,23 @@ def run_ladder(
         report.summary()
         with atomic_file(folder / "ladder.png") as temporary:
             ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
+    elif not out:
+        folder.rmdir()
     if len(results) < len(chosen):
         signal.raise_signal(interrupted())
     return folder
+
+
+def make_folder(out: str | None) -> Path:
+    """Makes the folder `out`, or one of a name that is free, also if other processes take names at the same time."""
+    while True:
+        folder = Path(out) if out else free_name("ladder")
+        try:
+            folder.mkdir(parents=True, exist_ok=bool(out))
+            return folder
+        except FileExistsError:
+            if out:
+                raise
 
 
 def choose(words: Sequence[str]) -> list[Rung]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from llucid.errors import LlucidError
 from llucid.ladder import RUNGS
-from llucid.ladder.run import EDGES, RECIPE, choose, is_inner, run_ladder
+from llucid.ladder.run import EDGES, RECIPE, choose, is_inner, prepare, run_ladder
 from llucid.training.muon import Muon
 from llucid.training.optimizer import make_optimizers
 from llucid.weights import leaves, named_leaves
@@ -59,11 +59,19 @@ def test_the_command_trains_the_chosen_rungs(geese: Path, tmp_path: Path) -> Non
 
 def test_the_same_seed_the_same_ladder(geese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llucid.ladder.run.SAMPLE", 20)
+    monkeypatch.chdir(tmp_path)
+
+    def taken_meanwhile(*arguments: Any) -> Any:
+        Path("runs/ladder").mkdir(parents=True, exist_ok=True)
+        return prepare(*arguments)
+
+    monkeypatch.setattr("llucid.ladder.run.prepare", taken_meanwhile)
     console = Console(quiet=True)
     numbers: dict[str, Any] = {"corpus": [str(geese)], "rungs": ["10"], "steps": 2, "seeds": 1}
     kept = []
-    for place, seed in enumerate((0, 0, 1)):
-        out = run_ladder(console, **numbers, seed=seed, out=str(tmp_path / str(place)))
+    for number, seed in enumerate((0, 0, 1), 2):
+        out = run_ladder(console, **numbers, seed=seed)
+        assert out == Path(f"runs/ladder-{number}")
         metrics = json.loads((out / "metrics.json").read_text())
         kept.append(([row["curves"] for row in metrics["rungs"]], (out / "samples.txt").read_text()))
     assert kept[0] == kept[1]
@@ -127,7 +135,6 @@ def test_a_corpus_that_is_too_small_is_refused(text: str, tmp_path: Path) -> Non
 def test_fables_where_there_is_no_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from llucid import corpora
     from llucid.corpora import shakespeare
-    from llucid.ladder.run import prepare
 
     def unreachable(cache: Path) -> Path:
         raise LlucidError("no network")
