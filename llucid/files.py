@@ -1,5 +1,6 @@
 """Atomic writes: under a temporary name, then renamed. Bounded reads. Paths as they are typed. And the cache folder."""
 
+import errno
 import hashlib
 import json
 import os
@@ -76,9 +77,12 @@ def atomic_file(path: Path) -> Generator[Path]:
 
 @contextmanager
 def replaced_in_errors(unfinished: Path, out: Path) -> Generator[None]:
-    """Replaces the path `unfinished` by `out`, which the user knows, in every OSError raised inside."""
+    """Replaces the path `unfinished` by `out`, which the user knows, in every OSError and LlucidError raised inside."""
     try:
         yield
+    except LlucidError as error:
+        error.args = (str(error).replace(str(unfinished), str(out)),)
+        raise
     except OSError as error:
         if error.filename is None:  # `atomic_file` has put the path in the message
             raise OSError(str(error).replace(str(unfinished), str(out))) from error
@@ -91,27 +95,79 @@ def is_occupied(out: Path) -> bool:
     return out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir()))
 
 
+class OccupiedError(LlucidError):
+    """There is something at the place of a new file or folder."""
+
+    def __init__(self, out: Path) -> None:
+        kind = "folder" if out.is_dir() else "file"
+        super().__init__(f"{out}: something is there already; choose another {kind}")
+
+
 @contextmanager
-def atomic_folder(out: Path) -> Generator[Path]:
-    """Yields a temporary folder, and moves it to `out` at the end; an error removes it.
+def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
+    """Yields a temporary folder, and moves it to `out` at the end; an error removes it. Removes what killed processes
+    left of `out`.
 
     An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. If `out`
-    is a dangling link, its target is created. Every OSError names `out`.
+    is a dangling link, its target is created. Every OSError names `out`. If `file`, yields the path of a file in that
+    folder instead; what is written beside it is moved first, and may be beside `out` already with the same content.
+
+    Raises OccupiedError, and changes nothing, if something is at `out`, now or at the end.
     """
-    place, there = Path(os.path.realpath(out)), out.is_dir()
+    if is_occupied(out):
+        raise OccupiedError(out)
+    remove_unfinished(out)
+    place, there = Path(os.path.realpath(out)), out.is_dir() and not file
     unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:
-        with replaced_in_errors(unfinished, out):
+        with replaced_in_errors(unfinished, out.parent if file else out):
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
-            yield unfinished
-            if there:
-                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, comes last
-                    made.rename(place / made.name)
-            else:
-                unfinished.rename(place)
+            yield unfinished / place.name if file else unfinished
+            if is_occupied(out):
+                raise OccupiedError(out)
+            try:
+                if file or there:
+                    _move_all(unfinished, last=place.name if file else None)
+                else:
+                    unfinished.rename(place)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise OccupiedError(out) from error
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _move_all(unfinished: Path, last: str | None) -> None:
+    """Moves all files of a folder to the folder around it, or none if a name is taken there.
+
+    The file `last` is moved last, and the others may then be there already with the same content; for None, it is
+    train.toml, which makes a folder a run.
+    """
+    moved = list[Path]()
+    try:
+        for made in sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path)):
+            to = unfinished.parent / made.name
+            if not (last and made.name != last and to.is_file() and to.read_bytes() == made.read_bytes()):
+                _move(made, to)
+                moved.append(to)
+    except BaseException:
+        for path in moved:
+            remove(path)
+        raise
+
+
+def _move(path: Path, to: Path) -> None:
+    """Renames a file or a folder, but never replaces one."""
+    try:
+        os.link(path, to)
+    except OSError as error:  # the name is taken, it is a folder, or the file system has no links
+        if os.path.lexists(to):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from error
+        path.rename(to)
+    else:
+        path.unlink()
 
 
 def remove_unfinished(out: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from llucid.errors import LlucidError, one_line, printable_json
 from llucid.files import (
     DEEPEST_JSON,
+    OccupiedError,
     atomic_file,
     atomic_folder,
     cache_folder,
@@ -85,13 +86,40 @@ def test_an_empty_folder_is_filled_atomically(tmp_path: Path) -> None:
 
 def test_files_are_moved_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """train.toml, which makes the folder a run, comes after the model."""
-    moved, real = list[str](), Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(to.name), real(path, to)))
+    moved, real = list[str](), os.link
+    monkeypatch.setattr(os, "link", lambda path, to: (moved.append(to.name), real(path, to)))
     names = {f"{digit}" for digit in range(9)} | {"model.safetensors", "train.toml", "config.json"}
     with atomic_folder(tmp_path) as folder:
         for name in names:
             (folder / name).write_text("new")
     assert moved == sorted(names)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("file", [True, False])
+def test_a_name_that_is_taken_between_two_moves_is_kept(
+    file: bool, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that was moved before is removed; what is beside a file may be there with the same content."""
+    real = os.link
+
+    def taken(path: Path, to: Path) -> None:
+        if to.name == "b":
+            to.write_text("other")
+        if not links:
+            raise OSError(errno.EPERM, "no links")
+        real(path, to)
+
+    monkeypatch.setattr(os, "link", taken)
+    (tmp_path / "beside").write_text("same")
+    out = tmp_path / "b" if file else tmp_path / "out"
+    if not file:
+        out.mkdir()
+    with pytest.raises(OccupiedError), atomic_folder(out, file=file) as place:  # noqa: PT012
+        for name in ("a", "b", "beside", "c") if file else ("a", "b", "c"):
+            (place.parent if file else place).joinpath(name).write_text("same")
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.name: path.read_text() for path in left} == {"b": "other", "beside": "same"}
 
 
 def test_partial_files_of_a_killed_process_do_not_occupy_a_folder(tmp_path: Path) -> None:

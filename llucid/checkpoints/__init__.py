@@ -15,10 +15,9 @@ generation_config.py  the sampling settings of a Hugging Face folder
 
 import copy
 import importlib
-import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -34,11 +33,11 @@ from llucid.checkpoints.hub import LATER_PART, find
 from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
-from llucid.files import atomic_folder, is_occupied, refuse_stand_in, remove_unfinished, typed
+from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
-from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
+from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference, note_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.weights import Weights, assemble, leaves, named_leaves, parameter_count, tree_map
@@ -52,6 +51,8 @@ __all__ = ["FORMATS", "Model", "choose_device", "choose_dtype", "convert", "desc
 Quantization = Literal["int8", "int4", "file"]
 FORMATS = ("huggingface", "meta", "llama2c", "gguf")
 """The names of the modules, in the order in which `format_of` tries them."""
+FILE_NAMES = {"llama2c": "model.bin", "gguf": "model.gguf"}
+"""How a model may be called in the formats that are a file; the others are folders."""
 
 KIND_NAMES = {
     "JsonTokenizer": "Hugging Face tokenizer",
@@ -256,6 +257,13 @@ def save(
     Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
     a model that the format cannot hold; a weight must not become infinite in `dtype`.
     """
+    write, out = _writer(model, out, format, version, dtype), Path(out)
+    with nullcontext(out) if format in FILE_NAMES or is_occupied(out) else atomic_folder(out) as place:
+        write(place, progress)
+
+
+def _writer(model: Model, out: str | Path, format: str, version: int | None, dtype: str | None) -> Callable[..., None]:
+    """The function that writes the model to a path in this format, after the checks and notes about `out`."""
     if out == "":
         raise LlucidError("out='': is empty; name a folder or a file")
     if format not in FORMATS:
@@ -270,13 +278,11 @@ def save(
         note(f"{out}: float64 numbers are rounded to float32, which is the most that this format holds")
     if format == "huggingface" and model.tokenizer:
         note_difference(model.tokenizer)
+    if format in FILE_NAMES and Path(out).is_dir():
+        raise LlucidError(f"{out}: is a folder; the format {format} is a file, as in {Path(out) / FILE_NAMES[format]}")
     choice = {} if version is None else {"version": version}
     write: Callable[..., None] = _format(format).write
-    if format in ("huggingface", "meta"):
-        with nullcontext(Path(out)) if is_occupied(Path(out)) else atomic_folder(Path(out)) as folder:
-            write(folder, model, progress, dtype, **choice)
-    else:
-        write(Path(out), model, progress, dtype, **choice)
+    return lambda place, progress, **options: write(place, model, progress, dtype, **choice, **options)
 
 
 def convert(
@@ -297,22 +303,17 @@ def convert(
     exists, for a model that the format cannot hold, and if the result gives other token ids.
     """
     path, out = find(path), Path(out)
-    if is_occupied(out):
-        raise LlucidError(f"{out}: something is there already; choose another {'folder' if out.is_dir() else 'file'}")
-    remove_unfinished(out)
     model = _open(path, tokenizer)
     model = model._replace(weights=in_one_dtype(model.weights)[0])
-    with _removed_on_error(out):
+    with atomic_folder(out, file=format in FILE_NAMES) as new:
         source = format_of(path)[0]
         given = with_template(model, out) if source == "meta" and format in ("huggingface", "gguf") else model
-        save(given, out, format, version=version, dtype=dtype, progress=progress)
+        options = {"beside": new.parent.parent} if format == "llama2c" else {}
+        _writer(given, out, format, version, dtype)(new, progress, **options)
         if format == source == "huggingface":
-            copy_generation_config(path, out, token_ids=tokenizer is None)
-        result = _open(out, None)
-        _compare(model, result, out)
-    pairs = {
-        item.name: (getattr(model.config, item.name), getattr(result.config, item.name)) for item in fields(Config)
-    }
+            copy_generation_config(path, new, token_ids=tokenizer is None)
+        config = _compare(model, new, out)
+    pairs = {item.name: (getattr(model.config, item.name), getattr(config, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
@@ -329,28 +330,12 @@ def with_template(model: Model, out: Path) -> Model:
     return model._replace(tokenizer=tokenizer)
 
 
-@contextmanager
-def _removed_on_error(out: Path) -> Generator[None]:
-    """Removes the model at `out`, a new file or folder or an empty folder, if an error is raised inside."""
-    was_folder = out.is_dir()
-    files = [out.parent / name for name in (*FILES, "tokenizer_config.json", "generation_config.json")]
-    new = [out, *(file for file in files if not file.exists())]
-    try:
-        yield
-    except BaseException:
-        if out.is_dir():
-            for path in [*out.iterdir()] if was_folder else [out]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        elif out.exists():
-            for file in new:
-                file.unlink(missing_ok=True)
-        raise
-
-
-def _compare(model: Model, result: Model, out: Path) -> None:
-    """Raises LlucidError if the tokenizer of `result` differs from that of `model`; notes different dialogues."""
+def _compare(model: Model, new: Path, out: Path) -> Config:
+    """The Config of the model at `new`, which is to become `out`. Raises LlucidError if its tokenizer differs from that
+    of `model`; notes different dialogues."""
     from llucid.dialogs.comparison import first_difference_in_dialog  # imports jinja2, which takes time
 
+    result = _open(new, None)
     one, two = model.tokenizer, result.tokenizer
     if one and two:
         difference = first_difference(one, two)
@@ -362,3 +347,4 @@ def _compare(model: Model, result: Model, out: Path) -> None:
         formats = (model.chat_format, result.chat_format)
         if difference := first_difference_in_dialog(one, two, format=formats[0], other_format=formats[1]):
             note(f"{out}: chat differs from the original: {difference}")
+    return result.config

@@ -366,8 +366,6 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     config = model.config
     check_config(config)
     chosen = choose_type(dtype)
-    if out.is_dir():
-        raise LlucidError(f"{out}: is a folder; a GGUF model is a file, as in {out / 'model.gguf'}")
     tensors = [pending_tensor(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
     if isinstance(config.rope_scaling, RopeScaling):
         tensors.append(PendingTensor(SLOWDOWNS, GGML_TYPES[0], torch.from_numpy(slowdowns(config).astype(np.float32))))

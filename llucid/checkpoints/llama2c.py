@@ -268,9 +268,16 @@ def quantize_groups(matrix: "Tensor", group: int) -> "tuple[Tensor, Tensor]":
 
 
 def write(
-    out: Path, model: Model, progress: Progress = no_progress, dtype: str | None = None, version: int | None = None
+    out: Path,
+    model: Model,
+    progress: Progress = no_progress,
+    dtype: str | None = None,
+    version: int | None = None,
+    beside: Path | None = None,
 ) -> None:
     """Writes a `.bin` of this version (0 when None) and the tokenizer in the same folder.
+
+    `beside` is the folder that both will be in, by default that of `out`: it must have no other tokenizer.
 
     The group size of version 2 is 64, halved until it divides dim, as in llama2.c's export, and also ffn_dim: runq.c
     only reads whole groups of a row. Raises LlucidError for a model that the format cannot hold.
@@ -282,15 +289,13 @@ def write(
         raise LlucidError(f"version={version}: llama2.c's format has the versions 0, 1 and 2")
     if dtype and full_name(dtype) != "float32":
         raise LlucidError(f"dtype={dtype}: llama2.c's format holds float32, or int8 with version=2")
-    if out.is_dir():
-        raise LlucidError(f"{out}: is a folder; a llama2.c model is a file, as in {out / 'model.bin'}")
     group = math.gcd(GROUP, config.dim, config.ffn_dim) if version == 2 else 1
     header = BinHeader(version, config, group)
     leaves = dict(named_leaves(model.weights))
     out.parent.mkdir(parents=True, exist_ok=True)
     vocab = config.vocab_size
     with (
-        tokenizer_beside(out.parent, model.tokenizer, vocab),
+        tokenizer_beside(out.parent, beside or out.parent, model.tokenizer, vocab),
         atomic_file(out) as temporary,
         open(temporary, "wb") as file,
     ):
@@ -335,11 +340,11 @@ def angles(config: Config) -> Iterator[memoryview]:
 
 
 @contextmanager
-def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> Generator[None]:
+def tokenizer_beside(folder: Path, beside: Path, tokenizer: Tokenizer | None, vocab_size: int) -> Generator[None]:
     """Puts the tokenizer into the folder when the body has run without an error.
 
     It is `tokenizer.bin`, or `tokenizer.json` if llama2.c's format cannot hold it. Raises LlucidError before the body
-    if the folder has a different tokenizer, because both models would be read with the same one.
+    if the folder `beside` has a different tokenizer, because both models would be read with the same one.
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 
@@ -354,7 +359,7 @@ def tokenizer_beside(folder: Path, tokenizer: Tokenizer | None, vocab_size: int)
                     tokenizer.save(unfinished)
         files = sorted(unfinished.iterdir())
         contents = {file.name: file.read_bytes() for file in files}
-        for there in (folder / name for name in {*FILES, *contents}):
+        for there in (beside / name for name in {*FILES, *contents}):
             if there.is_file() and there.read_bytes() != contents.get(there.name):
                 raise LlucidError(
                     f"{there}: is the tokenizer of another model, or this one in another form; write to another folder"

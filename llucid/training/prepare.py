@@ -15,6 +15,7 @@ from llucid.corpora.conversations import Conversation, open_conversations
 from llucid.corpora.dialogues import Dialogues
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise
 from llucid.errors import LlucidError
+from llucid.files import OccupiedError
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.training import run
@@ -82,7 +83,7 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         try:
             run.create(out, model, settings, corpus, save_state)
             break
-        except run.OccupiedError:
+        except OccupiedError:
             if settings.out:
                 raise  # else another process has just taken this name
     task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening)

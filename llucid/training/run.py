@@ -12,7 +12,6 @@ Each file is replaced atomically, and a new folder gets its name only when it is
 the process is killed at any moment, the folder opens and the run can continue.
 """
 
-import errno
 import hashlib
 import importlib
 import json
@@ -103,14 +102,9 @@ def free_name(name: str) -> Path:
 def refuse_occupied(out: Path) -> None:
     """Raises LlucidError if there is anything at `out`, except what a killed process left unfinished."""
     if is_occupied(out) and not is_unfinished(out):
-        raise OccupiedError(out)
-
-
-class OccupiedError(LlucidError):
-    """There is something at the place of a new run."""
-
-    def __init__(self, out: Path) -> None:
-        super().__init__(f"out={out}: something is there already; continue it with resume=True, or name another folder")
+        raise LlucidError(
+            f"out={out}: something is there already; continue it with resume=True, or name another folder"
+        )
 
 
 def is_unfinished(out: Path) -> bool:
@@ -125,26 +119,17 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
 
     Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
     """
-    unfinished_before = is_unfinished(out)
-    remove_unfinished(out)
-    if unfinished_before:
+    if is_unfinished(out):
+        remove_unfinished(out)
         for path in out.iterdir():
             remove(path)
-    try:
-        with atomic_folder(out) as unfinished:
-            if unfinished.parent.samefile(out.parent) or not is_occupied(out):
-                (unfinished / "state").mkdir()
-                save(model, unfinished)
-                write_text_atomically(unfinished / "train.toml", write_toml(settings))
-                write_text_atomically(unfinished / "metrics.jsonl", "")
-                write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
-                save_state(unfinished / "state")
-            else:  # another process made its run there in this moment
-                raise OccupiedError(out)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise OccupiedError(out) from error
-        raise
+    with atomic_folder(out) as unfinished:
+        (unfinished / "state").mkdir()
+        save(model, unfinished)
+        write_text_atomically(unfinished / "train.toml", write_toml(settings))
+        write_text_atomically(unfinished / "metrics.jsonl", "")
+        write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+        save_state(unfinished / "state")
 
 
 @contextmanager

@@ -347,7 +347,7 @@ def test_impossible_options_are_refused(tmp_path: Path) -> None:
     model = model_of(TINY)
     with pytest.raises(LlucidError, match="dtype=Q4_K: GGUF can be written with float32, float16, bfloat16, Q8_0"):
         save(model, tmp_path / "a.gguf", "gguf", dtype="Q4_K")
-    with pytest.raises(LlucidError, match="is a folder; a GGUF model is a file"):
+    with pytest.raises(LlucidError, match="is a folder; the format gguf is a file"):
         save(model, tmp_path, "gguf")
     with pytest.raises(LlucidError, match="the tokenizer has 12 ids, but the model only 11"):
         save(Model(replace(TINY, vocab_size=11), model.weights, model.tokenizer), tmp_path / "a.gguf", "gguf")

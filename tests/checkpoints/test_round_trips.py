@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from llucid.arrays import Mapped
 from llucid.checkpoints import (
+    FORMATS,
     Model,
     convert,
     describe,
@@ -39,6 +40,7 @@ from llucid.config import Config, RopeScaling
 from llucid.dialogs.formats import encode_dialog
 from llucid.errors import LlucidError
 from llucid.fast import dense
+from llucid.files import OccupiedError
 from llucid.generation import Sampling, sampling_of
 from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
@@ -149,6 +151,34 @@ def test_convert_returns_what_is_lost_and_refuses_to_overwrite(tmp_path: Path) -
         convert(tmp_path / "hf", tmp_path / "out", "onnx")
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_appears_while_a_model_is_converted_is_kept(
+    format: str, there: bool, stopped: bool, tmp_path: Path
+) -> None:
+    """Another process may write to the same place, and files beside it."""
+    config = replace(TINY, vocab_size=small_llama2c().vocab_size)
+    save(model_of(config)._replace(tokenizer=small_llama2c()), tmp_path / "from")
+    out = tmp_path / "to" / "out"
+    if there:
+        (out if format in ("huggingface", "meta") else out.parent).mkdir(parents=True)
+    made = [out / "config.json"] if format in ("huggingface", "meta") else [out, out.with_name("tokenizer.json")]
+
+    def appear(done: int, total: int) -> None:
+        made[0].parent.mkdir(parents=True, exist_ok=True)
+        for file in made:
+            file.write_text("other")
+        if stopped:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt if stopped else OccupiedError):
+        convert(tmp_path / "from", out, format, progress=appear)
+    assert sorted(path for path in out.parent.rglob("*") if path.is_file()) == made
+    assert {file.read_text() for file in made} == {"other"}
+    assert not list(tmp_path.rglob("*.partial"))
+
+
 def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LlucidError, match="out='': is empty"):
@@ -183,7 +213,10 @@ def test_a_conversion_that_changes_the_tokenizer_is_refused(
         (tmp_path / "out").mkdir()
     module = importlib.import_module(f"llucid.checkpoints.{format}")
     write = module.write
-    monkeypatch.setattr(module, "write", lambda out, model, *rest: write(out, model._replace(tokenizer=after()), *rest))
+    other = after()
+    monkeypatch.setattr(
+        module, "write", lambda out, model, *rest, **more: write(out, model._replace(tokenizer=other), *rest, **more)
+    )
     with pytest.raises(LlucidError, match=f"out.*: not written, since the tokenizer would change: {message}"):
         convert(tmp_path / "from", out, format)
     assert not list((tmp_path / "out").rglob("*"))
