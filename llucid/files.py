@@ -87,8 +87,11 @@ def replaced_in_errors(unfinished: Path, out: Path) -> Generator[None]:
 
 
 def is_occupied(out: Path) -> bool:
-    """Whether `out` exists, other than as an empty folder or one with only the partial files of a killed process."""
-    return out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir()))
+    """Whether `out` exists, other than as an empty folder or one that a killed process only began to fill."""
+    if not out.is_dir():
+        return out.exists()
+    moved = {name for unfinished in _left(out) for name in _moved(unfinished)}
+    return any(path.suffix != ".partial" and path.name not in moved for path in out.iterdir())
 
 
 @contextmanager
@@ -96,31 +99,66 @@ def atomic_folder(out: Path) -> Generator[Path]:
     """Yields a temporary folder, and moves it to `out` at the end; an error removes it.
 
     An existing empty folder is filled, not replaced: it may be a shell's working directory or a mount point. If `out`
-    is a dangling link, its target is created. Every OSError names `out`.
+    is a dangling link, its target is created. Removes what killed processes left there. Every OSError names `out`.
     """
+    remove_unfinished(out)
     place, there = Path(os.path.realpath(out)), out.is_dir()
     unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:
         with replaced_in_errors(unfinished, out):
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id
+            _discard(unfinished)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
             yield unfinished
             if there:
-                for made in sorted(unfinished.iterdir()):  # train.toml, which makes it a run, comes last
-                    made.rename(place / made.name)
+                names = sorted(path.name for path in unfinished.iterdir())
+                (unfinished / MOVING).write_text("\n".join(names), encoding="utf-8")
+                for name in names:  # train.toml, which makes it a run, comes last
+                    _move_new(unfinished / name, place / name)
             else:
                 unfinished.rename(place)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _discard(unfinished)
+
+
+MOVING = "names.partial"
+"""The file in a temporary folder with the names that are moved from there into the folder around it."""
+
+
+def _move_new(source: Path, target: Path) -> None:
+    """Moves a file or folder, perhaps by a hard link. Raises an OSError if another process has made the target."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a folder, or a file system without links
+        source.rename(target)
+
+
+def _moved(unfinished: Path) -> set[str]:
+    """The names that were moved out of a temporary folder into the one around it, if some are still to be moved."""
+    names = (unfinished / MOVING).read_text(encoding="utf-8").split("\n") if (unfinished / MOVING).is_file() else []
+    pairs = [(name, unfinished / name, unfinished.parent / name) for name in names]
+    moved = {name for name, old, new in pairs if not old.exists() or (new.exists() and new.samefile(old))}
+    return moved if len(moved) < len(names) else set()
+
+
+def _discard(unfinished: Path) -> None:
+    """Removes a temporary file or folder; if its files were being moved, also those that were."""
+    for path in (*(unfinished.parent / name for name in _moved(unfinished)), unfinished):
+        with suppress(OSError):
+            remove(path)
 
 
 def remove_unfinished(out: Path) -> None:
     """Removes what killed processes left half-written of the file or folder `out`."""
+    for path in _left(out):
+        _discard(path)
+
+
+def _left(out: Path) -> list[Path]:
     place = Path(os.path.realpath(out))
-    for path in [*place.parent.glob(".*.partial"), *place.glob(".*.partial")]:
-        process = path.name.split(".")[-2]
-        if path.name == temporary_name(place.name, process) and not _runs(process):
-            remove(path)
+    found = [(path, path.name.split(".")[-2]) for at in (place.parent, place) for path in at.glob(".*.partial")]
+    return [path for path, process in found if path.name == temporary_name(place.name, process) and not _runs(process)]
 
 
 def _runs(process: str) -> bool:

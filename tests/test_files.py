@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from llucid.errors import LlucidError, one_line, printable_json
 from llucid.files import (
     DEEPEST_JSON,
+    _discard,  # pyright: ignore[reportPrivateUsage]
     atomic_file,
     atomic_folder,
     cache_folder,
@@ -85,8 +86,8 @@ def test_an_empty_folder_is_filled_atomically(tmp_path: Path) -> None:
 
 def test_files_are_moved_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """train.toml, which makes the folder a run, comes after the model."""
-    moved, real = list[str](), Path.rename
-    monkeypatch.setattr(Path, "rename", lambda path, to: (moved.append(to.name), real(path, to)))
+    moved, real = list[str](), os.link
+    monkeypatch.setattr(os, "link", lambda path, to: (moved.append(to.name), real(path, to)))
     names = {f"{digit}" for digit in range(9)} | {"model.safetensors", "train.toml", "config.json"}
     with atomic_folder(tmp_path) as folder:
         for name in names:
@@ -102,6 +103,41 @@ def test_partial_files_of_a_killed_process_do_not_occupy_a_folder(tmp_path: Path
     (tmp_path / "file").write_text("old")
     assert is_occupied(tmp_path)
     assert is_occupied(tmp_path / "file")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_that_was_filled_only_in_part_is_empty(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error between two moves removes what was moved, and nothing else; after a kill, the next attempt does."""
+
+    def fill(names: str) -> None:
+        with atomic_folder(tmp_path) as folder:
+            for name in names:
+                (folder / name).touch()
+            (folder / "s").mkdir()
+
+    def ended(path: Path, to: Path) -> None:
+        (to / "another's").mkdir(parents=True)
+        rename(path, to)
+
+    rename, discard = Path.rename, _discard
+    left = tmp_path / temporary_name(tmp_path.name, 4194999)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not empty"):
+        patch.setattr(Path, "rename", ended)
+        patch.setattr(
+            "llucid.files._discard", lambda path: rename(path, left) if killed and path.exists() else discard(path)
+        )
+        fill("abz")
+    (tmp_path / "s" / "another's").rmdir()
+    (tmp_path / "s").rmdir()
+    assert (tmp_path / "a").exists() == killed
+    assert not is_occupied(tmp_path)
+    fill("d")
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "s"}
+    with pytest.raises(FileExistsError):
+        fill("d")
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "s"}
 
 
 @pytest.mark.parametrize("there", [False, True])

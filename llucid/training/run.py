@@ -39,19 +39,12 @@ from llucid.files import (
     json_value,
     read_json,
     remove,
-    remove_unfinished,
     typed,
     utf8_path,
     write_text_atomically,
 )
 from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
-
-MADE = (
-    *("config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "state"),
-    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-)
-"""What `create` may have moved into a folder before it was killed; train.toml is the last."""
 
 
 class Progress(NamedTuple):
@@ -102,7 +95,7 @@ def free_name(name: str) -> Path:
 
 def refuse_occupied(out: Path) -> None:
     """Raises LlucidError if there is anything at `out`, except what a killed process left unfinished."""
-    if is_occupied(out) and not is_unfinished(out):
+    if is_occupied(out):
         raise OccupiedError(out)
 
 
@@ -113,23 +106,11 @@ class OccupiedError(LlucidError):
         super().__init__(f"out={out}: something is there already; continue it with resume=True, or name another folder")
 
 
-def is_unfinished(out: Path) -> bool:
-    """Whether `out` holds nothing but a run whose creation was killed while it filled this folder."""
-    if not out.is_dir() or not any(out.glob(".*.partial")):
-        return False
-    return all(path.name in MADE or path.suffix == ".partial" for path in out.iterdir())
-
-
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_state: Callable[[Path], None]) -> None:
     """Makes the folder of a new run with its untrained model; `save_state` writes the first state into a folder.
 
     Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
     """
-    unfinished_before = is_unfinished(out)
-    remove_unfinished(out)
-    if unfinished_before:
-        for path in out.iterdir():
-            remove(path)
     try:
         with atomic_folder(out) as unfinished:
             if unfinished.parent.samefile(out.parent) or not is_occupied(out):
