@@ -1,6 +1,7 @@
 """Atomic writes: under a temporary name, then renamed. Bounded reads. Paths as they are typed. And the cache folder."""
 
 import errno
+import filecmp
 import hashlib
 import json
 import os
@@ -91,8 +92,11 @@ def replaced_in_errors(unfinished: Path, out: Path) -> Generator[None]:
 
 
 def is_occupied(out: Path) -> bool:
-    """Whether `out` exists, other than as an empty folder or one with only the partial files of a killed process."""
-    return out.exists() and (not out.is_dir() or any(path.suffix != ".partial" for path in out.iterdir()))
+    """Whether `out` exists, other than as an empty folder or one that a killed process only began to fill."""
+    if not out.is_dir():
+        return out.exists()
+    moved = {name for unfinished in _left(out) for name in _moved(unfinished)}
+    return any(path.suffix != ".partial" and path.name not in moved for path in out.iterdir())
 
 
 class OccupiedError(LlucidError):
@@ -112,7 +116,7 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
     is a dangling link, its target is created. Every OSError names `out`. If `file`, yields the path of a file in that
     folder instead; what is written beside it is moved first, and may be beside `out` already with the same content.
 
-    Raises OccupiedError, and changes nothing, if something is at `out`, now or at the end.
+    Raises OccupiedError, and keeps what is there, if something is at `out`, now or at the end.
     """
     if is_occupied(out):
         raise OccupiedError(out)
@@ -121,14 +125,19 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
     unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:
         with replaced_in_errors(unfinished, out.parent if file else out):
-            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process with our process id
+            _discard(unfinished)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
             yield unfinished / place.name if file else unfinished
             if is_occupied(out):
                 raise OccupiedError(out)
             try:
-                if file or there:
-                    _move_all(unfinished, last=place.name if file else None)
+                # What opens comes last: the file, or train.toml, which makes the folder a run.
+                made = sorted(unfinished.iterdir(), key=lambda path: (file and path.name == place.name, path.name))
+                if there:
+                    (unfinished / MOVING).write_text("\n".join(path.name for path in made), encoding="utf-8")
+                if there or file:
+                    for path in made:
+                        _move_new(path, unfinished.parent / path.name, same=file)
                 else:
                     unfinished.rename(place)
             except OSError as error:
@@ -136,47 +145,51 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
                     raise OccupiedError(out) from error
                 raise
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _discard(unfinished)
 
 
-def _move_all(unfinished: Path, last: str | None) -> None:
-    """Moves all files of a folder to the folder around it, or none if a name is taken there.
+MOVING = "names.partial"
+"""The file in a temporary folder with the names that are moved from there into the folder around it."""
 
-    The file `last` is moved last, and the others may then be there already with the same content; for None, it is
-    train.toml, which makes a folder a run.
-    """
-    moved = list[Path]()
+
+def _move_new(source: Path, target: Path, same: bool) -> None:
+    """Moves a file or folder, perhaps by a hard link. Raises an OSError if the target exists; if `same`, only if its
+    content differs."""
+    if same and target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
     try:
-        for made in sorted(unfinished.iterdir(), key=lambda path: (path.name == last, path)):
-            to = unfinished.parent / made.name
-            if not (last and made.name != last and to.is_file() and to.read_bytes() == made.read_bytes()):
-                _move(made, to)
-                moved.append(to)
-    except BaseException:
-        for path in moved:
+        os.link(source, target)
+    except OSError as error:  # the target exists, the source is a folder, or the file system has no links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        source.rename(target)
+
+
+def _moved(unfinished: Path) -> set[str]:
+    """The names that were moved out of a temporary folder into the one around it, if some are still to be moved."""
+    names = (unfinished / MOVING).read_text(encoding="utf-8").split("\n") if (unfinished / MOVING).is_file() else []
+    pairs = [(name, unfinished / name, unfinished.parent / name) for name in names]
+    moved = {name for name, old, new in pairs if not old.exists() or (new.exists() and new.samefile(old))}
+    return moved if len(moved) < len(names) else set()
+
+
+def _discard(unfinished: Path) -> None:
+    """Removes a temporary file or folder; if its files were being moved, also those that were."""
+    for path in (*(unfinished.parent / name for name in _moved(unfinished)), unfinished):
+        with suppress(OSError):
             remove(path)
-        raise
-
-
-def _move(path: Path, to: Path) -> None:
-    """Renames a file or a folder, but never replaces one."""
-    try:
-        os.link(path, to)
-    except OSError as error:  # the name is taken, it is a folder, or the file system has no links
-        if os.path.lexists(to):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from error
-        path.rename(to)
-    else:
-        path.unlink()
 
 
 def remove_unfinished(out: Path) -> None:
     """Removes what killed processes left half-written of the file or folder `out`."""
+    for path in _left(out):
+        _discard(path)
+
+
+def _left(out: Path) -> list[Path]:
     place = Path(os.path.realpath(out))
-    for path in [*place.parent.glob(".*.partial"), *place.glob(".*.partial")]:
-        process = path.name.split(".")[-2]
-        if path.name == temporary_name(place.name, process) and not _runs(process):
-            remove(path)
+    found = [(path, path.name.split(".")[-2]) for at in (place.parent, place) for path in at.glob(".*.partial")]
+    return [path for path, process in found if path.name == temporary_name(place.name, process) and not _runs(process)]
 
 
 def _runs(process: str) -> bool:

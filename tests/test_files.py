@@ -18,6 +18,7 @@ from llucid.errors import LlucidError, one_line, printable_json
 from llucid.files import (
     DEEPEST_JSON,
     OccupiedError,
+    _discard,  # pyright: ignore[reportPrivateUsage]
     atomic_file,
     atomic_folder,
     cache_folder,
@@ -100,7 +101,7 @@ def test_files_are_moved_in_the_order_of_their_names(tmp_path: Path, monkeypatch
 def test_a_name_that_is_taken_between_two_moves_is_kept(
     file: bool, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that was moved before is removed; what is beside a file may be there with the same content."""
+    """What a folder got before is removed; what is beside a file may be there with the same content, and stays."""
     real = os.link
 
     def taken(path: Path, to: Path) -> None:
@@ -119,7 +120,8 @@ def test_a_name_that_is_taken_between_two_moves_is_kept(
         for name in ("a", "b", "beside", "c") if file else ("a", "b", "c"):
             (place.parent if file else place).joinpath(name).write_text("same")
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name: path.read_text() for path in left} == {"b": "other", "beside": "same"}
+    stay = dict.fromkeys("ac", "same") if file else {}
+    assert {path.name: path.read_text() for path in left} == {"b": "other", "beside": "same"} | stay
 
 
 def test_partial_files_of_a_killed_process_do_not_occupy_a_folder(tmp_path: Path) -> None:
@@ -130,6 +132,41 @@ def test_partial_files_of_a_killed_process_do_not_occupy_a_folder(tmp_path: Path
     (tmp_path / "file").write_text("old")
     assert is_occupied(tmp_path)
     assert is_occupied(tmp_path / "file")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_that_was_filled_only_in_part_is_empty(
+    killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error between two moves removes what was moved, and nothing else; after a kill, the next attempt does."""
+
+    def fill(names: str) -> None:
+        with atomic_folder(tmp_path) as folder:
+            for name in names:
+                (folder / name).touch()
+            (folder / "s").mkdir()
+
+    def ended(path: Path, to: Path) -> None:
+        (to / "another's").mkdir(parents=True)
+        rename(path, to)
+
+    rename, discard = Path.rename, _discard
+    left = tmp_path / temporary_name(tmp_path.name, 4194999)
+    with monkeypatch.context() as patch, pytest.raises(OccupiedError):  # noqa: PT012
+        patch.setattr(Path, "rename", ended)
+        patch.setattr(
+            "llucid.files._discard", lambda path: rename(path, left) if killed and path.exists() else discard(path)
+        )
+        fill("abz")
+    (tmp_path / "s" / "another's").rmdir()
+    (tmp_path / "s").rmdir()
+    assert (tmp_path / "a").exists() == killed
+    assert not is_occupied(tmp_path)
+    fill("d")
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "s"}
+    with pytest.raises(OccupiedError):
+        fill("d")
+    assert {path.name for path in tmp_path.iterdir()} == {"d", "s"}
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -81,7 +81,7 @@ def format_of(path: Path) -> tuple[str, Format]:
         raise LlucidError(f"{path}: a LoRA adapter, not a model; merge it into its base model first, with peft")
     with suppress(OSError):
         inside = [one for pattern in ("*", "snapshots/*") for one in sorted(islice(path.glob(pattern), 1000))]
-        inside = [one for one in inside if not LATER_PART.search(one.name)]
+        inside = [one for one in inside if not (LATER_PART.search(one.name) or one.suffix == ".partial")]
         if models := [str(one) for one in inside if any(_format(name).recognises(one) for name in FORMATS)]:
             more = f" and {len(models) - 5} more" if len(models) > 5 else ""
             raise LlucidError(f"{path}: not a model itself; give one that is in it: {', '.join(models[:5])}{more}")

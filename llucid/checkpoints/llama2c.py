@@ -6,7 +6,6 @@ numbers. Source: llama2.c, export.py, run.c and runq.c.
 """
 
 import math
-import os
 import shutil
 import struct
 from collections.abc import Generator, Iterator
@@ -26,7 +25,7 @@ from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, is_archive
 from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, first_bytes, replaced_in_errors
+from llucid.files import atomic_file, first_bytes, remove_unfinished, replaced_in_errors, temporary_name
 from llucid.model import Model
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.weights import Weights, named_leaves, shapes
@@ -295,8 +294,9 @@ def write(
     out.parent.mkdir(parents=True, exist_ok=True)
     vocab = config.vocab_size
     with (
-        tokenizer_beside(out.parent, beside or out.parent, model.tokenizer, vocab),
         atomic_file(out) as temporary,
+        # Gets its name before the model, which needs it.
+        tokenizer_beside(out.parent, beside or out.parent, model.tokenizer, vocab),
         open(temporary, "wb") as file,
     ):
         file.write(encode_header(header))
@@ -348,7 +348,8 @@ def tokenizer_beside(folder: Path, beside: Path, tokenizer: Tokenizer | None, vo
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 
-    unfinished = folder / f".tokenizer.{os.getpid()}.partial"
+    unfinished = folder / temporary_name("tokenizer")
+    remove_unfinished(folder / "tokenizer")
     try:
         with replaced_in_errors(unfinished, folder):
             unfinished.mkdir(exist_ok=True)

@@ -38,19 +38,12 @@ from llucid.files import (
     json_value,
     read_json,
     remove,
-    remove_unfinished,
     typed,
     utf8_path,
     write_text_atomically,
 )
 from llucid.model import Model
 from llucid.training.settings import Settings, write_toml
-
-MADE = (
-    *("config.json", "generation_config.json", "metrics.jsonl", "model.safetensors", "state"),
-    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-)
-"""What `create` may have moved into a folder before it was killed; train.toml is the last."""
 
 
 class Progress(NamedTuple):
@@ -101,17 +94,10 @@ def free_name(name: str) -> Path:
 
 def refuse_occupied(out: Path) -> None:
     """Raises LlucidError if there is anything at `out`, except what a killed process left unfinished."""
-    if is_occupied(out) and not is_unfinished(out):
+    if is_occupied(out):
         raise LlucidError(
             f"out={out}: something is there already; continue it with resume=True, or name another folder"
         )
-
-
-def is_unfinished(out: Path) -> bool:
-    """Whether `out` holds nothing but a run whose creation was killed while it filled this folder."""
-    if not out.is_dir() or not any(out.glob(".*.partial")):
-        return False
-    return all(path.name in MADE or path.suffix == ".partial" for path in out.iterdir())
 
 
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_state: Callable[[Path], None]) -> None:
@@ -119,10 +105,6 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
 
     Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
     """
-    if is_unfinished(out):
-        remove_unfinished(out)
-        for path in out.iterdir():
-            remove(path)
     with atomic_folder(out) as unfinished:
         (unfinished / "state").mkdir()
         save(model, unfinished)

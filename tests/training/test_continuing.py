@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.errors import LlucidError
-from llucid.files import temporary_name
+from llucid.files import MOVING, temporary_name
 from llucid.training import ModelNumbers, Settings, busy, logbook, loop, run, train
 from llucid.training.backend_torch import TorchBackend
 from llucid.training.report import Report
@@ -386,6 +386,8 @@ def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None
     small(corpus, out, steps=1)
     (out / ".run.4194999.partial").mkdir()
     (out / "train.toml").rename(out / ".run.4194999.partial" / "train.toml")
+    names = ["train.toml", *(path.name for path in out.iterdir())]
+    (out / ".run.4194999.partial" / MOVING).write_text("\n".join(names))
     for name in ("curve.png", "samples.txt"):
         (out / name).unlink()
     with pytest.raises(LlucidError, match="there is no run here to continue"):
