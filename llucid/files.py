@@ -125,7 +125,6 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
     unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:
         with replaced_in_errors(unfinished, out.parent if file else out):
-            _discard(unfinished)  # left by a killed process with our process id
             unfinished.mkdir(parents=True)
             yield unfinished / place.name if file else unfinished
             if is_occupied(out):
@@ -138,6 +137,7 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
                 if there or file:
                     for path in made:
                         _move_new(path, unfinished.parent / path.name, same=file)
+                    (unfinished / MOVING).unlink(missing_ok=True)
                 else:
                     unfinished.rename(place)
             except OSError as error:
@@ -188,18 +188,21 @@ def remove_unfinished(out: Path) -> None:
 
 def _left(out: Path) -> list[Path]:
     place = Path(os.path.realpath(out))
-    found = [(path, path.name.split(".")[-2]) for at in (place.parent, place) for path in at.glob(".*.partial")]
-    return [path for path, process in found if path.name == temporary_name(place.name, process) and not _runs(process)]
+    found = [path for at in (place.parent, place) for path in at.glob(".*.partial")]
+    names = [temporary_name(place.name, path.name.split(".")[-2]) for path in found]
+    return [path for path, name in zip(found, names, strict=True) if path.name == name and not is_being_written(path)]
 
 
-def _runs(process: str) -> bool:
+def is_being_written(unfinished: Path) -> bool:
+    """Whether another process is running that writes this temporary file or folder."""
     try:
-        os.kill(int(process), 0)
+        process = int(unfinished.name.split(".")[-2])
+        os.kill(process, 0)
+        return process != os.getpid()  # in containers, processes often have the same id
     except (ValueError, ProcessLookupError):
         return False
     except OSError:  # another user's
-        pass
-    return True
+        return True
 
 
 def remove(path: Path) -> None:

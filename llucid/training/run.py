@@ -34,6 +34,7 @@ from llucid.errors import LlucidError, note
 from llucid.files import (
     atomic_file,
     atomic_folder,
+    is_being_written,
     is_occupied,
     json_value,
     read_json,
@@ -134,7 +135,10 @@ def locked(out: Path) -> Generator[None]:
                 raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
         unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
         for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
-            remove(path)
+            # A folder in `out` may be that of another process, which is about to find it occupied.
+            if path.parent != out or path.is_file() or not is_being_written(path):
+                with suppress(FileNotFoundError):
+                    remove(path)
         yield
     except OSError as error:
         if out.exists():

@@ -1,8 +1,9 @@
 """What `llucid train --resume` makes of files in the folder of a run."""
 
+import os
 from pathlib import Path
 
-from llucid.files import LARGEST_JSON
+from llucid.files import LARGEST_JSON, temporary_name
 from llucid.training.run import Measured, Progress, locked, read_measured
 from tests.training.test_continuing import corpus, resumed, small
 
@@ -15,8 +16,11 @@ def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
     for path in (*kept, *left):
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    folders = [tmp_path / temporary_name(tmp_path.name, process) for process in (os.getppid(), 4194999)]
+    for folder in folders:  # the first is that of a running process
+        (folder / "state").mkdir(parents=True)
     with locked(tmp_path):
-        assert [path.exists() for path in (*kept, *left)] == [True] * 3 + [False] * 3
+        assert [path.exists() for path in (*kept, *left, *folders)] == [True] * 3 + [False] * 3 + [True, False]
 
 
 def test_measurements_are_not_read_from_a_huge_file(tmp_path: Path) -> None:
