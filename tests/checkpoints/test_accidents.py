@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
 from llucid import generate
@@ -287,8 +288,8 @@ def test_a_repository_of_any_format(format: str, name: str, tmp_path: Path, monk
 def test_a_repository_that_was_fetched_before_opens_without_a_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     for name, format in (("x", "huggingface"), ("y", "gguf")):
         cached = tmp_path / f"models--org--{name}"
