@@ -114,6 +114,7 @@ def atomic_folder(out: Path) -> Generator[Path]:
                 (unfinished / MOVING).write_text("\n".join(names), encoding="utf-8")
                 for name in names:  # train.toml, which makes it a run, comes last
                     _move_new(unfinished / name, place / name)
+                (unfinished / MOVING).unlink()
             else:
                 unfinished.rename(place)
     finally:
@@ -125,26 +126,28 @@ MOVING = "names.partial"
 
 
 def _move_new(source: Path, target: Path) -> None:
-    """Moves a file or folder, perhaps by a hard link. Raises an OSError if another process has made the target."""
+    """Moves a file or folder, and leaves a link. Raises an OSError if another process has made the target."""
     try:
         os.link(source, target)
     except FileExistsError:
         raise
-    except OSError:  # a folder, or a file system without links
+    except OSError:  # a folder, or a file system without hard links
         source.rename(target)
+        with suppress(OSError):
+            source.symlink_to(target)
 
 
 def _moved(unfinished: Path) -> set[str]:
     """The names that were moved out of a temporary folder into the one around it, if some are still to be moved."""
     names = (unfinished / MOVING).read_text(encoding="utf-8").split("\n") if (unfinished / MOVING).is_file() else []
     pairs = [(name, unfinished / name, unfinished.parent / name) for name in names]
-    moved = {name for name, old, new in pairs if not old.exists() or (new.exists() and new.samefile(old))}
-    return moved if len(moved) < len(names) else set()
+    return {name for name, old, new in pairs if old.exists() and new.exists() and new.samefile(old)}
 
 
 def _discard(unfinished: Path) -> None:
     """Removes a temporary file or folder; if its files were being moved, also those that were."""
-    for path in (*(unfinished.parent / name for name in _moved(unfinished)), unfinished):
+    moved = [unfinished.parent / name for name in _moved(unfinished)]
+    for path in (*moved, unfinished / MOVING, unfinished):
         with suppress(OSError):
             remove(path)
 

@@ -12,7 +12,6 @@ Each file is replaced atomically, and a new folder gets its name only when it is
 the process is killed at any moment, the folder opens and the run can continue.
 """
 
-import errno
 import hashlib
 import importlib
 import json
@@ -123,7 +122,7 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
             else:  # another process made its run there in this moment
                 raise OccupiedError(out)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        if is_occupied(out):
             raise OccupiedError(out) from error
         raise
 
@@ -148,7 +147,8 @@ def locked(out: Path) -> Generator[None]:
                 raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
         unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
         for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
-            remove(path)
+            with suppress(FileNotFoundError):  # a process that found the folder occupied removes its own
+                remove(path)
         yield
     except OSError as error:
         if out.exists():
