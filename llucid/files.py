@@ -153,29 +153,31 @@ MOVING = "names.partial"
 
 
 def _move_new(source: Path, target: Path, same: bool) -> None:
-    """Moves a file or folder, perhaps by a hard link. Raises an OSError if the target exists; if `same`, only if its
-    content differs."""
+    """Moves a file or folder, and leaves a link. Raises an OSError if the target exists; if `same`, only if its content
+    differs."""
     if same and target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
     try:
         os.link(source, target)
-    except OSError as error:  # the target exists, the source is a folder, or the file system has no links
+    except OSError as error:  # the target exists, the source is a folder, or the file system has no hard links
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         source.rename(target)
+        with suppress(OSError):
+            source.symlink_to(target)
 
 
 def _moved(unfinished: Path) -> set[str]:
     """The names that were moved out of a temporary folder into the one around it, if some are still to be moved."""
     names = (unfinished / MOVING).read_text(encoding="utf-8").split("\n") if (unfinished / MOVING).is_file() else []
     pairs = [(name, unfinished / name, unfinished.parent / name) for name in names]
-    moved = {name for name, old, new in pairs if not old.exists() or (new.exists() and new.samefile(old))}
-    return moved if len(moved) < len(names) else set()
+    return {name for name, old, new in pairs if old.exists() and new.exists() and new.samefile(old)}
 
 
 def _discard(unfinished: Path) -> None:
     """Removes a temporary file or folder; if its files were being moved, also those that were."""
-    for path in (*(unfinished.parent / name for name in _moved(unfinished)), unfinished):
+    moved = [unfinished.parent / name for name in _moved(unfinished)]
+    for path in (*moved, unfinished / MOVING, unfinished):
         with suppress(OSError):
             remove(path)
 

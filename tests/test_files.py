@@ -18,7 +18,6 @@ from llucid.errors import LlucidError, one_line, printable_json
 from llucid.files import (
     DEEPEST_JSON,
     OccupiedError,
-    _discard,  # pyright: ignore[reportPrivateUsage]
     atomic_file,
     atomic_folder,
     cache_folder,
@@ -150,14 +149,14 @@ def test_a_folder_that_was_filled_only_in_part_is_empty(
         (to / "another's").mkdir(parents=True)
         rename(path, to)
 
-    rename, discard = Path.rename, _discard
+    rename = Path.rename
     left = tmp_path / temporary_name(tmp_path.name, 4194999)
-    with monkeypatch.context() as patch, pytest.raises(OccupiedError):  # noqa: PT012
-        patch.setattr(Path, "rename", ended)
-        patch.setattr(
-            "llucid.files._discard", lambda path: rename(path, left) if killed and path.exists() else discard(path)
-        )
+    monkeypatch.setattr(Path, "rename", ended)
+    if killed:
+        monkeypatch.setattr("llucid.files._discard", lambda path: path.exists() and rename(path, left))
+    with pytest.raises(OccupiedError):
         fill("abz")
+    monkeypatch.undo()
     (tmp_path / "s" / "another's").rmdir()
     (tmp_path / "s").rmdir()
     assert (tmp_path / "a").exists() == killed

@@ -20,8 +20,10 @@ from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
-RARE = range(0x20000, 0x2A6D7)
-"""Rare Chinese characters (CJK Extension B): printable, also in Python's spelling of a dict, and without a case."""
+RARE = "".join(map(chr, range(0x20000, 0x2A6D7)))
+"""Rare Chinese characters (CJK Extension B): printable, and without a case."""
+SPACES = "".join(map(chr, (*range(0x2000, 0x200B), 0x1680, 0x202F, 0x205F, 0x3000)))
+"""Rare spaces, which stand in for white space: tokens with `lstrip` or `rstrip` include what is beside them."""
 
 
 class SlowTemplate(LlucidError):
@@ -81,8 +83,9 @@ def encode_template(
 ) -> list[int]:
     """The ids of `messages` by `template`, ending with the header of the assistant's turn if `ready`.
 
-    They are those of transformers' `apply_chat_template`, if no message spells a special token. BOS is where the
-    template puts it, but only once at the beginning. `extra` are more values for the template, such as tools. Raises
+    They are those of transformers' `apply_chat_template`, if no message spells a special token; what the template's
+    own tokens say of `normalized` is ignored, as in llama.cpp. BOS is where the template puts it, but only once at the
+    beginning. `extra` are more values for the template, such as tools. Raises
     LlucidError if the template fails or refuses the messages.
     """
     controls = controls_of(template, tokenizer)
@@ -113,6 +116,8 @@ def turn_end(template: str, tokenizer: Tokenizer) -> int | None:
 def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
     """The values of a template beside the messages: bos_token, eos_token and so on."""
     config = getattr(tokenizer, "config", None) or {}
+    named = [config.get(key) for key in ("model_specific_special_tokens", "extra_special_tokens")]
+    config = {role: token for tokens in named if isinstance(tokens, dict) for role, token in tokens.items()} | config
     roles = {role: name for role in config if role.endswith("_token") and (name := name_of(role, config)) is not None}
     names: dict[int | None, str] = {number: name for name, number in tokenizer.special.items()}
     known = {"bos_token": names.get(tokenizer.bos, ""), "eos_token": names.get(tokenizer.eos, "")}
@@ -124,11 +129,15 @@ def _rendered(
 ) -> list[Part]:
     """What the template makes of the messages. Raises LlucidError if it fails, or refuses them."""
     seen = {*template, *controls.characters, *json.dumps([list(messages), dict(values)], ensure_ascii=False)}
-    free = (chr(number) for number in RARE if chr(number) not in seen)
-    hidden = dict(zip(controls.characters, free, strict=False))
+    hidden = dict[str, str]()
+    for space, rare in ((True, SPACES), (False, RARE)):
+        wanted = [character for character in controls.characters if character.isspace() == space]
+        free = (character for character in rare if character not in seen)
+        hidden |= zip(wanted, free, strict=False)
     if len(hidden) < len(controls.characters):
         raise LlucidError(
-            "the messages have all rare Chinese characters, some of which should stand for those of special tokens"
+            "the messages have all rare Chinese characters or spaces, some of which should stand for those of special "
+            "tokens"
         )
     table = str.maketrans(hidden)
     given = [{**message, "content": message["content"].translate(table)} for message in messages]

@@ -72,7 +72,8 @@ def folder_config(folder: Path) -> dict[str, Any]:
     `additional_chat_templates/` under the key chat_template; empty if there are none of them.
 
     Older folders name BOS, EOS and so on in `special_tokens_map.json`. As in transformers, it is ignored if
-    `tokenizer_config.json` lists the added tokens. Raises LlucidError if a file cannot be read.
+    `tokenizer_config.json` lists the added tokens, and its Llama class has a BOS and an EOS if no file names them.
+    Raises LlucidError if a file cannot be read.
     """
     config = optional_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:
@@ -93,7 +94,9 @@ def folder_config(folder: Path) -> dict[str, Any]:
             texts = {str(one.get("name")): one.get("template") for one in named} | texts
         case _:
             pass
-    return config | template_config(texts)
+    own = {"bos_token": "<s>", "eos_token": "</s>"}
+    defaults = own if str(config.get("tokenizer_class")).startswith("LlamaTokenizer") else {}
+    return defaults | config | template_config(texts)
 
 
 def template_config(texts: Mapping[str, str]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def locked(out: Path) -> Generator[None]:
                 raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
         unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
         for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
-            # A folder in `out` may be that of another process, which is about to find it occupied.
+            # A folder in `out` may be that of another process, which will find it occupied and remove its own.
             if path.parent != out or path.is_file() or not is_being_written(path):
                 with suppress(FileNotFoundError):
                     remove(path)

@@ -28,6 +28,7 @@ from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.chat.models import letters, rambler
 from tests.dialogs.templates import CHATML, DEEPSEEK, LLAMA3
 from tests.dialogs.test_formats import said
+from tests.tokenizers.texts import small_sentencepiece
 from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
@@ -249,9 +250,24 @@ def test_templates_may_change_harmless_text(tokenizer: JsonTokenizer) -> None:
 
 def test_templates_get_the_tokens_of_the_config(tokenizer: JsonTokenizer) -> None:
     config = tokenizer.config | {"pad_token": "<|im_start|>", "unk_token": {"content": "<|im_end|>"}, "sep_token": None}
+    config["extra_special_tokens"] = {"file_token": "<｜end▁of▁sentence｜>"}
     named = JsonTokenizer(json.loads(tokenizer.json()), config=config)
-    template = "{{ pad_token }}{{ unk_token }}{% if sep_token is defined %}x{% endif %}"
-    assert encode_dialog(said("x"), named, template) == [tokenizer.special[f"<|im_{way}|>"] for way in ("start", "end")]
+    template = "{{ pad_token }}{{ unk_token }}{{ file_token }}{% if sep_token is defined %}x{% endif %}"
+    assert encode_dialog(said("x"), named, template) == [IM_START, IM_END, END]
+
+
+def test_the_llama_class_has_tokens_of_its_own(tmp_path: Path) -> None:
+    small_sentencepiece().save(tmp_path)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    template = "{{ bos_token }}{{ eos_token }}"
+    for more in ({}, {"eos_token": None}, {"eos_token": "<unk>"}):
+        config = {"tokenizer_class": "LlamaTokenizer", "chat_template": template} | more
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        ours = load_tokenizer(tmp_path)
+        assert ours.eos == theirs.eos_token_id
+        if more != {"eos_token": None}:  # there, transformers writes "None"
+            assert encode_dialog(said("x"), ours) == theirs.apply_chat_template(said("x"), return_dict=False)
 
 
 PHI3 = (
@@ -277,6 +293,13 @@ def test_lstrip_and_rstrip(strips: dict[str, bool], tmp_path: Path) -> None:
                 dialog, chat_template=template, add_generation_prompt=True, return_dict=False
             )
             assert encode_dialog(dialog, ours, template) == expected
+    spaced = PHI3.replace("<|end|>", "### end:")  # of which the space is hidden in messages
+    content["added_tokens"].append(content["added_tokens"][-1] | {"id": IM_START + 4, "content": "### end:"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    dialog = said(" a  \u2000b ")
+    expected = theirs.apply_chat_template(dialog, chat_template=spaced, add_generation_prompt=True, return_dict=False)
+    assert encode_dialog(dialog, ours, spaced) == expected
     ids = encode_dialog(said("<|user|> x <|end|>"), ours, PHI3)
     assert [token for token in ids if token >= IM_START] == [IM_START, IM_START + 3, IM_START + 1]
 
@@ -456,12 +479,11 @@ def test_what_a_template_says_of_a_message_is_readable(tokenizer: JsonTokenizer)
 
 
 def test_messages_with_the_characters_that_stand_for_others(tokenizer: JsonTokenizer, theirs: Any) -> None:
-    rare = "".join(map(chr, RARE))
-    dialog = said(f"2 < 3 {rare[:9]}")
+    dialog = said(f"2 < 3 {RARE[:9]}")
     expected = theirs.apply_chat_template(dialog, chat_template=CHATML, add_generation_prompt=True, return_dict=False)
     assert encode_dialog(dialog, tokenizer, CHATML) == expected
     with pytest.raises(LlucidError, match="the messages have all rare Chinese characters"):
-        encode_dialog(said(rare), tokenizer, CHATML)
+        encode_dialog(said(RARE), tokenizer, CHATML)
 
 
 def test_invalid_values(tokenizer: JsonTokenizer) -> None:

@@ -386,10 +386,12 @@ def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None
     small(corpus, out, steps=1)
     (out / ".run.4194999.partial").mkdir()
     (out / "train.toml").rename(out / ".run.4194999.partial" / "train.toml")
-    names = ["train.toml", *(path.name for path in out.iterdir())]
-    (out / ".run.4194999.partial" / MOVING).write_text("\n".join(names))
     for name in ("curve.png", "samples.txt"):
         (out / name).unlink()
+    names = [path.name for path in out.iterdir() if path.suffix != ".partial"]
+    for name in names:
+        (out / ".run.4194999.partial" / name).symlink_to(out / name)
+    (out / ".run.4194999.partial" / MOVING).write_text("\n".join([*names, "train.toml"]))
     with pytest.raises(LlucidError, match="there is no run here to continue"):
         resumed(out)
     small(corpus, out, steps=2)
