@@ -73,8 +73,8 @@ def has_stand_ins(value: Any) -> bool:
 
 
 def as_text(value: Any) -> Any:
-    """A plain text as `Text`; any other value as it is."""
-    return Text(value) if type(value) is str else value
+    """A plain text as `Text`, and bytes as `Bytes`; any other value as it is."""
+    return Text(value) if type(value) is str else Bytes(value) if type(value) is bytes else value
 
 
 def answers(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -175,6 +175,18 @@ class Text(str):
         if not old:
             return Text(super().replace(old, new, count))
         return Text(str.join(new, self.split(old, count)))
+
+
+class Bytes(bytes):
+    """Bytes that were made of texts: all that is made of them is hidden."""
+
+    def __repr__(self) -> str:
+        return hidden(super().__repr__())
+
+    __str__ = __repr__
+
+    def __getitem__(self, key: Any) -> Any:
+        return as_text(super().__getitem__(key))
 
 
 ANSWERS = """count encode endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric

@@ -95,8 +95,8 @@ class JsonTokenizer:
 
     Ids of ordinary text are those of the library, except where it would give a special token: then the text is encoded
     by the same model without the special tokens in its vocabulary. The unknown token, which replaces a character
-    without an id, is the only special token that a text can have. A single character that is merged with others is
-    needed to spell text, so it is not special, whatever the files say: some pad Llama 3 with "!".
+    without an id, is the only special token that a text can have. A single character of the vocabulary is needed to
+    spell text, so it is special only as BOS, EOS or UNK, whatever the files say: some pad Llama 3 with "!".
     """
 
     def __init__(
@@ -339,14 +339,14 @@ def with_special(
             elif name in vocabulary and len(name) > 1:
                 added[name] = special_token(name, vocabulary[name])
         model = dict[str, Any](content.get("model") or {})
-        prefix, letters = model.get("continuing_subword_prefix"), {name for name in added if len(name) == 1}
-        if prefix or letters:
+        if prefix := model.get("continuing_subword_prefix"):  # which the library cuts off without looking, and aborts
             pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
-            # The library cuts it off without looking, and aborts.
-            if prefix and not (prefix.isascii() and all(right.startswith(prefix) for *_, right in pairs)):
+            if not prefix.isascii() or not all(right.startswith(prefix) for *_, right in pairs):
                 raise LlucidError(f"tokenizer.json cannot be read: a merge is without the prefix {prefix!r}")
-            for name in letters.intersection(half for pair in pairs for half in pair):
-                added[name]["special"] = False
+        marks = {name_of(role, config) for role in ("bos_token", "eos_token", "unk_token")} | {model.get("unk_token")}
+        for name, token in added.items():
+            if len(name) == 1 and vocabulary.get(name, bos) != bos and name not in marks:
+                token["special"] = False
         ids = [*vocabulary.values(), *(token["id"] for token in added.values())]
         most = max(MOST_IDS, 2 * len(ids))
         if any(type(number) is not int or not 0 <= number < most for number in ids):

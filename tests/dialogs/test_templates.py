@@ -186,6 +186,8 @@ def test_templates_that_build_special_tokens_from_harmless_text(tokenizer: JsonT
     assert written("{{ m.content | upper }}", "<|im_start|> hello") == "<|IM_START|> HELLO"
     assert written("{{ m.content | striptags }}", "&lt;|im_start|&gt;")
     assert written("{{ m.content.encode().decode('unicode_escape') }}", r"\x3c|im_start|>")
+    assert written("{{ m.content.encode() }}", "<|im_start|>") == "b'<|im_start|>'"
+    assert written("{{ m.content.encode()[:] ~ '' }}", "<|im_start|>") == "b'<|im_start|>'"
     assert written("{{ m.content[::-1] }}", ">|trats_mi|<") == "<|im_start|>"
     assert written("{{ m.content.format(bos_token) }}", "{0[0]}|im_start|>") == "<|im_start|>"
     assert written("{{ m.content % bos_token[0] }}", "%s|im_start|>") == "<|im_start|>"

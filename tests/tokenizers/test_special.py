@@ -134,10 +134,27 @@ def test_other_text_has_the_ids_of_the_library(kind: str) -> None:
 
 
 def test_a_character_that_only_a_special_token_has_is_named() -> None:
-    made = of(models.BPE({"a": 0, "ж": 1}, []), ["ж"])
+    made = of(models.BPE({"a": 0, "ж": 1}, []), ["ж"], {"eos_token": "ж"})
     assert made.encode("aa") == [0, 0]
     with pytest.raises(LlucidError, match="a character that this tokenizer has only as the special token 1"):
         made.encode("aжa")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.BPE({"a": 0, "!": 1, "a!": 2}, [("a", "!")]),
+        models.BPE({"a": 0, "!": 1}, []),
+        models.WordLevel({"a": 0, "!": 1, "<unk>": 2}, "<unk>"),
+        models.Unigram([("a", -1.0), ("!", -2.0), ("<unk>", 0.0)], 2),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_single_character_spells_text_though_a_file_calls_it_special(model: Any) -> None:
+    """As the pad token "!" of some Llama 3, in transformers."""
+    made = of(model, ["!"], {"pad_token": "!"}, pre_tokenizer=pre_tokenizers.Split("a", "isolated"))
+    assert made.encode("a!") == [0, 1]
+    assert made.special.keys().isdisjoint("!")
 
 
 def test_a_role_is_no_reason_to_lose_a_letter() -> None:
