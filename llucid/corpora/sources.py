@@ -57,13 +57,14 @@ def text_file(path: Path, column: str) -> Path:
 
 
 def _has_json_lines(path: Path, column: str, zipped: bool) -> bool:
-    """Whether it is called so, or its first line is an object with a text in `column`."""
+    """Whether it is called so, or its first two lines are objects with a text in `column`."""
     if path.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
         return True
-    with _unzipped(path) if zipped else open(path, "rb") as lines, suppress(ValueError):
-        first = lines.readline(SLACK)
-        row = json_value(first) if first.startswith(b"{") else None
-        return isinstance(row, dict) and isinstance(row.get(column, 0), str | None)
+    with _unzipped(path) if zipped else open(path, "rb") as opened, suppress(ValueError):
+        head = opened.read(SLACK)
+        lines = head.removeprefix(codecs.BOM_UTF8).splitlines()[: -1 if len(head) == SLACK else None]
+        rows = [json_value(line) for line in [line for line in lines if line.strip()][:2]]
+        return bool(rows) and all(isinstance(row, dict) and isinstance(row.get(column, 0), str | None) for row in rows)
     return False
 
 
@@ -94,7 +95,7 @@ def _json_lines(path: Path, column: str, zipped: bool) -> Iterator[str]:
         for number, line in enumerate(iter(lambda: lines.readline(longest + 1), b""), 1):
             if len(line) > longest:
                 raise LlucidError(f"{path}, line {number}: longer than {longest:,} bytes; the file is damaged")
-            if not line.strip():
+            if not line.removeprefix(codecs.BOM_UTF8).strip():
                 continue
             try:
                 row = json_value(line)

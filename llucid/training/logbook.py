@@ -157,16 +157,16 @@ class Logbook:
         affordable = with_the_last <= EVALUATION_SHARE * progress.seconds / done
         return settings.evaluations is not None or (affordable and done - before > 0.5 / count)
 
-    def measure(self, state: Any, progress: Progress, length: int | None = None, record: bool = True) -> None:
+    def measure(self, state: Any, progress: Progress, record: bool = True) -> None:
         """Saves the state, evaluates the model, keeps it if it is the best so far, and writes a sample.
 
-        `length` is the length of the windows, by default that of the current training windows: a model that has only
-        seen short windows fails at later positions, which says nothing about how well it learns. Without `record`, only
-        the model is kept, until the next measurement.
+        It is evaluated on windows as long as the current training windows, since a model that has only seen short ones
+        fails at later positions, which says nothing about how well it learns; with a base, on whole windows. Without
+        `record`, only the model is kept, until the next measurement.
         """
         task, begun, step = self.task, time.perf_counter(), progress.step
         _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
-        length = length or trained
+        length = task.config.context if task.settings.base else trained
         with run.keeping_state(task.out):
             if step:  # that of step 0 is there
                 self.save(state, progress)

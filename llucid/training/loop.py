@@ -35,6 +35,7 @@ def train(settings: Settings, console: Console | None = None) -> Path:
     with neutral_defaults():
         task, state, progress = prepare(settings, report)
         with run.locked(task.out):
+            run.refuse_advanced(task.out, progress)
             caught = run_steps(task, state, progress, report)
     if caught:
         signal.raise_signal(caught)
@@ -55,9 +56,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
     begun = time.perf_counter() - progress.seconds
     last = progress.step + (settings.stop_after or sys.maxsize)
     with report.bar, interruption() as interrupted:
-        if settings.base and logbook.measured.step < progress.step == 0:
-            logbook.measure(state, progress, context)
-        elif logbook.measurement_due(progress):  # a kill came before it was complete
+        if (settings.base and logbook.measured.step < progress.step == 0) or logbook.measurement_due(progress):
             logbook.measure(state, progress)
         while not logbook.finished(progress) and progress.step < last and not interrupted():
             done = share_done(settings, progress)

@@ -198,6 +198,15 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
         raise LlucidError(f"{file}: not a state that this run can continue from ({error})") from error
 
 
+def refuse_advanced(out: Path, progress: Progress) -> None:
+    """Raises LlucidError if another process has continued the run in `out` since its state of `progress` was read."""
+    with utf8_path(out / "state" / "latest.safetensors") as path, safe_open(path, framework="pt") as opened:
+        if json.loads(opened.metadata()["progress"])["step"] != progress.step:
+            raise LlucidError(
+                f"out={out}: another process has continued the run meanwhile; give the same command again"
+            )
+
+
 @contextmanager
 def keeping_state(out: Path) -> Generator[None]:
     """Restores the state that was saved before if a LlucidError is raised inside."""

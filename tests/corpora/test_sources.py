@@ -36,13 +36,18 @@ def json_lines(column: str = "text") -> bytes:
 @pytest.mark.parametrize("column", ["text", "body"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.JSONL", "a.json"])
 def test_json_lines_are_documents(tmp_path: Path, name: str, column: str) -> None:
-    """Whatever the file is called, if the first line has a text in the column."""
+    """Whatever the file is called, if the first two lines have a text in the column."""
     (tmp_path / name).write_bytes(json_lines(column))
     (tmp_path / f"{name}.gz").write_bytes(gzip.compress(json_lines(column)))
     assert documents(tmp_path / name, column) == documents(tmp_path / f"{name}.gz", column) == KEPT
     assert open_corpus([str(tmp_path / f"{name}.gz")], column).name == "a"
     if name == "a.json":
         assert documents(tmp_path / name, "id") == [json_lines(column).decode()]
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf\n  " + json_lines(column))
+        assert documents(tmp_path / name, column) == KEPT
+        prose = json_lines(column).decode().splitlines()[0] + "\nis how a line looks.\n"
+        (tmp_path / name).write_text(prose)
+        assert documents(tmp_path / name, column) == [prose]
 
 
 def test_a_column_is_read_anew_when_another_is_named(tmp_path: Path) -> None:

@@ -92,6 +92,27 @@ def test_a_run_resumes_in_another_working_directory(
     assert len(losses(tmp_path / "run")) == 4
 
 
+def test_a_run_that_another_process_continues_meanwhile_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, prepare = tmp_path / "run", loop.prepare
+    small(corpus, out, steps=4, stop_after=1)
+
+    def overtaken(*arguments: Any) -> object:
+        monkeypatch.setattr(loop, "prepare", prepare)
+        found = prepare(*arguments)
+        resumed(out, stop_after=1)
+        return found
+
+    monkeypatch.setattr(loop, "prepare", overtaken)
+    with pytest.raises(
+        LlucidError, match="another process has continued the run meanwhile; give the same command again"
+    ):
+        resumed(out)
+    resumed(out)
+    assert [row["step"] for row in losses(out)] == [1, 2, 3, 4]
+
+
 def test_training_stops_when_it_does_not_improve(tmp_path: Path) -> None:
     out, corpus = tmp_path / "run", tmp_path / "text.txt"
     corpus.write_text(RUINOUS)
@@ -304,9 +325,12 @@ def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monk
     base, out, losses_found = tmp_path / "base", tmp_path / "run", iter([1.0, 1.5, 2.0])
     small(corpus, base, steps=20)
     monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(losses_found))
-    printed = small(corpus, out, base=str(base), steps=4, evaluations=2, preset=None, model=ModelNumbers())
+    settings = {"base": str(base), "steps": 4, "evaluations": 2, "preset": None, "model": ModelNumbers()}
+    printed = small(corpus, out, **settings, length_warmup=1.0)
     assert measured(out)[0] == 0
     assert "the model in the folder is the base, unchanged" in printed
+    windows = {row["window"] for row in losses(out) if "window" in row}  # also while training windows are shorter
+    assert windows == {llucid.load(out, device="cpu").config.context}
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
