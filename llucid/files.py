@@ -124,8 +124,9 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
     place, there = Path(os.path.realpath(out)), out.is_dir() and not file
     unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:
-        with replaced_in_errors(unfinished, out.parent if file else out):
+        with replaced_in_errors(unfinished, out):
             unfinished.mkdir(parents=True)
+        with replaced_in_errors(unfinished, out.parent if file else out):
             yield unfinished / place.name if file else unfinished
             if is_occupied(out):
                 raise OccupiedError(out)

@@ -35,7 +35,8 @@ def train(settings: Settings, console: Console | None = None) -> Path:
     with neutral_defaults():
         task, state, progress = prepare(settings, report)
         with run.locked(task.out):
-            run.refuse_advanced(task.out, progress)
+            if settings.resume:
+                run.refuse_advanced(task.out, progress)
             caught = run_steps(task, state, progress, report)
     if caught:
         signal.raise_signal(caught)
