@@ -183,7 +183,7 @@ class Logbook:
             figures = {"validation": validation * self.per_character, "window": length, "sample": sample}
             self.metrics.measured(step, figures)
         old = self.measured
-        held = (old.window, old.best) if record or old.stop_step < 0 else (old.stop_window, old.stop_best)
+        held = (old.window, old.best) if record or old.stop_step < 0 else (old.stop_window, old.stop_loss)
         better = length > held[0] or (length == held[0] and validation < held[1])
         if record:
             run.put_model_back(task.out)
@@ -207,7 +207,7 @@ class Logbook:
             )
             self.draw()
         elif better:
-            self.measured = old._replace(stop_step=step, stop_best=validation, stop_window=length)
+            self.measured = old._replace(stop_step=step, stop_loss=validation, stop_window=length)
         run.write_measured(task.out, self.measured)
         loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
         self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)

@@ -76,8 +76,8 @@ class Measured(NamedTuple):
     """Seconds that all of them took."""
     stop_step: int = -1
     """The step of a stop since then whose model was better, so that it is in the folder; −1 if none."""
-    stop_best: float = 0.0
-    """The loss of that model."""
+    stop_loss: float = 0.0
+    """Its loss, in nats per token."""
     stop_window: int = 0
     """Tokens in the windows on which it was measured."""
 
