@@ -62,6 +62,7 @@ def hidden(value: Any) -> Any:
 
 
 def has_stand_ins(value: Any) -> bool:
+    """Whether a character is hidden in a text of a value."""
     found = list[bool]()
 
     def look(text: str) -> str:
@@ -317,9 +318,13 @@ def rendered(request: dict[str, Any]) -> str:
     TO_STAND_IN.update(str.maketrans(request["hidden"]))
     FROM_STAND_IN.clear()
     FROM_STAND_IN.update({ord(stand_in): character for character, stand_in in request["hidden"].items()})
+    values = changed(Text, request["values"])
+    values |= {name: hidden(values[name]) for name in ("tools", "documents") if name in values}
+    for message in values.get("messages", []):
+        message["content"] = hidden(message["content"])
     pieces: list[str] = []
     room = LONGEST + 8 * len(json.dumps(request["values"]))
-    for piece in compiled(request["template"]).generate(changed(Text, request["values"])):
+    for piece in compiled(request["template"]).generate(values):
         room -= len(piece)
         if room < 0:
             raise ValueError("it writes more than a dialogue can be")

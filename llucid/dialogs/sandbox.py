@@ -42,7 +42,7 @@ class Renderer:
         self.owner = os.getpid()
 
     def render(self, template: str, values: dict[str, Any], hidden: dict[str, str]) -> str:
-        """What `template` makes of `values`, in which others may stand for the characters `hidden`.
+        """What `template` makes of `values`, with stand-ins for the characters `hidden` in what users and tools say.
 
         Raises TemplateFailure if the template is invalid, refuses the values, uses what is forbidden, exceeds SECONDS,
         takes too much memory or writes too much.

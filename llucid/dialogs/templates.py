@@ -139,31 +139,14 @@ def _rendered(
             "the messages have all rare Chinese characters or spaces, some of which should stand for those of special "
             "tokens"
         )
-    table = str.maketrans(hidden)
-    given = [{**message, "content": message["content"].translate(table)} for message in messages]
-    texts = {name: _translated(values[name], table) for name in ("tools", "documents")}
     shown = str.maketrans({stand_in: character for character, stand_in in hidden.items()})
     try:
-        text = RENDERER.render(template, {**values, **texts, "messages": given}, hidden)
+        text = RENDERER.render(template, {**values, "messages": list(messages)}, hidden)
     except TemplateFailure as error:
         kind = SlowTemplate if isinstance(error, TemplateTimeout) else LlucidError
         raise kind(f"the model's chat template: {str(error).translate(shown)}") from error
     parts = controls.split(replace_surrogates(text))
     return [part.translate(shown) if isinstance(part, str) else part for part in parts]
-
-
-def _translated(value: Any, table: Mapping[int, str]) -> Any:
-    """A JSON value with all of its texts translated."""
-    match value:
-        case str():
-            return value.translate(table)
-        case dict():
-            pairs = dict[str, Any](value).items()
-            return {key.translate(table): _translated(inner, table) for key, inner in pairs}
-        case list():
-            return [_translated(inner, table) for inner in list[Any](value)]
-        case _:
-            return value
 
 
 def ids_in(parts: Sequence[Part]) -> list[int]:
