@@ -145,7 +145,7 @@ class SentencePiece:
 
     @cached_property
     def types(self) -> list[int]:
-        """Of all pieces."""
+        """The type of each piece by the model, or CONTROL if it is hidden here; NORMAL if it has none."""
         types = [
             dict(fields(part)).get(PIECE_TYPE) if PIECE_TYPE << 3 in part else NORMAL for part in self.parts[PIECES]
         ]
