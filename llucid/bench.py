@@ -176,9 +176,14 @@ def prefill(model: Model, device: torch.device) -> Row:
 
 
 def decoding(model: Model, device: torch.device, rows: int) -> Row:
-    """Writing `rows` texts at once as `generate` does: the median time of a token."""
+    """Writing `rows` texts at once as `generate` does: the median time of a token.
+
+    Raises LlucidError if the context has no room for them.
+    """
     config, weights = model.config, model.weights
-    short = max(1, min(32, config.context // 4))
+    short = min(32, config.context // 4)
+    if short < 2:
+        raise LlucidError(f"the model's context is {config.context}; measuring needs at least 8 tokens")
     limits = measure_limits(device, weights.dtype)
     prompts = torch.randint(config.vocab_size, (rows, short), generator=torch.Generator().manual_seed(0)).tolist()
     written = min(WRITTEN, config.context - short)

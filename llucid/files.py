@@ -118,9 +118,9 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
 
     Raises OccupiedError, and keeps what is there, if something is at `out`, now or at the end.
     """
+    remove_unfinished(out)
     if is_occupied(out):
         raise OccupiedError(out)
-    remove_unfinished(out)
     place, there = Path(os.path.realpath(out)), out.is_dir() and not file
     unfinished = (place if there else place.parent) / temporary_name(place.name)
     try:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,17 @@ def test_a_given_model_is_measured_in_its_own_dtype(tmp_path: Path):
         == work(to(initialise(PRESETS["nano"].config), torch.bfloat16), PRESETS["nano"].config, 1, 1, 21, 1)[0]
     )
     assert rows[0].bytes == (tmp_path / "model" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("context", [7, 8])
+def test_a_context_without_room_to_write_is_refused(context: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bench, "measure_limits", lambda device, dtype: Limits(1.0, 1.0))
+    model = bench.random_model("nano", torch.float32)
+    model = model._replace(config=replace(model.config, context=context))
+    with (
+        nullcontext() if context == 8 else pytest.raises(LlucidError, match="context is 7; measuring needs at least 8")
+    ):
+        assert bench.decoding(model, torch.device("cpu"), 2).seconds > 0
 
 
 @pytest.mark.usefixtures("two_runs")

@@ -191,6 +191,11 @@ def test_what_killed_processes_left_of_a_place_is_removed(tmp_path: Path) -> Non
     remove_unfinished(out)
     remove_unfinished(tmp_path / long)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+    out.touch()
+    left[0].touch()
+    with pytest.raises(OccupiedError), atomic_folder(out, file=True):
+        pass
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, out])
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

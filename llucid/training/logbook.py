@@ -133,8 +133,8 @@ class Logbook:
         """The error for numbers that are not finite, after the curve up to there is drawn."""
         self.draw()
         return LlucidError(
-            f"{what}; the model in {self.task.out} is that of step {self.measured.held}; begin again with a "
-            "lower learning_rate= or muon_learning_rate="
+            f"{what}; the model in {self.task.out} is that of step {self.measured.held}; begin again, or "
+            "resume, with a lower learning_rate= or muon_learning_rate="
         )
 
     def measurement_due(self, progress: Progress) -> bool:

@@ -222,10 +222,11 @@ class Settings:
             for name, value in fixed.items()
             if getattr(kept, name) not in (value, os.path.abspath(str(value)))
         }
+        model = kept.model if kept.base else kept.config(str(kept.preset), 1)
         changed |= {
             f"model.{name}": number
             for name, number in numbers.items()
-            if number is not None and number != getattr(kept.model, name)
+            if number is not None and number != getattr(model, name)
         }
         for name, value in changed.items():
             shown = " ".join(value) if isinstance(value, tuple) else value

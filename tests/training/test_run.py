@@ -457,7 +457,7 @@ def test_a_loss_that_is_not_finite_is_a_clear_error(corpus: Path, tmp_path: Path
     out = tmp_path / "exploded"
     printed = do(*fresh(corpus, out, "--steps", 40, "--optimizer", "adamw", "--learning-rate", 1e30), status=2).stderr
     assert printed.startswith("error: the loss at step")
-    assert "begin again with a lower --learning-rate or --muon-learning-rate" in printed
+    assert "begin again, or resume, with a lower --learning-rate or --muon-learning-rate" in printed
     assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(out, device="cpu").weights))
     assert len(losses(out)) > 0
     assert all(math.isfinite(row["loss"]) for row in losses(out))
@@ -469,9 +469,11 @@ def test_a_first_step_that_ruins_the_model_is_an_error(corpus: Path, tmp_path: P
     out = tmp_path / "exploded"
     printed = do(*fresh(corpus, out, "--steps", 1, "--learning-rate", 1e30), status=2).stderr
     assert printed.startswith("error: the validation loss at step 1 is nan; the model in")
-    assert "begin again with a lower --learning-rate or --muon-learning-rate" in printed
+    assert "begin again, or resume, with a lower --learning-rate or --muon-learning-rate" in printed
     assert progress(out)["step"] == 0
     assert load_file(out / "state" / "latest.safetensors")["weights.embedding"].isfinite().all()
+    do("train", "--resume", "--out", out, "--learning-rate", 1e-3)
+    assert progress(out)["step"] == 1
 
 
 def test_resume_refuses_a_text_that_has_changed(tmp_path: Path) -> None:

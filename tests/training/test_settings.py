@@ -161,12 +161,16 @@ def test_a_resumed_run_refuses_another_value_also_where_it_is_the_default(name: 
 
 
 def test_a_resumed_run_keeps_its_kind_of_text_and_its_model() -> None:
-    text, chat = Settings(corpus=("a.txt",), model=ModelNumbers(layers=2)), Settings(chat="a.jsonl")
+    model = ModelNumbers(layers=2, heads=2)
+    text, chat = Settings(corpus=("a.txt",), preset="nano", model=model), Settings(chat="a.jsonl")
     with pytest.raises(LlucidError, match="chat=fables: a resumed run keeps"):
         resumed(chat="fables").continuing(text)
     with pytest.raises(LlucidError, match="corpus=shakespeare: a resumed run keeps"):
         resumed(corpus=("shakespeare",)).continuing(chat)
     with pytest.raises(LlucidError, match=r"model\.layers=3: a resumed run keeps"):
         resumed(model=ModelNumbers(layers=3)).continuing(text)
-    assert resumed(model=ModelNumbers(layers=2)).continuing(text).model == text.model
+    with pytest.raises(LlucidError, match=r"model\.kv_heads=1: a resumed run keeps"):
+        resumed(model=ModelNumbers(kv_heads=1)).continuing(text)
+    for same in (ModelNumbers(layers=2), ModelNumbers(kv_heads=2, context=PRESETS["nano"].config.context)):
+        assert resumed(model=same).continuing(text).model == text.model
     assert resumed(chat="b.jsonl").continuing(chat).chat == "b.jsonl"
