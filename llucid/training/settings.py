@@ -222,7 +222,7 @@ class Settings:
             for name, value in fixed.items()
             if getattr(kept, name) not in (value, os.path.abspath(str(value)))
         }
-        model = kept.model if kept.base else kept.config(str(kept.preset), 1)
+        model = kept.config(kept.preset, 1) if kept.preset else kept.model
         changed |= {
             f"model.{name}": number
             for name, number in numbers.items()
