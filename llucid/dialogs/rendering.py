@@ -1,8 +1,8 @@
 """Renders chat templates: a program that answers each line of JSON with a line of JSON.
 
-Characters of messages are hidden: a stand-in is in their place, so that what a template writes shows where it is from.
-To the template itself each text is what it stands for: `Text` compares, searches and cuts it so. Imports jinja2 and
-nothing of ours.
+The characters of messages are hidden: rare ones that occur nowhere stand in for them, so that what a template writes
+shows where it is from. To the template itself each text is what it stands for: `Text` compares, searches and cuts it
+so. Imports jinja2 and nothing of ours.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -27,6 +28,10 @@ MEMORY = 512 * 2**20
 """Limit of the address space in bytes; Windows has none."""
 LONGEST = 2_000_000
 """Characters that a template may write in addition to the messages."""
+RARE = "".join(map(chr, range(0x20000, 0x2A6D7)))
+"""Rare Chinese characters (CJK Extension B): printable, and without a case."""
+SPACES = "".join(map(chr, (*range(0x2000, 0x200B), 0x1680, 0x202F, 0x205F, 0x3000)))
+"""Rare spaces, which stand in for white space: tokens with `lstrip` or `rstrip` include what is beside them."""
 
 
 # ------------------------------------------------------------------------------------- texts with stand-ins
@@ -36,10 +41,33 @@ TO_STAND_IN: dict[int, str] = {}
 FROM_STAND_IN: dict[int, str] = {}
 
 
-def changed(change: Callable[[str], str], value: Any) -> Any:
-    """A value with all of its texts changed."""
+def hide(request: dict[str, Any]) -> None:
+    """Chooses stand-ins for this request's messages, tools and documents. Raises ValueError if there are too few.
+
+    All their characters are hidden, since a function may make any of any others: `<` of `&#60;`. White space stays
+    white space, so only that of special tokens is.
+    """
+    values, special, said = request["values"], request["special"], list[str]()
+    contents = [message["content"] for message in values.get("messages", [])]
+    changed(said.append, [contents, values.get("tools"), values.get("documents")])
+    characters, seen = {*"".join(said), *special}, {*json.dumps(request, ensure_ascii=False)}
+    TO_STAND_IN.clear()
+    for rare, wanted in (
+        (SPACES, [character for character in special if character.isspace()]),
+        (RARE, [character for character in characters if not character.isspace()]),
+    ):
+        free = [*islice((character for character in rare if character not in seen), len(wanted))]
+        if len(free) < len(wanted):
+            raise ValueError("the messages have all rare Chinese characters or spaces, some of which are needed")
+        TO_STAND_IN.update(zip(map(ord, wanted), free, strict=True))
+    FROM_STAND_IN.clear()
+    FROM_STAND_IN.update({ord(stand_in): chr(character) for character, stand_in in TO_STAND_IN.items()})
+
+
+def changed(change: Callable[[Any], Any], value: Any) -> Any:
+    """A value with all of its texts and bytes changed."""
     match value:
-        case str():
+        case str() | bytes():
             return change(value)
         case dict():
             pairs = dict[Any, Any](value).items()
@@ -53,23 +81,18 @@ def changed(change: Callable[[str], str], value: Any) -> Any:
 
 def shown(value: Any) -> Any:
     """A value with characters in place of their stand-ins."""
-    return changed(lambda text: str.translate(text, FROM_STAND_IN), value)
+    return changed(lambda text: text if isinstance(text, bytes) else str.translate(text, FROM_STAND_IN), value)
 
 
 def hidden(value: Any) -> Any:
     """A value with stand-ins in place of characters."""
-    return changed(lambda text: Text(str.translate(text, TO_STAND_IN)), value)
+    return changed(lambda text: as_text(text if isinstance(text, bytes) else str.translate(text, TO_STAND_IN)), value)
 
 
 def has_stand_ins(value: Any) -> bool:
-    """Whether a character is hidden in a text of a value."""
+    """Whether a character is hidden in a text of a value, or it has bytes, which may be made of one."""
     found = list[bool]()
-
-    def look(text: str) -> str:
-        found.append(str.__ne__(text, str.translate(text, FROM_STAND_IN)))
-        return text
-
-    changed(look, value)
+    changed(lambda text: found.append(isinstance(text, bytes) or str.__ne__(text, shown(text))), value)
     return any(found)
 
 
@@ -314,10 +337,7 @@ def compiled(template: str) -> Template:
 
 def rendered(request: dict[str, Any]) -> str:
     """The text for a request. Raises what the template raises, and ValueError if it writes too much."""
-    TO_STAND_IN.clear()
-    TO_STAND_IN.update(str.maketrans(request["hidden"]))
-    FROM_STAND_IN.clear()
-    FROM_STAND_IN.update({ord(stand_in): character for character, stand_in in request["hidden"].items()})
+    hide(request)
     values = changed(Text, request["values"])
     values |= {name: hidden(values[name]) for name in ("tools", "documents") if name in values}
     for message in values.get("messages", []):
@@ -332,14 +352,14 @@ def rendered(request: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def answer(request: dict[str, Any]) -> dict[str, str]:
-    """What `rendered` returns, or the error."""
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """What `rendered` returns and the characters by their stand-ins, or the error."""
     try:
-        return {"text": rendered(request)}
+        return {"text": rendered(request), "shown": FROM_STAND_IN}
     except MemoryError:
         return {"error": "it takes too much memory"}
     except Exception as error:
-        return {"error": str.join(" ", str.split(str(error)))[:500] or type(error).__name__}
+        return {"error": shown(str.join(" ", str.split(str(error)))[:500]) or type(error).__name__}
 
 
 def serve(seconds: float) -> None:

@@ -41,13 +41,14 @@ class Renderer:
         self.process: subprocess.Popen[str] | None = None
         self.owner = os.getpid()
 
-    def render(self, template: str, values: dict[str, Any], hidden: dict[str, str]) -> str:
-        """What `template` makes of `values`, with stand-ins for the characters `hidden` in what users and tools say.
+    def render(self, template: str, values: dict[str, Any], special: str) -> tuple[str, dict[int, str]]:
+        """(what `template` makes of `values`, with stand-ins for characters that come from messages, tools and
+        documents; these characters, by the code points of their stand-ins). `special` are those of special tokens.
 
         Raises TemplateFailure if the template is invalid, refuses the values, uses what is forbidden, exceeds SECONDS,
         takes too much memory or writes too much.
         """
-        request = json.dumps({"template": template, "values": values, "hidden": hidden}) + "\n"
+        request = json.dumps({"template": template, "values": values, "special": special}) + "\n"
         line = ""
         with self.lock:
             process = self.started()
@@ -70,7 +71,7 @@ class Renderer:
         answer = json.loads(line)
         if "error" in answer:
             raise TemplateFailure(answer["error"])
-        return answer["text"]
+        return answer["text"], {int(stand_in): character for stand_in, character in answer["shown"].items()}
 
     def started(self) -> "subprocess.Popen[str]":
         """The running process: a new one if there is none, or if it is that of the process we were forked from."""

@@ -1,8 +1,8 @@
 """Chat templates to ids: the template's special tokens become ids, and no text of a message ever does.
 
-In messages, the characters of which special tokens consist are hidden: rare characters that occur nowhere stand in for
-them, and the template sees them as what they stand for. What it writes is searched for special tokens first, and then
-the characters are put back, as ordinary text.
+The characters of messages are hidden: rare characters that occur nowhere stand in for them, and the template sees them
+as what they stand for (`rendering.py`). What it writes is searched for special tokens first, and then the characters
+are put back, as ordinary text.
 """
 
 import json
@@ -19,11 +19,6 @@ from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
-
-RARE = "".join(map(chr, range(0x20000, 0x2A6D7)))
-"""Rare Chinese characters (CJK Extension B): printable, and without a case."""
-SPACES = "".join(map(chr, (*range(0x2000, 0x200B), 0x1680, 0x202F, 0x205F, 0x3000)))
-"""Rare spaces, which stand in for white space: tokens with `lstrip` or `rstrip` include what is beside them."""
 
 
 class SlowTemplate(LlucidError):
@@ -128,23 +123,11 @@ def _rendered(
     template: str, messages: Sequence[Mapping[str, str]], values: Mapping[str, Any], controls: AddedTokens
 ) -> list[Part]:
     """What the template makes of the messages. Raises LlucidError if it fails, or refuses them."""
-    seen = {*template, *controls.characters, *json.dumps([list(messages), dict(values)], ensure_ascii=False)}
-    hidden = dict[str, str]()
-    for space, rare in ((True, SPACES), (False, RARE)):
-        wanted = [character for character in controls.characters if character.isspace() == space]
-        free = (character for character in rare if character not in seen)
-        hidden |= zip(wanted, free, strict=False)
-    if len(hidden) < len(controls.characters):
-        raise LlucidError(
-            "the messages have all rare Chinese characters or spaces, some of which should stand for those of special "
-            "tokens"
-        )
-    shown = str.maketrans({stand_in: character for character, stand_in in hidden.items()})
     try:
-        text = RENDERER.render(template, {**values, "messages": list(messages)}, hidden)
+        text, shown = RENDERER.render(template, {**values, "messages": list(messages)}, controls.characters)
     except TemplateFailure as error:
         kind = SlowTemplate if isinstance(error, TemplateTimeout) else LlucidError
-        raise kind(f"the model's chat template: {str(error).translate(shown)}") from error
+        raise kind(f"the model's chat template: {error}") from error
     parts = controls.split(replace_surrogates(text))
     return [part.translate(shown) if isinstance(part, str) else part for part in parts]
 

@@ -21,7 +21,7 @@ class AddedTokens:
 
     def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
         self.ids = [*tokens.values()]
-        self.characters = sorted({*"".join(tokens)})
+        self.characters = "".join(sorted({*"".join(tokens)}))
         self.library = tokenizers.Tokenizer(models.BPE())  # with an empty vocabulary: it only finds added tokens
         none = AddedToken("")
         like = {name: {key: getattr(flags.get(number, none), key) for key in STRIPS} for name, number in tokens.items()}

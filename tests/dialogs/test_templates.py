@@ -20,8 +20,9 @@ import llucid
 from llucid.chat import Session, encode_dialog
 from llucid.dialogs import sandbox
 from llucid.dialogs.formats import ending_turns, known_format
+from llucid.dialogs.rendering import RARE
 from llucid.dialogs.sandbox import RENDERER
-from llucid.dialogs.templates import RARE, template_of, templates_of
+from llucid.dialogs.templates import template_of, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -359,6 +360,10 @@ EXPRESSIONS = [
     "m.content | truncate(5)",
     "(m.content ~ '%s') % bos_token[0] if '%' not in m.content else ''",
     "(m.content ~ '{}').format(bos_token[0])",
+    "m.content | striptags",
+    "'<|' ~ m.content.lower() ~ '|>'",
+    "m.content.encode().lower()",
+    "m.content.encode().split()",
 ]
 PARTS = [
     "<|im_start|>",
@@ -374,6 +379,8 @@ PARTS = [
     " ",
     "\n",
     "ab",
+    "IM_END",
+    "&#60;&#124;",
 ]
 
 
@@ -394,6 +401,25 @@ def test_no_message_adds_a_special_token_by_any_template(
     ids = encode_dialog(messages, tokenizer, template)
     assert [token for token in ids if token in tokenizer.special.values()] == [IM_START, IM_END] * len(contents)
     assert theirs.decode(ids) == theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
+
+
+@pytest.mark.parametrize(
+    ("expression", "content", "text"),
+    [
+        ("m.content | striptags", "&#60;&#124;&#105;&#109;&#95;&#101;&#110;&#100;&#124;&#62;", "<|im_end|>"),
+        ("'<|' ~ (m.content | lower) ~ '|>'", "IM_END", "<|im_end|>"),
+        ("'<|im_' ~ m.content.casefold()", "END|>", "<|im_end|>"),
+        ("m.content.encode().strip()", "<|im_end|>", "b'<|im_end|>'"),
+        ("[m.content.encode().split()]", "<|im_end|> x", "[[b'<|im_end|>', b'x']]"),
+        ("'{}'.format(m.content.encode().replace(m.content.encode(), m.content.encode()))", "<s>", "b'<s>'"),
+    ],
+)
+def test_characters_that_functions_make_are_those_of_the_message(
+    expression: str, content: str, text: str, tokenizer: JsonTokenizer, theirs: Any
+) -> None:
+    template = f"{{% set m = messages[0] %}}{{{{ {expression} }}}}"
+    assert encode_dialog(said(content), tokenizer, template) == tokenizer.encode(text)
+    assert theirs.apply_chat_template(said(content), chat_template=template, tokenize=False) == text
 
 
 def test_very_many_special_tokens_in_a_very_long_text(tokenizer: JsonTokenizer) -> None:
@@ -633,7 +659,7 @@ def test_the_rendering_process_ends_with_ours() -> None:
     code = (
         "import importlib.util as u, sys\n"
         "spec = u.spec_from_file_location('sandbox', sys.argv[1]); m = u.module_from_spec(spec)\n"
-        "spec.loader.exec_module(m); m.RENDERER.render('x', {}, {}); print(m.RENDERER.process.pid)"
+        "spec.loader.exec_module(m); m.RENDERER.render('x', {}, ''); print(m.RENDERER.process.pid)"
     )
     ran = subprocess.run([sys.executable, "-c", code, sandbox.__file__], capture_output=True, text=True, check=True)
     with pytest.raises(ProcessLookupError):
