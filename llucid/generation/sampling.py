@@ -302,7 +302,7 @@ class Sampling:
         by_mass = self.top_k is None and (self.top_p or 1) < 1
         total = mass(row[None], self.temperature) if by_mass else None
         if filtered:
-            ids = likeliest(row, NUCLEUS)
+            ids = likeliest(row, max(NUCLEUS, self.top_k or 0))
             left = self(row[None, ids], total)
             if (left[left > -math.inf] > row[ids].min() / self.temperature).all():  # so it and all others are excluded
                 return int(ids[draw(left, [generator])[0]])

@@ -191,8 +191,10 @@ class Logbook:
             run.set_model_aside(task.out)
         if better and step:  # the folder of a new run holds the model of step 0
             huggingface.write_weights(task.out, weights, task.config)
-        took = time.perf_counter() - begun
         speed = self.speed(progress)
+        if record:
+            self.draw()
+        took = time.perf_counter() - begun
         self.measuring += took
         if record:
             self.measured = Measured(
@@ -201,11 +203,10 @@ class Logbook:
                 best=validation if better else old.best,
                 model_step=step if better else old.model_step,
                 window=max(length, old.window),
-                worse=0 if better else old.worse + 1,
+                worse=0 if better else old.worse + (length >= old.window),
                 took=took,
                 total=old.total + took,
             )
-            self.draw()
         elif better:
             self.measured = old._replace(stop_step=step, stop_loss=validation, stop_window=length)
         run.write_measured(task.out, self.measured)

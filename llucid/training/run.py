@@ -69,7 +69,7 @@ class Measured(NamedTuple):
     window: int = 0
     """Tokens in these windows."""
     worse: int = 0
-    """How many measurements since the best one."""
+    """How many measurements since the best one, without those on shorter windows."""
     took: float = 0.0
     """Seconds that the last one took."""
     total: float = 0.0

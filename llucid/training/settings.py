@@ -126,7 +126,7 @@ class Settings:
     evaluations: int | None = None
     """Evenly spaced measurements on the validation split (default: up to five, in about a tenth of the time)."""
     patience: int | None = None
-    """Stop after this many measurements without a lower validation loss (default: never)."""
+    """Stop after this many measurements without a lower validation loss, on windows as long (default: never)."""
     snapshots: int = 0
     """Copies of the model to keep in the run's folder, in bfloat16, at logarithmically spaced steps."""
     tensorboard: bool = field(default=False, metadata=SWITCH)

@@ -342,7 +342,7 @@ def test_looking_at_the_likeliest_tokens_only_draws_what_looking_at_all_draws(sp
     if isinstance(spread, str):
         logits = {"ties": np.round(logits), "many ties": np.round(logits / 8), "one": np.eye(6, 5000) * 50}[spread]
     logits = logits.astype(np.float32)
-    for t, k, p, share in product((0.3, 1.0, 2.5), (None, 1, 40, 300), (None, 0.1, 0.95), (None, 0.02, 0.7)):
+    for t, k, p, share in product((0.3, 1.0, 2.5), (None, 1, 40, 300, 1000), (None, 0.1, 0.95), (None, 0.02, 0.7)):
         sampling = Sampling(temperature=t, top_k=k, top_p=p, min_p=share)
         found = sampling.choose(logits, [generator(row) for row in range(6)])
         whole = draw(sampling(logits), [generator(row) for row in range(6)])

@@ -128,6 +128,22 @@ def test_training_stops_when_it_does_not_improve(tmp_path: Path) -> None:
     assert len(losses(out)) > 2 * len(found)
 
 
+def test_measurements_on_shorter_windows_than_the_best_one_do_not_count(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small(corpus, out, steps=10, evaluations=1, length_warmup=0.7, model=ModelNumbers(dim=16, context=256))
+    assert "stopped early" not in resumed(out, steps=40, evaluations=20, patience=1, stop_after=8)
+    assert measured(out) == [10, 12, 14, 16, 18]
+    assert [row["window"] for row in losses(out) if "window" in row] == [256, 64, 64, 64, 64]
+
+
+def test_the_time_of_a_measurement_includes_the_curve(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logbook, "draw_curve", lambda *arguments: time.sleep(2))
+    small(corpus, tmp_path / "run", steps=1)
+    assert run.read_measured(tmp_path / "run", Progress(1)).took >= 2
+
+
 # ------------------------------------------------------------------------------------------------------ stopping
 
 
