@@ -354,18 +354,18 @@ class Batch:
         return chosen
 
     def _event(self, text: Text, token: int, logprob: float) -> Event:
-        text.written.append(token)
         full = len(text.ids) == self.config.context
         reason: Reason | None = None
         if text.request.stops(token):
             reason = "stop"
-        elif len(text.written) == text.request.max_tokens:
+        elif len(text.written) + 1 >= text.request.max_tokens:  # more if an exception came before its end
             reason = "length"
         elif full and text.request.past_context == "stop":
             reason = "context"
         event = Event(text.number, token, logprob, reason, text.slid)
         self.statistics.slid |= text.slid
         text.slid = False
+        text.written.append(token)
         text.ids.append(token)
         if reason:
             self._end(text)

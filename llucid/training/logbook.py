@@ -79,6 +79,7 @@ class Logbook:
             self.parts, self.early = planned(task.settings, task.config.context, evaluated)
         self.snapshots = Snapshots(task.out, task.settings.snapshots, first.step)
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
+        self.tokens = 0  # trained on in this process
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
         self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
         self.measuring = 0.0  # seconds of all measurements in this process
@@ -96,8 +97,10 @@ class Logbook:
             patience is not None and self.measured.worse >= patience
         )
 
-    def note(self, progress: Progress, rate: float, loss: Tensor) -> None:
-        """Keeps a step's figures, and renews the live line now and then. `loss` in nats per token."""
+    def note(self, progress: Progress, tokens: int, rate: float, loss: Tensor) -> None:
+        """Keeps the figures of a step on so many tokens, and renews the live line now and then. `loss` in nats per
+        token."""
+        self.tokens += tokens
         self.unwritten.append((progress.step, rate, loss))
         if self.report.due():
             self.report.now(progress.step, loss.item() * self.per_character, *self.speed(progress))
@@ -110,10 +113,11 @@ class Logbook:
 
     def speed(self, progress: Progress) -> tuple[float, float]:
         """Tokens per second of training in this process, without measuring, and the seconds left."""
-        tokens = (progress.step - self.first.step) * self.task.config.context * int(self.task.settings.batch or 0)
         seconds = progress.seconds - self.first.seconds
         done, before = share_done(self.task.settings, progress), share_done(self.task.settings, self.first)
-        return tokens / max(seconds - self.measuring, 1e-9), max(seconds, 1e-9) * (1 - done) / max(done - before, 1e-9)
+        return self.tokens / max(seconds - self.measuring, 1e-9), max(seconds, 1e-9) * (1 - done) / max(
+            done - before, 1e-9
+        )
 
     def flush(self) -> None:
         """Writes the figures of the steps noted so far. Raises LlucidError if a loss is not finite."""

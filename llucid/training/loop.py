@@ -65,7 +65,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
             batch = training_batch(task.training, *window(settings, context, done), settings.seed, progress.step)
             loss, state = task.backend.step(batch, state, rate)
             progress = Progress(progress.step + 1, time.perf_counter() - begun)
-            logbook.note(progress, rate, loss)
+            logbook.note(progress, batch[0].numel(), rate, loss)
             if logbook.measurement_due(progress):
                 logbook.measure(state, progress)
             elif logbook.save_due():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import CodeType, FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -474,6 +475,18 @@ def test_an_exception_at_any_line_spoils_no_later_text():
             assert write(batch, prompt) == expected
             assert leaks(batch) == 0
     assert len(lines) > 100
+
+
+def test_a_text_ends_even_if_an_exception_came_before_its_end(monkeypatch: pytest.MonkeyPatch):
+    batch = Batch(MODEL)
+    batch.add(request([1], 3))
+    monkeypatch.setattr(batch, "_end", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(batch)
+    monkeypatch.undo()
+    assert batch.busy
+    batch.step()
+    assert not batch.busy
 
 
 # --------------------------------------------------------------------------------------------- statistics and errors

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llucid.dialogs import sandbox
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from llucid.training import loop
 from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens, tokenise_chat
 from llucid.training.report import Report
 from tests.training.test_run import do, here, losses
@@ -64,6 +66,26 @@ def test_a_chat_model_learns_to_answer(straight: Path, file: Path) -> None:
     assert tale.split()[1:3] == ["lost", "a"]
     assert session.reason == "stop"
     assert "› A tale!" in (straight / "samples.txt").read_text()
+
+
+def test_the_speed_counts_the_tokens_of_conversations(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not those of whole contexts. The test replaces the clock."""
+    now, tokens, speeds, take = 0.0, list[int](), list[float](), loop.training_batch
+
+    def batch(*arguments: Any) -> Any:
+        nonlocal now
+        now += 0.5
+        taken = take(*arguments)
+        tokens.append(taken[0].numel())
+        return taken
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(Report, "measured", lambda *figures: speeds.append(figures[-2]))
+    here("train", "--chat", file, "--out", tmp_path / "out", *SMALL, "--steps", 4, "--model.context", 1024)
+    assert speeds[-1] == sum(tokens) / 2 < 4 * 1024
 
 
 def test_transformers_uses_the_run_as_a_chat_model(straight: Path) -> None:
