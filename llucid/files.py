@@ -154,8 +154,8 @@ MOVING = "names.partial"
 
 
 def _move_new(source: Path, target: Path, same: bool) -> None:
-    """Moves a file or folder, and leaves a link. Raises an OSError if the target exists; if `same`, only if its content
-    differs."""
+    """Moves a file or folder; a file may also stay, with two names. Raises an OSError if the target exists; if `same`,
+    only if its content differs."""
     if same and target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
     try:
@@ -164,15 +164,13 @@ def _move_new(source: Path, target: Path, same: bool) -> None:
         if os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         source.rename(target)
-        with suppress(OSError):
-            source.symlink_to(target)
 
 
 def _moved(unfinished: Path) -> set[str]:
     """The names that were moved out of a temporary folder into the one around it, if some are still to be moved."""
     names = (unfinished / MOVING).read_text(encoding="utf-8").split("\n") if (unfinished / MOVING).is_file() else []
     pairs = [(name, unfinished / name, unfinished.parent / name) for name in names]
-    return {name for name, old, new in pairs if old.exists() and new.exists() and new.samefile(old)}
+    return {name for name, old, new in pairs if new.exists() and (not old.exists() or new.samefile(old))}
 
 
 def _discard(unfinished: Path) -> None:

@@ -168,6 +168,27 @@ def test_a_folder_that_was_filled_only_in_part_is_empty(
     assert {path.name for path in tmp_path.iterdir()} == {"d", "s"}
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_folder_that_was_just_moved_is_removed(killed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(path: Path, to: Path) -> None:
+        rename(path, to)
+        raise KeyboardInterrupt
+
+    rename = Path.rename
+    left = tmp_path / temporary_name(tmp_path.name, 4194999)
+    monkeypatch.setattr(Path, "rename", ended)
+    if killed:
+        monkeypatch.setattr("llucid.files._discard", lambda path: path.exists() and rename(path, left))
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path) as folder:  # noqa: PT012
+        (folder / "a").touch()
+        (folder / "s").mkdir()
+    monkeypatch.undo()
+    assert (tmp_path / "s").exists() == killed
+    with atomic_folder(tmp_path) as folder:
+        (folder / "d").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_partial_files_of_a_process_with_our_id_are_removed(there: bool, tmp_path: Path) -> None:
     """In containers, processes often have the same id."""

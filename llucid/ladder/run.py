@@ -28,7 +28,7 @@ from llucid.tokenizers import Tokenizer
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate, make_optimizers
 from llucid.training.report import progress_of
-from llucid.training.run import free_name
+from llucid.training.run import free_name, locked
 from llucid.training.settings import Settings
 from llucid.training.step import mean_loss, train_step
 from llucid.weights import count, leaves
@@ -90,31 +90,39 @@ def run_ladder(
     if not 0 <= seed < 1 << 63:
         raise LlucidError(f"seed={seed}: must be at least 0 and less than 2^63")
     chosen = choose(rungs)
-    if out and is_occupied(Path(out)):
-        what = "is not empty" if Path(out).is_dir() else "is a file"
-        raise LlucidError(f"out={out}: {what}; choose another folder")
+    if out:
+        refuse_occupied(Path(out))
     task = prepare(corpus, steps, console)
     folder = make_folder(out)
     results: list[Result] = []
     report = Report(console, task.corpus.name, len(chosen) * seeds * steps)
-    with interruption() as interrupted, report.live():
-        try:
-            for rung in chosen:
-                results.append(train_rung(rung, task, range(seed, seed + seeds), report, interrupted))
-                write_files(folder, task, results)
-        except Interrupted:
-            pass
-    if len(results) < len(chosen):
-        console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
-    if results:
-        report.summary()
-        with atomic_file(folder / "ladder.png") as temporary:
-            ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
-    elif not out:
-        folder.rmdir()
+    with locked(folder):
+        refuse_occupied(folder)
+        with interruption() as interrupted, report.live():
+            try:
+                for rung in chosen:
+                    results.append(train_rung(rung, task, range(seed, seed + seeds), report, interrupted))
+                    write_files(folder, task, results)
+            except Interrupted:
+                pass
+        if len(results) < len(chosen):
+            console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
+        if results:
+            report.summary()
+            with atomic_file(folder / "ladder.png") as temporary:
+                ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
+        elif not out:
+            folder.rmdir()
     if len(results) < len(chosen):
         signal.raise_signal(interrupted())
     return folder
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raises LlucidError if there is anything at `out` but an empty folder."""
+    if is_occupied(out):
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise LlucidError(f"out={out}: {what}; choose another folder")
 
 
 def make_folder(out: str | None) -> Path:

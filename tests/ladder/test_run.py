@@ -6,7 +6,9 @@ import math
 import re
 import signal
 import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from llucid.ladder import RUNGS
 from llucid.ladder.run import EDGES, RECIPE, choose, is_inner, prepare, run_ladder
 from llucid.training.muon import Muon
 from llucid.training.optimizer import make_optimizers
+from llucid.training.run import locked
 from llucid.weights import leaves, named_leaves
 from tests.ladder.test_rungs import CONFIG
 from tests.training.test_run import TEXT, command, do
@@ -130,6 +133,22 @@ def test_a_corpus_that_is_too_small_is_refused(text: str, tmp_path: Path) -> Non
     with pytest.raises(LlucidError, match="the ladder needs 128 in each, and 2 different"):
         run_ladder(Console(quiet=True), corpus=[str(tmp_path / "little.txt")], out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no locks of folders")
+def test_two_ladders_at_one_place(geese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ladder = partial(run_ladder, Console(quiet=True), corpus=[str(geese)], steps=1, seeds=1, rungs=["1"])
+    with locked(tmp_path), pytest.raises(LlucidError, match="another process is training there"):
+        ladder(out=str(tmp_path))
+
+    def overtaken(*arguments: Any) -> Any:
+        (tmp_path / "metrics.json").touch()
+        return prepare(*arguments)
+
+    monkeypatch.setattr("llucid.ladder.run.prepare", overtaken)
+    with pytest.raises(LlucidError, match="is not empty; choose another folder"):
+        ladder(out=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 def test_fables_where_there_is_no_shakespeare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
