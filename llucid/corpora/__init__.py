@@ -14,8 +14,8 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from llucid.errors import LlucidError
 from llucid.files import cache_folder, cached, write_text_atomically
@@ -34,7 +34,8 @@ END = "\0"
 """The character that ends a document within a file of several in the cache. The end of a file ends one, too."""
 
 
-class Corpus(NamedTuple):
+@dataclass(frozen=True)
+class Corpus:
     """UTF-8 text files, read one after the other, and what is known about their language.
 
     As Python reads text, each line ends with a line feed, whatever ends it in the file, and a byte order mark at the
@@ -47,6 +48,11 @@ class Corpus(NamedTuple):
     """Entropy in nats per character, where it is known: no model's validation loss can be lower."""
     skipped: tuple[Path, ...] = ()
     """Files in the given folders that are not text."""
+    fingerprint: str = field(init=False)
+    """SHA-256 of the bytes of all files when they were opened, and of where they end if there are several."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", self.fingerprint_now())
 
     def text(self, split: str) -> Iterator[str]:
         """The text of the "train" or "validation" split, at most a megabyte at a time."""
@@ -56,18 +62,21 @@ class Corpus(NamedTuple):
         """Like `text`, with END after each document that ends within the split."""
         border = int(TRAIN_SHARE * self.size())
         start, stop = (0, border) if split == "train" else (border, self.size())
-        for piece in _decoded(self.files, start, stop):
-            first, *others = piece.split(END)
-            yield from [first] if first else []
-            for other in others:
-                yield from (END, other) if other else (END,)
+        try:
+            for piece in _decoded(self.files, start, stop):
+                first, *others = piece.split(END)
+                yield from [first] if first else []
+                for other in others:
+                    yield from (END, other) if other else (END,)
+        except UnicodeDecodeError as error:  # it was UTF-8 when it was opened
+            raise self._changed() from error
 
     def size(self) -> int:
         """Bytes of all files."""
         return sum(file.stat().st_size for file in self.files)
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the bytes of all files, and of where they end if there are several."""
+    def fingerprint_now(self) -> str:
+        """What `fingerprint` would be if the files were opened now."""
         digest = hashlib.sha256()
         for file in self.files:
             with open(file, "rb") as opened:
@@ -75,6 +84,14 @@ class Corpus(NamedTuple):
                     digest.update(block)
         sizes = [size for file in self.files if (size := file.stat().st_size)]
         return hashlib.sha256(f"{digest.hexdigest()} {sizes}".encode()).hexdigest() if sizes[1:] else digest.hexdigest()
+
+    def refuse_changed(self) -> None:
+        """Raises LlucidError if the files have changed since they were opened."""
+        if self.fingerprint_now() != self.fingerprint:
+            raise self._changed()
+
+    def _changed(self) -> LlucidError:
+        return LlucidError(f"{self.name}: the text changed while it was read; give the same command again")
 
 
 def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from llucid.corpora import CHUNK, END
 from llucid.errors import LlucidError
-from llucid.files import cached, json_value
+from llucid.files import cached, first_bytes, json_value
 
 GZIP, PARQUET = b"\x1f\x8b", b"PAR1"
 """The first bytes of these files. JSON lines are text, so they are recognised by their name or by the first line."""
@@ -30,16 +30,19 @@ def text_file(path: Path, column: str) -> Path:
     Raises NotTextError for a file that is not text, and LlucidError for a damaged one and for a document without a
     text in `column`.
     """
-    with open(path, "rb") as opened:
-        head = opened.read(4)
-        zipped, parquet = head[:2] == GZIP, head == PARQUET
-        json_lines = not parquet and _has_json_lines(path, column, zipped)
-        digest = hashlib.sha256(f"{column}\n{json_lines}\n".encode() + head)
-        if not (zipped or parquet or json_lines):
-            check_text(path, path)
-            return path
-        while block := opened.read(CHUNK):
-            digest.update(block)
+    head = first_bytes(path, 4)
+    zipped, parquet = head[:2] == GZIP, head == PARQUET
+    json_lines = not parquet and _has_json_lines(path, column, zipped)
+    if not (zipped or parquet or json_lines):
+        check_text(path, path)
+        return path
+
+    def digest() -> str:
+        found = hashlib.sha256(f"{column}\n{json_lines}\n".encode())
+        with open(path, "rb") as opened:
+            while block := opened.read(CHUNK):
+                found.update(block)
+        return found.hexdigest()[:24]
 
     def write(file: Path) -> None:
         with open(file, "wb") as out:
@@ -48,12 +51,15 @@ def text_file(path: Path, column: str) -> Path:
                 out.write(part)
         if zipped and not json_lines:
             check_text(file, path)
+        if digest() != before:
+            raise LlucidError(f"{path}: changed while it was read; give the same command again")
 
     def documents() -> Iterator[bytes]:
         for document in _parquet(path, column) if parquet else _json_lines(path, column, zipped):
             yield (document.replace(END, "") + END).encode("utf-8", "replace")
 
-    return cached(f"texts/{digest.hexdigest()[:24]}.txt", write)
+    before = digest()
+    return cached(f"texts/{before}.txt", write)
 
 
 def _has_json_lines(path: Path, column: str, zipped: bool) -> bool:

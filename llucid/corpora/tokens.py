@@ -86,9 +86,10 @@ def tokenise(
     Each document begins with BOS and ends with EOS if the tokenizer has these; if the splits share a document, its
     second part begins with BOS, too. With neither, there is a line break between documents. `progress` is called with
     the number of characters just done. The file in the cache is named after the content of corpus and tokenizer.
+    Raises LlucidError if the text changes meanwhile.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
-    content = f"3 {corpus.fingerprint()} {bos} {eos} {tokenizer.json()}"
+    content = f"3 {corpus.fingerprint} {bos} {eos} {tokenizer.json()}"
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 
@@ -121,6 +122,7 @@ def tokenise(
                     begun = True
                     progress(len(piece))
                 out.write(np.asarray(ids, dtype).data)
+        corpus.refuse_changed()
 
     file = cached(f"tokens/{key}.{split}.{dtype}", write)
     return Tokens(file, dtype, file.stat().st_size // np.dtype(dtype).itemsize, bos)

@@ -68,7 +68,7 @@ def tokenise_chat(
     Raises LlucidError if that is so for all, or for the first PATIENCE, or nothing is learned within `context` tokens.
     """
     format = format_of(tokenizer)
-    content = f"3 {corpus.fingerprint()}{tokenizer.json()}{format}"
+    content = f"3 {corpus.fingerprint}{tokenizer.json()}{format}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:
@@ -81,6 +81,7 @@ def tokenise_chat(
                 raise LlucidError(f"chat={corpus.files[0]}: {found}")
             yield ids, learned
             progress(sum(len(message["content"]) for message in conversation.messages))
+        corpus.refuse_changed()
 
     file = cached(f"tokens/{key}.{split}.dialogues", lambda file: write_dialogues(encoded(), file))
     dialogues = open_dialogues(file, context)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP while a loop runs: the first one asks it to finish, a second one interrupts it."""
+"""Ctrl-C, SIGTERM and SIGHUP while a loop runs: the first one asks it to finish, a second one interrupts it. Ctrl-Z."""
 
 import signal
 import threading
@@ -35,3 +35,26 @@ def interruption() -> Generator[Callable[[], int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def continuation() -> Generator[Callable[[], bool]]:
+    """Yields a function that returns whether this process was stopped (Ctrl-Z) and continued since the last call.
+
+    It returns False on Windows and outside of the main thread.
+    """
+    continued: list[int] = []
+    if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGCONT, lambda number, frame: continued.append(number))
+
+    def since() -> bool:
+        found = bool(continued)
+        continued.clear()
+        return found
+
+    try:
+        yield since
+    finally:
+        signal.signal(signal.SIGCONT, previous)

@@ -14,7 +14,7 @@ from rich.console import Console
 from llucid.arrays.devices import without_autocast
 from llucid.corpora.tokens import training_batch
 from llucid.training import run
-from llucid.training.interrupts import interruption
+from llucid.training.interrupts import continuation, interruption
 from llucid.training.logbook import Logbook, share_done
 from llucid.training.optimizer import learning_rate
 from llucid.training.prepare import Task, prepare
@@ -54,9 +54,9 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
         report.say(f"the run is complete, after {progress.step} steps; to continue it, give more steps or minutes")
         return 0
     report.begin(settings, task.config, task.corpus.floor, progress.step)
-    begun = time.perf_counter() - progress.seconds
+    before = time.perf_counter()
     last = progress.step + (settings.stop_after or sys.maxsize)
-    with report.bar, interruption() as interrupted:
+    with report.bar, interruption() as interrupted, continuation() as continued:
         if (settings.base and logbook.measured.step < progress.step == 0) or logbook.measurement_due(progress):
             logbook.measure(state, progress)
         while not logbook.finished(progress) and progress.step < last and not interrupted():
@@ -64,7 +64,9 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
             rate = learning_rate(done, settings.warmup, settings.final)
             batch = training_batch(task.training, *window(settings, context, done), settings.seed, progress.step)
             loss, state = task.backend.step(batch, state, rate)
-            progress = Progress(progress.step + 1, time.perf_counter() - begun)
+            now = time.perf_counter()
+            spent = 0 if continued() else now - before
+            progress, before = Progress(progress.step + 1, progress.seconds + spent), now
             logbook.note(progress, batch[0].numel(), rate, loss)
             if logbook.measurement_due(progress):
                 logbook.measure(state, progress)

@@ -165,10 +165,13 @@ def read(
 ) -> tuple[Tokens | Dialogues, Tokens | Dialogues, Conversation]:
     """The token ids to train on and to validate on, and how a conversation opens."""
     if settings.chat:
-        return read_chat_tokens(corpus, tokenizer, context, report)
+        found = read_chat_tokens(corpus, tokenizer, context, report)
+        corpus.refuse_changed()
+        return found
     with progress_of("reading", report.console, 2 * corpus.size()) as advance:
         training = tokenise(corpus, tokenizer, "train", advance)
         validation = tokenise(corpus, tokenizer, "validation", advance)
+    corpus.refuse_changed()
     for split, tokens in (("train", training), ("validation", validation)):
         if tokens.length <= context + 1:
             raise LlucidError(

@@ -52,7 +52,7 @@ class Progress(NamedTuple):
 
     step: int = 0
     seconds: float = 0.0
-    """Spent in training so far, over all processes."""
+    """Spent in training so far, over all processes, without the steps in which one was stopped (Ctrl-Z)."""
 
 
 class Measured(NamedTuple):
@@ -111,7 +111,7 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
         save(model, unfinished)
         write_text_atomically(unfinished / "train.toml", write_toml(settings))
         write_text_atomically(unfinished / "metrics.jsonl", "")
-        write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint())
+        write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint)
         save_state(unfinished / "state")
 
 
@@ -168,7 +168,7 @@ def refuse_changed(out: Path, corpus: Corpus, options: str) -> None:
             f"{state}: there is no such file, so the run cannot continue; begin again, or begin with the model that it "
             f"left: {instead}"
         )
-    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != corpus.fingerprint():
+    if kept.is_file() and kept.read_text(encoding="utf-8", errors="replace") != corpus.fingerprint:
         raise LlucidError(
             f"{options.removeprefix('--').replace(' ', '=', 1)}: no longer the text that {out} began with, which "
             f"resume=True needs; put that back, or begin a new run with the model that this one left: {instead}"

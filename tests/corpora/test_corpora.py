@@ -6,6 +6,7 @@ import json
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_documents_are_separated_by_a_line_break_where_nothing_marks_their_ends(
     before = tokenise(characters, tokenizer, "train").file
     (tmp_path / "1.txt").write_text("n\n")
     (tmp_path / "0.txt").write_text("geesewre")  # the same bytes, other documents
-    assert tokenise(characters, tokenizer, "train").file != before
+    assert tokenise(replace(characters), tokenizer, "train").file != before
 
 
 def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:
@@ -167,8 +168,24 @@ def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:
     first = tokenise(corpus, tokenizer, "train", counts.append)
     assert sum(counts) == 108
     assert tokenise(corpus, tokenizer, "train", lambda _: pytest.fail("made again")) == first
-    (tmp_path / "0.txt").write_text("cbacba" * 20)
-    assert tokenise(corpus, tokenizer, "train").file != first.file
+    assert tokenise(corpus_of(tmp_path, "cbacba" * 20), tokenizer, "train").file != first.file
+
+
+@pytest.mark.parametrize("changed", [b"more words " * 99, b"\xff" * 999])
+def test_a_text_that_changes_while_it_is_read_leaves_no_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bytes
+) -> None:
+    file, text = tmp_path / "a.txt", "some words " * 99
+    file.write_text(text)
+    corpus = open_corpus([str(file)])
+    tokenizer = make_tokenizer("characters", corpus)
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    file.write_bytes(changed)
+    with pytest.raises(LlucidError, match=r"^a: the text changed while it was read; give the same command again$"):
+        tokenise(corpus, tokenizer, "train")
+    assert not [*tmp_path.rglob("*train*")]
+    file.write_text(text)
+    assert tokenise(corpus, tokenizer, "train").length == len("".join(corpus.text("train")))
 
 
 @pytest.mark.parametrize(

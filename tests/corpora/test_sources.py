@@ -4,12 +4,13 @@ import gzip
 import json
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llucid.corpora import END, open_corpus
+from llucid.corpora import END, open_corpus, sources
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
 
@@ -53,6 +54,19 @@ def test_json_lines_are_documents(tmp_path: Path, name: str, column: str) -> Non
 def test_a_column_is_read_anew_when_another_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "two"}\n')
     assert (documents(tmp_path / "a.jsonl"), documents(tmp_path / "a.jsonl", "body")) == (["one"], ["two"])
+
+
+def test_a_file_that_changes_while_it_is_read_leaves_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changing(path: Path, column: str, zipped: bool) -> Iterator[str]:
+        yield from read(path, column, zipped)
+        path.write_bytes(json_lines("changed"))
+
+    read = sources._json_lines  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(sources, "_json_lines", changing)
+    (tmp_path / "a.jsonl").write_bytes(json_lines())
+    with pytest.raises(LlucidError, match=r"a\.jsonl: changed while it was read; give the same command again$"):
+        documents(tmp_path / "a.jsonl")
+    assert not [*(tmp_path / "cache" / "texts").iterdir()]
 
 
 def test_gzipped_text_is_one_document(tmp_path: Path) -> None:
@@ -157,10 +171,9 @@ def test_documents_begin_with_bos_and_end_with_eos(tmp_path: Path) -> None:
     for number in range(10):
         (tmp_path / f"{number}.txt").write_text(f"tale {number}: the goose and the fox. " * 20)
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "9.txt").write_text((tmp_path / "9.txt").read_text() * 3)
     files = [str(tmp_path / f"{number}.txt") for number in range(10)]
-    corpus = open_corpus([*files[:5], str(tmp_path / "empty.txt"), *files[5:9], files[9]])
-    corpus = corpus._replace(files=(*corpus.files[:-1], tmp_path / "long.txt"))
-    (tmp_path / "long.txt").write_text((tmp_path / "9.txt").read_text() * 3)
+    corpus = open_corpus([*files[:5], str(tmp_path / "empty.txt"), *files[5:]])
     tokenizer = make_tokenizer("bpe:300", corpus)
     assert tokenizer.bos is not None
     assert tokenizer.eos is not None

@@ -28,7 +28,7 @@ from llucid.corpora import open_corpus
 from llucid.corpora.tokens import tokenise, validation_batches
 from llucid.errors import LlucidError
 from llucid.llama import llama
-from llucid.training import logbook, loop, run
+from llucid.training import logbook, loop, prepare, run
 from llucid.training.backend_torch import TorchBackend
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate
@@ -497,6 +497,19 @@ def test_resume_refuses_a_text_that_has_changed(tmp_path: Path) -> None:
     assert len(losses(out)) == 4
 
 
+def test_a_text_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def changing(*arguments: Any) -> object:
+        file.write_text(TEXT + " ")
+        return make(*arguments)
+
+    file, make = tmp_path / "geese.txt", prepare.make_tokenizer
+    file.write_text(TEXT)
+    monkeypatch.setattr(prepare, "make_tokenizer", changing)
+    with pytest.raises(LlucidError, match=r"^geese: the text changed while it was read; give the same command again$"):
+        here(*fresh(file, tmp_path / "run", "--steps", 4))
+    assert [path.name for path in tmp_path.iterdir()] == ["geese.txt"]
+
+
 def test_resume_without_a_state_says_what_to_do(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "stateless"
     here(*fresh(corpus, out, "--steps", 4, "--stop-after", 1))
@@ -661,6 +674,27 @@ def test_minutes_are_counted_while_it_trains(corpus: Path, tmp_path: Path, monke
     here("train", "--resume", "--out", out)
     assert [row["step"] for row in losses(out)] == list(range(1, 13))
     assert [row["step"] for row in losses(out) if "validation" in row] == [3, 6, 9, 12]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows stops no process")
+def test_the_time_in_which_a_process_is_stopped_is_no_training(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, take, handler = 0.0, loop.training_batch, signal.getsignal(signal.SIGCONT)
+
+    def batch(*arguments: Any) -> object:
+        nonlocal now
+        now += 0.5
+        if arguments[-1] == 3:
+            now += 1000
+            os.kill(os.getpid(), signal.SIGCONT)
+        return take(*arguments)
+
+    monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    here(*fresh(corpus, tmp_path / "out", "--minutes", 0.1))
+    assert [row["step"] for row in losses(tmp_path / "out")] == list(range(1, 14))
+    assert signal.getsignal(signal.SIGCONT) == handler
 
 
 @pytest.mark.slow
