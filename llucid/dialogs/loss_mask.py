@@ -55,18 +55,19 @@ def encode_learned(
         raise LlucidError("format=plain: it marks no turns, so none can be learned")
 
     ends = ending_turns(tokenizer, format).stop_ids
-    ids, learned = list[int](), list[bool]()
+    ids, learned, after = list[int](), list[bool](), list[int]()
     for number in answers:
         asked = _encoded(dialog[:number], tokenizer, format, True, extra)
         whole = _encoded(dialog[: number + 1], tokenizer, format, False, extra)
-        if asked[: len(ids)] != ids or whole[: len(asked)] != asked:
-            if tokenizer.decode(whole).startswith(tokenizer.decode(asked)):
+        unchanged = asked[: len(ids)] == ids
+        if not unchanged or whole[: len(asked)] != asked:
+            if unchanged and tokenizer.decode(whole).startswith(tokenizer.decode(asked)):
                 raise LlucidError(
                     f"messages[{number}]: the answer's first characters and the template's last before it are one "
                     "token, so it is unknown what the model should learn; begin the answer otherwise"
                 )
             before = _encoded(dialog[:number], tokenizer, format, False, extra)
-            if asked[: len(before)] == before == whole[: len(before)]:
+            if unchanged and asked[: len(before)] == before == whole[: len(before)]:
                 prompt = shown(tokenizer.decode(asked[len(before) :]))
                 raise LlucidError(
                     f"messages[{number}]: the chat template asks for an answer with {prompt} and writes the answer "
@@ -78,9 +79,9 @@ def encode_learned(
             )
         answer = whole[len(asked) :]
         end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
-        learned += [False] * (len(asked) - len(ids)) + [True] * end + [False] * (len(answer) - end)
-        ids = whole
-    return ids, learned
+        learned += [False] * (len(asked) - len(ids)) + [True] * end
+        ids, after = asked + answer[:end], answer[end:]  # some templates write there what is left out if more follows
+    return ids + after, learned + [False] * len(after)
 
 
 def _encoded(

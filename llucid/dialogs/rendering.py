@@ -132,6 +132,18 @@ def keeps(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
+def keeps_texts(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that uses methods of `Text`; of what is no text, it makes one."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0
+    of_text, of_others = keeps(function), hides(function)
+
+    @functools.wraps(function)
+    def made(*values: Any, **named: Any) -> Any:
+        return (of_text if isinstance(values[first], str) else of_others)(*values, **named)
+
+    return made
+
+
 class Text(str):
     """A text with stand-ins, which is the same to a template as the text that it stands for."""
 
@@ -148,6 +160,9 @@ class Text(str):
 
     def __iter__(self) -> Iterator["Text"]:
         return map(Text, super().__iter__())
+
+    def __add__(self, other: str) -> "Text":
+        return Text(super().__add__(other))
 
     def __mod__(self, values: Any) -> "Text":
         """Text that says how to format is hidden with all that it formats."""
@@ -215,7 +230,7 @@ class Bytes(bytes):
 
 ANSWERS = """count encode endswith find index isalnum isalpha isascii isdecimal isdigit isidentifier islower isnumeric
 isprintable isspace istitle isupper rfind rindex startswith __contains__ __eq__ __ge__ __gt__ __le__ __lt__ __ne__"""
-HIDES = "capitalize casefold lower swapcase title translate upper __repr__"
+HIDES = "capitalize casefold expandtabs lower swapcase title translate upper zfill __repr__"
 for names, kind in ((ANSWERS, answers), (HIDES, hides)):
     for name in names.split():
         setattr(Text, name, kind(getattr(str, name)))
@@ -260,9 +275,11 @@ def filtered(inner: nodes.Expr | None, name: str, at: nodes.Node) -> nodes.Filte
     return nodes.Filter(inner, name, [], [], None, None, lineno=at.lineno)
 
 
-KEEPS = """attr batch center count d default dictsort first format groupby indent items join last length list lower map
-max min random reject rejectattr replace reverse select selectattr slice sort string sum trim truncate unique upper"""
-"""Filters that use methods of texts, or none of their characters."""
+KEEPS = """attr batch count d default dictsort first groupby items join last length list map max min random reject
+rejectattr reverse select selectattr slice sort string sum unique"""
+"""Filters that use none of a text's characters, or compare them."""
+KEEPS_TEXTS = "center format indent lower replace trim truncate upper"
+"""Filters that use methods of texts."""
 TEXT = "a text"
 """The filter `as_text`; no template can use it, because of the space."""
 
@@ -277,7 +294,8 @@ class Environment(ImmutableSandboxedEnvironment):
         filters: dict[str, Any] = self.filters
         filters["tojson"] = tojson
         for name, function in filters.items():
-            filters[name] = (keeps if name in KEEPS.split() else hides)(function)
+            texts, others = name in KEEPS_TEXTS.split(), name in KEEPS.split()
+            filters[name] = (keeps_texts if texts else keeps if others else hides)(function)
         filters[TEXT] = as_text
         tests: dict[str, Any] = self.tests
         tests["in"] = lambda value, values: value in as_text(values)

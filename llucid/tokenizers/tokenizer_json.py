@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,11 @@ class JsonTokenizer:
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
             content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
-        for name in ("normalizer", "pre_tokenizer", "decoder"):
-            if (times := growth(content.get(name))) > MOST_GROWTH:
+        steps = {name: steps_of(content.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
+        for name, inner in steps.items():
+            if len(inner) > MOST_STEPS:
+                raise LlucidError(f"tokenizer.json cannot be read: its {name} has {len(inner):,} steps")
+            if (times := math.prod(map(growth, inner), start=1.0)) > MOST_GROWTH:
                 raise LlucidError(f"tokenizer.json cannot be read: its {name} makes texts {times:.0e} times as long")
         with library_errors("tokenizer.json cannot be read", quiet=True):
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -122,9 +126,7 @@ class JsonTokenizer:
                 [AddedToken(name, normalized=False, special=True, **flags) for name, flags in names.items()]
             )
             normal = self.tokenizer.normalizer
-            self.panics = any(
-                may_panic(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")
-            ) or any(
+            self.panics = any(map(may_panic, chain(*steps.values()))) or any(
                 # They overlap, or one that becomes empty is found inside characters.
                 token.lstrip
                 or token.rstrip
@@ -250,15 +252,21 @@ SAFE = {
 """Steps in which the library has never been seen to panic, whatever their settings."""
 
 
-def may_panic(step: Any) -> bool:
-    """Whether the library might panic in a normalizer, pre-tokenizer or decoder."""
+def steps_of(step: Any) -> list[Any]:
+    """The single steps of a normalizer, pre-tokenizer or decoder."""
     match step:
         case None:
-            return False
-        case {"type": "Sequence", "normalizers": [*parts]} | {"type": "Sequence", "pretokenizers": [*parts]}:
-            return any(map(may_panic, parts))
-        case {"type": "Sequence", "decoders": [*parts]}:
-            return any(map(may_panic, parts))
+            return []
+        case {"type": "Sequence", **lists}:
+            parts = [part for parts in lists.values() if isinstance(parts, list) for part in list[Any](parts)]
+            return [*chain(*map(steps_of, parts))]
+        case _:
+            return [step]
+
+
+def may_panic(step: Any) -> bool:
+    """Whether the library might panic in a single step."""
+    match step:
         case {"type": "Replace" | "Split", "pattern": {"String": text}}:
             return not text or step.get("content") == ""
         case {"type": "Split", "pattern": pattern}:
@@ -273,16 +281,13 @@ def may_panic(step: Any) -> bool:
             return True
 
 
-MOST_GROWTH = 1000
+MOST_STEPS, MOST_GROWTH = 100, 1000
 
 
 def growth(step: Any) -> float:
-    """How many times as long a normalizer, pre-tokenizer or decoder can make a text. Normal forms count once, as they
-    leave their own result as it is."""
+    """How many times as long a single step can make a text. Normal forms count once, as they leave their own result as
+    it is."""
     match step:
-        case {"type": "Sequence", **lists}:
-            parts = [part for parts in lists.values() if isinstance(parts, list) for part in list[Any](parts)]
-            return math.prod(map(growth, parts), start=1.0)
         case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
             return max(1.0, len(text) / len(part))
         case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters

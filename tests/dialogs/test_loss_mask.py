@@ -71,6 +71,24 @@ def test_the_native_format_equals_the_template(taught: JsonTokenizer) -> None:
     assert native == encode_learned(TALK, taught, "{# as a stranger's #}" + TEMPLATE)
 
 
+@pytest.mark.parametrize(
+    "ending",
+    [
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}",
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}"
+        "{% else %}{{ '<|end_of_text|>' }}{% endif %}",
+    ],
+    ids=["Llama 3's first", "Phi 3's"],
+)
+def test_what_a_template_writes_after_the_last_turn_only(ending: str, taught: JsonTokenizer) -> None:
+    template = TEMPLATE.partition("{% if add_generation_prompt %}")[0] + ending
+    expected, own = encode_learned(TALK, taught)
+    ids, learned = encode_learned(TALK, taught, template)
+    assert ids[: len(expected)] == expected
+    assert len(ids) > len(expected)
+    assert learned == own + [False] * (len(ids) - len(own))
+
+
 def test_line_breaks_after_the_end_of_a_turn_are_not_learned(taught: JsonTokenizer) -> None:
     """As ChatML has them."""
     plain = [message for message in TALK if message["role"] != "tool"]
@@ -128,6 +146,9 @@ def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
     )
     with pytest.raises(LlucidError, match=asks):
         encode_learned(TALK[1:3], taught, prompting)
+    closing = "{% for m in messages %}{% if loop.last %}<think>{% endif %}{{ m.content }}<|eot_id|>{% endfor %}"
+    with pytest.raises(LlucidError, match=r"messages\[3\]: the chat template changes what comes before an answer"):
+        encode_learned(TALK[1:5], taught, closing.replace("loop.last", "loop.last and m.role == 'assistant'"))
     forgetful = "{% for m in messages %}{{ m.content if loop.last else 'x' }}<|eot_id|>{% endfor %}"
     with pytest.raises(LlucidError, match=r"messages\[2\]: the chat template changes what comes before an answer"):
         encode_learned(TALK[:3], taught, forgetful)

@@ -240,6 +240,10 @@ def test_special_tokens_of_any_characters(name: str, tmp_path: Path) -> None:
     template = "{% for m in messages %}{% if m['role'] == 'user' %}Q{{ m['content'] | trim }}{% endif %}{% endfor %}"
     for text in (f" {name}? < \n", " 20 < 30"):
         assert encode_dialog(said(text), load_tokenizer(tmp_path), template) == [*f"Q{text.strip()}".encode()]
+    indented = encode_dialog(
+        said("a\nb\tc"), load_tokenizer(tmp_path), "{{ messages[0].content.expandtabs() | indent(2) }}"
+    )
+    assert indented == [*b"a\n  b       c"]
 
 
 def test_templates_may_change_harmless_text(tokenizer: JsonTokenizer) -> None:
@@ -364,6 +368,10 @@ EXPRESSIONS = [
     "'<|' ~ m.content.lower() ~ '|>'",
     "m.content.encode().lower()",
     "m.content.encode().split()",
+    "m | upper",
+    "[m.content] | replace('x', 'y')",
+    "m.content | indent(2, true)",
+    "m.content.zfill(9)",
 ]
 PARTS = [
     "<|im_start|>",
@@ -381,6 +389,7 @@ PARTS = [
     "ab",
     "IM_END",
     "&#60;&#124;",
+    "-1",
 ]
 
 

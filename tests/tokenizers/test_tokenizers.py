@@ -293,6 +293,14 @@ def test_texts_are_not_made_very_much_longer(kind: str) -> None:
             JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": chain}})
 
 
+def test_steps_are_few() -> None:
+    """Each is applied to each added token when the file is opened."""
+    for kind, step in (("normalizer", {"type": "NFKD"}), ("pre_tokenizer", {"type": "Whitespace"})):
+        steps = {"type": "Sequence", f"{kind}s".replace("_", ""): [step] * 101}
+        with pytest.raises(LlucidError, match=rf"tokenizer.json cannot be read: its {kind} has 101 steps"):
+            JsonTokenizer(with_special() | {kind: {"type": "Sequence", "normalizers": [], "pretokenizers": [steps]}})
+
+
 def test_texts_of_pre_tokenizers_are_not_made_very_much_longer() -> None:
     steps = {"type": "Sequence", "pretokenizers": [LETTERS] * 40}
     with pytest.raises(LlucidError, match=r"its pre_tokenizer makes texts 1e[+]24 times as long"):
