@@ -240,10 +240,16 @@ def test_special_tokens_of_any_characters(name: str, tmp_path: Path) -> None:
     template = "{% for m in messages %}{% if m['role'] == 'user' %}Q{{ m['content'] | trim }}{% endif %}{% endfor %}"
     for text in (f" {name}? < \n", " 20 < 30"):
         assert encode_dialog(said(text), load_tokenizer(tmp_path), template) == [*f"Q{text.strip()}".encode()]
-    indented = encode_dialog(
-        said("a\nb\tc"), load_tokenizer(tmp_path), "{{ messages[0].content.expandtabs() | indent(2) }}"
-    )
-    assert indented == [*b"a\n  b       c"]
+
+
+def test_filters_see_hidden_white_space(tmp_path: Path) -> None:
+    letters().save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    content["added_tokens"].append({"id": IM_START, "content": "<|user|>\n\t", **flags})
+    template = "<|user|>\n\t{{ messages[0].content.expandtabs() | indent(2) }}"
+    expected = [IM_START, *b"a\n  b       c"]
+    assert encode_dialog(said("a\nb\tc"), JsonTokenizer(content), template) == expected
 
 
 def test_templates_may_change_harmless_text(tokenizer: JsonTokenizer) -> None:
