@@ -260,13 +260,17 @@ def cache_file(name: str) -> Path:
 def cached(name: str, write: Callable[[Path], None]) -> Path:
     """The file in the cache that `write` makes at a given path, now or before.
 
-    Its name begins with `name` and ends with a digest of its content: a damaged file is made again.
+    Its name begins with `name` and ends with a digest of its content: a damaged file is made again. Removes what killed
+    processes left of it.
     """
     file = cache_file(name)
     for found in file.parent.glob(f"{file.name}-*"):
         if found.name == f"{file.name}-{digest_of(found)}":
             return found
         found.unlink(missing_ok=True)
+    for left in file.parent.glob(f".{file.name}.*.partial"):
+        if not is_being_written(left):
+            left.unlink(missing_ok=True)
     own = file.with_name(f"{file.name}.{os.getpid()}")
     with atomic_file(own) as temporary:
         write(temporary)

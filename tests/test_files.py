@@ -21,6 +21,7 @@ from llucid.files import (
     atomic_file,
     atomic_folder,
     cache_folder,
+    cached,
     is_occupied,
     json_value,
     remove_unfinished,
@@ -217,6 +218,17 @@ def test_what_killed_processes_left_of_a_place_is_removed(tmp_path: Path) -> Non
     with pytest.raises(OccupiedError), atomic_folder(out, file=True):
         pass
     assert sorted(tmp_path.iterdir()) == sorted([*kept, out])
+
+
+def test_what_killed_processes_left_of_a_file_in_the_cache_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
+    kept = [tmp_path / ".b.txt.4194999.4194999.partial", tmp_path / f".a.txt.{os.getppid()}.{os.getppid()}.partial"]
+    for path in (tmp_path / ".a.txt.4194999.4194999.partial", *kept):
+        path.touch()
+    made = cached("a.txt", lambda path: path.write_text("a") and None)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, made])
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def first_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
 def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
     """The first difference in the ids of some texts or in their decoding, in words; None if there is none.
 
-    The texts are PROBES, the names of special tokens, runs of spaces, pieces of the vocabulary, and overlaps of them.
+    The texts are PROBES, special and added tokens, runs of spaces, pieces of the vocabulary, and overlaps of them.
     Those that `tokenizer` cannot encode are left out.
     """
     for text in texts_for(tokenizer):
@@ -76,7 +76,9 @@ def texts_for(tokenizer: Tokenizer) -> Iterator[str]:
     Where pieces merge by score, they include texts in which equally good merges overlap: SentencePiece takes the
     leftmost, and a `tokenizer.json` has no equals."""
     yield from PROBES
+    added = [token.content for token in getattr(tokenizer, "added", {}).values()]
     yield " ".join([*tokenizer.special][:256])
+    yield " ".join(added[:4096])
     yield "".join(f"the{' ' * number}" for number in range(40))
     every = range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // 4096)
     pieces = [tokenizer.decode([token]) for token in every]

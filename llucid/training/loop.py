@@ -13,6 +13,7 @@ from rich.console import Console
 
 from llucid.arrays.devices import without_autocast
 from llucid.corpora.tokens import training_batch
+from llucid.errors import LlucidError, one_line
 from llucid.training import run
 from llucid.training.interrupts import continuation, interruption
 from llucid.training.logbook import Logbook, share_done
@@ -62,7 +63,12 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
         while not logbook.finished(progress) and progress.step < last and not interrupted():
             done = share_done(settings, progress)
             rate = learning_rate(done, settings.warmup, settings.final)
-            batch = training_batch(task.training, *window(settings, context, done), settings.seed, progress.step)
+            try:
+                batch = training_batch(task.training, *window(settings, context, done), settings.seed, progress.step)
+            except OSError as error:  # if the cache was cleared, for example
+                logbook.save(state, progress)
+                saved = f"stopped at step {progress.step}; continue with resume=True"
+                raise LlucidError(f"{one_line(error)}; {saved}") from error
             loss, state = task.backend.step(batch, state, rate)
             now = time.perf_counter()
             spent = 0 if continued() else now - before

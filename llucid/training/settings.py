@@ -105,7 +105,8 @@ class Settings:
     batch: int | None = None
     """Windows in a step (default: the preset's)."""
     accumulate: int = 1
-    """Parts in which a step's windows are computed one after the other, to save memory; the result is the same."""
+    """Parts in which a step's windows are computed one after the other, to save memory; of the result, only
+    dropout's random numbers differ."""
     optimizer: Literal["muon", "adamw"] | None = None
     """muon (AdamW still trains embeddings and gains), or only adamw (default: muon; adamw with --backend jax)."""
     learning_rate: float | None = None

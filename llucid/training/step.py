@@ -55,8 +55,8 @@ def train_step(
     """One step of the optimizers on one batch, at `share` of their peak learning rates; returns the loss before it.
 
     The loss is a sum over tokens divided by the number of tokens of the whole batch, so the `parts` that it is run in
-    (gradient accumulation) change the memory it takes and not the result. `weights` is whatever tree of arrays
-    `loss_function` takes.
+    (gradient accumulation) change the memory it takes and not the result, except dropout's random numbers. `weights` is
+    whatever tree of arrays `loss_function` takes.
     """
     counted = (targets != -100).sum()
     losses: list[Tensor] = []

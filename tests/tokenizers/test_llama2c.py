@@ -290,6 +290,14 @@ def test_tokenizers_that_llama2_c_cannot_express() -> None:
     content["normalizer"] = content["normalizer"]["normalizers"][1]
     with pytest.raises(LlucidError, match="other ids"):
         to_llama2c(JsonTokenizer(content))
+    content = json.loads(small_sentencepiece().json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"Q{number:x}Q": len(vocabulary) + number for number in range(4096)}
+    vocabulary |= {"QQQ": 4496}
+    content["added_tokens"].append({"id": 4497, "content": "<call>", **flags})  # every other piece is compared
+    with pytest.raises(LlucidError, match="other ids"):
+        to_llama2c(JsonTokenizer(content))
     for change, reason in (("treat_whitespace_as_suffix", "behind a word"), ("remove_extra_whitespaces", "collapses")):
         with pytest.raises(LlucidError, match=f"cannot express this SentencePiece model: it .*{reason}"):
             to_llama2c(SentencePiece(sentencepiece_model(**{change: True})))

@@ -144,6 +144,26 @@ def test_the_time_of_a_measurement_includes_the_curve(
     assert run.read_measured(tmp_path / "run", Progress(1)).took >= 2
 
 
+def test_a_cache_that_is_cleared_costs_no_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cleared(*arguments: Any) -> object:
+        if arguments[-1] == 3:
+            shutil.rmtree(tmp_path / "cache" / "tokens")
+        return take(*arguments)
+
+    out, take = tmp_path / "run", loop.training_batch
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    small(corpus, tmp_path / "straight", steps=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_batch", cleared)
+        with pytest.raises(
+            LlucidError, match=r"No such file or directory; stopped at step 3; continue with resume=True"
+        ):
+            small(corpus, out, steps=5)
+    assert progress(out)["step"] == 3
+    resumed(out)
+    assert losses(out) == losses(tmp_path / "straight")
+
+
 # ------------------------------------------------------------------------------------------------------ stopping
 
 
