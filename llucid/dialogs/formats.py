@@ -112,7 +112,7 @@ def format_of(tokenizer: Tokenizer) -> str | None:
 
     Llama 3's is recognised by its special tokens, if `<|eot_id|>` ends a text: a model that does not stop at the end
     of its turn was not trained on turns. Llama 2's has none; it is recognised by its vocabulary, which base models have
-    as well. But a Hugging Face folder of a chat model has a template, so one without a template is a base model.
+    as well. But chat models with a `tokenizer.json` have a template, so one without a template is a base model.
     """
     template = template_of(tokenizer)
     if template is not None:
