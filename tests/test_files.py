@@ -8,6 +8,7 @@ import stat
 import threading
 import tracemalloc
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,44 @@ def test_what_killed_processes_left_of_a_file_in_the_cache_is_removed(
         path.touch()
     made = cached("a.txt", lambda path: path.write_text("a") and None)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, made])
+
+
+def test_threads_do_not_share_unfinished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    half, both = threading.Event(), threading.Event()
+
+    def slowly(path: Path) -> None:
+        with open(path, "w") as file:
+            file.write("one, ")
+            file.flush()
+            half.set()
+            both.wait()
+            file.write("two")
+
+    def fill(name: str) -> None:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / name).touch()
+            half.set()
+            both.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cached, "a", slowly)
+        half.wait()
+        made = cached("a", lambda path: path.write_text("one, two") and None)
+        both.set()
+        assert waiting.result() == made
+        assert [path.read_text() for path in made.parent.iterdir()] == ["one, two"]
+        for event in (half, both):
+            event.clear()
+        waiting = pool.submit(fill, "first")
+        half.wait()
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "second").touch()
+        both.set()
+        with pytest.raises(OccupiedError):
+            waiting.result()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["second"]
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
