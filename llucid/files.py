@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -269,11 +271,15 @@ def cache_file(name: str) -> Path:
     return file
 
 
+LEFT = 86_400
+"""Seconds after which an unfinished file in the cache is one of a killed process."""
+
+
 def cached(name: str, write: Callable[[Path], None]) -> Path:
     """The file in the cache that `write` makes at a given path, now or before.
 
     Its name begins with `name` and ends with a digest of its content: a damaged file is made again. Removes what killed
-    processes left of it.
+    processes left of it a day ago.
     """
     file = cache_file(name)
     for found in file.parent.glob(f"{file.name}-*"):
@@ -281,9 +287,10 @@ def cached(name: str, write: Callable[[Path], None]) -> Path:
             return found
         found.unlink(missing_ok=True)
     for left in file.parent.glob(f".{file.name}.*.partial"):
-        if not is_being_written(left):
-            left.unlink(missing_ok=True)
-    own = file.with_name(f"{file.name}.{this_writer()}")
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT:
+                left.unlink()
+    own = file.with_name(f"{file.name}.{secrets.token_hex(4)}")  # containers may share the cache, and numbers
     with atomic_file(own) as temporary:
         write(temporary)
     return own.rename(f"{file}-{digest_of(own)}")

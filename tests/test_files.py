@@ -225,9 +225,11 @@ def test_what_killed_processes_left_of_a_file_in_the_cache_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
-    kept = [tmp_path / ".b.txt.4194999.4194999.partial", tmp_path / f".a.txt.{os.getppid()}.{os.getppid()}.partial"]
-    for path in (tmp_path / ".a.txt.4194999.4194999.partial", *kept):
+    old, *kept = (tmp_path / name for name in (".a.txt.1.1.partial", ".b.txt.1.1.partial", ".a.txt.2.2.partial"))
+    for path in (old, *kept):
         path.touch()
+        if path != kept[1]:
+            os.utime(path, (0, 0))
     made = cached("a.txt", lambda path: path.write_text("a") and None)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, made])
 

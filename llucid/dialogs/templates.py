@@ -20,6 +20,9 @@ from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
+MOST_SEARCHED = 10**9
+"""Characters of a template times added tokens that are searched for in it: a second's work."""
+
 
 class SlowTemplate(LlucidError):
     """A chat template that exceeded the limits of time and memory."""
@@ -61,11 +64,11 @@ def controls_of(template: str, tokenizer: Tokenizer) -> AddedTokens:
     digits, are text.
     """
     added = tokenizer.added if isinstance(tokenizer, JsonTokenizer | SentencePiece) else {}
-    found = dict(tokenizer.special) | {
-        token.content: number
-        for number, token in added.items()
-        if not token.special and len(token.content.strip()) > 1 and token.content in template
-    }
+    marked = {token.content: number for number, token in added.items() if not token.special}
+    if len(template) * len(marked) > MOST_SEARCHED:
+        raise LlucidError("the model's chat template is too long for a tokenizer of so many added tokens")
+    inside = {text: number for text, number in marked.items() if len(text.strip()) > 1 and text in template}
+    found = dict(tokenizer.special) | inside
     return AddedTokens({name: number for name, number in found.items() if name}, added)
 
 
