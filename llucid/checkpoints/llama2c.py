@@ -292,7 +292,7 @@ def write(
         raise LlucidError(f"dtype={dtype}: llama2.c's format holds float32, or int8 with version=2")
     if version == 0 and 4 * config.context * config.head_dim > LARGEST_TABLES:
         raise LlucidError(
-            f"version=0 has angles for each position, which are too many for a context of {config.context:,}; use version=1"
+            f"version=0 has angles for each position, too many for a context of {config.context:,}; use version=1"
         )
     group = math.gcd(GROUP, config.dim, config.ffn_dim) if version == 2 else 1
     header = BinHeader(version, config, group)
