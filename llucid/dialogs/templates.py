@@ -20,6 +20,9 @@ from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
+MOST_SEARCHED = 10**9
+"""Characters of a template times added tokens that are searched for in it: a second's work."""
+
 
 class SlowTemplate(LlucidError):
     """A chat template that exceeded the limits of time and memory."""
@@ -78,9 +81,12 @@ def controls_of(template: str, tokenizer: Tokenizer) -> frozenset[int]:
 
     Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas.
     """
+    names = marks_of(tokenizer).names
+    if len(template) * len(names) > MOST_SEARCHED:
+        raise LlucidError("the model's chat template is too long for a tokenizer of so many added tokens")
     text = template.replace("▁", " ")  # which some tokenizers do not tell apart
-    names = marks_of(tokenizer).names.items()
-    found = {*tokenizer.special.values(), *(number for name, number in names if name.replace("▁", " ") in text)}
+    found = {number for name, number in names.items() if name.replace("▁", " ") in text}
+    found.update(tokenizer.special.values())
     for roles in ROLES:
         messages = [{"role": role, "content": "x"} for role in roles]
         try:

@@ -476,6 +476,14 @@ def test_no_message_adds_a_special_token_by_any_template(
     assert theirs.decode(ids) == theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
 
 
+def test_very_many_added_tokens_and_a_very_long_template(tokenizer: JsonTokenizer) -> None:
+    content = json.loads(tokenizer.json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    content["added_tokens"] += [{"id": 600 + n, "content": f"<|a{n}|>", **flags} for n in range(1000)]
+    with pytest.raises(LlucidError, match="the model's chat template is too long for a tokenizer of so many added"):
+        encode_dialog(said("x"), JsonTokenizer(content), f"{'x' * 10**6}{{{{ messages[0].content }}}}")
+
+
 @pytest.mark.parametrize(
     ("expression", "content", "text"),
     [
