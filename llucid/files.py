@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 import stat
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -32,11 +35,17 @@ def utf8_path(path: Path) -> Generator[Path]:
         yield link
 
 
-def temporary_name(name: str, process: object = None) -> str:
-    """What `name` is called while a process, by default this one, writes it; shorter if long, since names have 255
+def temporary_name(name: str, writer: object = None) -> str:
+    """What `name` is called while `writer`, by default this thread, writes it; shorter if long, since names have 255
     bytes."""
     short = name if len(name) <= 50 else name[:30] + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return f".{short}.{process or os.getpid()}.partial"
+    return f".{short}.{writer or this_writer()}.partial"
+
+
+def this_writer() -> str:
+    """The number of this process, and that of this thread if it is not the main one."""
+    thread = "" if threading.current_thread() is threading.main_thread() else f"-{threading.get_native_id()}"
+    return f"{os.getpid()}{thread}"
 
 
 @contextmanager
@@ -195,11 +204,16 @@ def _left(out: Path) -> list[Path]:
 
 
 def is_being_written(unfinished: Path) -> bool:
-    """Whether another process is running that writes this temporary file or folder."""
+    """Whether another process or thread is running that writes this temporary file or folder."""
     try:
-        process = int(unfinished.name.split(".")[-2])
-        os.kill(process, 0)
-        return process != os.getpid()  # in containers, processes often have the same id
+        writer = unfinished.name.split(".")[-2]
+        process, _, thread = writer.partition("-")
+        os.kill(int(process), 0)
+        if int(process) != os.getpid():
+            return True
+        # In containers, processes often have the same id, so this one's may be that of one that was killed.
+        threads = [str(other.native_id) for other in threading.enumerate()]
+        return writer != this_writer() and (not thread or thread in threads)
     except (ValueError, ProcessLookupError):
         return False
     except OSError:  # another user's
@@ -257,11 +271,15 @@ def cache_file(name: str) -> Path:
     return file
 
 
+LEFT = 86_400
+"""Seconds after which an unfinished file in the cache is one of a killed process."""
+
+
 def cached(name: str, write: Callable[[Path], None]) -> Path:
     """The file in the cache that `write` makes at a given path, now or before.
 
     Its name begins with `name` and ends with a digest of its content: a damaged file is made again. Removes what killed
-    processes left of it.
+    processes left of it a day ago.
     """
     file = cache_file(name)
     for found in file.parent.glob(f"{file.name}-*"):
@@ -269,9 +287,10 @@ def cached(name: str, write: Callable[[Path], None]) -> Path:
             return found
         found.unlink(missing_ok=True)
     for left in file.parent.glob(f".{file.name}.*.partial"):
-        if not is_being_written(left):
-            left.unlink(missing_ok=True)
-    own = file.with_name(f"{file.name}.{os.getpid()}")
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT:
+                left.unlink()
+    own = file.with_name(f"{file.name}.{secrets.token_hex(4)}")  # containers may share the cache, and numbers
     with atomic_file(own) as temporary:
         write(temporary)
     return own.rename(f"{file}-{digest_of(own)}")

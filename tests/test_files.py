@@ -8,6 +8,7 @@ import stat
 import threading
 import tracemalloc
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +225,51 @@ def test_what_killed_processes_left_of_a_file_in_the_cache_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
-    kept = [tmp_path / ".b.txt.4194999.4194999.partial", tmp_path / f".a.txt.{os.getppid()}.{os.getppid()}.partial"]
-    for path in (tmp_path / ".a.txt.4194999.4194999.partial", *kept):
+    old, *kept = (tmp_path / name for name in (".a.txt.1.1.partial", ".b.txt.1.1.partial", ".a.txt.2.2.partial"))
+    for path in (old, *kept):
         path.touch()
+        if path != kept[1]:
+            os.utime(path, (0, 0))
     made = cached("a.txt", lambda path: path.write_text("a") and None)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, made])
+
+
+def test_threads_do_not_share_unfinished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    half, both = threading.Event(), threading.Event()
+
+    def slowly(path: Path) -> None:
+        with open(path, "w") as file:
+            file.write("one, ")
+            file.flush()
+            half.set()
+            both.wait()
+            file.write("two")
+
+    def fill(name: str) -> None:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / name).touch()
+            half.set()
+            both.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(cached, "a", slowly)
+        half.wait()
+        made = cached("a", lambda path: path.write_text("one, two") and None)
+        both.set()
+        assert waiting.result() == made
+        assert [path.read_text() for path in made.parent.iterdir()] == ["one, two"]
+        for event in (half, both):
+            event.clear()
+        waiting = pool.submit(fill, "first")
+        half.wait()
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "second").touch()
+        both.set()
+        with pytest.raises(OccupiedError):
+            waiting.result()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["second"]
+    assert len([*tmp_path.iterdir()]) == 2
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ SIZES = struct.Struct("<7i")
 """dim, ffn_dim, layers, heads, kv_heads, vocab_size, context."""
 GROUP = 64
 """The largest group in version 2."""
+LARGEST_TABLES = 2**30
+"""Bytes of version 0's tables of angles; those of Llama 3.1 have 67 million."""
 MAX_LAYERS = 2**10
 """A limit above any Llama: a tiny layer takes 100 times as much memory as it takes in the file."""
 ROWS = 2**14
@@ -288,6 +290,10 @@ def write(
         raise LlucidError(f"version={version}: llama2.c's format has the versions 0, 1 and 2")
     if dtype and full_name(dtype) != "float32":
         raise LlucidError(f"dtype={dtype}: llama2.c's format holds float32, or int8 with version=2")
+    if version == 0 and 4 * config.context * config.head_dim > LARGEST_TABLES:
+        raise LlucidError(
+            f"version=0 has angles for each position, too many for a context of {config.context:,}; use version=1"
+        )
     group = math.gcd(GROUP, config.dim, config.ffn_dim) if version == 2 else 1
     header = BinHeader(version, config, group)
     leaves = dict(named_leaves(model.weights))

@@ -112,8 +112,8 @@ def _decoded(files: Iterable[Path], start: int, stop: int) -> Iterator[str]:
                 while (head := opened.read(1)) and (0x80 <= head[0] < 0xC0 or before + head == b"\r\n"):
                     before = head
                 opened.seek(-len(head), os.SEEK_CUR)
-            while (at := opened.tell()) < last:
-                yield decoder.decode(opened.read(min(CHUNK, last - at)))
+            while (at := opened.tell()) < last and (block := opened.read(min(CHUNK, last - at))):
+                yield decoder.decode(block)
             while decoder.getstate()[0] and (byte := opened.read(1)):  # the last character, if the border cut it
                 yield decoder.decode(byte)
             yield decoder.decode(b"", final=True)  # a carriage return that waited for a line feed

@@ -20,6 +20,9 @@ from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
+MOST_SEARCHED = 10**9
+"""Characters of a template times added tokens that are searched for in it: a second's work."""
+
 
 class SlowTemplate(LlucidError):
     """A chat template that exceeded the limits of time and memory."""
@@ -54,19 +57,45 @@ def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
 
 
 @lru_cache(maxsize=4)
-def controls_of(template: str, tokenizer: Tokenizer) -> AddedTokens:
-    """The tokens that structure a dialogue: the special ones, and added tokens that the template contains.
+def marks_of(tokenizer: Tokenizer) -> AddedTokens:
+    """The tokens that a template can write: the special ones, and all that are found in a text as a whole.
 
-    Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas. Single characters, like
-    digits, are text.
+    Single characters, like digits, and spaces are text. In SentencePiece's own tokens, "▁" is a space, too.
     """
     added = tokenizer.added if isinstance(tokenizer, JsonTokenizer | SentencePiece) else {}
-    found = dict(tokenizer.special) | {
-        token.content: number
-        for number, token in added.items()
-        if not token.special and len(token.content.strip()) > 1 and token.content in template
-    }
-    return AddedTokens({name: number for name, number in found.items() if name}, added)
+    symbols = tokenizer.symbols if isinstance(tokenizer, SentencePiece) else {}
+    unmarked = {token.content: number for number, token in added.items() if not token.special}
+    unmarked |= symbols | {piece.replace("▁", " "): number for piece, number in symbols.items()}
+    names = {name: n for name, n in unmarked.items() if len(name.replace("▁", " ").strip()) > 1}
+    return AddedTokens({name: n for name, n in (dict(tokenizer.special) | names).items() if name}, added)
+
+
+ROLES = (("user",), ("system", "user"), ("user", "assistant", "user"), ("user", "assistant", "tool"))
+"""The roles of short dialogues; a template may refuse some of them."""
+
+
+@lru_cache(maxsize=4)
+def controls_of(template: str, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that structure a dialogue: the special ones, and those that the template contains, or writes around a
+    message of any role, as in `'<|' + message.role + '|>'`.
+
+    Some of them are not marked as special, such as `<｜User｜>` in DeepSeek's distilled Llamas.
+    """
+    names = marks_of(tokenizer).names
+    if len(template) * len(names) > MOST_SEARCHED:
+        raise LlucidError("the model's chat template is too long for a tokenizer of so many added tokens")
+    text = template.replace("▁", " ")  # which some tokenizers do not tell apart
+    found = {number for name, number in names.items() if name.replace("▁", " ") in text}
+    found.update(tokenizer.special.values())
+    for roles in ROLES:
+        messages = [{"role": role, "content": "x"} for role in roles]
+        try:
+            found |= _rendered(template, messages, tokenizer)[1]
+        except SlowTemplate:
+            raise
+        except LlucidError:
+            continue
+    return frozenset(found)
 
 
 def encode_template(
@@ -83,9 +112,8 @@ def encode_template(
     beginning. `extra` are more values for the template, such as tools. Raises
     LlucidError if the template fails or refuses the messages.
     """
-    controls = controls_of(template, tokenizer)
-    values = values_of(tokenizer) | dict(extra or {}) | {"add_generation_prompt": ready}
-    ids = ids_of(_rendered(template, messages, values, controls), tokenizer, controls)
+    parts, written = _rendered(template, messages, tokenizer, ready, extra)
+    ids = ids_of(parts, tokenizer, controls_of(template, tokenizer) | written)
     while tokenizer.bos is not None and ids[:2] == [tokenizer.bos] * 2:
         del ids[0]
     if not ids:
@@ -98,9 +126,8 @@ def turn_end(template: str, tokenizer: Tokenizer) -> int | None:
     answer = secrets.token_hex(16)
     turns = [("user", "x"), ("assistant", answer), ("user", "x")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    controls = controls_of(template, tokenizer)
     try:
-        parts = _rendered(template, messages, values_of(tokenizer) | {"add_generation_prompt": True}, controls)
+        parts, _ = _rendered(template, messages, tokenizer)
     except LlucidError:
         return None
     there = [number for number, part in enumerate(parts) if isinstance(part, str) and answer in part]
@@ -120,25 +147,38 @@ def values_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _rendered(
-    template: str, messages: Sequence[Mapping[str, str]], values: Mapping[str, Any], controls: AddedTokens
-) -> list[Part]:
-    """What the template makes of the messages. Raises LlucidError if it fails, or refuses them."""
+    template: str,
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: Tokenizer,
+    ready: bool = True,
+    extra: Mapping[str, Any] | None = None,
+) -> tuple[list[Part], set[int]]:
+    """(what the template makes of the messages, the tokens of `marks_of` that its own text becomes).
+
+    Raises LlucidError if it fails, or refuses them."""
+    marks = marks_of(tokenizer)
+    values = values_of(tokenizer) | dict(extra or {}) | {"add_generation_prompt": ready, "messages": list(messages)}
     try:
-        text, shown = RENDERER.render(template, {**values, "messages": list(messages)}, controls.characters)
+        text, shown = RENDERER.render(template, values, marks.characters)
     except TemplateFailure as error:
         kind = SlowTemplate if isinstance(error, TemplateTimeout) else LlucidError
         raise kind(f"the model's chat template: {error}") from error
-    parts = controls.split(replace_surrogates(text))
-    return [part.translate(shown) if isinstance(part, str) else part for part in parts]
+    parts = marks.split(replace_surrogates(text))
+    written = {*ids_in(parts)}
+    if isinstance(tokenizer, JsonTokenizer | SentencePiece):  # also those that it spells in another way
+        for part in parts:
+            if isinstance(part, str):
+                written.update(tokenizer.encode(part.translate(dict.fromkeys(shown))))
+    return [part.translate(shown) if isinstance(part, str) else part for part in parts], written & {*marks.ids}
 
 
 def ids_in(parts: Sequence[Part]) -> list[int]:
     return [part for part in parts if isinstance(part, int)]
 
 
-def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: AddedTokens) -> list[int]:
+def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: frozenset[int]) -> list[int]:
     """The ids of all parts; adjacent texts are encoded as one."""
-    first, later = encoders(tokenizer, frozenset(controls.ids))
+    first, later = encoders(tokenizer, controls)
     ids: list[int] = []
     text = ""
     for part in [*parts, -1]:
@@ -164,7 +204,7 @@ def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, E
     """
     if not isinstance(tokenizer, JsonTokenizer | SentencePiece):
         return tokenizer.encode, tokenizer.encode
-    unmarked = {number for number in controls if number in tokenizer.added and not tokenizer.added[number].special}
+    unmarked = controls - {*tokenizer.special.values()}
     if isinstance(tokenizer, SentencePiece):
         found = tokenizer.without(unmarked) if unmarked else tokenizer
         return found.encode, found.encode_later

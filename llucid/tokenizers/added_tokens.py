@@ -20,7 +20,7 @@ class AddedTokens:
     """
 
     def __init__(self, tokens: Mapping[str, int], flags: Mapping[int, AddedToken]) -> None:
-        self.ids = [*tokens.values()]
+        self.names, self.ids = tokens, [*tokens.values()]
         self.characters = "".join(sorted({*"".join(tokens)}))
         self.library = tokenizers.Tokenizer(models.BPE())  # with an empty vocabulary: it only finds added tokens
         none = AddedToken("")

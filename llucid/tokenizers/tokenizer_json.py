@@ -54,7 +54,7 @@ def library_errors(what: str, quiet: bool = False) -> Generator[None]:
     try:
         with quiet_stderr() if quiet else nullcontext():
             yield
-    except (KeyboardInterrupt, SystemExit, LlucidError):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, LlucidError):
         raise
     except BaseException as error:
         raise LlucidError(f"{what}: {error}") from error

@@ -81,7 +81,8 @@ class Logbook:
         self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
         self.tokens = 0  # trained on in this process
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
-        self.saved, self.saving = time.perf_counter(), 0.0  # when a state was saved last, and how long that took
+        self.kept = first.step  # of which a state was saved last
+        self.saved, self.saving = time.perf_counter(), 0.0  # when that was, and how long it took
         self.measuring = 0.0  # seconds of all measurements in this process
         self.watch, self.watched, self.reported_busy = Watch(), first.seconds, False
         samples = task.out / "samples.txt"
@@ -234,7 +235,7 @@ class Logbook:
             raise self.diverged(f"the weights after step {progress.step} are not finite")
         begun = time.perf_counter()
         self.task.backend.save(self.task.out / "state", state, progress)
-        self.saved = time.perf_counter()
+        self.kept, self.saved = progress.step, time.perf_counter()
         self.saving = self.saved - begun
 
     def take_snapshot(self, state: Any, progress: Progress) -> None:
@@ -261,7 +262,7 @@ class Logbook:
         settings, step, held = self.task.settings, progress.step, self.measured.held
         if not self.finished(progress):
             command = f"llucid train --resume --out {typed(self.task.out)}"
-            self.report.say(f"stopped at step {step}; continue with: {command}")
+            self.report.say(f"stopped at step {self.kept}; continue with: {command}")
         elif share_done(settings, progress) < 1:
             self.report.say(f"stopped early at step {step}: {settings.patience} measurements did not improve")
         if held == 0 and step and settings.base:

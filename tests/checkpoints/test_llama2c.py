@@ -122,6 +122,15 @@ def checkpoint(model: Model, **changes: Any) -> dict[str, Any]:
     return {"model": state, "model_args": arguments, "optimizer": optimizer} | rest
 
 
+def test_tables_for_an_endless_context_are_refused(tmp_path: Path) -> None:
+    model = Model(replace(SMALL, context=2**30), model_of(SMALL).weights, None)
+    with pytest.raises(LlucidError, match=r"version=0 has angles .* context of 1,073,741,824; use version=1"):
+        llucid.save(model, tmp_path / "a.bin", "llama2c")
+    assert not [*tmp_path.iterdir()]
+    llucid.save(model, tmp_path / "a.bin", "llama2c", version=1)
+    assert llucid.load(tmp_path / "a.bin").config.context == 2**30
+
+
 def test_tables_of_angles_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model may have an enormous context."""
     save(model_of(SMALL), tmp_path / "whole.bin", "llama2c")

@@ -171,7 +171,7 @@ def test_tokens_are_made_once_per_text(tmp_path: Path) -> None:
     assert tokenise(corpus_of(tmp_path, "cbacba" * 20), tokenizer, "train").file != first.file
 
 
-@pytest.mark.parametrize("changed", [b"more words " * 99, b"\xff" * 999])
+@pytest.mark.parametrize("changed", [b"more words " * 99, b"\xff" * 999, b"some"])
 def test_a_text_that_changes_while_it_is_read_leaves_no_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: bytes
 ) -> None:

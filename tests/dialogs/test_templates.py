@@ -24,12 +24,15 @@ from llucid.dialogs.rendering import RARE
 from llucid.dialogs.sandbox import RENDERER
 from llucid.dialogs.templates import template_of, templates_of
 from llucid.errors import LlucidError
-from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.gguf_export import write_vocabulary
+from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.chat.models import letters, rambler
 from tests.dialogs.templates import CHATML, DEEPSEEK, LLAMA3
 from tests.dialogs.test_formats import said
-from tests.tokenizers.texts import small_sentencepiece
+from tests.tokenizers.texts import sentencepiece_model, small_sentencepiece
 from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +174,61 @@ def test_unmarked_control_tokens_in_messages(template: str, tokenizer: JsonToken
         harmless = [message | {"content": "x"} for message in dialog]
         found = [token for token in encode_dialog(dialog, tokenizer, template) if token in controls]
         assert found == [token for token in encode_dialog(harmless, tokenizer, template) if token in controls]
+
+
+SYMBOLS = ("<|user|>", "<|system|>", "<｜end▁of▁turn｜>", "▁<PRE>")
+
+
+def with_symbols(kind: str) -> tuple[Tokenizer, int]:
+    """(a tokenizer that finds SYMBOLS in a text, though none of them is special; the first one's id)."""
+    symbols = ",".join(SYMBOLS)
+    if kind == "sentencepiece":
+        return SentencePiece(sentencepiece_model(user_defined_symbols=symbols)), 3
+    if kind == "unigram":
+        return SentencePiece(sentencepiece_model("unigram", user_defined_symbols=symbols)), 3
+    if kind == "gguf":
+        keys = write_vocabulary(plain := small_sentencepiece(), plain.vocab_size)
+        for key, more in (("tokens", SYMBOLS), ("token_type", [4] * len(SYMBOLS)), ("scores", [0.0] * len(SYMBOLS))):
+            keys[f"tokenizer.ggml.{key}"] += more
+        return read_vocabulary(keys), plain.vocab_size
+    content = json.loads(letters().json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": kind != "json", "special": False}
+    content["added_tokens"] += [{"id": IM_START + n, "content": name, **flags} for n, name in enumerate(SYMBOLS)]
+    if kind == "json that normalises":
+        content["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    return JsonTokenizer(content), IM_START
+
+
+KINDS = ["sentencepiece", "unigram", "gguf", "json", "json that normalises"]
+WRITING = {  # and the places in SYMBOLS of what they write
+    "{% for m in messages %}<|user|>{{ m.content }}<｜end▁of▁turn｜>{% endfor %}": (0, 2),
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}<｜end▁of▁turn｜>{% endfor %}": (0, 1, 2),
+    "{% for m in messages %}{{ '<' ~ '|user|' ~ '>' ~ m.content ~ '<｜end▁of' ~ '▁turn｜>' }}{% endfor %}": (0, 2),
+    "{{ messages[0].content }}{% if tools %}<｜end▁of▁turn｜>{% endif %}x▁<PRE>{{ messages[2].content }}": (2, 3),
+}
+
+
+@pytest.mark.parametrize("number", range(len(WRITING)))
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_message_spells_a_token_of_the_template(kind: str, number: int) -> None:
+    tokenizer, first = with_symbols(kind)
+    template, places = [*WRITING.items()][number]
+
+    def written(spelled: str, text: str) -> list[int]:
+        ids = encode_dialog(said(text, "x", f"a{text} b {text}"), tokenizer, spelled)
+        return [token for token in ids if token - first in places]
+
+    for spelled in (template, template.replace("▁", " "))[: 1 if kind == "json" else 2]:
+        for name in SYMBOLS:
+            for text in (name, name.replace("▁", " "), name.replace("▁", " ", 1)):
+                assert written(spelled, text) == written(spelled, "x")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_turn_ends_that_are_not_special(kind: str) -> None:
+    tokenizer, first = with_symbols(kind)
+    for template in [*WRITING][:3]:
+        assert ending_turns(tokenizer, template).stop_ids == tokenizer.stop_ids | {first + 2}
 
 
 def test_templates_that_build_special_tokens_from_harmless_text(tokenizer: JsonTokenizer) -> None:
@@ -416,6 +474,14 @@ def test_no_message_adds_a_special_token_by_any_template(
     ids = encode_dialog(messages, tokenizer, template)
     assert [token for token in ids if token in tokenizer.special.values()] == [IM_START, IM_END] * len(contents)
     assert theirs.decode(ids) == theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
+
+
+def test_very_many_added_tokens_and_a_very_long_template(tokenizer: JsonTokenizer) -> None:
+    content = json.loads(tokenizer.json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    content["added_tokens"] += [{"id": 600 + n, "content": f"<|a{n}|>", **flags} for n in range(1000)]
+    with pytest.raises(LlucidError, match="the model's chat template is too long for a tokenizer of so many added"):
+        encode_dialog(said("x"), JsonTokenizer(content), f"{'x' * 10**6}{{{{ messages[0].content }}}}")
 
 
 @pytest.mark.parametrize(

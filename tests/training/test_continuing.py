@@ -244,6 +244,26 @@ def test_ctrl_c_interrupts_after_saving(
     assert ("the model in the folder is untrained" in printed.getvalue()) == again
 
 
+def test_a_second_ctrl_c_while_the_state_is_saved(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed is what was saved."""
+    out, printed, save = tmp_path / "run", io.StringIO(), TorchBackend.save
+
+    def interrupted(backend: TorchBackend, folder: Path, state: Any, progress: Progress) -> None:
+        if progress.step == 3:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        save(backend, folder, state, progress)
+
+    monkeypatch.setattr(TorchBackend, "save", interrupted)
+    settings = Settings(corpus=(str(corpus),), out=str(out), steps=50, evaluations=25, stop_after=3, **SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, Console(file=printed, width=200))
+    assert progress(out)["step"] == 2
+    assert "stopped at step 2; continue with: llucid train --resume" in printed.getvalue()
+
+
 def test_a_state_is_saved_before_it_is_measured(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If measuring fails, as without enough memory, the resumed run measures first; the result is that of any run."""
     out, straight = tmp_path / "run", tmp_path / "straight"
