@@ -97,7 +97,9 @@ class SentencePiece:
         self.given, self.own_size = given, len(every)
         self.next_ids = frozenset[int]()
         """Of tokens whose id is in no file."""
-        self.hidden = {token for token in special - own if token < len(every) and not library.is_byte(token)}
+        named = {token for token in special - own if token < len(every)}
+        self.bytes = {token for token in named if library.is_byte(token)}  # which the library spells text with
+        self.hidden = named - self.bytes
         if self.hidden:  # no text becomes a control symbol
             control = field(PIECE_TYPE, CONTROL)
             pieces = [part + control if token in self.hidden else part for token, part in enumerate(self.parts[PIECES])]
@@ -185,6 +187,7 @@ class SentencePiece:
         return SentencePiece(self.model, self.config, self.ends, kept)
 
     def encode(self, text: str) -> list[int]:
+        """Raises LlucidError for a character that only a special token spells."""
         return self._encode(text, True)
 
     def encode_later(self, text: str) -> list[int]:
@@ -193,8 +196,6 @@ class SentencePiece:
 
     def _encode(self, text: str, first: bool) -> list[int]:
         text = replace_surrogates(text)
-        if not (self.outside or self.first_only):
-            return self.processor.encode(text)
         ids: list[int] = []
         for part in self.outside.split(text) if self.outside else [text]:
             if isinstance(part, int):
@@ -204,6 +205,8 @@ class SentencePiece:
                 ids += self.without_space.encode(part)
             else:
                 ids += self.processor.encode(part)
+        if self.bytes and (lost := self.bytes.intersection(ids)):
+            raise LlucidError(f"the text has a character that this tokenizer has only as the special token {min(lost)}")
         return ids
 
     @cached_property

@@ -140,6 +140,20 @@ def test_a_character_that_only_a_special_token_has_is_named() -> None:
         made.encode("aжa")
 
 
+def test_a_byte_that_is_special_spells_no_text() -> None:
+    plain = small_sentencepiece()
+    byte = plain.ids["<0xC3>"]
+    keys = write_vocabulary(plain, plain.vocab_size) | {"tokenizer.ggml.eos_token_id": byte}
+    added = {byte: AddedToken("<0xC3>", special=True)}
+    by_role, by_flag = ({"eos_token": "<0xC3>"}, {}), ({}, added)
+    opened = [SentencePiece(sentencepiece_model(), config, (), more) for config, more in (by_role, by_flag)]
+    for tokenizer in (*opened, read_vocabulary(keys)):
+        assert tokenizer.special["<0xC3>"] == byte
+        assert tokenizer.encode("a bell漢") == plain.encode("a bell漢")
+        with pytest.raises(LlucidError, match=f"a character that this tokenizer has only as the special token {byte}"):
+            tokenizer.encode("aéa")
+
+
 @pytest.mark.parametrize(
     "model",
     [
