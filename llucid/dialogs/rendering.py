@@ -245,8 +245,8 @@ class Generation(Extension):
     tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        return [nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)]
 
 
 class Expressions(NodeTransformer):
@@ -276,7 +276,7 @@ def filtered(inner: nodes.Expr | None, name: str, at: nodes.Node) -> nodes.Filte
 
 
 KEEPS = """attr batch count d default dictsort first groupby items join last length list map max min random reject
-rejectattr reverse select selectattr slice sort string sum unique"""
+rejectattr reverse safe select selectattr slice sort string sum unique"""
 """Filters that use none of a text's characters, or compare them."""
 KEEPS_TEXTS = "center format indent lower replace trim truncate upper"
 """Filters that use methods of texts."""
@@ -292,7 +292,7 @@ class Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"])
         filters: dict[str, Any] = self.filters
-        filters["tojson"] = tojson
+        filters |= {"tojson": tojson, "safe": filters["string"]}
         for name, function in filters.items():
             texts, others = name in KEEPS_TEXTS.split(), name in KEEPS.split()
             filters[name] = (keeps_texts if texts else keeps if others else hides)(function)

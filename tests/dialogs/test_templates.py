@@ -310,6 +310,19 @@ def test_filters_see_hidden_white_space(tmp_path: Path) -> None:
     assert encode_dialog(said("a\nb\tc"), JsonTokenizer(content), template) == expected
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ ('<|im_start|>' ~ m.content ~ '<|im_end|>') | safe }}{% endfor %}",
+        "{% for m in messages %}{% filter safe %}<|im_start|>{{ m.content }}<|im_end|>{% endfilter %}{% endfor %}",
+        "{% set z = 'old' %}{% generation %}{% set z = messages[0].content %}{{ z }}{% endgeneration %}{{ z }}",
+    ],
+)
+def test_safe_changes_nothing_and_generation_is_a_scope(template: str, tokenizer: JsonTokenizer, theirs: Any) -> None:
+    expected = theirs.apply_chat_template(said("2 < 3"), chat_template=template, return_dict=False)
+    assert encode_dialog(said("2 < 3"), tokenizer, template) == expected
+
+
 def test_templates_may_change_harmless_text(tokenizer: JsonTokenizer) -> None:
     template = "{% for m in messages %}{{ m.content | upper }}{{ m | tojson }}{% endfor %}<|im_end|>"
     ids = encode_dialog(said("it's 2 < 3 <b>"), tokenizer, template)

@@ -1,9 +1,11 @@
 """Tokenizers round-trip, and transformers gives the same ids."""
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 import tokenizers
@@ -19,7 +21,7 @@ from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.merges import merges_of, overlaps
 from llucid.tokenizers.prompts import prompt_ids
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, growth, train_bpe
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
 
@@ -288,9 +290,20 @@ def test_texts_are_not_made_very_much_longer(kind: str) -> None:
     """Twelve replacements of one letter by ten of them make a text 10¹² times as long."""
     steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12
     empty = [{"type": "Replace", "pattern": {pattern: ""}, "content": "a"} for pattern in ("Regex", "String")] * 20
-    for chain in (steps, [{"type": "Sequence", f"{kind}s": steps}] * 2, empty, [LETTERS] * 40):
+    forms = [{"type": "Replace", "pattern": {"String": "\u0644"}, "content": "\ufdfa"}, {"type": "NFKD"}] * 9
+    table = base64.b64encode(bytes([2, 0, 0, 0, *b"xx", *b"a\0", *b"b" * 400, 0])).decode()
+    mapped = [{"type": "Precompiled", "precompiled_charsmap": table}] * 2
+    long = [{"type": "Prepend", "prepend": "a" * 10_000}]
+    for chain in (steps, [{"type": "Sequence", f"{kind}s": steps}] * 2, empty, [LETTERS] * 40, forms, mapped, long):
         with pytest.raises(LlucidError, match=rf"its {kind} makes texts \de[+]\d+ times as long"):
             JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": chain}})
+
+
+def test_normal_forms_leave_their_own_result_as_it_is() -> None:
+    forms = [{"type": kind} for kind in ("NFKC", "Lowercase", "NFD", "NFKD")] * 9
+    content = with_special() | {"normalizer": {"type": "Sequence", "normalizers": forms}}
+    assert JsonTokenizer(content).tokenizer.normalizer.normalize_str("\ufdfa" * 9) == normalize("NFKD", "\ufdfa" * 9)
+    assert growth([*forms, {"type": "Replace", "pattern": {"String": " "}, "content": "_"}]) == 36
 
 
 def test_steps_are_few() -> None:
