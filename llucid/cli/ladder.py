@@ -12,7 +12,7 @@ class Ladder:
 
     steps: int = 800
     """Optimizer steps of each rung."""
-    corpus: tuple[str, ...] = ()
+    corpus: tuple[str, ...] | None = None
     """shakespeare, fables, or paths of text files (default: shakespeare, or fables if it cannot be downloaded)."""
     rungs: tuple[str, ...] = ()
     """Numbers, ranges like 4-6, or names like rope (default: all ten)."""

@@ -84,7 +84,8 @@ def dialogue_batch(
 ) -> tuple[Int[Tensor, "rows seq"], Int[Tensor, "rows seq"]]:
     """Inputs and targets of some dialogues, the same for the same seed and step.
 
-    All are seen once before any is seen again. Those in one batch have about the same length.
+    Each epoch goes through them once, in a new order; it leaves out those that would not fill a last batch. Those in
+    one batch have about the same length.
     """
     rows = min(rows, len(dialogues.kept))
     batches = len(dialogues.kept) // rows

@@ -73,7 +73,7 @@ class Interrupted(Exception):
 def run_ladder(
     console: Console,
     *,
-    corpus: Sequence[str] = (),
+    corpus: Sequence[str] | None = None,
     steps: int = 800,
     rungs: Sequence[str] = (),
     seed: int = 0,
@@ -141,10 +141,10 @@ def choose(words: Sequence[str]) -> list[Rung]:
     """The rungs selected by numbers ("4"), ranges ("4-6") and names ("rope"), the lowest first; all for no words."""
     chosen: set[int] = set()
     for word in words:
-        first, _, last = word.partition("-")
+        first, _, last = (word if "-" in word else f"{word}-{word}").partition("-")
         named = [rung.number for rung in RUNGS if rung.name.lower() == word.lower()]
-        if first.isdecimal() and (last or first).isdecimal():
-            named = [rung.number for rung in RUNGS if int(first) <= rung.number <= int(last or first)]
+        if first.isdecimal() and last.isdecimal():
+            named = [rung.number for rung in RUNGS if int(first) <= rung.number <= int(last)]
         if not named:
             names = ", ".join(f"{rung.number} {rung.name}" for rung in RUNGS)
             raise LlucidError(f"rungs={word}: no such rung; expected numbers, ranges like 4-6, or names from: {names}")
@@ -152,11 +152,11 @@ def choose(words: Sequence[str]) -> list[Rung]:
     return [rung for rung in RUNGS if rung.number in chosen or not words]
 
 
-def prepare(names: Sequence[str], steps: int, console: Console) -> Task:
+def prepare(names: Sequence[str] | None, steps: int, console: Console) -> Task:
     try:
-        corpus = open_corpus(names or ["shakespeare"])
+        corpus = open_corpus(["shakespeare"] if names is None else names)
     except LlucidError:
-        if names:
+        if names is not None:
             raise
         console.print("Tiny Shakespeare is not available: using fables, which llucid generates", highlight=False)
         corpus = open_corpus(["fables"])
@@ -166,7 +166,7 @@ def prepare(names: Sequence[str], steps: int, console: Console) -> Task:
     config = dataclasses.replace(SIZES, vocab_size=tokenizer.vocab_size)
     if tokenizer.vocab_size < 2 or min(training.length, validation.length) < 2 * config.context:
         raise LlucidError(
-            f"corpus={' '.join(names)}: its splits have {training.length} and {validation.length} characters, "
+            f"corpus={' '.join(names or ())}: its splits have {training.length} and {validation.length} characters, "
             f"{tokenizer.vocab_size} different; the ladder needs {2 * config.context} in each, and 2 different ones"
         )
     whole = list(validation_batches(validation, config.context))

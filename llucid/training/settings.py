@@ -8,7 +8,7 @@ import numbers
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -48,6 +48,9 @@ class ModelNumbers:
     """Whether one matrix embeds and unembeds."""
     dropout: float | None = None
     """Probability of dropping an activation while training."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "model.")
 
 
 BASE_NUMBERS = ("context", "dropout")
@@ -141,11 +144,7 @@ class Settings:
         return self
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(Settings)
-        for name, value in ((item.name, _plain(getattr(self, item.name))) for item in dataclasses.fields(Settings)):
-            object.__setattr__(self, name, value)
-            if not _fits([*value] if isinstance(value, tuple) else value, hints[name]):
-                raise LlucidError(f"{name}={value!r}: must be of type {inspect.formatannotation(hints[name])}")
+        _check_types(self)
         for name in ("steps", "minutes", "stop_after", "batch", "learning_rate", "muon_learning_rate", "clip"):
             number = getattr(self, name)
             if number is not None and not 0 < number < 1e35:  # so that products with it are finite in float32
@@ -165,9 +164,9 @@ class Settings:
                 raise LlucidError(f"{name}={getattr(self, name)}: must be a share between 0 and 1")
         if not 0 <= self.weight_decay < math.inf:
             raise LlucidError(f"weight_decay={self.weight_decay}: must be at least 0, and finite")
-        for name in ("chat", "base", "tokenizer", "out"):
-            if getattr(self, name) == "":
-                raise LlucidError(f"{name}='': is empty; leave it out, or give it a value")
+        for name in ("corpus", "chat", "base", "tokenizer", "out"):
+            if getattr(self, name) in ("", ()):
+                raise LlucidError(f"{name}={getattr(self, name)!r}: is empty; leave it out, or give it a value")
         if self.preset is not None and self.preset not in PRESETS:
             raise LlucidError(f"preset={self.preset}: unknown; expected one of: {', '.join(PRESETS)}")
         if self.resume and self.out is None:
@@ -258,12 +257,9 @@ def read_toml(file: Path) -> Settings:
     """The settings in a run's `train.toml`. Raises LlucidError if it holds anything else."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
-        model = values.pop("model", {})
-        _check(values, Settings)
-        _check(model, ModelNumbers)
-        if "corpus" in values:
+        if isinstance(values.get("corpus"), list):
             values["corpus"] = None if "chat" in values else tuple(values["corpus"])
-        return Settings(model=ModelNumbers(**model), **values)
+        return Settings(model=ModelNumbers(**values.pop("model", {})), **values)
     except LlucidError as error:
         raise LlucidError(f"{file}: {error}") from error
     except OSError as error:
@@ -272,17 +268,19 @@ def read_toml(file: Path) -> Settings:
         raise LlucidError(f"{file}: not the settings of a training run ({error})") from error
 
 
-def _check(values: Any, kind: type) -> None:
-    """Raises TypeError for anything but a table with keys and values of the fields of `kind`."""
-    if not isinstance(values, Mapping):
-        raise TypeError(f"expected a table, found {values!r}")
-    hints = get_type_hints(kind)
-    for name, value in values.items():  # pyright: ignore[reportUnknownVariableType]
-        if name not in hints:
-            raise TypeError(f"unknown key {name!r}")
-        whole = isinstance(value, int)
-        if not _fits(value, hints[name]) or (whole and not -(1 << 63) <= value < 1 << 63):
-            raise TypeError(f"{name} cannot be {str(value)[:60]}")  # pyright: ignore[reportUnknownArgumentType]
+def _check_types(part: Settings | ModelNumbers, prefix: str = "") -> None:
+    """Replaces the values by those that TOML can hold. Raises LlucidError, with its name, for one of another type."""
+    hints = get_type_hints(type(part))
+    for name in (item.name for item in dataclasses.fields(part)):
+        given, hint = getattr(part, name), hints[name]
+        with suppress(OverflowError):  # no float holds it
+            value = _plain(given)
+            if type(value) is int and float in (hint, *get_args(hint)):
+                value = float(value)
+            if _fits(value, hint):
+                object.__setattr__(part, name, value)
+                continue
+        raise LlucidError(f"{prefix}{name}={given!r}: must be of type {inspect.formatannotation(hint)}")
 
 
 def _plain(value: Any) -> Any:
@@ -303,14 +301,12 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a TOML value has this type; an array stands for a tuple, and an integer for a float."""
+    """Whether a value has this type; booleans are no numbers."""
     options = get_args(hint)
     if get_origin(hint) in (Union, UnionType):
         return any(_fits(value, option) for option in options)
     if get_origin(hint) is Literal:
-        return value in options
+        return isinstance(value, str) and value in options
     if get_origin(hint) is tuple:
-        return isinstance(value, list) and all(_fits(each, options[0]) for each in value)
-    return (isinstance(value, hint) and isinstance(value, bool) == (hint is bool)) or (
-        hint is float and type(value) is int
-    )
+        return isinstance(value, tuple) and all(_fits(each, options[0]) for each in value)
+    return isinstance(value, hint) and isinstance(value, bool) == (hint is bool)

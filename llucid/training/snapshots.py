@@ -4,7 +4,8 @@
 
 Each is a complete Hugging Face folder (config.json, model.safetensors in bfloat16, the tokenizer), which `llucid.load`
 opens. The number is the step after which it was taken, without leading zeros. The steps are logarithmically spaced,
-since a model changes most at first; the first is 1 and the last is the end of the run.
+since a model changes most at first. The first is 1, and the last is the end of the run; where the run's length is given
+in minutes, its number of steps is an estimate, and the last may be some steps before the end.
 """
 
 import shutil

@@ -151,19 +151,12 @@ def test_values_of_another_type_are_refused_at_the_call():
         "generate(model, logit_bias={1.5: 1.0})": "logit_bias=1.5: must be a whole number",
         "generate(model, logit_bias={1: 'x'})": "logit_bias='x': must be a number",
         "predict(model, 'a', top_k=2.5)": "top_k=2.5: must be a whole number",
-        "Settings(steps=20.0)": "steps=20.0: must be of type int | None",
-        "Settings(compile=1)": "compile=1: must be of type bool",
-        "Settings(corpus='a.txt')": "corpus='a.txt': must be of type tuple[str, ...] | None",
     }
     lines = ["import llucid", "from llucid.generation import generate, predict", "model = llucid.load('storyteller')"]
-    lines += ["from llucid.training.settings import Settings"]
     for call in calls:
         lines += ["try:", f"    {call}", "except llucid.errors.LlucidError as error:", "    print(error)"]
-    lines += ["from pathlib import Path", "import numpy as np"]
-    lines += ["kept = Settings(corpus=[Path('a.txt')], out=Path('b'), steps=np.int64(3), clip=np.float32(2))"]
-    lines += ["print((kept.corpus, kept.out, kept.steps, kept.clip))"]
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=LIMIT)
-    assert done.stdout.splitlines() == [*calls.values(), "(('a.txt',), 'b', 3, 2.0)"], done.stderr
+    assert done.stdout.splitlines() == [*calls.values()], done.stderr
 
 
 def test_a_batch_of_no_samples_is_refused_and_of_no_prompts_is_empty():

@@ -114,9 +114,13 @@ def test_bad_input_is_one_line() -> None:
     ("numbers", "words"),
     [
         ({"rungs": ["lstm"]}, "names from: 1 Bigram table"),
-        ({"rungs": ["12-14"]}, "rungs=12-14: no such rung"),
+        *(
+            ({"rungs": [word]}, f"rungs={word}: no such rung")
+            for word in ("12-14", "4-", "-4", "-", "6-4", "2-3-4", "")
+        ),
         ({"steps": 0}, "steps=0"),
         ({"seeds": 0}, "seeds=0"),
+        ({"corpus": []}, "there is no text in it"),
         ({"corpus": ["nowhere.txt"]}, "nowhere.txt: no such file"),
         ({"out": "."}, "is not empty"),
         ({"out": __file__}, "is a file; choose another folder"),
@@ -161,7 +165,7 @@ def test_fables_where_there_is_no_shakespeare(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(shakespeare, "find_shakespeare", unreachable)
     monkeypatch.setattr(corpora, "FABLES", 20_000)
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
-    assert prepare((), 1, Console(quiet=True)).corpus.name == "fables"
+    assert prepare(None, 1, Console(quiet=True)).corpus.name == "fables"
     with pytest.raises(LlucidError, match="no network"):
         prepare(("shakespeare",), 1, Console(quiet=True))
 

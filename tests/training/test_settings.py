@@ -1,16 +1,28 @@
 """Settings: their limits, and how `train.toml` keeps them."""
 
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
+import numpy as np
 import pytest
 
 from llucid.cli import read_command
 from llucid.errors import LlucidError
 from llucid.presets import PRESETS
 from llucid.training.settings import ModelNumbers, Settings, read_toml, write_toml
+
+
+@pytest.fixture(autouse=True)
+def _own_checks() -> Iterator[None]:
+    """Without the checks of types that only tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_settings_survive_toml(tmp_path: Path) -> None:
@@ -27,14 +39,41 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
         read_toml(file.parent)
     for name, value in (
         *(("speed", "3"), ("steps", "'many'"), ("seed", "true"), ("seed", "1 and"), ("seed", "9" * 5000)),
-        *(("steps", "9" * 400), ("minutes", "9" * 400), ("warmup", "9" * 400)),
+        *(("steps", "9" * 400), ("minutes", "9" * 400), ("warmup", "9" * 400), ("weight_decay", "9" * 400)),
         *(("seed", "[" * 3000), ("optimizer", "'sgd'"), ("backend", "'tpu'"), ("dtype", "'int8'"), ("steps", "1.5")),
         *(("corpus", "'abc'"), ("corpus", "[1, 2]"), ("model", "3"), ("model", "{wings = 2}")),
+        *(("corpus", "[]"), ("model", "{tied_embeddings = 1}"), ("given", "[]")),
     ):
         others = [line for line in kept.splitlines() if not line.startswith(f"{name} =")]
         file.write_text("\n".join([*others, f"{name} = {value}"]))
-        with pytest.raises(LlucidError, match="not the settings"):
+        with pytest.raises(LlucidError, match=rf"^{re.escape(str(file))}: "):
             read_toml(file)
+
+
+def test_paths_and_numbers_of_numpy_and_large_integers_are_kept(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"dim": np.int64(32), "dropout": np.float32(0.25), "rope_theta": 10**20}
+    given: dict[str, Any] = {"corpus": [Path("a.txt")], "tokenizer": Path("b"), "steps": np.int64(3)}
+    given |= {"clip": np.float32(0.5), "weight_decay": 10**20, "model": ModelNumbers(**numbers)}
+    (tmp_path / "train.toml").write_text(write_toml(Settings(**given)))
+    plain: dict[str, Any] = {"corpus": ("a.txt",), "tokenizer": "b", "steps": 3, "clip": 0.5, "weight_decay": 1e20}
+    model = ModelNumbers(dim=32, dropout=0.25, rope_theta=1e20)
+    assert read_toml(tmp_path / "train.toml") == Settings(**given) == Settings(**plain, model=model)
+    assert type(Settings(**given).model.dim) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("dim", "x"), ("dim", 32.0), ("dim", np.float64(32)), ("context", True), ("heads", [2])),
+        *(("dropout", "0.1"), ("dropout", True), ("rope_theta", 10**400), ("norm_eps", [])),
+        *(("tied_embeddings", 1), ("tied_embeddings", "False"), ("tied_embeddings", np.True_)),
+    ],
+)
+def test_numbers_of_the_model_of_another_type_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(LlucidError) as caught:
+        ModelNumbers(**{name: value})
+    kind = {"tied_embeddings": "bool"}.get(name, "int" if name in ("dim", "context", "heads") else "float")
+    assert str(caught.value) == f"model.{name}={value!r}: must be of type {kind} | None"
 
 
 def test_given_numbers_replace_those_of_the_preset() -> None:
@@ -98,6 +137,12 @@ def test_settings_at_their_limits_are_accepted(numbers: dict[str, Any]) -> None:
         *((f"weight_decay={number}: must", {"weight_decay": number}) for number in (-0.1, math.inf, math.nan)),
         ("preset=huge: unknown", {"preset": "huge"}),
         *((f"{name}='': is empty", {name: ""}) for name in ("chat", "base", "tokenizer", "out")),
+        *(("corpus=(): is empty", {"corpus": empty}) for empty in ((), [])),
+        ("steps=20.0: must be of type int | None", {"steps": 20.0}),
+        ("compile=1: must be of type bool", {"compile": 1}),
+        ("corpus='a.txt': must be of type tuple[str, ...] | None", {"corpus": "a.txt"}),
+        ("dtype='int8': must be of type ", {"dtype": "int8"}),
+        (f"weight_decay={10**400}: must be of type float", {"weight_decay": 10**400}),
         ("resume=True: name the folder", {"resume": True}),
         *(("corpus= and chat= both", {"chat": "fables", "corpus": (name,)}) for name in ("fables", "shakespeare")),
         ("length_warmup=0.5: conversations", {"chat": "fables", "length_warmup": 0.5}),
