@@ -28,7 +28,7 @@ from llucid.arrays.devices import choose_device, only_cpu
 from llucid.arrays.dtypes import choose_dtype, dtype_of, name_of_dtype, widest
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
-from llucid.checkpoints.generation_config import copy_generation_config
+from llucid.checkpoints.generation_config import copy_generation_config, copy_token_ids
 from llucid.checkpoints.hub import LATER_PART, find
 from llucid.checkpoints.tensors import Stored, tensor_of
 from llucid.config import Config
@@ -312,6 +312,8 @@ def convert(
         _writer(given, out, format, version, dtype)(new, progress, **options)
         if format == source == "huggingface":
             copy_generation_config(path, new, token_ids=tokenizer is None)
+            if model.tokenizer is None:
+                copy_token_ids(path, new)
         config = _compare(model, new, out)
     pairs = {item.name: (getattr(model.config, item.name), getattr(config, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

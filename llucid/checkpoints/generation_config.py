@@ -71,6 +71,13 @@ def write_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
         write_text_atomically(folder / FILE, json.dumps(config, indent=2) + "\n")
 
 
+def copy_token_ids(folder: Path, out: Path) -> None:
+    """Copies the ids of BOS, EOS and so on from the folder's `config.json` into that of a model without a tokenizer."""
+    ids = {key: value for key, value in read_json(folder / "config.json").items() if key.endswith("_token_id")}
+    config = read_json(out / "config.json") | ids
+    write_text_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
+
+
 def copy_generation_config(folder: Path, out: Path, token_ids: bool) -> None:
     """Copies the folder's `generation_config.json` to another; a missing or damaged file is not copied.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llucid.cli.arguments import option, positional
-from llucid.cli.options import ModelOptions, SamplingOptions
+from llucid.cli.options import ModelOptions, SamplingOptions, utf8_text
 from llucid.errors import LlucidError
 
 HINT = """It comes with llucid, was trained from scratch, and knows only made-up fables. Try:
@@ -50,7 +50,7 @@ class Chat(SamplingOptions, ModelOptions):
         begin = partial(
             Session,
             model,
-            system=self.system or "",
+            system=utf8_text(self.system or ""),
             sampling=self.sampling(model),
             max_tokens=self.max_tokens,
             seed=self.seed,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llucid.cli.arguments import option, positional
-from llucid.cli.options import ModelOptions, SamplingOptions, read_text
+from llucid.cli.options import ModelOptions, SamplingOptions, read_text, utf8_text
 from llucid.errors import LlucidError, printable_json
 
 LARGEST = 1 << 26
@@ -50,7 +50,8 @@ class Generate(SamplingOptions, ModelOptions):
         options: dict[str, Any] = {
             **dataclasses.asdict(sampling),
             "logit_bias": dict(sampling.logit_bias),
-            **{name: getattr(self, name) for name in ("max_tokens", "seed", "stop", "speculate")},
+            **{name: getattr(self, name) for name in ("max_tokens", "seed", "speculate")},
+            "stop": tuple(map(utf8_text, self.stop)),
             "statistics": statistics,
         }
         if self.num != 1 or self.prompts is not None or self.json:

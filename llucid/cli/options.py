@@ -92,6 +92,16 @@ def read_bias(text: str) -> tuple[int, float]:
 def read_text(given: str) -> str:
     """The text that was given; for "-", all of standard input but the line break at its end."""
     if given != "-":
-        return given
-    with open(sys.stdin.fileno(), encoding="utf-8", errors="replace", closefd=False) as lines:
-        return lines.read().removesuffix("\n")
+        return utf8_text(given)
+    with open(sys.stdin.fileno(), encoding="utf-8", errors="surrogateescape", closefd=False) as lines:
+        return utf8_text(lines.read().removesuffix("\n"))
+
+
+def utf8_text(given: str) -> str:
+    """The text whose bytes Python could not decode, in a locale of ASCII or at all, and keeps as surrogates.
+
+    Raises LlucidError for a text that is not UTF-8."""
+    try:
+        return given.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError as error:
+        raise LlucidError(f"{given!r:.60}: not UTF-8 text") from error

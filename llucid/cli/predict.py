@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from llucid.cli.arguments import option, positional
-from llucid.cli.options import ModelOptions, read_text
+from llucid.cli.options import ModelOptions, read_text, utf8_text
 from llucid.errors import LlucidError, printable_json
 
 
@@ -30,7 +30,7 @@ class Predict(ModelOptions):
                 raise LlucidError(f"toy={self.toy}: takes {'no model' if self.model else 'no json='}; leave that out")
             from llucid.generation.toy import show_toy
 
-            return show_toy(self.toy, self.top_k, Console())
+            return show_toy(utf8_text(self.toy), self.top_k, Console())
         if not self.model:
             raise LlucidError("missing: MODEL; see: llucid predict --help")
         from llucid.generation import predict

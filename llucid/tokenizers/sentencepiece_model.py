@@ -276,6 +276,7 @@ class SentencePiece:
             decoder.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         if normalizer[REMOVE_SPACES]:
             steps = [replace("Regex", r"\A +| +(?= )", ""), *steps, replace("Regex", r"▁+\z", "")]
+            decoder = [*decoder[:3], replace("Regex", r"\A +", "")]
         if self.first_only:
             steps, cut = [], [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}]
         unmarked = {token.content: number for number, token in self.added.items() if token.content not in self.special}

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -235,8 +235,13 @@ class JsonTokenizer:
         if b'"ByteLevel"' in steps:
             known = all(letter in BYTE_OF_LETTER for letter in text)
             return bytes(BYTE_OF_LETTER[letter] for letter in text) if known else text.encode()
-        # A decoder may remove the space that a text begins with, so the piece is decoded after itself.
-        return self.decode([id, id])[len(self.decode([id])) :].encode()
+        # A decoder may remove the spaces that a text begins with.
+        return self.decode([*self.word, id])[len(self.decode(self.word)) :].encode()
+
+    @cached_property
+    def word(self) -> list[int]:
+        """A token that is more than spaces, if there is one."""
+        return [*islice((token for token in range(self.vocab_size) if self.decode([token]).strip()), 1)]
 
     def json(self) -> str:
         return self.tokenizer.to_str()

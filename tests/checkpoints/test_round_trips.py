@@ -345,6 +345,15 @@ def test_generation_config_survives_between_hugging_face_folders(ends: int | lis
     assert not (tmp_path / "d" / "generation_config.json").exists()
 
 
+def test_token_ids_survive_between_hugging_face_folders_without_a_tokenizer(tmp_path: Path) -> None:
+    save(model_of(TINY)._replace(tokenizer=None), tmp_path / "a")
+    file, ids = tmp_path / "a" / "config.json", {"bos_token_id": 0, "eos_token_id": [1, 5], "pad_token_id": 3}
+    values = json.loads(file.read_text()) | ids
+    file.write_text(json.dumps(values))
+    convert(tmp_path / "a", tmp_path / "b", "huggingface")
+    assert json.loads((tmp_path / "b" / "config.json").read_text()) == values
+
+
 TINY = Config(dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn_dim=56, vocab_size=50, context=64)
 
 

@@ -448,6 +448,25 @@ def test_names_that_are_not_utf_8_are_printed_as_they_are(made: Path, tmp_path: 
     assert b"\\udcfe: there is no such file or folder" in done.stderr
 
 
+def test_texts_are_utf_8_in_any_locale(made: Path) -> None:
+    """Where Python decodes arguments as ASCII, too; a text that is not UTF-8 is refused, not replaced."""
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    predict = (*command("predict", "storyteller"), "--json")
+    [one, two] = (
+        subprocess.run([*predict, "Ünï 漢"], capture_output=True, env=os.environ | more)
+        for more in ({"PYTHONUTF8": "1"}, plain)
+    )
+    assert (one.stdout, one.returncode) == (two.stdout, 0)
+    refused = [*map(os.fsencode, predict), b"a\xff"], [*map(os.fsencode, predict), b"-"]
+    generate = command("generate", made / "run", "the", "--max-tokens", 1, "--stop")
+    refused += [*map(os.fsencode, generate), b"\xff"], [*map(os.fsencode, command("predict", "--toy")), b"a \xff"]
+    refused += ([*map(os.fsencode, command("chat", "--system")), b"\xff"],)
+    for words in refused:
+        done = subprocess.run(words, input=b"a\xff\n", capture_output=True, env=os.environ | {"PYTHONUTF8": "1"})
+        assert (done.returncode, done.stdout) == (2, b""), words
+        assert re.fullmatch(rb"error: '.*\\udcff': not UTF-8 text\n", done.stderr), done.stderr
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr

@@ -169,7 +169,12 @@ def test_a_model_that_collapses_spaces(prefix: bool, text: str) -> None:
     """As OpenLLaMA's."""
     tokenizer = SentencePiece(sentencepiece_model(remove_extra_whitespaces=True, add_dummy_prefix=prefix))
     again = JsonTokenizer(json.loads(tokenizer.json()))
-    assert again.encode(text) == tokenizer.encode(text)
+    ids = tokenizer.encode(text)
+    assert again.encode(text) == ids
+    space, wren = tokenizer.ids["▁"], tokenizer.ids["▁wren"]
+    for more in (ids, [space, *ids], [space, space, *ids, wren, space], [1, wren, *ids, space, space, wren]):
+        assert again.decode(more) == tokenizer.decode(more)
+    assert again.piece(space) == b" "
 
 
 def test_models_that_a_tokenizer_json_cannot_express() -> None:
