@@ -51,8 +51,8 @@ def rope_frequencies(config: Config, like: Tensor, length: int = 0) -> Float[Ten
     Su et al. 2021 (RoFormer), §3.2.2. Scaled for long contexts, each pair is slowed (`rope.slowdowns`).
     """
     j = torch.arange(config.head_dim // 2, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
-    theta = 1.0 / config.rope_theta ** (2 * j / config.head_dim)
-    return theta if config.rope_scaling is None else theta / torch.from_numpy(slowdowns(config, length)).to(theta)
+    slower = 1 if config.rope_scaling is None else torch.from_numpy(slowdowns(config, length)).to(j)
+    return 1.0 / config.rope_theta ** (2 * j / config.head_dim) / slower
 
 
 def rotations(
@@ -210,9 +210,8 @@ def hidden(
     Generation unembeds the last position only: the logits of a whole prompt would outweigh everything else.
     """
     positions, mask, cache = place(tokens, cache, positions)
-    rotation = rotations(
-        positions, rope_frequencies(config, weights.norm, dynamic_length(config, positions)), attention_factor(config)
-    )
+    theta = rope_frequencies(config, weights.norm, dynamic_length(config, positions))
+    rotation = rotations(positions, theta, attention_factor(config))
     x = drop(embed(tokens, weights.embedding), config.dropout, dropout)
     for layer, block_weights in enumerate(weights.blocks):
         x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)

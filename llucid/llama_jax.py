@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import dense
-from llucid.rope import attention_factor, slowdowns
+from llucid.rope import attention_factor, dynamic_length, slowdowns
 from llucid.weights import AttentionWeights, BlockWeights, FeedForwardWeights, Weights, tree_map
 
 try:
@@ -207,8 +207,9 @@ def llama(
 
     `positions` says where the tokens stand, if not in order from 0.
     """
+    length = tokens.size if positions is None else dynamic_length(config, positions)
     positions = jnp.arange(tokens.size) if positions is None else positions
-    theta = rope_frequencies(config, wide(weights.norm).dtype, tokens.size)
+    theta = rope_frequencies(config, wide(weights.norm).dtype, length)
     x = weights.embedding[tokens]
     for block_weights in weights.blocks:
         x = block(x, block_weights, config, positions, theta)

@@ -61,6 +61,13 @@ def test_equals_transformers_beyond_the_context(config: Config, tmp_path: Path) 
     assert load(tmp_path / "theirs", device="cpu").config == config
 
 
+def test_jax_has_the_same_scores_at_given_positions(config: Config) -> None:
+    weights, tokens, at = random_weights(config), some_tokens(config, 1, 8), torch.arange(300, 308)
+    expected = llama(tokens, weights, config, positions=at[None])
+    found = llama_jax.llama(jnp.array(tokens[0].numpy()), llama_jax.from_torch(weights), config, jnp.array(at.numpy()))
+    np.testing.assert_allclose(found, expected[0], rtol=2e-4, atol=2e-4)
+
+
 def test_the_engine_computes_the_same(config: Config) -> None:
     """In C where it can be built; within the context, where generation stays."""
     weights, tokens = random_weights(config), some_tokens(config, 1, 100)

@@ -333,8 +333,7 @@ class Answers:
         _within("key", key, len(found.ids))
         q, k = found[f"{at}.attend.q.2"][0, head, position], found[f"{at}.attend.k.2"][0, kv, key]
         pairs = ((q * k).unflatten(-1, (-1, 2)).sum(-1) / math.sqrt(config.head_dim)).tolist()
-        frequencies = found["rope_frequencies" if "rope_frequencies" in found.described else "theta"].tolist()
-        body = [{"frequency": each, "value": value} for each, value in zip(frequencies, pairs, strict=True)]
+        body = [{"frequency": each, "value": value} for each, value in zip(found["theta"].tolist(), pairs, strict=True)]
         return {"score": math.fsum(pairs), "pairs": body}
 
     def compare(self, reading: str, with_: str) -> dict[str, Any]:

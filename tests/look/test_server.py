@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from llucid import LlucidError
+from llucid.llama import rope_frequencies
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.server import LARGEST_BODY, Server
-from llucid.weights import named_leaves, parameter_count, quantize
+from llucid.model import Model
+from llucid.weights import initialise, named_leaves, parameter_count, quantize
 from tests.configs import CONFIGS
 from tests.look.test_trace import GROUPED, random_model, some_ids
 from tests.waiting import LIMIT
@@ -245,6 +247,15 @@ def test_clocks_add_up_to_the_score(client: Client, first: str, found: Trace) ->
     assert reported["score"] == pytest.approx(score, rel=1e-4)
     assert sum(pair["value"] for pair in reported["pairs"]) == pytest.approx(score, rel=1e-4)
     assert [pair["frequency"] for pair in reported["pairs"]] == pytest.approx(found["theta"].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scaling of Llama 3.1", "theta of Llama 3"])
+def test_the_frequencies_of_clocks_are_those_that_turn(name: str) -> None:
+    config = CONFIGS[name]
+    answers = Answers([Subject("m", lambda: Model(config, initialise(config), None))], [1, 2, 3])
+    found = json.loads(answers.get(address(f"{answers.first}/clocks", layer=0, head=0, position=2, key=1)).body)
+    expected = rope_frequencies(config, torch.empty(0)).tolist()
+    assert [pair["frequency"] for pair in found["pairs"]] == pytest.approx(expected, rel=1e-5)
 
 
 def test_summaries(client: Client, first: str, found: Trace) -> None:
