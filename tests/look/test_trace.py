@@ -204,7 +204,7 @@ def test_names() -> None:
     first = [f"blocks.0.{name}" for name in block.split()]
     second = [name.replace("blocks.0", "blocks.1") for name in first]
     assert [value.name for value in trace_of(random_model(GROUPED)).names()] == [
-        *("tokens positions j theta angles rotations rotation x".split()),
+        *("tokens positions j rope_frequencies theta angles rotations rotation x".split()),
         *(*first, "blocks.0", "x.2", *second, "blocks.1", "x.3"),
         *("norm.x_wide norm llama.x unembed logits".split()),
     ]
