@@ -12,7 +12,6 @@ import shutil
 import stat
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -40,6 +39,43 @@ def temporary_name(name: str, writer: object = None) -> str:
     bytes."""
     short = name if len(name) <= 50 else name[:30] + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
     return f".{short}.{writer or this_writer()}.partial"
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Generator[bool | None]:
+    """Yields whether this has the folder's lock, until the end or the process's; None where there are no locks: on
+    Windows, and on some file systems. Processes in different containers see each other's locks, but not their numbers.
+    """
+    if sys.platform == "win32":
+        yield None
+        return
+    import fcntl
+
+    opened, free = os.open(folder, os.O_RDONLY), None
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
+            except BlockingIOError:
+                free = False
+        yield free
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def unfinished_folder(at: Path, name: str, out: Path) -> Generator[Path]:
+    """Yields a new folder in `at` for what is to be called `name`, locked; removes it at the end. If it cannot be made,
+    an OSError names `out`."""
+    folder = at / temporary_name(name, f"{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        with replaced_in_errors(folder, out):
+            folder.mkdir(parents=True)
+        with locked_folder(folder):
+            yield folder
+    finally:
+        _discard(folder)
 
 
 def this_writer() -> str:
@@ -131,31 +167,28 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
     if is_occupied(out):
         raise OccupiedError(out)
     place, there = Path(os.path.realpath(out)), out.is_dir() and not file
-    unfinished = (place if there else place.parent) / temporary_name(place.name)
-    try:
-        with replaced_in_errors(unfinished, out):
-            unfinished.mkdir(parents=True)
-        with replaced_in_errors(unfinished, out.parent if file else out):
-            yield unfinished / place.name if file else unfinished
-            if is_occupied(out):
-                raise OccupiedError(out)
-            try:
-                # What opens comes last: the file, or train.toml, which makes the folder a run.
-                made = sorted(unfinished.iterdir(), key=lambda path: (file and path.name == place.name, path.name))
-                if there:
-                    (unfinished / MOVING).write_text("\n".join(path.name for path in made), encoding="utf-8")
-                if there or file:
-                    for path in made:
-                        _move_new(path, unfinished.parent / path.name, same=file)
-                    (unfinished / MOVING).unlink(missing_ok=True)
-                else:
-                    unfinished.rename(place)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise OccupiedError(out) from error
-                raise
-    finally:
-        _discard(unfinished)
+    with (
+        unfinished_folder(place if there else place.parent, place.name, out) as unfinished,
+        replaced_in_errors(unfinished, out.parent if file else out),
+    ):
+        yield unfinished / place.name if file else unfinished
+        if is_occupied(out):
+            raise OccupiedError(out)
+        try:
+            # What opens comes last: the file, or train.toml, which makes the folder a run.
+            made = sorted(unfinished.iterdir(), key=lambda path: (file and path.name == place.name, path.name))
+            if there:
+                (unfinished / MOVING).write_text("\n".join(path.name for path in made), encoding="utf-8")
+            if there or file:
+                for path in made:
+                    _move_new(path, unfinished.parent / path.name, same=file)
+                (unfinished / MOVING).unlink(missing_ok=True)
+            else:
+                unfinished.rename(place)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise OccupiedError(out) from error
+            raise
 
 
 MOVING = "names.partial"
@@ -206,6 +239,10 @@ def _left(out: Path) -> list[Path]:
 def is_being_written(unfinished: Path) -> bool:
     """Whether another process or thread is running that writes this temporary file or folder."""
     try:
+        if unfinished.is_dir():
+            with locked_folder(unfinished) as free:
+                if free is not None:
+                    return not free
         writer = unfinished.name.split(".")[-2]
         process, _, thread = writer.partition("-")
         os.kill(int(process), 0)
@@ -271,29 +308,22 @@ def cache_file(name: str) -> Path:
     return file
 
 
-LEFT = 86_400
-"""Seconds after which an unfinished file in the cache is one of a killed process."""
-
-
 def cached(name: str, write: Callable[[Path], None]) -> Path:
     """The file in the cache that `write` makes at a given path, now or before.
 
     Its name begins with `name` and ends with a digest of its content: a damaged file is made again. Removes what killed
-    processes left of it a day ago.
+    processes left of it.
     """
     file = cache_file(name)
     for found in file.parent.glob(f"{file.name}-*"):
         if found.name == f"{file.name}-{digest_of(found)}":
             return found
         found.unlink(missing_ok=True)
-    for left in file.parent.glob(f".{file.name}.*.partial"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > LEFT:
-                left.unlink()
-    own = file.with_name(f"{file.name}.{secrets.token_hex(4)}")  # containers may share the cache, and numbers
-    with atomic_file(own) as temporary:
-        write(temporary)
-    return own.rename(f"{file}-{digest_of(own)}")
+    remove_unfinished(file)
+    with unfinished_folder(file.parent, file.name, file) as folder, replaced_in_errors(folder, file.parent):
+        with atomic_file(folder / file.name) as temporary:
+            write(temporary)
+        return (folder / file.name).rename(f"{file}-{digest_of(folder / file.name)}")
 
 
 def digest_of(file: Path) -> str:

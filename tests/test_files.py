@@ -25,6 +25,7 @@ from llucid.files import (
     cached,
     is_occupied,
     json_value,
+    locked_folder,
     remove_unfinished,
     replaced_in_errors,
     temporary_name,
@@ -225,12 +226,13 @@ def test_what_killed_processes_left_of_a_file_in_the_cache_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
-    old, *kept = (tmp_path / name for name in (".a.txt.1.1.partial", ".b.txt.1.1.partial", ".a.txt.2.2.partial"))
-    for path in (old, *kept):
-        path.touch()
-        if path != kept[1]:
-            os.utime(path, (0, 0))
-    made = cached("a.txt", lambda path: path.write_text("a") and None)
+    name = "a" * 60
+    left, *kept = (tmp_path / temporary_name(of, f"1-{at}") for at, of in enumerate((name, "b", name)))
+    for folder in (left, *kept):
+        folder.mkdir()
+        (folder / "half").touch()
+    with locked_folder(kept[1]):
+        made = cached(name, lambda path: path.write_text("a") and None)
     assert sorted(tmp_path.iterdir()) == sorted([*kept, made])
 
 

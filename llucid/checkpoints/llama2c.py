@@ -6,7 +6,6 @@ numbers. Source: llama2.c, export.py, run.c and runq.c.
 """
 
 import math
-import shutil
 import struct
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from llucid.checkpoints.pickles import Archive, bytes_of, entries_of, is_archive
 from llucid.checkpoints.tensors import Stored, gather, mapped, tensor_of
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError, prefix_errors
-from llucid.files import atomic_file, first_bytes, remove_unfinished, replaced_in_errors, temporary_name
+from llucid.files import atomic_file, first_bytes, remove_unfinished, replaced_in_errors, unfinished_folder
 from llucid.model import Model
 from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.weights import Weights, named_leaves, shapes
@@ -354,11 +353,9 @@ def tokenizer_beside(folder: Path, beside: Path, tokenizer: Tokenizer | None, vo
     """
     from llucid.tokenizers.llama2c_export import to_llama2c
 
-    unfinished = folder / temporary_name("tokenizer")
     remove_unfinished(folder / "tokenizer")
-    try:
+    with unfinished_folder(folder, "tokenizer", folder) as unfinished:
         with replaced_in_errors(unfinished, folder):
-            unfinished.mkdir(exist_ok=True)
             if tokenizer:
                 try:
                     to_llama2c(tokenizer, vocab_size).write(unfinished / "tokenizer.bin")
@@ -374,5 +371,3 @@ def tokenizer_beside(folder: Path, beside: Path, tokenizer: Tokenizer | None, vo
         yield
         for file in files:
             file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

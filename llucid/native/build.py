@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from llucid.errors import one_line
-from llucid.files import cache_folder, digest_of
+from llucid.files import cache_folder, digest_of, locked_folder
 from llucid.native.types import CCache, CLlama, CTokens, layout
 
 HERE = Path(__file__).parent
@@ -131,19 +131,13 @@ def _trusted(path: Path) -> bool:
 @contextmanager
 def _lock(folder: Path) -> Generator[None]:
     """Inside, no other process holds the lock, on a file system with locks, unless it holds it for PATIENCE."""
-    import fcntl  # not on Windows, where nothing is built
-
-    held, end = os.open(folder, os.O_RDONLY), time.monotonic() + PATIENCE
-    try:
-        with suppress(OSError):
-            while time.monotonic() < end:
-                with suppress(BlockingIOError):
-                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                time.sleep(0.05)
-        yield
-    finally:
-        os.close(held)
+    end = time.monotonic() + PATIENCE
+    while True:
+        with locked_folder(folder) as free:
+            if free is not False or time.monotonic() > end:
+                yield
+                return
+        time.sleep(0.05)
 
 
 @cache

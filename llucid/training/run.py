@@ -17,7 +17,6 @@ import importlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from llucid.files import (
     is_being_written,
     is_occupied,
     json_value,
+    locked_folder,
     read_json,
     remove,
     typed,
@@ -121,33 +121,23 @@ def locked(out: Path) -> Generator[None]:
 
     Raises LlucidError if another process holds it. Removes what killed processes left half-written.
     """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    folder = os.open(out, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise LlucidError(f"out={out}: another process is training there; stop it, or wait") from error
-        unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
-        for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
-            # A folder in `out` may be that of another process, which will find it occupied and remove its own.
-            if path.parent != out or path.is_file() or not is_being_written(path):
-                with suppress(FileNotFoundError):
-                    remove(path)
-        yield
+        with locked_folder(out) as free:
+            if free is False:
+                raise LlucidError(f"out={out}: another process is training there; stop it, or wait")
+            unfinished = [path for at in ("", "state", "snapshots") for path in (out / at).glob(".*.[0-9]*.partial")]
+            for path in (*unfinished, *(out / "state").glob(".tmp*")):  # which safetensors writes
+                # A folder in `out` may be that of another process, which will find it occupied and remove its own.
+                if path.parent != out or path.is_file() or not is_being_written(path):
+                    with suppress(FileNotFoundError):
+                        remove(path)
+            yield
     except OSError as error:
         if out.exists():
             raise
         raise LlucidError(
             f"{out}: the folder of the run was moved or removed; continue it where it is now, with resume=True"
         ) from error
-    finally:
-        os.close(folder)
 
 
 def refuse_pipes(out: Path) -> None:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from llucid.files import LARGEST_JSON, temporary_name
+from llucid.files import LARGEST_JSON, locked_folder, temporary_name
 from llucid.training.run import Measured, Progress, locked, read_measured
 from tests.training.test_continuing import corpus, resumed, small
 
@@ -16,10 +16,10 @@ def test_hidden_files_of_the_user_stay(tmp_path: Path) -> None:
     for path in (*kept, *left):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    folders = [tmp_path / temporary_name(tmp_path.name, process) for process in (os.getppid(), 4194999)]
-    for folder in folders:  # the first is that of a running process
+    folders = [tmp_path / temporary_name(tmp_path.name, f"{os.getpid()}-{number}") for number in range(2)]
+    for folder in folders:
         (folder / "state").mkdir(parents=True)
-    with locked(tmp_path):
+    with locked_folder(folders[0]), locked(tmp_path):  # as by a process that is running, even in a container
         assert [path.exists() for path in (*kept, *left, *folders)] == [True] * 3 + [False] * 3 + [True, False]
 
 
