@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -38,23 +39,27 @@ def interruption() -> Generator[Callable[[], int]]:
 
 
 @contextmanager
-def continuation() -> Generator[Callable[[], bool]]:
-    """Yields a function that returns whether this process was stopped (Ctrl-Z) and continued since the last call.
-
-    It returns False on Windows and outside of the main thread.
+def stopwatch() -> Generator[Callable[[], float]]:
+    """Yields a function that returns the time in seconds, less that in which this process was stopped (Ctrl-Z): from
+    the call before to its continuation. Outside of the main thread, and on Windows, this time counts.
     """
-    continued: list[int] = []
+    last, lost = time.perf_counter(), 0.0
+
+    def now() -> float:
+        nonlocal last
+        last = time.perf_counter()
+        return last - lost
+
+    def continued(number: int, frame: object) -> None:
+        nonlocal last, lost
+        lost += time.perf_counter() - last
+        last = time.perf_counter()
+
     if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield now
         return
-    previous = signal.signal(signal.SIGCONT, lambda number, frame: continued.append(number))
-
-    def since() -> bool:
-        found = bool(continued)
-        continued.clear()
-        return found
-
+    previous = signal.signal(signal.SIGCONT, continued)
     try:
-        yield since
+        yield now
     finally:
         signal.signal(signal.SIGCONT, previous)

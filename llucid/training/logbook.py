@@ -1,8 +1,7 @@
 """What a run writes while it trains: figures, measurements, the best model, the latest state, snapshots."""
 
 import math
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -70,8 +69,8 @@ def planned(settings: Settings, context: int, evaluated: int) -> tuple[int, int]
 class Logbook:
     """Writes into the run's folder, and reports what it writes."""
 
-    def __init__(self, task: Task, first: Progress, report: Report) -> None:
-        self.task, self.first, self.report = task, first, report
+    def __init__(self, task: Task, first: Progress, report: Report, now: Callable[[], float]) -> None:
+        self.task, self.first, self.report, self.now = task, first, report, now
         self.metrics = Metrics(task.out, first.step, task.settings)
         self.measured = run.read_measured(task.out, first)
         if task.settings.steps is not None:
@@ -82,7 +81,7 @@ class Logbook:
         self.tokens = 0  # trained on in this process
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
         self.kept = first.step  # of which a state was saved last
-        self.saved, self.saving = time.perf_counter(), 0.0  # when that was, and how long it took
+        self.saved, self.saving = self.now(), 0.0  # when that was, and how long it took
         self.measuring = 0.0  # seconds of all measurements in this process
         self.watch, self.watched, self.reported_busy = Watch(), first.seconds, False
         samples = task.out / "samples.txt"
@@ -169,7 +168,7 @@ class Logbook:
         fails at later positions, which says nothing about how well it learns; with a base, on whole windows. Without
         `record`, only the model is kept, until the next measurement.
         """
-        task, begun, step = self.task, time.perf_counter(), progress.step
+        task, begun, step = self.task, self.now(), progress.step
         _, trained = window(task.settings, task.config.context, share_done(task.settings, progress))
         length = task.config.context if task.settings.base else trained
         with run.keeping_state(task.out):
@@ -199,7 +198,7 @@ class Logbook:
         speed = self.speed(progress)
         if record:
             self.draw()
-        took = time.perf_counter() - begun
+        took = self.now() - begun
         self.measuring += took
         if record:
             self.measured = Measured(
@@ -226,16 +225,16 @@ class Logbook:
 
     def save_due(self) -> bool:
         """Whether the saved state is old."""
-        return time.perf_counter() - self.saved > max(SAVE_EVERY, self.saving / SAVE_SHARE)
+        return self.now() - self.saved > max(SAVE_EVERY, self.saving / SAVE_SHARE)
 
     def save(self, state: Any, progress: Progress) -> None:
         """Writes the figures so far, and saves the state. Raises LlucidError if something is not finite."""
         self.flush()
         if not all(leaf.isfinite().all() for leaf in leaves(self.task.backend.weights(state))):
             raise self.diverged(f"the weights after step {progress.step} are not finite")
-        begun = time.perf_counter()
+        begun = self.now()
         self.task.backend.save(self.task.out / "state", state, progress)
-        self.kept, self.saved = progress.step, time.perf_counter()
+        self.kept, self.saved = progress.step, self.now()
         self.saving = self.saved - begun
 
     def take_snapshot(self, state: Any, progress: Progress) -> None:

@@ -2,8 +2,7 @@
 
 import signal
 import sys
-import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from llucid.arrays.devices import without_autocast
 from llucid.corpora.tokens import training_batch
 from llucid.errors import LlucidError, one_line
 from llucid.training import run
-from llucid.training.interrupts import continuation, interruption
+from llucid.training.interrupts import interruption, stopwatch
 from llucid.training.logbook import Logbook, share_done
 from llucid.training.optimizer import learning_rate
 from llucid.training.prepare import Task, prepare
@@ -35,29 +34,29 @@ def train(settings: Settings, console: Console | None = None) -> Path:
     report = Report(console or Console())
     with neutral_defaults():
         task, state, progress = prepare(settings, report)
-        with run.locked(task.out):
+        with run.locked(task.out), stopwatch() as now:
             if settings.resume:
                 run.refuse_advanced(task.out, progress)
-            caught = run_steps(task, state, progress, report)
+            caught = run_steps(task, state, progress, report, now)
     if caught:
         signal.raise_signal(caught)
     return task.out
 
 
-def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int:
+def run_steps(task: Task, state: Any, progress: Progress, report: Report, now: Callable[[], float]) -> int:
     """Trains from `state` until the run ends or is stopped. Returns the number of the signal that stopped it, or 0."""
     settings, context = task.settings, task.config.context
     run.keep_settings(task.out, settings, progress)
-    logbook = Logbook(task, progress, report)
+    logbook = Logbook(task, progress, report, now)
     if progress.step:  # a kill may have come after the state was saved
         logbook.take_snapshot(state, progress)
     if logbook.finished(progress) and not logbook.measurement_due(progress):
         report.say(f"the run is complete, after {progress.step} steps; to continue it, give more steps or minutes")
         return 0
     report.begin(settings, task.config, task.corpus.floor, progress.step)
-    before = time.perf_counter()
+    begun = now() - progress.seconds
     last = progress.step + (settings.stop_after or sys.maxsize)
-    with report.bar, interruption() as interrupted, continuation() as continued:
+    with report.bar, interruption() as interrupted:
         if (settings.base and logbook.measured.step < progress.step == 0) or logbook.measurement_due(progress):
             logbook.measure(state, progress)
         while not logbook.finished(progress) and progress.step < last and not interrupted():
@@ -70,9 +69,7 @@ def run_steps(task: Task, state: Any, progress: Progress, report: Report) -> int
                 saved = f"stopped at step {progress.step}; continue with resume=True"
                 raise LlucidError(f"{one_line(error)}; {saved}") from error
             loss, state = task.backend.step(batch, state, rate)
-            now = time.perf_counter()
-            spent = 0 if continued() else now - before
-            progress, before = Progress(progress.step + 1, progress.seconds + spent), now
+            progress = Progress(progress.step + 1, now() - begun)
             logbook.note(progress, batch[0].numel(), rate, loss)
             if logbook.measurement_due(progress):
                 logbook.measure(state, progress)

@@ -680,20 +680,32 @@ def test_minutes_are_counted_while_it_trains(corpus: Path, tmp_path: Path, monke
 def test_the_time_in_which_a_process_is_stopped_is_no_training(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, take, handler = 0.0, loop.training_batch, signal.getsignal(signal.SIGCONT)
+    """In a step, and in a measurement."""
+    now, handler = 0.0, signal.getsignal(signal.SIGCONT)
+    take, measure = loop.training_batch, TorchBackend.evaluate
+
+    def stopped() -> None:
+        nonlocal now
+        now += 1000
+        os.kill(os.getpid(), signal.SIGCONT)
 
     def batch(*arguments: Any) -> object:
         nonlocal now
         now += 0.5
         if arguments[-1] == 3:
-            now += 1000
-            os.kill(os.getpid(), signal.SIGCONT)
+            stopped()
         return take(*arguments)
 
+    def evaluate(*arguments: Any) -> float:
+        stopped()
+        return measure(*arguments)
+
     monkeypatch.setattr(loop, "training_batch", batch)
+    monkeypatch.setattr(TorchBackend, "evaluate", evaluate)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     here(*fresh(corpus, tmp_path / "out", "--minutes", 0.1))
     assert [row["step"] for row in losses(tmp_path / "out")] == list(range(1, 14))
+    assert run.read_measured(tmp_path / "out", Progress(13)).total == 0
     assert signal.getsignal(signal.SIGCONT) == handler
 
 
