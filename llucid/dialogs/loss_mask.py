@@ -3,6 +3,7 @@
 In each format the ids are those that `encode_dialog` gives when the model answers.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,7 +79,11 @@ def encode_learned(
                 "it is unknown what the model should learn"
             )
         answer = whole[len(asked) :]
-        end = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
+        found = [at + 1 for at, token in enumerate(answer) if token in ends] or [len(answer)]
+        word = re.findall(r"\w+", dialog[number]["content"])[
+            -1:
+        ]  # some templates write several parts, each with an end
+        end = next((at for at in found[:-1] if not word or word[0] not in tokenizer.decode(answer[at:])), found[-1])
         learned += [False] * (len(asked) - len(ids)) + [True] * end
         ids, after = asked + answer[:end], answer[end:]  # some templates write there what is left out if more follows
     return ids + after, learned + [False] * len(after)

@@ -89,6 +89,23 @@ def test_what_a_template_writes_after_the_last_turn_only(ending: str, taught: Js
     assert learned == own + [False] * (len(ids) - len(own))
 
 
+def test_an_answer_of_several_parts_is_learned_to_its_end(taught: JsonTokenizer) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{% if m.role == 'assistant' %}thinks\n{{ m.content.split('#')[0] }}"
+        "<|im_end|><|im_start|>says\n{{ m.content.split('#')[1] }}{% else %}{{ m.content }}{% endif %}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    talk = [
+        TALK[1],
+        {"role": "assistant", "content": "one two#three"},
+        TALK[1],
+        {"role": "assistant", "content": "4#5"},
+    ]
+    ids, learned = encode_learned(talk, taught, template)
+    parts = "thinks\n{}<|im_end|><|im_start|>says\n{}<|im_end|>"
+    assert texts_of(ids, learned, taught) == [parts.format("one two", "three"), parts.format("4", "5")]
+
+
 def test_line_breaks_after_the_end_of_a_turn_are_not_learned(taught: JsonTokenizer) -> None:
     """As ChatML has them."""
     plain = [message for message in TALK if message["role"] != "tool"]
