@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.errors import LlucidError
-from llucid.files import MOVING, temporary_name
+from llucid.files import MOVING, locked_folder, temporary_name
 from llucid.training import ModelNumbers, Settings, busy, logbook, loop, run, train
 from llucid.training.backend_torch import TorchBackend
 from llucid.training.report import Report
@@ -476,11 +476,12 @@ def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None
         resumed(out)
     small(corpus, out, steps=2)
     assert len(losses(out)) == 2
-    left, running = (temporary_name(other.name, process) for process in (4194999, os.getppid()))
-    (tmp_path / left / "state").mkdir(parents=True)
-    (tmp_path / running).mkdir()
-    small(corpus, other, steps=1)
-    assert [path.name for path in tmp_path.glob(".*")] == [running]
+    left, running = (tmp_path / temporary_name(other.name, f"{os.getpid()}-{number}") for number in range(2))
+    (left / "state").mkdir(parents=True)
+    running.mkdir()
+    with locked_folder(running):
+        small(corpus, other, steps=1)
+    assert [*tmp_path.glob(".*")] == [running]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "train.toml").touch()
     (tmp_path / "notes" / ".notes.4194999.partial").mkdir()
