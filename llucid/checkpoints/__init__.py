@@ -30,7 +30,7 @@ from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config, copy_token_ids
 from llucid.checkpoints.hub import LATER_PART, find
-from llucid.checkpoints.tensors import Stored, tensor_of
+from llucid.checkpoints.tensors import Stored, refuse_adapter, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
 from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
@@ -77,8 +77,7 @@ def format_of(path: Path) -> tuple[str, Format]:
         refuse_stand_in(path)
         if any(_format(name).recognises(path.parent) for name in FORMATS):
             raise LlucidError(f"{path}: one file of a model; give the folder it is in, {path.parent}")
-    if (path / "adapter_config.json").is_file():
-        raise LlucidError(f"{path}: a LoRA adapter, not a model; merge it into its base model first, with peft")
+    refuse_adapter(path)
     with suppress(OSError):
         inside = [one for pattern in ("*", "snapshots/*") for one in sorted(islice(path.glob(pattern), 1000))]
         inside = [one for one in inside if not (LATER_PART.search(one.name) or one.suffix == ".partial")]

@@ -105,7 +105,7 @@ def choose_file(repository: str, variant: str | None) -> str:
     if not files:
         what = f"GGUF file, so leave :{variant} out" if variant else "weights that llucid opens"
         raise LlucidError(f"{repository}: this repository holds no {what}")
-    example = "Q4_K_M" if files[0].endswith(".gguf") else Path(files[0]).name
+    example = next(("Q4_K_M" for file in files if "q4_k_m" in file.lower()), Path(files[0]).name)
     raise LlucidError(
         f"{repository}: name one of its files, as in {repository}:{example}; there are {', '.join(files)}"
     )

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -85,6 +86,12 @@ DERIVED = re.compile(
 """Tensors in some old files that follow from the config: RoPE's angles, positions and masks."""
 NUMBERS = ("float64", "float32", "bfloat16", "float16")
 """The dtypes that weights may have in a file."""
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises LlucidError for a folder with a LoRA adapter, which is not a model."""
+    if (folder / "adapter_config.json").is_file():
+        raise LlucidError(f"{folder}: a LoRA adapter, not a model; merge it into its base model first, with peft")
 
 
 def plain_name(name: str) -> str:

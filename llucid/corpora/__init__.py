@@ -28,7 +28,7 @@ TRAIN_SHARE = 0.9
 FABLES = 4_000_000
 """Characters in the corpus of fables."""
 BUILT_IN = ("shakespeare", "fables")
-OWN_FOLDERS = (("train.toml", "state"), ("ladder.png", "metrics.json"))
+OWN_FOLDERS = (("train.toml", "state"), ("metrics.json", "samples.txt"))
 """Files by which the folder of a run, and that of a ladder, is recognised."""
 END = "\0"
 """The character that ends a document within a file of several in the cache. The end of a file ends one, too."""

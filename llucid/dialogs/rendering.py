@@ -299,6 +299,7 @@ class Environment(ImmutableSandboxedEnvironment):
         filters[TEXT] = as_text
         tests: dict[str, Any] = self.tests
         tests["in"] = lambda value, values: value in as_text(values)
+        tests |= {name: answers(tests[name]) for name in ("lower", "upper")}
         names: dict[str, Any] = self.globals
         names.update(raise_exception=raise_exception, strftime_now=strftime_now)
 

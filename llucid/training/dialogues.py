@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
 from pathlib import Path
 
 from llucid.corpora import Corpus
@@ -108,10 +107,13 @@ def _encoded(conversation: Conversation, tokenizer: Tokenizer, format: str | Non
 def _first_left_out(dialogues: Dialogues, corpus: Corpus, tokenizer: Tokenizer, split: str, context: int) -> str:
     """Where the first conversation is that is not kept, and why it is not."""
     kept = set(dialogues.kept.tolist())
-    number = next(number for number in count() if number not in kept)
-    where, conversation = next(islice(read_conversations(corpus, split), number, None))
-    *_, fault = _encoded(conversation, tokenizer, format_of(tokenizer))
-    return f"{where}: {fault or f'it has no answer to learn within the context of {context} tokens (model.context)'}"
+    for number, (where, conversation) in enumerate(read_conversations(corpus, split)):
+        if number not in kept:
+            *_, fault = _encoded(conversation, tokenizer, format_of(tokenizer))
+            fault = fault or f"it has no answer to learn within the context of {context} tokens (model.context)"
+            return f"{where}: {fault}"
+    corpus.refuse_changed()
+    raise AssertionError("all conversations are kept")
 
 
 def _learned(answers: Sequence[bool], conversation: Conversation) -> list[bool]:

@@ -197,10 +197,6 @@ class Logbook:
             huggingface.write_weights(task.out, weights, task.config)
         speed = self.speed(progress)
         if record:
-            self.draw()
-        took = self.now() - begun
-        self.measuring += took
-        if record:
             self.measured = Measured(
                 step=step,
                 seconds=progress.seconds,
@@ -208,12 +204,17 @@ class Logbook:
                 model_step=step if better else old.model_step,
                 window=max(length, old.window),
                 worse=0 if better else old.worse + (length >= old.window),
-                took=took,
-                total=old.total + took,
             )
         elif better:
             self.measured = old._replace(stop_step=step, stop_loss=validation, stop_window=length)
         run.write_measured(task.out, self.measured)
+        if record:
+            self.draw()
+        took = self.now() - begun
+        self.measuring += took
+        if record:
+            self.measured = self.measured._replace(took=took, total=old.total + took)
+            run.write_measured(task.out, self.measured)
         loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
         self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)
 

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,18 @@ def train(settings: Settings, console: Console | None = None) -> Path:
         with run.locked(task.out), stopwatch() as now:
             if settings.resume:
                 run.refuse_advanced(task.out, progress)
-            caught = run_steps(task, state, progress, report, now)
+            run.keep_settings(task.out, task.settings, progress)
+            logbook = Logbook(task, progress, report, now)
+            with logbook.metrics.ending:
+                caught = run_steps(task, state, progress, logbook)
     if caught:
         signal.raise_signal(caught)
     return task.out
 
 
-def run_steps(task: Task, state: Any, progress: Progress, report: Report, now: Callable[[], float]) -> int:
+def run_steps(task: Task, state: Any, progress: Progress, logbook: Logbook) -> int:
     """Trains from `state` until the run ends or is stopped. Returns the number of the signal that stopped it, or 0."""
-    settings, context = task.settings, task.config.context
-    run.keep_settings(task.out, settings, progress)
-    logbook = Logbook(task, progress, report, now)
+    settings, context, report, now = task.settings, task.config.context, logbook.report, logbook.now
     if progress.step:  # a kill may have come after the state was saved
         logbook.take_snapshot(state, progress)
     if logbook.finished(progress) and not logbook.measurement_due(progress):

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,8 +230,8 @@ def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
     """Rewrites `train.toml` if a resumed run has other settings than before; then patience counts from 0 again."""
     toml, text = out / "train.toml", write_toml(settings)
     if toml.read_text(encoding="utf-8") != text:
-        write_text_atomically(toml, text)
         write_measured(out, read_measured(out, progress)._replace(worse=0))
+        write_text_atomically(toml, text)
 
 
 def set_model_aside(out: Path) -> None:
@@ -270,9 +270,10 @@ class Metrics:
 
     def __init__(self, out: Path, step: int, settings: Settings) -> None:
         """The log of the run in `out`, cut after `step`."""
+        self.ending = ExitStack()
         self.loggers = [
-            *([_tensorboard(out, step)] if settings.tensorboard else []),
-            *([_wandb(out, settings)] if settings.wandb else []),
+            *([_tensorboard(out, step, self.ending)] if settings.tensorboard else []),
+            *([_wandb(out, settings, self.ending)] if settings.wandb else []),
         ]
         self.file = out / "metrics.jsonl"
         text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.is_file() else ""
@@ -334,10 +335,10 @@ def refuse_missing_libraries(settings: Settings) -> None:
                 ) from error
 
 
-def _tensorboard(out: Path, step: int) -> Log:
+def _tensorboard(out: Path, step: int, ending: ExitStack) -> Log:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    writer = SummaryWriter(out / "tensorboard", purge_step=step + 1)
+    writer = ending.enter_context(SummaryWriter(out / "tensorboard", purge_step=step + 1))
 
     def log(step: int, figures: dict[str, float]) -> None:
         for name, figure in figures.items():
@@ -346,9 +347,10 @@ def _tensorboard(out: Path, step: int) -> Log:
     return log
 
 
-def _wandb(out: Path, settings: Settings) -> Log:
+def _wandb(out: Path, settings: Settings, ending: ExitStack) -> Log:
     wandb: Any = importlib.import_module("wandb")
     place = str(out.resolve())
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]  # a resumed run is the same one there
     run = wandb.init(project="llucid", name=out.name, id=name, dir=place, config=asdict(settings), resume="allow")
+    ending.callback(run.finish)
     return lambda step, figures: run.log(figures, step=step)

@@ -134,6 +134,11 @@ def test_lora_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(LlucidError, match="a LoRA adapter, not a model; merge it"):
         load(tmp_path)
+    save(model_of(CONFIG), tmp_path)
+    load(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    with pytest.raises(LlucidError, match="a LoRA adapter, not a model; merge it"):
+        load(tmp_path)
 
 
 def test_model_quantised_by_mlx(tmp_path: Path) -> None:

@@ -334,7 +334,7 @@ def test_a_corpus_is_named_after_its_folder_or_file(tmp_path: Path, monkeypatch:
 
 def test_runs_in_a_folder_of_texts_are_not_read(tmp_path: Path) -> None:
     """A folder counts as a run or a ladder only if it has all of its files."""
-    made = ["runs/texts/train.toml", "runs/texts/state/b", "runs/ladder/ladder.png", "runs/ladder/metrics.json"]
+    made = ["runs/texts/train.toml", "runs/texts/state/b", "runs/ladder/metrics.json", "runs/ladder/samples.txt"]
     for name in ("a.txt", "runs/c.txt", "own/train.toml", *made):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)

@@ -446,6 +446,7 @@ EXPRESSIONS = [
     "m.content.encode().lower()",
     "m.content.encode().split()",
     "m | upper",
+    "[m.content] is lower",
     "[m.content] | replace('x', 'y')",
     "m.content | indent(2, true)",
     "m.content.zfill(9)",

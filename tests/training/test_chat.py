@@ -276,6 +276,20 @@ def test_a_batch_has_a_dialogue_per_row(tmp_path: Path) -> None:
     assert sum(int((targets >= 0).sum()) for _, targets in evaluated) == 1 + 2 + 8 * 3 + 1
 
 
+def test_conversations_that_vanish_while_they_are_read(file: Path, tmp_path: Path) -> None:
+    rows = [conversation(number) for number in range(30)]
+    rows[29]["messages"] = rows[29]["messages"][:1]
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = open_conversations(str(talk))
+    tokenizer = make_chat_tokenizer("bpe:320", corpus)
+    report = Report(Console(quiet=True))
+    read_chat_tokens(corpus, tokenizer, 200, report)
+    talk.write_text("".join(json.dumps(row) + "\n" for row in rows[:28]))
+    with pytest.raises(LlucidError, match=r"^talk: the text changed while it was read; give the same command again$"):
+        read_chat_tokens(corpus, tokenizer, 200, report)
+
+
 def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None:
     """Nor the ends of their turns. A conversation without another answer is left out, which a line reports."""
     talk = tmp_path / "talk.jsonl"

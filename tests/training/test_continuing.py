@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -142,6 +143,24 @@ def test_the_time_of_a_measurement_includes_the_curve(
     monkeypatch.setattr(logbook, "draw_curve", lambda *arguments: time.sleep(2))
     small(corpus, tmp_path / "run", steps=1)
     assert run.read_measured(tmp_path / "run", Progress(1)).took >= 2
+
+
+def test_a_measurement_is_kept_before_its_curve_is_drawn(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And patience counts from 0 before other settings are kept: a kill may come between."""
+    out = tmp_path / "run"
+    monkeypatch.setattr(logbook, "draw_curve", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        small(corpus, out, steps=3, evaluations=1)
+    kept = run.read_measured(out, Progress(3))
+    assert kept.model_step == 3
+    run.write_measured(out, kept._replace(worse=2))
+    monkeypatch.setattr(run, "write_text_atomically", Mock(side_effect=MemoryError))
+    monkeypatch.setattr(run, "write_measured", written := Mock())
+    with pytest.raises(MemoryError):
+        run.keep_settings(out, Settings(), Progress(3))
+    assert written.call_args[0][1].worse == 0
 
 
 def test_a_cache_that_is_cleared_costs_no_step(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,10 +596,11 @@ def test_snapshots_are_spread_also_where_the_number_of_steps_is_a_guess(tmp_path
 def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[tuple[dict[str, float], int]] = []
     begun: list[dict[str, Any]] = []
+    ended: list[int] = []
 
     def init(**options: Any) -> object:
         begun.append(options)
-        return SimpleNamespace(log=lambda figures, step: logged.append((figures, step)))
+        return SimpleNamespace(log=lambda figures, step: logged.append((figures, step)), finish=lambda: ended.append(1))
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     small(corpus, tmp_path / "run", steps=2, evaluations=1, wandb=True)
@@ -589,6 +609,7 @@ def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monke
     resumed(tmp_path / "run", steps=3)
     assert begun[0]["id"] == begun[1]["id"]
     assert json.dumps(begun[0]["config"])
+    assert len(ended) == len(begun)
 
 
 def test_a_missing_library_is_named_before_anything_is_written(
