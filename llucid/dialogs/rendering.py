@@ -58,7 +58,7 @@ def hide(request: dict[str, Any]) -> None:
     ):
         free = [*islice((character for character in rare if character not in seen), len(wanted))]
         if len(free) < len(wanted):
-            raise ValueError("the messages have all rare Chinese characters or spaces, some of which are needed")
+            raise ValueError("the messages have too many different characters")
         TO_STAND_IN.update(zip(map(ord, wanted), free, strict=True))
     FROM_STAND_IN.clear()
     FROM_STAND_IN.update({ord(stand_in): chr(character) for character, stand_in in TO_STAND_IN.items()})
@@ -81,7 +81,17 @@ def changed(change: Callable[[Any], Any], value: Any) -> Any:
 
 def shown(value: Any) -> Any:
     """A value with characters in place of their stand-ins."""
-    return changed(lambda text: text if isinstance(text, bytes) else str.translate(text, FROM_STAND_IN), value)
+    return changed(plain, value)
+
+
+def plain(text: Any) -> Any:
+    """The same for a text, which keeps it, since a template may ask often; bytes as they are."""
+    if type(text) is not Text:
+        return text if isinstance(text, bytes) else str.translate(text, FROM_STAND_IN)
+    kept = vars(text)
+    if "_plain" not in kept:  # a name that the sandbox keeps from templates
+        kept["_plain"] = str.translate(text, FROM_STAND_IN)
+    return kept["_plain"]
 
 
 def hidden(value: Any) -> Any:
@@ -146,8 +156,6 @@ def keeps_texts(function: Callable[..., Any]) -> Callable[..., Any]:
 
 class Text(str):
     """A text with stand-ins, which is the same to a template as the text that it stands for."""
-
-    __slots__ = ()
 
     def __str__(self) -> str:
         return self

@@ -114,7 +114,8 @@ class JsonTokenizer:
             content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
         steps = {name: steps_of(content.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
         with library_errors("tokenizer.json cannot be read", quiet=True):
-            for name, inner in steps.items():
+            before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
+            for name, inner in (steps | {"pre_tokenizer": before_words}).items():
                 if len(inner) > MOST_STEPS:
                     raise ValueError(f"its {name} has {len(inner):,} steps")
                 if (times := growth(inner)) > MOST_GROWTH:
@@ -126,6 +127,7 @@ class JsonTokenizer:
                 [AddedToken(name, normalized=False, special=True, **flags) for name, flags in names.items()]
             )
             normal = self.tokenizer.normalizer
+            refuse_vanishing(steps["normalizer"], self.tokenizer)
             self.panics = any(map(may_panic, chain(*steps.values()))) or any(
                 # They overlap, or one that becomes empty is found inside characters.
                 token.lstrip
@@ -320,6 +322,18 @@ def longest_text(charsmap: bytes) -> int:
     that size, and the texts, each with NUL at its end."""
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
     return max(len(text.decode(errors="replace")) for text in texts)
+
+
+def refuse_vanishing(steps: Sequence[Any], library: tokenizers.Tokenizer) -> None:
+    """Raises ValueError for an added token that a step removes and a later one replaces: the library looks for it
+    forever."""
+    texts = {token.content: token.content for token in library.get_added_tokens_decoder().values() if token.normalized}
+    for number, step in enumerate(steps if texts else []):
+        alone = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
+        normal: Any = tokenizers.Tokenizer.from_str(json.dumps(alone | {"normalizer": step})).normalizer
+        texts = {name: normal.normalize_str(text) for name, text in texts.items()}
+        if number < len(steps) - 1 and (name := next((name for name, text in texts.items() if not text), None)):
+            raise ValueError(f"its normalizer removes the added token {name!r} and then goes on")
 
 
 def without_prefix(step: Any) -> Any:

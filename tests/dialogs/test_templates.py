@@ -20,7 +20,7 @@ import llucid
 from llucid.chat import Session, encode_dialog
 from llucid.dialogs import sandbox
 from llucid.dialogs.formats import ending_turns, known_format
-from llucid.dialogs.rendering import RARE
+from llucid.dialogs.rendering import RARE, Text, shown
 from llucid.dialogs.sandbox import RENDERER
 from llucid.dialogs.templates import template_of, templates_of
 from llucid.errors import LlucidError
@@ -490,6 +490,12 @@ def test_no_message_adds_a_special_token_by_any_template(
     assert theirs.decode(ids) == theirs.apply_chat_template(messages, chat_template=template, tokenize=False)
 
 
+def test_a_text_is_translated_once() -> None:
+    """A template that asks for each word of a long message takes time linear in its length."""
+    text = Text("long")
+    assert shown(text) is shown(text)
+
+
 def test_very_many_added_tokens_and_a_very_long_template(tokenizer: JsonTokenizer) -> None:
     content = json.loads(tokenizer.json())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
@@ -605,7 +611,7 @@ def test_messages_with_the_characters_that_stand_for_others(tokenizer: JsonToken
     dialog = said(f"2 < 3 {RARE[:9]}")
     expected = theirs.apply_chat_template(dialog, chat_template=CHATML, add_generation_prompt=True, return_dict=False)
     assert encode_dialog(dialog, tokenizer, CHATML) == expected
-    with pytest.raises(LlucidError, match="the messages have all rare Chinese characters"):
+    with pytest.raises(LlucidError, match="the messages have too many different characters"):
         encode_dialog(said(RARE), tokenizer, CHATML)
 
 

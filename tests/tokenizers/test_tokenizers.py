@@ -299,6 +299,23 @@ def test_texts_are_not_made_very_much_longer(kind: str) -> None:
             JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": chain}})
 
 
+def test_both_steps_before_the_model_count() -> None:
+    many = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 900}
+    with pytest.raises(LlucidError, match=r"its pre_tokenizer makes texts 4e[+]03 times as long"):
+        JsonTokenizer(with_special() | {"normalizer": many, "pre_tokenizer": LETTERS})
+
+
+def test_an_added_token_that_vanishes_on_the_way_is_refused() -> None:
+    """The library would look for it forever."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    content = with_special()
+    content["added_tokens"].append({"id": 9999, "content": "\u0301", **flags})
+    steps = [{"type": "StripAccents"}, {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "b"}]
+    JsonTokenizer(content | {"normalizer": steps[1]})
+    with pytest.raises(LlucidError, match="its normalizer removes the added token '\u0301' and then goes on"):
+        JsonTokenizer(content | {"normalizer": {"type": "Sequence", "normalizers": steps}})
+
+
 def test_normal_forms_leave_their_own_result_as_it_is() -> None:
     forms = [{"type": kind} for kind in ("NFKC", "Lowercase", "NFD", "NFKD")] * 9
     content = with_special() | {"normalizer": {"type": "Sequence", "normalizers": forms}}
