@@ -1,5 +1,7 @@
 """Ctrl-C, SIGTERM and SIGHUP while a loop runs: the first one asks it to finish, a second one interrupts it. Ctrl-Z."""
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -17,11 +19,13 @@ def interruption() -> Generator[Callable[[], int]]:
 
     A second signal raises KeyboardInterrupt, unless it is SIGHUP: a session that ends sends more than one. An ignored
     signal stays ignored: SIGHUP under nohup, SIGINT in a script's background job. Outside of the main thread no signal
-    is caught.
+    is caught. After a SIGHUP, what is printed to a closed terminal is dropped: no print fails.
     """
     caught: list[int] = []
 
     def catch(number: int, frame: object) -> None:
+        if number == HANGUP:
+            leave_closed_terminal()
         if caught and number != HANGUP:
             raise KeyboardInterrupt
         caught.append(number)
@@ -36,6 +40,18 @@ def interruption() -> Generator[Callable[[], int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def leave_closed_terminal() -> None:
+    """Redirects standard output and standard error to /dev/null, each if it is a terminal that has closed."""
+    for output in (1, 2):
+        try:
+            os.write(output, b"")
+        except OSError as error:
+            if error.errno == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
 
 
 @contextmanager

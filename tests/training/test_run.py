@@ -327,7 +327,8 @@ def test_ctrl_c_stops_cleanly_and_resume_finishes(corpus: Path, tmp_path: Path) 
 
 
 def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> None:
-    """As at the end of an ssh session. The state is that of the last step, and no measurement is recorded."""
+    """As at the end of an ssh session: printing fails from then on. The state is that of the last step, and no
+    measurement is recorded."""
     out, (terminal, inside) = tmp_path / "closed", os.openpty()
     own = f"{DEFAULT_HANGUP}; import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"
     words = after(own, *fresh(corpus, out, "--steps", 100_000))
@@ -337,7 +338,7 @@ def test_a_terminal_that_closes_stops_cleanly(corpus: Path, tmp_path: Path) -> N
     while b"step 1" not in shown:
         shown += os.read(terminal, 1 << 16)
     os.close(terminal)
-    running.wait(timeout=LIMIT)
+    assert running.wait(timeout=LIMIT) == -signal.SIGHUP
     assert 0 < progress(out)["step"] == len(losses(out))
     do("train", "--resume", "--out", out, "--stop-after", 3)
     assert not any("validation" in row for row in losses(out))
