@@ -23,11 +23,13 @@ import torch
 from rich import box
 from rich.table import Table
 
+from llucid.cache import Memory
 from llucid.checkpoints import Model, find, load, save, size_of
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import linear
 from llucid.generation import Batch, Request, Sampling, generator
+from llucid.generation.reader import cache_dtype
 from llucid.presets import PRESETS
 from llucid.tokenizers.characters import Characters
 from llucid.training.optimizer import make_optimizers
@@ -50,7 +52,7 @@ class Limits(NamedTuple):
     read: float
     """Bytes per second read from memory."""
     products: float
-    """Operations per second in products of large matrices, in the job's dtype."""
+    """Operations per second in products of large matrices, in the job's dtype; of integers, C can do more."""
 
 
 class Row(NamedTuple):
@@ -124,9 +126,8 @@ def work(weights: Weights, config: Config, rows: int, new: int, before: int, sco
     Bytes are those of all matrices, read once, and of keys and values; activations stay in the processor's caches.
     """
     embedding = 0 if weights.output is None else weights.embedding.nbytes
-    number = weights.dtype.itemsize
-    slots = 2 * config.layers * config.kv_heads * config.head_dim
-    moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + rows * (before + new) * slots * number
+    cached = rows * (before + new) * Memory.bytes_per_slot(config, cache_dtype(weights))
+    moved = sum(leaf.nbytes for leaf in leaves(weights)) - embedding + cached
     head = config.vocab_size * config.dim
     matrices = sum(math.prod(shape) for shape in shapes(config).values() if len(shape) == 2)
     inner = matrices - head * (1 if config.tied_embeddings else 2)
@@ -154,12 +155,18 @@ def on_disk(path: str | None, preset: str, dtype: torch.dtype) -> Generator[Path
         yield Path(folder) / "model"
 
 
+def opened(path: Path, device: torch.device, dtype: torch.dtype | None) -> Model:
+    """The model as `generate` opens it: without `dtype`, quantised matrices stay quantised."""
+    return load(path, device=device, dtype=dtype, quantize=None if dtype else "file")
+
+
 def loading(path: Path, device: torch.device, dtype: torch.dtype | None) -> Row:
     """Opening the model and reading all numbers, since mapped files are read only when used."""
 
     def job() -> None:
-        for leaf in leaves(load(path, device=device, dtype=dtype).weights):
-            leaf.amax()
+        for leaf in leaves(opened(path, device, dtype).weights):
+            if isinstance(leaf, torch.Tensor):  # quantised matrices are read when they are opened
+                leaf.amax()
 
     seconds = seconds_of(job, device, budget=1.0, least=2)
     return Row("load", 0, seconds, size_of(path), 0, measure_limits(device, dtype or torch.float32))
@@ -226,7 +233,7 @@ def measure(
     """
     report("making a random model" if path is None else "loading")
     with on_disk(path, preset, dtype or torch.float32) as folder:
-        model = load(folder, device=device, dtype=dtype)
+        model = opened(folder, device, dtype)
         yield loading(folder, device, dtype)
         report("prefill")
         yield prefill(model, device)
@@ -271,5 +278,8 @@ def table(rows: list[Row]) -> Table:
         reached = f"{done / row.seconds / 1e9:,.1f} {unit}"
         drawn.add_row(row.name, f"{row.seconds:.4f}", rate, reached, f"{most / 1e9:,.1f}", f"{row.fraction:.2f} {bar}")
     if any(row.fraction > 1.05 for row in rows):
-        drawn.caption = "above 1: the weights fit into the cache, or the machine was busy while its limit was measured"
+        drawn.caption = (
+            "above 1: the weights fit into the cache, they are quantised and multiplied as integers, or the machine "
+            "was busy while its limit was measured"
+        )
     return drawn

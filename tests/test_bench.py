@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -9,18 +10,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any, Literal
 
 import pytest
 import torch
 
 from llucid import bench
+from llucid.arrays import Quantized
 from llucid.bench import Limits, Row, work
 from llucid.cache import empty_cache
 from llucid.config import Config
 from llucid.errors import LlucidError
+from llucid.generation.reader import Reader
 from llucid.llama import attention_written_out, llama
 from llucid.presets import PRESETS
-from llucid.weights import initialise, leaves, parameter_count, to
+from llucid.weights import initialise, leaves, parameter_count, quantize, to
 from tests.configs import CONFIGS
 from tests.engine import greedy
 from tests.training.test_run import do
@@ -59,13 +63,20 @@ def test_operations_equal_those_that_pytorch_counts(config: Config, monkeypatch:
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_bytes_equal_those_of_weights_and_cache(config: Config):
+@pytest.mark.parametrize("bits", [None, 8])
+def test_bytes_equal_those_of_weights_and_cache(config: Config, bits: Literal[8] | None):
     weights = to(initialise(config), torch.bfloat16)
-    cache = empty_cache(config, 2, 9, weights)
-    filled = sum(leaf.nbytes for side in (cache.keys, cache.values) for leaf in side)
-    looked_up = 0 if config.tied_embeddings else weights.embedding.nbytes
-    every = sum(leaf.nbytes for leaf in leaves(weights))
-    assert work(weights, config, 2, 1, 8, 1)[0] == every - looked_up + filled
+    weights = quantize(weights, bits) if bits else weights
+    memory = Reader(weights, config).pages.memory
+    slot = sum(array.nbytes for side in (memory.keys, memory.values) for array in side) // memory.slots
+
+    def size(leaf: Any) -> int:
+        arrays = (leaf.numbers, leaf.scales) if isinstance(leaf, Quantized) else (leaf,)
+        return sum(array.numel() * array.itemsize for array in arrays)
+
+    looked_up = 0 if config.tied_embeddings else size(weights.embedding)
+    every = sum(map(size, leaves(weights)))
+    assert work(weights, config, 2, 1, 8, 1)[0] == every - looked_up + 2 * 9 * slot
 
 
 def test_the_fraction_refers_to_the_tighter_limit():
@@ -114,6 +125,19 @@ def test_a_given_model_is_measured_in_its_own_dtype(tmp_path: Path):
         == work(to(initialise(PRESETS["nano"].config), torch.bfloat16), PRESETS["nano"].config, 1, 1, 21, 1)[0]
     )
     assert rows[0].bytes == (tmp_path / "model" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.usefixtures("two_runs")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_quantised_matrices_are_measured_as_the_engine_holds_them(tmp_path: Path, dtype: torch.dtype | None):
+    path, config = tmp_path / "model.gguf", PRESETS["nano"].config
+    bench.save(bench.random_model("nano", torch.float32), path, "gguf", dtype="q8_0")
+    rows = list(bench.measure(str(path), "no such", torch.device("cpu"), dtype, print))
+    held = bench.load(path, dtype=dtype, device="cpu", quantize=None if dtype else "file").weights
+    assert rows[2].bytes == work(held, config, 1, 1, 21, 1)[0]
+    # Q8_0 takes 34 bytes for 32 numbers; norms and the cache add little.
+    numbers = parameter_count(config) - math.prod(held.embedding.shape)
+    assert rows[2].bytes == pytest.approx(numbers * (2 if dtype else 34 / 32), rel=0.15)
 
 
 @pytest.mark.parametrize("context", [7, 8])

@@ -79,6 +79,11 @@ class Quantized:
     def device(self) -> Any:
         return self.numbers.device
 
+    @property
+    def nbytes(self) -> int:
+        """Its size in memory."""
+        return self.numbers.nbytes + self.scales.nbytes
+
     def __repr__(self) -> str:
         return f"Quantized({list(self.shape)}, {self.form}, {self.dtype})"
 

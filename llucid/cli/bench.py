@@ -19,7 +19,7 @@ class Bench:
     json: bool = False
     """Print JSON instead of a table."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Compute in this precision (default: the file's own, or float32 for a random model)."""
+    """Compute in this precision (default: as the file is, quantised or not; float32 for a random model)."""
     device: str | None = None
     """cpu, cuda, mps, ... (default: the fastest one here)"""
 

@@ -48,16 +48,27 @@ LARGEST = 1e30
 """The largest valid logit: divided by the lowest temperature, it is still finite in float32."""
 
 
+def has_quantised(weights: Weights) -> bool:
+    """Whether a matrix is quantised."""
+    return any(isinstance(leaf, Quantized) for leaf in leaves(weights))
+
+
+def cache_dtype(weights: Weights) -> str:
+    """The dtype of keys and values: that of the weights, or float16 beside quantised ones.
+
+    Those are coarser than float16, and reading wider keys and values would take much of the time.
+    """
+    return "float16" if has_quantised(weights) else name_of_dtype(weights.dtype)
+
+
 class Reader:
     """Runs passes by C or PyTorch, whichever is faster. `limit` bounds the memory of the cache, in bytes."""
 
     def __init__(self, weights: Weights, config: Config, limit: int | None = None) -> None:
         self.weights, self.config = weights, config
         self.step = decode_step(weights, config)
-        self.quantised = any(isinstance(leaf, Quantized) for leaf in leaves(weights))
-        # Wide keys and values would take much of the time beside quantised weights, which are coarser than float16.
-        dtype = "float16" if self.quantised else str(weights.dtype).removeprefix("torch.")
-        self.pages = Pages(config, dtype, str(weights.device), limit)
+        self.quantised = has_quantised(weights)
+        self.pages = Pages(config, cache_dtype(weights), str(weights.device), limit)
         self._torch: TorchReader | None = None
 
     def read(self, parts: Ids[Part]) -> Float[Any, "scored vocab"]:
