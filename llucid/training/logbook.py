@@ -1,8 +1,8 @@
 """What a run writes while it trains: figures, measurements, the best model, the latest state, snapshots."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llucid.checkpoints import huggingface
 from llucid.corpora.tokens import characters_per_token, validation_batches
-from llucid.errors import LlucidError
+from llucid.errors import LlucidError, one_line
 from llucid.files import typed, write_text_atomically
 from llucid.generation import generate
 from llucid.model import Model
@@ -237,6 +237,19 @@ class Logbook:
         self.task.backend.save(self.task.out / "state", state, progress)
         self.kept, self.saved = progress.step, self.now()
         self.saving = self.saved - begun
+
+    @contextmanager
+    def saving_on_errors(self, state: Any, progress: Progress) -> Generator[None]:
+        """Saves the state before an error from outside of the program ends the run: a cache that was cleared, a full
+        disk, a terminal that has closed, or a reader of a pipe that has ended, for which rich raises SystemExit."""
+        try:
+            yield
+        except (OSError, SystemExit) as error:
+            self.save(state, progress)
+            if isinstance(error, SystemExit):
+                raise
+            saved = f"stopped at step {progress.step}; continue with resume=True"
+            raise LlucidError(f"{one_line(error)}; {saved}") from error
 
     def take_snapshot(self, state: Any, progress: Progress) -> None:
         """Keeps a copy of the model, if one is due."""

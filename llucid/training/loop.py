@@ -12,7 +12,6 @@ from rich.console import Console
 
 from llucid.arrays.devices import without_autocast
 from llucid.corpora.tokens import training_batch
-from llucid.errors import LlucidError, one_line
 from llucid.training import run
 from llucid.training.interrupts import interruption, stopwatch
 from llucid.training.logbook import Logbook, share_done
@@ -63,20 +62,18 @@ def run_steps(task: Task, state: Any, progress: Progress, logbook: Logbook) -> i
         while not logbook.finished(progress) and progress.step < last and not interrupted():
             done = share_done(settings, progress)
             rate = learning_rate(done, settings.warmup, settings.final)
-            try:
+            with logbook.saving_on_errors(state, progress):
                 batch = training_batch(task.training, *window(settings, context, done), settings.seed, progress.step)
-            except OSError as error:  # if the cache was cleared, for example
-                logbook.save(state, progress)
-                saved = f"stopped at step {progress.step}; continue with resume=True"
-                raise LlucidError(f"{one_line(error)}; {saved}") from error
             loss, state = task.backend.step(batch, state, rate)
             progress = Progress(progress.step + 1, now() - begun)
-            logbook.note(progress, batch[0].numel(), rate, loss)
+            with logbook.saving_on_errors(state, progress):
+                logbook.note(progress, batch[0].numel(), rate, loss)
             if logbook.measurement_due(progress):
                 logbook.measure(state, progress)
             elif logbook.save_due():
                 logbook.save(state, progress)
-            logbook.take_snapshot(state, progress)
+            with logbook.saving_on_errors(state, progress):
+                logbook.take_snapshot(state, progress)
         if not logbook.finished(progress):
             logbook.stop(state, progress)
     logbook.conclude(progress)

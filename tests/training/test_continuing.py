@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, continued, or given unusual names and surroundings."""
 
+import errno
 import io
 import json
 import os
@@ -181,6 +182,33 @@ def test_a_cache_that_is_cleared_costs_no_step(corpus: Path, tmp_path: Path, mon
     assert progress(out)["step"] == 3
     resumed(out)
     assert losses(out) == losses(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "kind", "message"),
+    [
+        ((Report, "busy"), OSError(errno.EIO, "a reason"), LlucidError, "^a reason; stopped at step 1; continue with"),
+        ((Report, "busy"), SystemExit(1), SystemExit, "1"),
+        ((Snapshots, "take"), OSError(errno.ENOSPC, "no room"), LlucidError, "^no room; stopped at step 1; continue"),
+    ],
+    ids=["terminal", "pipe", "disk"],
+)
+def test_output_that_fails_costs_no_step(
+    place: tuple[type, str],
+    error: BaseException,
+    kind: type[BaseException],
+    message: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a terminal that has closed, a pipe whose reader has ended (rich raises SystemExit), or on a full disk."""
+    monkeypatch.setattr(logbook, "WATCH_EVERY", 0)
+    monkeypatch.setattr(logbook, "HIGHEST_SHARE", -1)
+    monkeypatch.setattr(*place, Mock(side_effect=error))
+    with pytest.raises(kind, match=message):
+        small(corpus, tmp_path / "run", steps=5, snapshots=5, evaluations=1)
+    assert progress(tmp_path / "run")["step"] == 1 == len(losses(tmp_path / "run"))
 
 
 # ------------------------------------------------------------------------------------------------------ stopping
