@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from jaxtyping import Float
 
-from llucid.arrays import Quantized
+from llucid.arrays import Mapped, Quantized
+from llucid.arrays.dtypes import dtype_of, name_of_dtype, widest
 from llucid.arrays.memory import memory_size
 from llucid.config import Config
 
@@ -192,6 +193,14 @@ def quantize(weights: Weights, bits: "Bits") -> Weights:
 def dequantize(weights: Weights) -> Weights:
     """The same weights with quantised matrices as ordinary tensors."""
     return tree_map(lambda leaf: leaf.dense() if isinstance(leaf, Quantized) else leaf, weights)
+
+
+def tensors(weights: Weights) -> Weights:
+    """Mapped weights as tensors of the dtype that holds all matrices, without a copy where they have it; others as they
+    are."""
+    if not isinstance(weights.norm, Mapped):
+        return weights
+    return to(weights, dtype_of(widest(name_of_dtype(leaf.dtype) for leaf in leaves(weights) if leaf.ndim == 2)))
 
 
 def parameter_count(config: Config) -> int:

@@ -112,7 +112,7 @@ def load(
     quantize: "int8" or "int4" quantises the matrices, except those that a GGUF file has quantised in a form of
         llucid.arrays.quantized.FORMS, which are kept; "file" only keeps these, on a CPU.
     mapped: leaves the weights as NumPy's memory maps if no option needs PyTorch and llama.c can read them;
-        `llucid.generation` then imports PyTorch only if it is faster.
+        `llucid.generation` then imports PyTorch only if it is faster. `llucid.llama` takes `weights.tensors` of them.
 
     Weights are mapped from the file where possible. A model without a tokenizer opens, with `tokenizer` None.
     Raises LlucidError for a model that does not exist, is incomplete, or is not a Llama, and for a weight that would be

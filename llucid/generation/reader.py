@@ -25,7 +25,7 @@ from llucid.generation.pages import Pages, Part
 from llucid.generation.sampling import wide
 from llucid.native.build import warn
 from llucid.native.step import decode_step
-from llucid.weights import Weights, leaves, parameter_count
+from llucid.weights import Weights, dequantize, leaves, parameter_count, tensors
 
 if TYPE_CHECKING:
     from llucid.generation.torch_reader import TorchReader
@@ -128,9 +128,9 @@ class Reader:
                 size = parameter_count(self.config) * width_of(dtype) / 1e9
                 warn(f"llucid: without C, quantised matrices become {dtype}, {size:.1f} GB in memory")
             with delayed_interrupts(), IMPORTING:
-                from llucid.generation.torch_reader import TorchReader, tensors
+                from llucid.generation.torch_reader import TorchReader
 
-            weights = tensors(self.weights, dense=self.step is None)
+            weights = dequantize(tensors(self.weights)) if self.step is None else tensors(self.weights)
             if self.step is not None and weights is not self.weights:
                 self.step = decode_step(weights, self.config)  # on the same tensors
             self.weights, self._torch = weights, TorchReader(weights, self.config, self.pages.memory)

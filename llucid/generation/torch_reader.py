@@ -7,22 +7,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from llucid.arrays import Mapped
 from llucid.arrays.devices import without_autocast
-from llucid.arrays.dtypes import dtype_of, name_of_dtype, widest
 from llucid.cache import PAGE, Cache, Memory
 from llucid.config import NOWHERE, Config
 from llucid.generation.pages import Part
 from llucid.llama import hidden, unembed
-from llucid.weights import Weights, dequantize, leaves, to
-
-
-def tensors(weights: Weights, dense: bool = False) -> Weights:
-    """Mapped weights as tensors of the dtype that holds all matrices (without a copy where they have it); quantised
-    ones are dequantised if `dense`."""
-    if isinstance(weights.norm, Mapped):
-        weights = to(weights, dtype_of(widest(name_of_dtype(leaf.dtype) for leaf in leaves(weights) if leaf.ndim == 2)))
-    return dequantize(weights) if dense else weights
+from llucid.weights import Weights
 
 
 class TorchReader:

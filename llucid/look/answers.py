@@ -23,7 +23,7 @@ from llucid.look.instrument import AT_ONCE, instrument, rows
 from llucid.look.trace import MODULE, Trace, encode, trace
 from llucid.look.watch import Change
 from llucid.model import Model
-from llucid.weights import named_leaves, parameter_count
+from llucid.weights import named_leaves, parameter_count, tensors
 
 HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
@@ -101,6 +101,7 @@ class Answers:
             raise LlucidError(f"model={number}: there are models 0 to {len(self.subjects) - 1}")
         if number not in self._models:
             opened = self.subjects[number].model()
+            opened = opened._replace(weights=tensors(opened.weights))
             self._models = {at: model for at, model in self._models.items() if self.subjects[at].snapshot is None}
             self._models[number], self._fingerprints[number] = opened, fingerprint(opened)
         return self._models[number]

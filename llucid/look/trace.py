@@ -17,7 +17,7 @@ from llucid.look.instrument import Kind, Site, Span, instrument, rows
 from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
 from llucid.tokenizers.prompts import prompt_ids
-from llucid.weights import initialise
+from llucid.weights import initialise, tensors
 
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
@@ -90,6 +90,7 @@ class Trace:
     def __init__(
         self, model: Model, ids: list[int], change: Mapping[str, list[Any]], only: Sequence[str] | None
     ) -> None:
+        model = model._replace(weights=tensors(model.weights))
         self.model, self.ids, self.only = model, ids, only
         self.sites: tuple[Site, ...] = instrument(MODULE).sites
         """The places in llama.py through which values pass."""

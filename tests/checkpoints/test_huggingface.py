@@ -18,10 +18,10 @@ from llucid.checkpoints import Model, convert, describe, huggingface, load, save
 from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.fast import dense
-from llucid.generation.torch_reader import tensors as in_torch
 from llucid.llama import llama
 from llucid.tokenizers.characters import Characters
 from llucid.weights import initialise, leaves
+from llucid.weights import tensors as in_torch
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS, OTHER_SCALING, RESCALED
 from tests.tokenizers.texts import small_llama2c, small_ranks, small_sentencepiece

@@ -11,8 +11,7 @@ from llucid.arrays.quantize import quantize_matrix
 from llucid.arrays.quantized import Quantized
 from llucid.checkpoints import Model, convert, load, save
 from llucid.errors import LlucidError
-from llucid.generation.torch_reader import tensors
-from llucid.weights import to
+from llucid.weights import tensors, to
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
 

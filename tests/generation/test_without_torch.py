@@ -36,7 +36,7 @@ from llucid.llama import llama, rope_frequencies
 from llucid.model import Model
 from llucid.native import build
 from llucid.rope import frequencies
-from llucid.weights import leaves, parameter_count, to
+from llucid.weights import leaves, parameter_count, tensors, to
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, RESCALED
 
@@ -98,7 +98,7 @@ def test_logits_equal_the_equations(tmp_path: Path) -> None:
 def test_logits_equal_those_on_tensors(name: str, tmp_path: Path) -> None:
     """To the bit. Other tests compare the step on tensors with the equations."""
     model, tokens = mapped(written(tmp_path, name)), ids(40)
-    plain = model._replace(weights=torch_reader.tensors(model.weights))
+    plain = model._replace(weights=tensors(model.weights))
     assert any(isinstance(leaf, Quantized) for leaf in leaves(plain.weights)) == ("Q" in name)
     one_by_one = Batch(plain)
     for length in range(1, 41):
@@ -168,7 +168,7 @@ def test_only_the_last_token_of_a_prompt_is_scored(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "by_c"), [("gguf", 0), ("gguf, Q8_0", 40)])
 def test_pytorch_reads_long_prompts_unless_weights_are_quantised(name: str, by_c: int, tmp_path: Path) -> None:
     model = mapped(written(tmp_path, name))
-    batch, step = with_counted_step(model._replace(weights=torch_reader.tensors(model.weights)))
+    batch, step = with_counted_step(model._replace(weights=tensors(model.weights)))
     batch.read(ids(40))
     assert step.tokens == by_c
 

@@ -24,6 +24,7 @@ from llucid.config import Config, RopeScaling
 from llucid.corpora.fables import tale
 from llucid.llama import llama
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
+from llucid.look.answers import Answers, Subject
 from llucid.look.heads import copying
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import dequantize, quantize, to
@@ -284,6 +285,19 @@ def test_quantised_weights_are_shown_dequantised(bits: int) -> None:
     torch.testing.assert_close(found.logits, plain.logits, rtol=1e-5, atol=1e-5)
     assert found.attribution(-1, 3) == pytest.approx(plain.attribution(-1, 3), abs=1e-4)
     torch.testing.assert_close(copying(held), copying(model._replace(weights=dequantize(held.weights))))
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "q8_0"])
+def test_mapped_weights_are_taken_as_tensors(dtype: str | None, tmp_path: Path) -> None:
+    model = random_model(Config(**SIZES | dict(ffn_dim=64)))
+    llucid.save(model, tmp_path / "a.gguf", "gguf", dtype=dtype)
+    plain = llucid.load(tmp_path / "a.gguf", device="cpu", quantize="file")
+    mapped = llucid.load(tmp_path / "a.gguf", device="cpu", quantize="file", mapped=True)
+    assert not isinstance(mapped.weights.norm, Tensor)
+    assert torch.equal(trace_of(mapped).logits, trace_of(plain).logits)
+    assert torch.equal(copying(mapped), copying(plain))
+    answers = [Answers([Subject("a", lambda model=model: model)], some_ids(plain.config)) for model in (mapped, plain)]
+    assert answers[0].first == answers[1].first  # it has the fingerprint of the weights
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
