@@ -17,6 +17,9 @@ from llucid.errors import LlucidError, one_line
 
 COMMANDS = ("train", "generate", "chat", "predict", "look", "ladder", "info", "convert", "bench")
 
+NO_MEMORY = "allocate memory|out of memory|size calculation overflowed|failed to map segment"
+"""Words in the messages of libraries that lack memory."""
+
 
 def command_class(name: str) -> type[Any]:
     """The dataclass of a command: its fields are the options, and `run` does the work."""
@@ -81,7 +84,7 @@ def main() -> None:
         sys.exit(2)
     except (LlucidError, OSError, MemoryError, RuntimeError, ImportError) as error:
         # Out of memory is a RuntimeError in PyTorch and JAX, and an ImportError where a library cannot be mapped.
-        full = re.search("allocate memory|out of memory|overflow|failed to map segment", str(error), re.I)
+        full = re.search(NO_MEMORY, str(error), re.I)
         memory = isinstance(error, MemoryError) or (full and isinstance(error, RuntimeError | ImportError))
         if debug or (isinstance(error, RuntimeError | ImportError) and not memory):
             raise

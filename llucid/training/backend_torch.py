@@ -1,6 +1,7 @@
 """Training in PyTorch, on one device."""
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from llucid.config import Config
+from llucid.errors import LlucidError
 from llucid.training.backend import Batch
 from llucid.training.optimizer import make_optimizers, optimizer_tensors, restore_optimizers
 from llucid.training.run import Progress, read_state, write_state
@@ -40,19 +42,20 @@ class TorchBackend:
 
     def step(self, batch: Batch, state: State, rate: float) -> tuple[Tensor, State]:
         inputs, targets = batch
-        loss = train_step(
-            inputs.to(self.device),
-            targets.to(self.device),
-            state.weights,
-            self.config,
-            state.optimizers,
-            share=rate,
-            parts=self.settings.accumulate,
-            clip=self.settings.clip,
-            dtype=self.dtype,
-            dropout=state.dropout,
-            loss_function=self.loss_function,
-        )
+        with _compile_errors() if self.settings.compile else nullcontext():
+            loss = train_step(
+                inputs.to(self.device),
+                targets.to(self.device),
+                state.weights,
+                self.config,
+                state.optimizers,
+                share=rate,
+                parts=self.settings.accumulate,
+                clip=self.settings.clip,
+                dtype=self.dtype,
+                dropout=state.dropout,
+                loss_function=self.loss_function,
+            )
         return loss, state
 
     def evaluate(self, batches: Iterable[Batch], state: State) -> float:
@@ -73,3 +76,15 @@ class TorchBackend:
             if "dropout" in tensors:  # JAX has no dropout
                 state.dropout.set_state(tensors["dropout"])
         return state, progress
+
+
+@contextmanager
+def _compile_errors() -> Generator[None]:
+    """Raises LlucidError if torch.compile fails inside, as without a C++ compiler."""
+    from torch._dynamo.exc import TorchDynamoException  # slow; torch.compile imports it too
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = str(error).partition("\n")[0]  # a compiler's command and output follow
+        raise LlucidError(f"compile=True: torch.compile failed ({reason}); use compile=False") from error

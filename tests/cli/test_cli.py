@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import pytest
@@ -435,6 +436,15 @@ def test_a_library_without_memory_is_reported_in_one_line(made: Path, tmp_path: 
     )
     assert (done.returncode, done.stderr) == (2, "error: there is not enough memory\n")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_only_a_size_that_overflows_is_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler, for example, warns of overflows."""
+    monkeypatch.setattr(sys, "argv", ["llucid", "info", "storyteller"])
+    error = RuntimeError("warning: overflow in conversion from 'int' to 'char'")
+    monkeypatch.setattr(command_class("info"), "run", Mock(side_effect=error))
+    with pytest.raises(RuntimeError, match=r"^warning: overflow"):
+        main()
 
 
 def test_names_that_are_not_utf_8_are_printed_as_they_are(made: Path, tmp_path: Path) -> None:

@@ -710,6 +710,13 @@ def test_the_time_in_which_a_process_is_stopped_is_no_training(
     assert signal.getsignal(signal.SIGCONT) == handler
 
 
+def test_a_step_that_cannot_be_compiled_is_reported_in_one_line(corpus: Path, tmp_path: Path) -> None:
+    broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = do(*fresh(corpus, tmp_path / "run", "--steps", 1, "--compile"), status=2, env=os.environ | broken)
+    expected = r"error: --compile: torch.compile failed \(.*No working C\+\+ compiler.*\); use --no-compile\n"
+    assert re.fullmatch(expected, done.stderr)
+
+
 @pytest.mark.slow
 def test_a_compiled_step_learns_the_same(corpus: Path, tmp_path: Path) -> None:
     """With torch.compile losses differ by float32 rounding, which grows a little over twenty steps. There are no
