@@ -15,9 +15,9 @@ generation_config.py  the sampling settings of a Hugging Face folder
 
 import copy
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -237,8 +237,11 @@ def describe(path: str | Path) -> dict[str, str]:
 
 def size_of(path: Path) -> int:
     """The size in bytes of the files that hold the weights of the model at `path`."""
-    weight_files = getattr(format_of(path)[1], "weight_files", lambda file: [file])
-    return sum(file.stat().st_size for file in weight_files(path))
+    return sum(file.stat().st_size for file in _weight_files(path))
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return getattr(format_of(path)[1], "weight_files", lambda file: [file])(path)
 
 
 def save(
@@ -299,12 +302,14 @@ def convert(
     Returns the values of the Config that the format cannot hold and that differ when the result is opened, before and
     after: Meta's format has no context, and none has the dropout. The result is opened and its tokenizer is compared
     with the original; if only dialogues differ, a note says so. Raises LlucidError, and leaves nothing behind, if `out`
-    exists, for a model that the format cannot hold, and if the result gives other token ids.
+    exists, for a model that the format cannot hold, if the result gives other token ids, and if the model's files
+    change meanwhile.
     """
     path, out = find(path), Path(out)
+    before = {file: _stamp(file) for file in _weight_files(path)}
     model = _open(path, tokenizer)
     model = model._replace(weights=in_one_dtype(model.weights)[0])
-    with atomic_folder(out, file=format in FILE_NAMES) as new:
+    with atomic_folder(out, file=format in FILE_NAMES) as new, _refuse_changed(before):
         source = format_of(path)[0]
         given = with_template(model, out) if source == "meta" and format in ("huggingface", "gguf") else model
         options = {"beside": new.parent.parent} if format == "llama2c" else {}
@@ -316,6 +321,26 @@ def convert(
         config = _compare(model, new, out)
     pairs = {item.name: (getattr(model.config, item.name), getattr(config, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+@contextmanager
+def _refuse_changed(before: Mapping[Path, tuple[int, int, int]]) -> Generator[None]:
+    """Raises LlucidError at the end, in place of another error too, if a file has another stamp than before. A file
+    that was removed is still mapped, unchanged."""
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if changed := [file for file, stamp in before.items() if file.exists() and _stamp(file) != stamp]:
+        raise LlucidError(f"{changed[0]}: changed while it was read; give the same command again") from failed
+    if failed:
+        raise failed
 
 
 def with_template(model: Model, out: Path) -> Model:

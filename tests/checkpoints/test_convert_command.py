@@ -1,14 +1,16 @@
 """`llucid convert` on the command line."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
-from llucid.checkpoints import load, save
+from llucid.checkpoints import FORMATS, convert, load, save
 from llucid.cli import main
 from llucid.cli.convert import progress_bar
+from llucid.errors import LlucidError
 from llucid.files import temporary_name
 from tests.checkpoints.models import model_of, same
 from tests.configs import CONFIGS
@@ -36,6 +38,30 @@ def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert out == f"the model is in {tmp_path / 'meta'}\n"
     assert err == "meta does not hold context: it was 64 and will be read as 2048\n"
     assert same(load(tmp_path / "meta", device="cpu").weights, model.weights)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("change", ["overwritten", "removed"])
+def test_a_model_that_changes_while_it_is_read(change: str, to: str, tmp_path: Path) -> None:
+    """One that is removed is still mapped; the other would be a mixture of two models."""
+    first, other = (model_of(dataclasses.replace(CONFIGS["one for two"], norm_eps=1e-5), seed) for seed in (0, 1))
+    file, out = tmp_path / "first" / "model.safetensors", tmp_path / "out"
+    save(first, tmp_path / "first")
+    save(other, tmp_path / "other")
+
+    def progress(done: int, total: int) -> None:
+        if change == "removed":
+            file.unlink(missing_ok=True)
+        else:
+            shutil.copyfile(tmp_path / "other" / "model.safetensors", file)
+
+    if change == "removed":
+        convert(tmp_path / "first", out, to, progress=progress)
+        assert same(load(out, device="cpu").weights, first.weights)
+    else:
+        with pytest.raises(LlucidError, match=f"^{file}: changed while it was read; give the same command again$"):
+            convert(tmp_path / "first", out, to, progress=progress)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "other"]
 
 
 def test_the_tokenizer_beside_a_bin_is_named(
