@@ -22,8 +22,7 @@ export function ranking(logits) {
  * Temperature first, then top-k, top-p and min-p; what is left is made to sum to 1.
  * @param {Float32Array} logits
  * @param {Uint32Array} order `ranking(logits)`
- * @param {Sampling} sampling temperature 0 keeps the likeliest only; top_k 0 keeps all, and any other those that equal the
- *   last one, too
+ * @param {Sampling} sampling temperature 0 keeps the likeliest only; top_k 0 keeps all, and k those equal to the k-th, too
  * @returns {{p: Float64Array, kept: number}} probabilities, and how many tokens are left
  */
 export function sample(logits, order, { temperature, top_k, top_p, min_p }) {
