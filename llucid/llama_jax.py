@@ -98,7 +98,7 @@ def rope(
 
 def softmax(x: Float[Array, " seq"]) -> Float[Array, " seq"]:
     """eˣ / Σ eˣ; the largest x is taken off all of them, which changes nothing and keeps eˣ finite."""
-    e = jnp.exp(x - jnp.max(x))
+    e = jnp.exp(x - jnp.max(x, initial=-jnp.inf))  # of no numbers, too
     return e / jnp.sum(e)
 
 

@@ -225,6 +225,16 @@ def test_no_logit_depends_on_a_later_token() -> None:
 # --------------------------------------------------------------------------------------------- writing
 
 
+@pytest.mark.parametrize("seq", [0, 2])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_empty_input_has_empty_logits(rows: int, seq: int) -> None:
+    config = CONFIGS["one for two"]
+    weights, tokens = from_torch(random_weights(config)), jnp.zeros((rows, seq), int)
+    for positions in (None, jnp.arange(seq)):
+        logits = jax.vmap(lambda row, at=positions: llama_jax.llama(row, weights, config, at))(tokens)
+        assert logits.shape == (rows, seq, config.vocab_size)
+
+
 @pytest.mark.parametrize("name", ["one for two", "scaling of Llama 3.1"])
 def test_greedy_text_is_pytorchs(name: str) -> None:
     config = CONFIGS[name]

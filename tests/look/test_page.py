@@ -240,6 +240,24 @@ def test_sliders_filter_as_the_sampler_does(page: Any, seen: Trace, settings: di
     assert f"{int((expected > 0).sum()):,} left" in page.inner_text(".sliders .facts")
 
 
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 1}, {"top_k": 4}, {"top_k": 2, "top_p": 0.3}, {"top_p": 0.5}, {"top_k": 4, "min_p": 0.05}]
+)
+def test_equal_logits_are_filtered_as_the_sampler_does(page: Any, settings: dict[str, Any]) -> None:
+    logits = np.array([[1, 3, 0, 3, 1, 3, 1, -2]], np.float32)
+    expected = sampling.softmax(sampling.Sampling(**{"temperature": 0.8, "top_p": None} | settings)(logits))[0]
+    p, kept = page.evaluate(
+        """async ([numbers, settings]) => {
+            const { ranking, sample } = await import("look/sampling.js");
+            const logits = Float32Array.from(numbers), { p, kept } = sample(logits, ranking(logits), settings);
+            return [[...p], kept];
+        }""",
+        [logits[0].tolist(), {"temperature": 0.8, "top_k": 0, "top_p": 1, "min_p": 0} | settings],
+    )
+    assert p == pytest.approx(expected.tolist(), abs=1e-6)
+    assert kept == (expected > 0).sum()
+
+
 def test_typed_text_is_read_at_once(page: Any, model: llucid.Model) -> None:
     text = "A fox found a bell."
     page.fill("#prompt", text)

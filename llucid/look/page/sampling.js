@@ -22,7 +22,7 @@ export function ranking(logits) {
  * Temperature first, then top-k, top-p and min-p; what is left is made to sum to 1.
  * @param {Float32Array} logits
  * @param {Uint32Array} order `ranking(logits)`
- * @param {Sampling} sampling temperature 0 keeps the likeliest only; top_k 0 keeps all
+ * @param {Sampling} sampling temperature 0 keeps the likeliest only; top_k 0 keeps all, and k those equal to the k-th, too
  * @returns {{p: Float64Array, kept: number}} probabilities, and how many tokens are left
  */
 export function sample(logits, order, { temperature, top_k, top_p, min_p }) {
@@ -31,8 +31,9 @@ export function sample(logits, order, { temperature, top_k, top_p, min_p }) {
     p[order[0]] = 1;
     return { p, kept: 1 };
   }
-  const all = softmax(logits.map((z) => z / temperature));
-  const limit = top_k > 0 ? Math.min(top_k, order.length) : order.length;
+  const scaled = logits.map((z) => z / temperature), all = softmax(scaled);
+  let limit = top_k > 0 ? Math.min(top_k, order.length) : order.length;
+  while (limit < order.length && scaled[order[limit]] === scaled[order[limit - 1]]) limit++;
   let inside = 0;
   for (let i = 0; i < limit; i++) inside += all[order[i]];
   let kept = 0, before = 0, sum = 0;
