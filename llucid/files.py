@@ -68,13 +68,16 @@ def locked_folder(folder: Path) -> Generator[bool | None]:
 def unfinished_folder(at: Path, name: str, out: Path) -> Generator[Path]:
     """Yields a new folder in `at` for what is to be called `name`, locked; removes it at the end. If it cannot be made,
     an OSError names `out`."""
-    folder = at / temporary_name(name, f"{os.getpid()}-{secrets.token_hex(4)}")
+    writer = f"{os.getpid()}-{secrets.token_hex(4)}"
+    folder, unlocked = at / temporary_name(name, writer), at / f".{writer}.new.partial"  # a name that is no leftover's
     try:
-        with replaced_in_errors(folder, out):
-            folder.mkdir(parents=True)
-        with locked_folder(folder):
+        with replaced_in_errors(unlocked, out):
+            unlocked.mkdir(parents=True)
+        with locked_folder(unlocked):
+            unlocked.rename(folder)
             yield folder
     finally:
+        _discard(unlocked)
         _discard(folder)
 
 

@@ -236,6 +236,23 @@ def test_what_killed_processes_left_of_a_file_in_the_cache_is_removed(
     assert sorted(tmp_path.iterdir()) == sorted([*kept, made])
 
 
+def test_a_new_folder_is_locked_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another process would take it for what a killed one left."""
+
+    def look(path: Path, to: Path) -> Path:
+        remove_unfinished(tmp_path / "out")
+        found = rename(path, to)
+        remove_unfinished(tmp_path / "out")
+        return found
+
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", look)
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_threads_do_not_share_unfinished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
     half, both = threading.Event(), threading.Event()

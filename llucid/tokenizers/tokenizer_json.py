@@ -288,7 +288,7 @@ def may_panic(step: Any) -> bool:
             return True
 
 
-MOST_STEPS, MOST_GROWTH = 100, 1000
+MOST_STEPS, MOST_GROWTH = 100, 10_000
 
 
 def growth(steps: Sequence[Any]) -> float:
@@ -328,12 +328,14 @@ def refuse_vanishing(steps: Sequence[Any], library: tokenizers.Tokenizer) -> Non
     """Raises ValueError for an added token that a step removes and a later one replaces: the library looks for it
     forever."""
     texts = {token.content: token.content for token in library.get_added_tokens_decoder().values() if token.normalized}
-    for number, step in enumerate(steps if texts else []):
+    gone = set[str]()
+    for step in steps if texts else []:
         alone = {"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {}, "unk_token": ""}}
         normal: Any = tokenizers.Tokenizer.from_str(json.dumps(alone | {"normalizer": step})).normalizer
         texts = {name: normal.normalize_str(text) for name, text in texts.items()}
-        if number < len(steps) - 1 and (name := next((name for name, text in texts.items() if not text), None)):
-            raise ValueError(f"its normalizer removes the added token {name!r} and then goes on")
+        gone.update(name for name, text in texts.items() if not text)
+    if back := next((name for name in gone if texts[name]), None):
+        raise ValueError(f"its normalizer removes the added token {back!r} and then puts another text in its place")
 
 
 def without_prefix(step: Any) -> Any:

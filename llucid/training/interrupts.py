@@ -57,19 +57,20 @@ def leave_closed_terminal() -> None:
 @contextmanager
 def stopwatch() -> Generator[Callable[[], float]]:
     """Yields a function that returns the time in seconds, less that in which this process was stopped (Ctrl-Z): from
-    the call before to its continuation. Outside of the main thread, and on Windows, this time counts.
+    the call before to its continuation, less what it computed. Outside of the main thread, and on Windows, it counts.
     """
-    last, lost = time.perf_counter(), 0.0
+    last, computed, lost = time.perf_counter(), time.process_time(), 0.0
 
     def now() -> float:
-        nonlocal last
-        last = time.perf_counter()
+        nonlocal last, computed
+        last, computed = time.perf_counter(), time.process_time()
         return last - lost
 
     def continued(number: int, frame: object) -> None:
-        nonlocal last, lost
-        lost += time.perf_counter() - last
-        last = time.perf_counter()
+        nonlocal lost
+        idle = time.perf_counter() - last - (time.process_time() - computed)
+        lost += max(idle, 0.0)
+        now()
 
     if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
         yield now

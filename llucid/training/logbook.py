@@ -204,6 +204,8 @@ class Logbook:
                 model_step=step if better else old.model_step,
                 window=max(length, old.window),
                 worse=0 if better else old.worse + (length >= old.window),
+                took=old.took,
+                total=old.total,
             )
         elif better:
             self.measured = old._replace(stop_step=step, stop_loss=validation, stop_window=length)

@@ -44,7 +44,7 @@ from llucid.files import (
     write_text_atomically,
 )
 from llucid.model import Model
-from llucid.training.settings import Settings, write_toml
+from llucid.training.settings import Settings, read_toml, write_toml
 
 
 class Progress(NamedTuple):
@@ -229,7 +229,7 @@ def read_measured(out: Path, progress: Progress) -> Measured:
 def keep_settings(out: Path, settings: Settings, progress: Progress) -> None:
     """Rewrites `train.toml` if a resumed run has other settings than before; then patience counts from 0 again."""
     toml, text = out / "train.toml", write_toml(settings)
-    if toml.read_text(encoding="utf-8") != text:
+    if write_toml(read_toml(toml)) != text:
         write_measured(out, read_measured(out, progress)._replace(worse=0))
         write_text_atomically(toml, text)
 

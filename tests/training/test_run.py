@@ -704,6 +704,7 @@ def test_the_time_in_which_a_process_is_stopped_is_no_training(
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(TorchBackend, "evaluate", evaluate)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
     here(*fresh(corpus, tmp_path / "out", "--minutes", 0.1))
     assert [row["step"] for row in losses(tmp_path / "out")] == list(range(1, 14))
     assert run.read_measured(tmp_path / "out", Progress(13)).total == 0
