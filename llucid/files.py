@@ -64,6 +64,10 @@ def locked_folder(folder: Path) -> Generator[bool | None]:
         os.close(opened)
 
 
+OWN = set[str]()
+"""Names of the temporary folders that this process is writing, for file systems without locks."""
+
+
 @contextmanager
 def unfinished_folder(at: Path, name: str, out: Path) -> Generator[Path]:
     """Yields a new folder in `at` for what is to be called `name`, locked; removes it at the end. If it cannot be made,
@@ -74,9 +78,11 @@ def unfinished_folder(at: Path, name: str, out: Path) -> Generator[Path]:
         with replaced_in_errors(unlocked, out):
             unlocked.mkdir(parents=True)
         with locked_folder(unlocked):
-            unlocked.rename(folder)
+            OWN.add(folder.name)
+            os.rename(unlocked, folder)
             yield folder
     finally:
+        OWN.discard(folder.name)
         _discard(unlocked)
         _discard(folder)
 
@@ -242,6 +248,8 @@ def _left(out: Path) -> list[Path]:
 def is_being_written(unfinished: Path) -> bool:
     """Whether another process or thread is running that writes this temporary file or folder."""
     try:
+        if unfinished.name in OWN:
+            return True
         if unfinished.is_dir():
             with locked_folder(unfinished) as free:
                 if free is not None:

@@ -79,4 +79,4 @@ def stopwatch() -> Generator[Callable[[], float]]:
     try:
         yield now
     finally:
-        signal.signal(signal.SIGCONT, previous)
+        signal.signal(signal.SIGCONT, previous or signal.SIG_DFL)

@@ -352,5 +352,5 @@ def _wandb(out: Path, settings: Settings, ending: ExitStack) -> Log:
     place = str(out.resolve())
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]  # a resumed run is the same one there
     run = wandb.init(project="llucid", name=out.name, id=name, dir=place, config=asdict(settings), resume="allow")
-    ending.callback(run.finish)
+    ending.push(lambda error, *_: run.finish(1 if error else 0))
     return lambda step, figures: run.log(figures, step=step)

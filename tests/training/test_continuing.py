@@ -628,7 +628,7 @@ def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monke
 
     def init(**options: Any) -> object:
         begun.append(options)
-        return SimpleNamespace(log=lambda figures, step: logged.append((figures, step)), finish=lambda: ended.append(1))
+        return SimpleNamespace(log=lambda figures, step: logged.append((figures, step)), finish=ended.append)
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     small(corpus, tmp_path / "run", steps=2, evaluations=1, wandb=True)
