@@ -19,8 +19,8 @@ from llucid.corpora.dialogues import EVALUATED, ROW_TOKENS, Dialogues, dialogue_
 from llucid.errors import LlucidError
 from llucid.files import cached
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.tokenizer_json import train_bpe
 
 BPE_SAMPLE = 1 << 26
 """Characters of the training text that a BPE vocabulary is learned from."""

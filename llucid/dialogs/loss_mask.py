@@ -80,9 +80,8 @@ def encode_learned(
             )
         answer = whole[len(asked) :]
         found = [at + 1 for at, token in enumerate(answer) if token in ends] or [len(answer)]
-        word = re.findall(r"\w+", dialog[number]["content"])[
-            -1:
-        ]  # some templates write several parts, each with an end
+        # Some templates write several parts, each with an end.
+        word = re.findall(r"\w+", dialog[number]["content"])[-1:]
         end = next((at for at in found[:-1] if not word or word[0] not in tokenizer.decode(answer[at:])), found[-1])
         learned += [False] * (len(asked) - len(ids)) + [True] * end
         ids, after = asked + answer[:end], answer[end:]  # some templates write there what is left out if more follows

@@ -35,9 +35,8 @@ class Renderer:
     """The process: started when first needed, and again after it had to be killed."""
 
     def __init__(self) -> None:
-        self.lock = (
-            threading.RLock()
-        )  # a fork waits for a thread that has it, since only one goes on in the new process
+        # A fork waits for a thread that has it, since only one goes on in the new process.
+        self.lock = threading.RLock()
         self.process: subprocess.Popen[str] | None = None
         self.owner = os.getpid()
 

@@ -33,8 +33,9 @@ from llucid.tokenizers.sentencepiece_model import (
     TRAINER,
     SentencePiece,
 )
+from llucid.tokenizers.steps import LETTERS, SPLIT
 from llucid.tokenizers.tokenizer import Tokenizer
-from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, JsonTokenizer, begins_with, library_errors, special_json
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, begins_with, library_errors, special_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of tokens, in GGUF and in sentencepiece_model.proto alike."""

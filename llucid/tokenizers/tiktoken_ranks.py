@@ -15,7 +15,8 @@ from llucid.files import write_atomically
 from llucid.tokenizers.byte_pieces import byte_letters
 from llucid.tokenizers.folder import added_in, folder_config, name_of, role_names, unused_padding, write_folder
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.tokenizer_json import LETTERS, SPLIT, WORDS, JsonTokenizer, special_json
+from llucid.tokenizers.steps import LETTERS, SPLIT, WORDS
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, special_json
 
 SPECIALS = 256
 """Number of special ids after the ranks; few of them have a name."""

@@ -1,11 +1,10 @@
-"""Tokenizers in a `tokenizer.json`, the format of the `tokenizers` library; and training one of our own."""
+"""Tokenizers in a `tokenizer.json`, the format of the `tokenizers` library."""
 
-import base64
 import json
 import os
 import secrets
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from itertools import chain, islice
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken
 
 from llucid.errors import LlucidError
 from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
@@ -28,21 +27,13 @@ from llucid.tokenizers.folder import (
     role_tokens,
     write_folder,
 )
+from llucid.tokenizers.steps import may_panic, refuse_growth, refuse_vanishing, steps_of, without_prefix
 from llucid.tokenizers.text import replace_surrogates
 
 LARGEST_TOKENIZER = 2**27
 """Bytes of a `tokenizer.json`; published ones have up to 35 million."""
 MOST_IDS = 2**18
 """Ids that even a small `tokenizer.json` may have: the library allocates memory for every id up to the largest."""
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""Llama 3's words: letters with the space before them, three digits at most, punctuation. Merges stay within a word."""
-SPLIT: dict[str, Any] = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
-"""The step that splits a text into these words."""
-LETTERS: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-"""The step that writes each byte as a visible character."""
 
 
 @contextmanager
@@ -114,12 +105,7 @@ class JsonTokenizer:
             content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
         steps = {name: steps_of(content.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
         with library_errors("tokenizer.json cannot be read", quiet=True):
-            before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
-            for name, inner in (steps | {"pre_tokenizer": before_words}).items():
-                if len(inner) > MOST_STEPS:
-                    raise ValueError(f"its {name} has {len(inner):,} steps")
-                if (times := growth(inner)) > MOST_GROWTH:
-                    raise ValueError(f"its {name} makes texts {times:.0e} times as long")
+            refuse_growth(steps)
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
             roles = role_tokens(self.config) if folder else {}
             names = {name: flags for name, flags in roles.items() if self.tokenizer.token_to_id(name) is None}
@@ -252,105 +238,6 @@ class JsonTokenizer:
         write_folder(folder, self.json(), self.config, self.stop_ids)
 
 
-SAFE = {
-    *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "Metaspace", "Digits", "Punctuation"),
-    *("Whitespace", "WhitespaceSplit", "ByteFallback", "Fuse"),
-}
-"""Steps in which the library has never been seen to panic, whatever their settings."""
-
-
-def steps_of(step: Any) -> list[Any]:
-    """The single steps of a normalizer, pre-tokenizer or decoder."""
-    match step:
-        case None:
-            return []
-        case {"type": "Sequence", **lists}:
-            parts = [part for parts in lists.values() if isinstance(parts, list) for part in list[Any](parts)]
-            return [*chain(*map(steps_of, parts))]
-        case _:
-            return [step]
-
-
-def may_panic(step: Any) -> bool:
-    """Whether the library might panic in a single step."""
-    match step:
-        case {"type": "Replace" | "Split", "pattern": {"String": text}}:
-            return not text or step.get("content") == ""
-        case {"type": "Split", "pattern": pattern}:
-            return pattern != SPLIT["pattern"]
-        case {"type": "Prepend", "prepend": text}:
-            return not text
-        case {"type": "Strip", "stop": 0}:
-            return False
-        case {"type": kind}:
-            return kind not in SAFE
-        case _:
-            return True
-
-
-MOST_STEPS, MOST_GROWTH = 100, 10_000
-
-
-def growth(steps: Sequence[Any]) -> float:
-    """How many times as long the steps can make a text."""
-    times, settled = 1.0, set[str]()
-    for step in steps:
-        match step:
-            case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase" as kind}:
-                if kind[:2] not in settled:  # they leave their own result as it is
-                    times *= 2 if kind == "Lowercase" else 18  # İ in lower case is two characters, NFKD of ﷺ is 18
-                settled.add(kind[:2])
-                continue
-            case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
-                times *= max(1.0, len(text) / len(part))
-            case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters
-                times *= 1 + len(text)
-            case {"type": "Prepend", "prepend": str(text)}:
-                times *= 1 + len(text)
-            case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
-                times *= longest_text(base64.b64decode(table))
-            case {"type": "Metaspace" | "BertNormalizer" | "ByteLevel"}:
-                times *= 4
-            case _:
-                continue
-        settled.clear()
-    return times
-
-
-def longest_text(charsmap: bytes) -> int:
-    """Characters of the longest text that SentencePiece's `charsmap` puts in place of a character: its size, a table of
-    that size, and the texts, each with NUL at its end."""
-    texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
-    return max(len(text.decode(errors="replace")) for text in texts)
-
-
-def refuse_vanishing(steps: Sequence[Any], library: tokenizers.Tokenizer) -> None:
-    """Raises ValueError for an added token that the normalizer makes empty, if a step also finds nothing, between all
-    letters: the library looks for it forever."""
-    normal: Any = library.normalizer
-    tokens = library.get_added_tokens_decoder().values()
-    for token in tokens if normal else ():
-        if token.normalized and not normal.normalize_str(token.content):
-            patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Replace"]
-            probes = [normalizers.Replace(Regex(one), "+").normalize_str("\u0378") for one in patterns if one]
-            if any("+" in probe for probe in probes):
-                raise ValueError(f"its normalizer removes the added token {token.content!r} and adds others everywhere")
-
-
-def without_prefix(step: Any) -> Any:
-    """A normalizer, pre-tokenizer or decoder that neither puts a space before a text nor removes one there."""
-    match step:
-        case {"type": "Sequence", **lists}:
-            kept = {key: [without_prefix(part) for part in parts] for key, parts in lists.items()}
-            return {"type": "Sequence", **{key: [part for part in parts if part] for key, parts in kept.items()}}
-        case {"type": "Prepend"} | {"type": "Strip", "content": " ", "start": 1}:
-            return None
-        case {"type": "Metaspace"}:
-            return step | {"prepend_scheme": "never"}
-        case _:
-            return step
-
-
 def vocabulary_of(model: object) -> dict[str, int]:
     """The ids of the pieces of a `tokenizer.json`'s model; empty for a form that only the library knows."""
     match model:
@@ -463,67 +350,3 @@ def beginning_with(name: str, number: int) -> dict[str, Any]:
         "pair": [first, texts[0], second, texts[1]],
         "special_tokens": {name: {"id": name, "ids": [number], "tokens": [name]}},
     }
-
-
-LONGEST_WORD = 64
-"""Characters: longer words are cut before merges are learned, which takes time quadratic in a word's length."""
-
-
-def _interruptible(work: Callable[[], None]) -> None:
-    """Calls `work` in a thread, since it computes outside of Python for long: so signals are handled meanwhile."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.1)  # with a limit, since a signal may be delivered to another thread
-    if errors:
-        raise errors[0]
-
-
-LARGEST_BPE = 2**20
-
-
-def train_bpe(
-    texts: Iterable[str], vocab_size: int, special: Sequence[str] = (), config: dict[str, Any] | None = None
-) -> JsonTokenizer:
-    """Byte-pair encoding over bytes, so that every text has ids: the commonest pair becomes a token, again and again.
-
-    Sennrich et al. 2016, §3.2, on bytes as Radford et al. 2019 (GPT-2), §2.2. The `special` tokens have the first ids;
-    `config` is what `tokenizer_config.json` is to say; a BOS that it names begins every text. Raises LlucidError if
-    `vocab_size` is not above 256, the number of bytes, and that of the special tokens, or above LARGEST_BPE.
-    """
-    if vocab_size <= 256 + len(special):
-        raise LlucidError(
-            f"bpe:{vocab_size}: a byte-level vocabulary needs more than its {256 + len(special)} bytes"
-            f"{' and special tokens' if special else ''}, as in bpe:1024"
-        )
-    if vocab_size > LARGEST_BPE:  # the library reserves memory for all of them
-        raise LlucidError(f"bpe:{vocab_size}: expected at most {LARGEST_BPE:,} tokens, as in bpe:1024")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(Regex(WORDS), behavior="isolated")
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
-    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=alphabet,
-        special_tokens=[AddedToken(name, normalized=False, special=True) for name in special],
-        show_progress=False,
-    )
-    steps = tokenizer.pre_tokenizer
-    cut = pre_tokenizers.Split(Regex(rf"[\s\S]{{{LONGEST_WORD}}}"), behavior="isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, cut, byte_level])  # pyright: ignore[reportAttributeAccessIssue]
-    _interruptible(lambda: tokenizer.train_from_iterator(texts, trainer))
-    tokenizer.pre_tokenizer = steps
-    content = json.loads(tokenizer.to_str())
-    if bos := (config or {}).get("bos_token"):
-        content["post_processor"] = beginning_with(bos, special.index(bos))
-    return JsonTokenizer(content, config=config)

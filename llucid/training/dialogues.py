@@ -19,7 +19,8 @@ from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.byte_pairs import train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training.report import Report, progress_of
 
 PATIENCE = 100

@@ -113,11 +113,10 @@ class Logbook:
 
     def speed(self, progress: Progress) -> tuple[float, float]:
         """Tokens per second of training in this process, without measuring, and the seconds left."""
-        seconds = progress.seconds - self.first.seconds
+        seconds = max(progress.seconds - self.first.seconds, 1e-9)
         done, before = share_done(self.task.settings, progress), share_done(self.task.settings, self.first)
-        return self.tokens / max(seconds - self.measuring, 1e-9), max(seconds, 1e-9) * (1 - done) / max(
-            done - before, 1e-9
-        )
+        left = seconds * (1 - done) / max(done - before, 1e-9)
+        return self.tokens / max(seconds - self.measuring, 1e-9), left
 
     def flush(self) -> None:
         """Writes the figures of the steps noted so far. Raises LlucidError if a loss is not finite."""

@@ -19,7 +19,7 @@ from llucid.corpora.conversations import open_conversations
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.tokenizer_json import train_bpe
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.training.dialogues import make_chat_tokenizer, tokenise_chat
 
 

@@ -11,7 +11,8 @@ from llucid.dialogs.formats import LLAMA3, format_of
 from llucid.dialogs.loss_mask import CHAT_CONFIG, TEMPLATE
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.byte_pairs import train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.dialogs.templates import CHATML
 
 TALK = [

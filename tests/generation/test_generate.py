@@ -30,8 +30,9 @@ from llucid.generation import (
 )
 from llucid.llama import llama
 from llucid.tokenizers import Tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import initialise, tree_map
 from tests.waiting import LIMIT
 

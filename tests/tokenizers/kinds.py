@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.sentencepiece_model import SentencePiece
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.tokenizers.texts import HOSTILE, TALE, sentencepiece_model, small_llama2c, small_ranks, small_sentencepiece
 
 

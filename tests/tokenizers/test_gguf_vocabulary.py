@@ -22,6 +22,7 @@ from llucid.checkpoints.gguf_file import read_file_header
 from llucid.dialogs.templates import encode_template, template_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.byte_pieces import byte_letters
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.gguf_export import write_vocabulary
@@ -29,7 +30,7 @@ from llucid.tokenizers.gguf_vocabulary import RULES, WHOLE_JSON, read_vocabulary
 from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.protobuf import field
 from llucid.tokenizers.sentencepiece_model import NORMAL, PIECE_TEXT, PIECE_TYPE, PIECES, SentencePiece
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
 from tests.tokenizers.kinds import SMALL, metaspace, opened_again, texts_for

@@ -15,11 +15,12 @@ from tokenizers import models
 
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import to_llama2c
 from llucid.tokenizers.sentencepiece_model import SentencePiece
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.oracles import llama2c_encode
 from tests.tokenizers.texts import (
     HOSTILE,

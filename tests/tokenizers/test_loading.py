@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from llucid.checkpoints import load, save
 from llucid.errors import LlucidError, NoTokenizer
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
 from tests.tokenizers.texts import (

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
 from llucid.tokenizers import StreamingDecoder, Tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, train_bpe
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.tokenizers.texts import small_llama2c, small_ranks, small_sentencepiece
 
 TEXT = "éa naïve café — 👩‍🚀🚀🚀 日本語日本語日本語 x" * 2

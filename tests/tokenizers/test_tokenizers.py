@@ -17,11 +17,13 @@ from tokenizers import models
 from llucid.checkpoints import Model, save
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.merges import merges_of, overlaps
 from llucid.tokenizers.prompts import prompt_ids
-from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with, growth, train_bpe
+from llucid.tokenizers.steps import growth
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
 

@@ -8,12 +8,12 @@ from functools import cache
 import sentencepiece
 from hypothesis import strategies as st
 
+from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.byte_pieces import byte_letters
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.llama2c_export import to_llama2c
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tiktoken_ranks import TiktokenRanks
-from llucid.tokenizers.tokenizer_json import train_bpe
 
 TALE = "One winter evening Pip the wren lost a bell.  Who found the bell?\nThe old badger's friend found it.\n"
 

@@ -7,17 +7,18 @@ from types import FrameType
 
 import pytest
 
-from llucid.tokenizers import tokenizer_json
-from llucid.tokenizers.tokenizer_json import train_bpe
+from llucid.tokenizers.byte_pairs import LONGEST_WORD, train_bpe
 
 
 def test_long_words_are_cut_before_merges_are_learned() -> None:
     """As one word, 200,000 letters of DNA take minutes. The vocabulary encodes what it was not cut for, too."""
     rng = random.Random(0)
     word = "".join(rng.choices("ACGT", k=200_000))
-    size = tokenizer_json.LONGEST_WORD
     whole = train_bpe([word], 400)
-    assert whole.json() == train_bpe([word[at : at + size] for at in range(0, len(word), size)], 400).json()
+    assert (
+        whole.json()
+        == train_bpe([word[at : at + LONGEST_WORD] for at in range(0, len(word), LONGEST_WORD)], 400).json()
+    )
     assert whole.decode(whole.encode(word[:1000])) == word[:1000]
     assert len(whole.encode(word[:1000])) < 400
 

@@ -1,0 +1,127 @@
+"""The steps of a `tokenizer.json`, which are normalizers, pre-tokenizers and decoders: those of Llama 3, and what a
+stranger's could do to a text."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import tokenizers
+from tokenizers import Regex, normalizers
+
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's words: letters with the space before them, three digits at most, punctuation. Merges stay within a word."""
+SPLIT: dict[str, Any] = {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False}
+"""The step that splits a text into these words."""
+LETTERS: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+"""The step that writes each byte as a visible character."""
+SAFE = {
+    *("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "Metaspace", "Digits", "Punctuation"),
+    *("Whitespace", "WhitespaceSplit", "ByteFallback", "Fuse"),
+}
+"""Steps in which the library has never been seen to panic, whatever their settings."""
+
+
+def steps_of(step: Any) -> list[Any]:
+    """The single steps of a normalizer, pre-tokenizer or decoder."""
+    match step:
+        case None:
+            return []
+        case {"type": "Sequence", **lists}:
+            parts = [part for parts in lists.values() if isinstance(parts, list) for part in list[Any](parts)]
+            return [*chain(*map(steps_of, parts))]
+        case _:
+            return [step]
+
+
+def may_panic(step: Any) -> bool:
+    """Whether the library might panic in a single step."""
+    match step:
+        case {"type": "Replace" | "Split", "pattern": {"String": text}}:
+            return not text or step.get("content") == ""
+        case {"type": "Split", "pattern": pattern}:
+            return pattern != SPLIT["pattern"]
+        case {"type": "Prepend", "prepend": text}:
+            return not text
+        case {"type": "Strip", "stop": 0}:
+            return False
+        case {"type": kind}:
+            return kind not in SAFE
+        case _:
+            return True
+
+
+MOST_STEPS, MOST_GROWTH = 100, 10_000
+
+
+def growth(steps: Sequence[Any]) -> float:
+    """How many times as long the steps can make a text."""
+    times, settled = 1.0, set[str]()
+    for step in steps:
+        match step:
+            case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase" as kind}:
+                if kind[:2] not in settled:  # they leave their own result as it is
+                    times *= 2 if kind == "Lowercase" else 18  # İ in lower case is two characters, NFKD of ﷺ is 18
+                settled.add(kind[:2])
+                continue
+            case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
+                times *= max(1.0, len(text) / len(part))
+            case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters
+                times *= 1 + len(text)
+            case {"type": "Prepend", "prepend": str(text)}:
+                times *= 1 + len(text)
+            case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
+                times *= longest_text(base64.b64decode(table))
+            case {"type": "Metaspace" | "BertNormalizer" | "ByteLevel"}:
+                times *= 4
+            case _:
+                continue
+        settled.clear()
+    return times
+
+
+def refuse_growth(steps: Mapping[str, Sequence[Any]]) -> None:
+    """Raises ValueError if there are too many steps of a kind, or those before the model make a text far longer."""
+    before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
+    for name, inner in {**steps, "pre_tokenizer": before_words}.items():
+        if len(inner) > MOST_STEPS:
+            raise ValueError(f"its {name} has {len(inner):,} steps")
+        if (times := growth(inner)) > MOST_GROWTH:
+            raise ValueError(f"its {name} makes texts {times:.0e} times as long")
+
+
+def longest_text(charsmap: bytes) -> int:
+    """Characters of the longest text that SentencePiece's `charsmap` puts in place of a character: its size, a table of
+    that size, and the texts, each with NUL at its end."""
+    texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
+    return max(len(text.decode(errors="replace")) for text in texts)
+
+
+def refuse_vanishing(steps: Sequence[Any], library: tokenizers.Tokenizer) -> None:
+    """Raises ValueError for an added token that the normalizer makes empty, if a step also finds nothing, between all
+    letters: the library looks for it forever."""
+    normal: Any = library.normalizer
+    tokens = library.get_added_tokens_decoder().values()
+    for token in tokens if normal else ():
+        if token.normalized and not normal.normalize_str(token.content):
+            patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Replace"]
+            probes = [normalizers.Replace(Regex(one), "+").normalize_str("\u0378") for one in patterns if one]
+            if any("+" in probe for probe in probes):
+                raise ValueError(f"its normalizer removes the added token {token.content!r} and adds others everywhere")
+
+
+def without_prefix(step: Any) -> Any:
+    """A normalizer, pre-tokenizer or decoder that neither puts a space before a text nor removes one there."""
+    match step:
+        case {"type": "Sequence", **lists}:
+            kept = {key: [without_prefix(part) for part in parts] for key, parts in lists.items()}
+            return {"type": "Sequence", **{key: [part for part in parts if part] for key, parts in kept.items()}}
+        case {"type": "Prepend"} | {"type": "Strip", "content": " ", "start": 1}:
+            return None
+        case {"type": "Metaspace"}:
+            return step | {"prepend_scheme": "never"}
+        case _:
+            return step
