@@ -149,7 +149,7 @@ def is_occupied(out: Path) -> bool:
     """Whether `out` exists, other than as an empty folder or one that a killed process only began to fill."""
     if not out.is_dir():
         return out.exists()
-    moved = {name for unfinished in _left(out) for name in _moved(unfinished)}
+    moved = [path.name for unfinished in _left(out) for path in _moved(unfinished)]
     return any(path.suffix != ".partial" and path.name not in moved for path in out.iterdir())
 
 
@@ -187,7 +187,8 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
             # What opens comes last: the file, or train.toml, which makes the folder a run.
             made = sorted(unfinished.iterdir(), key=lambda path: (file and path.name == place.name, path.name))
             if there:
-                (unfinished / MOVING).write_text("\n".join(path.name for path in made), encoding="utf-8")
+                moving = {path.name: _identity(path) for path in made}
+                (unfinished / MOVING).write_text(json.dumps(moving), encoding="utf-8")
             if there or file:
                 for path in made:
                     _move_new(path, unfinished.parent / path.name, same=file)
@@ -201,7 +202,14 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
 
 
 MOVING = "names.partial"
-"""The file in a temporary folder with the names that are moved from there into the folder around it."""
+"""The file in a temporary folder with the names that are moved from there into the folder around it, and what each is:
+its `_identity`, which nobody could know beforehand, so that a folder from elsewhere never names what is the user's."""
+
+
+def _identity(path: Path) -> list[int]:
+    """The inode and the time of the last change: a move or a second name keeps both."""
+    found = path.lstat()
+    return [found.st_ino, found.st_mtime_ns]
 
 
 def _move_new(source: Path, target: Path, same: bool) -> None:
@@ -217,17 +225,18 @@ def _move_new(source: Path, target: Path, same: bool) -> None:
         source.rename(target)
 
 
-def _moved(unfinished: Path) -> set[str]:
-    """The names that were moved out of a temporary folder into the one around it, if some are still to be moved."""
-    names = (unfinished / MOVING).read_text(encoding="utf-8").split("\n") if (unfinished / MOVING).is_file() else []
-    pairs = [(name, unfinished / name, unfinished.parent / name) for name in names]
-    return {name for name, old, new in pairs if new.exists() and (not old.exists() or new.samefile(old))}
+def _moved(unfinished: Path) -> list[Path]:
+    """What was moved out of a temporary folder into the one around it, if some of it is still to be moved."""
+    try:
+        moving = read_json(unfinished / MOVING)
+        return [path for path in unfinished.parent.iterdir() if _identity(path) == moving.get(path.name)]
+    except (LlucidError, OSError):  # there is none, or another process is at work
+        return []
 
 
 def _discard(unfinished: Path) -> None:
     """Removes a temporary file or folder; if its files were being moved, also those that were."""
-    moved = [unfinished.parent / name for name in _moved(unfinished)]
-    for path in (*moved, unfinished / MOVING, unfinished):
+    for path in (*_moved(unfinished), unfinished / MOVING, unfinished):
         with suppress(OSError):
             remove(path)
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from llucid.errors import LlucidError, one_line, printable_json
 from llucid.files import (
     DEEPEST_JSON,
+    MOVING,
     OWN,
     OccupiedError,
     atomic_file,
@@ -191,6 +192,24 @@ def test_a_folder_that_was_just_moved_is_removed(killed: bool, tmp_path: Path, m
     with atomic_folder(tmp_path) as folder:
         (folder / "d").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+@pytest.mark.parametrize("listed", ["{path}", '{{"{path}": 1}}', '{{"{path}": {identity}}}', '{{"kept": {inode}}}'])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_from_elsewhere_removes_nothing(there: bool, listed: str, tmp_path: Path) -> None:
+    """A checkout or an archive may hold what looks like a temporary folder that a kill has left."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    kept.mkdir()
+    (out if there else tmp_path).mkdir(exist_ok=True)
+    left = (out if there else tmp_path) / temporary_name("out", 4194999)
+    left.mkdir()
+    found = kept.stat()
+    identity = [found.st_ino, found.st_mtime_ns]
+    (left / MOVING).write_text(listed.format(path=kept, identity=identity, inode=[found.st_ino, 0]))
+    with atomic_folder(out) as folder:
+        (folder / "a").touch()
+    assert sorted(tmp_path.iterdir()) == [kept, out]
+    assert [path.name for path in out.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -515,10 +515,9 @@ def test_a_killed_creation_can_begin_again(corpus: Path, tmp_path: Path) -> None
     (out / "train.toml").rename(out / ".run.4194999.partial" / "train.toml")
     for name in ("curve.png", "samples.txt"):
         (out / name).unlink()
-    names = [path.name for path in out.iterdir() if path.suffix != ".partial"]
-    for name in names:
-        (out / ".run.4194999.partial" / name).symlink_to(out / name)
-    (out / ".run.4194999.partial" / MOVING).write_text("\n".join([*names, "train.toml"]))
+    moved = [(path.name, path.stat()) for path in out.iterdir() if path.suffix != ".partial"]
+    moving = {name: (found.st_ino, found.st_mtime_ns) for name, found in moved} | {"train.toml": (1, 1)}
+    (out / ".run.4194999.partial" / MOVING).write_text(json.dumps(moving))
     with pytest.raises(LlucidError, match="there is no run here to continue"):
         resumed(out)
     small(corpus, out, steps=2)
