@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, pairwise
@@ -202,12 +203,13 @@ def validation_batches(
 
 
 def characters_per_token(tokens: Tokens | Dialogues, tokenizer: Tokenizer, context: int) -> float:
-    """Mean number of characters per evaluated token: nats per token / this = nats per character."""
+    """Mean number of characters per evaluated token: nats per token / this = nats per character.
+
+    A character counts where its first byte is: tokens may be parts of one, and so may a window's first and last."""
     if isinstance(tokenizer, Characters):
         return 1.0
-    characters, counted = 0, 0
+    counts = Counter[int]()
     for _, targets in validation_batches(tokens, context):
-        for row in targets:
-            characters += len(tokenizer.decode(row[row >= 0].tolist()))
-            counted += int((row >= 0).sum())
-    return characters / counted
+        counts.update(targets[targets >= 0].tolist())
+    first_bytes = {token: sum(byte & 0xC0 != 0x80 for byte in tokenizer.piece(token)) for token in counts}
+    return sum(first_bytes[token] * count for token, count in counts.items()) / counts.total()

@@ -1,7 +1,8 @@
-"""The steps of a `tokenizer.json`, which are normalizers, pre-tokenizers and decoders: those of Llama 3, and what a
-stranger's could do to a text."""
+"""The steps of a `tokenizer.json`, which are normalizers, pre-tokenizers, post-processors and decoders: those of Llama
+3, and what a stranger's could do to a text."""
 
 import base64
+import json
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -25,8 +26,25 @@ SAFE = {
 """Steps in which the library has never been seen to panic, whatever their settings."""
 
 
+KINDS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+
+def around_a_word(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """The library's tokenizer with the steps of a `tokenizer.json` around a model of the one word "a"."""
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    steps = {kind: content.get(kind) for kind in KINDS}
+    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "model": model}
+    return tokenizers.Tokenizer.from_str(json.dumps(whole | steps))
+
+
+def typed_steps(library: tokenizers.Tokenizer) -> dict[str, Any]:
+    """The library's steps of each kind as it writes them, each with its type: it also reads forms without types."""
+    steps = {kind: getattr(library, kind) for kind in KINDS}
+    return {kind: None if step is None else json.loads(step.__getstate__()) for kind, step in steps.items()}
+
+
 def steps_of(step: Any) -> list[Any]:
-    """The single steps of a normalizer, pre-tokenizer or decoder."""
+    """The single steps of one of a kind."""
     match step:
         case None:
             return []
@@ -77,16 +95,20 @@ def growth(steps: Sequence[Any]) -> float:
                 times *= longest_text(base64.b64decode(table))
             case {"type": "Metaspace" | "BertNormalizer" | "ByteLevel"}:
                 times *= 4
+            case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(named)}:
+                added = [len(named[part["SpecialToken"]["id"]]["ids"]) for part in parts if "SpecialToken" in part]
+                times = times * (len(parts) - len(added)) + sum(added)
             case _:
                 continue
         settled.clear()
     return times
 
 
-def refuse_growth(steps: Mapping[str, Sequence[Any]]) -> None:
-    """Raises ValueError if there are too many steps of a kind, or those before the model make a text far longer."""
+def refuse_growth(typed: Mapping[str, Any]) -> None:
+    """Raises ValueError if there are too many steps of a kind, or if they make a text far longer."""
+    steps = {kind: steps_of(typed[kind]) for kind in KINDS}
     before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
-    for name, inner in {**steps, "pre_tokenizer": before_words}.items():
+    for name, inner in (steps | {"pre_tokenizer": before_words}).items():
         if len(inner) > MOST_STEPS:
             raise ValueError(f"its {name} has {len(inner):,} steps")
         if (times := growth(inner)) > MOST_GROWTH:

@@ -27,7 +27,16 @@ from llucid.tokenizers.folder import (
     role_tokens,
     write_folder,
 )
-from llucid.tokenizers.steps import may_panic, refuse_growth, refuse_vanishing, steps_of, without_prefix
+from llucid.tokenizers.steps import (
+    KINDS,
+    around_a_word,
+    may_panic,
+    refuse_growth,
+    refuse_vanishing,
+    steps_of,
+    typed_steps,
+    without_prefix,
+)
 from llucid.tokenizers.text import replace_surrogates
 
 LARGEST_TOKENIZER = 2**27
@@ -99,13 +108,15 @@ class JsonTokenizer:
         self.config = folder_config(folder) if folder else {}
         self.config |= {key: value for key, value in (config or {}).items() if self.config.get(key) in (None, "")}
         added = added_in(folder, self.config) if folder else {}
-        self.bos = begins_with(content.get("post_processor"))
+        with library_errors("tokenizer.json cannot be read", quiet=True):
+            content = content | typed_steps(around_a_word(content))
+            refuse_growth(content)
+        self.bos = begins_with(content["post_processor"])
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
-            content |= {step: without_prefix(content.get(step)) for step in ("normalizer", "pre_tokenizer", "decoder")}
-        steps = {name: steps_of(content.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder")}
+            content |= {kind: without_prefix(content[kind]) for kind in KINDS if kind != "post_processor"}
+        steps = {kind: steps_of(content[kind]) for kind in KINDS if kind != "post_processor"}
         with library_errors("tokenizer.json cannot be read", quiet=True):
-            refuse_growth(steps)
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
             roles = role_tokens(self.config) if folder else {}
             names = {name: flags for name, flags in roles.items() if self.tokenizer.token_to_id(name) is None}
@@ -293,10 +304,9 @@ def special_token(name: str, number: int, special: bool = True, like: AddedToken
 
 def begins_with(post_processor: dict[str, Any] | None) -> int | None:
     """The id that a post-processor puts before a text, if any, tried on a text of one ordinary word."""
-    one_word = {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}, "post_processor": post_processor}
-    none = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "decoder"))
     with library_errors("tokenizer.json cannot be read", quiet=True):
-        begun = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", "added_tokens": []} | none | one_word))
+        begun = around_a_word({"post_processor": post_processor})
+        refuse_growth(typed_steps(begun))
         found = begun.encode("a")
     return found.ids[0] if found.special_tokens_mask[:1] == [1] else None
 

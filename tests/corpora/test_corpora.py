@@ -16,7 +16,14 @@ import torch
 
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.conversations import open_conversations
-from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
+from llucid.corpora.tokens import (
+    Tokens,
+    characters_per_token,
+    make_tokenizer,
+    tokenise,
+    training_batch,
+    validation_batches,
+)
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.byte_pairs import train_bpe
@@ -109,6 +116,24 @@ def test_a_text_without_line_breaks_is_read_in_parts(tmp_path: Path, monkeypatch
     tokens = tokenise(corpus, make_tokenizer("characters", corpus), "train", counts.append)
     assert tokens.length == sum(counts) == 900
     assert max(counts) == 20  # the first piece that makes it more than one chunk
+
+
+@pytest.mark.parametrize("kind", ["bpe:260", "llama2-tokenizer.model"])
+def test_characters_that_windows_cut_count_once(
+    kind: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three bytes and tokens each, they begin in one window and end in the next; so do words with their space."""
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text").mkdir()
+    corpus = corpus_of(tmp_path / "text", "\n鸛鷺 two geese 鸛\n" * 99)
+    tokenizer = make_tokenizer(kind if kind.startswith("bpe") else str(data / kind), corpus)
+    tokens = tokenise(corpus, tokenizer, "validation")
+    ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
+    first = len(tokenizer.decode(ids[:1])) if tokenizer.bos is None else -1  # after BOS comes SentencePiece's own space
+    expected = len("".join(corpus.text("validation"))) - first
+    for context in (5, 16, 1000):
+        characters = characters_per_token(tokens, tokenizer, context) * (tokens.length - 1)
+        assert characters == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])

@@ -296,9 +296,40 @@ def test_texts_are_not_made_very_much_longer(kind: str) -> None:
     table = base64.b64encode(bytes([2, 0, 0, 0, *b"xx", *b"a\0", *b"b" * 400, 0])).decode()
     mapped = [{"type": "Precompiled", "precompiled_charsmap": table}] * 2
     long = [{"type": "Prepend", "prepend": "a" * 10_000}]
-    for chain in (steps, [{"type": "Sequence", f"{kind}s": steps}] * 2, empty, [LETTERS] * 40, forms, mapped, long):
+    both = [steps, [{"type": "Sequence", f"{kind}s": steps}] * 2, empty, [LETTERS] * 40]
+    for chain in [*both, forms, mapped, long] if kind == "normalizer" else both:
         with pytest.raises(LlucidError, match=rf"its {kind} makes texts \de[+]\d+ times as long"):
             JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": chain}})
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps"),
+    [
+        ("normalizer", [{"pattern": {"String": "a"}, "content": "a" * 100}] * 4),
+        ("normalizer", [{"prepend": "a" * 99}] * 4),
+        ("decoder", [{"pattern": {"String": "a"}, "content": "a" * 100}] * 4),
+    ],
+)
+def test_steps_without_a_type_count(kind: str, steps: list[Any]) -> None:
+    """The library reads such older forms, too."""
+    for one in ({"type": "Sequence", f"{kind}s": steps}, {f"{kind}s": steps}):
+        with pytest.raises(LlucidError, match=rf"its {kind} makes texts 1e[+]08 times as long|did not match any"):
+            JsonTokenizer(with_special() | {kind: one})
+    with pytest.raises(LlucidError, match="makes texts"):
+        JsonTokenizer(with_special() | {kind: {"type": "Sequence", f"{kind}s": steps}})
+
+
+@pytest.mark.parametrize("parts", [10_000, 20])
+def test_a_post_processor_does_not_make_texts_very_much_longer(parts: int) -> None:
+    """As many special tokens as it names, times the ids of each; and the text itself, each time that it names it."""
+    special = [{"SpecialToken": {"id": "x", "type_id": 0}}] * parts
+    texts = [{"Sequence": {"id": letter, "type_id": 0}} for letter in "AB"]
+    named = {"x": {"id": "x", "ids": [0] * 10_000, "tokens": ["a"] * 10_000}}
+    step = {"type": "TemplateProcessing", "pair": texts, "special_tokens": named}
+    for content in (step | {"single": special}, step | {"single": texts[:1] * 100}):
+        several = {"type": "Sequence", "processors": [content] * 3}
+        with pytest.raises(LlucidError, match=r"its post_processor makes texts \de[+]\d+ times as long"):
+            JsonTokenizer(with_special() | {"post_processor": several})
 
 
 def test_both_steps_before_the_model_count() -> None:
@@ -330,9 +361,10 @@ def test_normal_forms_leave_their_own_result_as_it_is() -> None:
 def test_steps_are_few() -> None:
     """Each is applied to each added token when the file is opened."""
     for kind, step in (("normalizer", {"type": "NFKD"}), ("pre_tokenizer", {"type": "Whitespace"})):
-        steps = {"type": "Sequence", f"{kind}s".replace("_", ""): [step] * 101}
+        name = f"{kind}s".replace("_", "")
+        steps = {"type": "Sequence", name: [step] * 101}
         with pytest.raises(LlucidError, match=rf"tokenizer.json cannot be read: its {kind} has 101 steps"):
-            JsonTokenizer(with_special() | {kind: {"type": "Sequence", "normalizers": [], "pretokenizers": [steps]}})
+            JsonTokenizer(with_special() | {kind: {"type": "Sequence", name: [steps]}})
 
 
 def test_texts_of_pre_tokenizers_are_not_made_very_much_longer() -> None:
