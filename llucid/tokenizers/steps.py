@@ -3,6 +3,7 @@
 
 import base64
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -72,54 +73,74 @@ def may_panic(step: Any) -> bool:
             return True
 
 
-MOST_STEPS, MOST_GROWTH = 100, 10_000
+MOST_STEPS, MOST_GROWTH = 100, 100
+"""Steps of a kind, and times that they may make a text longer: those of published files have at most 72, if ever a text
+has only the one character that becomes 18, and spaces."""
+USUAL_GROWTH = 10
+"""Times that a normalizer may make a given text longer: Unicode's normal forms make 3 characters of one of Korea's."""
+WORD = 1000
+"""Characters of the longest word of WordPiece, which takes time in their third power; published ones have 100."""
 
 
 def growth(steps: Sequence[Any]) -> float:
-    """How many times as long the steps can make a text."""
-    times, settled = 1.0, set[str]()
+    """How many times as long the steps can make a text, but for normal forms and lower case, which are always the same,
+    and for the first of each other kind."""
+    times, kinds = 1.0, set[str]()
     for step in steps:
         match step:
-            case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" | "Lowercase" as kind}:
-                if kind[:2] not in settled:  # they leave their own result as it is
-                    times *= 2 if kind == "Lowercase" else 18  # İ in lower case is two characters, NFKD of ﷺ is 18
-                settled.add(kind[:2])
-                continue
             case {"type": "Replace", "pattern": {"String": str(part)}, "content": str(text)} if part:
-                times *= max(1.0, len(text) / len(part))
+                times *= max(1.0, normal_length(text) / len(part))
             case {"type": "Replace", "content": str(text)}:  # it may also find nothing, between all letters
-                times *= 1 + len(text)
+                times *= 1 + normal_length(text)
             case {"type": "Prepend", "prepend": str(text)}:
-                times *= 1 + len(text)
+                times *= 1 + normal_length(text)
             case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
                 times *= longest_text(base64.b64decode(table))
-            case {"type": "Metaspace" | "BertNormalizer" | "ByteLevel"}:
-                times *= 4
+            case {"type": "Metaspace" | "BertNormalizer" | "ByteLevel" as kind}:
+                times *= 4 if kind in kinds else 1
+                kinds.add(kind)
             case {"type": "TemplateProcessing", "single": list(parts), "special_tokens": dict(named)}:
                 added = [len(named[part["SpecialToken"]["id"]]["ids"]) for part in parts if "SpecialToken" in part]
                 times = times * (len(parts) - len(added)) + sum(added)
             case _:
-                continue
-        settled.clear()
+                pass
     return times
 
 
+def normal_length(text: str) -> int:
+    """Characters of a text in its longest normal form."""
+    return len(unicodedata.normalize("NFKD", text.lower()))
+
+
 def refuse_growth(typed: Mapping[str, Any]) -> None:
-    """Raises ValueError if there are too many steps of a kind, or if they make a text far longer."""
+    """Raises ValueError if there are too many steps of a kind, or if they make a text far longer, or added tokens,
+    which the library changes when the file is opened; and for a model that takes the third power of a word's length."""
     steps = {kind: steps_of(typed[kind]) for kind in KINDS}
     before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
     for name, inner in (steps | {"pre_tokenizer": before_words}).items():
         if len(inner) > MOST_STEPS:
             raise ValueError(f"its {name} has {len(inner):,} steps")
         if (times := growth(inner)) > MOST_GROWTH:
-            raise ValueError(f"its {name} makes texts {times:.0e} times as long")
+            raise ValueError(f"its {name} makes texts {times:.3g} times as long")
+    tokens = [token["content"] for token in typed.get("added_tokens") or [] if token.get("normalized", True)]
+    if growth(steps["normalizer"]) > USUAL_GROWTH and sum(map(len, tokens)) > 10 * WORD:
+        raise ValueError("its normalizer makes its many added tokens longer")
+    if (typed.get("model") or {}).get("max_input_chars_per_word", 0) > WORD:
+        raise ValueError(f"its words may have more than {WORD:,} characters")
+
+
+def refuse_longer(normalizer: Any, text: str) -> None:
+    """Raises ValueError if a normalizer makes this text far longer."""
+    parts = (text[at : at + WORD] for at in range(0, len(text), WORD))
+    if sum(len(normalizer.normalize_str(part)) for part in parts) > USUAL_GROWTH * (len(text) + WORD):
+        raise ValueError(f"its normalizer makes it more than {USUAL_GROWTH} times as long")
 
 
 def longest_text(charsmap: bytes) -> int:
     """Characters of the longest text that SentencePiece's `charsmap` puts in place of a character: its size, a table of
     that size, and the texts, each with NUL at its end."""
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
-    return max(len(text.decode(errors="replace")) for text in texts)
+    return max(normal_length(text.decode(errors="replace")) for text in texts)
 
 
 def refuse_vanishing(steps: Sequence[Any], library: tokenizers.Tokenizer) -> None:

@@ -29,9 +29,12 @@ from llucid.tokenizers.folder import (
 )
 from llucid.tokenizers.steps import (
     KINDS,
+    USUAL_GROWTH,
     around_a_word,
+    growth,
     may_panic,
     refuse_growth,
+    refuse_longer,
     refuse_vanishing,
     steps_of,
     typed_steps,
@@ -110,13 +113,14 @@ class JsonTokenizer:
         added = added_in(folder, self.config) if folder else {}
         with library_errors("tokenizer.json cannot be read", quiet=True):
             content = content | typed_steps(around_a_word(content))
-            refuse_growth(content)
         self.bos = begins_with(content["post_processor"])
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
             content |= {kind: without_prefix(content[kind]) for kind in KINDS if kind != "post_processor"}
         steps = {kind: steps_of(content[kind]) for kind in KINDS if kind != "post_processor"}
         with library_errors("tokenizer.json cannot be read", quiet=True):
+            refuse_growth(content)
+            self.grows = growth(steps["normalizer"]) > USUAL_GROWTH
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
             roles = role_tokens(self.config) if folder else {}
             names = {name: flags for name, flags in roles.items() if self.tokenizer.token_to_id(name) is None}
@@ -177,6 +181,8 @@ class JsonTokenizer:
     def encode(self, text: str) -> list[int]:
         text = replace_surrogates(text)
         with library_errors("the text cannot be encoded", self.panics):
+            if self.grows:
+                refuse_longer(self.tokenizer.normalizer, text)
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             if self.reachable.isdisjoint(ids):
                 return ids
