@@ -166,16 +166,27 @@ def stretched_context(values: dict[str, Any], path: Path, original: int, factor:
     LongChat say it in `max_sequence_length`, others in the tokenizer's `model_max_length`.
     """
     stretched = round(original * min(max(factor, 1), 2**20))
+    said = said_context(values, path)
+    return said if said is not None and original <= said <= stretched else stretched
+
+
+def said_context(values: dict[str, Any], path: Path) -> int | None:
+    """What the files of a model with linear scaling say of its context, beside `max_position_embeddings`."""
     said = values.get("max_sequence_length")
     if type(said) is not int and (path / "tokenizer_config.json").is_file():
         said = read_json(path / "tokenizer_config.json").get("model_max_length")
-    return said if type(said) is int and original <= said <= stretched else stretched
+    return said if type(said) is int else None
 
 
 def inferred(path: Path) -> set[str]:
     """The numbers of the Config that no file says."""
     file = path / "config.json"
-    return {"context"} if isinstance(read_rope(read_json(file), file)[1], LinearScaling) else set()
+    values = read_json(file)
+    _, scaling = read_rope(values, file)
+    if not isinstance(scaling, LinearScaling):
+        return set()
+    context = stretched_context(values, path, int_of(values, SIZES["context"], file, 2048), scaling.factor)
+    return set() if context == said_context(values, path) else {"context"}
 
 
 def read_rope(values: dict[str, Any], file: Path) -> tuple[float, Scaling | None]:
