@@ -78,8 +78,9 @@ MOST_STEPS, MOST_GROWTH = 100, 100
 has only the one character that becomes 18, and spaces."""
 USUAL_GROWTH = 10
 """Times that a normalizer may make a given text longer: Unicode's normal forms make 3 characters of one of Korea's."""
-WORD = 1000
-"""Characters of the longest word of WordPiece, which takes time in their third power; published ones have 100."""
+LONGEST = 256
+"""Characters of the longest word of WordPiece, which takes the third power of time, and of the longest piece of
+Unigram, which tries all at every letter, in its square; published ones have 100 and 16."""
 
 
 def growth(steps: Sequence[Any]) -> float:
@@ -114,7 +115,7 @@ def normal_length(text: str) -> int:
 
 def refuse_growth(typed: Mapping[str, Any]) -> None:
     """Raises ValueError if there are too many steps of a kind, or if they make a text far longer, or added tokens,
-    which the library changes when the file is opened; and for a model that takes the third power of a word's length."""
+    which the library changes when the file is opened; and for a model that LONGEST keeps from taking forever."""
     steps = {kind: steps_of(typed[kind]) for kind in KINDS}
     before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
     for name, inner in (steps | {"pre_tokenizer": before_words}).items():
@@ -123,16 +124,21 @@ def refuse_growth(typed: Mapping[str, Any]) -> None:
         if (times := growth(inner)) > MOST_GROWTH:
             raise ValueError(f"its {name} makes texts {times:.3g} times as long")
     tokens = [token["content"] for token in typed.get("added_tokens") or [] if token.get("normalized", True)]
-    if growth(steps["normalizer"]) > USUAL_GROWTH and sum(map(len, tokens)) > 10 * WORD:
+    if growth(steps["normalizer"]) > USUAL_GROWTH and sum(map(len, tokens)) > 10_000:
         raise ValueError("its normalizer makes its many added tokens longer")
-    if (typed.get("model") or {}).get("max_input_chars_per_word", 0) > WORD:
-        raise ValueError(f"its words may have more than {WORD:,} characters")
+    match typed.get("model"):
+        case {"vocab": list(rows)} if any(len(piece) > LONGEST for piece, _ in rows):
+            raise ValueError(f"it has a piece of more than {LONGEST} characters")
+        case {"max_input_chars_per_word": int(most)} if most > LONGEST:
+            raise ValueError(f"its words may have more than {LONGEST} characters")
+        case _:
+            pass
 
 
 def refuse_longer(normalizer: Any, text: str) -> None:
     """Raises ValueError if a normalizer makes this text far longer."""
-    parts = (text[at : at + WORD] for at in range(0, len(text), WORD))
-    if sum(len(normalizer.normalize_str(part)) for part in parts) > USUAL_GROWTH * (len(text) + WORD):
+    parts = (text[at : at + 1000] for at in range(0, len(text), 1000))
+    if sum(len(normalizer.normalize_str(part)) for part in parts) > USUAL_GROWTH * (len(text) + 1000):
         raise ValueError(f"its normalizer makes it more than {USUAL_GROWTH} times as long")
 
 

@@ -360,8 +360,12 @@ def test_a_text_is_not_made_far_longer() -> None:
         "continuing_subword_prefix": "##",
     }
     JsonTokenizer(with_special() | {"model": words | {"max_input_chars_per_word": 100}})
-    with pytest.raises(LlucidError, match="its words may have more than 1,000 characters"):
+    with pytest.raises(LlucidError, match="its words may have more than 256 characters"):
         JsonTokenizer(with_special() | {"model": words | {"max_input_chars_per_word": 10**9}})
+    pieces = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["q" * 256, -1.0]]}
+    JsonTokenizer(with_special() | {"model": pieces})
+    with pytest.raises(LlucidError, match="it has a piece of more than 256 characters"):
+        JsonTokenizer(with_special() | {"model": pieces | {"vocab": [["<unk>", 0.0], ["q" * 257, -1.0]]}})
 
 
 def test_an_added_token_that_vanishes_on_the_way_is_refused() -> None:
