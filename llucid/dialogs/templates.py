@@ -84,7 +84,7 @@ def controls_of(template: str, tokenizer: Tokenizer) -> frozenset[int]:
     names = marks_of(tokenizer).names
     if len(template) * len(names) > MOST_SEARCHED:
         raise LlucidError("the model's chat template is too long for a tokenizer of so many added tokens")
-    text = template.replace("▁", " ")  # which some tokenizers do not tell apart
+    text = literals_of(template).replace("▁", " ")  # which some tokenizers do not tell apart
     found = {number for name, number in names.items() if name.replace("▁", " ") in text}
     found.update(tokenizer.special.values())
     for roles in ROLES:
@@ -96,6 +96,16 @@ def controls_of(template: str, tokenizer: Tokenizer) -> frozenset[int]:
         except LlucidError:
             continue
     return frozenset(found)
+
+
+def literals_of(template: str) -> str:
+    """What a template can write of its own: the text around its code, and the texts in it."""
+    from jinja2 import Environment, TemplateSyntaxError  # takes time
+
+    try:
+        return "\0".join(word for _, kind, word in Environment().lex(template) if kind in ("data", "string"))
+    except TemplateSyntaxError:  # which rendering it will report
+        return ""
 
 
 def encode_template(

@@ -224,6 +224,17 @@ def test_no_message_spells_a_token_of_the_template(kind: str, number: int) -> No
                 assert written(spelled, text) == written(spelled, "x")
 
 
+def test_a_template_does_not_write_the_words_of_its_code(tokenizer: JsonTokenizer) -> None:
+    content = json.loads(tokenizer.json())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    content["added_tokens"] += [{"id": 600 + n, "content": word, **flags} for n, word in enumerate(("loop", "tale"))]
+    template = "{% for m in messages %}tale {% if loop.first %}{{ m.content }}{% endif %}{% endfor %}"
+    made = JsonTokenizer(content)
+    ids = encode_dialog(said("the loop, a tale"), made, template)
+    words = [made.tokenizer.id_to_token(token) for token in ids]
+    assert [word for word in words if word in ("loop", "tale")] == ["tale", "loop"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_turn_ends_that_are_not_special(kind: str) -> None:
     tokenizer, first = with_symbols(kind)
