@@ -1,7 +1,9 @@
 """The first difference between two chat tokenizers in the ids of a dialogue."""
 
+from itertools import product
+
 from llucid.dialogs.formats import encode_dialog, format_of
-from llucid.dialogs.templates import templates_of
+from llucid.dialogs.templates import ROLES, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.comparison import PROBES, id_difference
@@ -10,27 +12,35 @@ from llucid.tokenizers.comparison import PROBES, id_difference
 def first_difference_in_dialog(
     tokenizer: Tokenizer, other: Tokenizer, format: str | None = None, other_format: str | None = None
 ) -> str | None:
-    """The first difference between the ids of a dialogue, in words; None if there is none.
+    """The first difference between the ids of short dialogues, in words; None if there is none.
 
     Compares each tokenizer's own formats (several if it has named templates), or the formats given (see
-    `encode_dialog`).
+    `encode_dialog`), in dialogues of every role, whose messages begin with white space and without.
     """
     formats, others = formats_of(tokenizer, format), formats_of(other, other_format)
     if formats and not others:
         return "the format of dialogues is lost"
     if len(formats) == len(others) == 1:
         others = dict(zip(formats, others.values(), strict=True))
-    turns = [("user", PROBES[1]), ("assistant", PROBES[0]), ("user", PROBES[3])]
-    messages = [{"role": role, "content": content} for role, content in turns]
     for name, one in formats.items():
         if name not in others:
             return f"the chat template {name} is lost"
+        if difference := _difference(tokenizer, other, one, others[name]):
+            return difference
+    return None
+
+
+def _difference(tokenizer: Tokenizer, other: Tokenizer, one: str, two: str) -> str | None:
+    """The first difference in one format each."""
+    for roles, first in product(ROLES, range(2)):
+        contents = [PROBES[(place + first) % 2] for place in range(len(roles))]
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
             ids = encode_dialog(messages, tokenizer, one)
         except LlucidError:  # a template may refuse such messages
             continue
         try:
-            same = encode_dialog(messages, other, others[name])
+            same = encode_dialog(messages, other, two)
         except LlucidError as error:
             return f"a dialogue has ids in one, but the other: {error}"
         if same != ids:

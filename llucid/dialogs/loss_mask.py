@@ -60,6 +60,8 @@ def encode_learned(
     for number in answers:
         asked = _encoded(dialog[:number], tokenizer, format, True, extra)
         whole = _encoded(dialog[: number + 1], tokenizer, format, False, extra)
+        if ends.isdisjoint(whole[len(asked) :]):
+            whole += _end_if_more_follows(dialog[: number + 1], whole, tokenizer, format, extra, ends)
         unchanged = asked[: len(ids)] == ids
         if not unchanged or whole[: len(asked)] != asked:
             if unchanged and tokenizer.decode(whole).startswith(tokenizer.decode(asked)):
@@ -86,6 +88,23 @@ def encode_learned(
         learned += [False] * (len(asked) - len(ids)) + [True] * end
         ids, after = asked + answer[:end], answer[end:]  # some templates write there what is left out if more follows
     return ids + after, learned + [False] * len(after)
+
+
+def _end_if_more_follows(
+    dialog: Sequence[Mapping[str, str]],
+    ids: list[int],
+    tokenizer: Tokenizer,
+    format: str,
+    extra: Mapping[str, Any],
+    ends: frozenset[int],
+) -> list[int]:
+    """The end of the last turn, which some templates write only before another: they follow the `ids` of the dialog."""
+    try:
+        more = _encoded([*dialog, {"role": "user", "content": "x"}], tokenizer, format, False, extra)
+    except LlucidError:
+        return []
+    after = more[len(ids) : len(ids) + 1]
+    return after if more[: len(ids)] == ids and not ends.isdisjoint(after) else []
 
 
 def _encoded(

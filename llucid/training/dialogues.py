@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, compress
 from pathlib import Path
 
 from llucid.corpora import Corpus
@@ -68,7 +69,7 @@ def tokenise_chat(
     Raises LlucidError if that is so for all, or for the first PATIENCE, or nothing is learned within `context` tokens.
     """
     format = format_of(tokenizer)
-    content = f"3 {corpus.fingerprint}{tokenizer.json()}{format}"
+    content = f"4 {corpus.fingerprint}{tokenizer.json()}{format}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:
@@ -151,10 +152,14 @@ def read_chat_tokens(
     if cut := sum(longer(part, context) for part in parts.values()):
         report.say(f"{cut:,} of {total:,} conversations are longer than the context of {context} tokens and are cut")
     learned = set(validation.kept.tolist())
+    found = (one for number, (_, one) in enumerate(read_conversations(corpus, "validation")) if number in learned)
+    first = next(found)
+    ids, own, _ = _encoded(first, tokenizer, format_of(tokenizer))
+    if ending_turns(tokenizer, known_format(None, tokenizer)).stop_ids.isdisjoint(compress(ids, own)):
+        report.say("the chat template ends an answer with no token that stops the model: it will not learn to stop")
     openings = (
         one._replace(messages=one.messages[: 1 + (one.messages[0]["role"] == "system")])
-        for number, (_, one) in enumerate(read_conversations(corpus, "validation"))
-        if number in learned
+        for one in chain([first], found)
     )
     fitting = (
         one

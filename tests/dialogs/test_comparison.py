@@ -1,5 +1,6 @@
 """The first difference between two tokenizers."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 from llucid.tokenizers.llama2c_export import to_llama2c
 from llucid.tokenizers.sentencepiece_model import SentencePiece
-from llucid.tokenizers.tokenizer_json import JsonTokenizer
+from llucid.tokenizers.tokenizer_json import JsonTokenizer, special_token
 from tests.chat.models import letters
 from tests.dialogs.templates import CHATML
 from tests.tokenizers.kinds import SMALL, opened_again
@@ -87,12 +88,30 @@ def test_dialogues() -> None:
     assert first_difference_in_dialog(named, small_sentencepiece(), other_format="{{ messages[0].content }}")
 
 
+@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("strip", ["lstrip", "rstrip"])
+def test_white_space_beside_the_tokens_of_every_role(role: str, strip: str) -> None:
+    """A GGUF cannot say that a special token includes it."""
+    tokenizer = letters()
+    content = json.loads(tokenizer.json())
+    content["added_tokens"].append(special_token("<|mark|>", tokenizer.vocab_size))
+    other = copy.deepcopy(content)
+    other["added_tokens"][-1][strip] = True
+    template = (
+        "{% for m in messages %}{{ m.content }}{% if m.role == '" + role + "' %}<|mark|>{{ m.content }}{% endif %}"
+    )
+    found = first_difference_in_dialog(
+        JsonTokenizer(content), JsonTokenizer(other), template + "{% endfor %}", template + "{% endfor %}"
+    )
+    assert "the ids of a dialogue" in str(found)
+
+
 def test_named_templates() -> None:
     def of(**templates: str) -> Tokenizer:
         named = [{"name": name, "template": text} for name, text in templates.items()]
         return SentencePiece(sentencepiece_model(), {"chat_template": named})
 
-    one, other = "{{ messages[0].content }}", "{{ messages[1].content }}"
+    one, other = "{{ messages[0].content }}", "{{ messages[-1].content }}"
     assert first_difference_in_dialog(of(rag=one, tools=other), of(tools=other, rag=one)) is None
     assert first_difference_in_dialog(of(rag=one, tools=other), of(rag=one)) == "the chat template tools is lost"
     assert first_difference_in_dialog(of(default=one, rag=one), of(default=one)) == "the chat template rag is lost"

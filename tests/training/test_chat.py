@@ -317,6 +317,20 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     assert inputs[0].tolist().count(tokenizer.eos) >= 3
 
 
+def test_a_template_whose_answers_have_no_end(file: Path) -> None:
+    corpus, printed = open_conversations(str(file)), io.StringIO()
+    made = make_chat_tokenizer("bpe:320", corpus)
+    assert isinstance(made, JsonTokenizer)
+    template = "{% for m in messages %}{{ m.role ~ ':\n' ~ m.content ~ '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
+    for text in (template, template.replace("m.content ~", "m.content ~ '<|eot_id|>' ~")):
+        tokenizer = JsonTokenizer(json.loads(made.json()), config=made.config | {"chat_template": text})
+        read_chat_tokens(corpus, tokenizer, 200, Report(Console(file=printed, width=200)))
+    assert printed.getvalue() == (
+        "the chat template ends an answer with no token that stops the model: it will not learn to stop\n"
+    )
+
+
 def test_tools_go_to_the_template_of_the_base(file: Path, straight: Path, tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "find"}}]
     talk = tmp_path / "talk.jsonl"
