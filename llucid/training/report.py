@@ -27,8 +27,8 @@ def clock(seconds: float) -> str:
 
 def excerpt(sample: str, width: int) -> list[str]:
     """The first three lines of a sample that are not empty, for a terminal, each of at most `width` cells."""
-    lines = [line for line in sample.translate(PRINTABLE).splitlines() if line.strip()]
-    return [chop_cells(line.expandtabs(), max(2, width))[0] for line in lines[:3]]
+    lines = [line.expandtabs() for line in sample.translate(PRINTABLE).splitlines() if line.strip()]
+    return [cut for line in lines for cut in chop_cells(line, max(2, width))[:1]][:3]
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from llucid.training import logbook, loop, prepare, run
 from llucid.training.backend_torch import TorchBackend
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate
-from llucid.training.report import Report, clock
+from llucid.training.report import Report, clock, excerpt
 from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
@@ -616,6 +616,12 @@ def test_a_measurement_fits_a_terminal() -> None:
         15, 1.6, 1.7, 64, "漢" * 60, 142_876.0, 72.0
     )
     assert max(cell_len(line) for line in narrow.getvalue().splitlines()) <= 20
+
+
+def test_lines_that_no_terminal_shows_are_left_out() -> None:
+    """Of zero-width spaces and joiners, accents and signs of direction alone."""
+    assert excerpt("\u200b\na\u200b\n\u202e\n\u200d\ufe0f\n\u0301\n\n漢\nb\nc", 20) == ["a\u200b", "漢", "b"]
+    assert excerpt("\u200b", 20) == []
 
 
 def test_a_sample_that_the_console_cannot_print_stops_nothing() -> None:
