@@ -26,11 +26,12 @@ from llucid.tokenizers.folder import (
 )
 from llucid.tokenizers.merges import merges_of
 from llucid.tokenizers.protobuf import field, fields, messages
+from llucid.tokenizers.steps import MOST_GROWTH, USUAL_GROWTH, longest_text, refuse_longer
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import special_json
 
 # Field numbers of sentencepiece_model.proto: ModelProto; then those of its messages.
-PIECES, TRAINER, NORMALIZER = 1, 2, 3
+PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
 PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 MODEL_TYPE, BPE, SUFFIX = 3, 2, 24
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
@@ -114,6 +115,11 @@ class SentencePiece:
             with refused():
                 library = SentencePieceProcessor(model_proto=model)
         self.whole, self.processor = model, library
+        tables = [self.message(number).get(CHARACTER_MAP) for number in (NORMALIZER, DENORMALIZER)]
+        times = max(longest_text(table) if isinstance(table, bytes) and table else 1 for table in tables)
+        if times > MOST_GROWTH:
+            raise LlucidError(f"its normalizer makes texts {times} times as long")
+        self.grows = times > USUAL_GROWTH
         names = {token.content: number for number, token in given.items() if number not in own | special}
         self.outside = AddedTokens(names, given) if names else None
         self.first_only = bool(
@@ -196,6 +202,8 @@ class SentencePiece:
 
     def _encode(self, text: str, first: bool) -> list[int]:
         text = replace_surrogates(text)
+        if self.grows:
+            refuse_longer(self.processor.Normalize, text)
         ids: list[int] = []
         for part in self.outside.split(text) if self.outside else [text]:
             if isinstance(part, int):

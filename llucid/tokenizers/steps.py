@@ -4,12 +4,14 @@
 import base64
 import json
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
 import tokenizers
 from tokenizers import Regex, normalizers
+
+from llucid.errors import LlucidError
 
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -135,11 +137,11 @@ def refuse_growth(typed: Mapping[str, Any]) -> None:
             pass
 
 
-def refuse_longer(normalizer: Any, text: str) -> None:
-    """Raises ValueError if a normalizer makes this text far longer."""
+def refuse_longer(normalize: Callable[[str], str], text: str) -> None:
+    """Raises LlucidError if a normalizer makes this text far longer."""
     parts = (text[at : at + 1000] for at in range(0, len(text), 1000))
-    if sum(len(normalizer.normalize_str(part)) for part in parts) > USUAL_GROWTH * (len(text) + 1000):
-        raise ValueError(f"its normalizer makes it more than {USUAL_GROWTH} times as long")
+    if sum(len(normalize(part)) for part in parts) > USUAL_GROWTH * (len(text) + 1000):
+        raise LlucidError(f"the tokenizer's normalizer makes the text more than {USUAL_GROWTH} times as long")
 
 
 def longest_text(charsmap: bytes) -> int:

@@ -182,7 +182,7 @@ class JsonTokenizer:
         text = replace_surrogates(text)
         with library_errors("the text cannot be encoded", self.panics):
             if self.grows:
-                refuse_longer(self.tokenizer.normalizer, text)
+                refuse_longer(self.tokenizer.normalizer.normalize_str, text)
             ids = self.tokenizer.encode(text, add_special_tokens=False).ids
             if self.reachable.isdisjoint(ids):
                 return ids
