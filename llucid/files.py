@@ -12,7 +12,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -199,6 +199,23 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise OccupiedError(out) from error
             raise
+
+
+@contextmanager
+def filled_folder(out: Path, replaced: Sequence[str]) -> Generator[Path]:
+    """Yields a temporary folder whose files are moved into the folder `out` at the end; an error removes it. What there
+    has a name of the patterns `replaced` is then removed, if no file has replaced it. Removes what killed processes
+    left of `out`. Every OSError names `out`."""
+    remove_unfinished(out)
+    place = Path(os.path.realpath(out))
+    with unfinished_folder(place, place.name, out) as unfinished, replaced_in_errors(unfinished, out):
+        yield unfinished
+        made = sorted(path.name for path in unfinished.iterdir())
+        for name in made:
+            os.replace(unfinished / name, place / name)
+        for old in {old for pattern in replaced for old in place.glob(pattern)}:
+            if old.name not in made:
+                remove(old)
 
 
 MOVING = "names.partial"

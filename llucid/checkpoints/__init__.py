@@ -17,7 +17,7 @@ import copy
 import importlib
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -33,11 +33,11 @@ from llucid.checkpoints.hub import LATER_PART, find
 from llucid.checkpoints.tensors import Stored, refuse_adapter, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
-from llucid.files import atomic_folder, is_occupied, refuse_stand_in, typed
+from llucid.files import atomic_folder, filled_folder, is_occupied, refuse_stand_in, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
-from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference, note_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.weights import Weights, assemble, leaves, named_leaves, parameter_count, tree_map
@@ -53,6 +53,18 @@ FORMATS = ("huggingface", "meta", "llama2c", "gguf")
 """The names of the modules, in the order in which `format_of` tries them."""
 FILE_NAMES = {"llama2c": "model.bin", "gguf": "model.gguf"}
 """How a model may be called in the formats that are a file; the others are folders."""
+
+MODEL_FILES = (
+    *("config.json", "params.json", "consolidated.[0-9][0-9].pth"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+)
+TOKENIZER_FILES = (
+    *FILES,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
+    *("chat_template.jinja", "additional_chat_templates"),
+)
+"""Names, as patterns, of what is read of a folder's model, and of its tokenizer."""
 
 KIND_NAMES = {
     "JsonTokenizer": "Hugging Face tokenizer",
@@ -256,12 +268,19 @@ def save(
     """Writes the model to `out`: a folder for the formats huggingface and meta, a file for llama2c and gguf.
 
     `version` is the version of the llama2c format; `dtype` is the name of the dtype to write, None the model's own.
-    Each file is written atomically, and so is a new or empty folder. Raises LlucidError for an unknown format, and for
-    a model that the format cannot hold; a weight must not become infinite in `dtype`.
+    Each file is written atomically, and so is a new or empty folder. In another folder, the model's files replace those
+    of a model there. Raises LlucidError for an unknown format, and for a model that the format cannot hold; a weight
+    must not become infinite in `dtype`.
     """
     write, out = _writer(model, out, format, version, dtype), Path(out)
-    with nullcontext(out) if format in FILE_NAMES or is_occupied(out) else atomic_folder(out) as place:
-        write(place, progress)
+    if format in FILE_NAMES:
+        write(out, progress)
+    elif is_occupied(out):
+        with filled_folder(out, MODEL_FILES if model.tokenizer is None else MODEL_FILES + TOKENIZER_FILES) as place:
+            write(place, progress)
+    else:
+        with atomic_folder(out) as place:
+            write(place, progress)
 
 
 def _writer(model: Model, out: str | Path, format: str, version: int | None, dtype: str | None) -> Callable[..., None]:

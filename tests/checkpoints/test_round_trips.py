@@ -1,5 +1,6 @@
 """Writing and reading gives the same model, in every format; what a format cannot hold is refused."""
 
+import errno
 import importlib
 import json
 import math
@@ -44,9 +45,12 @@ from llucid.files import OccupiedError
 from llucid.generation import Sampling, sampling_of
 from llucid.presets import PRESETS
 from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.byte_pairs import train_bpe
+from llucid.tokenizers.comparison import first_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.tokenizers.llama2c import Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.weights import count, leaves, parameter_count, tree_map
 from tests.checkpoints.models import model_of, same
 from tests.checkpoints.test_llama2c import checkpoint
@@ -277,6 +281,43 @@ def test_named_templates_are_kept_or_missed(
         assert sorted(found, key=str) == sorted(templates, key=str)
     convert(tmp_path / "a", tmp_path / "b.bin", "llama2c")
     assert "chat differs from the original: the format of dialogues is lost\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", ["huggingface", "meta"])
+@pytest.mark.parametrize("after", ["huggingface", "meta"])
+def test_a_saved_model_replaces_the_one_in_its_folder(before: str, after: str, tmp_path: Path) -> None:
+    """With all of its shards, its tokenizer, its templates and its settings; other files stay."""
+    out, tokenizer = tmp_path / "out", small_sentencepiece()
+    model = model_of(replace(TINY, vocab_size=400))._replace(tokenizer=tokenizer)
+    other = JsonTokenizer(json.loads(train_bpe(["other words"], 300).json()), config={"chat_template": "{{ 1 }}"})
+    save(model_of(replace(TINY, vocab_size=300), seed=1)._replace(tokenizer=other, sampling={"top_k": 3}), out, before)
+    for name in ("consolidated.01.pth", "model-00001-of-00002.safetensors", "added_tokens.json", "chat_template.jinja"):
+        (out / name).write_text("{}")
+    (out / "additional_chat_templates").mkdir()
+    (out / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
+    (out / "notes.txt").touch()
+    save(model, out, after)
+    save(model, tmp_path / "fresh", after)
+    fresh = {path.name for path in (tmp_path / "fresh").iterdir()}
+    assert {path.name for path in out.iterdir()} == fresh | {"notes.txt"}
+    found, expected = load(out, device="cpu"), load(tmp_path / "fresh", device="cpu")
+    assert same(found.weights, expected.weights)
+    assert found.tokenizer is not None
+    assert first_difference(found.tokenizer, tokenizer) is None
+    assert (found.sampling, found.chat_format) == (expected.sampling, expected.chat_format)
+
+    save(model._replace(tokenizer=None), out, after)  # then the tokenizer stays
+    assert first_difference(load(out, device="cpu").text(), tokenizer) is None
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    save(model_of(TINY), tmp_path / "out")
+    with pytest.raises(OSError, match="No space left"):
+        save(model_of(TINY, seed=1), tmp_path / "out", progress=fail)
+    assert same(load(tmp_path / "out", device="cpu").weights, model_of(TINY).weights)
 
 
 def test_sampling_settings_are_kept_or_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
