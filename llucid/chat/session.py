@@ -89,9 +89,7 @@ class Session:
         template_values: Mapping[str, Any] | None = None,
     ) -> None:
         self.template_values = dict(template_values or {})
-        tools = bool(self.template_values.get("tools"))
-        self.format = known_format(format or model.chat_format, model.text(), tools)
-        self.model = model._replace(tokenizer=ending_turns(model.text(), self.format))
+        self.model, self.tokenizer, self.chosen = model, model.text(), format or model.chat_format
         self.resume(Conversation(system))
         self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
@@ -137,9 +135,11 @@ class Session:
         Raises LlucidError if the format has no place for them.
         """
         conversation = conversation._replace(tools=conversation.tools or self.template_values.get("tools"))
+        format = known_format(self.chosen, self.tokenizer, bool(conversation.tools))
         if values := self._values(conversation):  # refused now rather than after the next question
-            encode_dialog([{"role": "user", "content": ""}], self.model.text(), self.format, **values)
-        self.conversation = conversation
+            encode_dialog([{"role": "user", "content": ""}], self.tokenizer, format, **values)
+        self.conversation, self.format = conversation, format
+        self.model = self.model._replace(tokenizer=ending_turns(self.tokenizer, format))
 
     def _values(self, conversation: Conversation) -> dict[str, Any]:
         return self.template_values | ({"tools": conversation.tools} if conversation.tools else {})

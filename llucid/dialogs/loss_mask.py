@@ -48,7 +48,7 @@ def encode_learned(
     if not answers:
         raise LlucidError("there is no message of the assistant, so there is nothing to learn")
     dialog = dialog[: answers[-1] + 1]
-    format = known_format(format, tokenizer)
+    format = known_format(format, tokenizer, tools=bool(tools))
     extra = values_for(format, tools=tools)
     if format in ("llama3", TEMPLATE):
         return turns_of_llama3(dialog, tokenizer)

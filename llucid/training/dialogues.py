@@ -68,14 +68,14 @@ def tokenise_chat(
     `progress` is called with the number of characters just done. A conversation that cannot be learned has no ids.
     Raises LlucidError if that is so for all, or for the first PATIENCE, or nothing is learned within `context` tokens.
     """
-    format = format_of(tokenizer)
-    content = f"4 {corpus.fingerprint}{tokenizer.json()}{format}"
+    formats = {tools: known_format(None, tokenizer, tools) for tools in (False, True)}
+    content = f"4 {corpus.fingerprint}{tokenizer.json()}{formats}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:
         first, found = "", False
         for number, (where, conversation) in enumerate(read_conversations(corpus, split), 1):
-            ids, learned, fault = _encoded(conversation, tokenizer, format)
+            ids, learned, fault = _encoded(conversation, tokenizer)
             first, found = first or f"{where}: {fault}", found or not fault
             if number == PATIENCE and not found:
                 found = f"none of its first {number} conversations can be learned; {first}"
@@ -92,12 +92,12 @@ def tokenise_chat(
     return dialogues
 
 
-def _encoded(conversation: Conversation, tokenizer: Tokenizer, format: str | None) -> tuple[list[int], list[bool], str]:
+def _encoded(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[bool], str]:
     """(the ids of a conversation, which of them are learned, why it cannot be learned: then there are no ids)."""
     if conversation.fault:
         return [], [], conversation.fault
     try:
-        ids, answers = encode_learned(conversation.messages, tokenizer, format, tools=conversation.tools)
+        ids, answers = encode_learned(conversation.messages, tokenizer, tools=conversation.tools)
         return ids, _learned(answers, conversation), ""
     except SlowTemplate:
         raise
@@ -111,7 +111,7 @@ def _first_left_out(dialogues: Dialogues, corpus: Corpus, tokenizer: Tokenizer, 
     kept = set(dialogues.kept.tolist())
     for number, (where, conversation) in enumerate(read_conversations(corpus, split)):
         if number not in kept:
-            *_, fault = _encoded(conversation, tokenizer, format_of(tokenizer))
+            *_, fault = _encoded(conversation, tokenizer)
             fault = fault or f"it has no answer to learn within the context of {context} tokens (model.context)"
             return f"{where}: {fault}"
     corpus.refuse_changed()
@@ -154,8 +154,10 @@ def read_chat_tokens(
     learned = set(validation.kept.tolist())
     found = (one for number, (_, one) in enumerate(read_conversations(corpus, "validation")) if number in learned)
     first = next(found)
-    ids, own, _ = _encoded(first, tokenizer, format_of(tokenizer))
-    if ending_turns(tokenizer, known_format(None, tokenizer)).stop_ids.isdisjoint(compress(ids, own)):
+    ids, own, _ = _encoded(first, tokenizer)
+    if ending_turns(tokenizer, known_format(None, tokenizer, bool(first.tools))).stop_ids.isdisjoint(
+        compress(ids, own)
+    ):
         report.say("the chat template ends an answer with no token that stops the model: it will not learn to stop")
     openings = (
         one._replace(messages=one.messages[: 1 + (one.messages[0]["role"] == "system")])
@@ -174,7 +176,7 @@ def answer(model: Model, opening: Conversation, max_tokens: int, seed: int) -> s
     """A question and the model's answer; empty if there is no question."""
     if not opening.messages:
         return ""
-    format = known_format(model.chat_format, model.text())
+    format = known_format(model.chat_format, model.text(), bool(opening.tools))
     tokenizer = ending_turns(model.text(), format)
     ids = encode_dialog(opening.messages, tokenizer, format, tools=opening.tools)
     request = Request(ids, Sampling(), generator(seed), lambda token: False, max_tokens, "stop")

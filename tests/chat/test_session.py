@@ -261,7 +261,10 @@ def test_tools_of_a_saved_conversation_are_used(tmp_path: Path) -> None:
     model.text().config["chat_template"] = [{"name": name, "template": text} for name, text in named.items()]
     tools = {"tools": [{"name": "b"}]}
     assert printed(Session(model, sampling=GREEDY, max_tokens=1, template_values=tools), "Who?") == "c"
-    assert printed(Session(model, sampling=GREEDY, max_tokens=1), "Who?") == "y"
+    resumed = Session(model, sampling=GREEDY, max_tokens=1)
+    assert printed(resumed, "Who?") == "y"
+    resumed.resume(Conversation.load(file))
+    assert printed(resumed, "Who?") == "c"
     other = Session(reciter(), system="Be brief.")
     with pytest.raises(LlucidError, match=r"tools=.*: the format llama3 has no place for it"):
         other.resume(Conversation.load(file))

@@ -1,5 +1,6 @@
 """Dialogues for training: the ids equal those of answering, and only the assistant's are learned."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,15 @@ def test_tools_are_part_of_what_is_asked(taught: JsonTokenizer, tmp_path: Path) 
     begins = len(ids) - len(without)
     assert begins > 0
     assert (learned[:begins], learned[begins:]) == ([False] * begins, learned_without)
+
+
+def test_tools_are_learned_by_the_template_for_them(taught: JsonTokenizer) -> None:
+    """As `encode_dialog` takes it; the default one only speaks of tools."""
+    tools, for_tools = [{"type": "function"}], "{{ tools | tojson }}" + TEMPLATE
+    named = [{"name": "default", "template": "{# no tools #}" + TEMPLATE}, {"name": "tool_use", "template": for_tools}]
+    tokenizer = JsonTokenizer(json.loads(taught.json()), config=taught.config | {"chat_template": named})
+    assert encode_learned(TALK, tokenizer, tools=tools) == encode_learned(TALK, taught, for_tools, tools=tools)
+    assert encode_learned(TALK, tokenizer) == encode_learned(TALK, taught)
 
 
 def test_dialogues_that_cannot_be_learned(taught: JsonTokenizer) -> None:
