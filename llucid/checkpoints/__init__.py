@@ -13,7 +13,6 @@ hub.py           models by the name of a Hugging Face repository
 generation_config.py  the sampling settings of a Hugging Face folder
 """
 
-import copy
 import importlib
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.arrays import Quantized
 from llucid.arrays.devices import choose_device, only_cpu
@@ -272,7 +271,7 @@ def save(
     of a model there. Raises LlucidError for an unknown format, and for a model that the format cannot hold; a weight
     must not become infinite in `dtype`.
     """
-    write, out = _writer(model, out, format, version, dtype), Path(out)
+    write, out = _writer(_with_template(model, format, Path(out)), out, format, version, dtype), Path(out)
     if format in FILE_NAMES:
         write(out, progress)
     elif is_occupied(out):
@@ -330,7 +329,7 @@ def convert(
     model = model._replace(weights=in_one_dtype(model.weights)[0])
     with atomic_folder(out, file=format in FILE_NAMES) as new, _refuse_changed(before):
         source = format_of(path)[0]
-        given = with_template(model, out) if source == "meta" and format in ("huggingface", "gguf") else model
+        given = _with_template(model, format, out) if source == "meta" else model
         options = {"beside": new.parent.parent} if format == "llama2c" else {}
         _writer(given, out, format, version, dtype)(new, progress, **options)
         if format == source == "huggingface":
@@ -362,17 +361,16 @@ def _refuse_changed(before: Mapping[Path, tuple[int, int, int]]) -> Generator[No
         raise failed
 
 
-def with_template(model: Model, out: Path) -> Model:
-    """The model with the chat template of Llama 2 or 3, if that is its format of dialogues: Meta's format has none."""
-    from llucid.dialogs.formats import TEMPLATES, format_of  # imports jinja2, which takes time
+def _with_template(model: Model, format: str, out: Path) -> Model:
+    """The model with a chat template if it is known to be Llama 2's or 3's by its tokenizer, as in Meta's format."""
+    from llucid.dialogs.formats import format_of, with_template  # imports jinja2, which takes time
 
-    tokenizer: Any = copy.copy(model.tokenizer)
-    name = format_of(tokenizer) if hasattr(tokenizer, "config") else None
-    if name not in TEMPLATES:
+    if format not in ("huggingface", "gguf") or model.tokenizer is None:
         return model
-    note(f"{out}: gets the chat template of {name}; a base model should have none")
-    tokenizer.config = tokenizer.config | {"chat_template": TEMPLATES[name]}
-    return model._replace(tokenizer=tokenizer)
+    made = with_template(model.tokenizer)
+    if made is not model.tokenizer:
+        note(f"{out}: gets the chat template of {format_of(model.tokenizer)}; a base model should have none")
+    return model._replace(tokenizer=made)
 
 
 def _compare(model: Model, new: Path, out: Path) -> Config:

@@ -99,12 +99,10 @@ def known_format(format: str | None, tokenizer: Tokenizer, tools: bool = False) 
         format = format_of(tokenizer)
         if format is None:
             raise NotAChatModel
-    if format in NATIVE or "{" in format:
-        return format
-    template = template_of(tokenizer, format)
+    template = format if format in NATIVE or "{" in format else template_of(tokenizer, format)
     if template is None:
         raise LlucidError(f"format={format}: not a format of dialogues; expected one of: {', '.join(NATIVE)}")
-    return template
+    return "llama3" if template == TEMPLATES["llama3"] else template  # which need not be rendered
 
 
 def format_of(tokenizer: Tokenizer) -> str | None:
@@ -124,7 +122,10 @@ def format_of(tokenizer: Tokenizer) -> str | None:
         return None
     if getattr(tokenizer, "added", {}).keys() - {0, 1, 2}:
         return None
-    return "llama2" if tokenizer.encode("[INST]") == LLAMA2_INST else None
+    try:
+        return "llama2" if tokenizer.encode("[INST]") == LLAMA2_INST else None
+    except LlucidError:  # it has no ids for some characters
+        return None
 
 
 def check_dialog(messages: object) -> list[dict[str, str]]:
@@ -233,11 +234,23 @@ TEMPLATES = {
     "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + content + ' ' + eos_token }}{% endif %}{% endfor %}",
     "llama3": "{{ bos_token }}{% for message in messages %}"
-    "{% set role = 'ipython' if message['role'] == 'tool' else message['role'] %}"
-    "{{ '<|start_header_id|>' + role + '<|end_header_id|>\\n\\n' + message['content'].strip() + '<|eot_id|>' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    "{{ '<|start_header_id|>' + ('ipython' if message['role'] == 'tool' else message['role']) + '<|end_header_id|>' }}"
+    "{{ '\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
 }
 """The same as chat templates. llama.cpp recognises Llama 2's by `bos_token + '[INST]` and `content.strip()`."""
+
+
+def with_template(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the chat template of its format, as a Hugging Face folder and a GGUF say it; itself if it has
+    one already, or no format."""
+    given = (getattr(tokenizer, "config", None) or {}).get("chat_template")
+    name = format_of(tokenizer) if given is None else None
+    if name not in TEMPLATES:
+        return tokenizer
+    made: Any = copy.copy(tokenizer)
+    made.config = made.config | {"chat_template": TEMPLATES[name]}
+    return made
 
 
 def ending_turns(tokenizer: Tokenizer, format: str) -> Tokenizer:

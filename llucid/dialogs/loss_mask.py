@@ -9,6 +9,7 @@ from typing import Any
 
 from llucid.dialogs.formats import (
     LLAMA3,
+    TEMPLATES,
     check_messages,
     encode_llama2,
     ending_turns,
@@ -20,13 +21,7 @@ from llucid.dialogs.templates import encode_template
 from llucid.errors import LlucidError, shown
 from llucid.tokenizers import Tokenizer
 
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + ('ipython' if message['role'] == 'tool' else message['role']) + '<|end_header_id|>' }}"
-    "{{ '\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-"""Llama 3's format as a chat template, which transformers and what builds on it can read."""
+TEMPLATE = TEMPLATES["llama3"]
 CHAT_CONFIG = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATE}
 """The `tokenizer_config.json` of a model trained on dialogues in Llama 3's format."""
 
@@ -50,7 +45,7 @@ def encode_learned(
     dialog = dialog[: answers[-1] + 1]
     format = known_format(format, tokenizer, tools=bool(tools))
     extra = values_for(format, tools=tools)
-    if format in ("llama3", TEMPLATE):
+    if format == "llama3":
         return turns_of_llama3(dialog, tokenizer)
     if format == "plain":
         raise LlucidError("format=plain: it marks no turns, so none can be learned")

@@ -54,7 +54,7 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
             keys = _llama2c_keys(rows_of(tokenizer), tokenizer) if falls_back else _json_keys(content, tokenizer)
         case _:
             raise LlucidError(f"GGUF cannot express this kind of tokenizer ({type(tokenizer).__name__})")
-    config = tokenizer.config if isinstance(tokenizer, JsonTokenizer | SentencePiece | TiktokenRanks) else {}
+    config = tokenizer.config
     keys = _filled(keys | _ends_keys(tokenizer, keys["tokenizer.ggml.tokens"], config), vocab_size)
     keys |= _template_keys(config.get("chat_template"))
     found = read_vocabulary(keys)

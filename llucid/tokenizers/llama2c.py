@@ -47,6 +47,8 @@ class Llama2cTokenizer:
         self.pieces, self.scores = list(pieces), list(scores)
         self.vocab_size = len(pieces)
         self.special = dict(SPECIAL)
+        self.config: dict[str, Any] = {}
+        """More of a `tokenizer_config.json`, such as a chat template, for which a `tokenizer.bin` has no place."""
 
         self.byte_of = _byte_pieces(self.pieces)
         self.byte_ids = {byte: token for token, byte in reversed(self.byte_of.items())}
@@ -165,7 +167,7 @@ class Llama2cTokenizer:
 
     def save(self, folder: Path) -> None:
         config = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-        write_folder(folder, self.json(), config, self.stop_ids)
+        write_folder(folder, self.json(), config | self.config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the `tokenizer.bin`."""

@@ -12,7 +12,7 @@ from llucid.corpora.conversations import Conversation, read_conversations
 from llucid.corpora.dialogues import Dialogues, longer, open_dialogues, write_dialogues
 from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_characters
 from llucid.dialogs import encode_dialog, encode_learned, format_of
-from llucid.dialogs.formats import LLAMA3, ending_turns, known_format
+from llucid.dialogs.formats import LLAMA3, ending_turns, known_format, with_template
 from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.dialogs.templates import SlowTemplate
 from llucid.errors import LlucidError, one_line
@@ -47,12 +47,12 @@ def make_chat_tokenizer(kind: str, corpus: Corpus) -> Tokenizer:
 
 
 def with_llama3_template(tokenizer: Tokenizer, where: str, advice: str) -> Tokenizer:
-    """`tokenizer`, or the same with Llama 3's template if it has no chat format but Llama 3's special tokens.
+    """`tokenizer` with a chat template: that of its chat format, or Llama 3's if it has Llama 3's special tokens.
 
     Raises LlucidError, with `advice`, if it has neither.
     """
     if format_of(tokenizer) is not None:
-        return tokenizer
+        return with_template(tokenizer)
     if not isinstance(tokenizer, JsonTokenizer) or not all(name in tokenizer.special for name in LLAMA3):
         raise LlucidError(
             f"{where}: this tokenizer has no chat template, nor the special tokens of Llama 3's format; {advice}"

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llucid.checkpoints import save
+from llucid.checkpoints import huggingface
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError, note
 from llucid.files import (
@@ -44,6 +44,7 @@ from llucid.files import (
     write_text_atomically,
 )
 from llucid.model import Model
+from llucid.tokenizers.comparison import note_difference
 from llucid.training.settings import Settings, read_toml, write_toml
 
 
@@ -108,7 +109,8 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
     """
     with atomic_folder(out) as unfinished:
         (unfinished / "state").mkdir()
-        save(model, unfinished)
+        note_difference(model.text())
+        huggingface.write(unfinished, model)
         write_text_atomically(unfinished / "train.toml", write_toml(settings))
         write_text_atomically(unfinished / "metrics.jsonl", "")
         write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint)

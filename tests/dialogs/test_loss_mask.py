@@ -153,7 +153,7 @@ def test_spelled_special_tokens_stay_text(taught: JsonTokenizer) -> None:
 def test_tools_are_part_of_what_is_asked(taught: JsonTokenizer, tmp_path: Path) -> None:
     template = "{% if tools %}{{ tools | tojson }}{% endif %}" + TEMPLATE
     tools = [{"type": "function", "function": {"name": "find"}}]
-    with pytest.raises(LlucidError, match=r"tools=.*: the chat template has no place for it"):
+    with pytest.raises(LlucidError, match=r"tools=.*: the format llama3 has no place for it"):
         encode_learned(TALK, taught, tools=tools)
     ids, learned = encode_learned(TALK, taught, template, tools=tools)
     taught.save(tmp_path)

@@ -143,7 +143,8 @@ def test_a_template_beside_any_kind_of_tokenizer(tmp_path: Path) -> None:
     """Also next to a file of ranks, which cannot contain one."""
     model = rambler()
     llucid.save(model, tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
     (tmp_path / "tokenizer.model").write_bytes(b"".join(b"%s %d\n" % (b64encode(bytes([n])), n) for n in range(256)))
     assert llucid.load(tmp_path, device="cpu").chat_format is None
     (tmp_path / "chat_template.jinja").write_text(CHATML)

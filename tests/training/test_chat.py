@@ -17,15 +17,19 @@ from safetensors.torch import load_file
 
 import llucid
 from llucid.chat import Session, encode_dialog, encode_learned
+from llucid.config import Config
 from llucid.corpora.conversations import open_conversations, parse_conversation, read_conversations
 from llucid.corpora.dialogues import dialogue_batch, dialogue_validation_batches, open_dialogues, write_dialogues
 from llucid.dialogs import sandbox
 from llucid.errors import LlucidError
 from llucid.generation import Sampling
+from llucid.model import Model
+from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training import loop
 from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens, tokenise_chat
 from llucid.training.report import Report
+from llucid.weights import initialise
 from tests.training.test_run import do, here, losses
 
 NAMES, THINGS = ["Wick", "May", "Ivy", "Otto", "Pip", "Ned"], ["bell", "hat", "kite", "drum"]
@@ -150,6 +154,27 @@ def test_a_base_without_a_chat_format_is_refused(file: Path, tmp_path: Path) -> 
     llucid.save(llucid.load(tmp_path / "base", device="cpu", dtype="bfloat16"), tmp_path / "half")
     here("train", "--corpus", text, "--base", tmp_path / "half", "--out", tmp_path / "more", "--steps", 2)
     assert {leaf.dtype for leaf in load_file(tmp_path / "more" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model", "llama2-tokenizer.bin"])
+def test_a_base_whose_format_its_tokenizer_tells(name: str, data: Path, file: Path, tmp_path: Path) -> None:
+    """A folder of Meta's has no chat template; the run's has one, so that it remains a chat model."""
+    tokenizer, talk = load_tokenizer(data / name), conversation(0)["messages"]
+    config = Config(
+        dim=8, layers=1, heads=2, kv_heads=1, head_dim=4, ffn_dim=8, vocab_size=tokenizer.vocab_size, context=128
+    )
+    llucid.save(Model(config, initialise(config), tokenizer), tmp_path / "base", "meta")
+    out = tmp_path / "run"
+    given = ("train", "--chat", file, "--base", tmp_path / "base", "--tokenizer", data / name)
+    here(*given, "--steps", 2, "--batch", 2, "--stop-after", 1, "--out", out)
+    here("train", "--resume", "--out", out)
+    found = llucid.load(out, device="cpu").text()
+    assert encode_learned(talk, found) == encode_learned(talk, tokenizer)
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(out)
+    ids = theirs.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False)
+    assert ids == encode_dialog(talk[:-1], tokenizer)
+    llucid.save(Model(config, initialise(config), tokenizer), tmp_path / "saved")
+    assert encode_dialog(talk[:-1], llucid.load(tmp_path / "saved", device="cpu").text()) == ids
 
 
 GOOD = json.dumps(conversation(0))
@@ -337,7 +362,7 @@ def test_tools_go_to_the_template_of_the_base(file: Path, straight: Path, tmp_pa
     talk.write_text("".join(json.dumps(conversation(number) | {"tools": tools}) + "\n" for number in range(20)))
     steps = ("--chat", talk, "--base", tmp_path / "base", "--steps", 1, "--batch", 2)
     shutil.copytree(straight, tmp_path / "base")
-    with pytest.raises(LlucidError, match=r"talk\.jsonl: no conv.* line 1: tools=.*: the chat template has no place"):
+    with pytest.raises(LlucidError, match=r"talk\.jsonl: no conv.* line 1: tools=.*: the format llama3 has no place"):
         here("train", *steps, "--out", tmp_path / "none")
     config = json.loads((straight / "tokenizer_config.json").read_text())
     config["chat_template"] = "{{ tools | tojson }}" + config["chat_template"]
