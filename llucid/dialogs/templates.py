@@ -17,6 +17,7 @@ from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.added_tokens import AddedTokens, Part
 from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.sentencepiece_model import SentencePiece
+from llucid.tokenizers.steps import steps_of
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
@@ -228,7 +229,7 @@ def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, E
     first = JsonTokenizer(content).encode
     if not first_only:
         return first, first
-    for step in content["pre_tokenizer"].get("pretokenizers", [content["pre_tokenizer"]]):
+    for step in steps_of(content["pre_tokenizer"]):
         if step.get("prepend_scheme") == "first":
             step["prepend_scheme"] = "never"
     return first, JsonTokenizer(content).encode

@@ -15,6 +15,8 @@ from llucid.tokenizers.text import replace_surrogates
 
 LARGEST_TEMPLATE = 2**20
 """Bytes of a chat template; published ones have some 10,000."""
+MOST_ROLES = 2**16
+"""Tokens with a role, of which each takes a tenth of a millisecond and two kilobytes."""
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 STRIPS = ("single_word", "lstrip", "rstrip")
 FLAGS = (*STRIPS, "special")
@@ -40,7 +42,8 @@ def name_of(role: str, config: Mapping[str, Any]) -> str | None:
 def role_tokens(config: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
     """The texts of all tokens with a role, which transformers treats as special tokens, with their flags.
 
-    They are in the order in which it gives new ids to those that are in no vocabulary."""
+    They are in the order in which it gives new ids to those that are in no vocabulary. Raises LlucidError if there are
+    more than MOST_ROLES."""
     roles = [role for role in config if role.endswith("_token")]
     found: list[object] = [config[role] for role in sorted(roles, key=lambda role: (*ROLES, role).index(role))]
     for key in ("model_specific_special_tokens", "extra_special_tokens", "additional_special_tokens"):
@@ -51,6 +54,8 @@ def role_tokens(config: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
         if name := text_of(token):
             flags = dict[str, object](token) if isinstance(token, dict) else {}
             tokens.setdefault(name, {flag: bool(flags.get(flag)) for flag in STRIPS})
+    if len(tokens) > MOST_ROLES:
+        raise LlucidError(f"tokenizer_config.json: {len(tokens):,} special tokens are more than any model has")
     return tokens
 
 

@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import Any
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """What a terminal sends when it closes. Windows has none."""
+STOP: Any = getattr(signal, "SIGTSTP", None)
+"""What Ctrl-Z sends. Windows has none."""
 STOPPING = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None]
 
 
@@ -56,27 +59,25 @@ def leave_closed_terminal() -> None:
 
 @contextmanager
 def stopwatch() -> Generator[Callable[[], float]]:
-    """Yields a function that returns the time in seconds, less that in which this process was stopped (Ctrl-Z): from
-    the call before to its continuation, less what it computed. Outside of the main thread, and on Windows, it counts.
+    """Yields a function that returns the time in seconds, less that in which Ctrl-Z stopped this process. It counts
+    outside of the main thread, where SIGTSTP is handled or ignored already, and on Windows.
     """
-    last, computed, lost = time.perf_counter(), time.process_time(), 0.0
+    lost = 0.0
 
-    def now() -> float:
-        nonlocal last, computed
-        last, computed = time.perf_counter(), time.process_time()
-        return last - lost
-
-    def continued(number: int, frame: object) -> None:
+    def stop(number: int, frame: object) -> None:
         nonlocal lost
-        idle = time.perf_counter() - last - (time.process_time() - computed)
-        lost += max(idle, 0.0)
-        now()
+        begun = time.perf_counter()
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)  # the process stops here, until it is continued
+        signal.signal(number, stop)
+        lost += time.perf_counter() - begun
 
-    if not hasattr(signal, "SIGCONT") or threading.current_thread() is not threading.main_thread():
-        yield now
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if STOP is None or not in_main_thread or signal.getsignal(STOP) != signal.SIG_DFL:
+        yield time.perf_counter
         return
-    previous = signal.signal(signal.SIGCONT, continued)
+    signal.signal(STOP, stop)
     try:
-        yield now
+        yield lambda: time.perf_counter() - lost
     finally:
-        signal.signal(signal.SIGCONT, previous or signal.SIG_DFL)
+        signal.signal(STOP, signal.SIG_DFL)

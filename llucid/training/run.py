@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
     step: int = 0
     seconds: float = 0.0
-    """Spent in training so far, over all processes, less that in which one was stopped (Ctrl-Z)."""
+    """Spent in training so far, over all processes, less that in which Ctrl-Z stopped one."""
 
 
 class Measured(NamedTuple):

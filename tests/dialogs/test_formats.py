@@ -127,12 +127,15 @@ def test_templates_give_the_ids_of_transformers(name: str, folders: dict[str, Pa
         assert ours == by_transformers(theirs[tokenizer], dialog, template)
 
 
-def test_a_space_before_the_first_word_only(llama2: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", range(3))
+def test_a_space_before_the_first_word_only(depth: int, llama2: Tokenizer, tmp_path: Path) -> None:
     """As in the folders of Llama 2 that transformers converts with legacy=False."""
     llama2.save(tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     content["normalizer"] = None
     content["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    for _ in range(depth):
+        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [content["pre_tokenizer"]]}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     ours, theirs = load_tokenizer(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
     for dialog in DIALOGS.values():

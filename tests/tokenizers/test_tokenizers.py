@@ -332,6 +332,13 @@ def test_a_post_processor_does_not_make_texts_very_much_longer(parts: int) -> No
             JsonTokenizer(with_special() | {"post_processor": several})
 
 
+def test_very_many_special_tokens_without_ids() -> None:
+    """Each takes far more time and memory than its name has letters."""
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        with pytest.raises(LlucidError, match="99,999 special tokens are more than any model has"):
+            JsonTokenizer(with_special(), config={key: [f"<{number}>" for number in range(99_999)]})
+
+
 def test_both_steps_before_the_model_count() -> None:
     many = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 99}
     twice = {"type": "Sequence", "pretokenizers": [LETTERS] * 2}

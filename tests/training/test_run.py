@@ -688,13 +688,17 @@ def test_the_time_in_which_a_process_is_stopped_is_no_training(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a step, and in a measurement."""
-    now, handler = 0.0, signal.getsignal(signal.SIGCONT)
+    now, handler = 0.0, signal.getsignal(signal.SIGTSTP)
     take, measure = loop.training_batch, TorchBackend.evaluate
 
-    def stopped() -> None:
+    def stop(number: int) -> None:
         nonlocal now
+        assert number == signal.SIGTSTP
+        assert signal.getsignal(number) == signal.SIG_DFL
         now += 1000
-        os.kill(os.getpid(), signal.SIGCONT)
+
+    def stopped() -> None:
+        os.kill(os.getpid(), signal.SIGTSTP)
 
     def batch(*arguments: Any) -> object:
         nonlocal now
@@ -710,11 +714,11 @@ def test_the_time_in_which_a_process_is_stopped_is_no_training(
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(TorchBackend, "evaluate", evaluate)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    monkeypatch.setattr(signal, "raise_signal", stop)
     here(*fresh(corpus, tmp_path / "out", "--minutes", 0.1))
-    assert [row["step"] for row in losses(tmp_path / "out")] == list(range(1, 14))
-    assert run.read_measured(tmp_path / "out", Progress(13)).total == 0
-    assert signal.getsignal(signal.SIGCONT) == handler
+    assert [row["step"] for row in losses(tmp_path / "out")] == list(range(1, 13))
+    assert run.read_measured(tmp_path / "out", Progress(12)).total == 0
+    assert signal.getsignal(signal.SIGTSTP) == handler == signal.SIG_DFL
 
 
 def test_a_step_that_cannot_be_compiled_is_reported_in_one_line(corpus: Path, tmp_path: Path) -> None:
