@@ -36,7 +36,7 @@ from llucid.files import atomic_folder, filled_folder, is_occupied, refuse_stand
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
-from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
+from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference, note_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.weights import Weights, assemble, leaves, named_leaves, parameter_count, tree_map
@@ -59,11 +59,10 @@ MODEL_FILES = (
     *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
 )
 TOKENIZER_FILES = (
-    *FILES,
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json"),
-    *("chat_template.jinja", "additional_chat_templates"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "chat_template.jinja", "additional_chat_templates"),
 )
-"""Names, as patterns, of what is read of a folder's model, and of its tokenizer."""
+"""Names, as patterns, of what is read of a folder's model, and of its tokenizer; tokenizer.bin is llama2.c's."""
 
 KIND_NAMES = {
     "JsonTokenizer": "Hugging Face tokenizer",

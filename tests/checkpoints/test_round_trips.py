@@ -295,11 +295,12 @@ def test_a_saved_model_replaces_the_one_in_its_folder(before: str, after: str, t
         (out / name).write_text("{}")
     (out / "additional_chat_templates").mkdir()
     (out / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
-    (out / "notes.txt").touch()
+    for name in ("notes.txt", "story.bin", "tokenizer.bin"):
+        (out / name).touch()
     save(model, out, after)
     save(model, tmp_path / "fresh", after)
     fresh = {path.name for path in (tmp_path / "fresh").iterdir()}
-    assert {path.name for path in out.iterdir()} == fresh | {"notes.txt"}
+    assert {path.name for path in out.iterdir()} == fresh | {"notes.txt", "story.bin", "tokenizer.bin"}
     found, expected = load(out, device="cpu"), load(tmp_path / "fresh", device="cpu")
     assert same(found.weights, expected.weights)
     assert found.tokenizer is not None

@@ -258,6 +258,24 @@ def test_equal_logits_are_filtered_as_the_sampler_does(page: Any, settings: dict
     assert kept == (expected > 0).sum()
 
 
+def test_every_token_that_is_left_can_be_drawn(page: Any) -> None:
+    """Also those beyond the likeliest that are listed."""
+    logits = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    drawn, p = page.evaluate(
+        """async (numbers) => {
+            const { draw, ranking, sample } = await import("look/sampling.js");
+            const logits = Float32Array.from(numbers), order = ranking(logits);
+            const { p, kept } = sample(logits, order, { temperature: 1, top_k: 400, top_p: 1, min_p: 0 });
+            const drawn = new Array(numbers.length).fill(0);
+            for (let i = 0; i <= 1e5; i++) drawn[draw(p, order, kept, i / 1e5)] += 1e-5;
+            return [drawn, [...p]];
+        }""",
+        logits.tolist(),
+    )
+    assert drawn == pytest.approx(p, abs=2.1e-5)
+    assert np.count_nonzero(drawn) == 400
+
+
 def test_typed_text_is_read_at_once(page: Any, model: llucid.Model) -> None:
     text = "A fox found a bell."
     page.fill("#prompt", text)

@@ -47,6 +47,19 @@ export function sample(logits, order, { temperature, top_k, top_p, min_p }) {
   return { p, kept };
 }
 
+/**
+ * The id that a random number from 0 to 1 draws: that at its place in the probabilities, one after the other.
+ * @param {Float64Array} p
+ * @param {Uint32Array} order
+ * @param {number} kept
+ * @param {number} random
+ */
+export function draw(p, order, kept, random) {
+  let at = 0;
+  while (at < kept - 1 && (random -= p[order[at]]) >= 0) at++;
+  return order[at];
+}
+
 /** @type {(p: Float64Array) => number} in nats */
 export function entropy(p) {
   let sum = 0;

@@ -4,7 +4,7 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "loo
 import { address, isFile, useAnswer } from "look/api.js";
 import { colours, css, ink, percent, short, visible } from "look/colour.js";
 import { Legend, Pane, hideTip, showTip } from "look/canvas.js";
-import { entropy, ranking, sample } from "look/sampling.js";
+import { draw, entropy, ranking, sample } from "look/sampling.js";
 
 /** @typedef {import("look/types.js").Props} Props */
 /** @typedef {import("look/types.js").Token} Token */
@@ -130,7 +130,11 @@ function useDistribution(id, place, sampling, vocabulary) {
     const order = whole ? ranking(whole) : Uint32Array.from(tokens.keys());
     const { p, kept } = sample(logits, order, sampling);
     const rows = tokens.map((token, i) => ({ ...token, raw: Math.exp(token.logit - log_sum), p: p[whole ? token.id : i] ?? 0 }));
-    return { rows, kept, entropy: entropy(p), whole: whole !== null, stale: !next.fresh };
+    const drawn = () => {
+      const found = draw(p, order, kept, Math.random());
+      return whole ? found : tokens[found].id;
+    };
+    return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null, stale: !next.fresh };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
 }
 
@@ -142,10 +146,7 @@ function Distribution({ state, act }) {
   const shown = view === "beside" && there ? there : here, other = view === "beside" ? here : there;
   const before = run.tokens.slice(0, token + 1), follows = run.tokens[token + 1];
   const goOn = (/** @type {number} */ id) => act.goOn([...before.map((one) => one.id), id]);
-  const draw = () => {
-    let left = Math.random();
-    for (const row of shown?.rows ?? []) if ((left -= row.p) < 0) return goOn(row.id);
-  };
+  const drawOne = () => shown && goOn(shown.drawn());
   const others = new Map(other?.rows.map((row) => [row.id, row]));
   let rows = (shown?.rows ?? []).slice(0, 10);
   if (view === "difference" && there && shown) {
@@ -153,7 +154,7 @@ function Distribution({ state, act }) {
     rows = [...shown.rows].sort((a, b) => gap(b) - gap(a)).slice(0, 10);
   }
   return html`<div class="next">
-    <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>${!isFile && html`<button onClick=${draw} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
+    <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>${!isFile && html`<button onClick=${drawOne} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
       <p class="how">${beside ? "Hollow bars: the other run" : "Ticks: before the sliders"}. Click one to go on from there.</p></header>
     <div class="columns">
       <ol class=${`bars ${shown?.stale ? "stale" : ""}`} aria-label="the likeliest next tokens">${rows.map((row) => {
