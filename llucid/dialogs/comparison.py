@@ -1,12 +1,20 @@
 """The first difference between two chat tokenizers in the ids of a dialogue."""
 
 from itertools import product
+from typing import Any
 
-from llucid.dialogs.formats import encode_dialog, format_of
+from llucid.dialogs.formats import NATIVE, encode_dialog, format_of
 from llucid.dialogs.templates import ROLES, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.comparison import PROBES, id_difference
+
+VALUES: dict[str, Any] = {
+    "tools": [{"type": "function", "function": {"name": "x", "description": "x", "parameters": {}}}],
+    "documents": [{"title": "x", "text": "x"}],
+    "enable_thinking": True,
+}
+"""What templates may ask for, beside the messages."""
 
 
 def first_difference_in_dialog(
@@ -31,16 +39,17 @@ def first_difference_in_dialog(
 
 
 def _difference(tokenizer: Tokenizer, other: Tokenizer, one: str, two: str) -> str | None:
-    """The first difference in one format each."""
-    for roles, first in product(ROLES, range(2)):
+    """The first difference in one format each, also with the values that it has a place for."""
+    values = {name: value for name, value in VALUES.items() if name in one and one not in NATIVE}
+    for extra, roles, first in product([{}, values][: 1 + bool(values)], ROLES, range(2)):
         contents = [PROBES[(place + first) % 2] for place in range(len(roles))]
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
-            ids = encode_dialog(messages, tokenizer, one)
+            ids = encode_dialog(messages, tokenizer, one, **extra)
         except LlucidError:  # a template may refuse such messages
             continue
         try:
-            same = encode_dialog(messages, other, two)
+            same = encode_dialog(messages, other, two, **extra)
         except LlucidError as error:
             return f"a dialogue has ids in one, but the other: {error}"
         if same != ids:

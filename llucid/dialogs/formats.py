@@ -249,7 +249,8 @@ def with_template(tokenizer: Tokenizer) -> Tokenizer:
     if name not in TEMPLATES:
         return tokenizer
     made: Any = copy.copy(tokenizer)
-    made.config = made.config | {"chat_template": TEMPLATES[name]}
+    known = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3]} if name == "llama3" else {}
+    made.config = known | made.config | {"chat_template": TEMPLATES[name]}
     return made
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -148,8 +149,14 @@ class SentencePiece:
         return found
 
     def message(self, number: int) -> dict[int, int | bytes]:
-        """The fields of a message, such as its NORMALIZER. Raises LlucidError for damaged fields."""
-        return {key: value for part in self.parts.get(number, []) for key, value in fields(part)}
+        """The fields of a message, such as its NORMALIZER. Raises LlucidError for damaged fields, and for one of two
+        types, of which the library reads only its own."""
+        found: dict[int, int | bytes] = {}
+        for key, value in chain.from_iterable(map(fields, self.parts.get(number, []))):
+            if type(found.setdefault(key, value)) is not type(value):
+                raise LlucidError(f"the field {key} of its message {number} has two types")
+            found[key] = value
+        return found
 
     @cached_property
     def types(self) -> list[int]:

@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, normalizers
 
 from llucid.errors import LlucidError
 
@@ -81,13 +80,17 @@ has only the one character that becomes 18, and spaces."""
 USUAL_GROWTH = 10
 """Times that a normalizer may make a given text longer: Unicode's normal forms make 3 characters of one of Korea's."""
 LONGEST = 256
-"""Characters of the longest word of WordPiece, which takes the third power of time, and of the longest piece of
-Unigram, which tries all at every letter, in its square; published ones have 100 and 16."""
+"""Characters of the longest word of WordPiece, which takes the third power of time, of the longest piece of Unigram,
+which tries all at every letter, in its square, and of what a model copies for each piece; published: 100 and 16."""
+
+
+LONGER = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "BertNormalizer")
+"""Steps that make some characters longer: up to 18 times."""
 
 
 def growth(steps: Sequence[Any]) -> float:
-    """How many times as long the steps can make a text, but for normal forms and lower case, which are always the same,
-    and for the first of each other kind."""
+    """How many times as long the steps can make a text, without normal forms, which leave their own result as it is,
+    and the first of each other kind that does not say what it adds."""
     times, kinds = 1.0, set[str]()
     for step in steps:
         match step:
@@ -116,8 +119,8 @@ def normal_length(text: str) -> int:
 
 
 def refuse_growth(typed: Mapping[str, Any]) -> None:
-    """Raises ValueError if there are too many steps of a kind, or if they make a text far longer, or added tokens,
-    which the library changes when the file is opened; and for a model that LONGEST keeps from taking forever."""
+    """Raises ValueError if there are too many steps of a kind, if they make a text far longer, and for a model whose
+    parts are so long that a text takes forever."""
     steps = {kind: steps_of(typed[kind]) for kind in KINDS}
     before_words = [*steps["normalizer"], *steps["pre_tokenizer"]]
     for name, inner in (steps | {"pre_tokenizer": before_words}).items():
@@ -125,20 +128,24 @@ def refuse_growth(typed: Mapping[str, Any]) -> None:
             raise ValueError(f"its {name} has {len(inner):,} steps")
         if (times := growth(inner)) > MOST_GROWTH:
             raise ValueError(f"its {name} makes texts {times:.3g} times as long")
-    tokens = [token["content"] for token in typed.get("added_tokens") or [] if token.get("normalized", True)]
-    if growth(steps["normalizer"]) > USUAL_GROWTH and sum(map(len, tokens)) > 10_000:
-        raise ValueError("its normalizer makes its many added tokens longer")
-    match typed.get("model"):
-        case {"vocab": list(rows)} if any(len(piece) > LONGEST for piece, _ in rows):
-            raise ValueError(f"it has a piece of more than {LONGEST} characters")
-        case {"max_input_chars_per_word": int(most)} if most > LONGEST:
-            raise ValueError(f"its words may have more than {LONGEST} characters")
-        case _:
-            pass
+    model = typed.get("model") or {}
+    if (model.get("max_input_chars_per_word") or 0) > LONGEST:
+        raise ValueError(f"its words may have more than {LONGEST} characters")
+    pieces = [model.get(key) or "" for key in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix")]
+    if isinstance(model.get("vocab"), list):
+        pieces += [piece for piece, _ in model["vocab"]]
+    if any(len(piece) > LONGEST for piece in pieces):
+        raise ValueError(f"it has a piece of more than {LONGEST} characters")
+
+
+def grows(normalizer: Any) -> bool:
+    """Whether a normalizer may make a text more than USUAL_GROWTH times as long. That of a Llama does not."""
+    steps = steps_of(normalizer)
+    return growth(steps) > 2 or any(step["type"] in LONGER for step in steps)
 
 
 def refuse_longer(normalize: Callable[[str], str], text: str) -> None:
-    """Raises LlucidError if a normalizer makes this text far longer."""
+    """Raises LlucidError if a normalizer makes this text far longer, which it may be only a little at a time."""
     parts = (text[at : at + 1000] for at in range(0, len(text), 1000))
     if sum(len(normalize(part)) for part in parts) > USUAL_GROWTH * (len(text) + 1000):
         raise LlucidError(f"the tokenizer's normalizer makes the text more than {USUAL_GROWTH} times as long")
@@ -148,20 +155,17 @@ def longest_text(charsmap: bytes) -> int:
     """Characters of the longest text that SentencePiece's `charsmap` puts in place of a character: its size, a table of
     that size, and the texts, each with NUL at its end."""
     texts = charsmap[4 + int.from_bytes(charsmap[:4], "little") :].split(b"\0")
-    return max(normal_length(text.decode(errors="replace")) for text in texts)
+    return max(1, *(normal_length(text.decode(errors="replace")) for text in texts))
 
 
-def refuse_vanishing(steps: Sequence[Any], library: tokenizers.Tokenizer) -> None:
-    """Raises ValueError for an added token that the normalizer makes empty, if a step also finds nothing, between all
-    letters: the library looks for it forever."""
+def refuse_vanishing(library: tokenizers.Tokenizer) -> None:
+    """Raises ValueError for an added token that the normalizer makes empty: the library may look for it forever."""
     normal: Any = library.normalizer
-    tokens = library.get_added_tokens_decoder().values()
-    for token in tokens if normal else ():
+    for token in library.get_added_tokens_decoder().values() if normal else ():
         if token.normalized and not normal.normalize_str(token.content):
-            patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Replace"]
-            probes = [normalizers.Replace(Regex(one), "+").normalize_str("\u0378") for one in patterns if one]
-            if any("+" in probe for probe in probes):
-                raise ValueError(f"its normalizer removes the added token {token.content!r} and adds others everywhere")
+            raise ValueError(
+                f"its normalizer makes the added token {token.content!r} empty; set its normalized to false"
+            )
 
 
 def without_prefix(step: Any) -> Any:

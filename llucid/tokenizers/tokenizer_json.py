@@ -29,9 +29,8 @@ from llucid.tokenizers.folder import (
 )
 from llucid.tokenizers.steps import (
     KINDS,
-    USUAL_GROWTH,
     around_a_word,
-    growth,
+    grows,
     may_panic,
     refuse_growth,
     refuse_longer,
@@ -120,21 +119,21 @@ class JsonTokenizer:
         steps = {kind: steps_of(content[kind]) for kind in KINDS if kind != "post_processor"}
         with library_errors("tokenizer.json cannot be read", quiet=True):
             refuse_growth(content)
-            self.grows = growth(steps["normalizer"]) > USUAL_GROWTH
+            self.grows = grows(content["normalizer"])
+            if self.grows:  # the library normalises added tokens when it opens the file
+                tokens = [added["content"] for added in content["added_tokens"] if added.get("normalized", True)]
+                refuse_longer(around_a_word(content).normalizer.normalize_str, "".join(tokens))
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
             roles = role_tokens(self.config) if folder else {}
             names = {name: flags for name, flags in roles.items() if self.tokenizer.token_to_id(name) is None}
             self.tokenizer.add_tokens(
                 [AddedToken(name, normalized=False, special=True, **flags) for name, flags in names.items()]
             )
-            normal = self.tokenizer.normalizer
-            refuse_vanishing(steps["normalizer"], self.tokenizer)
+            refuse_vanishing(self.tokenizer)
+            tokens = self.tokenizer.get_added_tokens_decoder().values()
             self.panics = any(map(may_panic, chain(*steps.values()))) or any(
-                # They overlap, or one that becomes empty is found inside characters.
-                token.lstrip
-                or token.rstrip
-                or (token.normalized and normal and not normal.normalize_str(token.content))
-                for token in self.tokenizer.get_added_tokens_decoder().values()
+                token.lstrip or token.rstrip
+                for token in tokens  # they overlap
             )
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # some files ask for it, for every text

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llucid.dialogs.comparison import first_difference_in_dialog
+from llucid.dialogs.formats import ROLES as DIALOG_ROLES
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.comparison import first_difference
@@ -88,21 +89,18 @@ def test_dialogues() -> None:
     assert first_difference_in_dialog(named, small_sentencepiece(), other_format="{{ messages[0].content }}")
 
 
-@pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
+@pytest.mark.parametrize("where", [*DIALOG_ROLES, "tools", "documents", "enable_thinking"])
 @pytest.mark.parametrize("strip", ["lstrip", "rstrip"])
-def test_white_space_beside_the_tokens_of_every_role(role: str, strip: str) -> None:
+def test_white_space_beside_tokens_everywhere(where: str, strip: str) -> None:
     """A GGUF cannot say that a special token includes it."""
     tokenizer = letters()
     content = json.loads(tokenizer.json())
     content["added_tokens"].append(special_token("<|mark|>", tokenizer.vocab_size))
     other = copy.deepcopy(content)
     other["added_tokens"][-1][strip] = True
-    template = (
-        "{% for m in messages %}{{ m.content }}{% if m.role == '" + role + "' %}<|mark|>{{ m.content }}{% endif %}"
-    )
-    found = first_difference_in_dialog(
-        JsonTokenizer(content), JsonTokenizer(other), template + "{% endfor %}", template + "{% endfor %}"
-    )
+    asks = f"m.role == '{where}'" if where in DIALOG_ROLES else where
+    template = "{% for m in messages %}{{ m.content }}{% if " + asks + " %} <|mark|> {% endif %}{% endfor %}"
+    found = first_difference_in_dialog(JsonTokenizer(content), JsonTokenizer(other), template, template)
     assert "the ids of a dialogue" in str(found)
 
 

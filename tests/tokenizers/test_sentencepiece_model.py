@@ -19,7 +19,15 @@ from llucid.tokenizers.comparison import text_difference
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 from llucid.tokenizers.protobuf import field, fields, varint
-from llucid.tokenizers.sentencepiece_model import CONTROL, PIECE_TEXT, PIECES, USER_DEFINED, SentencePiece
+from llucid.tokenizers.sentencepiece_model import (
+    CHARACTER_MAP,
+    CONTROL,
+    NORMALIZER,
+    PIECE_TEXT,
+    PIECES,
+    USER_DEFINED,
+    SentencePiece,
+)
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
@@ -314,6 +322,13 @@ def test_equally_good_merges_in_gguf(kind: int, tied: bytes) -> None:
     tokenizer = read_vocabulary(keys)
     for text in tied_texts():
         assert tokenizer.encode(text) == library.encode(text)
+
+
+def test_a_field_of_two_types_is_refused() -> None:
+    """The library reads only that of its own type, which the other would hide."""
+    model = sentencepiece_model(normalization_rule_name="nmt_nfkc")
+    with pytest.raises(LlucidError, match="the field 2 of its message 3 has two types"):
+        SentencePiece(model + field(NORMALIZER, field(CHARACTER_MAP, 0)))
 
 
 def test_texts_are_not_made_far_longer(tmp_path: Path) -> None:
