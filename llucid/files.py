@@ -203,8 +203,8 @@ def atomic_folder(out: Path, *, file: bool = False) -> Generator[Path]:
 
 @contextmanager
 def filled_folder(out: Path, replaced: Sequence[str]) -> Generator[Path]:
-    """Yields a temporary folder whose files are moved into the folder `out` at the end; an error removes it. What there
-    has a name of the patterns `replaced` is then removed, if no file has replaced it. Removes what killed processes
+    """Yields a temporary folder whose files are moved into the folder `out` at the end; an error removes it. Files in
+    `out` that match a pattern of `replaced` are then removed, if none has replaced them. Removes what killed processes
     left of `out`. Every OSError names `out`."""
     remove_unfinished(out)
     place = Path(os.path.realpath(out))
@@ -212,15 +212,17 @@ def filled_folder(out: Path, replaced: Sequence[str]) -> Generator[Path]:
         yield unfinished
         made = sorted(path.name for path in unfinished.iterdir())
         for name in made:
+            if (place / name).is_file():
+                shutil.copymode(place / name, unfinished / name)
             os.replace(unfinished / name, place / name)
         for old in {old for pattern in replaced for old in place.glob(pattern)}:
-            if old.name not in made:
-                remove(old)
+            if old.name not in made and (old.is_file() or old.is_symlink()):
+                old.unlink()
 
 
 MOVING = "names.partial"
 """The file in a temporary folder with the names that are moved from there into the folder around it, and what each is:
-its `_identity`, which nobody could know beforehand, so that a folder from elsewhere never names what is the user's."""
+its `_identity`, which nobody elsewhere could know, so that a folder that was fetched names nothing of the user's."""
 
 
 def _identity(path: Path) -> list[int]:
@@ -243,8 +245,13 @@ def _move_new(source: Path, target: Path, same: bool) -> None:
 
 
 def _moved(unfinished: Path) -> list[Path]:
-    """What was moved out of a temporary folder into the one around it, if some of it is still to be moved."""
+    """What was moved out of a temporary folder into the one around it, if some of it is still to be moved. None by the
+    list of another user, who may know the identities of what is in a shared folder."""
     try:
+        if hasattr(os, "geteuid") and {path.lstat().st_uid for path in (unfinished, unfinished / MOVING)} != {
+            os.geteuid()
+        }:
+            return []
         moving = read_json(unfinished / MOVING)
         return [path for path in unfinished.parent.iterdir() if _identity(path) == moving.get(path.name)]
     except (LlucidError, OSError):  # there is none, or another process is at work
@@ -318,6 +325,9 @@ def typed(path: str | Path) -> str:
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
+OTHER_CACHE = "set LLUCID_CACHE to another folder for llucid's cache"
+
+
 def cache_folder() -> Path:
     """The folder for files that can be made or fetched again: $LLUCID_CACHE, or llucid/ in the user's cache folder.
 
@@ -339,9 +349,7 @@ def cache_file(name: str) -> Path:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LlucidError(
-            f"{file.parent}: cannot be made ({error.strerror}); set LLUCID_CACHE to another folder for llucid's cache"
-        ) from error
+        raise LlucidError(f"{file.parent}: cannot be made ({error.strerror}); {OTHER_CACHE}") from error
     return file
 
 
@@ -357,6 +365,8 @@ def cached(name: str, write: Callable[[Path], None]) -> Path:
             return found
         found.unlink(missing_ok=True)
     remove_unfinished(file)
+    if not os.access(file.parent, os.W_OK):
+        raise LlucidError(f"{file.parent}: cannot be written to; {OTHER_CACHE}")
     with unfinished_folder(file.parent, file.name, file) as folder, replaced_in_errors(folder, file.parent):
         with atomic_file(folder / file.name) as temporary:
             write(temporary)

@@ -143,16 +143,16 @@ static void product(const Matrix *w, const Vectors *v, int count, Part part, flo
 }
 
 /* The same, as a sample of how fast it is with this distance where a trial is running. */
-static void multiply(const Matrix *w, const Vectors *v, int count, Part part, float *y) {
+static void multiply(const Matrix *w, const Vectors *v, int count, int thread, Part part, float *y) {
     int kind = count > FEW_TOKENS ? KINDS + w->kind : w->kind;
     struct Trial *t = &trials[kind];
     int tried = t->running && (int64_t)w->rows * w->columns >= LEAST && llama_forced < 0;
     int64_t begun = tried ? nanoseconds() : 0, numbers = (int64_t)(part.to - part.from) * w->columns;
     unsigned distance = atomic_load(&pool.rounds) % DISTANCES;  /* the same in all threads */
     product(w, v, count, part, y, tried ? (size_t)distances[distance] : ahead_of(kind));
-    if (part.from || !part.to) return;  /* not the first thread */
+    if (thread) return;
     t->products++;
-    if (!tried || t->count == SAMPLES) return;
+    if (!tried || t->count >= SAMPLES || !numbers) return;
     t->samples[t->count].distance = (int)distance;
     t->samples[t->count++].seconds = (float)(nanoseconds() - begun) / (float)numbers;
 }
@@ -308,7 +308,7 @@ static void attend(const Step *s, int layer, int block, int head, const struct O
 /* A thread's part of the rows of a product, added to the stream. */
 static void add(const Step *s, const Matrix *w, const float *x, int thread) {
     Part rows = part(w->rows, thread, s->threads, TILE);
-    multiply(w, for_matrix(w, x, s->count, &s->own[thread].vectors), s->count, rows, s->written);
+    multiply(w, for_matrix(w, x, s->count, &s->own[thread].vectors), s->count, thread, rows, s->written);
     float *to = s->x;
     const float *from = s->written;
     for (int token = 0; token < s->count; token++, to += w->rows, from += w->rows)
@@ -321,9 +321,10 @@ static void attention(const Step *s, const float *x, const Block *w, int layer, 
     int heads = s->model->heads, q = w->query.rows, kv = w->key.rows;
     Vectors *v = &s->own[thread].vectors;
     Part of_q = part(q, thread, s->threads, TILE), of_kv = part(kv, thread, s->threads, TILE);
-    multiply(&w->query, for_matrix(&w->query, x, s->count, v), s->count, of_q, s->query);
-    multiply(&w->key, alike(&w->key, &w->query) ? v : for_matrix(&w->key, x, s->count, v), s->count, of_kv, s->key);
-    multiply(&w->value, alike(&w->value, &w->key) ? v : for_matrix(&w->value, x, s->count, v), s->count, of_kv, s->value);
+    int count = s->count;
+    multiply(&w->query, for_matrix(&w->query, x, count, v), count, thread, of_q, s->query);
+    multiply(&w->key, alike(&w->key, &w->query) ? v : for_matrix(&w->key, x, count, v), count, thread, of_kv, s->key);
+    multiply(&w->value, alike(&w->value, &w->key) ? v : for_matrix(&w->value, x, count, v), count, thread, of_kv, s->value);
     rotate(s, of_q, (size_t)q, s->query), rotate(s, of_kv, (size_t)kv, s->key);
     write_slots(s, of_kv, (size_t)kv, s->key, s->cache->keys[layer]);
     write_slots(s, of_kv, (size_t)kv, s->value, s->cache->values[layer]);
@@ -339,8 +340,8 @@ static void swiglu(const Step *s, const float *x, const Block *w, int thread) {
     Vectors *v = &s->own[thread].vectors;
     int ffn = w->gate.rows;
     Part rows = part(ffn, thread, s->threads, TILE);
-    multiply(&w->gate, for_matrix(&w->gate, x, s->count, v), s->count, rows, s->gate);
-    multiply(&w->up, alike(&w->up, &w->gate) ? v : for_matrix(&w->up, x, s->count, v), s->count, rows, s->up);
+    multiply(&w->gate, for_matrix(&w->gate, x, s->count, v), s->count, thread, rows, s->gate);
+    multiply(&w->up, alike(&w->up, &w->gate) ? v : for_matrix(&w->up, x, s->count, v), s->count, thread, rows, s->up);
     float *gate = s->gate;
     const float *up = s->up;
     for (int token = 0; token < s->count; token++, gate += ffn, up += ffn)
@@ -371,7 +372,7 @@ static void llama(void *given, int thread) {
     for (int at = 0; at < t->scored; at++)
         rms_norm(s, s->x + (size_t)t->wanted[at] * dim, 1, m->norm, own->normed + (size_t)at * dim);
     const Vectors *v = for_matrix(&m->output, own->normed, t->scored, &own->vectors);
-    multiply(&m->output, v, t->scored, part(m->output.rows, thread, s->threads, TILE), s->logits);
+    multiply(&m->output, v, t->scored, thread, part(m->output.rows, thread, s->threads, TILE), s->logits);
 }
 
 /* Writes the keys and values of the tokens into their slots and the scores of what follows those that are wanted into

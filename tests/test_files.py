@@ -212,6 +212,20 @@ def test_a_folder_from_elsewhere_removes_nothing(there: bool, listed: str, tmp_p
     assert [path.name for path in out.iterdir()] == ["a"]
 
 
+def test_a_list_of_another_user_removes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may list a shared folder knows the identities of what is in it."""
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    kept.touch()
+    found = kept.stat()
+    for user, there in ((os.getuid() + 1, True), (os.getuid(), False)):
+        left = tmp_path / temporary_name("out", 4194999)
+        left.mkdir()
+        (left / MOVING).write_text(json.dumps({"kept": [found.st_ino, found.st_mtime_ns]}))
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        remove_unfinished(out)
+        assert kept.exists() == there
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_partial_files_of_a_process_with_our_id_are_removed(there: bool, tmp_path: Path) -> None:
     """In containers, processes often have the same id."""

@@ -36,7 +36,7 @@ from llucid.files import atomic_folder, filled_folder, is_occupied, refuse_stand
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
-from llucid.tokenizers import Tokenizer, load_tokenizer
+from llucid.tokenizers import FILES, Tokenizer, load_tokenizer
 from llucid.tokenizers.comparison import first_difference, note_difference
 from llucid.tokenizers.folder import folder_config
 from llucid.weights import Weights, assemble, leaves, named_leaves, parameter_count, tree_map
@@ -53,14 +53,15 @@ FORMATS = ("huggingface", "meta", "llama2c", "gguf")
 FILE_NAMES = {"llama2c": "model.bin", "gguf": "model.gguf"}
 """How a model may be called in the formats that are a file; the others are folders."""
 
+SHARD = f"-{'[0-9]' * 5}-of-{'[0-9]' * 5}"
 MODEL_FILES = (
     *("config.json", "params.json", "consolidated.[0-9][0-9].pth"),
-    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json"),
+    *("model.safetensors", f"model{SHARD}.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", f"pytorch_model{SHARD}.bin", "pytorch_model.bin.index.json"),
 )
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("generation_config.json", "chat_template.jinja", "additional_chat_templates"),
+    *("generation_config.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
 )
 """Names, as patterns, of what is read of a folder's model, and of its tokenizer; tokenizer.bin is llama2.c's."""
 
@@ -274,8 +275,11 @@ def save(
     if format in FILE_NAMES:
         write(out, progress)
     elif is_occupied(out):
-        with filled_folder(out, MODEL_FILES if model.tokenizer is None else MODEL_FILES + TOKENIZER_FILES) as place:
+        kept = model.tokenizer is None and out.is_dir() and any((out / name).is_file() for name in FILES)
+        with filled_folder(out, MODEL_FILES + (() if kept else TOKENIZER_FILES)) as place:
             write(place, progress)
+        if kept:
+            note(f"{out}: keeps the tokenizer that is there, since the model has none")
     else:
         with atomic_folder(out) as place:
             write(place, progress)

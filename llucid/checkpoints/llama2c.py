@@ -366,7 +366,8 @@ def tokenizer_beside(folder: Path, beside: Path, tokenizer: Tokenizer | None, vo
         for there in (beside / name for name in {*FILES, *contents}):
             if there.is_file() and there.read_bytes() != contents.get(there.name):
                 raise LlucidError(
-                    f"{there}: is the tokenizer of another model, or this one in another form; write to another folder"
+                    f"{there}: belongs to the tokenizer of another model, or to this one in another form; write to "
+                    "another folder"
                 )
         yield
         for file in files:

@@ -219,10 +219,13 @@ def _fault(messages: list[Any]) -> str:
 
 
 def _plain(message: Any, where: str) -> Any:
-    """The role, content and weight of a message by our names; what is not an object is unchanged."""
+    """The role, content and weight of a message by our names, which hide others; what is not an object is unchanged."""
     if not isinstance(message, dict):
         return message
-    pairs = [(KEYS.get(name, name), value) for name, value in dict[str, Any](message).items()]
+    own = dict[str, Any](message)
+    pairs = [
+        (KEYS.get(name, name), value) for name, value in own.items() if name not in KEYS or own.get(KEYS[name]) is None
+    ]
     given = {name: value for name, value in pairs if value is not None or name == "content"}
     for name in UNREAD:
         if given.get(name):

@@ -4,6 +4,7 @@ In each format the ids are those that `encode_dialog` gives when the model answe
 """
 
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -94,12 +95,17 @@ def _end_if_more_follows(
     ends: frozenset[int],
 ) -> list[int]:
     """The end of the last turn, which some templates write only before another: they follow the `ids` of the dialog."""
+    next = secrets.token_hex(8)
     try:
-        more = _encoded([*dialog, {"role": "user", "content": "x"}], tokenizer, format, False, extra)
+        more = _encoded([*dialog, {"role": "user", "content": next}], tokenizer, format, False, extra)
     except LlucidError:
         return []
-    after = more[len(ids) : len(ids) + 1]
-    return after if more[: len(ids)] == ids and not ends.isdisjoint(after) else []
+    count = len(ids) + 1
+    while count <= len(more) and more[count - 1] not in ends:
+        count += 1
+    after = more[len(ids) : count]
+    found = count <= len(more) and more[: len(ids)] == ids and next not in tokenizer.decode(after)
+    return after if found else []
 
 
 def _encoded(

@@ -98,8 +98,8 @@ def sentence(result: Result, comparison: Comparison, limit: float | None, corpus
     size, change = f"{abs(comparison.change):.3f} nats", f"{comparison.change:+.3f}"
     words = {
         "first": f"{result.loss:.3f} nats per character: the starting point.",
-        "cheats": f"{result.loss:.3f} means nothing: the model reads the next character instead of predicting it. "
-        "When it writes there is no next character to read, and the text is garbage.",
+        "cheats": f"{result.loss:.3f} means nothing: the model can read the next character instead of predicting it. "
+        "When it writes there is no next character to read: once it has learned to read it, the text is garbage.",
         "better": f"{size} better than {baseline}.",
         "worse": f"{size} worse than {baseline}: no gain on {corpus}, at this size and number of steps.",
         "noise": f"no significant difference from {baseline} on {corpus} ({change}, noise ±{limit or 0:.3f}).",

@@ -105,6 +105,10 @@ def run_ladder(
                     write_files(folder, task, results)
             except Interrupted:
                 pass
+            except BaseException:
+                if not results and not out:
+                    folder.rmdir()
+                raise
         if len(results) < len(chosen):
             console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
         if results:

@@ -113,7 +113,7 @@ class Answers:
             text = text_or_ids if isinstance(text_or_ids, str) else None
             ids = encode(opened, text_or_ids)
             parent = self.read(model, text_or_ids) if changes else None
-            key = [self._fingerprints[model], ids, list(changes)]
+            key = [model, self._fingerprints[model], ids, list(changes)]  # the first rows of two models may be equal
             name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
             held = Reading(model, tuple(ids), text, tuple(changes), parent)
             if name not in self.readings:
@@ -125,7 +125,7 @@ class Answers:
     def adopt(self, held: Trace) -> str:
         """Adds an existing trace as a reading of the first model; returns the reading's id."""
         changes = [{"kind": "code", "name": name} for name in held.changed]
-        key = json.dumps([fingerprint(held.model), held.ids, changes])
+        key = json.dumps([0, fingerprint(held.model), held.ids, changes])
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         self.readings[name] = Reading(0, tuple(held.ids), None, tuple(changes), None)
         self._adopted[name] = held
@@ -377,9 +377,15 @@ class Answers:
         return numbers(torch.cat(parts), pool, [None] * len(leaf.shape), as_)
 
     def attention(
-        self, reading: str, as_: str = "u8", layer: int | None = None, head: int | None = None, max_: int | None = None
+        self,
+        reading: str,
+        as_: str = "u8",
+        layer: int | None = None,
+        head: int | None = None,
+        position: int | None = None,
+        max_: int | None = None,
     ) -> Answer:
-        """The attention of all heads, small, or of one."""
+        """The attention of all heads, small, or of one; or the row of one position, which is always whole."""
         found = self.trace(reading)
         config, axes = found.model.config, ["layers", "heads", "seq", "slots"]
         if (layer is None) != (head is None):
@@ -387,6 +393,8 @@ class Answers:
         pool = blocks((len(found.ids),) * 2, (64 if layer is None else 1024) if max_ is None else max_)
         if layer is not None and head is not None:
             p = found.attention_of(_within("layer", layer, config.layers))[_within("head", head, config.heads)]
+            if position is not None:
+                return numbers(p[_within("position", position, len(p))], [1], axes[3:], as_, of=(0.0, 1.0))
             return numbers(pooled(p, pool), pool, axes[2:], as_, of=(0.0, 1.0))
         pool = [1, *pool]
         p = torch.stack([pooled(found.attention_of(each), pool) for each in range(config.layers)])
@@ -478,7 +486,7 @@ def summary(x: Tensor) -> dict[str, Any]:
 
 
 def fingerprint(model: Model) -> str:
-    """A hash that distinguishes models: of the Config, and of the first row of each array."""
+    """A hash that tells most models apart: of the Config, and of the first row of each array."""
     digest = hashlib.sha256(repr(model.config).encode())
     for path, leaf in named_leaves(model.weights):
         digest.update(path.encode())

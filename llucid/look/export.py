@@ -169,10 +169,12 @@ def widest_of(values: Sequence[Value], limit: int) -> int:
 
 
 def _smaller(answers: Answers, url: str, widest: int) -> Answer:
-    """The answer, values in fewer bits and no wider than this, and weights small."""
+    """The answer, values in fewer bits and no wider than this, and weights small; exact what the page computes with."""
     path, query = urlsplit(url).path.rpartition("/")[2], dict(parse_qsl(urlsplit(url).query))
     fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16" if "head" in query else "u8"}}
     fewer |= {"weight": {"as": "u8", "max": "64"}}
+    if query.get("name") in ("logits", "theta"):
+        fewer["value"]["as"] = "f32"
     if path not in fewer:
         return answers.get(url)
     return answers.get(

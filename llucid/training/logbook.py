@@ -280,7 +280,9 @@ class Logbook:
         elif share_done(settings, progress) < 1:
             self.report.say(f"stopped early at step {step}: {settings.patience} measurements did not improve")
         if held == 0 and step and settings.base:
-            self.report.say("no measurement was better than the base's: the model in the folder is the base, unchanged")
+            self.report.say(
+                "no measurement was better than the base's: the weights in the folder are the base's, unchanged"
+            )
         elif held == 0:
             self.report.say("the model in the folder is untrained")
         elif held < step:

@@ -55,7 +55,7 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     corpus = open_text(settings, report)
     if settings.base:
         base = load(settings.base, device="cpu", tokenizer=settings.tokenizer)
-        tokenizer, config = base.text(), settings.rebased(base.config)
+        tokenizer, config, sampling = base.text(), settings.rebased(base.config), base.sampling
         if settings.chat:
             tokenizer = with_llama3_template(
                 tokenizer,
@@ -69,11 +69,11 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
             make = make_chat_tokenizer if settings.chat else make_tokenizer
             tokenizer = make(str(settings.tokenizer), corpus)
         config = settings.config(str(settings.preset), tokenizer.vocab_size)
-        weights = None
+        weights, sampling = None, {}
     backend = open_backend(config, settings, device)
     training, validation, opening = read(settings, corpus, tokenizer, config.context, report)
     weights = initialise(config, settings.seed) if weights is None else weights
-    model, state = Model(config, weights, tokenizer), backend.start(weights)
+    model, state = Model(config, weights, tokenizer, sampling=sampling), backend.start(weights)
 
     def save_state(folder: Path) -> None:
         backend.save(folder, state, Progress())

@@ -285,7 +285,9 @@ def test_named_templates_are_kept_or_missed(
 
 @pytest.mark.parametrize("before", ["huggingface", "meta"])
 @pytest.mark.parametrize("after", ["huggingface", "meta"])
-def test_a_saved_model_replaces_the_one_in_its_folder(before: str, after: str, tmp_path: Path) -> None:
+def test_a_saved_model_replaces_the_one_in_its_folder(
+    before: str, after: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With all of its shards, its tokenizer, its templates and its settings; other files stay."""
     out, tokenizer = tmp_path / "out", small_sentencepiece()
     model = model_of(replace(TINY, vocab_size=400))._replace(tokenizer=tokenizer)
@@ -295,19 +297,26 @@ def test_a_saved_model_replaces_the_one_in_its_folder(before: str, after: str, t
         (out / name).write_text("{}")
     (out / "additional_chat_templates").mkdir()
     (out / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
-    for name in ("notes.txt", "story.bin", "tokenizer.bin"):
+    others = {"notes.txt", "story.bin", "tokenizer.bin", "model-old-of-mine.safetensors"}
+    for name in others:
         (out / name).touch()
+    (out / "pytorch_model.bin").mkdir()
+    kept = out / ("config.json" if before == "huggingface" else "params.json")
+    kept.chmod(0o600)
     save(model, out, after)
+    assert before != after or kept.stat().st_mode & 0o777 == 0o600
     save(model, tmp_path / "fresh", after)
     fresh = {path.name for path in (tmp_path / "fresh").iterdir()}
-    assert {path.name for path in out.iterdir()} == fresh | {"notes.txt", "story.bin", "tokenizer.bin"}
+    assert {path.name for path in out.iterdir()} == fresh | others | {"additional_chat_templates", "pytorch_model.bin"}
     found, expected = load(out, device="cpu"), load(tmp_path / "fresh", device="cpu")
     assert same(found.weights, expected.weights)
     assert found.tokenizer is not None
     assert first_difference(found.tokenizer, tokenizer) is None
     assert (found.sampling, found.chat_format) == (expected.sampling, expected.chat_format)
 
-    save(model._replace(tokenizer=None), out, after)  # then the tokenizer stays
+    capsys.readouterr()
+    save(model._replace(tokenizer=None), out, after)
+    assert capsys.readouterr().err == f"note: {out}: keeps the tokenizer that is there, since the model has none\n"
     assert first_difference(load(out, device="cpu").text(), tokenizer) is None
 
 
@@ -442,7 +451,7 @@ def test_the_tokenizer_of_another_model_is_not_overwritten(tmp_path: Path) -> No
     save(model_of(TINY), tmp_path / "a.bin", "llama2c")
     save(model_of(TINY, seed=1), tmp_path / "b.bin", "llama2c")
     kept = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(LlucidError, match="is the tokenizer of another model, or this one in another form"):
+    with pytest.raises(LlucidError, match="belongs to the tokenizer of another model, or to this one in another form"):
         save(model_of(replace(TINY, vocab_size=49)), tmp_path / "c.bin", "llama2c")
     assert kept == {file: file.read_bytes() for file in tmp_path.iterdir()}
 

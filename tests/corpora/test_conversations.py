@@ -33,6 +33,18 @@ def test_openai_keys() -> None:
         parse_conversation({"messages": messages})
 
 
+def test_keys_of_other_files_count_only_where_ours_are_missing() -> None:
+    """Whatever their order: `value` may be anything, such as a rating."""
+    own = {"role": "assistant", "content": "long", "weight": 0}
+    for both in (
+        own | {"value": "0.7", "from": "web", "train": True},
+        {"value": "0.7", "from": "web", "train": 1} | own,
+    ):
+        found = parse_conversation({"messages": [{"role": "user", "content": "x"}, both]})
+        assert found.messages[1] == {"role": "assistant", "content": "long"}
+        assert found.learned == (False, False)
+
+
 def test_sharegpt() -> None:
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     turns = [{"from": names[message["role"]], "value": message["content"]} for message in PLAIN]

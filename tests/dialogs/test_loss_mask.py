@@ -108,16 +108,18 @@ def test_an_answer_of_several_parts_is_learned_to_its_end(taught: JsonTokenizer)
     assert texts_of(ids, learned, taught) == [parts.format("one two", "three"), parts.format("4", "5")]
 
 
-def test_an_end_that_a_template_writes_only_before_more_is_learned(taught: JsonTokenizer) -> None:
+@pytest.mark.parametrize("before", ["", "\n", " ."])
+def test_an_end_that_a_template_writes_only_before_more_is_learned(before: str, taught: JsonTokenizer) -> None:
     """As in many copies of ChatML."""
     template = (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}"
-        "{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>' + '\n' }}{% endif %}"
+        "{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '" + before + "<|im_end|>\n' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
     plain = [message for message in TALK if message["role"] != "tool"]
     ids, learned = encode_learned(plain, taught, template)
-    assert texts_of(ids, learned, taught) == [f"{text}<|im_end|>" for text in (" Wick.", TALK[4]["content"], "Yes?")]
+    texts = (" Wick.", TALK[4]["content"], "Yes?")
+    assert texts_of(ids, learned, taught) == [f"{text}{before}<|im_end|>" for text in texts]
     whole = encode_dialog([*plain, plain[1]], taught, template)
     assert ids == whole[: len(ids)]
 

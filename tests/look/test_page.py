@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -592,6 +593,25 @@ def test_two_hundred_tokens_of_sixteen_layers_are_smooth(browser: Any) -> None:
             page.keyboard.press("ArrowLeft")
         page.wait_for_selector('[data-place="179"][aria-selected="true"]')
         settled(page)
+
+
+def test_a_text_with_more_tokens_than_the_map_has_rows(browser: Any, model: llucid.Model) -> None:
+    """The arcs and the clocks are of the chosen token all the same, and a tip says which places a number stands for."""
+    long = model._replace(config=replace(model.config, context=2048))
+    ids = [model.text().bos, *model.text().encode(f"{TEXT} " * 40)][:1200]
+    answers = Answers([Subject("long", lambda: long)], ids)
+    found = answers.trace(answers.first)
+    assert len(found.ids) == 1200
+    with serving(answers) as url, opened(browser, url) as page:
+        for place in (20, 300, 1198):
+            page.evaluate(f"document.querySelector('[data-place=\"{place}\"]').click()")
+            page.wait_for_selector(f'[data-place="{place}"][aria-selected="true"]')
+            settled(page)
+            layer, head = map(int, re.findall(r"head (\d+)\.(\d+)", page.inner_text(".opened h3"))[0])
+            p = found.attention_of(layer)[head, place]
+            assert f", {place - int(p.argmax())} back" in page.inner_text(".clocks .how")
+            assert page.locator(".arcs path").count() == int((p >= 0.02).sum())
+        assert re.search(r"from \d+ to \d+ at \d+ to \d+\n", tip(page, ".opened .frame canvas", 0.05, 0.5))
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080)])

@@ -431,7 +431,7 @@ def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monk
     settings = {"base": str(base), "steps": 4, "evaluations": 2, "preset": None, "model": ModelNumbers()}
     printed = small(corpus, out, **settings, length_warmup=1.0)
     assert measured(out)[0] == 0
-    assert "the model in the folder is the base, unchanged" in printed
+    assert "the weights in the folder are the base's, unchanged" in printed
     windows = {row["window"] for row in losses(out) if "window" in row}  # also while training windows are shorter
     assert windows == {llucid.load(out, device="cpu").config.context}
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))

@@ -115,12 +115,19 @@ function Wall({ state, act }) {
   </div>`;
 }
 
-/** The place that the chosen token looks at most. @type {(value: Numbers | undefined, token: number) => number} */
-function strongest(value, token) {
-  if (!value) return token;
-  const seq = value.shape[1];
-  let best = 0;
-  for (let n = 1; n <= token && n < seq; n++) if (value.data[token * seq + n] > value.data[token * seq + best]) best = n;
+/** The chosen token's row of the chosen head's attention, also where the map is coarse. @type {(state: State) => Float32Array | null} */
+export function useRow({ run, layer, head, token }) {
+  const { value: map } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
+  const coarse = map?.pool.some((/** @type {number} */ n) => n > 1), seq = map?.shape[1] ?? 0;
+  const { value: row, fresh } = useAnswer(coarse ? address(`${run.id}/attention`, { as: "f32", head, layer, position: token }) : null);
+  const whole = coarse ? (fresh ? row : null) : map;
+  return useMemo(() => (!whole || (!coarse && token >= seq) ? null : coarse ? whole.data : whole.data.subarray(token * seq, (token + 1) * seq)), [whole, coarse, seq, token]);
+}
+
+/** The place that the chosen token looks at most. @type {(row: Float32Array | null, token: number) => number} */
+function strongest(row, token) {
+  let best = row ? 0 : token;
+  for (let n = 1; row && n <= token; n++) if (row[n] > row[best]) best = n;
   return best;
 }
 
@@ -135,7 +142,7 @@ function Opened({ state, act }) {
   const difference = view === "difference" && there.value && value && there.value.data.length === value.data.length;
   if (difference && value) value = { ...value, data: value.data.map((x, i) => x - there.value.data[i]) };
   const [rows, columns] = value?.shape ?? [1, 1], exact = !value?.pool.some((n) => n > 1), map = colours(difference ? "diverging" : "sequential", dark);
-  const key = state.key ?? strongest(here.value, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
+  const row = useRow(state), key = state.key ?? strongest(row, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
   const looked = value && exact && token < rows ? [...Array(token + 1).keys()].map((n) => ({ n, p: /** @type {Numbers} */ (value).data[token * columns + n] })).sort((a, b) => Math.abs(b.p) - Math.abs(a.p)).slice(0, 4) : [];
   const off = isAblated(run.changes, layer, head);
   return html`<div class="opened"><header><h3>Where does head ${layer}.${head} look${off ? " (ablated)" : ""}?</h3>
@@ -174,8 +181,11 @@ function Opened({ state, act }) {
         const box = /** @type {HTMLElement} */ (event.target), side = Math.min(box.clientWidth, box.clientHeight) - 2;
         const m = Math.floor(((y - 1) / side) * rows), n = Math.floor(((x - 1) / side) * columns);
         if (m < 0 || n < 0 || m >= rows || n >= columns) return hideTip();
-        showTip(event, [`“${visible(run.tokens[m]?.piece ?? "")}” (${m}) looks at “${visible(run.tokens[n]?.piece ?? "")}” (${n})`,
-          n > m ? "which comes later: hidden by the mask" : `p = ${/** @type {Numbers} */ (value).data[m * columns + n].toFixed(4)}${difference ? " more" : ""}`]);
+        const block = /** @type {Numbers} */ (value).pool[0], last = run.tokens.length - 1;
+        const named = (/** @type {number} */ i) => (exact ? `“${visible(run.tokens[i]?.piece ?? "")}” (${i})` : `${i * block} to ${Math.min(last, (i + 1) * block - 1)}`);
+        showTip(event, [exact ? `${named(m)} looks at ${named(n)}` : `from ${named(m)} at ${named(n)}`,
+          n > m ? "which comes later: hidden by the mask" : `p = ${/** @type {Numbers} */ (value).data[m * columns + n].toFixed(4)}${difference ? " more" : ""}`,
+          !exact && "the largest of its block: there are more places than pixels"]);
       }}
       onPick=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
         const box = /** @type {HTMLElement} */ (event.target), side = Math.min(box.clientWidth, box.clientHeight) - 2, scale = run.tokens.length / rows;
@@ -212,8 +222,7 @@ async function clocksFrom({ run, info, layer, head, token }, key) {
 /** @type {(props: Props) => unknown} */
 function ClocksOf({ state, act }) {
   const { run, layer, head, token, dark } = state;
-  const map = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
-  const key = state.key ?? (map.value ? strongest(map.value, token) : null);
+  const row = useRow(state), key = state.key ?? (row ? strongest(row, token) : null);
   const { value, fresh, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
   const [counted, count] = useState(/** @type {Clocks | null} */ (null));
   useEffect(() => {

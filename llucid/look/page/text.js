@@ -4,6 +4,7 @@ import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "loo
 import { address, isFile, useAnswer } from "look/api.js";
 import { colours, css, ink, percent, short, visible } from "look/colour.js";
 import { Legend, Pane, hideTip, showTip } from "look/canvas.js";
+import { useRow } from "look/heads.js";
 import { draw, entropy, ranking, sample } from "look/sampling.js";
 
 /** @typedef {import("look/types.js").Props} Props */
@@ -36,22 +37,21 @@ function Editor({ state, act }) {
 
 /** The lines from the chosen token to those that the chosen head looks at. @param {Props & {chips: {current: HTMLElement | null}}} props */
 function Arcs({ state, chips }) {
-  const { run, layer, head, token, key } = state;
-  const { value, fresh } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
+  const { run, layer, head, token, key } = state, row = useRow(state);
+  const { fresh } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const [lines, draw] = useState(/** @type {{path: string, p: number, chosen: boolean}[]} */ ([]));
   const [box, resize] = useState([0, 0]);
-  const seq = value?.shape[1] ?? 0;
   useLayoutEffect(() => {
     const element = chips.current;
     if (!element) return;
     const place = () => {
       resize([element.scrollWidth, element.scrollHeight]);
       const buttons = /** @type {HTMLElement[]} */ ([...element.querySelectorAll(".chip")]), from = buttons[token];
-      if (!from || !value || token >= seq) return draw([]);
+      if (!from || !row) return draw([]);
       const top = (/** @type {HTMLElement} */ chip) => [chip.offsetLeft + chip.offsetWidth / 2, chip.offsetTop + 1];
       const [x, y] = top(from), found = [];
       for (let n = 0; n <= token; n++) {
-        const p = value.data[token * seq + n];
+        const p = row[n];
         if ((p < 0.02 && n !== key) || !buttons[n]) continue;
         const [u, v] = top(buttons[n]), rise = Math.min(26, 7 + Math.abs(x - u) / 14);
         const below = buttons[n].offsetTop + buttons[n].offsetHeight;
@@ -64,7 +64,7 @@ function Arcs({ state, chips }) {
     const watch = new ResizeObserver(place);
     watch.observe(element);
     return () => watch.disconnect();
-  }, [value, token, key, run]);
+  }, [row, token, key, run]);
   return html`<svg class=${`arcs ${fresh ? "" : "stale"}`} width=${box[0]} height=${box[1]} aria-hidden="true">
     ${lines.map((line) => html`<path d=${line.path} class=${line.chosen ? "chosen" : ""} stroke-width=${0.8 + 3 * line.p} opacity=${0.2 + 0.7 * line.p} />`)}
   </svg>`;
