@@ -57,7 +57,7 @@ def encode_learned(
         asked = _encoded(dialog[:number], tokenizer, format, True, extra)
         whole = _encoded(dialog[: number + 1], tokenizer, format, False, extra)
         if ends.isdisjoint(whole[len(asked) :]):
-            whole += _end_if_more_follows(dialog[: number + 1], whole, tokenizer, format, extra, ends)
+            whole = _with_end(dialog[: number + 1], asked, whole, tokenizer, format, extra, ends)
         unchanged = asked[: len(ids)] == ids
         if not unchanged or whole[: len(asked)] != asked:
             if unchanged and tokenizer.decode(whole).startswith(tokenizer.decode(asked)):
@@ -86,26 +86,27 @@ def encode_learned(
     return ids + after, learned + [False] * len(after)
 
 
-def _end_if_more_follows(
+def _with_end(
     dialog: Sequence[Mapping[str, str]],
-    ids: list[int],
+    asked: list[int],
+    whole: list[int],
     tokenizer: Tokenizer,
     format: str,
     extra: Mapping[str, Any],
     ends: frozenset[int],
 ) -> list[int]:
-    """The end of the last turn, which some templates write only before another: they follow the `ids` of the dialog."""
-    next = secrets.token_hex(8)
+    """The ids of a dialog and of the end of its answer, which some templates write only before another turn; `whole` if
+    there is none."""
+    later = secrets.token_hex(8)
     try:
-        more = _encoded([*dialog, {"role": "user", "content": next}], tokenizer, format, False, extra)
+        more = _encoded([*dialog, {"role": "user", "content": later}], tokenizer, format, False, extra)
     except LlucidError:
-        return []
-    count = len(ids) + 1
-    while count <= len(more) and more[count - 1] not in ends:
-        count += 1
-    after = more[len(ids) : count]
-    found = count <= len(more) and more[: len(ids)] == ids and next not in tokenizer.decode(after)
-    return after if found else []
+        return whole
+    at = next((at for at, token in enumerate(more) if at >= len(asked) and token in ends), None)
+    if at is None or more[: len(asked)] != asked:
+        return whole
+    answer, ended = tokenizer.decode(whole[len(asked) :]), tokenizer.decode(more[len(asked) : at])
+    return more[: at + 1] if ended.startswith(answer) and later not in ended else whole
 
 
 def _encoded(
