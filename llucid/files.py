@@ -248,9 +248,8 @@ def _moved(unfinished: Path) -> list[Path]:
     """What was moved out of a temporary folder into the one around it, if some of it is still to be moved. None by the
     list of another user, who may know the identities of what is in a shared folder."""
     try:
-        if hasattr(os, "geteuid") and {path.lstat().st_uid for path in (unfinished, unfinished / MOVING)} != {
-            os.geteuid()
-        }:
+        owners = {path.lstat().st_uid for path in (unfinished, unfinished / MOVING)}
+        if hasattr(os, "geteuid") and owners != {os.geteuid()}:
             return []
         moving = read_json(unfinished / MOVING)
         return [path for path in unfinished.parent.iterdir() if _identity(path) == moving.get(path.name)]

@@ -69,7 +69,7 @@ class Corpus:
                 for other in others:
                     yield from (END, other) if other else (END,)
         except UnicodeDecodeError as error:  # it was UTF-8 when it was opened
-            raise self._changed() from error
+            raise self.changed() from error
 
     def size(self) -> int:
         """Bytes of all files."""
@@ -88,9 +88,9 @@ class Corpus:
     def refuse_changed(self) -> None:
         """Raises LlucidError if the files have changed since they were opened."""
         if self.fingerprint_now() != self.fingerprint:
-            raise self._changed()
+            raise self.changed()
 
-    def _changed(self) -> LlucidError:
+    def changed(self) -> LlucidError:
         return LlucidError(f"{self.name}: the text changed while it was read; give the same command again")
 
 

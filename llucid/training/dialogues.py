@@ -153,11 +153,11 @@ def read_chat_tokens(
         report.say(f"{cut:,} of {total:,} conversations are longer than the context of {context} tokens and are cut")
     learned = set(validation.kept.tolist())
     found = (one for number, (_, one) in enumerate(read_conversations(corpus, "validation")) if number in learned)
-    first = next(found)
+    if (first := next(found, None)) is None:
+        raise corpus.changed()
     ids, own, _ = _encoded(first, tokenizer)
-    if ending_turns(tokenizer, known_format(None, tokenizer, bool(first.tools))).stop_ids.isdisjoint(
-        compress(ids, own)
-    ):
+    ends = ending_turns(tokenizer, known_format(None, tokenizer, bool(first.tools))).stop_ids
+    if ends.isdisjoint(compress(ids, own)):
         report.say("the chat template ends an answer with no token that stops the model: it will not learn to stop")
     openings = (
         one._replace(messages=one.messages[: 1 + (one.messages[0]["role"] == "system")])

@@ -301,16 +301,20 @@ def test_a_batch_has_a_dialogue_per_row(tmp_path: Path) -> None:
     assert sum(int((targets >= 0).sum()) for _, targets in evaluated) == 1 + 2 + 8 * 3 + 1
 
 
-def test_conversations_that_vanish_while_they_are_read(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("unanswered", "left"), [([29], 28), ([27, 28], 20)])
+def test_conversations_that_vanish_while_they_are_read(
+    unanswered: list[int], left: int, file: Path, tmp_path: Path
+) -> None:
     rows = [conversation(number) for number in range(30)]
-    rows[29]["messages"] = rows[29]["messages"][:1]
+    for number in unanswered:
+        rows[number]["messages"] = rows[number]["messages"][:1]
     talk = tmp_path / "talk.jsonl"
     talk.write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus = open_conversations(str(talk))
     tokenizer = make_chat_tokenizer("bpe:320", corpus)
     report = Report(Console(quiet=True))
     read_chat_tokens(corpus, tokenizer, 200, report)
-    talk.write_text("".join(json.dumps(row) + "\n" for row in rows[:28]))
+    talk.write_text("".join(json.dumps(row) + "\n" for row in rows[:left]))
     with pytest.raises(LlucidError, match=r"^talk: the text changed while it was read; give the same command again$"):
         read_chat_tokens(corpus, tokenizer, 200, report)
 
