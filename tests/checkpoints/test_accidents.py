@@ -173,7 +173,7 @@ def test_llama2c_models_with_different_tokenizers_cannot_share_a_folder(first: b
     tokenizers: Any = (small_sentencepiece(), Characters("abc"))
     one, two = (model_of(config)._replace(tokenizer=it) for it in (tokenizers if first else tokenizers[::-1]))
     save(one, tmp_path / "one.bin", "llama2c")
-    with pytest.raises(LlucidError, match="is the tokenizer of another model"):
+    with pytest.raises(LlucidError, match="belongs to the tokenizer of another model"):
         save(two, tmp_path / "two.bin", "llama2c")
     save(one, tmp_path / "two.bin", "llama2c")
 
