@@ -156,7 +156,14 @@ def test_a_base_without_a_chat_format_is_refused(file: Path, tmp_path: Path) -> 
     assert {leaf.dtype for leaf in load_file(tmp_path / "more" / "model.safetensors").values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["llama2-tokenizer.model", "llama3-tokenizer.model", "llama2-tokenizer.bin"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama2-tokenizer.model",
+        pytest.param("llama3-tokenizer.model", marks=pytest.mark.slow),
+        pytest.param("llama2-tokenizer.bin", marks=pytest.mark.slow),
+    ],
+)
 def test_a_base_whose_format_its_tokenizer_tells(name: str, data: Path, file: Path, tmp_path: Path) -> None:
     """A folder of Meta's has no chat template; the run's has one, so that it remains a chat model."""
     tokenizer, talk = load_tokenizer(data / name), conversation(0)["messages"]
