@@ -450,3 +450,12 @@ def test_json_is_not_mostly_of_empty_lists(unit: str) -> None:
         json_value(content)
     assert tracemalloc.get_traced_memory()[1] < 6 * len(content)
     tracemalloc.stop()
+
+
+def test_a_cache_that_cannot_be_written_to_is_reported_with_advice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # as on a read-only file system
+    with pytest.raises(LlucidError, match="cannot be written to; set LLUCID_CACHE to another folder"):
+        cached("a", Path.touch)

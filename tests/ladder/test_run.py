@@ -186,3 +186,16 @@ def test_every_array_has_one_optimizer_and_inner_matrices_have_muon() -> None:
         assert set(held[0]) == inner
         assert bool(inner) == (rung.number > 1)
         assert torch.is_tensor(leaves(weights)[0])
+
+
+def test_a_ladder_whose_output_closes_at_once_leaves_nothing(
+    geese: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise SystemExit(1)  # as rich does for a pipe whose reader has ended
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llucid.ladder.run.train_rung", closed)
+    with pytest.raises(SystemExit):
+        run_ladder(Console(quiet=True), corpus=[str(geese)], steps=1, seeds=1, rungs=["1"])
+    assert not list(tmp_path.glob("runs/*"))

@@ -30,3 +30,17 @@ def test_what_cannot_be_scaled(answers: Answers) -> None:
 def test_truth_values_are_no_numbers(answers: Answers, body: dict[str, Any]) -> None:
     with pytest.raises(LlucidError, match="whole number"):
         answers.post("/look/read", body)
+
+
+def test_two_models_are_told_apart_by_more_than_their_first_rows() -> None:
+    """Only these are hashed, since models are large."""
+    one = random_model(GROUPED)
+    key = one.weights.blocks[0].attention.key.clone()
+    key[1:] *= 2
+    attention = one.weights.blocks[0].attention._replace(key=key)
+    blocks = (one.weights.blocks[0]._replace(attention=attention), *one.weights.blocks[1:])
+    other = one._replace(weights=one.weights._replace(blocks=blocks))
+    answers = Answers([Subject("a", lambda: one), Subject("b", lambda: other)], some_ids(GROUPED))
+    beside = answers.read(1, some_ids(GROUPED))
+    assert beside != answers.first
+    assert not answers.trace(beside).logits.equal(answers.trace(answers.first).logits)

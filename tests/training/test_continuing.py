@@ -427,13 +427,16 @@ def test_measuring_needs_no_more_memory_than_a_step(
 def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, out, losses_found = tmp_path / "base", tmp_path / "run", iter([1.0, 1.5, 2.0])
     small(corpus, base, steps=20)
+    (base / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6}')
     monkeypatch.setattr(TorchBackend, "evaluate", lambda *_: next(losses_found))
     settings = {"base": str(base), "steps": 4, "evaluations": 2, "preset": None, "model": ModelNumbers()}
     printed = small(corpus, out, **settings, length_warmup=1.0)
     assert measured(out)[0] == 0
     assert "the weights in the folder are the base's, unchanged" in printed
     windows = {row["window"] for row in losses(out) if "window" in row}  # also while training windows are shorter
-    assert windows == {llucid.load(out, device="cpu").config.context}
+    found = llucid.load(out, device="cpu")
+    assert windows == {found.config.context}
+    assert found.sampling == {"temperature": 0.6}  # which is the base's, too
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
