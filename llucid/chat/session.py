@@ -89,7 +89,7 @@ class Session:
         template_values: Mapping[str, Any] | None = None,
     ) -> None:
         self.template_values = dict(template_values or {})
-        self.model, self.tokenizer, self.chosen = model, model.text(), format or model.chat_format
+        self.model, self.tokenizer, self.given_format = model, model.text(), format or model.chat_format
         self.resume(Conversation(system))
         self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
@@ -135,7 +135,7 @@ class Session:
         Raises LlucidError if the format has no place for them.
         """
         conversation = conversation._replace(tools=conversation.tools or self.template_values.get("tools"))
-        format = known_format(self.chosen, self.tokenizer, bool(conversation.tools))
+        format = known_format(self.given_format, self.tokenizer, bool(conversation.tools))
         if values := self._values(conversation):  # refused now rather than after the next question
             encode_dialog([{"role": "user", "content": ""}], self.tokenizer, format, **values)
         self.conversation, self.format = conversation, format

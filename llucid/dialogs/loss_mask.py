@@ -22,8 +22,7 @@ from llucid.dialogs.templates import encode_template
 from llucid.errors import LlucidError, shown
 from llucid.tokenizers import Tokenizer
 
-TEMPLATE = TEMPLATES["llama3"]
-CHAT_CONFIG = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATE}
+CHAT_CONFIG = {"bos_token": LLAMA3[0], "eos_token": LLAMA3[3], "chat_template": TEMPLATES["llama3"]}
 """The `tokenizer_config.json` of a model trained on dialogues in Llama 3's format."""
 
 

@@ -26,8 +26,6 @@ SAFE = {
     *("Whitespace", "WhitespaceSplit", "ByteFallback", "Fuse"),
 }
 """Steps in which the library has never been seen to panic, whatever their settings."""
-
-
 KINDS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -82,8 +80,6 @@ USUAL_GROWTH = 10
 LONGEST = 256
 """Characters of the longest word of WordPiece, which takes the third power of time, of the longest piece of Unigram,
 which tries all at every letter, in its square, and of what a model copies for each piece; published: 100 and 16."""
-
-
 LONGER = ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "ByteLevel", "BertNormalizer")
 """Steps that make some characters longer: up to 18 times."""
 

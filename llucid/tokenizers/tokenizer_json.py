@@ -106,7 +106,7 @@ class JsonTokenizer:
         self, content: dict[str, Any], folder: Path | None = None, config: dict[str, Any] | None = None
     ) -> None:
         """`config` has what the files of `folder` do not say. Raises LlucidError for a file that the library refuses,
-        and for ids far beyond the size of the file."""
+        for ids far beyond the size of the file, and for steps by which a text could take all memory or time."""
         self.config = folder_config(folder) if folder else {}
         self.config |= {key: value for key, value in (config or {}).items() if self.config.get(key) in (None, "")}
         added = added_in(folder, self.config) if folder else {}
@@ -116,7 +116,6 @@ class JsonTokenizer:
         content = with_special(content, self.config, self.bos, added)
         if self.config.get("add_prefix_space") is False and "LlamaTokenizer" in str(self.config.get("tokenizer_class")):
             content |= {kind: without_prefix(content[kind]) for kind in KINDS if kind != "post_processor"}
-        steps = {kind: steps_of(content[kind]) for kind in KINDS if kind != "post_processor"}
         with library_errors("tokenizer.json cannot be read", quiet=True):
             refuse_growth(content)
             self.grows = grows(content["normalizer"])
@@ -131,10 +130,9 @@ class JsonTokenizer:
             )
             refuse_vanishing(self.tokenizer)
             tokens = self.tokenizer.get_added_tokens_decoder().values()
-            self.panics = any(map(may_panic, chain(*steps.values()))) or any(
-                token.lstrip or token.rstrip
-                for token in tokens  # they overlap
-            )
+            steps = chain.from_iterable(steps_of(content[kind]) for kind in KINDS if kind != "post_processor")
+            overlap = any(token.lstrip or token.rstrip for token in tokens)
+            self.panics = overlap or any(map(may_panic, steps))
         self.tokenizer.encode_special_tokens = True  # "<|eot_id|>" in a text is text
         self.tokenizer.no_truncation()  # some files ask for it, for every text
         self.tokenizer.no_padding()

@@ -8,8 +8,8 @@ import pytest
 import transformers
 
 from llucid.chat import encode_dialog, encode_learned
-from llucid.dialogs.formats import LLAMA3, format_of
-from llucid.dialogs.loss_mask import CHAT_CONFIG, TEMPLATE
+from llucid.dialogs.formats import LLAMA3, TEMPLATES, format_of
+from llucid.dialogs.loss_mask import CHAT_CONFIG
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.byte_pairs import train_bpe
@@ -25,6 +25,7 @@ TALK = [
     {"role": "user", "content": "  "},
     {"role": "assistant", "content": "Yes?"},
 ]
+TEMPLATE = TEMPLATES["llama3"]
 MARKED = [*LLAMA3, "<|im_start|>", "<|im_end|>"]
 
 

@@ -612,6 +612,13 @@ def test_a_text_with_more_tokens_than_the_map_has_rows(browser: Any, model: lluc
             assert f", {place - int(p.argmax())} back" in page.inner_text(".clocks .how")
             assert page.locator(".arcs path").count() == int((p >= 0.02).sum())
         assert re.search(r"from \d+ to \d+ at \d+ to \d+\n", tip(page, ".opened .frame canvas", 0.05, 0.5))
+        page.wait_for_selector(".inspector .map")
+        shown = re.search(r"\[(\d+) to (\d+), (\d+) to (\d+)\] = (\S+)", tip(page, ".inspector .map", 0.001, 0.6))
+        assert shown is not None
+        top, bottom, left, right = map(int, shown.groups()[:4])
+        p = found[page.get_attribute(".inspector", "data-name")][0].flatten(0, 1)[head]
+        largest = float(p[top : bottom + 1, left : right + 1].max())
+        assert number(shown[5]) == pytest.approx(largest, rel=1e-4 if largest >= 1e-3 else 0.05)  # then of two digits
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080)])

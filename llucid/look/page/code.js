@@ -239,7 +239,8 @@ function Inspector({ state, act, seen, text, summaries }) {
   const pooled = numbers?.pool.some((n) => n > 1);
   const pointed = (/** @type {number} */ r, /** @type {number} */ c, /** @type {MouseEvent} */ event) => {
     if (!numbers || r < 0 || r >= size.rows || c < 0 || c >= size.columns) return hideTip();
-    const [a, b] = [axes.at(-2) ?? "", axes.at(-1) ?? ""], [down, across] = [1, 1, ...numbers.pool].slice(-2 - Number(size.columns !== numbers.shape.at(-1))).slice(0, 2);
+    const [a, b] = [axes.at(-2) ?? "", axes.at(-1) ?? ""], complex = size.columns !== numbers.shape.at(-1);
+    const down = numbers.pool.at(complex ? -3 : -2) ?? 1, across = complex ? 1 : (numbers.pool.at(-1) ?? 1);
     const from = (/** @type {number} */ i, /** @type {number} */ block) => (block > 1 ? `${i * block} to ${(i + 1) * block - 1}` : `${i}`);
     showTip(event, [
       `${text}  ${size.rows > 1 ? `[${from(r, down)}, ${from(c, across)}]` : `[${from(c, across)}]`} = ${short(numbers.data[r * size.columns + c], 6)}`,
