@@ -128,11 +128,14 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     yield "attributions", [url for at in places for url in of("/parts", position=at)]
     yield "statistics", [url for layer in (None, *layers) for url in of("/summaries", layer=layer)]
     last = places[-1]
-    strongest = [(layer, head, traces[readings[-1]].attention_of(layer)[head, last]) for layer, head in each_head]
+    strongest = [
+        (reading, layer, head, int(found.attention_of(layer)[head, last].argmax()))
+        for reading, found in traces.items()
+        for layer, head in each_head
+    ]
     clocks = [
-        url
-        for layer, head, p in strongest
-        for url in of("/clocks", head=head, key=int(p.argmax()), layer=layer, position=last)
+        address(f"{reading}/clocks", head=head, key=key, layer=layer, position=last)
+        for reading, layer, head, key in strongest
     ]
     yield "scores split by RoPE's pairs", clocks
     yield "values", values(expressions=False)

@@ -538,6 +538,61 @@ def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Mode
         assert page.inner_text("#title-training").endswith("?")
 
 
+def test_the_other_run_is_shown_in_all_panes(page: Any, model: llucid.Model) -> None:
+    """With its own attention, scores and clocks; and what is then changed is the run that can be changed."""
+    page.select_option(".ablate select", "layer")
+    page.wait_for_selector(".change")
+    ablated = int(page.inner_text(".change").split("layer ")[1].split(" ")[0])
+    runs = {"beside": trace(model, TEXT), "run": trace(model, TEXT, change=ablate(ablated))}
+    for view, seen in runs.items():
+        page.click(f'[data-view="{view}"]')
+        choose_token(page, 30)
+        page.click(".part:not([disabled])")
+        settled(page)
+        layer, head = map(int, page.inner_text(".opened h3").split("head ")[1].split(" ")[0].split("."))
+        row = seen.attention_of(layer)[head, 30]
+        until(page, f"Math.abs(document.querySelector('.looked button').dataset.p - {row.max()}) < 1e-4")
+        at, kv = f"blocks.{layer}.attention.attend", head * model.config.kv_heads // model.config.heads
+        score = float(seen[f"{at}.q.2"][0, head, 30] @ seen[f"{at}.k.2"][0, kv, row.argmax()])
+        score /= math.sqrt(model.config.head_dim)
+        until(page, f"Math.abs(document.querySelector('#score').textContent.replace('−', '-') - {score}) < 1e-2")
+        for name, scores in head_scores(seen)._asdict().items():
+            shown = page.query_selector(f'[data-score="{name}"]')
+            assert shown is None or number(shown.inner_text()) == pytest.approx(float(scores[layer, head]), abs=6e-3)
+    page.click('[data-view="beside"]')
+    page.click(".change")
+    page.wait_for_selector(".change", state="detached")
+    assert page.locator(".views").count() == 0
+
+
+def test_models_of_different_sizes_are_compared(browser: Any, model: llucid.Model) -> None:
+    """Each with its own layers and heads; the difference is that of the text."""
+    from llucid.weights import initialise
+
+    config = replace(model.config, layers=2, heads=model.config.heads // 2, kv_heads=1)
+    small = model._replace(config=config, weights=initialise(config))
+    subjects = [Subject("large", lambda: model), Subject("small", lambda: small)]
+    sizes = [f"{each.config.layers} layers with {each.config.heads} heads each" for each in (model, small)]
+    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+        for here, there in ((0, 1), (1, 0)):
+            page.select_option('select[name="compare"]', "")
+            page.select_option('select[name="model"]', str(here))
+            page.select_option('select[name="compare"]', str(there))
+            page.wait_for_selector("#kl")
+            for view, size in (("difference", here), ("beside", there), ("run", here)):
+                page.click(f'[data-view="{view}"]')
+                settled(page)
+                assert sizes[size] in page.get_attribute(".wall canvas", "aria-label")
+                assert ("more surprising" in page.inner_text("#title-text")) == (view == "difference")
+                assert page.inner_text("#title-heads") == "What does each head look at?"
+                page.select_option('select[name="sort"]', "first")
+                page.evaluate("document.activeElement.blur()")
+                for _ in range(8):
+                    page.keyboard.press("ArrowDown")
+                settled(page)
+                assert f"head {(model, small)[size].config.layers - 1}." in page.inner_text(".opened h3")
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model, tmp_path: Path, changed: bool) -> None:
     text = "A fox found a bell. A fox found"

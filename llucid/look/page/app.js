@@ -14,7 +14,6 @@ import { Tour } from "look/tour.js";
 /** @typedef {import("look/types.js").Reading} Reading */
 /** @typedef {import("look/types.js").Change} Change */
 /** @typedef {import("look/types.js").Actions} Actions */
-/** @typedef {import("look/types.js").View} View */
 
 /** @type {[string, string][]} */
 const KEYS = [
@@ -23,12 +22,19 @@ const KEYS = [
   ["e", "edit the text"], ["2 3 4", "enlarge a pane"], ["Esc", "all panes"], ["t", "tour"], ["l", "light or dark"], ["?", "these keys"],
 ];
 
+/** What the panes show: if the other run is chosen, that as `run`, and this one beside it. @type {(state: State) => State} */
+const shown = (state) => (state.view === "beside" && state.beside ? { ...state, run: state.beside, beside: state.run } : state);
+
+/** @type {(state: State, run: Reading) => import("look/types.js").Config} */
+const config = ({ info }, run) => info.models[run.model].config;
+
 /** @type {(state: State) => State} with choices that exist */
 function within(state) {
-  const { layers, heads } = state.info.models[state.run.model].config, last = state.run.tokens.length - 1;
+  const view = state.beside ? state.view : "run", last = state.run.tokens.length - 1;
+  const { layers, heads } = config(state, shown({ ...state, view }).run);
   const clamp = (/** @type {number} */ n, /** @type {number} */ most) => Math.max(0, Math.min(most, n));
   const token = clamp(state.token, last);
-  return { ...state, token, layer: clamp(state.layer, layers - 1), head: clamp(state.head, heads - 1), key: state.key !== null && state.key <= token ? state.key : null };
+  return { ...state, view, mine: state.run, token, layer: clamp(state.layer, layers - 1), head: clamp(state.head, heads - 1), key: state.key !== null && state.key <= token ? state.key : null };
 }
 
 /** The induction head if there is one, at the end of the text. @type {(run: Reading) => Promise<{layer: number, head: number}>} */
@@ -63,8 +69,7 @@ function App({ first }) {
     const runs = async (what, model, changes, compare) => {
       const base = await read(what, model), run = changes.length ? await edit(base.id, changes) : base;
       const beside = compare !== null && compare !== model ? await read({ ids: base.tokens.map((one) => one.id) }, compare) : changes.length ? base : null;
-      const view = /** @type {View} */ (beside ? latest.current.view : "run");
-      return { run, beside, compare, view };
+      return { run, beside, compare };
     };
     const ids = (/** @type {Reading} */ run) => run.tokens.map((one) => one.id);
     /** @type {Actions} */
@@ -93,7 +98,7 @@ function App({ first }) {
         return act.choose({ full: null, help: false, ...(now.full || now.help ? {} : { tour: null }) });
       }
       if (event.ctrlKey || event.metaKey || event.altKey || /TEXTAREA|INPUT|SELECT/.test(focus.tagName)) return;
-      const { layer, head, token, run, view, beside } = now, { heads } = now.info.models[run.model].config;
+      const { layer, head, token, run, view, beside } = now, { heads } = config(now, shown(now).run);
       /** @type {Record<string, () => void>} */
       const does = {
         ArrowLeft: () => act.choose({ token: token - 1, key: null }), ArrowRight: () => act.choose({ token: token + 1, key: null }),
@@ -118,10 +123,12 @@ function App({ first }) {
     window.addEventListener("keydown", listen);
     return () => window.removeEventListener("keydown", listen);
   }, []);
-  const props = { state, act };
-  return html`<${Bar} ...${props} /><main class=${state.full ? "one" : "all"}>
-      <${TextPane} ...${props} /><${CodePane} ...${props} /><${StreamPane} ...${props} /><${HeadsPane} ...${props} /></main>
-    ${state.tour !== null && html`<${Tour} ...${props} />`}
+  const text = shown(state), [size, other] = [text.run, text.beside ?? text.run].map((run) => `${config(state, run).layers} x ${config(state, run).heads}`);
+  // Only the text's numbers have a difference between models of different sizes, and what was asked of one is none of the other's.
+  const inside = { state: size === other ? text : { ...text, beside: null }, act };
+  return html`<${Bar} state=${state} act=${act} /><main key=${`${size}, ${other}`} class=${state.full ? "one" : "all"}>
+      <${TextPane} state=${text} act=${act} /><${CodePane} ...${inside} /><${StreamPane} ...${inside} /><${HeadsPane} ...${inside} /></main>
+    ${state.tour !== null && html`<${Tour} state=${state} act=${act} />`}
     ${state.help && html`<aside class="help" role="dialog" aria-label="keys"><h2>Keys</h2><dl>${KEYS.map(([key, does]) => html`<div><dt>${key.split(" ").map((one) => html`<kbd>${one}</kbd> `)}</dt><dd>${does}</dd></div>`)}</dl></aside>`}`;
 }
 
@@ -141,7 +148,7 @@ async function start() {
     const site = source.sites.findIndex((one) => one.kind === "variable" && one.text === "p");
     /** @type {State} */
     const first = {
-      info, run, beside, compare: null, busy: false, error: null, tour: info.tour ? 0 : null, help: false, dark, playing: false,
+      info, run, beside, mine: run, compare: null, busy: false, error: null, tour: info.tour ? 0 : null, help: false, dark, playing: false,
       token: run.tokens.length - 1, ...(await opening(run)), key: null, spot: site < 0 ? null : { site, nth: 0 }, target: null,
       sampling: { temperature: 1, top_k: 0, top_p: 1, min_p: 0 }, view: "run", full: null, sort: "place", ...keptState,
     };

@@ -121,7 +121,7 @@ function Thumbnail({ state, seen }) {
     watch.observe(/** @type {HTMLElement} */ (box.current));
     return () => watch.disconnect();
   }, []);
-  const { value, fresh } = useAnswer(close ? numbersAt(state, state.view === "beside" && state.beside ? state.beside : state.run, seen, true) : null);
+  const { value, fresh } = useAnswer(close ? numbersAt(state, state.run, seen, true) : null);
   return html`<span class=${`thumb ${fresh ? "" : "stale"}`} ref=${box}>${value?.shape && html`<${Picture} label="" draw=${(/** @type {any} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
     const { limit, negative } = range(value.data);
     heat(pen, { data: value.data, ...matrix(value.shape) }, [0, 0, w, h], colours(negative ? "diverging" : "sequential", state.dark), (x) => (negative ? 0.5 + x / limit / 2 : x / limit));
@@ -216,7 +216,7 @@ function Histogram({ summary }) {
 
 /**
  * The numbers of one value: all of them as a picture, and the chosen token's row as bars.
- * @param {Props & {seen: Seen | null, text: string, summaries: Record<string, any>, besideSeen: Seen | null}} props
+ * @param {Props & {seen: Seen | null, text: string, summaries: Record<string, any>}} props
  */
 function Inspector({ state, act, seen, text, summaries }) {
   const { run, beside, view, dark, token } = state;
@@ -225,7 +225,7 @@ function Inspector({ state, act, seen, text, summaries }) {
   const name = seen.value?.name ?? seen.weight ?? "", summary = seen.value && summaries[seen.value.name];
   const error = here.error;
   /** @type {import("look/types.js").Numbers | undefined} */
-  let numbers = here.fresh ? (view === "beside" && there.value ? there.value : here.value) : undefined;
+  let numbers = here.fresh ? here.value : undefined;
   if (numbers && view === "difference" && there.value?.data.length === numbers.data.length) {
     const other = there.value.data;
     numbers = { ...numbers, data: numbers.data.map((x, i) => (x === other[i] ? 0 : x - other[i])) };
@@ -370,7 +370,7 @@ export function CodePane({ state, act }) {
   const view = useMemo(() => lines.map((line, i) => html`<div class=${`line ${line.kind}`} key=${i} data-line=${i + 1}>
       <span class="number">${i + 1}</span><code style=${{ paddingLeft: `${line.indent + 2}ch`, textIndent: "-2ch" }}>${line.content.length ? line.content : " "}</code>
       ${line.result !== null && html`<${Margin} state=${state} seen=${at(seen, { site: line.result, nth: source?.sites[line.result].function === called ? (spot?.nth ?? 0) : 0 })} summaries=${summaries} />`}
-    </div>`), [lines, seen, summaries, dark, called, called && spot?.nth, state.head, state.view, state.beside]);
+    </div>`), [lines, seen, summaries, dark, called, called && spot?.nth, state.head, run]);
   const look = at(seen, shown), many = spot ? (seen.get(spot.site)?.length ?? 0) : 0;
   return html`<${Pane} name="code" number=${2} state=${state} act=${act} title="What does llama.py compute?"
     how=${`Beside each line of this file is what it has just computed in block ${layer}. Point at any expression.`}

@@ -38,9 +38,9 @@ function Wall({ state, act }) {
   const scores = /** @type {Scores | undefined} */ (useAnswer(address(`${run.id}/heads`)).value);
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { width, height } = useSize(box);
   /** @type {Numbers | undefined} */
-  const value = view === "beside" && there.value ? there.value : here.value;
+  const value = here.value;
   /** @type {Numbers | undefined} */
-  const other = view === "difference" && there.value?.data.length === here.value?.data.length ? there.value : undefined;
+  const other = view === "difference" && there.value?.data.length === value?.data.length ? there.value : undefined;
   const [layers, heads, rows, columns] = value?.shape ?? [0, 0, 1, 1];
   const chosen = sort !== "place" ? scores?.[sort] : null;
   const order = useMemo(() => {
@@ -133,26 +133,26 @@ function strongest(row, token) {
 
 /** @type {(props: Props) => unknown} */
 function Opened({ state, act }) {
-  const { run, beside, view, layer, head, token, dark } = state;
+  const { run, beside, mine, view, layer, head, token, dark } = state;
   const ask = (/** @type {string} */ id) => address(`${id}/attention`, { as: "f32", head, layer });
   const here = useAnswer(ask(run.id)), there = useAnswer(beside && ask(beside.id));
   const scores = /** @type {Scores | undefined} */ (useAnswer(address(`${run.id}/heads`)).value);
   /** @type {Numbers | undefined} */
-  let value = view === "beside" && there.value ? there.value : here.value;
+  let value = here.value;
   const difference = view === "difference" && there.value && value && there.value.data.length === value.data.length;
   if (difference && value) value = { ...value, data: value.data.map((x, i) => x - there.value.data[i]) };
   const [rows, columns] = value?.shape ?? [1, 1], exact = !value?.pool.some((n) => n > 1), map = colours(difference ? "diverging" : "sequential", dark);
   const row = useRow(state), key = state.key ?? strongest(row, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
   const looked = value && exact && token < rows ? [...Array(token + 1).keys()].map((n) => ({ n, p: /** @type {Numbers} */ (value).data[token * columns + n] })).sort((a, b) => Math.abs(b.p) - Math.abs(a.p)).slice(0, 4) : [];
-  const off = isAblated(run.changes, layer, head);
+  const off = isAblated(run.changes, layer, head), taken = mine.changes.some((one) => one.layer === layer && one.head === head);
   return html`<div class="opened"><header><h3>Where does head ${layer}.${head} look${off ? " (ablated)" : ""}?</h3>
       <p class="how">Rows ask, columns answer.</p>
-      ${!isFile && html`<span class="ablate"><button id="ablate-head" aria-pressed=${run.changes.some((one) => one.layer === layer && one.head === head)} title="sets what this head writes to 0 (a)"
-            onClick=${() => act.change(toggled(run.changes, { kind: "ablate", layer, head }))}>${run.changes.some((one) => one.layer === layer && one.head === head) ? "Restore" : "Ablate"} ${layer}.${head}</button>
+      ${!isFile && html`<span class="ablate"><button id="ablate-head" aria-pressed=${taken} title="sets what this head writes to 0 (a)"
+            onClick=${() => act.change(toggled(mine.changes, { kind: "ablate", layer, head }))}>${taken ? "Restore" : "Ablate"} ${layer}.${head}</button>
           <select aria-label="ablate more of this layer" value="" onChange=${(/** @type {any} */ event) => {
             const part = event.target.value;
             event.target.value = "";
-            act.change(toggled(run.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
+            act.change(toggled(mine.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
           }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
     <div class=${`columns ${here.fresh ? "" : "stale"}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
@@ -221,7 +221,7 @@ async function clocksFrom({ run, info, layer, head, token }, key) {
 
 /** @type {(props: Props) => unknown} */
 function ClocksOf({ state, act }) {
-  const { run, layer, head, token, dark } = state;
+  const { run, mine, layer, head, token, dark } = state;
   const row = useRow(state), key = state.key ?? (row ? strongest(row, token) : null);
   const { value, fresh, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
   const [counted, count] = useState(/** @type {Clocks | null} */ (null));
@@ -242,7 +242,7 @@ function ClocksOf({ state, act }) {
     <div class=${`faces ${fresh || counted ? "" : "stale"}`}>${clocks?.pairs.map((pair, j) => {
       const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);
       return html`<button key=${j} class=${`face ${silent(j) ? "silent" : ""}`} data-value=${pair.value} disabled=${isFile} aria-label=${`pair ${j} adds ${short(pair.value)}`}
-        onClick=${() => act.change(toggled(run.changes, { kind: "zero_frequency", pair: j }))}
+        onClick=${() => act.change(toggled(mine.changes, { kind: "zero_frequency", pair: j }))}
         onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [`pair ${j}: adds ${short(pair.value)} to the score`, `turns ${short(pair.frequency)} radians a place: once in ${short((2 * Math.PI) / pair.frequency)} places`,
           `over ${far} places: ${short(angle / (2 * Math.PI))} turns`, !isFile && (silent(j) ? "click: lets it turn again" : "click: stops this clock everywhere")])} onMouseLeave=${hideTip}>
         <svg viewBox="-10 -10 20 20" aria-hidden="true"><circle r="9" style=${{ fill: colour }} /><line x1="0" y1="0" x2="0" y2="-8.5" class="zero" /><line x1="0" y1="0" x2=${8.2 * Math.sin(angle)} y2=${-8.2 * Math.cos(angle)} class="hand" /></svg>${state.full === "heads" && html`<small>${pair.frequency > 0 ? Math.round((2 * Math.PI) / pair.frequency).toLocaleString("en") : "∞"}</small>`}</button>`;

@@ -19,16 +19,14 @@ const rowName = (row, layers) => (row === 0 ? "embedding" : row === layers ? `ou
 function Grid({ state, act, words }) {
   const { run, beside, view, token, layer, dark, full } = state;
   const here = useAnswer(address(`${run.id}/lens`)), there = useAnswer(beside && address(`${beside.id}/lens`)), norms = useAnswer(address(`${run.id}/stream`));
-  const otherNorms = useAnswer(beside && address(`${beside.id}/stream`));
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { width, height } = useSize(box);
   const [scroll, move] = useState([0, 0]);
-  const shown = view === "beside" && there.value ? there.value : here.value;
   /** @type {Lens | undefined} */
-  const lens = shown;
+  const lens = here.value;
   /** @type {Lens | undefined} */
   const other = view === "difference" ? there.value : undefined;
   /** @type {Norms | undefined} */
-  const wrote = view === "beside" && otherNorms.value ? otherNorms.value : norms.value;
+  const wrote = norms.value;
   const layers = lens ? lens.ids.length - 1 : 0, seq = lens ? lens.ids[0].length : 0;
   const cell = words ? Math.max(full ? 64 : 54, (width - LEFT - 2) / Math.max(1, seq)) : Math.max(2, (width - LEFT - 2) / Math.max(1, seq));
   const pitch = Math.max(BAND + 13, Math.min(full ? 80 : 50, (height - TOP - 4) / (layers + 1)));
@@ -138,10 +136,10 @@ const partName = ({ name, layer, head }) => (head !== null ? `head ${layer}.${he
 function Attribution({ state, act }) {
   const { run, beside, view, token, target, layer, head } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { height } = useSize(box);
-  const { value: here, fresh } = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
-  const there = useAnswer(beside && here ? address(`${beside.id}/parts`, { position: token, token: here.token }) : null).value;
-  const parts = /** @type {import("look/types.js").Parts | undefined} */ (view === "beside" && there ? there : here);
-  const others = /** @type {import("look/types.js").Parts | undefined} */ (view === "beside" ? here : there);
+  /** @type {{value: import("look/types.js").Parts | undefined, fresh: boolean}} */
+  const { value: parts, fresh } = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
+  /** @type {import("look/types.js").Parts | undefined} */
+  const others = useAnswer(beside && parts ? address(`${beside.id}/parts`, { position: token, token: parts.token }) : null).value;
   if (!parts) return html`<div class="attribution" ref=${box}></div>`;
   const other = new Map(others?.parts.map((part) => [part.name, part.value]));
   const gap = (/** @type {Part} */ part) => (view === "difference" && others ? part.value - (other.get(part.name) ?? 0) : part.value);

@@ -18,7 +18,7 @@ const shade = (nats) => (nats === null ? 0 : Math.min(1, nats / MOST));
 
 /** @type {(props: Props) => unknown} */
 function Editor({ state, act }) {
-  const { run, info } = state, words = info.models[run.model].has_tokenizer;
+  const { mine: run, info } = state, words = info.models[run.model].has_tokenizer;
   const shown = words ? (run.text ?? "") : run.tokens.map((token) => token.id).join(" ");
   const [draft, write] = useState(/** @type {string | null} */ (null));
   const waiting = useRef(0);
@@ -72,17 +72,16 @@ function Arcs({ state, chips }) {
 
 /** @type {(props: Props) => unknown} */
 function Chips({ state, act }) {
-  const { run, beside, view, token, dark } = state;
+  const { run, beside, mine, view, token, dark } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null));
-  const kl = useAnswer(beside && address(`${run.id}/compare`, { with: beside.id })).value?.kl;
+  const kl = useAnswer(beside && address(`${mine.id}/compare`, { with: mine === run ? beside.id : run.id })).value?.kl;
   const difference = view === "difference" && beside, other = beside?.tokens;
   const map = colours(difference ? "diverging" : "sequential", dark);
-  const shown = view === "beside" && beside ? beside : run;
   useEffect(() => {
     box.current?.querySelectorAll(".chip")[token]?.scrollIntoView({ block: "nearest" });
   }, [token]);
   return html`<div class="chips" ref=${box} role="listbox" aria-label="the tokens of the text, shaded by surprise">
-    ${shown.tokens.map((one, place) => {
+    ${run.tokens.map((one, place) => {
       const changed = (one.surprise ?? 0) - (other?.[place]?.surprise ?? one.surprise ?? 0);
       const t = difference ? 0.5 + Math.max(-0.5, Math.min(0.5, changed / 4)) : shade(one.surprise);
       const lines = [
@@ -90,7 +89,7 @@ function Chips({ state, act }) {
         one.surprise === null ? "nothing stands before it" : `surprise ${short(one.surprise)} nats: p = ${percent(Math.exp(-one.surprise))}`,
         one.rank !== null && `the model's guess number ${one.rank + 1}`,
         `what follows has ${short(one.entropy)} nats of entropy`,
-        other?.[place] && one.surprise !== null && `${difference || view === "run" ? "beside it" : "this run"}: ${short((view === "beside" ? run : beside)?.tokens[place]?.surprise ?? 0)} nats`,
+        other?.[place] && one.surprise !== null && `${mine === run ? "beside it" : "this run"}: ${short(other[place].surprise ?? 0)} nats`,
         kl?.[place] !== undefined && `what follows differs by ${short(kl[place])} nats (KL divergence)`,
       ];
       return html`<button key=${place} class="chip" role="option" data-place=${place} aria-selected=${place === token} tabIndex=${place === token ? 0 : -1}
@@ -140,16 +139,15 @@ function useDistribution(id, place, sampling, vocabulary) {
 
 /** @type {(props: Props) => unknown} */
 function Distribution({ state, act }) {
-  const { run, beside, view, token, sampling, target } = state;
+  const { run, beside, mine, view, token, sampling, target } = state;
   const { vocab_size } = state.info.models[run.model].config;
-  const here = useDistribution(run.id, token, sampling, vocab_size), there = useDistribution(beside?.id, token, sampling, vocab_size);
-  const shown = view === "beside" && there ? there : here, other = view === "beside" ? here : there;
+  const shown = useDistribution(run.id, token, sampling, vocab_size), other = useDistribution(beside?.id, token, sampling, vocab_size);
   const before = run.tokens.slice(0, token + 1), follows = run.tokens[token + 1];
   const goOn = (/** @type {number} */ id) => act.goOn([...before.map((one) => one.id), id]);
   const drawOne = () => shown && goOn(shown.drawn());
   const others = new Map(other?.rows.map((row) => [row.id, row]));
   let rows = (shown?.rows ?? []).slice(0, 10);
-  if (view === "difference" && there && shown) {
+  if (view === "difference" && other && shown) {
     const gap = (/** @type {{id: number, p: number}} */ row) => Math.abs(row.p - (others.get(row.id)?.p ?? 0));
     rows = [...shown.rows].sort((a, b) => gap(b) - gap(a)).slice(0, 10);
   }
@@ -163,7 +161,7 @@ function Distribution({ state, act }) {
           aria-label=${`${visible(row.piece)}, ${percent(row.p)}`} onClick=${() => goOn(row.id)}
           onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [
             `“${visible(row.piece)}”  id ${row.id}`, `p = ${row.p.toFixed(4)} with these settings`, `p = ${row.raw.toFixed(4)} as the model says`,
-            `logit ${row.logit.toFixed(4)}`, also && `p = ${also.p.toFixed(4)} ${view === "beside" ? "in this run" : "in the run beside it"}`,
+            `logit ${row.logit.toFixed(4)}`, also && `p = ${also.p.toFixed(4)} ${mine === run ? "in the run beside it" : "in this run"}`,
           ])} onMouseLeave=${hideTip}>
           <span class="piece">${visible(row.piece)}${follows?.id === row.id && html`<i title="the text goes on with this one">●</i>`}</span>
           <span class="track"><span class="fill" style=${{ width: `${100 * row.p}%` }}></span>

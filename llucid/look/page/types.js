@@ -46,7 +46,7 @@
 
 /**
  * @typedef {Choice & {
- *   info: Info, run: Reading, beside: Reading | null, compare: number | null,
+ *   info: Info, run: Reading, beside: Reading | null, mine: Reading, compare: number | null,
  *   busy: boolean, error: string | null, tour: number | null, help: boolean, dark: boolean, playing: boolean
  * }} State
  */
