@@ -8,6 +8,8 @@ import time
 from types import FrameType
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+left = float("-inf")
+"""When `leave` exited last; something may have caught that."""
 
 
 def main() -> None:
@@ -32,17 +34,18 @@ def main() -> None:
 
 
 def leave(number: int, frame: FrameType | None) -> None:
-    """Exits normally, so that files are cleaned up; a second signal, as when a session ends, changes nothing."""
-    for each in SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(128 + number)
+    """Exits normally, so that files are cleaned up. Others within a second, as when a session ends, change nothing."""
+    global left
+    if time.monotonic() - left > 1:
+        left = time.monotonic()
+        sys.exit(128 + number)
 
 
 def repeat(ignored: "sys.UnraisableHookArgs") -> None:
     """Repeats a signal a moment later if its exception was raised where Python ignores it, as at the end of imports."""
+    global left
     if isinstance(ignored.exc_value, SystemExit):
-        number = int(str(ignored.exc_value.code)) - 128
-        signal.signal(number, leave)
+        number, left = int(str(ignored.exc_value.code)) - 128, float("-inf")
     elif isinstance(ignored.exc_value, KeyboardInterrupt):
         number = signal.SIGINT
     else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from llucid.errors import LlucidError
 
-NOWHERE = 2**31 - 1
+NOWHERE = (1 << 31) - 1
 """The position of padding and of empty cache slots: later than every token, so that none ever sees it."""
 
 

@@ -6,6 +6,7 @@ of the whole conversation, always by `encode_dialog`, and the engine reads only 
 
 import json
 import secrets
+from bisect import bisect_left
 from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,11 +38,10 @@ class Conversation(NamedTuple):
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, *self.messages[self.forgotten :]]
 
-    def forget(self) -> "Conversation | None":
-        """Without the oldest turn in the context, up to the next question; None if only the last question is left."""
+    def shorter(self) -> "list[Conversation]":
+        """What is left if the oldest turns are forgotten: one of them, two and so on, up to the last question."""
         later = range(self.forgotten + 1, len(self.messages))
-        at = next((number for number in later if self.messages[number]["role"] == "user"), None)
-        return None if at is None else self._replace(forgotten=at)
+        return [self._replace(forgotten=at) for at in later if self.messages[at]["role"] == "user"]
 
     def said(self, role: str, content: str) -> "Conversation":
         """With one more message."""
@@ -177,14 +177,16 @@ class Session:
 
         A full context forgets a quarter of itself at once, so that it is not read again for every new token.
         """
-        most = self.model.config.context - 1
-        while True:
-            dialog, tokenizer = conversation.dialog(), self.model.text()
-            ids = [*encode_dialog(dialog, tokenizer, self.format, **self._values(conversation)), *written]
-            shorter = conversation.forget()
-            if len(ids) <= most or shorter is None:
-                return conversation, ids
-            conversation, most = shorter, self.model.config.context * 3 // 4
+
+        def ids(kept: Conversation) -> list[int]:
+            return [*encode_dialog(kept.dialog(), self.model.text(), self.format, **self._values(kept)), *written]
+
+        context, shorter = self.model.config.context, conversation.shorter()
+        if len(whole := ids(conversation)) < context or not shorter:
+            return conversation, whole
+        # By bisection, since a long conversation takes time.
+        at = bisect_left(shorter, True, hi=len(shorter) - 1, key=lambda kept: len(ids(kept)) <= context * 3 // 4)
+        return shorter[at], ids(shorter[at])
 
     def _stream(self, prompt: list[int], max_tokens: int) -> Iterator[Piece]:
         self.batch.statistics = self.statistics

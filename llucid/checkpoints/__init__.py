@@ -58,6 +58,7 @@ MODEL_FILES = (
     *("config.json", "params.json", "consolidated.[0-9][0-9].pth"),
     *("model.safetensors", f"model{SHARD}.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", f"pytorch_model{SHARD}.bin", "pytorch_model.bin.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
 )
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -279,7 +280,7 @@ def save(
         with filled_folder(out, MODEL_FILES + (() if kept else TOKENIZER_FILES)) as place:
             write(place, progress)
         if kept:
-            note(f"{out}: keeps the tokenizer that is there, since the model has none")
+            note(f"{out}: keeps the tokenizer and generation_config.json that are there: the model has no tokenizer")
     else:
         with atomic_folder(out) as place:
             write(place, progress)

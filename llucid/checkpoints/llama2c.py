@@ -37,7 +37,7 @@ SIZES = struct.Struct("<7i")
 """dim, ffn_dim, layers, heads, kv_heads, vocab_size, context."""
 GROUP = 64
 """The largest group in version 2."""
-LARGEST_TABLES = 2**30
+LARGEST_TABLES = 1 << 30
 """Bytes of version 0's tables of angles; those of Llama 3.1 have 67 million."""
 MAX_LAYERS = 2**10
 """A limit above any Llama: a tiny layer takes 100 times as much memory as it takes in the file."""

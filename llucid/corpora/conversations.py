@@ -223,10 +223,10 @@ def _plain(message: Any, where: str) -> Any:
     if not isinstance(message, dict):
         return message
     own = dict[str, Any](message)
-    pairs = [
-        (KEYS.get(name, name), value) for name, value in own.items() if name not in KEYS or own.get(KEYS[name]) is None
-    ]
-    given = {name: value for name, value in pairs if value is not None or name == "content"}
+    said = {name: value for name, value in own.items() if value is not None}
+    given: dict[str, Any] = {"content": None} if "content" in own or "value" in own else {}
+    given |= {KEYS[name]: value for name, value in said.items() if name in KEYS}
+    given |= {name: value for name, value in said.items() if name not in KEYS}
     for name in UNREAD:
         if given.get(name):
             raise LlucidError(

@@ -54,7 +54,8 @@ def template_of(tokenizer: Tokenizer, name: str = "default") -> str | None:
         return found[name]
     if name == "default" and len(found) == 1:
         return next(iter(found.values()))
-    raise LlucidError(f"the model has several chat templates and none is called {name}; name one: {', '.join(found)}")
+    named = f"the model has several chat templates and none is called {name}"
+    raise LlucidError(f"{named}; name one (format=), or call one default in its folder: {', '.join(found)}")
 
 
 @lru_cache(maxsize=4)

@@ -36,7 +36,7 @@ C_CHUNK = 64
 """Tokens per call of C, which bounds its memory."""
 SHORT = 8
 """Unread tokens of a text that is being written, at most: the newest and guesses. More is a prompt."""
-IMPORT_COST = 2**36
+IMPORT_COST = 1 << 36
 """Multiplications that C performs in about the time that importing PyTorch takes."""
 
 IMPORTING = threading.RLock()

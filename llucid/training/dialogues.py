@@ -14,7 +14,7 @@ from llucid.corpora.tokens import BPE_SAMPLE, characters_per_token, first_charac
 from llucid.dialogs import encode_dialog, encode_learned, format_of
 from llucid.dialogs.formats import LLAMA3, ending_turns, known_format, with_template
 from llucid.dialogs.loss_mask import CHAT_CONFIG
-from llucid.dialogs.templates import SlowTemplate
+from llucid.dialogs.templates import SlowTemplate, values_of
 from llucid.errors import LlucidError, one_line
 from llucid.files import cached
 from llucid.generation import Batch, Request, Sampling, generator, stream
@@ -69,7 +69,8 @@ def tokenise_chat(
     Raises LlucidError if that is so for all, or for the first PATIENCE, or nothing is learned within `context` tokens.
     """
     formats = {tools: known_format(None, tokenizer, tools) for tools in (False, True)}
-    content = f"4 {corpus.fingerprint}{tokenizer.json()}{formats}"
+    values = (values_of(tokenizer), tokenizer.bos, tokenizer.eos, sorted(tokenizer.stop_ids))
+    content = f"5 {corpus.fingerprint}{tokenizer.json()}{formats}{values}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:

@@ -95,7 +95,7 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     out = Path(str(settings.out))
     if not (out / "train.toml").is_file():
         raise LlucidError(f"out={out}: there is no run here to continue; leave out resume= to begin one")
-    run.refuse_pipes(out)
+    run.refuse_links(out)
     settings = absolute(settings.continuing(read_toml(out / "train.toml")))
     device = device_of(settings)
     settings = resolve(settings, device)

@@ -142,10 +142,14 @@ def locked(out: Path) -> Generator[None]:
         ) from error
 
 
-def refuse_pipes(out: Path) -> None:
-    """Raises LlucidError if there is a named pipe in the folder."""
-    for pipe in (path for path in out.rglob("*") if path.is_fifo()):
-        raise LlucidError(f"{pipe}: a named pipe, at which a run would wait for ever; remove it")
+def refuse_links(out: Path) -> None:
+    """Raises LlucidError if a run would write elsewhere, through a link in the folder, or wait at a named pipe. Only
+    Weights & Biases makes links, in its own folder."""
+    for path in (path for path in out.rglob("*") if path.is_symlink() or path.is_fifo()):
+        if path.is_fifo():
+            raise LlucidError(f"{path}: a named pipe, at which a run would wait for ever; remove it")
+        if path.relative_to(out).parts[:-1][:1] != ("wandb",):
+            raise LlucidError(f"{path}: a link, through which a run would write elsewhere; put what it names here")
 
 
 def refuse_changed(out: Path, corpus: Corpus, options: str) -> None:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin,
 
 from llucid.config import Config, head_width
 from llucid.errors import LlucidError
+from llucid.files import read_file
 from llucid.presets import PRESETS
 from llucid.tokenizers.text import replace_surrogates
 
@@ -59,6 +60,8 @@ FIXED = ("base", "tokenizer", "preset", "optimizer", "seed", "dtype", "length_wa
 """Settings that a resumed run keeps."""
 NOT_KEPT = ("out", "resume", "stop_after")
 """Settings of one call only, which `train.toml` does not hold."""
+LARGEST_TOML, MOST_DOTS = 1 << 20, 100
+"""Bytes of a `train.toml`, and dots in it outside of texts: the parser keeps all beginnings of keys like a.a.a."""
 SWITCH = {"switch": True}
 """Metadata of a setting that a resumed run may switch off again: `--no-wandb`."""
 
@@ -255,15 +258,18 @@ def _toml(value: object) -> str:
 
 def read_toml(file: Path) -> Settings:
     """The settings in a run's `train.toml`. Raises LlucidError if it holds anything else."""
+    content = read_file(file, LARGEST_TOML)
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = content.decode()
+        outside = re.sub(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'', "", text)  # of texts
+        if outside.count(".") > MOST_DOTS or any(3 * quote in text for quote in "\"'"):
+            raise ValueError("it has keys or texts that no setting has")
+        values = tomllib.loads(text)
         if isinstance(values.get("corpus"), list):
             values["corpus"] = None if "chat" in values else tuple(values["corpus"])
         return Settings(model=ModelNumbers(**values.pop("model", {})), **values)
     except LlucidError as error:
         raise LlucidError(f"{file}: {error}") from error
-    except OSError as error:
-        raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise LlucidError(f"{file}: not the settings of a training run ({error})") from error
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llucid.chat import Conversation, NotAChatModel, Session, encode_dialog
+from llucid.chat import session as chat
 from llucid.checkpoints import Model
 from llucid.errors import LlucidError
 from llucid.generation import Batch, Request, Sampling, generator, stream
@@ -157,16 +158,27 @@ def test_questions_are_forgotten_with_their_answers() -> None:
     conversation = Conversation("Be brief.")
     for role in ("user", "assistant", "user", "tool", "assistant", "user", "user"):
         conversation = conversation.said(role, "…")
-    once = conversation.forget()
-    assert once is not None
-    assert [message["role"] for message in once.dialog()] == ["system", "user", "tool", "assistant", "user", "user"]
-    twice = once.forget()
-    assert twice is not None
-    assert [message["role"] for message in twice.dialog()] == ["system", "user", "user"]
-    last = twice.forget()
-    assert last is not None
-    assert [message["role"] for message in last.dialog()] == ["system", "user"]
-    assert last.forget() is None
+    roles = [[message["role"] for message in shorter.dialog()] for shorter in conversation.shorter()]
+    once, last = ["system", "user", "tool", "assistant", "user", "user"], ["system", "user"]
+    assert roles == [once, ["system", "user", "user"], last]
+    assert conversation.shorter()[-1].shorter() == []
+
+
+def test_a_long_conversation_is_encoded_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of conversations may hold thousands of turns; as many of the last are kept as fit into three quarters."""
+    encoded = list[int]()
+    monkeypatch.setattr(
+        chat, "encode_dialog", lambda *given, **more: encoded.append(1) or encode_dialog(*given, **more)
+    )
+    model = reciter(200)
+    session = Session(model, system="Be brief.", sampling=GREEDY)
+    session.resume(Conversation("Be brief.", tuple(said("hi", "ho")) * 1000))
+    encoded.clear()
+    assert printed(session, "Who?") == LETTERS
+    assert len(encoded) < 15
+    kept = session.conversation.dialog()[:-1]
+    assert len(encode_dialog(kept, model.tokenizer)) <= 150
+    assert len(encode_dialog([*kept[:1], *said("hi", "ho"), *kept[1:]], model.tokenizer)) > 150
 
 
 def test_an_answer_continues_when_it_fills_the_context() -> None:

@@ -293,7 +293,8 @@ def test_a_saved_model_replaces_the_one_in_its_folder(
     model = model_of(replace(TINY, vocab_size=400))._replace(tokenizer=tokenizer)
     other = JsonTokenizer(json.loads(train_bpe(["other words"], 300).json()), config={"chat_template": "{{ 1 }}"})
     save(model_of(replace(TINY, vocab_size=300), seed=1)._replace(tokenizer=other, sampling={"top_k": 3}), out, before)
-    for name in ("consolidated.01.pth", "model-00001-of-00002.safetensors", "added_tokens.json", "chat_template.jinja"):
+    beside = ("added_tokens.json", "chat_template.jinja", "adapter_config.json", "adapter_model.safetensors")
+    for name in ("consolidated.01.pth", "model-00001-of-00002.safetensors", *beside):
         (out / name).write_text("{}")
     (out / "additional_chat_templates").mkdir()
     (out / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
@@ -316,7 +317,10 @@ def test_a_saved_model_replaces_the_one_in_its_folder(
 
     capsys.readouterr()
     save(model._replace(tokenizer=None), out, after)
-    assert capsys.readouterr().err == f"note: {out}: keeps the tokenizer that is there, since the model has none\n"
+    assert (
+        capsys.readouterr().err
+        == f"note: {out}: keeps the tokenizer and generation_config.json that are there: the model has no tokenizer\n"
+    )
     assert first_difference(load(out, device="cpu").text(), tokenizer) is None
 
 

@@ -1,5 +1,6 @@
 """The command line as users see it: output, and messages for bad input."""
 
+import ast
 import importlib.metadata
 import json
 import math
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,6 +22,7 @@ import huggingface_hub
 import pytest
 
 import llucid
+from llucid import __main__ as entry
 from llucid.cli import COMMANDS, command_class, main, overview, read_command
 from llucid.cli.arguments import options_of, spell_options
 from llucid.generation.stream import Piece, stream
@@ -509,6 +512,30 @@ def test_a_signal_while_the_command_line_is_read() -> None:
     code = f"import argparse, os; {kill}; from llucid.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code, "info", "x"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+
+
+def test_a_signal_whose_exception_was_caught_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more than the second in which those of one session's end change nothing."""
+    monkeypatch.setattr(entry, "left", float("-inf"))
+    for second, exits in ((0, True), (0.5, False), (1.5, True)):
+        monkeypatch.setattr(entry, "time", Mock(monotonic=lambda second=second: 1e9 + second))
+        with pytest.raises(SystemExit, match="143") if exits else nullcontext():
+            entry.leave(signal.SIGTERM, None)
+
+
+def test_no_constant_is_a_product_of_large_integers() -> None:
+    """Python looks for signals in such a product, and while it compiles, it drops the exception that one raises."""
+    files = [*(Path(llucid.__file__).parent).rglob("*.py")]
+    large = [
+        f"{file.name}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.Mult)
+        if isinstance(node.left, ast.Constant) and isinstance(node.right, ast.Constant)
+        if isinstance(value := eval(ast.unparse(node)), int) and value >= 1 << 30
+    ]
+    assert len(files) > 100
+    assert large == []
 
 
 @pytest.mark.parametrize(("name", "status", "error"), [("SIGINT", 130, "interrupted\n"), ("SIGTERM", 143, "")])

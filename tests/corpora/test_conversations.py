@@ -65,6 +65,13 @@ def test_what_is_beside_and_null() -> None:
     system = {"system": " Be kind. "}
     null = dict.fromkeys(("name", "weight", "refusal", "tool_calls")) | {"id": 3, "annotations": [], "audio": {}}
     assert parse_conversation(system | {"messages": [message | null for message in PLAIN[1:]]}).messages == PLAIN
+    both = [{"value": None, "role": None, "content": None} | turn | {"from": None} for turn in PLAIN]
+    for turns in (both, [dict(reversed(turn.items())) for turn in both]):
+        assert parse_conversation({"messages": turns}).messages == PLAIN
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    theirs = [{"from": names[turn["role"]], "value": turn["content"], "role": None, "content": None} for turn in PLAIN]
+    for turns in (theirs, [dict(reversed(turn.items())) for turn in theirs]):
+        assert parse_conversation({"messages": turns}).messages == PLAIN
     assert parse_conversation(system | {"conversations": PLAIN}) == Conversation(PLAIN, LEARNED)
     assert parse_conversation({"system": "", "messages": PLAIN[1:]}) == Conversation(PLAIN[1:], LEARNED[1:])
     assert parse_conversation(system | {"messages": PLAIN}) == Conversation(PLAIN, LEARNED)

@@ -100,7 +100,9 @@ def test_places_of_a_template(tmp_path: Path) -> None:
     assert known_format(None, load_tokenizer(tmp_path), tools=True) == LLAMA3
     config.write_text(json.dumps(content | {"chat_template": several[1:]}))
     assert known_format(None, load_tokenizer(tmp_path)) == LLAMA3
-    with pytest.raises(LlucidError, match="none is called rag; name one: tool_use"):
+    with pytest.raises(
+        LlucidError, match=r"none is called rag; name one \(format=\), or call one default in its folder: tool_use"
+    ):
         known_format("rag", load_tokenizer(tmp_path))
 
     config.write_text(json.dumps(content | {"chat_template": {"default": CHATML, "tool_use": LLAMA3}}))

@@ -156,6 +156,13 @@ def test_patching_everything_gives_the_others_logits(model: Model) -> None:
     assert torch.equal(stream.logits, other.logits)
 
 
+def test_a_pattern_of_names_is_short() -> None:
+    """It takes time with the square of its length."""
+    one = trace_of(random_model(GROUPED))
+    with pytest.raises(LlucidError, match="a…: a name of more than 1000 characters"):
+        patch("[a-" * 400, one)
+
+
 def test_patching_one_position_changes_only_later_ones() -> None:
     model = random_model(GROUPED)
     one, other = trace(model, some_ids(GROUPED, 1)), trace(model, some_ids(GROUPED, 2))

@@ -468,6 +468,19 @@ def test_a_template_that_refuses_all_is_tried_on_a_hundred(straight: Path, tmp_p
     assert tokenise_chat(open_conversations(str(talk)), tokenizer, "train", 128).kept.tolist() == [*range(99, 108)]
 
 
+def test_ids_in_the_cache_are_of_this_end_token(straight: Path, file: Path) -> None:
+    """Of what a template is given beside the messages; also if only tokenizer_config.json says it."""
+    opened = llucid.load(straight, device="cpu").text()
+    content, ends = json.loads(opened.json()), ("<|eot_id|>", "<|end_header_id|>")
+    template = "{% for message in messages %}{{ message.role + ': ' + message.content + eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    for end in ends:
+        tokenizer = JsonTokenizer(content, config={"chat_template": template, "eos_token": end})
+        dialogues = tokenise_chat(open_conversations(str(file)), tokenizer, "train", 128)
+        _, learned = dialogues.read(dialogues.kept[:1], 128)
+        assert learned[learned >= 0][-1] == tokenizer.special[end]
+
+
 def test_a_template_that_does_not_end_is_tried_once(
     straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

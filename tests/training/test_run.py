@@ -33,7 +33,7 @@ from llucid.training.backend_torch import TorchBackend
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate
 from llucid.training.report import Report, clock, excerpt
-from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state
+from llucid.training.run import Measured, Metrics, Progress, read_measured, read_state, refuse_links
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
 from llucid.weights import initialise, leaves
@@ -278,6 +278,26 @@ def test_a_named_pipe_in_the_folder_is_refused(name: str, tmp_path: Path) -> Non
     os.mkfifo(tmp_path / name)
     with pytest.raises(LlucidError, match=f"{tmp_path / name}: a named pipe"):
         here("train", "--resume", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["samples.txt", "metrics.jsonl", "state/measured.json", "snapshots", "train.toml"])
+def test_a_link_in_the_folder_is_refused(name: str, tmp_path: Path) -> None:
+    """A run from elsewhere would write its text into the user's own files."""
+    out, own = tmp_path / "out", tmp_path / "own"
+    (out / "state").mkdir(parents=True)
+    own.write_text("mine")
+    (out / "train.toml").touch()
+    (out / name).unlink(missing_ok=True)
+    (out / name).symlink_to(own)
+    with pytest.raises(LlucidError, match=f"{out / name}: a link, through which a run would write elsewhere"):
+        here("train", "--resume", "--out", out)
+    assert own.read_text() == "mine"
+    refuse_links(tmp_path / "linked")  # there is none
+    (tmp_path / "linked").symlink_to(out)
+    (out / name).unlink()
+    (out / "wandb").mkdir()
+    (out / "wandb" / "latest-run").symlink_to(out / "state")
+    refuse_links(tmp_path / "linked")
 
 
 def test_a_folder_that_moves_while_it_trains_is_reported(

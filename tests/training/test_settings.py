@@ -50,6 +50,27 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
             read_toml(file)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" + ".a" * 20_000 + " = 1",
+        '"a"' + ".'a'" * 20_000 + " = 1",
+        'corpus = [""" "\n" """, {a' + ".a" * 20_000 + ' = 1}, "b"]',
+        "x = 1 # '\n[" + "a." * 20_000 + "a] # '",
+        " " * (1 << 20) + "x",
+    ],
+)
+def test_keys_of_very_many_parts_are_refused(text: str, tmp_path: Path) -> None:
+    """The parser would keep all of their beginnings: gigabytes for 64 kB."""
+    file = tmp_path / "train.toml"
+    file.write_text(text)
+    with pytest.raises(LlucidError, match=r"train\.toml: (not the settings .* no setting has|larger than)"):
+        read_toml(file)
+    many = Settings(corpus=tuple(f"a.b.c/{number}\"'.txt" for number in range(1000)))
+    file.write_text(write_toml(many))
+    assert read_toml(file) == many
+
+
 def test_paths_and_numbers_of_numpy_and_large_integers_are_kept(tmp_path: Path) -> None:
     numbers: dict[str, Any] = {"dim": np.int64(32), "dropout": np.float32(0.25), "rope_theta": 10**20}
     given: dict[str, Any] = {"corpus": [Path("a.txt")], "tokenizer": Path("b"), "steps": np.int64(3)}
