@@ -101,7 +101,7 @@ class Archive:
     def tensor(self, storage: Storage, offset: Any, shape: Any, stride: Any, *_: Any) -> Stored:
         """A view of a storage; offset and stride are in numbers, not bytes. Raises LlucidError if it exceeds that."""
         (dtype, member), lengths = storage, (offset, *shape, *stride)
-        if len(shape) != len(stride) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 2**48 for n in lengths):
+        if len(shape) != len(stride) or len(shape) > 8 or not all(type(n) is int and 0 <= n < 1 << 48 for n in lengths):
             raise ValueError("a tensor with an impossible shape")
         last = offset + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
         width = width_of(dtype)

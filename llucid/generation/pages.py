@@ -76,7 +76,7 @@ class Pages:
     """
 
     def __init__(self, config: Config, dtype: str, device: str = "cpu", limit: int | None = None) -> None:
-        self.most = 2**31 // PAGE - 1
+        self.most = (1 << 31) // PAGE - 1
         if limit is not None:
             self.most = min(self.most, limit // (PAGE * Memory.bytes_per_slot(config, dtype)))
         self.memory = Memory(config, PAGE, dtype, device)
