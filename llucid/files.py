@@ -106,11 +106,13 @@ def atomic_file(path: Path) -> Generator[Path]:
     place = Path(os.path.realpath(path))
     temporary = path if direct else place.with_name(temporary_name(place.name))
     try:
+        if not direct:
+            temporary.touch()  # with the permissions of any new file; a library may replace it by a private one
+        mode = (place if place.is_file() else temporary).stat().st_mode
         yield temporary
         if direct:
             return
-        if place.is_file():
-            shutil.copymode(place, temporary)
+        temporary.chmod(stat.S_IMODE(mode))
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, place)

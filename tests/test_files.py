@@ -46,6 +46,15 @@ def test_links_and_permissions_are_kept(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [link, file]
 
 
+def test_a_new_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    """Also if a library, such as safetensors, replaces it by one that only its owner can read."""
+    (tmp_path / "other").touch()
+    (tmp_path / "private").touch(0o600)
+    with atomic_file(tmp_path / "file") as temporary:
+        (tmp_path / "private").rename(temporary)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_long_names_that_begin_alike_are_written_at_once(tmp_path: Path) -> None:
     one, two = (tmp_path / ("x" * 60 + end) for end in ("a", "b"))
     with atomic_file(one) as first, atomic_file(two) as second:

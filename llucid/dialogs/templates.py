@@ -198,13 +198,19 @@ def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: frozenset[int]
             text += part
             continue
         if text:
-            ids += (later if ids else first)(text)
+            ids += encoded(later if ids else first, text)
         text = ""
         ids.append(part)
     return ids[:-1]
 
 
 Encoder = Callable[[str], list[int]]
+
+
+@lru_cache(maxsize=256)
+def encoded(encode: Encoder, text: str) -> tuple[int, ...]:
+    """The ids of a text. A dialogue is often asked for with one more turn, or without its last."""
+    return tuple(encode(text))
 
 
 @lru_cache(maxsize=4)

@@ -523,6 +523,19 @@ def test_a_signal_whose_exception_was_caught_can_be_repeated(monkeypatch: pytest
             entry.leave(signal.SIGTERM, None)
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_waits_until_pytorch_is_imported(name: str, status: int, tmp_path: Path) -> None:
+    """Its exception could end the process in C++, or be taken for a library that is not installed."""
+    (tmp_path / "torch.py").write_text(
+        f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(0.1)\nprint('imported')"
+    )
+    wait = "argparse.ArgumentParser.parse_known_args = lambda *_: (__import__('torch'), time.sleep(60))"
+    code = f"{DEFAULT_HANGUP}; import argparse, time; {wait}; from llucid.__main__ import main; main()"
+    given = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run([sys.executable, "-c", code, "info", "x"], capture_output=True, text=True, env=given)
+    assert (done.returncode, done.stdout) == (status, "imported\n")
+
+
 def test_no_constant_is_a_product_of_large_integers() -> None:
     """Python looks for signals in such a product, and while it compiles, it drops the exception that one raises."""
     files = [*(Path(llucid.__file__).parent).rglob("*.py")]
