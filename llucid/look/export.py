@@ -108,9 +108,14 @@ def page(
 def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
     """What the page asks for, the most informative first: what the answers are, in the plural, and their URLs."""
     traces = {reading: answers.trace(reading) for reading in readings}
-    config = traces[readings[-1]].model.config
-    places, layers, heads = range(len(traces[readings[-1]].ids)), range(config.layers), range(config.heads)
-    each_head = [(layer, head) for layer in layers for head in heads]
+    configs = {reading: found.model.config for reading, found in traces.items()}
+    places = range(len(traces[readings[-1]].ids))
+    heads = [
+        (reading, layer, head)
+        for reading, config in configs.items()
+        for layer in range(config.layers)
+        for head in range(config.heads)
+    ]
 
     def of(path: str, **parameters: object) -> list[str]:
         return [address(f"{reading}{path}", **parameters) for reading in readings]
@@ -118,30 +123,27 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     def values(expressions: bool) -> list[str]:
         found = ((reading, value) for reading in readings for value in traces[reading].names(expressions=True))
         chosen = [(reading, value) for reading, value in found if (value.kind == "expression") == expressions]
-        return [url for reading, value in chosen for url in value_urls(reading, value, config.heads)]
+        return [url for reading, value in chosen for url in value_urls(reading, value, configs[reading].heads)]
 
     yield "the readings", of("")
     yield "overviews", [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
     yield "next-token distributions", [url for at in places for url in of("/next", position=at)]
-    maps = [url for layer, head in each_head for url in of("/attention", as_="f32", head=head, layer=layer)]
+    maps = [address(f"{each}/attention", as_="f32", head=head, layer=layer) for each, layer, head in heads]
     yield "maps of single heads", maps
     yield "attributions", [url for at in places for url in of("/parts", position=at)]
-    yield "statistics", [url for layer in (None, *layers) for url in of("/summaries", layer=layer)]
+    blocks = [(each, layer) for each, config in configs.items() for layer in (None, *range(config.layers))]
+    yield "statistics", [address(f"{each}/summaries", layer=layer) for each, layer in blocks]
     last = places[-1]
-    strongest = [
-        (reading, layer, head, int(found.attention_of(layer)[head, last].argmax()))
-        for reading, found in traces.items()
-        for layer, head in each_head
-    ]
+    keys = [int(traces[each].attention_of(layer)[head, last].argmax()) for each, layer, head in heads]
     clocks = [
-        address(f"{reading}/clocks", head=head, key=key, layer=layer, position=last)
-        for reading, layer, head, key in strongest
+        address(f"{each}/clocks", head=head, key=key, layer=layer, position=last)
+        for (each, layer, head), key in zip(heads, keys, strict=True)
     ]
     yield "scores split by RoPE's pairs", clocks
     yield "values", values(expressions=False)
-    paths = {seen.name: None for seen in traces[readings[-1]].seen if seen.is_weight}
-    yield "pictures of weights", [url for path in paths for url in of("/weight", as_="f32", name=path)]
-    scores = {"as_": "f32", "max_": config.vocab_size, "name": "logits"}
+    weights = {(each, seen.name): None for each, found in traces.items() for seen in found.seen if seen.is_weight}
+    yield "pictures of weights", [address(f"{each}/weight", as_="f32", name=name) for each, name in weights]
+    scores = {"as_": "f32", "max_": configs[readings[-1]].vocab_size, "name": "logits"}
     yield "exact next-token scores", [url for at in places for url in of("/value", **scores, slice_=f"0,{at}")]
     yield "values of expressions", values(expressions=True)
 

@@ -28,7 +28,7 @@ POST /look/{id}/edit  {"changes": [change, …]}
     change is one of {"kind": "ablate", "layer", "head": n, or "part": "attention" or "feed_forward", or neither},
     {"kind": "scale", "name", "factor"}, {"kind": "patch", "name", "from": id, "position": n or null},
     {"kind": "zero_frequency", "pair"}
-POST /look/export  {"id", "urls": [URL, …], "state": {…}}
+POST /look/export  {"id", "beside": id of the reading beside it, or null, "urls": [URL, …], "state": {…}}
                                         -> text/html: the page as one file, with the answers to these URLs
 GET /look/{id}                          the reading
     {"id", "model": 0, "parent": id without changes, or null, "changes": […], "text": or null,
@@ -231,12 +231,13 @@ def _status(error: Exception) -> HTTPStatus:
 
 
 def exported(answers: Answers, body: dict[str, Any]) -> Answer:
-    """The page as a file, as the browser asks for it: with a reading, what it was changed from, and these answers."""
-    name, urls, state = body.get("id"), body.get("urls", []), body.get("state", {})
+    """The page as a file, as the browser asks for it: with a reading, the one beside it, and these answers."""
+    name, beside, urls, state = body.get("id"), body.get("beside"), body.get("urls", []), body.get("state", {})
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not isinstance(state, dict):
         raise LlucidError("urls must be a list of strings, state an object")
-    if (reading := answers.readings.get(str(name))) is None:
-        raise NotFound(f"{shown(name)}: there is no reading of this name; load the page again")
-    both = [str(name)] if reading.parent is None else [reading.parent, str(name)]
+    both = [str(each) for each in ([name] if beside is None else [beside, name])]
+    for each in both:
+        if each not in answers.readings:
+            raise NotFound(f"{shown(each)}: there is no reading of this name; load the page again")
     made = page(answers, both, urls=urls, state=state)
     return Answer("text/html", {"Content-Disposition": 'attachment; filename="look.html"'}, made.html)

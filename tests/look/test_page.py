@@ -565,8 +565,8 @@ def test_the_other_run_is_shown_in_all_panes(page: Any, model: llucid.Model) -> 
     assert page.locator(".views").count() == 0
 
 
-def test_models_of_different_sizes_are_compared(browser: Any, model: llucid.Model) -> None:
-    """Each with its own layers and heads; the difference is that of the text."""
+def test_models_of_different_sizes_are_compared(browser: Any, model: llucid.Model, tmp_path: Path) -> None:
+    """Each with its own layers and heads, also in a file; the difference is that of the text."""
     from llucid.weights import initialise
 
     config = replace(model.config, layers=2, heads=model.config.heads // 2, kv_heads=1)
@@ -591,6 +591,18 @@ def test_models_of_different_sizes_are_compared(browser: Any, model: llucid.Mode
                     page.keyboard.press("ArrowDown")
                 settled(page)
                 assert f"head {(model, small)[size].config.layers - 1}." in page.inner_text(".opened h3")
+        page.click('[data-view="beside"]')
+        settled(page)
+        kl, surprise = page.inner_text("#kl"), bars(page)
+        with page.expect_download() as download:
+            page.click("#save")
+        download.value.save_as(tmp_path / "look.html")
+    with opened(browser, (tmp_path / "look.html").as_uri(), offline=True) as page:
+        assert page.get_attribute('[data-view="beside"]', "aria-checked") == "true"
+        settled(page)
+        assert (page.inner_text("#kl"), list(bars(page))) == (kl, list(surprise))
+        assert sizes[0] in page.get_attribute(".wall canvas", "aria-label")
+        assert page.locator(".empty").count() == 0
 
 
 @pytest.mark.parametrize("changed", [False, True])

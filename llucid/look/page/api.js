@@ -160,5 +160,5 @@ export const read = (what, model) => reading(address("read"), { ...what, model }
 /** @type {(id: string, changes: object[]) => Promise<Reading>} */
 export const edit = (id, changes) => reading(address(`${id}/edit`), { changes });
 
-/** @type {(id: string, state: object) => Promise<Blob>} */
-export const exportPage = async (id, state) => (await request(address("export"), { id, urls: addresses(), state })).blob();
+/** @type {(id: string, beside: string | null, state: object) => Promise<Blob>} */
+export const exportPage = async (id, beside, state) => (await request(address("export"), { id, beside, urls: addresses(), state })).blob();

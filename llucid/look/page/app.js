@@ -141,8 +141,9 @@ async function start() {
     const run = await get(address(info.first));
     const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;
     document.documentElement.dataset.theme = dark ? "dark" : "light";
+    const other = info.readings?.find((id) => id !== run.id);
     /** @type {Reading | null} */
-    const beside = run.parent ? await get(address(run.parent)) : null;
+    const beside = other ? await get(address(other)) : null;
     /** @type {import("look/types.js").Source} */
     const source = await get(address("source"));
     const site = source.sites.findIndex((one) => one.kind === "variable" && one.text === "p");

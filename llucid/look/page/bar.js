@@ -102,7 +102,7 @@ export function Bar({ state, act }) {
     ${!isFile && html`<button id="save" title="this view as one HTML file, which opens without llucid" onClick=${async () => {
       note("writing …");
       try {
-        const { token, layer, head, key, spot, target, sampling, sort } = state, page = await exportPage(run.id, { token, layer, head, key, spot, target, sampling, sort, view, dark });
+        const { token, layer, head, key, spot, target, sampling, sort } = state, page = await exportPage(run.id, beside?.id ?? null, { token, layer, head, key, spot, target, sampling, sort, view, dark });
         save(page, "look.html");
         note(`look.html: ${size(page.size)}B`);
       } catch (problem) {

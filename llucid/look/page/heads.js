@@ -115,13 +115,14 @@ function Wall({ state, act }) {
   </div>`;
 }
 
-/** The chosen token's row of the chosen head's attention, also where the map is coarse. @type {(state: State) => Float32Array | null} */
+/** The chosen token's row of the chosen head's attention, also where the map is coarse. @type {(state: State) => {row: Float32Array | null, missing: string | null}} */
 export function useRow({ run, layer, head, token }) {
-  const { value: map } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
+  const { value: map, error } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const coarse = map?.pool.some((/** @type {number} */ n) => n > 1), seq = map?.shape[1] ?? 0;
-  const { value: row, fresh } = useAnswer(coarse ? address(`${run.id}/attention`, { as: "f32", head, layer, position: token }) : null);
-  const whole = coarse ? (fresh ? row : null) : map;
-  return useMemo(() => (!whole || (!coarse && token >= seq) ? null : coarse ? whole.data : whole.data.subarray(token * seq, (token + 1) * seq)), [whole, coarse, seq, token]);
+  const { value: fine, fresh, error: more } = useAnswer(coarse ? address(`${run.id}/attention`, { as: "f32", head, layer, position: token }) : null);
+  const whole = coarse ? (fresh ? fine : null) : map;
+  const row = useMemo(() => (!whole || (!coarse && token >= seq) ? null : coarse ? whole.data : whole.data.subarray(token * seq, (token + 1) * seq)), [whole, coarse, seq, token]);
+  return { row, missing: error ?? more };
 }
 
 /** The place that the chosen token looks at most. @type {(row: Float32Array | null, token: number) => number} */
@@ -142,7 +143,7 @@ function Opened({ state, act }) {
   const difference = view === "difference" && there.value && value && there.value.data.length === value.data.length;
   if (difference && value) value = { ...value, data: value.data.map((x, i) => x - there.value.data[i]) };
   const [rows, columns] = value?.shape ?? [1, 1], exact = !value?.pool.some((n) => n > 1), map = colours(difference ? "diverging" : "sequential", dark);
-  const row = useRow(state), key = state.key ?? strongest(row, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
+  const { row } = useRow(state), key = state.key ?? strongest(row, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
   const looked = value && exact && token < rows ? [...Array(token + 1).keys()].map((n) => ({ n, p: /** @type {Numbers} */ (value).data[token * columns + n] })).sort((a, b) => Math.abs(b.p) - Math.abs(a.p)).slice(0, 4) : [];
   const off = isAblated(run.changes, layer, head), taken = mine.changes.some((one) => one.layer === layer && one.head === head);
   return html`<div class="opened"><header><h3>Where does head ${layer}.${head} look${off ? " (ablated)" : ""}?</h3>
@@ -222,7 +223,7 @@ async function clocksFrom({ run, info, layer, head, token }, key) {
 /** @type {(props: Props) => unknown} */
 function ClocksOf({ state, act }) {
   const { run, mine, layer, head, token, dark } = state;
-  const row = useRow(state), key = state.key ?? (row ? strongest(row, token) : null);
+  const { row, missing } = useRow(state), key = state.key ?? (row ? strongest(row, token) : null);
   const { value, fresh, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
   const [counted, count] = useState(/** @type {Clocks | null} */ (null));
   useEffect(() => {
@@ -237,8 +238,8 @@ function ClocksOf({ state, act }) {
   const far = token - (key ?? 0), most = Math.max(...(clocks?.pairs.map((pair) => Math.abs(pair.value)) ?? []), 1e-9);
   const silent = (/** @type {number} */ pair) => run.changes.some((one) => one.kind === "zero_frequency" && one.pair === pair);
   return html`<div class="clocks"><header><h3>Which clocks made this score?</h3>
-      <p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key ?? 0]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds${state.full === "heads" ? "; below, in how many places it turns once" : ""}.</p></header>
-    ${error && !clocks && html`<p class="empty">${error}</p>`}
+      ${key !== null && html`<p class="how">“${visible(run.tokens[token]?.piece ?? "")}” asks “${visible(run.tokens[key]?.piece ?? "")}”, ${far} back: each pair’s hand has turned ${far}·θ; colour is what it adds${state.full === "heads" ? "; below, in how many places it turns once" : ""}.</p>`}</header>
+    ${(missing ?? error) && !clocks && html`<p class="empty">${missing ?? error}</p>`}
     <div class=${`faces ${fresh || counted ? "" : "stale"}`}>${clocks?.pairs.map((pair, j) => {
       const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);
       return html`<button key=${j} class=${`face ${silent(j) ? "silent" : ""}`} data-value=${pair.value} disabled=${isFile} aria-label=${`pair ${j} adds ${short(pair.value)}`}

@@ -37,7 +37,7 @@ function Editor({ state, act }) {
 
 /** The lines from the chosen token to those that the chosen head looks at. @param {Props & {chips: {current: HTMLElement | null}}} props */
 function Arcs({ state, chips }) {
-  const { run, layer, head, token, key } = state, row = useRow(state);
+  const { run, layer, head, token, key } = state, { row } = useRow(state);
   const { fresh } = useAnswer(address(`${run.id}/attention`, { as: "f32", head, layer }));
   const [lines, draw] = useState(/** @type {{path: string, p: number, chosen: boolean}[]} */ ([]));
   const [box, resize] = useState([0, 0]);
