@@ -17,7 +17,7 @@ from llucid.config import Config
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.tokens import make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
-from llucid.files import atomic_file, is_occupied, write_text_atomically
+from llucid.files import is_occupied, write_text_atomically
 from llucid.generation.sampling import draw, generator, temperature
 from llucid.ladder import RUNGS, Rung
 from llucid.ladder.checks import check
@@ -25,6 +25,7 @@ from llucid.ladder.comparison import Result, compare, noise
 from llucid.ladder.plot import ladder_figure
 from llucid.ladder.report import Report
 from llucid.tokenizers import Tokenizer
+from llucid.training.curve import write_png
 from llucid.training.interrupts import interruption
 from llucid.training.optimizer import learning_rate, make_optimizers
 from llucid.training.report import progress_of
@@ -113,8 +114,7 @@ def run_ladder(
             console.print(f"stopped after {len(results)} of {len(chosen)} rungs", highlight=False)
         if results:
             report.summary()
-            with atomic_file(folder / "ladder.png") as temporary:
-                ladder_figure(results, title(task), task.corpus.floor).savefig(temporary, format="png")
+            write_png(folder / "ladder.png", ladder_figure, results, title(task), task.corpus.floor)
         elif not out:
             folder.rmdir()
     if len(results) < len(chosen):

@@ -1,15 +1,28 @@
 """The learning curve of a run, as a picture."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llucid.files import atomic_file
 from llucid.tokenizers.text import replace_surrogates
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float | None = None) -> None:
-    """Writes a PNG of training and validation loss in nats per character, the floor, and the learning rate below.
+
+def write_png(out: Path, draw: "Callable[..., Figure]", *given: Any) -> None:
+    """Writes the figure that `draw` makes of what is given. No matplotlibrc changes it, as in the working directory."""
+    from matplotlib import style
+
+    with atomic_file(out) as temporary, warnings.catch_warnings(), style.context("default"):
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # shown as a box
+        draw(*given).savefig(temporary, format="png")
+
+
+def learning_curve(rows: list[dict[str, Any]], title: str, floor: float | None = None) -> "Figure":
+    """Training and validation loss in nats per character, the floor, and the learning rate below.
 
     `rows` are those of `metrics.jsonl`; `floor` is the corpus's own entropy. Losses on windows of each length are a
     line of their own.
@@ -47,9 +60,7 @@ def draw_curve(rows: list[dict[str, Any]], out: Path, title: str, floor: float |
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
-    with atomic_file(out) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # shown as a box
-        figure.savefig(temporary, format="png")
+    return figure
 
 
 def _smoothed(values: list[float], width: int) -> list[float]:

@@ -17,7 +17,7 @@ from llucid.model import Model
 from llucid.training import run
 from llucid.training.backend import Batch
 from llucid.training.busy import HIGHEST_SHARE, Watch
-from llucid.training.curve import draw_curve
+from llucid.training.curve import learning_curve, write_png
 from llucid.training.dialogues import answer
 from llucid.training.prepare import Task
 from llucid.training.recipes import window
@@ -294,5 +294,5 @@ class Logbook:
         task, name = self.task, self.task.settings.preset or self.task.settings.base
         title = f"{task.corpus.name}: {name}, {parameter_count(task.config):,} parameters"
         if any("loss" in row for row in self.metrics.rows):
-            draw_curve(self.metrics.rows, task.out / "curve.png", title, task.corpus.floor)
+            write_png(task.out / "curve.png", learning_curve, self.metrics.rows, title, task.corpus.floor)
         write_text_atomically(task.out / "samples.txt", self.metrics.samples())

@@ -141,7 +141,7 @@ def test_measurements_on_shorter_windows_than_the_best_one_do_not_count(corpus: 
 def test_the_time_of_a_measurement_includes_the_curve(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logbook, "draw_curve", lambda *arguments: time.sleep(2))
+    monkeypatch.setattr(logbook, "write_png", lambda *arguments: time.sleep(2))
     small(corpus, tmp_path / "run", steps=1)
     assert run.read_measured(tmp_path / "run", Progress(1)).took >= 2
 
@@ -151,7 +151,7 @@ def test_a_measurement_is_kept_before_its_curve_is_drawn(
 ) -> None:
     """And patience counts from 0 before other settings are kept: a kill may come between."""
     out = tmp_path / "run"
-    monkeypatch.setattr(logbook, "draw_curve", Mock(side_effect=MemoryError))
+    monkeypatch.setattr(logbook, "write_png", Mock(side_effect=MemoryError))
     with pytest.raises(MemoryError):
         small(corpus, out, steps=3, evaluations=1)
     kept = run.read_measured(out, Progress(3))
@@ -365,7 +365,7 @@ def test_measuring_begins_early_and_takes_a_tenth_of_the_time(
 
     monkeypatch.setattr(loop, "training_batch", batch)
     monkeypatch.setattr(TorchBackend, "evaluate", slowly)
-    monkeypatch.setattr(logbook, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(logbook, "write_png", lambda *_: None)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     small(corpus, out, minutes=minutes)
     steps = measured(out)
@@ -382,7 +382,7 @@ def test_time_does_not_decide_which_steps_are_measured(
     """With a number of steps. Measuring takes a minute or nothing, on a clock that the test replaces."""
     found, evaluate = list[list[int]](), TorchBackend.evaluate
     monkeypatch.setattr(TorchBackend, "step", lambda self, batch, state, rate: (torch.tensor(1.0), state))
-    monkeypatch.setattr(logbook, "draw_curve", lambda *_: None)
+    monkeypatch.setattr(logbook, "write_png", lambda *_: None)
     now, took = 0.0, 0.0
 
     def slowly(*arguments: Any) -> float:

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import matplotlib
+
 from llucid.files import LARGEST_JSON, locked_folder, temporary_name
+from llucid.training.curve import learning_curve, write_png
 from llucid.training.run import Measured, Progress, locked, read_measured
 from tests.training.test_continuing import corpus, resumed, small
 
@@ -40,3 +43,13 @@ def test_a_damaged_config_is_written_anew(corpus: Path, tmp_path: Path) -> None:
     (out / "config.json").write_text("{")
     resumed(out)
     assert (out / "config.json").read_bytes() == whole
+
+
+def test_pictures_are_not_drawn_by_a_matplotlibrc(tmp_path: Path) -> None:
+    """One in the working directory may even ask for TeX, which few have."""
+    rows = [{"step": step, "loss": 1 / step, "rate": 0.1, "validation": 2 / step, "window": 8} for step in range(1, 9)]
+    given = (learning_curve, rows, "a_title", 0.1)
+    write_png(tmp_path / "plain.png", *given)
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "figure.dpi": 30}):
+        write_png(tmp_path / "same.png", *given)
+    assert (tmp_path / "same.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
