@@ -81,7 +81,7 @@ torch.set_num_threads(1)
 if sys.argv[1] == "kept":
     keep_freed()
 def some():
-    return [torch.ones(2**22) for _ in range(6)]  # 16 MB each
+    return [torch.ones(2**20) for _ in range(6)]  # 4 MB each
 for _ in range(3):
     some()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -170,7 +170,7 @@ def test_a_model_without_dummy_prefix() -> None:
         assert again.decode(tokenizer.encode(text)) == tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(text=any_text | st.text("a ▁b\n", max_size=12))
 @pytest.mark.parametrize("prefix", [True, False])
 def test_a_model_that_collapses_spaces(prefix: bool, text: str) -> None:
