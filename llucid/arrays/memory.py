@@ -4,12 +4,14 @@ import ctypes
 import mmap
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-DONTNEED = 4
-"""Linux's MADV_DONTNEED."""
+DONTNEED, NORESERVE = 4, 0x4000
+"""Linux's MADV_DONTNEED and MAP_NORESERVE."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """glibc's numbers in mallopt(3)."""
@@ -31,6 +33,20 @@ def memory_size() -> int | None:
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def map_file(path: Path) -> NDArray[np.uint8]:
+    """The bytes of a file, mapped: read when they are used. They can be written to, as PyTorch requires, which does not
+    change the file.
+
+    Linux would refuse to map a file that is larger than the memory, in case all of it were written to; but hardly any
+    is (MAP_NORESERVE, mmap(2)). Raises OSError, and ValueError for an empty file.
+    """
+    if sys.platform != "linux":
+        return np.memmap(path, np.uint8, mode="c")
+    with open(path, "rb") as file:
+        kind = {"flags": mmap.MAP_PRIVATE | NORESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, **kind), np.uint8)
 
 
 def release(mapped: NDArray[Any]) -> None:

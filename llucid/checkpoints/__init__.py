@@ -89,14 +89,14 @@ def format_of(path: Path) -> tuple[str, Format]:
         refuse_stand_in(path)
         if any(_format(name).recognises(path.parent) for name in FORMATS):
             raise LlucidError(f"{path}: one file of a model; give the folder it is in, {path.parent}")
-    refuse_adapter(path)
+    folder = path if path.is_dir() else path.parent
+    refuse_adapter(folder)
     with suppress(OSError):
         inside = [one for pattern in ("*", "snapshots/*") for one in sorted(islice(path.glob(pattern), 1000))]
         inside = [one for one in inside if not (LATER_PART.search(one.name) or one.suffix == ".partial")]
         if models := [str(one) for one in inside if any(_format(name).recognises(one) for name in FORMATS)]:
             more = f" and {len(models) - 5} more" if len(models) > 5 else ""
             raise LlucidError(f"{path}: not a model itself; give one that is in it: {', '.join(models[:5])}{more}")
-    folder = path if path.is_dir() else path.parent
     if any(folder.glob("*.safetensors")) and not (folder / "config.json").is_file():
         raise LlucidError(f"{folder}: config.json is missing; fetch all files of the model, and give the folder")
     expected = "a Hugging Face folder (config.json), a Meta folder (params.json), llama2.c's .bin or .pt, or a .gguf"
@@ -229,7 +229,7 @@ def describe(path: str | Path) -> dict[str, str]:
     same = [name for name, preset in PRESETS.items() if preset.config == config]
     facts = {
         "format": name,
-        "family": f"Llama, size {same[0]}" if same else "Llama, no published size",
+        "family": f"Llama, size {same[0]}" if same else "Llama",
         "parameters": f"{parameter_count(config):,}",
         "bytes": f"{size_of(path):,}",
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llucid.arrays.memory import release
+from llucid.arrays.memory import map_file, release
 from llucid.arrays.quantized import FORMS, from_blocks
 from llucid.checkpoints.gguf_blocks import (
     CHUNK,
@@ -82,7 +82,7 @@ class Cursor:
 
     def __init__(self, path: Path) -> None:
         self.path, self.at = path, 0
-        self.numbers: NDArray[np.uint8] = np.memmap(path, np.uint8, mode="c")  # copy-on-write: the file does not change
+        self.numbers = map_file(path)
         self.data = self.numbers.data
 
     def take(self, count: int) -> int:

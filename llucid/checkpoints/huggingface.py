@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from llucid.arrays import Mapped
 from llucid.arrays.dtypes import checked_dtype, name_of_dtype, width_of
-from llucid.arrays.memory import release
+from llucid.arrays.memory import map_file, release
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.generation_config import sampling_defaults, write_sampling
 from llucid.checkpoints.metadata import float_of, int_of
@@ -364,7 +363,7 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
                 header = parse_json(opened.read(start - 8), file)
             if not all(isinstance(entry, dict) for entry in header.values()):  # the library reads lists as well
                 raise ValueError("an entry of its header is not an object")
-        content = np.memmap(file, np.uint8, mode="c")  # writable, as PyTorch requires; the file does not change
+        content = map_file(file)
 
         def entry(tensor: dict[str, Any]) -> Stored:
             shape, kind, (begin, end) = tuple(tensor["shape"]), names.get(tensor["dtype"]), tensor["data_offsets"]
@@ -373,7 +372,9 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
             return mapped(shape, kind or tensor["dtype"], bits)
 
         return {plain_name(name): entry(tensor) for name, tensor in header.items() if name != "__metadata__"}
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise LlucidError(f"{file}: cannot be read ({error.strerror})") from error
+    except (SafetensorError, ValueError) as error:
         raise LlucidError(f"{file}: not a complete safetensors file ({error})") from error
 
 

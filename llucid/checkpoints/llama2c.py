@@ -17,6 +17,7 @@ import numpy as np
 
 from llucid.arrays import Mapped
 from llucid.arrays.dtypes import converted, full_name
+from llucid.arrays.memory import map_file
 from llucid.checkpoints import meta
 from llucid.checkpoints.format import Header, Progress, no_progress
 from llucid.checkpoints.metadata import float_of, int_of
@@ -167,7 +168,7 @@ def array_offsets(header: BinHeader) -> Iterator[tuple[str, tuple[int, ...], int
 def read_entries(path: Path) -> dict[str, Stored]:
     """Every array of a `.bin`, under Meta's names."""
     header = read_bin_header(path)
-    numbers = np.memmap(path, np.uint8, mode="c")  # copy-on-write, because PyTorch wants writable memory
+    numbers = map_file(path)
 
     def entry(shape: tuple[int, ...], offset: int) -> Stored:
         count = math.prod(shape)

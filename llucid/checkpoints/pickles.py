@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llucid.arrays.dtypes import converted, dtype_of, name_of_dtype, width_of
+from llucid.arrays.memory import map_file
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError, prefix_errors
@@ -89,8 +90,8 @@ class Archive:
 
     @cached_property
     def mapped(self) -> NDArray[np.uint8]:
-        """The file, writable, as PyTorch requires; writing does not change the file."""
-        return np.memmap(self.file, np.uint8, mode="c")
+        """The file, memory-mapped."""
+        return map_file(self.file)
 
     def storage(self, kind: Any, storage: Any, key: Any, *_: Any) -> Storage:
         """The storage that a persistent id of a pickle names; its device and length are ignored."""

@@ -233,10 +233,10 @@ def encoders(tokenizer: Tokenizer, controls: frozenset[int]) -> tuple[Encoder, E
     content = json.loads(tokenizer.json())
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["id"] in unmarked
-    first = JsonTokenizer(content).encode
+    first = JsonTokenizer(content, config=tokenizer.config).encode
     if not first_only:
         return first, first
     for step in steps_of(content["pre_tokenizer"]):
         if step.get("prepend_scheme") == "first":
             step["prepend_scheme"] = "never"
-    return first, JsonTokenizer(content).encode
+    return first, JsonTokenizer(content, config=tokenizer.config).encode

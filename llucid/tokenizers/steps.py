@@ -3,6 +3,7 @@
 
 import base64
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -30,11 +31,17 @@ KINDS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def around_a_word(content: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """The library's tokenizer with the steps of a `tokenizer.json` around a model of the one word "a"."""
+    """The library's tokenizer with the steps of a `tokenizer.json` around a model of the one word "a".
+
+    Raises what the library raises, and ValueError for a table that is cut off."""
     model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
     steps = {kind: content.get(kind) for kind in KINDS}
     whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "model": model}
-    return tokenizers.Tokenizer.from_str(json.dumps(whole | steps))
+    text = json.dumps(whole | steps)
+    for table in re.findall(r'"precompiled_charsmap": "([^"]*)"', text):  # the library reserves the size that it says
+        if int.from_bytes(base64.b64decode(table[:8])[:4], "little") > len(table):
+            raise ValueError("a table of its normalizer is cut off")
+    return tokenizers.Tokenizer.from_str(text)
 
 
 def typed_steps(library: tokenizers.Tokenizer) -> dict[str, Any]:

@@ -278,17 +278,17 @@ def with_special(
         for number, token in sorted(more.items()):
             known = added.get(name := token["content"]) or special_token(name, number, special=False)
             added[name] = known | token | {"special": known.get("special") or token["special"]}
+        model = dict[str, Any](content.get("model") or {})
+        marks = {name_of(role, config) for role in ("bos_token", "eos_token", "unk_token")} | {model.get("unk_token")}
         for name in names:
             if name in added:
                 added[name]["special"] = True
-            elif name in vocabulary and len(name) > 1:
+            elif name in vocabulary and (len(name) > 1 or name in marks):
                 added[name] = special_token(name, vocabulary[name])
-        model = dict[str, Any](content.get("model") or {})
         if prefix := model.get("continuing_subword_prefix"):  # which the library cuts off without looking, and aborts
             pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
             if not prefix.isascii() or not all(right.startswith(prefix) for *_, right in pairs):
                 raise LlucidError(f"tokenizer.json cannot be read: a merge is without the prefix {prefix!r}")
-        marks = {name_of(role, config) for role in ("bos_token", "eos_token", "unk_token")} | {model.get("unk_token")}
         for name, token in added.items():
             if len(name) == 1 and vocabulary.get(name, bos) != bos and name not in marks:
                 token["special"] = False

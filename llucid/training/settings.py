@@ -60,8 +60,10 @@ FIXED = ("base", "tokenizer", "preset", "optimizer", "seed", "dtype", "length_wa
 """Settings that a resumed run keeps."""
 NOT_KEPT = ("out", "resume", "stop_after")
 """Settings of one call only, which `train.toml` does not hold."""
-LARGEST_TOML, MOST_DOTS = 1 << 20, 100
+LARGEST_TOML, MOST_DOTS = 1 << 24, 100
 """Bytes of a `train.toml`, and dots in it outside of texts: the parser keeps all beginnings of keys like a.a.a."""
+TEXTS = re.compile(r"""(?!\"{3})"(?:[^"\\\n]|\\.)*"?|(?!'{3})'[^'\n]*'?|#[^\n]*""")
+"""Texts on one line, and comments, of TOML."""
 SWITCH = {"switch": True}
 """Metadata of a setting that a resumed run may switch off again: `--no-wandb`."""
 
@@ -248,7 +250,10 @@ def write_toml(settings: Settings) -> str:
         rows = ((name, value) for name, value in rows if value is not None and name not in (*NOT_KEPT, "model"))
         return [f"{name} = {_toml(value)}" for name, value in rows]
 
-    return "\n".join([*lines(settings), "", "[model]", *lines(settings.model)]) + "\n"
+    text = "\n".join([*lines(settings), "", "[model]", *lines(settings.model)]) + "\n"
+    if len(text.encode()) > LARGEST_TOML:
+        raise LlucidError("corpus: the names of its files are too long to be kept; name their folder instead")
+    return text
 
 
 def _toml(value: object) -> str:
@@ -261,8 +266,8 @@ def read_toml(file: Path) -> Settings:
     content = read_file(file, LARGEST_TOML)
     try:
         text = content.decode()
-        outside = re.sub(r'"(?:[^"\\\n]|\\.)*"|\'[^\'\n]*\'', "", text)  # of texts
-        if outside.count(".") > MOST_DOTS or any(3 * quote in text for quote in "\"'"):
+        outside = TEXTS.sub("", text)
+        if outside.count(".") > MOST_DOTS or "'" in outside or '"' in outside:
             raise ValueError("it has keys or texts that no setting has")
         values = tomllib.loads(text)
         if isinstance(values.get("corpus"), list):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llucid.arrays.memory import release
+from llucid.arrays.memory import map_file, memory_size, release
 from llucid.checkpoints import huggingface, load, meta, save
 from llucid.checkpoints.pickles import read_pickle
 from llucid.config import Config
@@ -71,6 +71,19 @@ def test_released_memory_is_free(tmp_path: Path) -> None:
     release(mapped.numpy())
     assert int(area(mapped)["Rss"].split()[0]) <= 64
     assert mapped.sum() == 2**20
+
+
+@pytest.mark.skipif(memory_size() is None or sys.platform != "linux", reason="Windows and macOS decide otherwise")
+def test_a_file_larger_than_the_memory_is_mapped(tmp_path: Path) -> None:
+    """It can be written to, which does not change it."""
+    size = 2 * (memory_size() or 0)
+    with open(tmp_path / "file", "wb") as file:
+        file.write(b"begin")
+        file.truncate(size)
+    mapped = map_file(tmp_path / "file")
+    assert (bytes(mapped[:6]), mapped[size - 1], len(mapped)) == (b"begin\0", 0, size)
+    mapped[0] = ord("B")
+    assert (bytes(mapped[:5]), bytes(map_file(tmp_path / "file")[:5])) == (b"Begin", b"begin")
 
 
 FAULTS = """

@@ -132,11 +132,14 @@ def test_a_tokenizer_without_ids_is_refused(tmp_path: Path) -> None:
 
 def test_lora_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(LlucidError, match="a LoRA adapter, not a model; merge it"):
-        load(tmp_path)
+    (tmp_path / "adapter_model.safetensors").touch()
+    for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        with pytest.raises(LlucidError, match=f"{tmp_path}: a LoRA adapter, not a model; merge it"):
+            load(path)
     save(model_of(CONFIG), tmp_path)
     load(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(LlucidError, match="a LoRA adapter, not a model; merge it"):
         load(tmp_path)
 

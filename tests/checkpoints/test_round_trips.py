@@ -533,7 +533,7 @@ def test_describe_reads_headers(tmp_path: Path) -> None:
     for name, config in (("nano", PRESETS["nano"].config), (None, CONFIGS["one for two"])):
         save(model_of(config), tmp_path / str(name))
         facts = describe(tmp_path / str(name))
-        assert facts["family"] == (f"Llama, size {name}" if name else "Llama, no published size")
+        assert facts["family"] == (f"Llama, size {name}" if name else "Llama")
     for file in (tmp_path / "llama2c0").glob("tokenizer*"):
         file.unlink()
     assert "give the path of one, as in tokenizer=PATH" in describe(tmp_path / "llama2c0" / "model")["tokenizer"]

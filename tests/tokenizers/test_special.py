@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
+from llucid.dialogs.templates import encode_template
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.gguf_export import write_vocabulary
@@ -59,6 +60,7 @@ def of_gguf(make: Callable[[], Tokenizer]) -> Tokenizer:
     return read_vocabulary(write_vocabulary(made, made.vocab_size))
 
 
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
 ROLES = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "additional_special_tokens": ["<|eot_id|>"]}
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "WordLevel": lambda: of(models.WordLevel(VOCABULARY, "<unk>"), pre_tokenizer=pre_tokenizers.WhitespaceSplit()),
@@ -169,6 +171,23 @@ def test_a_single_character_spells_text_though_a_file_calls_it_special(model: An
     made = of(model, ["!"], {"pad_token": "!"}, pre_tokenizer=pre_tokenizers.Split("a", "isolated"))
     assert made.encode("a!") == [0, 1]
     assert made.special.keys().isdisjoint("!")
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+@pytest.mark.parametrize("mark", ["<|user|>", "none"])
+def test_an_end_of_one_character_is_no_text(flagged: bool, mark: str) -> None:
+    """Also in a dialogue whose template writes a token that is not marked as special."""
+    template = "{% for message in messages %}" + mark + "{{ message.content }}{{ eos_token }}{% endfor %}"
+    model = models.BPE(
+        {"?": 0, "$": 1, "a": 2, **{letter: 3 + n for n, letter in enumerate("none")}}, [], unk_token="?"
+    )
+    made = of(model, ["$"] if flagged else [], {"eos_token": "$", "chat_template": template})
+    content = json.loads(made.json())
+    content["added_tokens"].append({"id": 90, "content": "<|user|>", "special": False, "normalized": False, **FLAGS})
+    made = JsonTokenizer(content, config=made.config)
+    assert made.special == {"$": 1}
+    assert made.encode("a$") == [2, 0]
+    assert encode_template(template, [{"role": "user", "content": "a$"}], made)[-3:] == [2, 0, 1]
 
 
 def test_a_role_is_no_reason_to_lose_a_letter() -> None:

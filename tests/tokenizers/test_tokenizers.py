@@ -397,6 +397,14 @@ def test_what_a_model_copies_for_each_piece_is_short(key: str) -> None:
         JsonTokenizer(with_special() | {"model": model})
 
 
+def test_a_table_that_is_cut_off_is_refused() -> None:
+    """The library reserves as much memory as it says, and aborts where there is less."""
+    table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(b"\xff" * 8).decode()}
+    for step in (table, {"type": "Sequence", "normalizers": [table]}):
+        with pytest.raises(LlucidError, match=r"tokenizer.json cannot be read: a table of its normalizer is cut off"):
+            JsonTokenizer(with_special() | {"normalizer": step})
+
+
 @pytest.mark.parametrize("first", [{"type": "NFKC"}, {"type": "Precompiled", "precompiled_charsmap": EMPTY_TABLE}])
 def test_normal_forms_and_tables_hide_no_growth(first: dict[str, str]) -> None:
     """A table may have no text; normal forms make 18 characters of U+FDFA, also in an added token."""

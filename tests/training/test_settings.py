@@ -50,25 +50,34 @@ def test_settings_survive_toml(tmp_path: Path) -> None:
             read_toml(file)
 
 
+TRIPLES = ("'" * 3, '"' * 3)
+DOTTED = "a" + ".a" * 20_000
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        "a" + ".a" * 20_000 + " = 1",
+        f"{DOTTED} = 1",
         '"a"' + ".'a'" * 20_000 + " = 1",
-        'corpus = [""" "\n" """, {a' + ".a" * 20_000 + ' = 1}, "b"]',
-        "x = 1 # '\n[" + "a." * 20_000 + "a] # '",
-        " " * (1 << 20) + "x",
+        *(f'corpus = [{quotes} \n {quotes}, {{{DOTTED} = 1}}, "b"]' for quotes in TRIPLES),
+        f"x = 1 # '\n[{DOTTED}] # '",
+        *(f"# {quotes}\n[{DOTTED}]\n# {quotes}" for quotes in TRIPLES),
+        '"' + '\\"' * 400_000,
+        " " * (1 << 24) + "x",
     ],
+    ids=range(9),
 )
 def test_keys_of_very_many_parts_are_refused(text: str, tmp_path: Path) -> None:
     """The parser would keep all of their beginnings: gigabytes for 64 kB."""
     file = tmp_path / "train.toml"
     file.write_text(text)
-    with pytest.raises(LlucidError, match=r"train\.toml: (not the settings .* no setting has|larger than)"):
+    with pytest.raises(LlucidError, match=r"train\.toml: (not the settings of a training run|larger than)"):
         read_toml(file)
-    many = Settings(corpus=tuple(f"a.b.c/{number}\"'.txt" for number in range(1000)))
-    file.write_text(write_toml(many))
+    many = Settings(corpus=tuple(f"a.b.c/{number}#{''.join(TRIPLES)}.txt" for number in range(20_000)))
+    file.write_text(write_toml(many) + "# don't\n")
     assert read_toml(file) == many
+    with pytest.raises(LlucidError, match="the names of its files are too long to be kept; name their folder"):
+        write_toml(Settings(corpus=("a" * 1000,) * 20_000))
 
 
 def test_paths_and_numbers_of_numpy_and_large_integers_are_kept(tmp_path: Path) -> None:
