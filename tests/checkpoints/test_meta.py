@@ -116,7 +116,7 @@ def is_mapped(leaf: Any) -> bool:
     array = leaf.read().numbers
     while isinstance(array, np.ndarray) and array.base is not None:
         array = array.base
-    return isinstance(array, memoryview) or isinstance(array, mmap.mmap)
+    return isinstance(array, memoryview | mmap.mmap)
 
 
 def test_matrices_equal_in_only_one_shard_are_not_tied(tmp_path: Path) -> None:
