@@ -19,10 +19,10 @@ LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
-    Of a repository that holds only GGUF files, or only llama2.c's, "org/name:Q4_K_M" names one. A Path is never looked
-    up, nor is a path whose folder exists here. "storyteller" is the model that comes with llucid. The address of a
-    repository's page ("https://huggingface.co/org/name") is also its name. Raises LlucidError if nothing can be
-    fetched, and for other addresses.
+    Of a repository that holds only GGUF files, or only llama2.c's, "org/name:Q4_K_M" names one by the end of its name.
+    A Path is never looked up, nor is a path whose folder exists here. "storyteller" is the model that comes with
+    llucid. The address of a repository's page ("https://huggingface.co/org/name") is also its name. Raises LlucidError
+    if nothing can be fetched, and for other addresses.
     """
     if name == "":  # as of an unset variable of a shell
         raise LlucidError("the name of the model is empty; give a path, or the name of a repository")
@@ -30,7 +30,7 @@ def find(name: str | Path) -> Path:
     if str(name) == "storyteller" and not path.exists():
         return STORYTELLER
     address = r"(?:(?:https?://)?(?:huggingface|hf)\.co/|hf://)?"
-    form = re.fullmatch(rf"{address}([\w-][\w.-]*/[\w-][\w.-]*?)(?:/tree/main)?/?(?::([\w.-]+))?", str(name))
+    form = re.fullmatch(rf"{address}([\w-][\w.-]*/[\w-][\w.-]*?)(?:/tree/main)?/?(?::([\w./-]+))?", str(name))
     if isinstance(name, Path) or path.exists() or path.parent.exists() or name.startswith(OURS):
         return path
     if not form:
@@ -96,12 +96,11 @@ def choose_file(repository: str, variant: str | None) -> str:
     files = [file for file in files if not LATER_PART.search(file)]
     if not files and not {"config.json", "adapter_config.json"}.intersection(every):
         files = [file for file in every if re.search(r"(^|/)(?!tok)[^/]*\.(bin|pt)$", file)]
-    fits = re.compile(rf"[.-]{re.escape(variant or '')}(\.gguf|-0)", re.IGNORECASE)
+    named = re.compile(rf"(^|[./-]){re.escape(variant or '')}((-0.*)?\.(gguf|bin|pt))?$", re.IGNORECASE)
     for some in ([file for file in files if "/" not in file], files):
-        chosen = [file for file in some if variant is None or variant.lower() in file.lower()]
-        exact = [file for file in chosen if fits.search(file)]
-        if len(exact or chosen) == 1:
-            return (exact or chosen)[0]
+        chosen = [file for file in some if variant is None or named.search(file)]
+        if len(chosen) == 1:
+            return chosen[0]
     if not files:
         what = f"GGUF file, so leave :{variant} out" if variant else "weights that llucid opens"
         raise LlucidError(f"{repository}: this repository holds no {what}")

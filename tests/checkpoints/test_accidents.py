@@ -247,7 +247,8 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
             find(name)
         expected = "a Hugging Face repository is called org/name, and one of its GGUF files org/name:Q4_K_M"
         assert str(caught.value) == f"{name}: there is no such file or folder; {expected}"
-    for name in ("org/name", "org/name:Q4", "org/name:Q5"):
+    assert find("org/name:m-Q4_K_M.gguf") == find("org/name:Q4_K_M")
+    for name in ("org/name", "org/name:Q4", "org/name:Q5", "org/name:4_K_M", "org/name:Q4_K", "org/name:K_S"):
         with pytest.raises(LlucidError, match=r"name one of its files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
             find(name)
 
@@ -286,7 +287,7 @@ def test_a_repository_of_any_format(format: str, name: str, tmp_path: Path, monk
     else:
         assert find("org/x") == tmp_path / "copy" / name
     if format == "gguf":
-        assert find("org/x:q8_0") == tmp_path / "copy" / name
+        assert find("org/x:q8_0") == find(f"org/x:{name}") == tmp_path / "copy" / name
     opened = load(tmp_path / "copy" / name, device="cpu")
     assert same(opened.weights, model.weights)
     assert opened.text().encode("10") == model.text().encode("10")
