@@ -48,8 +48,6 @@ class Look(ModelOptions):
     """Only print the page's address."""
 
     def run(self) -> None:
-        if self.html is not None and self.compare is not None:
-            raise LlucidError(f"compare={self.compare}: a file shows one model; leave out html= or compare=")
         if not 0 < self.size <= 1000:
             raise LlucidError(f"size={self.size}: must be positive, and at most 1000 megabytes")
         if self.ids is not None and self.text is not None:
@@ -60,7 +58,8 @@ class Look(ModelOptions):
         from llucid.files import write_atomically
         from llucid.look.export import page
 
-        made = page(answers, [answers.first], limit=int(self.size * 1e6))
+        other = [answers.read(1, answers.trace(answers.first).ids)] if self.compare else []
+        made = page(answers, [*other, answers.first], limit=int(self.size * 1e6))
         write_atomically(Path(self.html), made.html)
         print(
             f"{self.html}: {len(made.html) / 1e6:.1f} MB".translate(PRINTABLE),

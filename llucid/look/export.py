@@ -126,7 +126,8 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
         return [url for reading, value in chosen for url in value_urls(reading, value, configs[reading].heads)]
 
     yield "the readings", of("")
-    yield "overviews", [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
+    overviews = [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
+    yield "overviews", [*overviews, *(address(f"{readings[-1]}/compare", with_=other) for other in readings[:-1])]
     yield "next-token distributions", [url for at in places for url in of("/next", position=at)]
     maps = [address(f"{each}/attention", as_="f32", head=head, layer=layer) for each, layer, head in heads]
     yield "maps of single heads", maps

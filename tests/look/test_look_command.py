@@ -49,6 +49,17 @@ def test_it_writes_one_file(tmp_path: Path) -> None:
     assert len(file.text.encode()) <= 2_000_000
 
 
+def test_it_writes_two_models_into_one_file(tmp_path: Path) -> None:
+    do("look", "", "Once upon a time", "--html", tmp_path / "look.html", "--compare", "int8")
+    file = File((tmp_path / "look.html").read_text(encoding="utf-8"))
+    reported = file.json("/look")
+    other, first = reported["readings"]
+    assert reported["first"] == first
+    assert [file.json(f"/look/{reading}")["model"] for reading in (other, first)] == [1, 0]
+    assert max(file.json(f"/look/{first}/compare?with={other}")["kl"]) > 0
+    assert f"/look/{other}/heads" in file.answers
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,7 +69,6 @@ def test_it_writes_one_file(tmp_path: Path) -> None:
         (["", "", "--no-browser"], "the text is empty"),
         (["--port", "99999", "--no-browser"], "--port 99999: cannot be listened on"),
         (["--no-browser", "--compare", "runs/none"], "runs/none: there is no such"),
-        (["--html", "x.html", "--compare", "int8"], "--compare int8: a file shows one model"),
         (["--html", "x.html", "--size", "0"], "--size 0.0: must be positive"),
         (["--html", "x.html", "--size", "0.01"], "10000 bytes do not hold the page itself"),
         (["--html", "missing/x.html"], "missing/x.html: No such file or directory"),
