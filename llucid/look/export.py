@@ -131,7 +131,11 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     yield "next-token distributions", [url for at in places for url in of("/next", position=at)]
     maps = [address(f"{each}/attention", as_="f32", head=head, layer=layer) for each, layer, head in heads]
     yield "maps of single heads", maps
-    yield "attributions", [url for at in places for url in of("/parts", position=at)]
+    # Of two readings, each also shows what wrote the logit of the other's guess.
+    guesses = {reading: found.logits.argmax(-1).tolist() for reading, found in traces.items()}
+    pairs = [(one, other) for one in readings for other in readings if one != other]
+    parts = [address(f"{one}/parts", position=at, token=guesses[other][at]) for at in places for one, other in pairs]
+    yield "attributions", [*(url for at in places for url in of("/parts", position=at)), *parts]
     blocks = [(each, layer) for each, config in configs.items() for layer in (None, *range(config.layers))]
     yield "statistics", [address(f"{each}/summaries", layer=layer) for each, layer in blocks]
     last = places[-1]

@@ -93,6 +93,11 @@ export function percent(p) {
   return p >= 0.9995 ? "100 %" : p >= 0.0995 ? `${(100 * p).toFixed(0)} %` : p >= 0.00095 ? `${(100 * p).toFixed(1)} %` : p === 0 ? "0" : "< 0.1 %";
 }
 
+/** @type {(p: number) => string} by how much a probability changed */
+export function change(p) {
+  return Math.abs(p) < 0.00095 ? "≈ 0" : (p > 0 ? "+" : "−") + percent(Math.abs(p));
+}
+
 const PICTURES = /** @type {Record<string, string>} */ ({ "\n": "↵", "\t": "⇥", "\r": "␍", "\u007f": "␡", "\u00a0": "⍽" });
 
 /** @type {(piece: string) => string} a token's text with its blanks and control characters visible */

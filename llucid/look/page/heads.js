@@ -2,7 +2,7 @@
 // The heads: all of them on a wall, one opened large, and the clocks by which RoPE makes its scores.
 import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
 import { address, get, isFile, useAnswer } from "look/api.js";
-import { colours, css, percent, root, short, visible } from "look/colour.js";
+import { change, colours, css, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
 /** @typedef {import("look/types.js").Props} Props */
@@ -194,7 +194,7 @@ function Opened({ state, act }) {
         if (m >= 0 && m < run.tokens.length && n >= 0 && n <= m) act.choose({ token: m, key: n });
       }} />`}</div>
       <div class="side"><ol class="looked" aria-label="where the chosen token looks">${looked.map(({ n, p }) => html`<li><button class="quiet" aria-pressed=${n === key} data-p=${p} onClick=${() => act.choose({ key: n })}>
-          <span class="piece">${visible(run.tokens[n].piece)}<sub>${n}</sub></span><span class="number">${difference && p > 0 ? "+" : ""}${difference && p < 0 ? "−" : ""}${percent(Math.abs(p))}</span></button></li>`)}</ol>
+          <span class="piece">${visible(run.tokens[n].piece)}<sub>${n}</sub></span><span class="number">${difference ? change(p) : percent(p)}</span></button></li>`)}</ol>
         <dl class="scores">${SCORES.map(([name, said, means]) => {
           const score = scores?.[name]?.[layer][head];
           return score === undefined || score === null ? null : html`<div title=${means}><dt>${said}</dt><dd data-score=${name}><span class="meter" style=${{ width: `${Math.max(0, Math.min(1, score)) * 28}px` }}></span>${short(score, 2)}</dd></div>`;

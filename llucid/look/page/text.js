@@ -2,7 +2,7 @@
 // The text: what is read, how surprising each token was, and what may come next.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
 import { address, isFile, useAnswer } from "look/api.js";
-import { colours, css, ink, percent, short, visible } from "look/colour.js";
+import { change, colours, css, ink, percent, short, visible } from "look/colour.js";
 import { Legend, Pane, hideTip, showTip } from "look/canvas.js";
 import { useRow } from "look/heads.js";
 import { draw, entropy, ranking, sample } from "look/sampling.js";
@@ -167,7 +167,7 @@ function Distribution({ state, act }) {
           <span class="track"><span class="fill" style=${{ width: `${100 * row.p}%` }}></span>
             ${also && html`<span class="ghost" style=${{ width: `${100 * also.p}%` }}></span>`}
             <span class="tick" style=${{ left: `${100 * row.raw}%` }}></span></span>
-          <span class="number">${view === "difference" && also ? (row.p - also.p > 0 ? "+" : "−") + percent(Math.abs(row.p - also.p)).replace("< ", "") : percent(row.p)}</span>
+          <span class="number">${view === "difference" && also ? change(row.p - also.p) : percent(row.p)}</span>
         </button><button class="quiet why" aria-pressed=${target === row.id} title="what wrote this token's logit?" aria-label=${`take the logit of ${visible(row.piece)} apart`}
           onClick=${() => act.choose({ target: target === row.id ? null : row.id })}>?</button></li>`;
       })}</ol>
