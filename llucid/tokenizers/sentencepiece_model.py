@@ -251,7 +251,7 @@ class SentencePiece:
         the space before a word. `collapses` is whether it can express that runs of spaces are collapsed."""
         normalizer, trainer = self.normalizer, self.message(TRAINER)
         if trainer.get(MODEL_TYPE, 1) != BPE:
-            return "it does not merge pairs (BPE)"
+            return "it does not merge pairs (BPE), and only such models are converted"
         if normalizer[CHARACTER_MAP]:
             return "it normalises characters (NFKC), and other libraries do so differently"
         if not normalizer[ESCAPE_SPACES]:
@@ -272,9 +272,9 @@ class SentencePiece:
         }
 
     def json(self) -> str:
-        """Its `tokenizer.json`. Raises LlucidError for a model that the format cannot express."""
+        """Its `tokenizer.json`. Raises LlucidError for a model that is not converted."""
         if reason := self.obstacle(collapses=True) or self.odd_symbol():
-            raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
+            raise LlucidError(f"this SentencePiece model is not converted to a tokenizer.json: {reason}")
         normalizer = self.normalizer
         model = {
             "type": "BPE",
