@@ -161,11 +161,12 @@ def open_corpus(names: Sequence[str], column: str = "text") -> Corpus:
                 files.setdefault(inside.resolve(), text_file(inside, column))
             except NotTextError:
                 skipped.append(inside)
-    if not sum(file.stat().st_size for file in files.values()):
+    texts = tuple(file for file in files.values() if file.stat().st_size)
+    if not texts:
         raise LlucidError(f"corpus={' '.join(names)}: there is no text in it")
     first = Path(os.path.abspath(names[0]))  # that of "." has a name
     name = first.name if first.is_dir() else Path(first.name.removesuffix(".gz")).stem
-    return Corpus(replace_surrogates(name), tuple(files.values()), skipped=tuple(skipped))
+    return Corpus(replace_surrogates(name), texts, skipped=tuple(skipped))
 
 
 def _inside(folder: Path) -> Iterator[Path]:

@@ -30,6 +30,8 @@ def text_file(path: Path, column: str) -> Path:
     Raises NotTextError for a file that is not text, and LlucidError for a damaged one and for a document without a
     text in `column`.
     """
+    if not path.stat().st_size:  # empty; or one of /proc, which may have no end
+        return path
     head = first_bytes(path, 4)
     zipped, parquet = head[:2] == GZIP, head == PARQUET
     json_lines = not parquet and _has_json_lines(path, column, zipped)

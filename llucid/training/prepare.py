@@ -153,7 +153,8 @@ def open_text(settings: Settings, report: Report) -> Corpus:
     """The corpus; prints which files of a folder are not text."""
     if settings.chat:
         return open_conversations(settings.chat)
-    corpus = open_corpus(settings.corpus or (), settings.column)
+    with report.console.status("looking through the text"):
+        corpus = open_corpus(settings.corpus or (), settings.column)
     if corpus.skipped:
         more = f" and {len(corpus.skipped) - 3} more" if len(corpus.skipped) > 3 else ""
         report.say(f"skipped, since it is not UTF-8 text: {', '.join(map(str, corpus.skipped[:3]))}{more}")

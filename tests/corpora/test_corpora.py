@@ -403,3 +403,16 @@ def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
         with pytest.raises(LlucidError, match="not a regular file"):
             open_corpus([str(name)])
     assert open_corpus([str(tmp_path)]).files == (tmp_path / "text",)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc here")
+def test_files_without_a_size_are_not_read(tmp_path: Path) -> None:
+    """Some of /proc have no end, and reading them waits for ever."""
+    with pytest.raises(LlucidError, match="corpus=/proc/self/maps: there is no text in it"):
+        open_corpus(["/proc/self/maps"])
+    (tmp_path / "text").write_text("text")
+    alone = open_corpus([str(tmp_path)])
+    (tmp_path / "empty").touch()
+    both = open_corpus([str(tmp_path)])
+    assert both.files == alone.files
+    assert both.fingerprint == alone.fingerprint_now()
