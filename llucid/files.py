@@ -381,17 +381,20 @@ def digest_of(file: Path) -> str:
 
 
 def first_bytes(file: Path, count: int) -> bytes:
-    """At most `count` bytes of a regular file; none of anything else, since reading a pipe could block forever."""
-    if not file.is_file():
+    """At most `count` bytes of a regular file; none of anything else, since reading a pipe could block forever, nor of
+    a file without a size, as in /proc."""
+    if not file.is_file() or not file.stat().st_size:
         return b""
     with open(file, "rb") as opened:
         return opened.read(count)
 
 
 def refuse_stand_in(file: Path) -> None:
-    """Raises LlucidError if the file is a pointer that Git LFS leaves in place of a large file, a page that a server
-    sends instead of one, or a model in one of ggml's old formats."""
+    """Raises LlucidError if the file is empty, a pointer that Git LFS leaves in place of a large file, a page that a
+    server sends instead of one, or a model in one of ggml's old formats."""
     head = first_bytes(file, 100).lstrip().lower()
+    if file.is_file() and not file.stat().st_size:
+        raise LlucidError(f"{file}: the file is empty; fetch it again")
     if head.startswith(b"version https://git-lfs"):
         raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
@@ -418,7 +421,8 @@ def read_file(path: Path, limit: int) -> bytes:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise LlucidError(f"{path}: not a regular file")
-            content = file.read(min(limit, found.st_size) + 1)  # allocates as much as it is asked for
+            # Allocates as much as it is asked for. None is what may come later, as from a file of /proc.
+            content = file.read(min(limit, found.st_size) + 1) or b""
     except OSError as error:
         raise LlucidError(f"{path}: cannot be read ({error.strerror})") from error
     if len(content) > limit:

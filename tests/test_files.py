@@ -25,9 +25,12 @@ from llucid.files import (
     atomic_folder,
     cache_folder,
     cached,
+    first_bytes,
     is_occupied,
     json_value,
     locked_folder,
+    read_json,
+    refuse_stand_in,
     remove_unfinished,
     replaced_in_errors,
     temporary_name,
@@ -468,3 +471,13 @@ def test_a_cache_that_cannot_be_written_to_is_reported_with_advice(
     monkeypatch.setattr(os, "access", lambda *_: False)  # as on a read-only file system
     with pytest.raises(LlucidError, match="cannot be written to; set LLUCID_CACHE to another folder"):
         cached("a", Path.touch)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="there is no /proc here")
+def test_a_file_without_a_size_is_not_read(tmp_path: Path) -> None:
+    """Some of /proc wait for what comes, in a model's folder behind a link."""
+    assert first_bytes(Path("/proc/self/maps"), 10) == b""
+    with pytest.raises(LlucidError, match="the file is empty; fetch it again"):
+        refuse_stand_in(Path("/proc/self/maps"))
+    with pytest.raises(LlucidError, match="/proc/self/maps: "):
+        read_json(Path("/proc/self/maps"))

@@ -132,7 +132,7 @@ def test_a_tokenizer_without_ids_is_refused(tmp_path: Path) -> None:
 
 def test_lora_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.safetensors").touch()
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
         with pytest.raises(LlucidError, match=f"{tmp_path}: a LoRA adapter, not a model; merge it"):
             load(path)
