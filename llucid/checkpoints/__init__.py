@@ -14,6 +14,7 @@ generation_config.py  the sampling settings of a Hugging Face folder
 """
 
 import importlib
+import re
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ from llucid.arrays.dtypes import choose_dtype, dtype_of, name_of_dtype, widest
 from llucid.arrays.mapped import KINDS
 from llucid.checkpoints.format import Format, Progress, no_progress
 from llucid.checkpoints.generation_config import copy_generation_config, copy_token_ids
-from llucid.checkpoints.hub import LATER_PART, find
+from llucid.checkpoints.hub import LATER_PART, OURS, find
 from llucid.checkpoints.tensors import Stored, refuse_adapter, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
@@ -81,6 +82,8 @@ def format_of(path: Path) -> tuple[str, Format]:
         missing = f"{path}: there is no such file or folder"
         if any(map(str.isspace, str(path))):
             raise LlucidError(f"{missing}; if it is a text, name a model before it, such as storyteller")
+        if re.fullmatch(rf"(?!{OURS})[\w-][^/]*/[^/]+", str(path)) and path.parent.is_dir():
+            missing += f"; a repository of this name is called hf://{path}"
         raise LlucidError(f"{missing}; train a model with: llucid train --out {typed(path)}")
     for name in FORMATS:
         if (format := _format(name)).recognises(path):

@@ -31,14 +31,15 @@ class Convert:
 
     def run(self) -> None:
         """Writes, then prints what opening the new file will have to guess."""
-        from llucid.checkpoints import convert, describe
+        from llucid.checkpoints import convert, describe, find
         from llucid.checkpoints.gguf_file import read_file_header
         from llucid.tokenizers import FILES
         from llucid.tokenizers.gguf_vocabulary import WHOLE_JSON
 
+        model = find(self.model)  # once, since afterwards a folder of this name may hide the repository
         with progress_bar() as progress:
             guessed = convert(
-                self.model,
+                model,
                 self.out,
                 self.to,
                 version=self.version,
@@ -49,7 +50,7 @@ class Convert:
         beside = [name for name in FILES if self.to == "llama2c" and (Path(self.out).parent / name).is_file()]
         tokenizer = f", its tokenizer beside it, in {beside[0]}" if beside else ""
         print(f"the model is in {self.out}{tokenizer}".translate(PRINTABLE))
-        before, after = (describe(path)["dtype"] for path in (self.model, self.out))
+        before, after = (describe(path)["dtype"] for path in (model, self.out))
         packed = [dtype for dtype in before.split(", ") if dtype.startswith(("Q", "int"))]
         if packed and self.dtype is None and "int" not in after:
             message = f"{' and '.join(packed)} weights were written as {after}; --dtype chooses another type"

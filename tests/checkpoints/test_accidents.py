@@ -16,6 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from llucid import generate
 from llucid.checkpoints import convert, describe, find, load, save
 from llucid.checkpoints.hub import STORYTELLER
+from llucid.cli import read_command
 from llucid.errors import LlucidError
 from llucid.files import LARGEST_JSON
 from llucid.tokenizers.characters import Characters
@@ -292,6 +293,20 @@ def test_a_repository_of_any_format(format: str, name: str, tmp_path: Path, monk
     assert same(opened.weights, model.weights)
     assert opened.text().encode("10") == model.text().encode("10")
     assert not (tmp_path / "copy" / "original").exists()
+
+
+def test_a_repository_is_converted_to_a_folder_that_hides_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(CONFIG)
+    save(model, tmp_path / "there")
+    a_repository(tmp_path / "there", monkeypatch)
+    read_command(["convert", "org/x", "org/new.gguf", "--to", "gguf"]).run()
+    assert same(load("org/new.gguf", device="cpu").weights, model.weights)
+    with pytest.raises(LlucidError, match="no such file or folder; a repository of this name is called hf://org/x; tr"):
+        load("org/x")
+    assert find("hf://org/x") == tmp_path / "copy"
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(LlucidError, match="runs/x: there is no such file or folder; train a model"):
+        load("runs/x")
 
 
 def test_a_repository_that_was_fetched_before_opens_without_a_network(

@@ -565,11 +565,14 @@ def test_the_other_run_is_shown_in_all_panes(page: Any, model: llucid.Model) -> 
     assert page.locator(".views").count() == 0
 
 
-def test_models_of_different_sizes_are_compared(browser: Any, model: llucid.Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("smaller", [{"layers": 2, "heads": 3, "kv_heads": 1}, {"kv_heads": 2}], ids=str)
+def test_models_of_different_sizes_are_compared(
+    browser: Any, model: llucid.Model, tmp_path: Path, smaller: dict[str, int]
+) -> None:
     """Each with its own layers and heads, also in a file; the difference is that of the text."""
     from llucid.weights import initialise
 
-    config = replace(model.config, layers=2, heads=model.config.heads // 2, kv_heads=1)
+    config = replace(model.config, **smaller)
     small = model._replace(config=config, weights=initialise(config))
     subjects = [Subject("large", lambda: model), Subject("small", lambda: small)]
     sizes = [f"{each.config.layers} layers with {each.config.heads} heads each" for each in (model, small)]

@@ -123,7 +123,10 @@ function App({ first }) {
     window.addEventListener("keydown", listen);
     return () => window.removeEventListener("keydown", listen);
   }, []);
-  const text = shown(state), [size, other] = [text.run, text.beside ?? text.run].map((run) => `${config(state, run).layers} x ${config(state, run).heads}`);
+  const text = shown(state), [size, other] = [text.run, text.beside ?? text.run].map((run) => {
+    const { dim, layers, heads, kv_heads, head_dim, ffn_dim } = config(state, run);
+    return `${[dim, layers, heads, kv_heads, head_dim, ffn_dim]}`;
+  });
   // Only the text's numbers have a difference between models of different sizes, and what was asked of one is none of the other's.
   const inside = { state: size === other ? text : { ...text, beside: null }, act };
   return html`<${Bar} state=${state} act=${act} /><main key=${`${size}, ${other}`} class=${state.full ? "one" : "all"}>
