@@ -6,12 +6,12 @@ the same bytes, so llama.c and PyTorch take turns without copying. A `Cache` is 
 sequences, as a value that knows its length.
 """
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from llucid.cached import cached_property
 from llucid.config import NOWHERE, Config
 
 if TYPE_CHECKING:  # importing PyTorch takes a second, and short texts are written without it

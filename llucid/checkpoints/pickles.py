@@ -6,7 +6,6 @@ import re
 import struct
 import tempfile
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile, ZipInfo, _EndRecData  # pyright: ignore
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from llucid.arrays.dtypes import converted, dtype_of, name_of_dtype, width_of
 from llucid.arrays.memory import map_file
+from llucid.cached import cached_property
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError, prefix_errors

@@ -94,9 +94,16 @@ class Renderer:
                 self.process.communicate()
         self.process = None
 
+    def leave(self) -> None:
+        """Ends the process when ours ends, perhaps while a thread waits for it, which then closes it."""
+        if self.lock.acquire(blocking=False):
+            self.close()
+        elif self.process is not None and self.owner == os.getpid():
+            self.process.kill()
+
 
 RENDERER = Renderer()
-atexit.register(RENDERER.close)
+atexit.register(RENDERER.leave)
 if hasattr(os, "register_at_fork"):  # not on Windows
     LOCK = RENDERER.lock
     os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)

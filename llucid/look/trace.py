@@ -4,13 +4,14 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from llucid.cached import cached_property
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.look.instrument import Kind, Site, Span, instrument, rows

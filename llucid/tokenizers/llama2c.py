@@ -3,13 +3,13 @@
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count, islice, pairwise
 from mmap import mmap
 from pathlib import Path
 from typing import Any
 
+from llucid.cached import cached_property
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
 from llucid.tokenizers.byte_pieces import BYTE_PIECE

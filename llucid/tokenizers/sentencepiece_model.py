@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from itertools import chain
 from math import inf
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken
 
+from llucid.cached import cached_property
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
 from llucid.tokenizers.added_tokens import AddedTokens

@@ -6,7 +6,6 @@ import secrets
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from llucid.cached import cached_property
 from llucid.errors import LlucidError
 from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
 from llucid.tokenizers.folder import (
