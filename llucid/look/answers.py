@@ -27,6 +27,8 @@ from llucid.weights import named_leaves, parameter_count, tensors
 
 HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
+MOST_CHANGES = 1000
+"""Of one edit: other requests wait while it is made."""
 UNQUOTED = "!'()*~"
 """What JavaScript's encodeURIComponent leaves as it is, beside letters, digits, and what Python's quote leaves."""
 CHANGES: dict[str, dict[str, type]] = {
@@ -132,7 +134,9 @@ class Answers:
         return name
 
     def edit(self, name: str, changes: Sequence[dict[str, Any]]) -> str:
-        """Reads the same text with these changes instead."""
+        """Reads the same text with these changes instead. Raises LlucidError for more than MOST_CHANGES."""
+        if len(changes) > MOST_CHANGES:
+            raise LlucidError(f"changes: at most {MOST_CHANGES}")
         reading = self._reading(name)
         return self.read(reading.model, reading.ids if reading.text is None else reading.text, changes)
 

@@ -448,6 +448,7 @@ def test_bad_addresses(client: Client, first: str, url: str, status: int, messag
         ("{id}/edit", {"changes": [{"kind": []}]}, "kind is one of ablate, scale"),
         ("{id}/edit", {"changes": [{"kind": "scale", "name": "logits", "factor": 10**309}]}, "factor must be finite"),
         ("{id}/edit", {"changes": {}}, "changes must be a list of objects"),
+        ("{id}/edit", {"changes": [{"kind": "zero_frequency", "pair": 0}] * 1001}, "changes: at most 1000"),
         ("{id}/edit", {"changes": [{}]}, "kind is one of ablate, scale"),
         ("{id}/edit", {"changes": [{"kind": "ablate"}]}, "layer is missing"),
         ("{id}/edit", {"changes": [{"kind": "ablate", "layer": "1"}]}, "layer must be of type int"),
