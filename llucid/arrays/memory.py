@@ -24,7 +24,7 @@ def keep_freed() -> None:
     training step, and of reading a prompt. This holds for the whole process, so only a program calls it.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(TRIM_THRESHOLD, (1 << 30))
+        libc.mallopt(TRIM_THRESHOLD, 1 << 30)
         libc.mallopt(MMAP_THRESHOLD, 2**25)
 
 

@@ -59,7 +59,6 @@ MODEL_FILES = (
     *("config.json", "params.json", "consolidated.[0-9][0-9].pth"),
     *("model.safetensors", f"model{SHARD}.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", f"pytorch_model{SHARD}.bin", "pytorch_model.bin.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"),
 )
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -272,13 +271,17 @@ def save(
 
     `version` is the version of the llama2c format; `dtype` is the name of the dtype to write, None the model's own.
     Each file is written atomically, and so is a new or empty folder. In another folder, the model's files replace those
-    of a model there. Raises LlucidError for an unknown format, and for a model that the format cannot hold; a weight
-    must not become infinite in `dtype`.
+    of a model there. Raises LlucidError for an unknown format, for a model that the format cannot hold, and for the
+    folder of an adapter; a weight must not become infinite in `dtype`.
     """
     write, out = _writer(_with_template(model, format, Path(out)), out, format, version, dtype), Path(out)
     if format in FILE_NAMES:
         write(out, progress)
     elif is_occupied(out):
+        if format == "huggingface" and (out / "adapter_config.json").is_file():
+            raise LlucidError(
+                f"{out}: holds a LoRA adapter, which would be applied to the model; choose another folder"
+            )
         kept = model.tokenizer is None and out.is_dir() and any((out / name).is_file() for name in FILES)
         with filled_folder(out, MODEL_FILES + (() if kept else TOKENIZER_FILES)) as place:
             write(place, progress)

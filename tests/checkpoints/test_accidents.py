@@ -137,10 +137,14 @@ def test_lora_adapter(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "adapter_model.safetensors"):
         with pytest.raises(LlucidError, match=f"{tmp_path}: a LoRA adapter, not a model; merge it"):
             load(path)
+    with pytest.raises(LlucidError, match=f"{tmp_path}: holds a LoRA adapter, which would be applied to the model; ch"):
+        save(model_of(CONFIG), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    (tmp_path / "adapter_config.json").unlink()
     save(model_of(CONFIG), tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
     load(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(LlucidError, match="a LoRA adapter, not a model; merge it"):
         load(tmp_path)
 
