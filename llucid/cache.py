@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from llucid.cached import cached_property
 from llucid.config import NOWHERE, Config
+from llucid.properties import cached_property
 
 if TYPE_CHECKING:  # importing PyTorch takes a second, and short texts are written without it
     import torch

@@ -394,7 +394,7 @@ def refuse_stand_in(file: Path) -> None:
     server sends instead of one, or a model in one of ggml's old formats."""
     head = first_bytes(file, 100).lstrip().lower()
     if file.is_file() and not file.stat().st_size:
-        raise LlucidError(f"{file}: the file is empty; fetch it again")
+        raise LlucidError(f"{file}: the file is empty")
     if head.startswith(b"version https://git-lfs"):
         raise LlucidError(f"{file}: only a Git LFS pointer to the file; fetch the file with: git lfs pull")
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "llucid"
 LAYERS = (
-    "errors files",
+    "errors files properties",
     "config presets rope",
     "arrays",
     "weights",

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from llucid.arrays.dtypes import converted, dtype_of, name_of_dtype, width_of
 from llucid.arrays.memory import map_file
-from llucid.cached import cached_property
 from llucid.checkpoints.format import Progress
 from llucid.checkpoints.tensors import Leaf, Stored, mapped, plain_name, tensor_of
 from llucid.errors import LlucidError, prefix_errors
 from llucid.files import atomic_file, first_bytes, refuse_stand_in
+from llucid.properties import cached_property
 
 STORAGES = {
     "torch.DoubleStorage": "float64",

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llucid.cached import cached_property
 from llucid.config import Config, RopeScaling
 from llucid.errors import LlucidError
 from llucid.look.instrument import Kind, Site, Span, instrument, rows
 from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
+from llucid.properties import cached_property
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.weights import initialise, tensors
 

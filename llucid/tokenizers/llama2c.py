@@ -9,9 +9,9 @@ from mmap import mmap
 from pathlib import Path
 from typing import Any
 
-from llucid.cached import cached_property
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
+from llucid.properties import cached_property
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.folder import write_folder
 from llucid.tokenizers.merges import merges_of

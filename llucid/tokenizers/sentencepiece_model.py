@@ -10,9 +10,9 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken
 
-from llucid.cached import cached_property
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
+from llucid.properties import cached_property
 from llucid.tokenizers.added_tokens import AddedTokens
 from llucid.tokenizers.folder import (
     FLAGS,

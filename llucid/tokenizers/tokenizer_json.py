@@ -14,8 +14,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from llucid.cached import cached_property
 from llucid.errors import LlucidError
+from llucid.properties import cached_property
 from llucid.tokenizers.byte_pieces import BYTE_OF_LETTER, BYTE_PIECE
 from llucid.tokenizers.folder import (
     STRIPS,

@@ -284,7 +284,7 @@ def test_tools_of_a_saved_conversation_are_used(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "nothing": ("", "not a JSON file"),
+    "nothing": ("", "the file is empty"),
     "a list": ("[]", "expected a JSON object"),
     "no messages": ("{}", "expected a list under 'messages'"),
     "no dialogue": ('{"messages": [{"role": "user"}]}', r"messages\[0\]: expected a role and a content"),

@@ -83,7 +83,7 @@ def with_value(key: str, value: int) -> Callable[[bytes], bytes]:
         (changed(SECOND, with_value("split.count", 4)), FIRST, f"{SECOND}: is part 2 of 4; expected part 2 of 3"),
         (changed(SECOND, lambda content: content[:-1]), FIRST, f"{SECOND}: truncated: "),
         (changed(SECOND, lambda content: content[:20]), FIRST, f"{SECOND}: ends within its header"),
-        (changed(SECOND, lambda content: b""), FIRST, f"{SECOND}: the file is empty; fetch it again"),
+        (changed(SECOND, lambda content: b""), FIRST, f"{SECOND}: the file is empty"),
         (
             changed(SECOND, lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
             FIRST,

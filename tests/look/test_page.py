@@ -578,10 +578,9 @@ def test_models_of_different_sizes_are_compared(
     sizes = [f"{each.config.layers} layers with {each.config.heads} heads each" for each in (model, small)]
     with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
         for here, there in ((0, 1), (1, 0)):
-            page.select_option('select[name="compare"]', "")
-            page.select_option('select[name="model"]', str(here))
-            page.select_option('select[name="compare"]', str(there))
-            page.wait_for_selector("#kl")
+            for name, choice in (("compare", ""), ("model", str(here)), ("compare", str(there))):
+                page.select_option(f'select[name="{name}"]', choice)
+                settled(page)
             for view, size in (("difference", here), ("beside", there), ("run", here)):
                 page.click(f'[data-view="{view}"]')
                 settled(page)

@@ -2,7 +2,7 @@
 
 import threading
 
-from llucid.cached import cached_property
+from llucid.properties import cached_property
 from tests.waiting import LIMIT
 
 
