@@ -112,7 +112,8 @@ def atomic_file(path: Path) -> Generator[Path]:
         yield temporary
         if direct:
             return
-        temporary.chmod(stat.S_IMODE(mode))
+        if temporary.stat().st_mode != mode:  # some file systems refuse to set it
+            temporary.chmod(stat.S_IMODE(mode))
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, place)
