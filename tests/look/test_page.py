@@ -491,6 +491,23 @@ def test_layers_parts_and_frequencies_can_be_ablated(page: Any) -> None:
     assert page.locator(".change").count() == 2
 
 
+def test_what_is_asked_for_meanwhile_adds_up(page: Any) -> None:
+    """Also before the page has read the text with what was asked for first."""
+    settled(page)
+    page.evaluate("document.activeElement.blur()")
+    for key in ("a", "]", "a", "]", "a", "["):
+        page.keyboard.press(key)
+    settled(page)
+    assert page.locator(".change").count() == 3
+    page.evaluate("for (const name of ['ablate-head', 'ablate-head']) document.getElementById(name).click()")
+    settled(page)
+    assert page.locator(".change").count() == 3
+    page.keyboard.press("a")
+    page.keyboard.press("u")
+    settled(page)
+    assert page.locator(".change").count() == 0
+
+
 def test_the_tour_has_eight_steps_that_choose_what_they_explain(page: Any, seen: Trace) -> None:
     page.click("#tour")
     reported = set()
@@ -580,7 +597,7 @@ def test_models_of_different_sizes_are_compared(
         for here, there in ((0, 1), (1, 0)):
             for name, choice in (("compare", ""), ("model", str(here)), ("compare", str(there))):
                 page.select_option(f'select[name="{name}"]', choice)
-                settled(page)
+            settled(page)
             for view, size in (("difference", here), ("beside", there), ("run", here)):
                 page.click(f'[data-view="{view}"]')
                 settled(page)

@@ -5,7 +5,7 @@ import { address, edit, get, isFile, keptState, read } from "look/api.js";
 import { Bar } from "look/bar.js";
 import { hideTip } from "look/canvas.js";
 import { CodePane } from "look/code.js";
-import { HeadsPane, toggled } from "look/heads.js";
+import { HeadsPane } from "look/heads.js";
 import { StreamPane } from "look/stream.js";
 import { TextPane } from "look/text.js";
 import { Tour } from "look/tour.js";
@@ -27,6 +27,14 @@ const shown = (state) => (state.view === "beside" && state.beside ? { ...state, 
 
 /** @type {(state: State, run: Reading) => import("look/types.js").Config} */
 const config = ({ info }, run) => info.models[run.model].config;
+
+/** @typedef {{what: {text: string} | {ids: number[]}, model: number, changes: Change[], compare: number | null}} Asked */
+
+/** @type {(run: Reading) => number[]} */
+const ids = (run) => run.tokens.map((one) => one.id);
+
+/** What was asked for to get what is shown. @type {(state: State) => Asked} */
+const askedFor = ({ run, compare }) => ({ what: { ids: ids(run) }, model: run.model, changes: run.changes, compare });
 
 /** @type {(state: State) => State} with choices that exist */
 function within(state) {
@@ -50,41 +58,40 @@ async function opening(run) {
 /** @type {(props: {first: State}) => unknown} */
 function App({ first }) {
   const [state, set] = useState(() => within(first));
-  const latest = useRef(state), turn = useRef(0);
+  const latest = useRef(state), turn = useRef(0), asked = useRef(askedFor(state));
   latest.current = state;
   const act = useMemo(() => {
-    const choose = (/** @type {Partial<State>} */ next) => set((last) => within({ ...last, ...next }));
-    /** Reads what `make` asks for, unless something newer is asked for meanwhile. @type {(make: () => Promise<Partial<State>>) => Promise<void>} */
-    const reading = async (make) => {
-      const mine = ++turn.current;
+    const choose = (/** @type {Partial<State>} */ next) => {
+      if (next.run) asked.current = askedFor({ ...latest.current, ...next });
+      set((last) => within({ ...last, ...next }));
+    };
+    /** Reads what is asked for by now, with this instead of the last; what is chosen then depends on the run. @type {(next: Partial<Asked>, choice?: (run: Reading) => Partial<State>) => Promise<void>} */
+    const ask = async (next, choice = () => ({})) => {
+      asked.current = { ...asked.current, ...next };
+      const mine = ++turn.current, { what, model, changes, compare } = asked.current;
       choose({ busy: true, error: null });
       try {
-        const next = await make();
-        if (mine === turn.current) choose({ ...next, busy: false });
+        const base = await read(what, model), run = changes.length ? await edit(base.id, changes) : base;
+        const beside = compare !== null && compare !== model ? await read({ ids: ids(base) }, compare) : changes.length ? base : null;
+        if (mine === turn.current) choose({ run, beside, compare, busy: false, ...choice(run) });
       } catch (problem) {
-        if (mine === turn.current) choose({ busy: false, error: /** @type {Error} */ (problem).message });
+        if (mine !== turn.current) return;
+        asked.current = askedFor(latest.current);
+        choose({ busy: false, error: /** @type {Error} */ (problem).message });
       }
     };
-    /** @type {(what: {text: string} | {ids: number[]}, model: number, changes: Change[], compare: number | null) => Promise<Partial<State>>} */
-    const runs = async (what, model, changes, compare) => {
-      const base = await read(what, model), run = changes.length ? await edit(base.id, changes) : base;
-      const beside = compare !== null && compare !== model ? await read({ ids: base.tokens.map((one) => one.id) }, compare) : changes.length ? base : null;
-      return { run, beside, compare };
-    };
-    const ids = (/** @type {Reading} */ run) => run.tokens.map((one) => one.id);
+    const atEnd = (/** @type {Reading} */ run) => ({ token: run.tokens.length - 1, key: null, target: null });
     /** @type {Actions} */
     const actions = {
       choose,
-      type: (text) => reading(async () => {
-        const { run, compare } = latest.current, next = await runs({ text }, run.model, run.changes, compare);
-        return { ...next, token: (next.run ?? run).tokens.length - 1, key: null, target: null };
-      }),
-      goOn: (tokens) => reading(async () => {
-        const { run, compare } = latest.current, next = await runs({ ids: tokens }, run.model, run.changes, compare);
-        return { ...next, token: tokens.length - 1, key: null, target: null };
-      }),
-      change: (changes) => reading(() => { const { run, compare } = latest.current; return runs({ ids: ids(run) }, run.model, changes, compare); }),
-      models: (model, compare) => reading(() => { const { run } = latest.current; return runs({ ids: ids(run) }, model, run.changes, compare); }),
+      type: (text) => ask({ what: { text } }, atEnd),
+      goOn: (tokens) => ask({ what: { ids: tokens } }, atEnd),
+      toggle: (change) => {
+        const { changes } = asked.current, same = (/** @type {Change} */ one) => JSON.stringify(one) === JSON.stringify(change);
+        return ask({ changes: changes.some(same) ? changes.filter((one) => !same(one)) : [...changes, change] });
+      },
+      undo: () => ask({ changes: [] }),
+      models: (next) => ask(next),
     };
     return actions;
   }, []);
@@ -98,7 +105,7 @@ function App({ first }) {
         return act.choose({ full: null, help: false, ...(now.full || now.help ? {} : { tour: null }) });
       }
       if (event.ctrlKey || event.metaKey || event.altKey || /TEXTAREA|INPUT|SELECT/.test(focus.tagName)) return;
-      const { layer, head, token, run, view, beside } = now, { heads } = config(now, shown(now).run);
+      const { layer, head, token, view, beside } = now, { heads } = config(now, shown(now).run);
       /** @type {Record<string, () => void>} */
       const does = {
         ArrowLeft: () => act.choose({ token: token - 1, key: null }), ArrowRight: () => act.choose({ token: token + 1, key: null }),
@@ -107,7 +114,7 @@ function App({ first }) {
         n: () => window.dispatchEvent(new CustomEvent("look-step", { detail: 1 })), p: () => window.dispatchEvent(new CustomEvent("look-step", { detail: -1 })),
         x: () => window.dispatchEvent(new CustomEvent("look-step", { detail: 0 })),
         " ": () => act.choose({ playing: !now.playing }),
-        a: () => { if (!isFile) act.change(toggled(run.changes, { kind: "ablate", layer, head })); }, u: () => { if (!isFile && run.changes.length) act.change([]); },
+        a: () => { if (!isFile) act.toggle({ kind: "ablate", layer, head }); }, u: () => { if (!isFile) act.undo(); },
         d: () => { if (beside) act.choose({ view: view === "run" ? "beside" : view === "beside" ? "difference" : "run" }); },
         g: () => document.getElementById("draw")?.click(), e: () => document.getElementById("prompt")?.focus(),
         2: () => act.choose({ full: now.full === "code" ? null : "code" }), 3: () => act.choose({ full: now.full === "stream" ? null : "stream" }),

@@ -46,7 +46,7 @@ function Training({ state, act }) {
   }, [ids]);
   useEffect(() => {
     if (!playing) return;
-    const timer = setTimeout(() => act.models(snapshots[(here + 1) % snapshots.length].index, state.compare), 1200);
+    const timer = setTimeout(() => act.models({ model: snapshots[(here + 1) % snapshots.length].index }), 1200);
     return () => clearTimeout(timer);
   }, [playing, here]);
   if (!snapshots.length) return null;
@@ -72,7 +72,7 @@ function Training({ state, act }) {
         });
       }} />
       <input type="range" name="snapshot" aria-label="the training run's snapshot" aria-valuetext=${said} min="0" max=${snapshots.length - 1} value=${here < 0 ? snapshots.length - 1 : here}
-        onChange=${(/** @type {any} */ event) => act.models(snapshots[Number(event.target.value)].index, state.compare)} /></span>
+        onChange=${(/** @type {any} */ event) => act.models({ model: snapshots[Number(event.target.value)].index })} /></span>
     <span class="facts now">${said}${best[run.model] !== undefined ? `: induction ${short(best[run.model], 2)}` : ""}</span></section>`;
 }
 
@@ -87,12 +87,12 @@ export function Bar({ state, act }) {
   const other = beside && (beside.model !== run.model ? modelName(info.models[beside.model]) : "the unchanged run");
   return html`<header class="top">
     <h1><span class="mark" aria-hidden="true"></span>llucid <em>look</em></h1>
-    ${many && !isFile ? html`<select name="model" aria-label="model" value=${run.model} onChange=${(/** @type {any} */ event) => act.models(Number(event.target.value), compare)}>
+    ${many && !isFile ? html`<select name="model" aria-label="model" value=${run.model} onChange=${(/** @type {any} */ event) => act.models({ model: Number(event.target.value) })}>
       ${info.models.map((one, i) => html`<option value=${i}>${modelName(one)}</option>`)}</select>` : html`<span class="model">${model.name}</span>`}
     <span class="facts about">${model.config.layers} layers × ${model.config.heads} heads, ${model.config.dim} numbers a token, ${size(model.parameters)}</span>
-    ${many && !isFile && html`<label class="facts">beside <select name="compare" value=${compare ?? ""} onChange=${(/** @type {any} */ event) => act.models(run.model, event.target.value === "" ? null : Number(event.target.value))}>
+    ${many && !isFile && html`<label class="facts">beside <select name="compare" value=${compare ?? ""} onChange=${(/** @type {any} */ event) => act.models({ compare: event.target.value === "" ? null : Number(event.target.value) })}>
       <option value="">nothing</option>${plain.concat(info.models.map((one, index) => ({ ...one, index })).filter((one) => one.snapshot !== null)).map((one) => html`<option value=${one.index}>${modelName(one)}</option>`)}</select></label>`}
-    <span class="changes">${run.changes.map((change, i) => html`<button class="change" title="undo this change" onClick=${() => act.change(run.changes.filter((_, j) => j !== i))}>${changeName(change)} <b aria-hidden="true">×</b></button>`)}</span>
+    <span class="changes">${run.changes.map((change) => html`<button class="change" title="undo this change" onClick=${() => act.toggle(change)}>${changeName(change)} <b aria-hidden="true">×</b></button>`)}</span>
     ${beside && html`<span class="views" role="radiogroup" aria-label="which run is shown">${/** @type {const} */ (["run", "beside", "difference"]).map((name) => html`<button role="radio" data-view=${name} aria-checked=${view === name}
       onClick=${() => act.choose({ view: name })}>${name === "run" ? (run.changes.length ? "changed" : "this") : name === "beside" ? other : "difference"}</button>`)}</span>
       ${mean !== null && html`<span class="facts" title="Kullback-Leibler divergence of the two runs' next tokens, mean over places" id="kl">KL ${short(mean, 2)} nats</span>`}`}

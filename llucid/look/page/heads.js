@@ -25,12 +25,6 @@ export const SCORES = [
 export const isAblated = (changes, layer, head) =>
   changes.some((change) => change.kind === "ablate" && change.layer === layer && (change.head === head || (change.head === undefined && change.part !== "feed_forward")));
 
-/** @type {(changes: Change[], change: Change) => Change[]} with the change if it was not there, else without it */
-export function toggled(changes, change) {
-  const same = (/** @type {Change} */ one) => JSON.stringify(one) === JSON.stringify(change);
-  return changes.some(same) ? changes.filter((one) => !same(one)) : [...changes, change];
-}
-
 /** @type {(props: Props) => unknown} */
 function Wall({ state, act }) {
   const { run, beside, view, layer, head, sort, dark, full } = state;
@@ -149,11 +143,11 @@ function Opened({ state, act }) {
   return html`<div class="opened"><header><h3>Where does head ${layer}.${head} look${off ? " (ablated)" : ""}?</h3>
       <p class="how">Rows ask, columns answer.</p>
       ${!isFile && html`<span class="ablate"><button id="ablate-head" aria-pressed=${taken} title="sets what this head writes to 0 (a)"
-            onClick=${() => act.change(toggled(mine.changes, { kind: "ablate", layer, head }))}>${taken ? "Restore" : "Ablate"} ${layer}.${head}</button>
+            onClick=${() => act.toggle({ kind: "ablate", layer, head })}>${taken ? "Restore" : "Ablate"} ${layer}.${head}</button>
           <select aria-label="ablate more of this layer" value="" onChange=${(/** @type {any} */ event) => {
             const part = event.target.value;
             event.target.value = "";
-            act.change(toggled(mine.changes, part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part }));
+            act.toggle(part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part });
           }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
     <div class=${`columns ${here.fresh ? "" : "stale"}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
@@ -222,7 +216,7 @@ async function clocksFrom({ run, info, layer, head, token }, key) {
 
 /** @type {(props: Props) => unknown} */
 function ClocksOf({ state, act }) {
-  const { run, mine, layer, head, token, dark } = state;
+  const { run, layer, head, token, dark } = state;
   const { row, missing } = useRow(state), key = state.key ?? (row ? strongest(row, token) : null);
   const { value, fresh, error } = useAnswer(key === null ? null : address(`${run.id}/clocks`, { head, key, layer, position: token }));
   const [counted, count] = useState(/** @type {Clocks | null} */ (null));
@@ -243,7 +237,7 @@ function ClocksOf({ state, act }) {
     <div class=${`faces ${fresh || counted ? "" : "stale"}`}>${clocks?.pairs.map((pair, j) => {
       const angle = far * pair.frequency, t = 0.5 + pair.value / most / 2, colour = css(colours("diverging", dark), t);
       return html`<button key=${j} class=${`face ${silent(j) ? "silent" : ""}`} data-value=${pair.value} disabled=${isFile} aria-label=${`pair ${j} adds ${short(pair.value)}`}
-        onClick=${() => act.change(toggled(mine.changes, { kind: "zero_frequency", pair: j }))}
+        onClick=${() => act.toggle({ kind: "zero_frequency", pair: j })}
         onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [`pair ${j}: adds ${short(pair.value)} to the score`, `turns ${short(pair.frequency)} radians a place: once in ${short((2 * Math.PI) / pair.frequency)} places`,
           `over ${far} places: ${short(angle / (2 * Math.PI))} turns`, !isFile && (silent(j) ? "click: lets it turn again" : "click: stops this clock everywhere")])} onMouseLeave=${hideTip}>
         <svg viewBox="-10 -10 20 20" aria-hidden="true"><circle r="9" style=${{ fill: colour }} /><line x1="0" y1="0" x2="0" y2="-8.5" class="zero" /><line x1="0" y1="0" x2=${8.2 * Math.sin(angle)} y2=${-8.2 * Math.cos(angle)} class="hand" /></svg>${state.full === "heads" && html`<small>${pair.frequency > 0 ? Math.round((2 * Math.PI) / pair.frequency).toLocaleString("en") : "∞"}</small>`}</button>`;

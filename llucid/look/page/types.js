@@ -56,8 +56,9 @@
  * @property {(next: Partial<State>) => void} choose
  * @property {(text: string) => void} type reads another text
  * @property {(ids: number[]) => void} goOn reads these ids
- * @property {(changes: Change[]) => void} change reads the same text with these changes
- * @property {(model: number, compare: number | null) => void} models reads the same text with other models
+ * @property {(change: Change) => void} toggle reads the same text with this change, or without it
+ * @property {() => void} undo reads it without changes
+ * @property {(next: {model?: number, compare?: number | null}) => void} models reads the same text with other models
  */
 /** @typedef {{state: State, act: Actions}} Props */
 export {};
