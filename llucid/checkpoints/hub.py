@@ -19,7 +19,7 @@ LATER_PART = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 def find(name: str | Path) -> Path:
     """The path called `name`; or, if there is none, a copy of the Hugging Face repository of that name ("org/name").
 
-    Of a repository that holds only GGUF files, or only llama2.c's, "org/name:Q4_K_M" names one by the end of its name.
+    Of a repository that holds only GGUF files, or only llama2.c's, "org/name:Q4_K_M" names one by a part of its name.
     A Path is never looked up, nor is a path whose folder exists here. "storyteller" is the model that comes with
     llucid. The address of a repository's page ("https://huggingface.co/org/name") is also its name. Raises LlucidError
     if nothing can be fetched, and for other addresses.
@@ -96,15 +96,16 @@ def choose_file(repository: str, variant: str | None) -> str:
     files = [file for file in files if not LATER_PART.search(file)]
     if not files and not {"config.json", "adapter_config.json"}.intersection(every):
         files = [file for file in every if re.search(r"(^|/)(?!tok)[^/]*\.(bin|pt)$", file)]
-    named = re.compile(rf"(^|[./-]){re.escape(variant or '')}((-0.*)?\.(gguf|bin|pt))?$", re.IGNORECASE)
+    named = rf"(?i)(?<![^\W_]){re.escape(variant or '')}(?!\w)"  # no letter or digit before it: F16 is not BF16
     for some in ([file for file in files if "/" not in file], files):
-        chosen = [file for file in some if variant is None or named.search(file)]
-        if len(chosen) == 1:
-            return chosen[0]
+        chosen = [file for file in some if variant is None or re.search(named, file)]
+        exact = [file for file in chosen if re.search(rf"{named}((-0.*)?\.(gguf|bin|pt))?$", file)]
+        if len(exact or chosen) == 1:
+            return (exact or chosen)[0]
     if not files:
         what = f"GGUF file, so leave :{variant} out" if variant else "weights that llucid opens"
         raise LlucidError(f"{repository}: this repository holds no {what}")
-    example = next(("Q4_K_M" for file in files if "q4_k_m" in file.lower()), Path(files[0]).name)
+    example = next(("Q4_K_M" for file in files if "q4_k_m" in file.lower()), files[0])
     raise LlucidError(
         f"{repository}: name one of its files, as in {repository}:{example}; there are {', '.join(files)}"
     )

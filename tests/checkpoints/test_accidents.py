@@ -15,7 +15,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from llucid import generate
 from llucid.checkpoints import convert, describe, find, load, save
-from llucid.checkpoints.hub import STORYTELLER
+from llucid.checkpoints.hub import STORYTELLER, choose_file
 from llucid.cli import read_command
 from llucid.errors import LlucidError
 from llucid.files import LARGEST_JSON
@@ -253,9 +253,34 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
         expected = "a Hugging Face repository is called org/name, and one of its GGUF files org/name:Q4_K_M"
         assert str(caught.value) == f"{name}: there is no such file or folder; {expected}"
     assert find("org/name:m-Q4_K_M.gguf") == find("org/name:Q4_K_M")
-    for name in ("org/name", "org/name:Q4", "org/name:Q5", "org/name:4_K_M", "org/name:Q4_K", "org/name:K_S"):
+    for name in ("org/name", "org/name:Q4", "org/name:Q5", "org/name:4_K_M", "org/name:Q4_K"):
         with pytest.raises(LlucidError, match=r"name one of its files, as in org/name:Q4_K_M; there are m-Q4_K_M"):
             find(name)
+
+
+@pytest.mark.parametrize(
+    ("files", "variant", "chosen"),
+    [
+        (["M-BF16.gguf", "M-Q8_0.gguf"], "F16", None),
+        (["M-IQ4_XS.gguf", "M-Q8_0.gguf"], "Q4_XS", None),
+        (["M-F16.gguf", "M-BF16.gguf"], "f16", 0),
+        (["tiny_Q4_K_M.gguf", "tiny_Q8_0.gguf"], "Q4_K_M", 0),
+        (["M-Q4_K_M-imat.gguf", "M-Q8_0-imat.gguf"], "Q8_0", 1),
+        (["M-Q4_K_M-imat.gguf", "M-Q4_K_M.gguf"], "Q4_K_M", 1),
+        (["Q4_K_M/model.gguf", "Q8_0/model.gguf"], "Q4_K_M", 0),
+        (["a/model.gguf", "b/model.gguf"], "a/model.gguf", 0),
+    ],
+    ids=str,
+)
+def test_the_file_that_is_named_is_chosen(
+    files: list[str], variant: str, chosen: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
+    if chosen is not None:
+        assert choose_file("org/name", variant) == files[chosen]
+        return
+    with pytest.raises(LlucidError, match=f"name one of its files, as in org/name:{files[0]}; there are {files[0]}, "):
+        choose_file("org/name", variant)
 
 
 def a_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
