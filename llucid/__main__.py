@@ -55,7 +55,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def is_importing() -> bool:
     """Whether a library is being imported that an exception of a signal would crash, or leave half imported."""
-    specs = [getattr(sys.modules.get(name), "__spec__", None) for name in ("torch", "jax")]
+    specs = [getattr(sys.modules.get(name), "__spec__", None) for name in ("numpy", "torch", "jax")]
     return any(getattr(spec, "_initializing", False) for spec in specs)  # which Python's own imports look at
 
 

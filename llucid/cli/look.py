@@ -58,7 +58,11 @@ class Look(ModelOptions):
         from llucid.files import write_atomically
         from llucid.look.export import page
 
-        other = [answers.read(1, answers.trace(answers.first).ids)] if self.compare else []
+        other = list[str]()
+        if self.compare is not None:
+            if answers.model(0).config.vocab_size != answers.model(1).config.vocab_size:
+                raise LlucidError(f"compare={self.compare}: the vocabularies of the two models differ in size")
+            other.append(answers.read(1, answers.trace(answers.first).ids))
         made = page(answers, [*other, answers.first], limit=int(self.size * 1e6))
         write_atomically(Path(self.html), made.html)
         print(

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 def write_png(out: Path, draw: "Callable[..., Figure]", *given: Any) -> None:
-    """Writes the figure that `draw` makes of what is given. No matplotlibrc changes it, as in the working directory."""
-    from matplotlib import style
+    """Writes the figure that `draw` makes of what is given, by the settings of matplotlib, not of a matplotlibrc."""
+    import matplotlib
 
-    with atomic_file(out) as temporary, warnings.catch_warnings(), style.context("default"):
+    own: Any = {name: setting for name, setting in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with atomic_file(out) as temporary, warnings.catch_warnings(), matplotlib.rc_context(own):
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # shown as a box
         draw(*given).savefig(temporary, format="png")
 

@@ -107,12 +107,13 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         config = settings.rebased(huggingface.read_config(out))
     else:
         config = settings.config(str(settings.preset), tokenizer.vocab_size)
-        huggingface.write_config(out, config, tokenizer, "float32")  # a damaged one would stay
     backend = open_backend(config, settings, device)
     training, validation, opening = read(settings, corpus, tokenizer, config.context, report)
     state, progress = backend.load(out / "state")
     if settings.steps is not None and settings.steps < progress.step:
         raise LlucidError(f"steps={settings.steps}: the run in {out} has done {progress.step} already; give more")
+    if not settings.base:
+        huggingface.write_config(out, config, tokenizer, "float32")  # a damaged one would stay
     return Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening), state, progress
 
 

@@ -525,7 +525,7 @@ def test_a_signal_whose_exception_was_caught_can_be_repeated(monkeypatch: pytest
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_waits_until_pytorch_is_imported(name: str, status: int, tmp_path: Path) -> None:
-    """Its exception could end the process in C++, or be taken for a library that is not installed."""
+    """Its exception could end the process in C++, or be taken for a library that is not installed. So with NumPy."""
     (tmp_path / "torch.py").write_text(
         f"import os, signal, time\nos.kill(os.getpid(), signal.{name})\ntime.sleep(0.1)\nprint('imported')"
     )

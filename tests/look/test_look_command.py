@@ -14,6 +14,7 @@ import llucid
 from llucid.chat import STORYTELLER
 from llucid.cli import main, read_command
 from llucid.cli.look import TEXTS
+from llucid.errors import LlucidError
 from llucid.tokenizers.prompts import prompt_ids
 from llucid.training.snapshots import snapshots_of
 from tests.look.test_export import File
@@ -102,3 +103,11 @@ def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
         (tmp_path / "snapshots" / name).mkdir(parents=True)
     assert [step for step, _ in snapshots_of(tmp_path)] == [1, 12, 144]
     assert snapshots_of(STORYTELLER) == []
+
+
+def test_a_model_with_another_vocabulary_is_refused(data: Path, tmp_path: Path) -> None:
+    other = data / "stories260K.bin"
+    words = ["look", "", "Once", "--html", str(tmp_path / "x.html"), "--compare", str(other)]
+    with pytest.raises(LlucidError, match=f"compare={other}: the vocabularies of the two models differ in size"):
+        read_command(words).run()
+    assert not [*tmp_path.iterdir()]

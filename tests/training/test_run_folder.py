@@ -1,10 +1,14 @@
 """What `llucid train --resume` makes of files in the folder of a run."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
+import pytest
 
+from llucid.errors import LlucidError
 from llucid.files import LARGEST_JSON, locked_folder, temporary_name
 from llucid.training.curve import learning_curve, write_png
 from llucid.training.run import Measured, Progress, locked, read_measured
@@ -53,3 +57,25 @@ def test_pictures_are_not_drawn_by_a_matplotlibrc(tmp_path: Path) -> None:
     with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "figure.dpi": 30}):
         write_png(tmp_path / "same.png", *given)
     assert (tmp_path / "same.png").read_bytes() == (tmp_path / "plain.png").read_bytes()
+
+
+def test_a_damaged_style_of_the_user_costs_no_picture(tmp_path: Path) -> None:
+    (tmp_path / "stylelib").mkdir()
+    (tmp_path / "stylelib" / "mine.mplstyle").write_bytes("# Schöne Farben".encode("latin-1"))
+    rows = [{"step": 1, "loss": 1, "rate": 1}]
+    code = f"from llucid.training.curve import *; write_png(Path('curve.png'), learning_curve, {rows}, '')"
+    subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"MPLCONFIGDIR": str(tmp_path)}, cwd=tmp_path, check=True
+    )
+    assert (tmp_path / "curve.png").is_file()
+
+
+def test_a_run_that_cannot_continue_is_left_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small(corpus, out, steps=2, stop_after=1)
+    toml = out / "train.toml"
+    toml.write_text(toml.read_text().replace("[model]\n", "[model]\nlayers = 7\n"))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(LlucidError, match="not a state that this run can continue from"):
+        resumed(out)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
