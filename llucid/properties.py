@@ -1,7 +1,7 @@
 """Properties that are computed once."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -17,5 +17,7 @@ class cached_property(Generic[T]):
         self.name = name
 
     def __get__(self, instance: Any, owner: type | None = None) -> T:
+        if instance is None:  # it is looked up in the class
+            return cast(T, self)
         value = instance.__dict__[self.name] = self.function(instance)
         return value

@@ -25,6 +25,7 @@ def test_it_is_computed_once_for_each_object() -> None:
     one.ready.set()
     other.ready.set()
     assert (one.value, one.value, other.value, one.times) == (1, 1, 1, 1)
+    assert isinstance(Slow.value, cached_property)
 
 
 def test_one_object_does_not_wait_for_another() -> None:

@@ -4,7 +4,7 @@ from itertools import product
 from typing import Any
 
 from llucid.dialogs.formats import NATIVE, encode_dialog, format_of
-from llucid.dialogs.templates import ROLES, templates_of
+from llucid.dialogs.templates import ROLES, SlowTemplate, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.comparison import PROBES, id_difference
@@ -46,6 +46,8 @@ def _difference(tokenizer: Tokenizer, other: Tokenizer, one: str, two: str) -> s
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
             ids = encode_dialog(messages, tokenizer, one, **extra)
+        except SlowTemplate as error:  # it would be so for other messages, too
+            return f"dialogues cannot be compared: {error}"
         except LlucidError:  # a template may refuse such messages
             continue
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llucid.dialogs import sandbox
 from llucid.dialogs.comparison import first_difference_in_dialog
 from llucid.dialogs.formats import ROLES as DIALOG_ROLES
 from llucid.tokenizers import Tokenizer
@@ -102,6 +103,20 @@ def test_white_space_beside_tokens_everywhere(where: str, strip: str) -> None:
     template = "{% for m in messages %}{{ m.content }}{% if " + asks + " %} <|mark|> {% endif %}{% endfor %}"
     found = first_difference_in_dialog(JsonTokenizer(content), JsonTokenizer(other), template, template)
     assert "the ids of a dialogue" in str(found)
+
+
+def test_a_template_without_an_end_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = "{% for n in range(99999) %}{% for m in range(99999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(sandbox, "SECONDS", 0.5)
+    started = vars(sandbox.Renderer)["started"]
+    tried = list[int]()
+    monkeypatch.setattr(sandbox.Renderer, "started", lambda self: (tried.append(1), started(self))[1])
+    templates = [{"name": name, "template": endless} for name in ("default", "rag")]
+    made = SentencePiece(sentencepiece_model(), {"chat_template": templates})
+    found = first_difference_in_dialog(made, made)
+    sandbox.RENDERER.close()
+    assert str(found).startswith("dialogues cannot be compared: the model's chat template: it did not end within")
+    assert len(tried) <= 2
 
 
 def test_named_templates() -> None:
