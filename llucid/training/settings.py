@@ -60,8 +60,9 @@ FIXED = ("base", "tokenizer", "preset", "optimizer", "seed", "dtype", "length_wa
 """Settings that a resumed run keeps."""
 NOT_KEPT = ("out", "resume", "stop_after")
 """Settings of one call only, which `train.toml` does not hold."""
-LARGEST_TOML, MOST_DOTS = 1 << 24, 100
-"""Bytes of a `train.toml`, and dots in it outside of texts: the parser keeps all beginnings of keys like a.a.a."""
+LARGEST_TOML, MOST_OUTSIDE, MOST_DOTS = 1 << 22, 1 << 18, 100
+"""Bytes of a `train.toml`, characters outside of its texts, and dots there: the parser keeps all beginnings of keys
+like a.a.a, and takes a hundred times the memory for numbers and tables."""
 TEXTS = re.compile(r"""(?!\"{3})"(?:[^"\\\n]|\\.)*"?|(?!'{3})'[^'\n]*'?|#[^\n]*""")
 """Texts on one line, and comments, of TOML."""
 SWITCH = {"switch": True}
@@ -267,7 +268,7 @@ def read_toml(file: Path) -> Settings:
     try:
         text = content.decode()
         outside = TEXTS.sub("", text)
-        if outside.count(".") > MOST_DOTS or "'" in outside or '"' in outside:
+        if len(outside) > MOST_OUTSIDE or outside.count(".") > MOST_DOTS or "'" in outside or '"' in outside:
             raise ValueError("it has keys or texts that no setting has")
         values = tomllib.loads(text)
         if isinstance(values.get("corpus"), list):

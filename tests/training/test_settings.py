@@ -63,9 +63,11 @@ DOTTED = "a" + ".a" * 20_000
         f"x = 1 # '\n[{DOTTED}] # '",
         *(f"# {quotes}\n[{DOTTED}]\n# {quotes}" for quotes in TRIPLES),
         '"' + '\\"' * 400_000,
-        " " * (1 << 24) + "x",
+        "seed = " + "9" * (1 << 18),
+        "".join(f"[a{number}]\n" for number in range(40_000)),
+        " " * (1 << 22) + "x",
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_keys_of_very_many_parts_are_refused(text: str, tmp_path: Path) -> None:
     """The parser would keep all of their beginnings: gigabytes for 64 kB."""
