@@ -198,13 +198,16 @@ def ids_of(parts: Sequence[Part], tokenizer: Tokenizer, controls: frozenset[int]
             text += part
             continue
         if text:
-            ids += encoded(later if ids else first, text)
+            encode = later if ids else first
+            ids += encoded(encode, text) if len(text) <= LONGEST_KEPT else encode(text)
         text = ""
         ids.append(part)
     return ids[:-1]
 
 
 Encoder = Callable[[str], list[int]]
+LONGEST_KEPT = 10_000
+"""Characters of a text whose ids are kept: many long ones would take much memory."""
 
 
 @lru_cache(maxsize=256)

@@ -148,7 +148,7 @@ def refuse_links(out: Path) -> None:
     for path in (path for path in out.rglob("*") if path.is_symlink() or path.is_fifo()):
         if path.is_fifo():
             raise LlucidError(f"{path}: a named pipe, at which a run would wait for ever; remove it")
-        if path.relative_to(out).parts[:-1][:1] != ("wandb",):
+        if path.parent.relative_to(out).parts[:1] != ("wandb",):
             raise LlucidError(f"{path}: a link, through which a run would write elsewhere; put what it names here")
 
 

@@ -252,7 +252,7 @@ def write_toml(settings: Settings) -> str:
         return [f"{name} = {_toml(value)}" for name, value in rows]
 
     text = "\n".join([*lines(settings), "", "[model]", *lines(settings.model)]) + "\n"
-    if len(text.encode()) > LARGEST_TOML:
+    if len(text.encode()) > LARGEST_TOML or len(TEXTS.sub("", text)) > MOST_OUTSIDE:
         raise LlucidError("corpus: the names of its files are too long to be kept; name their folder instead")
     return text
 

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 import llucid
 from llucid.chat import Session, encode_dialog
-from llucid.dialogs import sandbox
+from llucid.dialogs import sandbox, templates
 from llucid.dialogs.formats import ending_turns, known_format
 from llucid.dialogs.rendering import RARE, Text, shown
 from llucid.dialogs.sandbox import RENDERER
-from llucid.dialogs.templates import template_of, templates_of
+from llucid.dialogs.templates import LONGEST_KEPT, encode_template, template_of, templates_of
 from llucid.errors import LlucidError
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.gguf_export import write_vocabulary
@@ -139,6 +139,17 @@ def test_places_of_a_template(tmp_path: Path) -> None:
         config.write_text(json.dumps(content | {"chat_template": wrong}))
         with pytest.raises(LlucidError, match="chat_template should be a text or a list of names and templates"):
             known_format(None, load_tokenizer(tmp_path))
+
+
+def test_ids_of_long_texts_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """256 of them could take gigabytes. They are the same as those of short ones, which are."""
+    kept = list[str]()
+    monkeypatch.setattr(templates, "encoded", lambda encode, text: (kept.append(text), tuple(encode(text)))[1])
+    tokenizer = small_sentencepiece()
+    for length in (10, LONGEST_KEPT, LONGEST_KEPT + 1):
+        ids = encode_template("{{ messages[0].content }}", [{"role": "user", "content": "a" * length}], tokenizer)
+        assert ids == tokenizer.encode("a" * length)
+    assert [*map(len, kept)] == [10, LONGEST_KEPT]
 
 
 def test_a_template_beside_any_kind_of_tokenizer(tmp_path: Path) -> None:
