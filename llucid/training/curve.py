@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llucid.errors import note, one_line
 from llucid.files import atomic_file
 from llucid.tokenizers.text import replace_surrogates
 
@@ -13,9 +14,15 @@ if TYPE_CHECKING:
 
 
 def write_png(out: Path, draw: "Callable[..., Figure]", *given: Any) -> None:
-    """Writes the figure that `draw` makes of what is given, by the settings of matplotlib, not of a matplotlibrc."""
-    import matplotlib
+    """Writes the figure that `draw` makes of what is given, by the settings of matplotlib, not of a matplotlibrc.
 
+    Prints a note instead where matplotlib itself does not start, by a wrong MPLBACKEND or matplotlibrc.
+    """
+    try:
+        import matplotlib
+    except ValueError as error:
+        note(f"{out}: not drawn, as matplotlib refuses its settings: {one_line(error)}")
+        return
     own: Any = {name: setting for name, setting in matplotlib.rcParamsDefault.items() if name != "backend"}
     with atomic_file(out) as temporary, warnings.catch_warnings(), matplotlib.rc_context(own):
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # shown as a box

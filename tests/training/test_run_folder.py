@@ -70,6 +70,20 @@ def test_a_damaged_style_of_the_user_costs_no_picture(tmp_path: Path) -> None:
     assert (tmp_path / "curve.png").is_file()
 
 
+@pytest.mark.parametrize(("backend", "matplotlibrc"), [("none", b""), ("agg", b"# \xff\n")])
+def test_matplotlib_that_does_not_start_costs_only_the_picture(
+    tmp_path: Path, backend: str, matplotlibrc: bytes
+) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(matplotlibrc)
+    code = "from llucid.training.curve import *; write_png(Path('curve.png'), learning_curve, [], '')"
+    environment = os.environ | {"MPLBACKEND": backend}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert done.stderr.splitlines()[-1].startswith("note: curve.png: not drawn, as matplotlib refuses its settings: ")
+    assert not (tmp_path / "curve.png").exists()
+
+
 def test_a_run_that_cannot_continue_is_left_as_it_is(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     small(corpus, out, steps=2, stop_after=1)
