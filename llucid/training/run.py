@@ -191,7 +191,7 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
             raise ValueError(f"progress {progress!r:.80}")
         yield tensors, progress
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise LlucidError(f"{file}: not a state that this run can continue from ({error})") from error
+        raise LlucidError(f"{file}: not a state from which the run of train.toml can continue ({error})") from error
 
 
 def refuse_advanced(out: Path, progress: Progress) -> None:
