@@ -232,7 +232,7 @@ def read_scaling(rope: dict[str, Any], values: dict[str, Any], file: Path) -> Sc
             raise LlucidError(f"{file}: truncate=false is not supported with YaRN scaling")
         one, all_dim = (float_of(rope, key, file, 0.0) for key in ("mscale", "mscale_all_dim"))
         growth = math.log(max(factor, 1)) / 10
-        default = (1 + one * growth) / (1 + all_dim * growth) if one and all_dim else 1 + growth
+        default = (1 + one * growth) / (1 + all_dim * growth or math.inf) if one and all_dim else 1 + growth
         return YarnScaling(
             factor=factor,
             original_context=original,

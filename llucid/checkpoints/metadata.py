@@ -8,10 +8,11 @@ from llucid.errors import LlucidError, wrong_value
 
 
 def int_of(metadata: Mapping[str, Any], key: str, place: Path, default: int | None = None) -> int:
-    """The integer under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
+    """The integer of at most 64 bits under `key`. Raises LlucidError, with `place` and `key`, for any other value."""
     value: Any = default if metadata.get(key) is None else metadata[key]
-    if type(value) is not int:
-        raise LlucidError(f"{place}: {wrong_value(metadata, key, 'a whole number')}")
+    if type(value) is not int or abs(value) >= 1 << 64:
+        kind = "a whole number" if type(value) is not int else "below 2⁶⁴"
+        raise LlucidError(f"{place}: {wrong_value(metadata, key, kind)}")
     return value
 
 

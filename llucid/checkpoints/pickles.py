@@ -188,8 +188,9 @@ def unpickle(archive: Archive) -> Any:
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = since_mark() if code.name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-                if not all(isinstance(key, str | int | float | None) for key in items[::2]):
-                    raise ValueError("a dictionary with keys of another type")  # hashing a tuple could take forever
+                # A tuple could take forever to hash, and any number of large integers have the same hash.
+                if not all(isinstance(key, str | float | None) or is_small(key) for key in items[::2]):
+                    raise ValueError("a dictionary with keys of another type")
                 stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
@@ -222,6 +223,10 @@ def unpickle(archive: Archive) -> Any:
             case _:
                 raise ValueError(f"its pickle has the opcode {code.name}, which torch.save does not write")
     return stack.pop()
+
+
+def is_small(key: Any) -> bool:
+    return isinstance(key, int) and abs(key) < 1 << 60
 
 
 def allowed(name: str, file: Path) -> Name:

@@ -61,8 +61,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal shows a question mark for what it lacks; a file gets the bytes of file names that are not UTF-8.
         sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "surrogateescape")
-    words = [word for word in sys.argv[1:] if word != "--debug"]
-    debug = len(words) < len(sys.argv) - 1
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    words = [*(word for word in given[:end] if word != "--debug"), *given[end:]]
+    debug = len(words) < len(given)
     try:
         if words == ["--version"]:
             from importlib.metadata import version

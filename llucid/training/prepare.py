@@ -180,4 +180,7 @@ def read(
                 f"corpus={' '.join(settings.corpus or ())}: its {split} split has {tokens.length} tokens and one "
                 f"context needs {context + 2}; give more text, or a smaller model.context="
             )
+    if training.bos is not None and training.begin_documents(context):
+        # After a BOS before any other place, a text without a prompt would begin in the middle of a document.
+        training, validation = training._replace(bos=None), validation._replace(bos=None)
     return training, validation, Conversation([], ())

@@ -3,7 +3,7 @@
     config.json model.safetensors tokenizer.json tokenizer_config.json     the best model so far
     train.toml                                                             every setting
     state/latest.safetensors                                               the latest weights, optimizer and progress
-    state/measured.json state/corpus.sha256                                the best measurement so far; which text
+    state/measured.json state/corpus.sha256 state/wandb                    the best measurement so far; text and run
     state/model.safetensors                                                the best model before a stop
     metrics.jsonl  curve.png  samples.txt                                  a line per step; pictures and texts of it
     snapshots/step-N/                                                      copies of the model, if asked for
@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -37,6 +38,7 @@ from llucid.files import (
     is_occupied,
     json_value,
     locked_folder,
+    read_file,
     read_json,
     remove,
     typed,
@@ -191,7 +193,7 @@ def read_state(folder: Path) -> Generator[tuple[dict[str, Tensor], Progress]]:
             raise ValueError(f"progress {progress!r:.80}")
         yield tensors, progress
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise LlucidError(f"{file}: not a state from which the run of train.toml can continue ({error})") from error
+        raise LlucidError(f"{file}: not a state that the run of its train.toml can continue from ({error})") from error
 
 
 def refuse_advanced(out: Path, progress: Progress) -> None:
@@ -355,8 +357,11 @@ def _tensorboard(out: Path, step: int, ending: ExitStack) -> Log:
 
 def _wandb(out: Path, settings: Settings, ending: ExitStack) -> Log:
     wandb: Any = importlib.import_module("wandb")
-    place = str(out.resolve())
-    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]  # a resumed run is the same one there
+    place, kept = str(out.resolve()), out / "state" / "wandb"
+    if not kept.exists():
+        write_text_atomically(kept, secrets.token_hex(8))
+    # A resumed run is the same one there; a copy of its folder, or a new run in the same place, is another.
+    name = hashlib.sha256(os.fsencode(place) + read_file(kept, 100)).hexdigest()[:16]
     run = wandb.init(project="llucid", name=out.name, id=name, dir=place, config=asdict(settings), resume="allow")
     ending.push(lambda error, *_: run.finish(1 if error else 0))
     return lambda step, figures: run.log(figures, step=step)

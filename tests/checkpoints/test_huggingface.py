@@ -1,6 +1,7 @@
 """Hugging Face folders, written by transformers and by llucid; other models are refused."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -337,6 +338,15 @@ def test_other_spellings_of_the_architecture(names: Any, folder: Path) -> None:
         (dict(hidden_size="64"), 'hidden_size should be a whole number and is "64"'),
         (dict(hidden_size=...), "config.json: hidden_size is missing; expected a whole number"),
         (dict(hidden_size=None), "hidden_size should be a whole number and is null"),
+        (
+            dict(max_position_embeddings=10**400, rope_parameters=dict(rope_type="linear", factor=2)),
+            "be below 2⁶⁴",
+        ),
+        (dict(max_position_embeddings=10**400, rope_parameters=dict(rope_type="yarn")), "be below 2⁶⁴"),
+        (
+            dict(rope_parameters=dict(rope_type="yarn", factor=math.e, mscale=1, mscale_all_dim=-10)),
+            "attention_factor=0",
+        ),
         (dict(num_attention_heads=0), "heads=0"),
         (dict(num_key_value_heads=3), "not divisible by kv_heads=3"),
         (dict(rms_norm_eps=float("nan")), "rms_norm_eps should be a number"),

@@ -424,6 +424,7 @@ NESTED = b"\x80\x02})q\x00" + b"h\x00h\x00\x86q\x00" * 99
     [
         (NESTED + b"h\x00K\x01s.", "a dictionary with keys of another type"),  # hashing it takes 2⁹⁹ steps
         (NESTED + b"(h\x00K\x01u.", "a dictionary with keys of another type"),
+        (b"\x80\x02}\x8a\x08" + ((1 << 61) - 1).to_bytes(8, "little") + b"K\x01s.", "keys of another type"),  # hash 0
         (NESTED + b"h\x00X\x01\x00\x00\x00a\x93.", "a name that is not text"),  # whose text has 2⁹⁹ characters
         (NESTED + STORAGE + b"h\x00tQ.", "a storage without a name"),
         (b"\x80\x02" + b"]" * 2**20 + b".", "its pickle is too large"),

@@ -480,6 +480,11 @@ def test_texts_are_utf_8_in_any_locale(made: Path) -> None:
         assert re.fullmatch(rb"error: '.*\\udcff': not UTF-8 text\n", done.stderr), done.stderr
 
 
+def test_debug_after_two_dashes_is_text(made: Path) -> None:
+    """Of which this vocabulary lacks the dashes."""
+    assert "'-' cannot be encoded" in do("generate", made / "run", "--", "--debug", status=2).stderr
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     failed = subprocess.run(command("info", tmp_path / "none", "--debug"), capture_output=True, text=True)
     assert "Traceback" in failed.stderr

@@ -4,8 +4,9 @@ import gzip
 import itertools
 import json
 import os
+import re
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import sentencepiece
 import torch
 
+from llucid import corpora
 from llucid.corpora import Corpus, open_corpus
 from llucid.corpora.conversations import open_conversations
 from llucid.corpora.tokens import (
@@ -265,6 +267,22 @@ def test_a_large_vocabulary_is_not_cut_to_sixteen_bits(tmp_path: Path) -> None:
     tokens = tokenise(corpus, make_tokenizer("characters", corpus), "validation")
     assert tokens.dtype == "uint32"
     assert tokens.read(np.array([tokens.length - 1]), 1).item() == 65_536
+
+
+def test_lines_that_begin_with_white_space_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece is searched once for the line at which it could be cut, also while there is none."""
+    searched: list[int] = []
+
+    class Counting:
+        def finditer(self, text: str, begin: int) -> Iterator[re.Match[str]]:
+            searched.append(len(text) - begin)
+            return pattern.finditer(text, begin)
+
+    pattern = corpora.tokens.NEXT_LINE
+    monkeypatch.setattr(corpora.tokens, "NEXT_LINE", Counting())
+    pieces = [f" tale {number}\n" for number in range(1000)] + ["the end\n", " of", "\n", "it"]
+    assert [*corpora.tokens._whole_lines(iter(pieces))] == ["".join(pieces[:1000]), "the end\n of\n", "it"]
+    assert sum(searched) <= sum(map(len, pieces)) + len(pieces)
 
 
 def counting(length: int, folder: Path) -> Tokens:

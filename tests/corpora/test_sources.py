@@ -9,10 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from llucid.corpora import END, open_corpus, sources
 from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise, training_batch, validation_batches
 from llucid.errors import LlucidError
+from llucid.training import Settings
+from llucid.training.prepare import read
+from llucid.training.report import Report
 
 TEXTS = ["The fox.\n\nIt ran.", "Ein Hase: é漢😀", "", 'a \\ "quoted" one', "nul\0inside"]
 KEPT = [text.replace(END, "") for text in TEXTS]
@@ -207,6 +211,21 @@ def test_every_window_begins_with_bos(tmp_path: Path) -> None:
         assert (with_bos[:, 0] == 7).all()
         assert (with_bos[:, 1:] == inputs[:, 1:]).all()
         assert (same == targets).all()
+
+
+@pytest.mark.parametrize(("words", "expected"), [(20, True), (3000, False)])
+def test_what_follows_bos_begins_a_document(tmp_path: Path, words: int, expected: bool) -> None:
+    """Unless documents are so long that hardly a window would hold a BOS: then it begins every window."""
+    lines = [json.dumps({"text": f"{number} the goose " + "and the fox " * words}) for number in range(40)]
+    (tmp_path / "tales.jsonl").write_text("\n".join(lines))
+    corpus = open_corpus([str(tmp_path / "tales.jsonl")])
+    tokenizer = make_tokenizer("bpe:270", corpus)
+    training, validation, _ = read(Settings(), corpus, tokenizer, 16, Report(Console()))
+    inputs, targets = training_batch(training, 5000, 16, 0, 1)
+    digits = {tokenizer.encode(str(digit))[0] for digit in range(10)}
+    assert (set(targets[inputs == tokenizer.bos].tolist()) <= digits) == expected
+    for windows in (inputs, *(inputs for inputs, _ in validation_batches(validation, 16))):
+        assert bool((windows[:, 0] == tokenizer.bos).all()) != expected
 
 
 def test_batches_of_evaluation_are_no_larger_than_asked(tmp_path: Path) -> None:

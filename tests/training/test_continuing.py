@@ -639,6 +639,11 @@ def test_weights_and_biases_gets_the_figures(corpus: Path, tmp_path: Path, monke
     resumed(tmp_path / "run", steps=3)
     assert begun[0]["id"] == begun[1]["id"]
     assert json.dumps(begun[0]["config"])
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    resumed(tmp_path / "copy", steps=4)
+    shutil.rmtree(tmp_path / "run")
+    small(corpus, tmp_path / "run", steps=1, wandb=True)
+    assert len({options["id"] for options in begun}) == 3
     assert len(ended) == len(begun)
 
 

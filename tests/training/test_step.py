@@ -178,7 +178,7 @@ def test_a_state_that_lacks_a_tensor_is_refused(optimizer: str, tmp_path: Path) 
     for name in [name for name in saved if name != "dropout"]:
         for damaged in ({}, {name: torch.ones(3)}):
             save_file({key: saved[key] for key in saved if key != name} | damaged, file, {"progress": '{"step": 1}'})
-            with pytest.raises(LlucidError, match="not a state from which the run of train.toml can continue"):
+            with pytest.raises(LlucidError, match="not a state that the run of"):
                 backend.load(tmp_path)
 
 
