@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llucid.cli.arguments import option, positional
 from llucid.cli.options import ModelOptions, read_text
-from llucid.errors import PRINTABLE, LlucidError
+from llucid.errors import PRINTABLE, LlucidError, prefix_errors
 
 if TYPE_CHECKING:
     from llucid.look.answers import Answers, Subject
@@ -60,9 +60,9 @@ class Look(ModelOptions):
 
         other = list[str]()
         if self.compare is not None:
-            if answers.model(0).config.vocab_size != answers.model(1).config.vocab_size:
-                raise LlucidError(f"compare={self.compare}: the vocabularies of the two models differ in size")
-            other.append(answers.read(1, answers.trace(answers.first).ids))
+            with prefix_errors(f"compare={self.compare}"):
+                other.append(answers.read_again(1, answers.first))
+                answers.compare(answers.first, other[0])
         made = page(answers, [*other, answers.first], limit=int(self.size * 1e6))
         write_atomically(Path(self.html), made.html)
         print(

@@ -20,7 +20,7 @@ from llucid.errors import LlucidError, shown
 from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import copying, head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
-from llucid.look.trace import MODULE, Trace, encode, trace
+from llucid.look.trace import MODULE, Trace, encode, piece, trace
 from llucid.look.watch import Change
 from llucid.model import Model
 from llucid.weights import named_leaves, parameter_count, tensors
@@ -124,6 +124,14 @@ class Answers:
                 self.readings[name] = held
             return name
 
+    def read_again(self, model: int, name: str) -> str:
+        """Reads what a reading reads, by another model: its ids, or its text if these ids are another text to that."""
+        reading = self._reading(name)
+        one, other = self.model(reading.model), self.model(model)
+        if one.tokenizer is None or other.tokenizer is None or agree(one, other, reading.ids):
+            return self.read(model, reading.ids)
+        return self.read(model, one.tokenizer.decode(reading.ids) if reading.text is None else reading.text)
+
     def adopt(self, held: Trace) -> str:
         """Adds an existing trace as a reading of the first model; returns the reading's id."""
         changes = [{"kind": "code", "name": name} for name in held.changed]
@@ -218,15 +226,16 @@ class Answers:
         """The answer to a POST of this path: the id of a reading. Raises as `get`."""
         match path.removeprefix("/").split("/"):
             case ["look", "read"]:
-                model, text, ids = (body.get(key) for key in ("model", "text", "ids"))
-                if (text is None) == (ids is None):
-                    raise LlucidError("give text or ids, and not both")
-                given: Any = ids if text is None else text
-                if not isinstance(given, str) and not _are_numbers(given):
-                    raise LlucidError("text must be a string, ids a list of whole numbers")
+                model, text, ids, of = (body.get(key) for key in ("model", "text", "ids", "of"))
+                given: list[Any] = [each for each in (text, ids, of) if each is not None]
+                if len(given) != 1:
+                    raise LlucidError("give text, ids or of, and only one of them")
+                if not isinstance(given[0], str) and not _are_numbers(ids):
+                    raise LlucidError("text and of must be a string, ids a list of whole numbers")
                 if type(model) not in (int, type(None)):
                     raise LlucidError(f"model={shown(model)}: must be a whole number")
-                return as_json({"id": self.read(model or 0, given)})
+                with self._lock:
+                    return as_json({"id": (self.read if of is None else self.read_again)(model or 0, given[0])})
             case ["look", reading, "edit"]:
                 changes = body.get("changes")
                 if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
@@ -344,7 +353,7 @@ class Answers:
     def compare(self, reading: str, with_: str) -> dict[str, Any]:
         ours, theirs = self.trace(reading), self.trace(self._reading(with_) and with_)
         if ours.ids != theirs.ids:
-            raise LlucidError("two readings of other tokens cannot be compared; read the same ids with both models")
+            raise LlucidError("readings of different tokens cannot be compared: they need the same text and tokenizer")
         if ours.logits.shape != theirs.logits.shape:
             raise LlucidError("the vocabularies of the two models differ in size")
         p, q = ours.logits.log_softmax(-1), theirs.logits.log_softmax(-1).to(ours.logits)
@@ -496,6 +505,12 @@ def fingerprint(model: Model) -> str:
         digest.update(path.encode())
         digest.update(rows(leaf, 0, 1).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def agree(one: Model, other: Model, ids: Sequence[int]) -> bool:
+    """Whether these ids are the same text in two tokenizers, whose special tokens may have other names."""
+    special = {*one.text().special.values(), *other.text().special.values()}
+    return all(token in special or piece(one, token) == piece(other, token) for token in ids)
 
 
 def _are_numbers(given: object) -> bool:

@@ -21,8 +21,9 @@ GET /look                               what there is to look at
     {"models": [{"name", "parameters", "config": {…}, "has_tokenizer", "snapshot": step or null}, …],
      "first": id of the first reading, "tour": bool, "export": bool, "readings": [id, …] that an export holds}
     models[0] is the model; then the one it is compared with, and the snapshots of its training run, by step.
-POST /look/read  {"text": …} or {"ids": […]}, and "model": 0
+POST /look/read  {"text": …} or {"ids": […]} or {"of": id}, and "model": 0
                                         -> {"id"}; the text is encoded with BOS in front, as `llucid generate` does
+    of a reading, the model reads the same ids, or the same text if its tokenizer has others for it.
 POST /look/{id}/edit  {"changes": [change, …]}
                                         -> {"id"} of the same text with these changes (and not those of {id})
     change is one of {"kind": "ablate", "layer", "head": n, or "part": "attention" or "feed_forward", or neither},

@@ -1,11 +1,13 @@
 """Requests that the page does not make: each is refused in words."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llucid import LlucidError
 from llucid.look.answers import Answers, Subject
+from llucid.tokenizers.characters import Characters
 from tests.look.test_trace import GROUPED, random_model, some_ids
 
 
@@ -30,6 +32,26 @@ def test_what_cannot_be_scaled(answers: Answers) -> None:
 def test_truth_values_are_no_numbers(answers: Answers, body: dict[str, Any]) -> None:
     with pytest.raises(LlucidError, match="whole number"):
         answers.post("/look/read", body)
+
+
+def test_a_model_with_another_tokenizer_reads_the_text() -> None:
+    """The ids of one are another text to the other, unless only a special token has another name."""
+    config = replace(GROUPED, vocab_size=6)
+    latin, greek = (random_model(config)._replace(tokenizer=Characters(letters)) for letters in ("abcdef", "abαβγδ"))
+    renamed = latin._replace(tokenizer=Characters("abcdef"))
+    renamed.tokenizer.special = {"<s>": 2}
+    answers = Answers([Subject("", lambda each=each: each) for each in (latin, greek, renamed)], "abc")
+    both = answers.read(0, "ab")
+    assert answers.trace(answers.read_again(1, both)).tokens == ["a", "b"]
+    with pytest.raises(LlucidError, match="'c' cannot be encoded"):
+        answers.read_again(1, answers.first)
+    other = answers.read(1, "αβ")
+    assert answers.trace(other).ids == [2, 3]
+    with pytest.raises(LlucidError, match="'α', 'β' cannot be encoded"):
+        answers.post("/look/read", {"of": other})
+    assert answers.trace(answers.read_again(2, answers.first)).tokens == ["a", "b", "<s>"]
+    with pytest.raises(LlucidError, match="no reading of this name"):
+        answers.post("/look/read", {"of": "x"})
 
 
 def test_two_models_are_told_apart_by_more_than_their_first_rows() -> None:

@@ -108,6 +108,10 @@ def test_snapshots_of_a_run_are_found_by_step(tmp_path: Path) -> None:
 def test_a_model_with_another_vocabulary_is_refused(data: Path, tmp_path: Path) -> None:
     other = data / "stories260K.bin"
     words = ["look", "", "Once", "--html", str(tmp_path / "x.html"), "--compare", str(other)]
-    with pytest.raises(LlucidError, match=f"compare={other}: the vocabularies of the two models differ in size"):
+    with pytest.raises(LlucidError, match=f"compare={other}: id 1239: this model has ids 0 to 511"):
         read_command(words).run()
     assert not [*tmp_path.iterdir()]
+    llucid.save(llucid.load(other)._replace(tokenizer=None), tmp_path / "other")
+    words = ["look", "", "--ids", "1,2", "--html", str(tmp_path / "x.html"), "--compare", str(tmp_path / "other")]
+    with pytest.raises(LlucidError, match=f"compare={tmp_path}/other: the vocabularies of the two models differ in si"):
+        read_command(words).run()

@@ -22,6 +22,8 @@ from llucid.look import Trace, ablate, head_scores, trace
 from llucid.look.answers import Answers, Subject
 from llucid.look.export import page as exported
 from llucid.look.server import Server
+from llucid.tokenizers.characters import Characters
+from llucid.weights import initialise
 from tests.waiting import LIMIT
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -555,6 +557,50 @@ def test_two_models_are_compared_token_by_token(browser: Any, model: llucid.Mode
         assert page.inner_text("#title-training").endswith("?")
 
 
+def test_models_with_different_tokenizers_read_the_same_text(browser: Any, model: llucid.Model) -> None:
+    """Not the same ids; and are not compared."""
+    subjects: list[Subject] = []
+    for letters, layers in (("abcdef", 1), ("ABCabc", 2)):
+        config = replace(model.config, vocab_size=6, layers=layers)
+        made = model._replace(config=config, weights=initialise(config), tokenizer=Characters(letters))
+        subjects.append(Subject(letters, lambda made=made: made))
+    with serving(Answers(subjects, "abc")) as url, opened(browser, url, "400") as page:
+        page.select_option('select[name="compare"]', "1")
+        page.wait_for_selector(".error")
+        assert "different tokenizers" in page.inner_text(".error")
+        assert page.locator(".views").count() == 0
+        page.select_option('select[name="compare"]', "")
+        page.select_option('select[name="model"]', "1")
+        until(page, "document.querySelector('.about').textContent.startsWith('2 layers')")
+        settled(page)
+        assert page.input_value("#prompt") == "abc"
+        assert page.eval_on_selector_all(".chip", "chips => chips.map(chip => chip.textContent)") == ["a", "b", "c"]
+        choose_token(page, 1)
+        page.click("#draw")
+        until(page, "document.querySelectorAll('.chip').length === 3")
+        settled(page)
+
+
+def test_nothing_is_drawn_from_what_follows_another_place(browser: Any, model: llucid.Model) -> None:
+    with serving(Answers([Subject("", lambda: model)], TEXT)) as url, opened(browser, url) as page:
+        held, holding = list[Any](), True
+        page.route("**/next?**", lambda route: held.append(route) if holding else route.continue_())
+        page.click('[data-place="3"]')
+        until(page, "!!document.querySelector('.bars.stale')")
+        before = page.input_value("#prompt")
+        page.keyboard.press("g")
+        page.click(".bars .bar")
+        page.wait_for_timeout(300)
+        assert page.input_value("#prompt") == before
+        holding = False
+        for route in held:
+            route.continue_()
+        settled(page)
+        page.keyboard.press("g")
+        until(page, "document.querySelectorAll('.chip').length === 5")
+        settled(page)
+
+
 def test_the_other_run_is_shown_in_all_panes(page: Any, model: llucid.Model) -> None:
     """With its own attention, scores and clocks; and what is then changed is the run that can be changed."""
     page.select_option(".ablate select", "layer")
@@ -587,8 +633,6 @@ def test_models_of_different_sizes_are_compared(
     browser: Any, model: llucid.Model, tmp_path: Path, smaller: dict[str, int]
 ) -> None:
     """Each with its own layers and heads, also in a file; the difference is that of the text."""
-    from llucid.weights import initialise
-
     config = replace(model.config, **smaller)
     small = model._replace(config=config, weights=initialise(config))
     subjects = [Subject("large", lambda: model), Subject("small", lambda: small)]
@@ -666,8 +710,6 @@ def test_two_hundred_tokens_of_sixteen_layers_are_smooth(browser: Any) -> None:
         dim=32, layers=16, heads=16, kv_heads=4, head_dim=8, ffn_dim=64, vocab_size=300, context=256, norm_eps=1e-5,
         rope_theta=10000.0, rope_scaling=None, tied_embeddings=True, dropout=0.0,
     )  # fmt: skip
-    from llucid.weights import initialise
-
     weights = initialise(config)
     large = llucid.Model(config, weights, None, None)  # pyright: ignore
     ids = np.random.default_rng(0).integers(0, 300, 200).tolist()

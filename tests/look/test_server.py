@@ -434,8 +434,8 @@ def test_bad_addresses(client: Client, first: str, url: str, status: int, messag
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
-        ("read", {}, "give text or ids, and not both"),
-        ("read", {"text": "0", "ids": [1]}, "give text or ids, and not both"),
+        ("read", {}, "give text, ids or of, and only one of them"),
+        ("read", {"text": "0", "ids": [1]}, "give text, ids or of, and only one of them"),
         ("read", {"text": ""}, "the text is empty"),
         ("read", {"text": "~"}, "'~'"),
         ("read", {"ids": [1] * 65}, "65 tokens, but the model's context is 64"),

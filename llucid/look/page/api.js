@@ -154,7 +154,7 @@ async function reading(url, body) {
   return get(address(id));
 }
 
-/** @type {(what: {text: string} | {ids: number[]}, model: number) => Promise<Reading>} */
+/** @type {(what: {text: string} | {ids: number[]} | {of: string}, model: number) => Promise<Reading>} */
 export const read = (what, model) => reading(address("read"), { ...what, model });
 
 /** @type {(id: string, changes: object[]) => Promise<Reading>} */

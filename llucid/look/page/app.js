@@ -28,13 +28,13 @@ const shown = (state) => (state.view === "beside" && state.beside ? { ...state, 
 /** @type {(state: State, run: Reading) => import("look/types.js").Config} */
 const config = ({ info }, run) => info.models[run.model].config;
 
-/** @typedef {{what: {text: string} | {ids: number[]}, model: number, changes: Change[], compare: number | null}} Asked */
+/** @typedef {{what: {text: string} | {ids: number[]} | {of: string}, model: number, changes: Change[], compare: number | null}} Asked */
 
-/** @type {(run: Reading) => number[]} */
-const ids = (run) => run.tokens.map((one) => one.id);
+/** @type {(run: Reading) => string} */
+const ids = (run) => `${run.tokens.map((one) => one.id)}`;
 
 /** What was asked for to get what is shown. @type {(state: State) => Asked} */
-const askedFor = ({ run, compare }) => ({ what: { ids: ids(run) }, model: run.model, changes: run.changes, compare });
+const askedFor = ({ run, compare }) => ({ what: { of: run.id }, model: run.model, changes: run.changes, compare });
 
 /** @type {(state: State) => State} with choices that exist */
 function within(state) {
@@ -72,7 +72,8 @@ function App({ first }) {
       choose({ busy: true, error: null });
       try {
         const base = await read(what, model), run = changes.length ? await edit(base.id, changes) : base;
-        const beside = compare !== null && compare !== model ? await read({ ids: ids(base) }, compare) : changes.length ? base : null;
+        const beside = compare !== null && compare !== model ? await read({ of: base.id }, compare) : changes.length ? base : null;
+        if (beside && ids(beside) !== ids(base)) throw new Error("the two models have different tokenizers, so that their tokens cannot be compared");
         if (mine === turn.current) choose({ run, beside, compare, busy: false, ...choice(run) });
       } catch (problem) {
         if (mine !== turn.current) return;

@@ -37,7 +37,7 @@ function Training({ state, act }) {
     found({});
     (async () => {
       for (const { index } of snapshots) {
-        const reading = await read({ ids: ids.split(",").map(Number) }, index), scores = await get(address(`${reading.id}/heads`));
+        const reading = await read({ of: run.id }, index), scores = await get(address(`${reading.id}/heads`));
         if (!wanted) return;
         if (scores.induction) found((last) => ({ ...last, [index]: Math.max(...scores.induction.flat()) }));
       }

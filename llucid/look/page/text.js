@@ -133,7 +133,7 @@ function useDistribution(id, place, sampling, vocabulary) {
       const found = draw(p, order, kept, Math.random());
       return whole ? found : tokens[found].id;
     };
-    return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null, stale: !next.fresh };
+    return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null, stale: !next.fresh || !(row.fresh || row.error) };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
 }
 
@@ -143,7 +143,8 @@ function Distribution({ state, act }) {
   const { vocab_size } = state.info.models[run.model].config;
   const shown = useDistribution(run.id, token, sampling, vocab_size), other = useDistribution(beside?.id, token, sampling, vocab_size);
   const before = run.tokens.slice(0, token + 1), follows = run.tokens[token + 1];
-  const goOn = (/** @type {number} */ id) => act.goOn([...before.map((one) => one.id), id]);
+  // Not while the page still reads, or shows what follows another place.
+  const goOn = (/** @type {number} */ id) => state.busy || shown?.stale || act.goOn([...before.map((one) => one.id), id]);
   const drawOne = () => shown && goOn(shown.drawn());
   const others = new Map(other?.rows.map((row) => [row.id, row]));
   let rows = (shown?.rows ?? []).slice(0, 10);
