@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd import forward_ad
+from torch.autograd.function import Function
 
 from llucid.arrays import Mapped, Quantized
 
@@ -95,6 +96,8 @@ def use_onednn(x: Tensor, *matrices: Tensor | Quantized) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():  # pyright: ignore[reportPrivateUsage]  # torch.func's grad and vmap
         return False
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]  # whose derivatives oneDNN would drop
+        return False
     return all(
         type(a) in (Tensor, torch.nn.Parameter) and a.dtype == torch.float32 and a.device.type == "cpu"
         for a in (x, *matrices)
@@ -103,6 +106,8 @@ def use_onednn(x: Tensor, *matrices: Tensor | Quantized) -> bool:
 
 def product(x: Tensor, w: Tensor) -> Tensor:
     """x Wᵀ by oneDNN, without a gradient."""
+    if not (w.is_contiguous() or w.T.is_contiguous()):  # as of a slice or a broadcast: it would take 100 times as long
+        w = w.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
 
 
@@ -113,26 +118,27 @@ class Linear(Function):
     def forward(ctx: Any, x: Tensor, *matrices: Tensor) -> Tensor | tuple[Tensor, ...]:
         ctx.rows = [len(w) for w in matrices]
         w = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
-        ctx.save_for_backward(x, w)
+        ctx.save_for_backward(x, w, *matrices)
         y = product(x, w)
         return y if len(matrices) == 1 else y.split(ctx.rows, -1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """y = x Wᵀ: ∂x = ∂y W and ∂W = ∂yᵀ x, summed over all vectors."""
-        x, w = ctx.saved_tensors
+        (x, w, *matrices), multiply = ctx.saved_tensors, product
+        if torch.is_grad_enabled():  # the gradient is to have one itself
+            w, multiply = torch.cat(matrices), F.linear
         gradient = gradients[0] if len(gradients) == 1 else torch.cat(gradients, -1)
-        dx = product(gradient, w.T) if ctx.needs_input_grad[0] else None
+        dx = multiply(gradient, w.T) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[1:]):
             return dx, *[None] * len(gradients)
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
         if w.numel() <= SMALL:
             dw = gradient.T @ x
         elif w.shape[0] > w.shape[1]:  # oneDNN copies its first argument if it is transposed: the smaller of the two
-            dw = product(x.T, gradient.T).T
+            dw = multiply(x.T, gradient.T).T
         else:
-            dw = product(gradient.T, x.T)
+            dw = multiply(gradient.T, x.T)
         return dx, *dw.split(ctx.rows)
 
 

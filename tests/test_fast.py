@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from llucid import fast
 from llucid.arrays.quantize import quantize_matrix
@@ -54,6 +55,52 @@ def test_products_and_gradients_equal_the_definition(
     assert ((y - wide_x @ wide_w.mT).abs() <= bound(wide_x, wide_w)).all()
     assert ((dx - wide_dy @ wide_w).abs() <= bound(wide_dy, wide_w.mT)).all()
     assert ((dw - rows_dy.mT @ rows_x).abs() <= bound(rows_dy.mT, rows_x.mT)).all()
+
+
+@has_onednn
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # PyTorch's own use, in forward mode
+@pytest.mark.parametrize("constant", [True, False])
+def test_gradients_of_gradients_and_forward_mode(products: list[Any], constant: bool):
+    """As of a gradient penalty: also where the gradient of the product itself is a constant."""
+    torch.manual_seed(0)
+    x, v, w = (torch.randn(9, 16, requires_grad=True) for _ in range(3))
+    dy = torch.randn(9, 9)
+
+    def penalty(first: Any, second: Any) -> tuple[Tensor, ...]:
+        y = first(x)
+        z = second(torch.tanh(y.sum() * x))
+        loss = (z * dy).sum() if constant else (z * dy).sin().sum()
+        [dx] = torch.autograd.grad(loss, x, create_graph=True)
+        return torch.autograd.grad(dx.square().sum(), (x, v, w))
+
+    found = penalty(lambda x: linear(x, w), lambda x: sum(linear_each(x, (w, None), (v, None))))
+    assert products
+    expected = penalty(lambda x: F.linear(x, w), lambda x: F.linear(x, w) + F.linear(x, v))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), forward_ad.dual_level():
+            y = linear(forward_ad.make_dual(x.detach(), v.detach()), w.detach())
+            assert torch.allclose(forward_ad.unpack_dual(y).tangent, F.linear(v, w), rtol=1e-5, atol=1e-5)
+
+
+@has_onednn
+def test_slices_and_broadcasts_are_made_dense(products: list[Any], monkeypatch: pytest.MonkeyPatch):
+    """oneDNN would multiply such a matrix 100 times as slowly: a slice of a larger one, or the gradient of a sum."""
+    strides: list[tuple[int, ...]] = []
+    given = torch.ops.mkldnn._linear_pointwise
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_linear_pointwise", lambda x, w, *more: strides.append(w.stride()) or given(x, w, *more)
+    )
+    x, wide = torch.randn(9, 16), torch.randn(40, 32)
+    for w in (wide[:, :16], wide[::2, :16], wide.T[:16].T, wide[:1, :16].expand(40, 16)):
+        w = w.detach().requires_grad_()
+        y = linear(x, w)
+        assert ((y - x.double() @ w.double().mT).abs() <= bound(x.double(), w.detach().double())).all()
+        y.sum().backward()
+        assert torch.allclose(w.grad, x.sum(0).expand(len(w), 16), rtol=1e-5, atol=1e-5)
+    assert all(1 in stride and 0 not in stride for stride in strides)
+    assert {max(stride) for stride in strides} <= {9, 16, 20, 40}  # none is that of the wider matrix
 
 
 @pytest.mark.parametrize(

@@ -261,9 +261,12 @@ def scaling_metadata(scaling: Scaling | None) -> dict[str, Any]:
     """The metadata of linear and YaRN scaling; empty for other scalings."""
     match scaling:
         case LinearScaling():
-            return {SCALING_KEYS["type"]: "linear", SCALING_KEYS["factor"]: scaling.factor}
+            return {SCALING_KEYS["type"]: "linear", SCALING_KEYS["factor"]: float(scaling.factor)}
         case YarnScaling():
-            numbers = {SCALING_KEYS[name]: number for name, number in vars(scaling).items()}
+            whole = {"original_context"}
+            numbers = {
+                SCALING_KEYS[name]: number if name in whole else float(number) for name, number in vars(scaling).items()
+            }
             relative = scaling.attention_factor / (1 + math.log(scaling.factor) / 10)
             return {SCALING_KEYS["type"]: "yarn", **numbers, SCALING_KEYS["attention_factor"]: relative}
         case _:
@@ -315,7 +318,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 
     header = read_file_header(path)
-    tokens, embedding = header.fields.get("tokenizer.ggml.tokens"), header.tensors.get(NAMES["embedding"])
+    tokens, embedding = header.fields.get(TOKENS), header.tensors.get(NAMES["embedding"])
     if tokens and embedding and (tokens.length or 0) > embedding.shape[0]:  # before it takes memory
         raise LlucidError(
             f"{path}: tokenizer.ggml.tokens has {tokens.length:,} tokens, but the embedding has {embedding.shape[0]} "
@@ -327,12 +330,17 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 def read_sampling(path: Path) -> dict[str, Any]:
     """The sampling settings in the file, by their names in `generation.Sampling`."""
-    header = read_model_header(path)
-    return checked_settings({name: header.value(key) for name, key in SAMPLING_KEYS.items()}, path)
+    metadata = Metadata(read_model_header(path))
+    return checked_settings({name: metadata.get(key) for name, key in SAMPLING_KEYS.items()}, path)
+
+
+TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
+LISTS = {TOKENS, MERGES, "tokenizer.ggml.token_type", "tokenizer.ggml.scores"}
+"""The keys of the tokenizer whose values are lists."""
 
 
 class Metadata(Mapping[str, Any]):
-    """The metadata of a file, read lazily: unused values take no memory."""
+    """The metadata of a file, read lazily: unused values take no memory, and a list where none belongs takes little."""
 
     def __init__(self, header: FileHeader) -> None:
         self.header = header
@@ -340,7 +348,10 @@ class Metadata(Mapping[str, Any]):
     def __getitem__(self, key: str) -> Any:
         if key not in self.header.fields:
             raise KeyError(key)
-        return self.header.value(key)
+        if key not in LISTS:
+            return self.header.value(key, most=100)
+        tokens = self.header.fields.get(TOKENS)
+        return self.header.value(key, most=tokens.length + 1 if key != MERGES and tokens and tokens.length else 1 << 62)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header.fields)

@@ -159,8 +159,8 @@ class FileHeader(NamedTuple):
     fields: dict[str, Field]
     tensors: dict[str, TensorInfo]
 
-    def value(self, key: str) -> Any:
-        """The value of `key`, None if it is missing: a number, a string, or a list.
+    def value(self, key: str, most: int = 1 << 62) -> Any:
+        """The value of `key`, None if it is missing: a number, a string, or a list of at most `most` elements.
 
         A float32 becomes the shortest decimal that rounds to it, so that 1e-5 stays 1e-5.
         """
@@ -168,9 +168,9 @@ class FileHeader(NamedTuple):
         if field is None:
             return None
         if field.kind == STRING:
-            texts = self._strings(field)
+            texts = self._strings(field, most)
             return texts[0] if field.length is None else texts
-        count = 1 if field.length is None else field.length
+        count = 1 if field.length is None else min(field.length, most)
         values = np.frombuffer(self.numbers, NUMBER_TYPES[field.kind], count, field.at)
         if field.length is not None:
             return values.tolist()
@@ -190,12 +190,12 @@ class FileHeader(NamedTuple):
             raise LlucidError(f"{self.path}: {key} differs between layers, which llucid does not support")
         return values.pop()
 
-    def _strings(self, field: Field) -> list[str]:
+    def _strings(self, field: Field, most: int) -> list[str]:
         data, at, texts = self.numbers.data, field.at, list[str]()
         length = struct.Struct("<Q").unpack_from
         begin = at
         try:
-            for _ in range(1 if field.length is None else field.length):
+            for _ in range(1 if field.length is None else min(field.length, most)):
                 begin = at + 8
                 at = begin + length(data, at)[0]
                 texts.append(str(data[begin:at], "utf-8"))

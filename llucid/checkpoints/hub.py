@@ -92,7 +92,9 @@ def choose_file(repository: str, variant: str | None) -> str:
 
     A repository without GGUF and config.json may have files of llama2.c."""
     every = names_in(repository)
-    files = [file for file in every if file.endswith(".gguf") and not re.search("mmproj|imatrix", file)]
+    # Images' projectors and matrices of importance have no weights; names of models that used one have a kind, as Q4.
+    other = re.compile(r"(?i)mmproj|^(?!.*[qf]\d).*imatrix")
+    files = [file for file in every if file.endswith(".gguf") and not other.search(file)]
     files = [file for file in files if not LATER_PART.search(file)]
     if not files and not {"config.json", "adapter_config.json"}.intersection(every):
         files = [file for file in every if re.search(r"(^|/)(?!tok)[^/]*\.(bin|pt)$", file)]

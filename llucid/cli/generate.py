@@ -109,13 +109,13 @@ def read_prompts(file: str) -> list[str]:
         raise LlucidError(f"prompts={file}: not a UTF-8 text file") from error
     if "\0" in text:
         raise LlucidError(f"prompts={file}: a UTF-16 or binary file; save it as UTF-8")
-    lines = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+    lines = {number: line.removesuffix("\r") for number, line in enumerate(text.split("\n"), 1) if line.strip()}
     if not lines:
         raise LlucidError(f"prompts={file}: there is no prompt in it")
-    if not lines[0].startswith("{"):
-        return lines
+    if not next(iter(lines.values())).startswith("{"):
+        return [*lines.values()]
     prompts: list[str] = []
-    for number, line in enumerate(lines, 1):
+    for number, line in lines.items():
         try:
             prompt: Any = json_value(line.encode())["prompt"]
             if not isinstance(prompt, str):

@@ -119,7 +119,8 @@ def encode_template(
 ) -> list[int]:
     """The ids of `messages` by `template`, ending with the header of the assistant's turn if `ready`.
 
-    They are those of transformers' `apply_chat_template`, if no message spells a special token; what the template's
+    They are those of transformers' `apply_chat_template`, if no message spells a special token, and if transformers
+    reads the tokenizer as its file says (5 replaces the rules for spaces of a Llama 2's); what the template's
     own tokens say of `normalized` is ignored, as in llama.cpp. BOS is where the template puts it, but only once at the
     beginning. `extra` are more values for the template, such as tools. Raises
     LlucidError if the template fails or refuses the messages.

@@ -13,6 +13,7 @@ The engine works on ids only. The tokens of a request do not depend on other req
 rounding where PyTorch does. Common prefixes are shared; when memory runs out, the newest texts wait.
 """
 
+import math
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ CHUNK = 512
 """Prompt tokens per step: bounds the memory of a step, and how long running texts wait for it."""
 ROOM = 256
 """Slots that are reserved at once for new tokens, where memory allows: adjacent pages are read faster."""
+LOOK_AHEAD = 16
+"""Waiting texts that are looked at although a step has enough to read: those that share all they read can start."""
 WORTH_WAITING = 8
 """A request waits a step if another is just reading at least this many tokens that it could share."""
 
@@ -133,13 +136,16 @@ class Batch:
     It may be used by one thread at a time; several engines may share a model.
     """
 
-    def __init__(self, model: Model, memory: int | None = None, statistics: Statistics | None = None) -> None:
+    def __init__(self, model: Model, memory: int | float | None = None, statistics: Statistics | None = None) -> None:
         self.config = model.config
         on_cpu = str(model.weights.device) == "cpu"
         if memory is None and on_cpu and (size := memory_size()):
             memory = size // 2
         if memory is not None:
             check_number("memory", memory)
+            if not 0 <= memory < math.inf:
+                raise LlucidError(f"memory={memory}: must be a number of bytes")
+            memory = int(memory)  # also of 4e9
         self.reader = Reader(model.weights, model.config, memory)
         self.pages = self.reader.pages
         self.vocabulary = model.tokenizer.vocab_size if model.tokenizer else model.config.vocab_size
@@ -242,9 +248,12 @@ class Batch:
     # ------------------------------------------------------------------------------------- what a step reads
 
     def _admit(self) -> None:
-        """Starts waiting texts, except those that can soon share what another is reading."""
+        """Starts waiting texts, as many as this step can read, except those that can soon share what another reads."""
         reading = [other.ids for other in self.running if other.unread > 1]
+        room, more = CHUNK - sum(other.unread for other in self.running if other.unread > 1), LOOK_AHEAD
         for text in list(self.waiting):
+            if room <= 0 and (more := more - 1) < 0:
+                return
             shared = self.pages.shared(text.ids[:-1])
             if any(common_prefix(ids, text.ids[:-1]) >= shared + WORTH_WAITING for ids in reading):
                 continue
@@ -258,6 +267,7 @@ class Batch:
             self.waiting.remove(text)
             if text.unread > 1:
                 reading.append(text.ids)
+                room -= text.unread
             if not text.written:
                 self.statistics.prompt_tokens += text.unread
 

@@ -44,7 +44,7 @@ class Options(TypedDict, total=False):
     speculate: bool
     """Guesses repetitions of earlier text, which is faster where the guesses are right. The text stays the same (where
     only PyTorch computes: in float32; in bfloat16, several tokens at once are rounded differently)."""
-    memory: int | None
+    memory: int | float | None
     """The most bytes that keys and values may take: half of the machine's memory. Texts that do not fit wait."""
     statistics: Statistics
     """Filled in while the text is written."""

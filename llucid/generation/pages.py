@@ -7,7 +7,7 @@ evicted.
 """
 
 from collections.abc import Sequence as Ids
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from llucid.cache import PAGE, Memory
 from llucid.config import Config
+
+NEWEST = 32
+"""How many pages with the same first id are compared with a new text."""
 
 
 class Page:
@@ -25,15 +28,20 @@ class Page:
         self.ids: list[int] = []
         """The tokens whose keys and values its first slots hold."""
         self.parent: Page | None = None
-        self.children: dict[int, list[Page]] = {}
-        """The pages that continue this one, by first id."""
+        self.children: dict[int, dict[Page, None]] = {}
+        """The pages that continue this one, by first id, the newest last."""
+        self.full: dict[tuple[int, ...], Page] = {}
+        """Those of them that are full, by their ids."""
         self.users = 0
         self.last_used = 0
 
     def child_like(self, ids: Ids[int]) -> "tuple[Page | None, int]":
-        """(the child with the longest common prefix with `ids`, the length of that prefix)."""
+        """(a child with a long common prefix with `ids`, the length of that prefix): one of the same ids, or else the
+        best of the newest."""
+        if child := self.full.get(tuple(ids)):
+            return child, PAGE
         best, most = None, 0
-        for child in self.children.get(ids[0], []) if ids else []:
+        for child in islice(reversed(self.children.get(ids[0], {})), NEWEST):
             same = common_prefix(child.ids, ids)
             if same > most or (same == most and best and child.users < best.users):
                 best, most = child, same
@@ -142,6 +150,8 @@ class Pages:
             page = sequence.pages[at]
             if slot:
                 page.ids.append(token)
+                if slot == PAGE - 1 and page.parent:
+                    page.parent.full.setdefault(tuple(page.ids), page)
             else:
                 self._put(page, sequence.pages[at - 1] if at else self.root, [token])
             sequence.length += 1
@@ -165,7 +175,7 @@ class Pages:
 
     def _put(self, page: Page, parent: Page, ids: Ids[int]) -> None:
         page.parent, page.ids = parent, list(ids)
-        parent.children.setdefault(ids[0], []).append(page)
+        parent.children.setdefault(ids[0], {})[page] = None
 
     def _use(self, page: Page) -> None:
         if not page.users:
@@ -210,8 +220,10 @@ class Pages:
         self.used += bytes(pages - len(self.used))
 
     def _evict(self, count: int) -> list[int]:
-        """Frees up to `count` kept pages: leaves of the tree first, the least recently used first."""
+        """Frees `count` kept pages or more, if there are so many: leaves of the tree first, the least recently used
+        first. A sixteenth of all, so that looking for them takes little time."""
         freed: list[int] = []
+        count = max(count, len(self.kept) // 16)
         while len(freed) < count:
             ends = [page for page in self.kept.values() if not any(page.children.values())]
             if not ends:
@@ -219,7 +231,9 @@ class Pages:
             for page in sorted(ends, key=lambda page: page.last_used)[: count - len(freed)]:
                 assert page.parent
                 siblings = page.parent.children[page.ids[0]]
-                siblings.remove(page)
+                del siblings[page]
+                if page.parent.full.get(tuple(page.ids)) is page:
+                    del page.parent.full[tuple(page.ids)]
                 if not siblings:
                     del page.parent.children[page.ids[0]]
                 del self.kept[page.number]

@@ -7,7 +7,8 @@ Several are given as a list and are made one after another.
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal
+from operator import index
+from typing import Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -21,19 +22,21 @@ LONGEST = 1000
 
 
 def ablate(
-    layer: int,
+    layer: SupportsIndex,
     *,
-    head: int | Sequence[int] | None = None,
+    head: SupportsIndex | Sequence[SupportsIndex] | None = None,
     part: Literal["attention", "feed_forward"] | None = None,
 ) -> Change:
     """Zeros instead of what heads of a layer, its attention, its feed-forward, or the whole layer add to the stream."""
     if head is None:
         parts = ("attention", "feed_forward") if part is None else (part,)
         return {f"blocks.{layer}.{name}": torch.zeros_like for name in parts}
+    if part == "feed_forward":
+        raise LlucidError(f"head={head}: a feed-forward has no heads; leave out part=")
+    numbers = [*map(index, head)] if isinstance(head, Sequence) else [index(head)]
 
     def without(heads: Tensor) -> Tensor:
         """Without some heads of [batch heads seq head_dim]."""
-        numbers = [head] if isinstance(head, int) else list(head)
         for number in numbers:
             if not 0 <= number < heads.shape[1]:
                 raise LlucidError(f"head={number}: this model has heads 0 to {heads.shape[1] - 1}")

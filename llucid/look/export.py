@@ -68,8 +68,11 @@ def page(
 ) -> Page:
     """The page with the answers about these readings, the most informative first, until `limit` bytes are full.
 
-    `urls` are answered before others. Raises LlucidError if not even the page itself fits.
+    `urls` are answered before others. Raises LlucidError if not even the page itself fits, and for two readings of
+    different tokens.
     """
+    if len({tuple(answers.trace(reading).ids) for reading in readings}) > 1:
+        raise LlucidError("readings of different tokens cannot be shown side by side")
     known = [url for url in urls if any(url.startswith(f"/look/{reading}") for reading in readings)]
     groups = [("answers", known), *groups_of(answers, readings)]
     head = {"export": True, "readings": list(readings), "first": readings[-1]}

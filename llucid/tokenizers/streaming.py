@@ -16,10 +16,11 @@ class StreamingDecoder:
     def __init__(self, tokenizer: Tokenizer, ids: Sequence[int] = ()) -> None:
         """Decodes what follows `ids`, of which the last few are enough context."""
         self.tokenizer = tokenizer
-        start = max(0, len(ids) - 8)
-        while start > 0 and (not (text := tokenizer.decode(ids[start:])) or text.startswith("\ufffd")):
-            start -= 1  # it begins within a character, or is nothing, which a space may still follow
-        self.ids = list(ids[start:])
+        count = 8
+        while count < len(ids) and (not (text := tokenizer.decode(ids[-count:])) or text.startswith("\ufffd")):
+            # It begins within a character, of at most 4 bytes, or is nothing, which a space may still follow.
+            count += 1 if count < 12 else count
+        self.ids = list(ids[-count:])
         self.whole = len(self.ids)  # number of ids that end with a character
         self.shown = len(tokenizer.decode(self.ids))
 

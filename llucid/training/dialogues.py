@@ -112,7 +112,9 @@ def _first_left_out(dialogues: Dialogues, corpus: Corpus, tokenizer: Tokenizer, 
     kept = set(dialogues.kept.tolist())
     for number, (where, conversation) in enumerate(read_conversations(corpus, split)):
         if number not in kept:
-            *_, fault = _encoded(conversation, tokenizer)
+            _, learned, fault = _encoded(conversation, tokenizer)
+            if not fault and not any(learned):
+                fault = "none of its answers is to be learned"
             fault = fault or f"it has no answer to learn within the context of {context} tokens (model.context)"
             return f"{where}: {fault}"
     corpus.refuse_changed()

@@ -268,12 +268,13 @@ def test_repository_of_gguf_files(hub: list[str], tmp_path: Path) -> None:
         (["M-Q4_K_M-imat.gguf", "M-Q8_0-imat.gguf"], "Q8_0", 1),
         (["M-Q4_K_M-imat.gguf", "M-Q4_K_M.gguf"], "Q4_K_M", 1),
         (["Q4_K_M/model.gguf", "Q8_0/model.gguf"], "Q4_K_M", 0),
+        (["M-Q4_K_M-imatrix.gguf", "M-imatrix.gguf", "imatrix_M.gguf"], None, 0),
         (["a/model.gguf", "b/model.gguf"], "a/model.gguf", 0),
     ],
     ids=str,
 )
 def test_the_file_that_is_named_is_chosen(
-    files: list[str], variant: str, chosen: int | None, monkeypatch: pytest.MonkeyPatch
+    files: list[str], variant: str | None, chosen: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
     if chosen is not None:

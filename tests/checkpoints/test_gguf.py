@@ -1,6 +1,8 @@
 """GGUF models: round trips, the story of llama2.c, and errors that name what is not supported."""
 
 import re
+import tracemalloc
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from llucid.chat import encode_dialog
 from llucid.checkpoints import Model, convert, describe, load, save
 from llucid.checkpoints import gguf as gguf_format
 from llucid.checkpoints.gguf_file import read_file_header
-from llucid.config import Config, LinearScaling, RopeScaling
+from llucid.config import Config, LinearScaling, RopeScaling, YarnScaling
 from llucid.errors import LlucidError
 from llucid.llama import llama
 from llucid.weights import dequantize, leaves, named_leaves, tree_map
@@ -351,6 +353,36 @@ def test_impossible_options_are_refused(tmp_path: Path) -> None:
         save(model, tmp_path, "gguf")
     with pytest.raises(LlucidError, match="the tokenizer has 12 ids, but the model only 11"):
         save(Model(replace(TINY, vocab_size=11), model.weights, model.tokenizer), tmp_path / "a.gguf", "gguf")
+
+
+LISTED = ["general.sampling.temp", "general.sampling.top_k", "tokenizer.chat_template", "tokenizer.chat_templates"]
+LISTED += ["tokenizer.huggingface.json", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.ggml.bos_token_id"]
+LISTED += ["tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.unknown_token_id"]
+
+
+@pytest.mark.parametrize("key", [*LISTED, "tokenizer.ggml.token_type", "tokenizer.ggml.scores"])
+@pytest.mark.parametrize("number", [3, 0.5])
+def test_a_long_list_where_none_belongs_takes_little_memory(key: str, number: float, tmp_path: Path) -> None:
+    """As a list of Python's it would take 8 to 24 times the memory of the file, as JSON in a message even more."""
+    model = model_of(replace(TINY, vocab_size=metaspace().vocab_size))._replace(tokenizer=metaspace())
+    file = file_of(tmp_path / "a.gguf", model, {key: [number] * 500_000})
+    tracemalloc.start()
+    try:
+        with suppress(LlucidError):
+            load(file, device="cpu")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_factors_of_scaling_are_written_as_floats() -> None:
+    """Also those that are given as whole numbers: llama.cpp reads no others."""
+    yarn = YarnScaling(factor=4.0, original_context=64, attention_factor=1.0)
+    for scaling in (LinearScaling(factor=2.0), yarn):
+        vars(scaling).update({name: int(number) for name, number in vars(scaling).items()})
+        written = gguf_format.scaling_metadata(scaling)
+        whole = {key for key, value in written.items() if isinstance(value, int)}
+        assert whole <= {"llama.rope.scaling.original_context_length"}
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
         ("generate", "{made}/run", "--prompts", "{tmp}/utf16"),
         "{tmp}/utf16: a UTF-16 or binary file",
     ),
-    "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 2: expected {{"),
+    "no prompt": (("generate", "{made}/run", "--prompts", "{tmp}/wrong.jsonl"), "wrong.jsonl: line 4: expected {{"),
     "too many prompts": (
         ("generate", "{made}/run", "--prompts", "/dev/zero"),
         "/dev/zero: not a regular file",
@@ -333,7 +333,7 @@ BAD_INPUT: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-MIXED_LINES = b'{"prompt": "a"}\n{"prompt": 3}\n'
+MIXED_LINES = b'\n{"prompt": "a"}\n\n{"prompt": 3}\n'
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)

@@ -27,12 +27,14 @@ from llucid.generation import (
     Sampling,
     Statistics,
     generator,
+    pages,
     reader,
     stream,
     torch_reader,
 )
+from llucid.generation import batch as batch_module
 from llucid.generation.batch import CHUNK, window
-from llucid.generation.pages import Part
+from llucid.generation.pages import Part, common_prefix
 from llucid.generation.reader import LARGEST, checked
 from llucid.llama import llama
 from llucid.model import Model
@@ -570,3 +572,53 @@ def test_pytorch_reads_long_prompts_while_c_writes(monkeypatch: pytest.MonkeyPat
         run(Batch(model), request(ids(50, 1), 4))[0]
     )
     assert reader.C_TOKENS < 50
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_each_of_many_texts_is_compared_with_few(monkeypatch: pytest.MonkeyPatch, same: bool):
+    """Or else the time would grow with the square of their number."""
+    compared: list[int] = []
+    for module in (pages, batch_module):
+        monkeypatch.setattr(module, "common_prefix", lambda a, b: compared.append(1) or common_prefix(a, b))
+    rng, counts = np.random.default_rng(0), list[int]()
+    for count in (100, 400):
+        compared.clear()
+        batch = Batch(MODEL)
+        prompts = [[1, *ids(9)] if same else [1, *rng.integers(0, 40, 9).tolist()] for _ in range(count)]
+        for prompt in prompts:
+            batch.add(request(prompt, 2))
+        while batch.busy:
+            batch.step()
+        counts.append(len(compared))
+    assert counts[1] < 8 * counts[0]
+
+
+def test_a_full_page_is_found_among_many(monkeypatch: pytest.MonkeyPatch):
+    """Not only among the newest that begin with the same id; and not after it was evicted."""
+    model = Model(LONG, to(LONG_WEIGHTS, torch.float32), None)
+    memory = 110 * PAGE * Memory.bytes_per_slot(LONG, "float32")
+    batch = Batch(model, memory=memory)
+    prompt = ids(PAGE + 5)
+    texts = [prompt, *([prompt[0], *ids(PAGE + 4, seed)] for seed in range(1, 50))]
+    for text in texts:
+        batch.read(text)
+    assert batch.pages.shared(prompt[:-1]) == PAGE + 4
+    for seed in range(50, 150):
+        batch.read(ids(PAGE + 5, seed))
+    assert batch.pages.shared(prompt[:-1]) < PAGE
+
+
+@pytest.mark.parametrize("memory", [-1, math.inf, math.nan, 1e400])
+def test_impossible_memory(memory: float):
+    with pytest.raises(LlucidError, match="memory="):
+        Batch(MODEL, memory=memory)
+
+
+def test_memory_may_be_written_as_a_float():
+    memory = 2.5 * PAGE * Memory.bytes_per_slot(CONFIG, "float64")
+    batch = Batch(MODEL, memory=memory)
+    for seed in range(3):
+        batch.add(request(ids(9, seed), 3))
+    while batch.busy:
+        batch.step()
+    assert batch.statistics.tokens == 9

@@ -498,6 +498,9 @@ def test_bodies_of_other_kinds_and_sizes(client: Client, first: str) -> None:
     answer = client.ask("POST", "/look/export", {"id": first, "state": {"text": "\ud800"}})
     assert answer.status == 200
     assert b"</html>" in answer.content
+    shorter = client.post("read", {"ids": [1, 2]})
+    status, error = client.error("POST", "/look/export", {"id": first, "beside": shorter})
+    assert (status, "readings of different tokens" in error) == (400, True)
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you …")])

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -114,6 +115,17 @@ def test_ablating_heads_equals_zeroing_columns_of_the_output_matrix(model: Model
         output[:, head * model.config.head_dim : (head + 1) * model.config.head_dim] = 0
     torch.testing.assert_close(found.logits, logits_of(model), rtol=1e-5, atol=1e-5)
     assert not torch.equal(found.logits, trace_of(random_model(model.config)).logits)
+
+
+def test_heads_may_be_numbers_of_libraries() -> None:
+    """As `np.unravel_index` gives them, and as tensors."""
+    model = random_model(GROUPED)
+    expected = trace_of(model, change=ablate(1, head=2)).logits
+    for kind in (np.int64, np.array, torch.tensor):
+        assert trace_of(model, change=ablate(kind(1), head=kind(2))).logits.equal(expected)
+        assert trace_of(model, change=ablate(1, head=[kind(2)])).logits.equal(expected)
+    with pytest.raises(LlucidError, match="head=1: a feed-forward has no heads"):
+        ablate(0, head=1, part="feed_forward")
 
 
 @pytest.mark.parametrize("part", ["attention", "feed_forward", None])

@@ -106,6 +106,17 @@ def test_only_the_last_ids_are_decoded_again(monkeypatch: pytest.MonkeyPatch):
     assert max(lengths) <= 32
 
 
+@pytest.mark.parametrize("text", ["", "\ufffd"])
+def test_the_context_is_found_in_steps_that_double(monkeypatch: pytest.MonkeyPatch, text: str):
+    """Where all ids before decode to nothing, or to bytes that are no characters."""
+    lengths: list[int] = []
+    tokenizer = Characters("ab")
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: lengths.append(len(ids)) or text * len(ids))
+    StreamingDecoder(tokenizer, [0] * 5000)
+    assert lengths[:5] == [8, 9, 10, 11, 12]
+    assert sum(lengths) < 4 * 5000
+
+
 @pytest.mark.parametrize("before", [0, 9])
 def test_a_space_between_words_after_tokens_without_text(before: int):
     """As of a WordLevel model without a decoder, whose words are joined by spaces."""

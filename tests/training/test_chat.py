@@ -340,8 +340,7 @@ def test_answers_of_weight_0_are_not_learned(file: Path, tmp_path: Path) -> None
     printed = io.StringIO()
     training, *_ = read_chat_tokens(corpus, tokenizer, 200, Report(Console(file=printed, width=200)))
     assert printed.getvalue().splitlines() == [
-        "1 of 30 conversations are left out; the first is line 4: it has no answer to learn within the context of 200 "
-        "tokens (model.context)",
+        "1 of 30 conversations are left out; the first is line 4: none of its answers is to be learned",
         "1 of 30 conversations are longer than the context of 200 tokens and are cut",
     ]
     assert 3 not in training.kept.tolist()
