@@ -63,17 +63,25 @@ def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
 
 
 def write_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
-    """Adds sampling settings to the folder's `generation_config.json`; nothing if there are none."""
-    if sampling:
-        config = read_json(folder / FILE) if (folder / FILE).is_file() else {}
+    """Adds sampling settings to the folder's `generation_config.json`, with the ids of BOS and EOS, which transformers
+    takes from no other file if there is this one; nothing if there are no settings and no such file."""
+    exists = (folder / FILE).is_file()
+    if sampling or exists:
+        config = _token_ids(folder) | (read_json(folder / FILE) if exists else {})
         sampled = {"do_sample": True} if set(sampling) - {"repetition_penalty"} else {}
         config |= {**sampled, **sampling}
         write_text_atomically(folder / FILE, json.dumps(config, indent=2) + "\n")
 
 
+def _token_ids(folder: Path) -> dict[str, Any]:
+    """The ids of BOS, EOS and so on in the folder's `config.json`."""
+    config = read_json(folder / "config.json")
+    return {key: value for key, value in config.items() if key.endswith("_token_id") and value is not None}
+
+
 def copy_token_ids(folder: Path, out: Path) -> None:
     """Copies the ids of BOS, EOS and so on from the folder's `config.json` into that of a model without a tokenizer."""
-    ids = {key: value for key, value in read_json(folder / "config.json").items() if key.endswith("_token_id")}
+    ids = _token_ids(folder)
     config = read_json(out / "config.json") | ids
     write_text_atomically(out / "config.json", json.dumps(config, indent=2) + "\n")
 
@@ -81,13 +89,14 @@ def copy_token_ids(folder: Path, out: Path) -> None:
 def copy_generation_config(folder: Path, out: Path, token_ids: bool) -> None:
     """Copies the folder's `generation_config.json` to another; a missing or damaged file is not copied.
 
-    `token_ids`: whether the ids of BOS, EOS and so on are also copied. Ids that are in the file in `out` are kept.
+    `token_ids`: whether the ids of BOS, EOS and so on are also copied. Several ids that end a text are kept as they are
+    in `out`; what is in neither file comes from the `config.json` there.
     """
     try:
         config = read_json(folder / FILE)
     except LlucidError:
         return
     kept = {key: value for key, value in config.items() if token_ids or not key.endswith("_token_id")}
-    if (out / FILE).is_file():
-        kept |= read_json(out / FILE)
+    ids, written = _token_ids(out), read_json(out / FILE) if (out / FILE).is_file() else {}
+    kept = ids | kept | {key: value for key, value in written.items() if value != ids.get(key) or type(value) is list}
     write_text_atomically(out / FILE, json.dumps(kept, indent=2) + "\n")

@@ -474,6 +474,6 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
     kind = checked_dtype(dtype)
     if model.tokenizer:
         model.tokenizer.save(out)
-    write_sampling(out, model.sampling)
     write_config(out, model.config, model.tokenizer, kind or name_of_dtype(model.weights.dtype))
+    write_sampling(out, model.sampling)
     write_weights(out, model.weights, model.config, kind, progress)

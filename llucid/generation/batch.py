@@ -170,6 +170,7 @@ class Batch:
                 raise LlucidError(f"logit_bias={token}={bias:g}: this model has ids 0 to {self.config.vocab_size - 1}")
         check_prompt(request.ids, self.config)
         self.count += 1
+        request = request._replace(max_tokens=int(request.max_tokens))  # NumPy's have few bits
         self.waiting.append(Text(self.count - 1, request, list(request.ids)))
         self.statistics.rows += 1
         self.statistics.reason = None

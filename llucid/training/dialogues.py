@@ -143,9 +143,10 @@ def read_chat_tokens(
     with progress_of("reading", report.console, 2 * corpus.size()) as advance:
         training = tokenise_chat(corpus, tokenizer, "train", context, advance)
         validation = tokenise_chat(corpus, tokenizer, "validation", context, advance)
-    if not characters_per_token(validation, tokenizer, context):
-        raise LlucidError(f"chat={corpus.files[0]}: all answers of its validation split, the last tenth, are empty")
     parts = {"train": training, "validation": validation}
+    for split, part in parts.items():
+        if not characters_per_token(part, tokenizer, context):
+            raise LlucidError(f"chat={corpus.files[0]}: all answers of its {split} split are empty")
     total = len(training.ends) + len(validation.ends)
     kept = len(training.kept) + len(validation.kept)
     if kept < total:

@@ -77,7 +77,11 @@ class Logbook:
             evaluated = sum(inputs.numel() for inputs, _ in self.validation_batches(task.config.context))
             self.parts, self.early = planned(task.settings, task.config.context, evaluated)
         self.snapshots = Snapshots(task.out, task.settings.snapshots, first.step)
-        self.per_character = 1 / characters_per_token(task.validation, task.tokenizer, task.config.context)
+        # Tokens per character of each split, for nats per character: the texts may differ, and so do these.
+        self.trained_on, self.validated_on = (
+            1 / characters_per_token(tokens, task.tokenizer, task.config.context)
+            for tokens in (task.training, task.validation)
+        )
         self.tokens = 0  # trained on in this process
         self.unwritten: list[tuple[int, float, Tensor]] = []  # losses stay on the device until they are written
         self.kept = first.step  # of which a state was saved last
@@ -103,7 +107,7 @@ class Logbook:
         self.tokens += tokens
         self.unwritten.append((progress.step, rate, loss))
         if self.report.due():
-            self.report.now(progress.step, loss.item() * self.per_character, *self.speed(progress))
+            self.report.now(progress.step, loss.item() * self.trained_on, *self.speed(progress))
         if not self.reported_busy and (seconds := progress.seconds - self.watched) > WATCH_EVERY:
             share = self.watch.share(seconds)
             self.watched = progress.seconds
@@ -125,7 +129,7 @@ class Logbook:
         finite = next((number for number, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
         self.metrics.add(
             [
-                {"step": step, "loss": loss * self.per_character, "rate": rate}
+                {"step": step, "loss": loss * self.trained_on, "rate": rate}
                 for (step, rate, _), loss in zip(noted[:finite], losses, strict=False)
             ]
         )
@@ -183,7 +187,7 @@ class Logbook:
         else:
             sample = "".join(generate(model, max_tokens=SAMPLE, seed=step))
         if record:
-            figures = {"validation": validation * self.per_character, "window": length, "sample": sample}
+            figures = {"validation": validation * self.validated_on, "window": length, "sample": sample}
             self.metrics.measured(step, figures)
         old = self.measured
         held = (old.window, old.best) if record or old.stop_step < 0 else (old.stop_window, old.stop_loss)
@@ -217,7 +221,7 @@ class Logbook:
             self.measured = self.measured._replace(took=took, total=old.total + took)
             run.write_measured(task.out, self.measured)
         loss = self.metrics.rows[-1].get("loss") if self.metrics.rows else None
-        self.report.measured(step, loss, validation * self.per_character, length, sample, *speed)
+        self.report.measured(step, loss, validation * self.validated_on, length, sample, *speed)
 
     def validation_batches(self, length: int) -> Iterator[Batch]:
         """The validation split in windows of `length`, in batches that need no more memory than a step."""

@@ -381,6 +381,28 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == f"note: the model's own settings: {message}\n"
 
 
+@pytest.mark.parametrize("sampling", [{}, {"top_p": 0.5}], ids=str)
+@pytest.mark.parametrize("how", ["save", "convert", "gguf", "tokenizer"])
+def test_transformers_stops_at_the_same_ids(how: str, sampling: dict[str, Any], tmp_path: Path) -> None:
+    """It takes them from generation_config.json alone, if there is one."""
+    made = model_of(replace(TINY, vocab_size=400))._replace(tokenizer=small_sentencepiece())
+    save(made, tmp_path / "a")
+    file = tmp_path / "a" / "generation_config.json"
+    file.write_text(json.dumps({"do_sample": True, "bos_token_id": 1, "eos_token_id": 2, "max_length": 99} | sampling))
+    match how:
+        case "save":
+            save(load(tmp_path / "a", device="cpu"), tmp_path / "b")
+        case "gguf":
+            convert(tmp_path / "a", tmp_path / "a.gguf", "gguf")
+            convert(tmp_path / "a.gguf", tmp_path / "b", "huggingface")
+        case _:
+            tokenizer = tmp_path / "a" / "tokenizer.json" if how == "tokenizer" else None
+            convert(tmp_path / "a", tmp_path / "b", "huggingface", tokenizer=tokenizer)
+    found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b").generation_config
+    assert (found.bos_token_id, found.eos_token_id) == (made.text().bos, made.text().eos)
+    assert found.top_p == sampling.get("top_p")
+
+
 @pytest.mark.parametrize("ends", [2, [2, 5]])
 def test_generation_config_survives_between_hugging_face_folders(ends: int | list[int], tmp_path: Path) -> None:
     save(model_of(replace(TINY, vocab_size=400))._replace(tokenizer=small_sentencepiece()), tmp_path / "a")
@@ -393,7 +415,8 @@ def test_generation_config_survives_between_hugging_face_folders(ends: int | lis
     assert sampling_defaults(tmp_path / "b") == {"temperature": 0.6, "top_p": 0.9}
     small_sentencepiece().write(tmp_path / "other.model")
     convert(tmp_path / "a", tmp_path / "c", "huggingface", tokenizer=tmp_path / "other.model")
-    assert json.loads((tmp_path / "c" / "generation_config.json").read_text()) == sampling
+    found = json.loads((tmp_path / "c" / "generation_config.json").read_text())
+    assert found == sampling | {"bos_token_id": 1, "eos_token_id": 2}  # the tokenizer's
     file.write_text("{")
     convert(tmp_path / "a", tmp_path / "d", "huggingface")
     assert not (tmp_path / "d" / "generation_config.json").exists()

@@ -622,3 +622,13 @@ def test_memory_may_be_written_as_a_float():
     while batch.busy:
         batch.step()
     assert batch.statistics.tokens == 9
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64])
+def test_max_tokens_may_be_a_number_of_numpy(kind: Any):
+    """Of few bits, too: what is computed with it must not overflow."""
+    batch = Batch(Model(LONG, to(LONG_WEIGHTS, torch.float32), None))
+    batch.add(request(ids(5), kind(120)))
+    while batch.busy:
+        batch.step()
+    assert batch.statistics.tokens == 120

@@ -246,7 +246,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
-        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split, the last tenth, are empty",
+        (str(tmp_path / "silent.jsonl"),): "all answers of its train split are empty",
         (str(file), "--tokenizer", "characters"): "with chat=, expected bpe:N",
         (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
         (str(file), "--corpus", "fables"): "corpus= and chat= both say what to learn from",

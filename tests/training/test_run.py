@@ -606,6 +606,18 @@ def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> N
     assert losses(out)[0]["loss"] == pytest.approx(blind, rel=0.1)
 
 
+def test_each_split_has_its_own_characters_per_token(corpus: Path, tmp_path: Path) -> None:
+    """A text whose last tenth is in another alphabet has several tokens a character there, and others before."""
+    english, out = corpus.read_text(), tmp_path / "mixed"
+    (tmp_path / "mixed.txt").write_text(english + "гусь и лиса " * (len(english) // 100))
+    do(*fresh(tmp_path / "mixed.txt", out, "--steps", 1, "--tokenizer", "bpe:300"))
+    model, text = llucid.load(out, device="cpu"), open_corpus([str(tmp_path / "mixed.txt")])
+    for split, key in (("train", "loss"), ("validation", "validation")):
+        a_character = tokenise(text, model.text(), split).length / len("".join(text.text(split)))
+        blind = math.log(model.config.vocab_size) * a_character
+        assert losses(out)[-1][key] == pytest.approx(blind, rel=0.1), split
+
+
 def test_training_from_python_prints_what_it_measures(corpus: Path, tmp_path: Path) -> None:
     from llucid.training.loop import train
 
