@@ -47,16 +47,16 @@ class Conversation(NamedTuple):
         """With one more message."""
         return self._replace(messages=(*self.messages, {"role": role, "content": content}))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes it as JSON, whole or not at all: `{"messages": […]}`, the system's message first, perhaps `tools`."""
         everything = {"messages": self._replace(forgotten=0).dialog()} | ({"tools": self.tools} if self.tools else {})
-        write_text_atomically(path, json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
+        write_text_atomically(Path(path), json.dumps(everything, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Conversation":
+    def load(cls, path: str | Path) -> "Conversation":
         """The conversation in a JSON file. Raises LlucidError if the file holds anything else."""
         with prefix_errors(path):
-            content = read_json(path)
+            content = read_json(Path(path))
             messages = content.get("messages")
             if not isinstance(messages, list):
                 raise LlucidError("expected a list under 'messages'")

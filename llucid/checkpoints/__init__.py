@@ -264,17 +264,18 @@ def save(
     format: str = "huggingface",
     *,
     version: int | None = None,
-    dtype: str | None = None,
+    dtype: "torch.dtype | str | None" = None,
     progress: Progress = no_progress,
 ) -> None:
     """Writes the model to `out`: a folder for the formats huggingface and meta, a file for llama2c and gguf.
 
-    `version` is the version of the llama2c format; `dtype` is the name of the dtype to write, None the model's own.
+    `version` is the version of the llama2c format; `dtype` is the one to write, None the model's own.
     Each file is written atomically, and so is a new or empty folder. In another folder, the model's files replace those
     of a model there. Raises LlucidError for an unknown format, for a model that the format cannot hold, and for the
     folder of an adapter; a weight must not become infinite in `dtype`.
     """
-    write, out = _writer(_with_template(model, format, Path(out)), out, format, version, dtype), Path(out)
+    kind = dtype if isinstance(dtype, str | None) else name_of_dtype(dtype)
+    write, out = _writer(_with_template(model, format, Path(out)), out, format, version, kind), Path(out)
     if format in FILE_NAMES:
         write(out, progress)
     elif is_occupied(out):

@@ -33,7 +33,10 @@ def ablate(
         return {f"blocks.{layer}.{name}": torch.zeros_like for name in parts}
     if part == "feed_forward":
         raise LlucidError(f"head={head}: a feed-forward has no heads; leave out part=")
-    numbers = [*map(index, head)] if isinstance(head, Sequence) else [index(head)]
+    try:
+        numbers = [index(head)]  # pyright: ignore[reportArgumentType]
+    except TypeError:  # several, also as an array
+        numbers = [*map(index, head)]  # pyright: ignore[reportArgumentType]
 
     def without(heads: Tensor) -> Tensor:
         """Without some heads of [batch heads seq head_dim]."""

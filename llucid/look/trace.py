@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from operator import index
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -291,7 +292,10 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
             raise LlucidError("this model has no tokenizer: give ids instead of a text, or load it with tokenizer=")
         ids = prompt_ids(model.tokenizer, text_or_ids)
     else:
-        ids = [int(token) for token in text_or_ids]
+        try:
+            ids = [index(token) for token in text_or_ids]
+        except TypeError as error:
+            raise LlucidError("the ids must be whole numbers in one list, not in a batch of several") from error
         if not ids:
             raise LlucidError("no ids are given; a pass needs at least one")
     if len(ids) > model.config.context:

@@ -249,8 +249,8 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert printed(again, "Now?") == LETTERS
     assert again.conversation.forgotten
     for short in (Conversation(), Conversation("Be brief."), Conversation(messages=tuple(said("Who?", "abc")))):
-        short.save(file)
-        assert Conversation.load(file) == short
+        short.save(str(file))
+        assert Conversation.load(str(file)) == short
 
 
 def test_tools_of_a_saved_conversation_are_used(tmp_path: Path) -> None:

@@ -381,6 +381,11 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == f"note: the model's own settings: {message}\n"
 
 
+def test_the_dtype_may_be_one_of_pytorch(tmp_path: Path) -> None:
+    save(model_of(TINY), tmp_path / "a", dtype=torch.bfloat16)
+    assert load(tmp_path / "a", device="cpu").weights.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.5}], ids=str)
 @pytest.mark.parametrize("how", ["save", "convert", "gguf", "tokenizer"])
 def test_transformers_stops_at_the_same_ids(how: str, sampling: dict[str, Any], tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ import importlib
 import inspect
 import math
 import re
+import subprocess
+import sys
 import weakref
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -124,8 +126,24 @@ def test_heads_may_be_numbers_of_libraries() -> None:
     for kind in (np.int64, np.array, torch.tensor):
         assert trace_of(model, change=ablate(kind(1), head=kind(2))).logits.equal(expected)
         assert trace_of(model, change=ablate(1, head=[kind(2)])).logits.equal(expected)
+    both = trace_of(model, change=ablate(1, head=[0, 2])).logits
+    for kind in (np.array, torch.tensor):
+        assert trace_of(model, change=ablate(1, head=kind([0, 2]))).logits.equal(both)
     with pytest.raises(LlucidError, match="head=1: a feed-forward has no heads"):
         ablate(0, head=1, part="feed_forward")
+
+
+def test_what_is_no_list_of_ids() -> None:
+    """In a process whose annotations are not checked, as at a user's."""
+    code = (
+        "import llucid, llucid.look, numpy, torch; model = llucid.load('storyteller')\n"
+        "for kind in (list, numpy.array, torch.tensor): assert llucid.look.trace(model, kind([1, 2])).ids == [1, 2]\n"
+        "for wrong in ([1.7, 2.0], torch.tensor([[1, 2]]), numpy.array([[1, 2]]), torch.ones(2)):\n"
+        "    try: llucid.look.trace(model, wrong)\n"
+        "    except llucid.LlucidError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "the ids must be whole numbers in one list, not in a batch of several\n" * 4
 
 
 @pytest.mark.parametrize("part", ["attention", "feed_forward", None])
