@@ -123,8 +123,12 @@ class Quantized:
         return dense
 
     def rows_of(self, ids: "Int[Tensor, '*shape']") -> "Float[Tensor, '*shape columns']":
-        """Rows of `dense()`; no other rows are dequantised."""
-        w = self.tensor()
+        """Rows of `dense()`; no other rows are dequantised. Raises IndexError for others than there are, on a CPU."""
+        import torch
+
+        w, few = self.tensor(), ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling()
+        if few and not 0 <= int(ids.min()) <= int(ids.max()) < self.shape[0]:
+            raise IndexError(f"index out of range: there are rows 0 to {self.shape[0] - 1}")
         tile, row = ids // TILE, ids % TILE
         return dequantized(in_blocks(w.form, w.numbers[tile, :, :, row], w.scales[tile, :, row]), w.form).to(w.dtype)
 

@@ -214,11 +214,17 @@ def validation_batches(
 def characters_per_token(tokens: Tokens | Dialogues, tokenizer: Tokenizer, context: int) -> float:
     """Mean number of characters per evaluated token: nats per token / this = nats per character.
 
-    A character counts where its first byte is: tokens may be parts of one, and so may a window's first and last."""
+    A character counts where its first byte is: tokens may be parts of one, and so may a window's first and last. The
+    space that SentencePiece puts before a document is none of its characters."""
     if isinstance(tokenizer, Characters):
         return 1.0
-    counts = Counter[int]()
-    for _, targets in validation_batches(tokens, context):
+    counts, begins = Counter[int](), Counter[int]()
+    real = not isinstance(tokens, Dialogues) and tokens.bos is None and tokenizer.bos is not None
+    for inputs, targets in validation_batches(tokens, context):
         counts.update(targets[targets >= 0].tolist())
+        if real:  # else a BOS may stand before any place
+            begins.update(targets[(inputs == tokenizer.bos) & (targets >= 0)].tolist())
     first_bytes = {token: sum(byte & 0xC0 != 0x80 for byte in tokenizer.piece(token)) for token in counts}
-    return sum(first_bytes[token] * count for token, count in counts.items()) / counts.total()
+    characters = sum(first_bytes[token] * count for token, count in counts.items())
+    spaces = sum(max(0, first_bytes[token] - len(tokenizer.decode([token]))) * begins[token] for token in begins)
+    return (characters - spaces) / counts.total()

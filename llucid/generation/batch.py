@@ -320,7 +320,6 @@ class Batch:
 
     def _write(self, parts: list[tuple[Text, Part]], logits: Any) -> list[Event]:
         """Records what was read, and chooses the next token of each text; more where guesses were right."""
-        logits = logits[:, : self.vocabulary]
         events: list[Event] = []
         rows: list[tuple[Text, int]] = []
         first = 0
@@ -333,7 +332,7 @@ class Batch:
         while rows:
             wanted = [at for _, at in rows]
             scores = logits if wanted == [*range(len(logits))] else logits[wanted]  # without a copy
-            chosen = self._choose([text for text, _ in rows], scores)
+            chosen = self._choose([text for text, _ in rows], scores[:, : self.vocabulary])
             goes_on: list[tuple[Text, int]] = []
             for (text, at), token, row in zip(rows, chosen, scores, strict=True):
                 events.append(self._event(text, token, log_probability(row, token)))

@@ -18,7 +18,7 @@ class Result(NamedTuple):
     curves: tuple[tuple[tuple[int, float], ...], ...]
     """Per seed: (step, validation loss on some windows), from before the first step to after the last."""
     losses: tuple[float, ...]
-    """Per seed: final validation loss on all windows, in nats per character."""
+    """Per seed: final validation loss on all evaluated windows, in nats per character."""
     seconds: float
     """Training, evaluation and sampling, all seeds together."""
     sample: str

@@ -192,7 +192,8 @@ def title(task: Task) -> str:
     """The subtitle of the plot: what all curves have in common."""
     characters = task.steps * ROWS * task.config.context
     budget = f"{task.corpus.name}: the same {characters:,} characters for each rung, in {task.steps:,} steps"
-    return f"{budget}; curves: every sixth validation window, numbers: all windows"
+    windows = sum(len(inputs) for inputs, _ in task.validation)
+    return f"{budget}; numbers: {windows:,} validation windows, curves: every sixth of them"
 
 
 def train_rung(rung: Rung, task: Task, seeds: range, report: Report, interrupted: Callable[[], int]) -> Result:

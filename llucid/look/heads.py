@@ -44,8 +44,12 @@ def head_scores(trace: Trace, copied: Float[Tensor, "layers heads"] | None = Non
     followed = torch.zeros_like(same)
     followed[:, 1:] = same[:, :-1]
     masks = [at + 1 == at[:, None], before & (at == 0), same, followed & before]
-    layers = [trace.attention_of(layer).cpu() for layer in range(trace.model.config.layers)]
-    scores = (torch.stack([_mean_attention(p, mask) for p in layers]) for mask in masks)
+
+    def of(layer: int) -> Float[Tensor, "kinds heads"]:
+        p = trace.attention_of(layer).cpu()  # large: no other layer's is in memory
+        return torch.stack([_mean_attention(p, mask) for mask in masks])
+
+    scores = torch.stack([of(layer) for layer in range(trace.model.config.layers)], 1)
     return HeadScores(*scores, copying=copying(trace.model) if copied is None else copied)
 
 

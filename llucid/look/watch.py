@@ -116,8 +116,7 @@ class Watch:
     def release(self) -> None:
         """Frees all but the results now: the watch and its functions refer to one another."""
         self._namespace.clear()
-        self._paths.clear()
-        self._names.clear()
+        del self.weights, self._paths, self._names
 
     def see(self, site: int, value: Any) -> Any:
         """Names, changes and records a value; returns the one to continue with."""

@@ -5,7 +5,7 @@
     out = train(Settings(corpus=("texts/",), tokenizer="bpe:4096", preset="micro", minutes=10))
     model = llucid.load(out)
     train(Settings(resume=True, out=str(out), minutes=20))                        # continues it
-    train(Settings(base=str(out), chat="talk.jsonl", out="runs/chat"))            # fine-tunes the model
+    train(Settings(base=str(out), corpus=("more/",), out="runs/more"))            # fine-tunes the model
 
 `Settings` documents every option. `train(settings, console)` prints to a `rich.console.Console`, by default to standard
 output; `Console(quiet=True)` prints nothing.

@@ -67,7 +67,8 @@ def run_steps(task: Task, state: Any, progress: Progress, logbook: Logbook) -> i
             loss, state = task.backend.step(batch, state, rate)
             progress = Progress(progress.step + 1, now() - begun)
             with logbook.saving_on_errors(state, progress):
-                logbook.note(progress, batch[0].numel(), rate, loss)
+                trained = int((batch[1] >= 0).flip(-1).cummax(-1).values.sum())  # without what pads short dialogues
+                logbook.note(progress, trained, rate, loss)
             if logbook.measurement_due(progress):
                 logbook.measure(state, progress)
             elif logbook.save_due():

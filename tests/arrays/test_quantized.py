@@ -145,3 +145,12 @@ def test_rows_that_are_not_a_multiple_of_32_stay_plain():
     held = quantize(initialise(CONFIGS["explicit head_dim"]), 8)
     kinds = [isinstance(leaf, Quantized) for leaf in leaves(held.blocks[0].attention)]
     assert kinds == [True, True, True, False]  # 48 columns
+
+
+@pytest.mark.parametrize("ids", [[-1], [3, 65], [79, 0], [-65]])
+def test_rows_that_do_not_exist(ids: list[int]) -> None:
+    """Not those of the last tile's padding, nor those from the end."""
+    w = quantize_matrix(torch.randn(65, 64), 8)
+    with pytest.raises(IndexError, match="there are rows 0 to 64"):
+        w.rows_of(torch.tensor(ids))
+    assert w.rows_of(torch.tensor([[0, 64]])).equal(w.dense()[torch.tensor([[0, 64]])])

@@ -138,6 +138,24 @@ def test_characters_that_windows_cut_count_once(
         assert characters == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece", "bytes"])
+def test_the_space_before_a_document_is_no_character(
+    data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SentencePiece puts one there, but a document may also begin with one of its own."""
+    monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
+    documents = [" Ada", "Bo", "Chris é", "日本", "Once upon a time"] * 30
+    (tmp_path / "names.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
+    corpus = open_corpus([str(tmp_path / "names.jsonl")])
+    path = data / "llama2-tokenizer.model"
+    tokenizer = load_tokenizer(path) if kind == "sentencepiece" else make_tokenizer("bpe:300", corpus)
+    for split in ("train", "validation"):
+        tokens = tokenise(corpus, tokenizer, split)._replace(bos=None)
+        for context in (7, 5000):
+            characters = characters_per_token(tokens, tokenizer, context) * (tokens.length - 1)
+            assert characters == pytest.approx(len("".join(corpus.text(split))), rel=1e-12)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_tokenising_in_chunks_equals_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr("llucid.corpora.CHUNK", chunk)

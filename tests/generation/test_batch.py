@@ -632,3 +632,18 @@ def test_max_tokens_may_be_a_number_of_numpy(kind: Any):
     while batch.busy:
         batch.step()
     assert batch.statistics.tokens == 120
+
+
+def test_log_probabilities_are_of_the_whole_vocabulary():
+    """Also of a model whose vocabulary is padded, although nothing of that is chosen."""
+    model = MODEL._replace(tokenizer=Characters(map(chr, range(CONFIG.vocab_size - 9))))
+    batch = Batch(model)
+    batch.add(request(ids(7), 3))
+    row = ids(7)
+    while batch.busy:
+        for event in batch.step():
+            logits = last_logits(row)
+            assert event.token == int(logits[:-9].argmax())
+            assert event.logprob == pytest.approx(float(logits.log_softmax(-1)[event.token]), abs=1e-6)
+            row.append(event.token)
+    assert len(row) == 10

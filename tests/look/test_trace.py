@@ -374,6 +374,28 @@ def test_matrices_are_widened_some_rows_at_a_time_and_let_go_of_at_once(monkeypa
     torch.testing.assert_close(found.logits, whole, rtol=1e-6, atol=1e-6)
 
 
+def test_the_attention_of_one_layer_at_a_time_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of all layers may have gigabytes."""
+    found, alive, most = trace_of(random_model(GROUPED)), list[weakref.ref[Tensor]](), list[int]()
+    attention_of = Trace.attention_of
+
+    def noted(self: Trace, layer: int) -> Tensor:
+        p = attention_of(self, layer)
+        most.append(sum(reference() is not None for reference in alive))
+        alive.append(weakref.ref(self[f"blocks.{layer}.attention.p"]))
+        return p
+
+    monkeypatch.setattr(Trace, "attention_of", noted)
+    gc.collect()
+    gc.disable()
+    try:
+        head_scores(found)
+        assert len(most) == GROUPED.layers > 1
+        assert max(most) == 0
+    finally:
+        gc.enable()
+
+
 # ------------------------------------------------------------------------------------------------ heads
 
 

@@ -28,6 +28,7 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training import loop
 from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens, tokenise_chat
+from llucid.training.logbook import Logbook
 from llucid.training.report import Report
 from llucid.weights import initialise
 from tests.training.test_run import do, here, losses
@@ -402,6 +403,18 @@ def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
         "10 of 20 conversations are left out; the first is line 2: it has no answer to learn within the context of 64 "
         "tokens (model.context)\n"
     )
+
+
+def test_padding_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor counted: the number of tokens a second is that of the conversations' tokens."""
+    talk, counted = tmp_path / "talk.jsonl", list[int]()
+    rows = [conversation(1)["messages"][:2]] * 20
+    talk.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    monkeypatch.setattr(Logbook, "note", lambda self, progress, tokens, rate, loss: counted.append(tokens))
+    out = tmp_path / "run"
+    here("train", "--chat", talk, "--preset", "nano", "--batch", 4, "--steps", 2, "--evaluations", 1, "--out", out)
+    ids, _ = encode_learned(rows[0], llucid.load(out, device="cpu").text())
+    assert counted == [4 * (len(ids) - 1)] * 2
 
 
 def test_a_base_trained_on_text_needs_the_tokenizer_of_a_chat_model(file: Path, straight: Path, tmp_path: Path) -> None:
