@@ -84,7 +84,7 @@ def linear_each(
 ) -> tuple[Tensor, ...]:
     """`linear` for each matrix and its bias: in training as one product, which is faster than several small ones."""
     matrices = [w for w, _ in pairs]
-    if torch.is_grad_enabled() and use_onednn(x, *matrices):
+    if len(pairs) > 1 and torch.is_grad_enabled() and use_onednn(x, *matrices):
         products: Any = Linear.apply(x, *matrices)
         return tuple(y if bias is None else y + bias for y, (_, bias) in zip(products, pairs, strict=True))
     return tuple(linear(x, w, bias) for w, bias in pairs)

@@ -222,3 +222,11 @@ def test_nan_and_infinity_are_kept(products: list[Any]):
     assert y[1].isnan().all()
     assert torch.equal(y[2], torch.full((3,), 3.0))
     assert products
+
+
+@has_onednn
+def test_each_of_one_matrix_is_one_product(products: list[Any]):
+    x, w = torch.randn(1, 4, 8), torch.randn(6, 8, requires_grad=True)
+    [y] = linear_each(x, (w, None))
+    assert y.equal(linear(x, w))
+    assert products

@@ -49,7 +49,7 @@ class SamplingOptions:
     temperature: float | None = None
     """Below 1, likely tokens become likelier; 0 always takes the likeliest (default: the model's, or 0.8)."""
     top_k: int | None = None
-    """Choose from the N likeliest tokens (default: the model's, or all)."""
+    """Choose from the N likeliest tokens; 0 is all of them (default: the model's, or all)."""
     top_p: float | None = None
     """Choose from the likeliest tokens that together have this probability; 1 is all of them (default: the model's, or
     0.95)."""

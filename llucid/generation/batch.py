@@ -40,6 +40,8 @@ CHUNK = 512
 """Prompt tokens per step: bounds the memory of a step, and how long running texts wait for it."""
 ROOM = 256
 """Slots that are reserved at once for new tokens, where memory allows: adjacent pages are read faster."""
+SCORES = 1 << 26
+"""Scores of a step, 256 MB in float32: with large vocabularies they bound how many texts run at once."""
 LOOK_AHEAD = 16
 """Waiting texts that are looked at although a step has enough to read: those that share all they read can start."""
 WORTH_WAITING = 8
@@ -254,6 +256,8 @@ class Batch:
         room, more = CHUNK - sum(other.unread for other in self.running if other.unread > 1), LOOK_AHEAD
         for text in list(self.waiting):
             if room <= 0 and (more := more - 1) < 0:
+                return
+            if self.running and (len(self.running) + 1) * self.config.vocab_size > SCORES:
                 return
             shared = self.pages.shared(text.ids[:-1])
             if any(common_prefix(ids, text.ids[:-1]) >= shared + WORTH_WAITING for ids in reading):

@@ -205,7 +205,7 @@ class Sampling:
     temperature: float = 0.8
     """Divides the logits; 0 always takes the likeliest token (greedy)."""
     top_k: int | None = None
-    """Only the k likeliest tokens; None for all."""
+    """Only the k likeliest tokens; None or 0 for all."""
     top_p: float | None = 0.95
     """Only the likeliest tokens that together have this probability; None for all."""
     min_p: float | None = None
@@ -226,8 +226,8 @@ class Sampling:
             check_number(name, number, whole=name == "top_k")
         if not (t == 0 or 1e-6 <= t <= 1e6):
             raise LlucidError(f"temperature={t}: must be 0 (always the likeliest token) or a number from 1e-6 to 1e6")
-        if k is not None and k < 1:
-            raise LlucidError(f"top_k={k}: must be at least 1; leave it out for all tokens")
+        if k is not None and k < 0:
+            raise LlucidError(f"top_k={k}: must be at least 0; 0 is for all tokens")
         if p is not None and not 0 < p <= 1:
             raise LlucidError(f"top_p={p}: must be more than 0 and at most 1; 1 is for all tokens")
         if share is not None and not 0 <= share <= 1:
@@ -278,7 +278,7 @@ class Sampling:
             first = best & (best.cumsum(axis=-1) == 1)
             return library.where(first, library.zeros_like(logits), -math.inf)
         logits = temperature(logits, self.temperature)
-        if self.top_k is not None:
+        if self.top_k:
             logits = top_k(logits, self.top_k)
         if self.top_p is not None and self.top_p < 1:
             logits = top_p(logits, self.top_p, total)
@@ -298,8 +298,8 @@ class Sampling:
         """`choose` for one row. It looks at the likeliest tokens only where the filters exclude all others, since the
         operations on a large vocabulary would take longer than the model.
         """
-        filtered = self.top_k is not None or bool(self.min_p) or (self.top_p or 1) < 1
-        by_mass = self.top_k is None and (self.top_p or 1) < 1
+        filtered = bool(self.top_k) or bool(self.min_p) or (self.top_p or 1) < 1
+        by_mass = not self.top_k and (self.top_p or 1) < 1
         total = mass(row[None], self.temperature) if by_mass else None
         if filtered:
             ids = likeliest(row, max(NUCLEUS, self.top_k or 0))

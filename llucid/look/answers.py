@@ -20,7 +20,7 @@ from llucid.errors import LlucidError, shown
 from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import copying, head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
-from llucid.look.trace import MODULE, Trace, encode, piece, trace
+from llucid.look.trace import MODULE, Trace, encode, pieces_of, trace
 from llucid.look.watch import Change
 from llucid.model import Model
 from llucid.weights import named_leaves, parameter_count, tensors
@@ -493,7 +493,7 @@ def summary(x: Tensor) -> dict[str, Any]:
     if not len(x):
         return {"min": None, "max": None, "mean": None, "std": None, "histogram": [0] * 20}
     low, high = float(x.min()), float(x.max())
-    bins = ((x - low) * (20 / (high - low or 1))).long().clamp(max=19)
+    bins = ((x - low) / (high - low or 1) * 20).long().clamp(max=19)
     figures = {"min": low, "max": high, "mean": float(x.mean()), "std": float(x.std(correction=0))}
     return figures | {"histogram": bins.bincount(minlength=20).tolist()}
 
@@ -510,7 +510,8 @@ def fingerprint(model: Model) -> str:
 def agree(one: Model, other: Model, ids: Sequence[int]) -> bool:
     """Whether these ids are the same text in two tokenizers, whose special tokens may have other names."""
     special = {*one.text().special.values(), *other.text().special.values()}
-    return all(token in special or piece(one, token) == piece(other, token) for token in ids)
+    ordinary = [token for token in ids if token not in special]
+    return pieces_of(one, ordinary) == pieces_of(other, ordinary)
 
 
 def _are_numbers(given: object) -> bool:

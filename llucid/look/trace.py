@@ -75,7 +75,9 @@ def trace(
     64 tokens of Llama 3.2 1B in bfloat16 take 0.7 s and 0.3 GB beyond the weights (2 cores of an AMD EPYC, Zen 5), 2.5
     times a plain pass in bfloat16 (benchmarks/look.py).
     With `only`, names or patterns (`blocks.*.attention.p`), exactly those values are kept, and no others can be asked
-    for. `change` maps names to functions whose results go on instead of the values; see `llucid.look.changes`.
+    for. `change` maps names to functions whose results go on instead of the values; see `llucid.look.changes`. Without
+    `only`, they are called again for a block whose values are asked for, so they must give the same again; and the
+    weights must not be trained in between.
 
     Raises LlucidError for a text that is empty, longer than the context, or cannot be encoded, for names that no value
     has, for a change that returns another shape, and for a model whose scores are not numbers.
@@ -195,8 +197,8 @@ class Trace:
         return self.pieces(self.ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each of these ids, as `piece` has it."""
-        return [piece(self.model, token) for token in ids]
+        """The text of each of these ids, as `pieces_of` has it."""
+        return pieces_of(self.model, ids)
 
     @property
     def logits(self) -> Float[Tensor, "seq vocab"]:
@@ -306,19 +308,24 @@ def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:
     return ids
 
 
-def piece(model: Model, token: int) -> str:
-    """The text of a token, the name of a special one, the bytes of a part of a character as `<0xE2 0x82>`, and `<123>`
-    for one that has none of these."""
-    if model.tokenizer is None or token >= model.tokenizer.vocab_size:
-        return f"<{token}>"
-    for name, number in model.tokenizer.special.items():
-        if number == token:
-            return name
-    raw = model.tokenizer.piece(token)
-    try:
-        return raw.decode() or f"<{token}>"
-    except UnicodeDecodeError:
-        return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
+def pieces_of(model: Model, ids: Sequence[int]) -> list[str]:
+    """The text of each token, the name of a special one, the bytes of a part of a character as `<0xE2 0x82>`, and
+    `<123>` for one that has none of these."""
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        return [f"<{token}>" for token in ids]
+    special = {token: name for name, token in reversed(tokenizer.special.items())}
+
+    def piece(token: int) -> str:
+        if token in special or token >= tokenizer.vocab_size:
+            return special.get(token, f"<{token}>")
+        raw = tokenizer.piece(token)
+        try:
+            return raw.decode() or f"<{token}>"
+        except UnicodeDecodeError:
+            return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
+
+    return [piece(token) for token in ids]
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

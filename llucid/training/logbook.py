@@ -260,7 +260,8 @@ class Logbook:
         """Keeps a copy of the model, if one is due."""
         done = share_done(self.task.settings, progress)
         if self.snapshots.due(progress.step, progress.step / max(min(done, 1.0), 1e-9)):
-            model = Model(self.task.config, self.task.backend.weights(state), self.task.tokenizer)
+            task = self.task
+            model = Model(task.config, task.backend.weights(state), task.tokenizer, sampling=task.sampling)
             self.snapshots.take(progress.step, model)
 
     def stop(self, state: Any, progress: Progress) -> None:

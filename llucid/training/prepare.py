@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ class Task(NamedTuple):
     backend: Backend
     opening: Conversation
     """How a conversation of the validation split opens, for the model to answer; empty for text."""
+    sampling: Mapping[str, Any]
+    """The settings of the base for choosing tokens, which its snapshots keep."""
 
 
 def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
@@ -86,7 +89,7 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         except OccupiedError:
             if settings.out:
                 raise  # else another process has just taken this name
-    task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening)
+    task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening, sampling)
     return task, state, Progress()
 
 
@@ -114,7 +117,9 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         raise LlucidError(f"steps={settings.steps}: the run in {out} has done {progress.step} already; give more")
     if not settings.base:
         huggingface.write_config(out, config, tokenizer, "float32")  # a damaged one would stay
-    return Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening), state, progress
+    sampling = huggingface.read_sampling(out)
+    task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening, sampling)
+    return task, state, progress
 
 
 def absolute(settings: Settings) -> Settings:

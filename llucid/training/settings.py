@@ -84,7 +84,7 @@ class Settings:
     chat: str | None = None
     """Learn the assistant's answers instead: fables, or a file of conversations, one JSON object per line."""
     base: str | None = None
-    """Fine-tune this model: begin with its weights, tokenizer and numbers (default: begin at random)."""
+    """Fine-tune this model: begin with its weights, tokenizer and sizes (default: begin at random)."""
     tokenizer: str | None = None
     """characters, bpe:N (N tokens, learned from the corpus), or a path (default: bpe:1024 for fables and --chat, else
     characters)."""

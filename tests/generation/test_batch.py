@@ -647,3 +647,19 @@ def test_log_probabilities_are_of_the_whole_vocabulary():
             assert event.logprob == pytest.approx(float(logits.log_softmax(-1)[event.token]), abs=1e-6)
             row.append(event.token)
     assert len(row) == 10
+
+
+def test_the_scores_of_a_step_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    """So that many texts of a large vocabulary do not fill the memory; each is the same as alone."""
+    written: list[dict[int, list[int]]] = []
+    for scores in (1 << 26, 3 * CONFIG.vocab_size, 1):
+        monkeypatch.setattr(batch_module, "SCORES", scores)
+        batch, found = Batch(MODEL), dict[int, list[int]]()
+        for seed in range(8):
+            batch.add(request(ids(9, seed), 4))
+        while batch.busy:
+            for event in batch.step():
+                found.setdefault(event.number, []).append(event.token)
+            assert len(batch.running) <= max(1, scores // CONFIG.vocab_size)
+        written.append(found)
+    assert written[0] == written[1] == written[2]

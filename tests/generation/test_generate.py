@@ -120,7 +120,7 @@ def test_nothing_is_computed_before_the_first_piece():
         ("'é' cannot be encoded", "é", {}),
         ("max_tokens=0: must be", "a", {"max_tokens": 0}),
         ("temperature=-1.0: must be", "a", {"temperature": -1.0}),
-        ("top_k=0: must be", "a", {"top_k": 0}),
+        ("top_k=-1: must be", "a", {"top_k": -1}),
         ("top_p=1.5: must be", "a", {"top_p": 1.5}),
         ("min_p=2.0: must be", "a", {"min_p": 2.0}),
         ("seed=-1: must be", "a", {"seed": -1}),

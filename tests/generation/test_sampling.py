@@ -226,7 +226,7 @@ def test_a_row_draws_the_same_token_in_any_batch(row: list[float], seed: int):
         ("temperature=", {"temperature": math.inf}),
         ("temperature=", {"temperature": 1e-50}),
         ("temperature=", {"temperature": 1e39}),  # infinite in float32
-        ("top_k=0", {"top_k": 0}),
+        ("top_k=-1", {"top_k": -1}),
         ("top_p=1.5", {"top_p": 1.5}),
         ("top_p=0", {"top_p": 0.0}),
         ("top_p=nan", {"top_p": math.nan}),
@@ -237,6 +237,17 @@ def test_a_row_draws_the_same_token_in_any_batch(row: list[float], seed: int):
 def test_invalid_numbers_are_refused_by_name(option: str, numbers: dict[str, float]):
     with pytest.raises(LlucidError, match=rf"^{option}.*: must be"):
         Sampling(**numbers)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 5000])
+@pytest.mark.parametrize("more", [{"top_p": None}, {"top_p": 0.3}, {"min_p": 0.01}], ids=str)
+def test_top_k_0_is_all_tokens(vocabulary: int, more: dict[str, Any]):
+    """Also for a model whose own settings have another; transformers and llama.cpp write it so."""
+    logits = np.random.default_rng(0).normal(size=(50, vocabulary)).astype(np.float32)
+    zero, none = Sampling(top_k=0, **more), Sampling(top_k=None, **more)
+    assert np.array_equal(zero(logits), none(logits))
+    chosen = [each.choose(logits, [generator(row) for row in range(50)]).tolist() for each in (zero, none)]
+    assert chosen[0] == chosen[1]
 
 
 def test_penalties_by_hand():

@@ -4,9 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from llucid import LlucidError
-from llucid.look.answers import Answers, Subject
+from llucid.look.answers import Answers, Subject, summary
 from llucid.tokenizers.characters import Characters
 from tests.look.test_trace import GROUPED, random_model, some_ids
 
@@ -66,3 +67,11 @@ def test_two_models_are_told_apart_by_more_than_their_first_rows() -> None:
     beside = answers.read(1, some_ids(GROUPED))
     assert beside != answers.first
     assert not answers.trace(beside).logits.equal(answers.trace(answers.first).logits)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-44, 1e-40, 1e-38, 1e38])
+def test_numbers_that_are_nearly_equal_have_a_histogram(factor: float) -> None:
+    x = torch.tensor([0.0, 1.0, 2.0, 2.0]) * factor
+    histogram = summary(x)["histogram"]
+    assert sum(histogram) == 4
+    assert histogram[0] == (4 if factor == 0 else 1)

@@ -441,6 +441,19 @@ def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monk
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_snapshots_keep_the_sampling_settings_of_the_base(corpus: Path, tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "run"
+    small(corpus, base, steps=2)
+    (base / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_k": 5}')
+    settings = {"base": str(base), "steps": 4, "preset": None, "model": ModelNumbers()}
+    small(corpus, out, **settings, snapshots=2, stop_after=2)
+    resumed(out)
+    snapshots = [*(out / "snapshots").iterdir()]
+    assert len(snapshots) == 2
+    for path in (out, *snapshots):
+        assert llucid.load(path, device="cpu").sampling == {"temperature": 0.6, "top_k": 5}
+
+
 def test_a_kill_before_the_first_step_does_not_measure_the_base_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
