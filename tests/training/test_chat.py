@@ -28,7 +28,6 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training import loop
 from llucid.training.dialogues import make_chat_tokenizer, read_chat_tokens, tokenise_chat
-from llucid.training.logbook import Logbook
 from llucid.training.report import Report
 from llucid.weights import initialise
 from tests.training.test_run import do, here, losses
@@ -76,14 +75,14 @@ def test_a_chat_model_learns_to_answer(straight: Path, file: Path) -> None:
 def test_the_speed_counts_the_tokens_of_conversations(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not those of whole contexts. The test replaces the clock."""
+    """Not those of whole contexts, and not what pads the shorter ones. The test replaces the clock."""
     now, tokens, speeds, take = 0.0, list[int](), list[float](), loop.training_batch
 
     def batch(*arguments: Any) -> Any:
         nonlocal now
         now += 0.5
         taken = take(*arguments)
-        tokens.append(taken[0].numel())
+        tokens.append(sum(max(at for at, to in enumerate(row, 1) if to >= 0) for row in taken[1].tolist()))
         return taken
 
     monkeypatch.setattr(loop, "training_batch", batch)
@@ -247,7 +246,7 @@ def test_bad_input_of_the_command(file: Path, tmp_path: Path) -> None:
         (str(tmp_path / "empty.jsonl"),): "empty.jsonl: there is no conversation in it",
         (str(tmp_path / "one.jsonl"),): "one.jsonl: there is one conversation in it",
         (str(tmp_path / "bad.jsonl"),): "bad.jsonl, line 2: not JSON",
-        (str(tmp_path / "silent.jsonl"),): "all answers of its train split are empty",
+        (str(tmp_path / "silent.jsonl"),): "all answers of its validation split are empty",
         (str(file), "--tokenizer", "characters"): "with chat=, expected bpe:N",
         (str(file), "--tokenizer", "bpe:260"): "more than its 260 bytes and special tokens",
         (str(file), "--corpus", "fables"): "corpus= and chat= both say what to learn from",
@@ -403,18 +402,6 @@ def test_conversations_that_do_not_fit_are_reported(tmp_path: Path) -> None:
         "10 of 20 conversations are left out; the first is line 2: it has no answer to learn within the context of 64 "
         "tokens (model.context)\n"
     )
-
-
-def test_padding_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor counted: the number of tokens a second is that of the conversations' tokens."""
-    talk, counted = tmp_path / "talk.jsonl", list[int]()
-    rows = [conversation(1)["messages"][:2]] * 20
-    talk.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    monkeypatch.setattr(Logbook, "note", lambda self, progress, tokens, rate, loss: counted.append(tokens))
-    out = tmp_path / "run"
-    here("train", "--chat", talk, "--preset", "nano", "--batch", 4, "--steps", 2, "--evaluations", 1, "--out", out)
-    ids, _ = encode_learned(rows[0], llucid.load(out, device="cpu").text())
-    assert counted == [4 * (len(ids) - 1)] * 2
 
 
 def test_a_base_trained_on_text_needs_the_tokenizer_of_a_chat_model(file: Path, straight: Path, tmp_path: Path) -> None:
