@@ -50,4 +50,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF, *(module.name for module in iter_modules(__path__))})
+    modules = {module.name for module in iter_modules(__path__)}
+    lacking = set() if find_spec("jax") else {"llama_jax"}  # which cannot be imported then, as pydoc would
+    return sorted({*globals(), *_MODULE_OF, *modules - lacking})

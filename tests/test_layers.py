@@ -1,6 +1,8 @@
 """The package's layers: nothing imports upward, and there are no import cycles. Imports inside functions count too."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -89,3 +91,13 @@ def late():
 """
     found = {"chat.session", "errors", "fast", "tokenizers.text", "model", "checkpoints"}
     assert set(imports("llucid.llama", source)) == {f"llucid.{name}" for name in found}
+
+
+@pytest.mark.parametrize("jax", [True, False])
+def test_pydoc_describes_the_package(jax: bool) -> None:
+    """Also where JAX, an extra, is not installed."""
+    code = "import sys\n" + ("" if jax else "sys.modules['jax'] = None\n")
+    code += "import llucid, pydoc; print(len(pydoc.render_doc(llucid)), 'llama_jax' in dir(llucid))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    length, listed = done.stdout.split()
+    assert (int(length) > 5000, listed) == (True, str(jax))

@@ -275,6 +275,9 @@ def save(
     folder of an adapter; a weight must not become infinite in `dtype`.
     """
     kind = dtype if isinstance(dtype, str | None) else name_of_dtype(dtype)
+    kept = model.tokenizer is None and Path(out).is_dir() and any((Path(out) / name).is_file() for name in FILES)
+    if kept:
+        model = model._replace(sampling={})
     write, out = _writer(_with_template(model, format, Path(out)), out, format, version, kind), Path(out)
     if format in FILE_NAMES:
         write(out, progress)
@@ -283,7 +286,6 @@ def save(
             raise LlucidError(
                 f"{out}: holds a LoRA adapter, which would be applied to the model; choose another folder"
             )
-        kept = model.tokenizer is None and out.is_dir() and any((out / name).is_file() for name in FILES)
         with filled_folder(out, MODEL_FILES + (() if kept else TOKENIZER_FILES)) as place:
             write(place, progress)
         if kept:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from llucid.errors import LlucidError
 from llucid.tokenizers.comparison import text_difference
-from llucid.tokenizers.llama2c import WORST_SCORE, Llama2cTokenizer
+from llucid.tokenizers.llama2c import FIRST_BYTE, WORST_SCORE, Llama2cTokenizer
 from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.tokenizers.tokenizer import Tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
@@ -26,6 +26,8 @@ def to_llama2c(tokenizer: Tokenizer, vocab_size: int = 0) -> Llama2cTokenizer:
         return made
     if tokenizer.bos not in (made.bos, None) or tokenizer.eos not in (made.eos, None):
         raise LlucidError(f"llama2.c's BOS and EOS are 1 and 2, this tokenizer's {tokenizer.bos} and {tokenizer.eos}")
+    if any(token != FIRST_BYTE + byte for byte, token in made.byte_ids.items()):
+        raise LlucidError(f"llama2.c's pieces for bytes begin at {FIRST_BYTE}, this tokenizer's do not")
     if difference := text_difference(tokenizer, made):
         raise LlucidError(f"llama2.c's merge rule gives other ids than this tokenizer: {difference}")
     return made

@@ -315,7 +315,10 @@ def test_a_saved_model_replaces_the_one_in_its_folder(
     assert (found.sampling, found.chat_format) == (expected.sampling, expected.chat_format)
 
     capsys.readouterr()
-    save(model._replace(tokenizer=None), out, after)
+    own = out / "generation_config.json"
+    said = own.read_text() if own.is_file() else None
+    save(model._replace(tokenizer=None, sampling={"temperature": 0.5}), out, after)
+    assert said == (own.read_text() if own.is_file() else None)
     assert (
         capsys.readouterr().err
         == f"note: {out}: keeps the tokenizer and generation_config.json that are there: the model has no tokenizer\n"

@@ -579,10 +579,52 @@ def test_models_with_different_tokenizers_read_the_same_text(browser: Any, model
         page.click("#draw")
         until(page, "document.querySelectorAll('.chip').length === 3")
         settled(page)
+        page.click(".why >> nth=2")
+        page.wait_for_selector('.why[aria-pressed="true"]')
+        page.select_option('select[name="model"]', "0")
+        until(page, "document.querySelector('.about').textContent.startsWith('1 layers')")
+        settled(page)
+        assert page.locator('.why[aria-pressed="true"]').count() == 0  # the id was of another token
+
+
+def test_typing_goes_on_while_another_model_reads(browser: Any, model: llucid.Model) -> None:
+    """Of another size, so that other panes begin anew: the text and the focus stay."""
+    config = replace(model.config, layers=1)
+    small = model._replace(config=config, weights=initialise(config))
+    subjects = [Subject("large", lambda: model), Subject("small", lambda: small)]
+    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+        held, holding = list[Any](), True
+        page.route("**/read", lambda route: held.append(route) if holding else route.continue_())
+        page.select_option('select[name="model"]', "1")
+        page.fill("#prompt", "")
+        page.type("#prompt", "a fo")
+        holding = False
+        for route in held:
+            route.continue_()
+        until(page, "document.querySelector('.about').textContent.startsWith('1 layers')")
+        page.keyboard.type("x ate")
+        assert page.input_value("#prompt") == "a fox ate"
+        settled(page)
+        until(page, "document.querySelector('.chips').textContent.endsWith('ate')")
+        assert page.evaluate("document.activeElement.id") == "prompt"
+        assert page.locator(".change").count() == 0
+
+
+def test_a_place_without_exact_scores_is_shown_again(browser: Any, model: llucid.Model) -> None:
+    """As in a saved page of a large vocabulary, or after a request that failed."""
+    with serving(Answers([Subject("", lambda: model)], TEXT)) as url, opened(browser, url, "400") as page:
+        refused = {"status": 400, "content_type": "application/json", "body": '{"error": "no"}'}
+        page.route("**/value?**name=logits**", lambda route: route.fulfill(**refused))
+        for place in (3, 4, 3, 4):
+            choose_token(page, place)
+        page.keyboard.press("g")
+        until(page, "document.querySelectorAll('.chip').length === 6")
+        settled(page)
 
 
 def test_nothing_is_drawn_from_what_follows_another_place(browser: Any, model: llucid.Model) -> None:
     with serving(Answers([Subject("", lambda: model)], TEXT)) as url, opened(browser, url) as page:
+        settled(page)
         held, holding = list[Any](), True
         page.route("**/next?**", lambda route: held.append(route) if holding else route.continue_())
         page.click('[data-place="3"]')

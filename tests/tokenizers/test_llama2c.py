@@ -279,6 +279,14 @@ def test_a_saved_tokenizer_json_is_converted_back(llama2: Llama2cTokenizer, agai
         assert from_sentencepiece.encode(text) == small_sentencepiece().encode(text)
 
 
+def test_bytes_at_other_ids_cannot_be_expressed() -> None:
+    """run.c takes a byte + 3 for its id."""
+    other = SentencePiece(sentencepiece_model(control_symbols="<a>"))
+    for tokenizer in (other, JsonTokenizer(json.loads(other.json()))):
+        with pytest.raises(LlucidError, match=r"llama2\.c's pieces for bytes begin at 3, this tokenizer's do not"):
+            to_llama2c(tokenizer)
+
+
 def test_tokenizers_that_llama2_c_cannot_express() -> None:
     for other in (Characters("abc"), small_ranks()):
         with pytest.raises(LlucidError, match="cannot express this kind of tokenizer"):

@@ -27,6 +27,7 @@ from llucid.tokenizers.steps import growth
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, beginning_with
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS
+from tests.tokenizers.texts import small_sentencepiece
 
 HOSTILE = "The quick  brown\n\n\tfox 😀👩‍👩‍👧 é é 漢字 עברית \x00\x7f <|eot_id|> <0x41> 12345 don't\r\n ▁ Ġ \ufeff"
 TALE = "One winter evening Pip the wren lost a bell. Who found the bell? The old badger's friend found it.\n" * 20
@@ -109,6 +110,20 @@ def test_the_tokenizer_class_beside_a_llama_config(make: Any, tmp_path: Path) ->
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs("Who  found the bell?")["input_ids"] == tokenizer.encode("Who  found the bell?")
     assert theirs.decode(tokenizer.encode("the bell ?")) == "the bell ?"
+
+
+@pytest.mark.parametrize(("config", "side"), [({}, "left"), ({"padding_side": "right"}, "right")], ids=str)
+def test_transformers_pads_on_the_same_side(config: dict[str, str], side: str, tmp_path: Path) -> None:
+    """The Llama class of transformers pads on the left if its file says nothing; the class that is written would not."""
+    made = small_sentencepiece()
+    (tmp_path / "a").mkdir()
+    made.save(tmp_path / "a")
+    file = tmp_path / "a" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "LlamaTokenizer"} | config))
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "a").padding_side == side
+    (tmp_path / "b").mkdir()
+    load_tokenizer(tmp_path / "a").save(tmp_path / "b")
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "b").padding_side == side
 
 
 def test_smallest_vocabulary_with_special_tokens() -> None:

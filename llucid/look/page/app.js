@@ -39,10 +39,10 @@ const askedFor = ({ run, compare }) => ({ what: { of: run.id }, model: run.model
 /** @type {(state: State) => State} with choices that exist */
 function within(state) {
   const view = state.beside ? state.view : "run", last = state.run.tokens.length - 1;
-  const { layers, heads } = config(state, shown({ ...state, view }).run);
+  const { layers, heads, vocab_size } = config(state, shown({ ...state, view }).run);
   const clamp = (/** @type {number} */ n, /** @type {number} */ most) => Math.max(0, Math.min(most, n));
   const token = clamp(state.token, last);
-  return { ...state, view, mine: state.run, token, layer: clamp(state.layer, layers - 1), head: clamp(state.head, heads - 1), key: state.key !== null && state.key <= token ? state.key : null };
+  return { ...state, view, mine: state.run, token, layer: clamp(state.layer, layers - 1), head: clamp(state.head, heads - 1), key: state.key !== null && state.key <= token ? state.key : null, target: state.target !== null && state.target < vocab_size ? state.target : null };
 }
 
 /** The induction head if there is one, at the end of the text. @type {(run: Reading) => Promise<{layer: number, head: number}>} */
@@ -92,7 +92,7 @@ function App({ first }) {
         return ask({ changes: changes.some(same) ? changes.filter((one) => !same(one)) : [...changes, change] });
       },
       undo: () => ask({ changes: [] }),
-      models: (next) => ask(next),
+      models: (next) => ask(next, () => ("model" in next ? { target: null } : {})),
     };
     return actions;
   }, []);
@@ -136,9 +136,9 @@ function App({ first }) {
     return `${[dim, layers, heads, kv_heads, head_dim, ffn_dim]}`;
   });
   // Only the text's numbers have a difference between models of different sizes, and what was asked of one is none of the other's.
-  const inside = { state: size === other ? text : { ...text, beside: null }, act };
-  return html`<${Bar} state=${state} act=${act} /><main key=${`${size}, ${other}`} class=${state.full ? "one" : "all"}>
-      <${TextPane} state=${text} act=${act} /><${CodePane} ...${inside} /><${StreamPane} ...${inside} /><${HeadsPane} ...${inside} /></main>
+  const sizes = `${size}, ${other}`, inside = { state: size === other ? text : { ...text, beside: null }, act };
+  return html`<${Bar} state=${state} act=${act} /><main class=${state.full ? "one" : "all"}>
+      <${TextPane} state=${text} act=${act} /><${CodePane} key=${`code ${sizes}`} ...${inside} /><${StreamPane} key=${`stream ${sizes}`} ...${inside} /><${HeadsPane} key=${`heads ${sizes}`} ...${inside} /></main>
     ${state.tour !== null && html`<${Tour} state=${state} act=${act} />`}
     ${state.help && html`<aside class="help" role="dialog" aria-label="keys"><h2>Keys</h2><dl>${KEYS.map(([key, does]) => html`<div><dt>${key.split(" ").map((one) => html`<kbd>${one}</kbd> `)}</dt><dd>${does}</dd></div>`)}</dl></aside>`}`;
 }

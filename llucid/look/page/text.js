@@ -119,7 +119,7 @@ const SLIDERS = [
 function useDistribution(id, place, sampling, vocabulary) {
   const next = useAnswer(id === undefined ? null : address(`${id}/next`, { position: place }));
   const row = useAnswer(id === undefined ? null : address(`${id}/value`, { as: "f32", max: vocabulary, name: "logits", slice: `0,${place}` }));
-  return useMemo(() => {
+  const shown = useMemo(() => {
     if (!next.value) return null;
     /** @type {import("look/types.js").Next} */
     const { tokens, log_sum } = next.value;
@@ -133,8 +133,9 @@ function useDistribution(id, place, sampling, vocabulary) {
       const found = draw(p, order, kept, Math.random());
       return whole ? found : tokens[found].id;
     };
-    return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null, stale: !next.fresh || !(row.fresh || row.error) };
+    return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
+  return shown && { ...shown, stale: !next.fresh || !(row.fresh || row.error) };
 }
 
 /** @type {(props: Props) => unknown} */
