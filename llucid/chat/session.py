@@ -94,8 +94,8 @@ class Session:
         self.sampling = sampling or sampling_of(model)
         self.max_tokens = max_tokens
         self.reseed(seed)
-        self.used = 0
-        """Tokens of the context that are taken."""
+        self.used: int
+        """Tokens of the context that are taken: none before a conversation has been read."""
         self.statistics = Statistics()
         self.reason: Reason | None = None
         self.batch = Batch(self.model)
@@ -127,7 +127,7 @@ class Session:
 
     def reset(self) -> None:
         """Starts a new conversation with the same system text and tools."""
-        self.conversation = self.conversation._replace(messages=(), forgotten=0)
+        self.conversation, self.used = self.conversation._replace(messages=(), forgotten=0), 0
 
     def resume(self, conversation: Conversation) -> None:
         """Continues a conversation, with the session's tools if it has none.
@@ -138,7 +138,7 @@ class Session:
         format = known_format(self.given_format, self.tokenizer, bool(conversation.tools))
         if values := self._values(conversation):  # refused now rather than after the next question
             encode_dialog([{"role": "user", "content": ""}], self.tokenizer, format, **values)
-        self.conversation, self.format = conversation, format
+        self.conversation, self.format, self.used = conversation, format, 0
         self.model = self.model._replace(tokenizer=ending_turns(self.tokenizer, format))
 
     def _values(self, conversation: Conversation) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
     """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`; in older
     folders without one, those in `config.json`.
 
-    As in transformers, only repetition_penalty has an effect without `do_sample`. Settings that llucid lacks are noted.
+    As in transformers, only repetition_penalty has an effect without `do_sample`, and what says temperature 0. Settings that llucid lacks are noted.
     Empty if the file is damaged, as some published ones are.
     """
     file = path / (FILE if (path / FILE).exists() else "config.json")
@@ -42,15 +42,16 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
     others = OTHERS | (OTHERS_OF_SAMPLING if sampled else {})
     if lacking := [name for name, neutral in others.items() if config.get(name) not in (neutral, None, [], {})]:
         note(f"{file}: settings that llucid does not have, and ignores: {', '.join(lacking)}")
-    penalty = {"repetition_penalty": config.get("repetition_penalty")}
+    greedy = {"temperature": 0.0} if config.get("do_sample") is False and config.get("temperature") == 0 else {}
+    penalty = {"repetition_penalty": config.get("repetition_penalty")} | greedy
     return checked_settings(config if sampled else penalty, file)
 
 
 def checked_settings(values: Mapping[str, Any], place: Path) -> dict[str, Any]:
     """Those of the `values` that are sampling settings; one that is not a number is ignored, with a note."""
     found = {name: values[name] for name in SETTINGS if values.get(name) is not None}
-    if found.get("top_k") in (0, -1):  # in transformers and vLLM, that is no limit
-        del found["top_k"]
+    if found.get("top_k") == -1:  # in vLLM, that is no limit; in transformers, 0
+        found["top_k"] = 0
     if found.get("repetition_penalty") == 1:  # none
         del found["repetition_penalty"]
     for name, value in list(found.items()):
@@ -68,8 +69,10 @@ def write_sampling(folder: Path, sampling: Mapping[str, Any]) -> None:
     exists = (folder / FILE).is_file()
     if sampling or exists:
         config = _token_ids(folder) | (read_json(folder / FILE) if exists else {})
-        sampled = {"do_sample": True} if set(sampling) - {"repetition_penalty"} else {}
-        config |= {**sampled, **sampling}
+        floats = {name: value if name == "top_k" else float(value) for name, value in sampling.items()}
+        if set(sampling) - {"repetition_penalty"}:  # at temperature 0, transformers refuses to sample
+            floats["do_sample"] = sampling.get("temperature") != 0
+        config |= floats
         write_text_atomically(folder / FILE, json.dumps(config, indent=2) + "\n")
 
 

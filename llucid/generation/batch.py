@@ -43,7 +43,7 @@ ROOM = 256
 SCORES = 1 << 26
 """Scores of a step, 256 MB in float32: with large vocabularies they bound how many texts run at once."""
 LOOK_AHEAD = 16
-"""Waiting texts that are looked at although a step has enough to read: those that share all they read can start."""
+"""Waiting texts that are looked at although a step has enough to read: one that shares all it reads can start."""
 WORTH_WAITING = 8
 """A request waits a step if another is just reading at least this many tokens that it could share."""
 
@@ -260,6 +260,8 @@ class Batch:
             if self.running and (len(self.running) + 1) * self.config.vocab_size > SCORES:
                 return
             shared = self.pages.shared(text.ids[:-1])
+            if room <= 0 and shared < len(text.ids) - 1:
+                continue
             if any(common_prefix(ids, text.ids[:-1]) >= shared + WORTH_WAITING for ids in reading):
                 continue
             text.sequence = self.pages.open(text.ids[:-1])

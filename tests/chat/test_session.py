@@ -47,6 +47,8 @@ def test_only_what_is_new_is_read() -> None:
         new = 1 + (1 + 4 + 1 + 2 + len(question) + 1) + header  # the first is the <|eot_id|> that ended the answer
         assert session.statistics.prompt_tokens == new
         assert session.used == before + new + 26
+    session.resume(session.conversation)
+    assert session.used == 0  # of which nothing has been read
 
 
 def test_answers_equal_those_of_a_model_that_reads_everything_again() -> None:

@@ -371,10 +371,10 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
         f"note: {file}: top_k is ignored: it should be a whole number and is 2.5\n"
     )
     file.write_text('{"do_sample": true, "temperature": -1, "top_k": -1, "top_p": 7.25}')
-    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25, "top_k": 0}
     assert "temperature is ignored: it should be a number of at least 0 and is -1" in capsys.readouterr().err
     file.rename(tmp_path / "config.json")  # where old versions of transformers wrote them
-    assert sampling_defaults(tmp_path) == {"top_p": 7.25}
+    assert sampling_defaults(tmp_path) == {"top_p": 7.25, "top_k": 0}
     capsys.readouterr()
     model = model_of(TINY)._replace(sampling={"top_p": 7.25, "temperature": 0.5})
     assert sampling_of(model, top_p=0.5) == Sampling(temperature=0.5, top_p=0.5)
@@ -387,6 +387,28 @@ def test_impossible_sampling_settings_are_named(tmp_path: Path, capsys: pytest.C
 def test_the_dtype_may_be_one_of_pytorch(tmp_path: Path) -> None:
     save(model_of(TINY), tmp_path / "a", dtype=torch.bfloat16)
     assert load(tmp_path / "a", device="cpu").weights.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0}, {"temperature": 1, "top_k": 0}, {"temperature": 0.5, "top_k": 3}], ids=str
+)
+def test_transformers_samples_as_the_model_says(sampling: dict[str, Any], tmp_path: Path) -> None:
+    """Greedy, or from all tokens: without a top_k, transformers would take 50 of them. And it takes floats only."""
+    save(
+        model_of(replace(TINY, vocab_size=400))._replace(tokenizer=small_sentencepiece(), sampling=sampling),
+        tmp_path / "a",
+    )
+    convert(tmp_path / "a", tmp_path / "a.gguf", "gguf")
+    convert(tmp_path / "a.gguf", tmp_path / "b", "huggingface")
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert load(folder, device="cpu").sampling == sampling
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+        assert theirs.generation_config.do_sample == (sampling["temperature"] > 0)
+        found = theirs.generate(
+            torch.tensor([[1, 5]]), max_new_tokens=2, output_scores=True, return_dict_in_generate=True
+        )
+        left = int(found.scores[0].isfinite().sum())
+        assert left == (3 if sampling.get("top_k") else 400)
 
 
 @pytest.mark.parametrize("sampling", [{}, {"top_p": 0.5}], ids=str)

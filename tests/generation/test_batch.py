@@ -574,17 +574,18 @@ def test_pytorch_reads_long_prompts_while_c_writes(monkeypatch: pytest.MonkeyPat
     assert reader.C_TOKENS < 50
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_each_of_many_texts_is_compared_with_few(monkeypatch: pytest.MonkeyPatch, same: bool):
+@pytest.mark.parametrize(("same", "length"), [(True, 9), (False, 9), (False, 150)])
+def test_each_of_many_texts_is_compared_with_few(monkeypatch: pytest.MonkeyPatch, same: bool, length: int):
     """Or else the time would grow with the square of their number."""
     compared: list[int] = []
     for module in (pages, batch_module):
         monkeypatch.setattr(module, "common_prefix", lambda a, b: compared.append(1) or common_prefix(a, b))
     rng, counts = np.random.default_rng(0), list[int]()
+    model = Model(LONG, to(LONG_WEIGHTS, torch.float32), None)
     for count in (100, 400):
         compared.clear()
-        batch = Batch(MODEL)
-        prompts = [[1, *ids(9)] if same else [1, *rng.integers(0, 40, 9).tolist()] for _ in range(count)]
+        batch = Batch(model)
+        prompts = [[1, *ids(length)] if same else [1, *rng.integers(0, 40, length).tolist()] for _ in range(count)]
         for prompt in prompts:
             batch.add(request(prompt, 2))
         while batch.busy:

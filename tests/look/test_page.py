@@ -587,6 +587,28 @@ def test_models_with_different_tokenizers_read_the_same_text(browser: Any, model
         assert page.locator('.why[aria-pressed="true"]').count() == 0  # the id was of another token
 
 
+def test_a_difference_from_what_is_late_is_faded(browser: Any, model: llucid.Model) -> None:
+    subjects = [Subject("float32", lambda: model), Subject("faded", lambda: faded(model, 0.5))]
+    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+        page.select_option('select[name="compare"]', "1")
+        page.click('[data-view="difference"]')
+        settled(page)
+        beside = page.evaluate(
+            "performance.getEntriesByType('resource').map(one => one.name).find(one => /with=/.test(one))"
+        )
+        held, holding = list[Any](), True
+        name = re.search("with=([0-9a-f]+)", beside)[1]
+        page.route(f"**/{name}/**", lambda route: held.append(route) if holding else route.continue_())
+        page.keyboard.press("ArrowUp" if "5." in page.inner_text(".opened h3") else "ArrowDown")
+        page.click('[data-place="4"]')
+        for part in (".opened .columns", ".parts", ".bars"):
+            until(page, f"!!document.querySelector('{part}.stale')")
+        holding = False
+        for route in held:
+            route.continue_()
+        settled(page)
+
+
 def test_typing_goes_on_while_another_model_reads(browser: Any, model: llucid.Model) -> None:
     """Of another size, so that other panes begin anew: the text and the focus stay."""
     config = replace(model.config, layers=1)

@@ -114,7 +114,7 @@ def test_the_tokenizer_class_beside_a_llama_config(make: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize(("config", "side"), [({}, "left"), ({"padding_side": "right"}, "right")], ids=str)
 def test_transformers_pads_on_the_same_side(config: dict[str, str], side: str, tmp_path: Path) -> None:
-    """The Llama class of transformers pads on the left if its file says nothing; the class that is written would not."""
+    """The Llama class of transformers pads on the left if its file says nothing; the one that is written would not."""
     made = small_sentencepiece()
     (tmp_path / "a").mkdir()
     made.save(tmp_path / "a")

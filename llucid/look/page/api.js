@@ -148,6 +148,9 @@ export function useAnswer(url) {
   return { value: held.value, fresh: false, error: held.url === url ? held.error : null };
 }
 
+/** Whether one of the answers is still under way. @type {(...answers: {fresh: boolean, error: string | null}[]) => boolean} */
+export const late = (...answers) => answers.some(({ fresh, error }) => !fresh && !error);
+
 /** @type {(url: string, body: object) => Promise<Reading>} makes a reading, and fetches it */
 async function reading(url, body) {
   const { id } = await (await request(url, body)).json();

@@ -1,7 +1,7 @@
 // @ts-check
 // The heads: all of them on a wall, one opened large, and the clocks by which RoPE makes its scores.
 import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, get, isFile, useAnswer } from "look/api.js";
+import { address, get, isFile, late, useAnswer } from "look/api.js";
 import { change, colours, css, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
@@ -149,7 +149,7 @@ function Opened({ state, act }) {
             event.target.value = "";
             act.toggle(part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part });
           }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
-    <div class=${`columns ${here.fresh ? "" : "stale"}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
+    <div class=${`columns ${late(here, there) ? "stale" : ""}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
         heat(pen, { data: /** @type {Numbers} */ (value).data, rows, columns }, [1, 1, side, side], map, of);

@@ -1,7 +1,7 @@
 // @ts-check
 // The stream: what the model would say after each layer, what each layer wrote, and where a logit comes from.
 import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, useAnswer } from "look/api.js";
+import { address, late, useAnswer } from "look/api.js";
 import { colours, css, ink as readable, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
@@ -108,7 +108,7 @@ function Grid({ state, act, words }) {
   return html`<div class="grid" ref=${box} onScroll=${() => box.current && move([box.current.scrollLeft, box.current.scrollTop])}>
     <div class="extent" style=${{ width: `${Math.floor(LEFT + seq * cell)}px`, height: `${Math.floor(TOP + (layers + 1) * pitch - BAND)}px` }}></div>
     <div class="window" style=${{ width: `${width}px`, height: `${height}px` }}>
-      <${Picture} class=${here.fresh ? "" : "stale"} draw=${draw} label=${`After each of ${layers} blocks, the likeliest next token at each of ${seq} places. At the chosen place: ${lens.ids.map((row, i) => `${rowName(i, layers)} ${piece(lens, row[Math.min(token, seq - 1)][0])}`).join(", ")}`}
+      <${Picture} class=${late(here, there) ? "stale" : ""} draw=${draw} label=${`After each of ${layers} blocks, the likeliest next token at each of ${seq} places. At the chosen place: ${lens.ids.map((row, i) => `${rowName(i, layers)} ${piece(lens, row[Math.min(token, seq - 1)][0])}`).join(", ")}`}
         onPoint=${(/** @type {number} */ x, /** @type {number} */ y, /** @type {MouseEvent} */ event) => {
           const found = find(x, y);
           if (!found) return hideTip();
@@ -136,10 +136,12 @@ const partName = ({ name, layer, head }) => (head !== null ? `head ${layer}.${he
 function Attribution({ state, act }) {
   const { run, beside, view, token, target, layer, head } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { height } = useSize(box);
-  /** @type {{value: import("look/types.js").Parts | undefined, fresh: boolean}} */
-  const { value: parts, fresh } = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
+  const here = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
   /** @type {import("look/types.js").Parts | undefined} */
-  const others = useAnswer(beside && parts ? address(`${beside.id}/parts`, { position: token, token: parts.token }) : null).value;
+  const parts = here.value;
+  const there = useAnswer(beside && parts ? address(`${beside.id}/parts`, { position: token, token: parts.token }) : null);
+  /** @type {import("look/types.js").Parts | undefined} */
+  const others = there.value;
   if (!parts) return html`<div class="attribution" ref=${box}></div>`;
   const other = new Map(others?.parts.map((part) => [part.name, part.value]));
   const gap = (/** @type {Part} */ part) => (view === "difference" && others ? part.value - (other.get(part.name) ?? 0) : part.value);
@@ -150,7 +152,7 @@ function Attribution({ state, act }) {
   const most = Math.max(...rows.map((row) => Math.max(Math.abs(row.value), Math.abs(view === "difference" ? 0 : (row.also ?? 0)))), 1e-6);
   return html`<div class="attribution" ref=${box}><header><h3>What wrote the logit of “${visible(parts.piece)}”?</h3>
     <p class="how">These parts add up to it.</p></header>
-    <ol class=${`parts ${fresh ? "" : "stale"}`}>${rows.map((row) => {
+    <ol class=${`parts ${late(here, there) ? "stale" : ""}`}>${rows.map((row) => {
       const side = (/** @type {number} */ x) => ({ left: `${x < 0 ? 50 + (50 * x) / most : 50}%`, width: `${(50 * Math.abs(x)) / most}%` });
       const chosen = row.part && row.part.layer === layer && (row.part.head === head || row.part.head === null);
       return html`<li key=${row.name}><button class=${`part ${chosen ? "chosen" : ""}`} disabled=${!row.part || row.part.layer === null} data-value=${row.value}

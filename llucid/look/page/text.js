@@ -1,7 +1,7 @@
 // @ts-check
 // The text: what is read, how surprising each token was, and what may come next.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, isFile, useAnswer } from "look/api.js";
+import { address, isFile, late, useAnswer } from "look/api.js";
 import { change, colours, css, ink, percent, short, visible } from "look/colour.js";
 import { Legend, Pane, hideTip, showTip } from "look/canvas.js";
 import { useRow } from "look/heads.js";
@@ -135,7 +135,7 @@ function useDistribution(id, place, sampling, vocabulary) {
     };
     return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
-  return shown && { ...shown, stale: !next.fresh || !(row.fresh || row.error) };
+  return shown && { ...shown, stale: late(next, row) };
 }
 
 /** @type {(props: Props) => unknown} */
@@ -157,7 +157,7 @@ function Distribution({ state, act }) {
     <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>${!isFile && html`<button onClick=${drawOne} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
       <p class="how">${beside ? "Hollow bars: the other run" : "Ticks: before the sliders"}. Click one to go on from there.</p></header>
     <div class="columns">
-      <ol class=${`bars ${shown?.stale ? "stale" : ""}`} aria-label="the likeliest next tokens">${rows.map((row) => {
+      <ol class=${`bars ${shown?.stale || other?.stale ? "stale" : ""}`} aria-label="the likeliest next tokens">${rows.map((row) => {
         const also = others.get(row.id);
         return html`<li key=${row.id}><button class=${`bar ${row.p === 0 ? "dropped" : ""}`} data-id=${row.id} data-p=${row.p} disabled=${isFile}
           aria-label=${`${visible(row.piece)}, ${percent(row.p)}`} onClick=${() => goOn(row.id)}
