@@ -30,8 +30,8 @@ def sampling_defaults(path: Path) -> dict[str, Any]:
     """The sampling settings in the folder's `generation_config.json`, by their names in `generation.Sampling`; in older
     folders without one, those in `config.json`.
 
-    As in transformers, only repetition_penalty has an effect without `do_sample`, and what says temperature 0. Settings that llucid lacks are noted.
-    Empty if the file is damaged, as some published ones are.
+    As in transformers, only repetition_penalty has an effect without `do_sample`, and what says temperature 0. Settings
+    that llucid lacks are noted. Empty if the file is damaged, as some published ones are.
     """
     file = path / (FILE if (path / FILE).exists() else "config.json")
     try:
