@@ -103,7 +103,7 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
     assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
     assert done.stderr.startswith(
         f'note: {file}: top_p is ignored: it should be a number of at least 0 and is "no"\n'
-        "from the model's own settings: temperature 1e-06\n"
+        "from the model's own settings: temperature 1e-06, top_k 0\n"
     )
     assert do(*words, "--temperature", 0.8).stdout == usual.stdout
     huge = f'{{"do_sample": true, "temperature": {"9" * 400}}}'
