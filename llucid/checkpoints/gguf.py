@@ -263,12 +263,10 @@ def scaling_metadata(scaling: Scaling | None) -> dict[str, Any]:
         case LinearScaling():
             return {SCALING_KEYS["type"]: "linear", SCALING_KEYS["factor"]: float(scaling.factor)}
         case YarnScaling():
-            whole = {"original_context"}
-            numbers = {
-                SCALING_KEYS[name]: number if name in whole else float(number) for name, number in vars(scaling).items()
-            }
-            relative = scaling.attention_factor / (1 + math.log(scaling.factor) / 10)
-            return {SCALING_KEYS["type"]: "yarn", **numbers, SCALING_KEYS["attention_factor"]: relative}
+            numbers = {SCALING_KEYS[name]: float(number) for name, number in vars(scaling).items()}
+            numbers[SCALING_KEYS["original_context"]] = scaling.original_context
+            numbers[SCALING_KEYS["attention_factor"]] /= 1 + math.log(scaling.factor) / 10
+            return {SCALING_KEYS["type"]: "yarn", **numbers}
         case _:
             return {}
 
@@ -351,7 +349,9 @@ class Metadata(Mapping[str, Any]):
         if key not in LISTS:
             return self.header.value(key, most=100)
         tokens = self.header.fields.get(TOKENS)
-        return self.header.value(key, most=tokens.length + 1 if key != MERGES and tokens and tokens.length else 1 << 62)
+        if key == MERGES or tokens is None or tokens.length is None:
+            return self.header.value(key)
+        return self.header.value(key, most=tokens.length + 1)  # one more than belongs there, so that it is refused
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.header.fields)
