@@ -813,10 +813,11 @@ def test_a_text_with_more_tokens_than_the_map_has_rows(browser: Any, model: lluc
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_pictures_of_all_panes_are_kept(browser: Any, url: str, width: int, height: int, theme: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
-    options = {"viewport": {"width": width, "height": height}, "color_scheme": theme}
+    options, pictures = {"viewport": {"width": width, "height": height}, "color_scheme": theme}, set[bytes]()
     with opened(browser, url, **options) as page:
         for key, name in (("0", "all"), ("2", "code"), ("3", "stream"), ("4", "heads")):
             page.keyboard.press(key)
             settled(page)
-            page.screenshot(path=PICTURES / f"{name}-{theme}-{width}.png")
-    assert math.prod((width, height)) > 0
+            pictures.add(page.screenshot(path=PICTURES / f"{name}-{theme}-{width}.png"))
+            assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    assert len(pictures) == 4
