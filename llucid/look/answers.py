@@ -354,12 +354,13 @@ class Answers:
         ours, theirs = self.trace(reading), self.trace(self._reading(with_) and with_)
         if ours.ids != theirs.ids:
             raise LlucidError("readings of different tokens cannot be compared: they need the same text and tokenizer")
-        if ours.logits.shape != theirs.logits.shape:
-            raise LlucidError("the vocabularies of the two models differ in size")
-        p, q = ours.logits.log_softmax(-1), theirs.logits.log_softmax(-1).to(ours.logits)
-        alike = ours.stream.shape == theirs.stream.shape
-        cosine = F.cosine_similarity(ours.stream, theirs.stream.to(ours.stream), dim=-1).tolist() if alike else None
-        return {"kl": F.kl_div(q, p, reduction="none", log_target=True).sum(-1).tolist(), "cosine": cosine}
+        kl = cosine = None
+        if ours.logits.shape == theirs.logits.shape:
+            p, q = ours.logits.log_softmax(-1), theirs.logits.log_softmax(-1).to(ours.logits)
+            kl = F.kl_div(q, p, reduction="none", log_target=True).sum(-1).tolist()
+        if ours.stream.shape == theirs.stream.shape:
+            cosine = F.cosine_similarity(ours.stream, theirs.stream.to(ours.stream), dim=-1).tolist()
+        return {"kl": kl, "cosine": cosine}
 
     # ------------------------------------------------------------------------------------- numbers
 
@@ -499,8 +500,8 @@ def summary(x: Tensor) -> dict[str, Any]:
 
 
 def fingerprint(model: Model) -> str:
-    """A hash that tells most models apart: of the Config, and of the first row of each array."""
-    digest = hashlib.sha256(repr(model.config).encode())
+    """A hash that tells most models apart: of llama.py, the Config, and the first row of each array."""
+    digest = hashlib.sha256(f"{instrument(MODULE).text}{model.config}".encode())
     for path, leaf in named_leaves(model.weights):
         digest.update(path.encode())
         digest.update(rows(leaf, 0, 1).cpu().numpy().tobytes())

@@ -137,7 +137,9 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     # Of two readings, each also shows what wrote the logit of the other's guess.
     guesses = {reading: found.logits.argmax(-1).tolist() for reading, found in traces.items()}
     pairs = [(one, other) for one in readings for other in readings if one != other]
-    parts = [address(f"{one}/parts", position=at, token=guesses[other][at]) for at in places for one, other in pairs]
+    asked = [(one, at, guesses[other][at]) for at in places for one, other in pairs]
+    known = [(one, at, token) for one, at, token in asked if token < configs[one].vocab_size]
+    parts = [address(f"{one}/parts", position=at, token=token) for one, at, token in known]
     yield "attributions", [*(url for at in places for url in of("/parts", position=at)), *parts]
     blocks = [(each, layer) for each, config in configs.items() for layer in (None, *range(config.layers))]
     yield "statistics", [address(f"{each}/summaries", layer=layer) for each, layer in blocks]

@@ -1,8 +1,9 @@
 """The page's server, on loopback, and the protocol between it and the page.
 
-A *reading* is one forward pass: a model, a text and a list of changes. Its id is a hash of the three, so that every GET
-below always answers with the same bytes (`Cache-Control: immutable`, an ETag). A page that was exported as one file
-has the same answers in a map from URL to answer, so the page asks for both in the same way:
+A *reading* is one forward pass: a model, a text and a list of changes. Its id is a hash of the three, so that the page
+asks for each answer once. The browser keeps none of them (`Cache-Control: no-store`): the next server at this port may
+have other weights or another llama.py. A page that was exported as one file has the same answers in a map from URL to
+answer, so the page asks for both in the same way:
 
 - A URL is its path, and its parameters sorted by name and written as `encodeURIComponent` writes them, none of them at
   its default: `/look/0f3a/attention?head=3&layer=2`. That string is the key of the export's map.
@@ -66,7 +67,8 @@ GET /look/{id}/clocks?head=3&key=4&layer=2&position=9
                                         a score before the softmax as a sum over RoPE's pairs
     {"score", "pairs": [{"frequency": radians per position, "value"}, …]}
 GET /look/{id}/compare?with=id          two readings of the same tokens, token by token
-    {"kl": [seq] of the other's next tokens from these, "cosine": [layers+1][seq] of the streams or null}
+    {"kl": [seq] of the other's next tokens from these, "cosine": [layers+1][seq] of the streams}
+    null where the two have not the same size.
 
 **Binary**: numbers in C order, little-endian; `x-shape` and `x-axes` are JSON lists, `x-dtype` is u8, f16 or f32.
 Of u8, a number is `x-offset` + byte · `x-scale`. Where an axis was longer than `max`, each number is the one of the
@@ -86,7 +88,6 @@ import json
 import re
 import sys
 from functools import partial
-from hashlib import sha256
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -150,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def reply(self, answer: Any) -> None:
         """Sends what `answer` returns, or one line on what is wrong."""
-        status, lasting = HTTPStatus.OK, self.command == "GET" and re.match("/look/[0-9a-f]{16}(/|$)", self.path)
+        status = HTTPStatus.OK
         try:
             self.check_caller()
             try:
@@ -158,22 +159,18 @@ class _Handler(BaseHTTPRequestHandler):
             except RecursionError as error:
                 raise LlucidError("the request is nested too deeply") from error
         except Exception as error:
-            status, text, lasting = _status(error), one_line(error) or type(error).__name__, None
+            status, text = _status(error), one_line(error) or type(error).__name__
             if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", text):
                 text = "there is not enough memory for this; a shorter text needs less"
             self.close_connection = True  # its body may not have been read
             sent = as_json({"error": text})
         if "Location" in sent.headers:
             status = HTTPStatus.FOUND
-        etag = f'"{sha256(sent.body).hexdigest()[:32]}"'
-        if status == HTTPStatus.OK and self.headers.get("If-None-Match") == etag:
-            status, sent = HTTPStatus.NOT_MODIFIED, sent._replace(body=b"")
         self.send_response(status)
         for name, value in {
             "Content-Type": sent.type,
             "Content-Length": str(len(sent.body)),
-            "ETag": etag,
-            "Cache-Control": "private, max-age=31536000, immutable" if lasting else "no-cache",
+            "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff",
             "Cross-Origin-Resource-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",

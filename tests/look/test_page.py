@@ -728,6 +728,29 @@ def test_models_of_different_sizes_are_compared(
         assert page.locator(".empty").count() == 0
 
 
+def test_models_with_vocabularies_of_different_sizes_are_saved(
+    browser: Any, model: llucid.Model, tmp_path: Path
+) -> None:
+    """Together and then alone: that there is no divergence of the two is no reason against either."""
+    config = replace(model.config, vocab_size=model.config.vocab_size + 8)
+    weights = initialise(config)
+    weights.embedding[-1] *= 100  # a likely guess, which the smaller model lacks
+    more = model._replace(config=config, weights=weights)
+    subjects = [Subject("usual", lambda: model), Subject("more", lambda: more)]
+    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+        for name, choice in (("both", "1"), ("one", "")):
+            page.select_option('select[name="compare"]', choice)
+            settled(page)
+            with page.expect_download() as download:
+                page.click("#save")
+            download.value.save_as(tmp_path / f"{name}.html")
+    for name, views in (("both", 1), ("one", 0)):
+        with opened(browser, (tmp_path / f"{name}.html").as_uri(), offline=True) as page:
+            settled(page)
+            assert page.locator(".views").count() == views
+            assert page.locator(".empty").count() == 0
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model, tmp_path: Path, changed: bool) -> None:
     text = "A fox found a bell. A fox found"
@@ -752,16 +775,33 @@ def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model,
             page.click("#tour-next")
         assert page.locator(".empty").count() == 0
         assert page.locator("#ablate-head, #save, .training").count() == 0
+        settled(page)
+        for asked in page.locator(".why:enabled").all():  # which of two readings are the other's guess
+            asked.click()
+            assert page.locator(".parts li").count() > 0
+        assert changed or page.locator(".why:enabled").count() == 0
 
 
 def test_the_button_saves_what_is_on_the_screen(browser: Any, page: Any, tmp_path: Path) -> None:
+    """Of the other places, what was not asked for is not there: what wrote the likeliest token's logit is shown."""
     choose_token(page, 7)
+    settled(page)
+    page.locator(".why").nth(3).click()
+    settled(page)
+    heading, parts = page.inner_text(".attribution h3"), page.locator(".parts li").count()
+    assert page.locator(".bar .piece").nth(3).inner_text().removesuffix("●") in heading
     with page.expect_download() as download:
         page.click("#save")
     file = tmp_path / "look.html"
     download.value.save_as(file)
     with opened(browser, file.as_uri(), offline=True) as copy:
         copy.wait_for_selector('[data-place="7"][aria-selected="true"]')
+        settled(copy)
+        assert copy.inner_text(".attribution h3") == heading
+        choose_token(copy, 8)
+        settled(copy)
+        assert copy.inner_text(".attribution h3") != heading
+        assert copy.locator(".parts li").count() == parts
 
 
 def test_two_hundred_tokens_of_sixteen_layers_are_smooth(browser: Any) -> None:

@@ -26,12 +26,15 @@ export function address(path, parameters = {}) {
   return `/look${path && `/${path}`}${query.length ? `?${query.join("&")}` : ""}`;
 }
 
+/** Whether there is an answer: a file has only some. @type {(url: string) => boolean} */
+export const answered = (url) => !file || url in file.answers;
+
 /** @type {Map<string, Answer>} */
 const asked = new Map();
 const REMEMBERED = 800;
 
-/** @type {() => string[]} all addresses that were asked for, for the export */
-export const addresses = () => [...asked.keys()];
+/** @type {() => string[]} all addresses that were answered, for the export */
+export const addresses = () => [...asked].filter(([, answer]) => answer.value !== undefined).map(([url]) => url);
 
 /** @type {(half: Uint16Array) => Float32Array} */
 function widen(half) {

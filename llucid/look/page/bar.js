@@ -80,8 +80,8 @@ function Training({ state, act }) {
 export function Bar({ state, act }) {
   const { info, run, beside, view, dark, busy, error, compare } = state, model = info.models[run.model];
   const [saving, note] = useState("");
-  const kl = useAnswer(beside && address(`${run.id}/compare`, { with: beside.id })).value;
-  const mean = kl?.kl.length ? kl.kl.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0) / kl.kl.length : null;
+  const kl = useAnswer(beside && address(`${run.id}/compare`, { with: beside.id })).value?.kl;
+  const mean = kl?.length ? kl.reduce((/** @type {number} */ a, /** @type {number} */ b) => a + b, 0) / kl.length : null;
   const plain = info.models.map((one, index) => ({ ...one, index })).filter((one) => one.snapshot === null);
   const many = info.models.length > 1;
   const other = beside && (beside.model !== run.model ? modelName(info.models[beside.model]) : "the unchanged run");

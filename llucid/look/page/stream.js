@@ -1,7 +1,7 @@
 // @ts-check
 // The stream: what the model would say after each layer, what each layer wrote, and where a logit comes from.
 import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, late, useAnswer } from "look/api.js";
+import { address, answered, late, useAnswer } from "look/api.js";
 import { colours, css, ink as readable, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
@@ -136,10 +136,12 @@ const partName = ({ name, layer, head }) => (head !== null ? `head ${layer}.${he
 function Attribution({ state, act }) {
   const { run, beside, view, token, target, layer, head } = state;
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { height } = useSize(box);
-  const here = useAnswer(address(`${run.id}/parts`, { position: token, token: target }));
+  const wanted = address(`${run.id}/parts`, { position: token, token: target });
+  const here = useAnswer(answered(wanted) ? wanted : address(`${run.id}/parts`, { position: token }));
   /** @type {import("look/types.js").Parts | undefined} */
   const parts = here.value;
-  const there = useAnswer(beside && parts ? address(`${beside.id}/parts`, { position: token, token: parts.token }) : null);
+  const known = beside && parts && parts.token < state.info.models[beside.model].config.vocab_size;
+  const there = useAnswer(known ? address(`${beside.id}/parts`, { position: token, token: parts.token }) : null);
   /** @type {import("look/types.js").Parts | undefined} */
   const others = there.value;
   if (!parts) return html`<div class="attribution" ref=${box}></div>`;

@@ -1,7 +1,7 @@
 // @ts-check
 // The text: what is read, how surprising each token was, and what may come next.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, isFile, late, useAnswer } from "look/api.js";
+import { address, answered, isFile, late, useAnswer } from "look/api.js";
 import { change, colours, css, ink, percent, short, visible } from "look/colour.js";
 import { Legend, Pane, hideTip, showTip } from "look/canvas.js";
 import { useRow } from "look/heads.js";
@@ -158,7 +158,7 @@ function Distribution({ state, act }) {
       <p class="how">${beside ? "Hollow bars: the other run" : "Ticks: before the sliders"}. Click one to go on from there.</p></header>
     <div class="columns">
       <ol class=${`bars ${shown?.stale || other?.stale ? "stale" : ""}`} aria-label="the likeliest next tokens">${rows.map((row) => {
-        const also = others.get(row.id);
+        const also = others.get(row.id), apart = answered(address(`${run.id}/parts`, { position: token, token: row.id }));
         return html`<li key=${row.id}><button class=${`bar ${row.p === 0 ? "dropped" : ""}`} data-id=${row.id} data-p=${row.p} disabled=${isFile}
           aria-label=${`${visible(row.piece)}, ${percent(row.p)}`} onClick=${() => goOn(row.id)}
           onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [
@@ -170,7 +170,7 @@ function Distribution({ state, act }) {
             ${also && html`<span class="ghost" style=${{ width: `${100 * also.p}%` }}></span>`}
             <span class="tick" style=${{ left: `${100 * row.raw}%` }}></span></span>
           <span class="number">${view === "difference" && also ? change(row.p - also.p) : percent(row.p)}</span>
-        </button><button class="quiet why" aria-pressed=${target === row.id} title="what wrote this token's logit?" aria-label=${`take the logit of ${visible(row.piece)} apart`}
+        </button><button class="quiet why" aria-pressed=${target === row.id} disabled=${!apart} title=${apart ? "what wrote this token's logit?" : "llucid look shows live what wrote this token's logit"} aria-label=${`take the logit of ${visible(row.piece)} apart`}
           onClick=${() => act.choose({ target: target === row.id ? null : row.id })}>?</button></li>`;
       })}</ol>
       <div class="sliders">${SLIDERS.map(([name, label, min, max, step, help]) => html`<label key=${name} title=${help}><span>${label}</span><output>${sampling[name]}</output>
