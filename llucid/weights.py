@@ -1,8 +1,10 @@
-"""The arrays of a Llama, as plain named tuples: a tree that PyTorch and JAX both walk without help from us.
+"""The arrays of a Llama, as plain named tuples: a tree that JAX walks without help from us.
 
 Matrices are stored [out, in] and applied as x Wᵀ; q is heads · head_dim and kv is kv_heads · head_dim. Query and key
 rows are in Meta's order: within a head, rows 2j and 2j + 1 are the pair that RoPE turns by the j-th frequency. Some
-Llamas add a bias to x Wᵀ; where there is none it is None.
+Llamas add a bias to x Wᵀ; where there is none it is None. That is no leaf for JAX, but one for PyTorch: what
+`torch.func` walks is `dict(named_leaves(weights))`, and `assemble(config, lambda path, shape: arrays[path])` makes the
+tree of it again.
 """
 
 import math

@@ -72,6 +72,22 @@ def test_gradients_equal_numpy_oracle_in_float64(config: Config) -> None:
         np.testing.assert_allclose(leaf.grad.numpy(), gradient, rtol=1e-9, atol=1e-11, err_msg=path)
 
 
+def test_gradients_of_torch_func_equal_those_of_autograd(config: Config) -> None:
+    """As weights.py says: for PyTorch, None would be a leaf of the tree."""
+    weights, tokens = random_weights(config, dtype=torch.float64), some_tokens(config, 2, 9)
+    arrays = dict(named_leaves(weights))
+
+    def loss(arrays: dict[str, Tensor]) -> Tensor:
+        return llama(tokens, assemble(config, lambda path, shape: arrays[path]), config).square().mean()
+
+    found = torch.func.grad(loss)(arrays)
+    for leaf in arrays.values():
+        leaf.requires_grad_()
+    expected = torch.autograd.grad(loss(arrays), [*arrays.values()])
+    for one, other in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(one, other, **EXACT)
+
+
 def as_transformers(config: Config, weights: Weights) -> transformers.LlamaForCausalLM:
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if scaling := config.rope_scaling:
