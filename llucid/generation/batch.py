@@ -108,8 +108,10 @@ class Statistics:
     def __str__(self) -> str:
         prompt = f"prompt {self.prompt_tokens} tokens in {self.prompt_seconds:.2f} s"
         rate = f" ({self.tokens_per_second:.0f} tokens/s)" if self.seconds else ""
-        guessed = f", {self.guessed} of them guessed" if self.guessed else ""
-        return f"{prompt}, {self.tokens} tokens in {self.seconds:.1f} s{rate}{guessed}"
+        guessed = f", {self.guessed} guessed" if self.guessed else ""
+        # The first token of each text is written in the step that reads its prompt, and often tokens of other texts.
+        others = f", {self.decoded} of them" if self.tokens - self.decoded > self.rows else ""
+        return f"{prompt}, {self.tokens} tokens{others} in {self.seconds:.1f} s{rate}{guessed}"
 
 
 @dataclass(eq=False)

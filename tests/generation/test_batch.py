@@ -505,7 +505,9 @@ def test_statistics():
     statistics = Statistics()
     assert str(statistics) == "prompt 0 tokens in 0.00 s, 0 tokens in 0.0 s"
     filled = Statistics(rows=1, prompt_tokens=3, prompt_seconds=0.5, tokens=11, decoded=10, seconds=2.0, guessed=4)
-    assert str(filled) == "prompt 3 tokens in 0.50 s, 11 tokens in 2.0 s (5 tokens/s), 4 of them guessed"
+    assert str(filled) == "prompt 3 tokens in 0.50 s, 11 tokens in 2.0 s (5 tokens/s), 4 guessed"
+    busy = Statistics(rows=2, prompt_tokens=9, prompt_seconds=0.5, tokens=12, decoded=9, seconds=2.0)
+    assert str(busy) == "prompt 9 tokens in 0.50 s, 12 tokens, 9 of them in 2.0 s (4 tokens/s)"
     batch = Batch(MODEL, statistics=statistics)
     batch.add(request(ids(3), 10))
     batch.add(request(ids(20), 10))
