@@ -16,6 +16,7 @@ from llucid.errors import LlucidError, prefix_errors
 from llucid.files import read_json, write_text_atomically
 from llucid.generation import Batch, Piece, Reason, Request, Sampling, Statistics, generator, sampling_of, stream
 from llucid.model import Model
+from llucid.tokenizers import StreamingDecoder
 from llucid.tokenizers.text import replace_surrogates
 
 Message = dict[str, str]
@@ -154,6 +155,8 @@ class Session:
             )
         self.statistics, self.reason = Statistics(), None
         answer, written = "", list[int]()
+        tokenizer = self.model.text()
+        decoder = StreamingDecoder(tokenizer, prompt)  # of the whole answer: a context may end within a character
         try:
             while len(prompt) <= size:
                 before_this = len(written)
@@ -161,14 +164,17 @@ class Session:
                     self.reason = piece.reason
                     written.append(piece.token)
                     self.used = len(prompt) + len(written) - before_this - 1  # the newest is not read yet
+                    text = "" if piece.token in tokenizer.stop_ids else decoder.push(piece.token)
                     # White space before the first word is not part of a message: Llama 2 always begins with a space.
-                    text = piece.text if answer or self.format == "plain" else piece.text.lstrip()
-                    if text:
+                    if text := text if answer or self.format == "plain" else text.lstrip():
                         answer += text
                         yield text
                 if self.reason != "context":
                     break
                 now, prompt = self._fit(now, written)
+            if rest := decoder.finish():
+                answer += rest
+                yield rest
         finally:
             self.conversation = now.said("assistant", answer) if answer or self.reason else otherwise
 

@@ -22,11 +22,16 @@ def reciter(context: int = 400, endless: bool = False, begins: str = "a") -> Mod
     """Its likeliest token depends only on the last one: `begins` after a header, then `a` to `z`, then `<|eot_id|>`,
     or `a` again if `endless`."""
     tokenizer = letters()
-    size = tokenizer.vocab_size
-    config = Config(dim=size, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_dim=8, vocab_size=size, context=context)
     end = ord("a") if endless else tokenizer.special["<|eot_id|>"]
     after = {ord("\n"): ord(begins), ord(" "): ord("a"), ord("z"): end}
-    after |= {ord(letter): ord(following) for letter, following in pairwise(LETTERS)}
+    return successors(after | {ord(letter): ord(following) for letter, following in pairwise(LETTERS)}, context)
+
+
+def successors(after: dict[int, int], context: int) -> Model:
+    """Its likeliest token depends only on the last one."""
+    tokenizer = letters()
+    size = tokenizer.vocab_size
+    config = Config(dim=size, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_dim=8, vocab_size=size, context=context)
     weights = initialise(config)
     silent = tree_map(torch.zeros_like, weights.blocks)
     output = torch.zeros(size, size)

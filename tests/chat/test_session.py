@@ -12,7 +12,7 @@ from llucid.checkpoints import Model
 from llucid.errors import LlucidError
 from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.tokenizers.characters import Characters
-from tests.chat.models import LETTERS, letters, rambler, reciter
+from tests.chat.models import LETTERS, letters, rambler, reciter, successors
 from tests.dialogs.templates import CHATML, LLAMA3
 from tests.dialogs.test_formats import said
 
@@ -200,6 +200,20 @@ def test_an_answer_continues_when_it_fills_the_context() -> None:
     begun = encode_dialog(said("fourth"), model.tokenizer)
     assert len(begun) + len(answer) == 200 + 1  # the last token is not read
     assert answer == (LETTERS * 9)[: len(answer)]
+
+
+@pytest.mark.parametrize("context", [120, 121])
+def test_a_context_that_ends_within_a_character_does_not_break_it(context: int) -> None:
+    """Two tokens a character: in one of the two contexts, the second is read in the next."""
+    e, acute = "é".encode()
+    session = Session(successors({ord("\n"): e, e: acute, acute: e}, context), sampling=GREEDY, max_tokens=70)
+    assert printed(session, "?") == "é" * 35
+    begun = session.reply("?")
+    assert next(begun) == "é"
+    assert session.used > 70
+    assert "é" + "".join(begun) == "é" * 35
+    assert session.conversation.forgotten == 2
+    assert session.conversation.messages[-1]["content"] == "é" * 35
 
 
 def test_a_continued_answer_is_read_correctly() -> None:
