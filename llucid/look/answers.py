@@ -27,6 +27,8 @@ from llucid.weights import named_leaves, parameter_count, tensors
 
 HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
+HELD_BYTES = 2**30
+"""Memory of the traces; the newest two are held whatever they take, since they may be compared."""
 MOST_CHANGES = 1000
 """Of one edit: other requests wait while it is made."""
 UNQUOTED = "!'()*~"
@@ -164,8 +166,9 @@ class Answers:
     def _run(self, name: str, reading: Reading) -> None:
         changes = [self._change(change) for change in reading.changes]
         self._traces[name] = trace(self.model(reading.model), reading.ids, change=changes)
-        while len(self._traces) > HELD:
-            self._traces.popitem(last=False)
+        held = self._traces
+        while len(held) > HELD or (len(held) > 2 and sum(each.nbytes for each in held.values()) > HELD_BYTES):
+            held.popitem(last=False)
 
     def _change(self, body: Mapping[str, Any]) -> Change:
         kind = str(body.get("kind"))

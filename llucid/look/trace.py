@@ -169,6 +169,11 @@ class Trace:
         """The names of the values that were changed."""
         return list(self._change)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the values that are held."""
+        return sum(value.nbytes for values in (self._values, self._block[1]) for value in values.values())
+
     def __getitem__(self, name: str) -> Tensor:
         """The value of this name. Raises LlucidError if there is none, or if `only` left it out."""
         if name in self._values:

@@ -18,7 +18,7 @@ import pytest
 import llucid
 from llucid.chat import STORYTELLER
 from llucid.generation import sampling
-from llucid.look import Trace, ablate, head_scores, trace
+from llucid.look import Trace, ablate, export, head_scores, patch, trace
 from llucid.look.answers import Answers, Subject
 from llucid.look.export import page as exported
 from llucid.look.server import Server
@@ -780,6 +780,19 @@ def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model,
             asked.click()
             assert page.locator(".parts li").count() > 0
         assert changed or page.locator(".why:enabled").count() == 0
+
+
+def test_changes_in_code_have_names(browser: Any, model: llucid.Model, tmp_path: Path) -> None:
+    """Of very many, the first twelve."""
+    for other, shown in ((ablate(2, head=0), 1), (patch("*", trace(model, "A fox")), 12)):
+        found = trace(model, "A fox", change=other)
+        export(found, tmp_path / "look.html")
+        with opened(browser, (tmp_path / "look.html").as_uri(), offline=True) as page:
+            chips = [chip.inner_text() for chip in page.locator(".change").all()]
+            assert chips == [f"{name} changed" for name in found.changed[:12]]
+            assert len(chips) == shown
+            more = len(found.changed) - shown
+            assert (f"and {more} more" in page.inner_text(".changes")) == (more > 0)
 
 
 def test_the_button_saves_what_is_on_the_screen(browser: Any, page: Any, tmp_path: Path) -> None:

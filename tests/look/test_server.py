@@ -16,6 +16,7 @@ import torch
 from llucid import LlucidError
 from llucid.llama import rope_frequencies
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
+from llucid.look import answers as look_answers
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.server import LARGEST_BODY, Server
 from llucid.model import Model
@@ -305,6 +306,24 @@ def test_several_changes_and_forgotten_traces(client: Client, first: str) -> Non
     reported = client.get(f"{edited}/next", top=3)
     assert [token["p"] for token in reported["tokens"]] == pytest.approx(expected.values.tolist(), rel=1e-4)
     assert client.get(first)["tokens"][3]["id"] == IDS[3]
+
+
+def test_large_traces_are_given_up_and_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But the newest two, which may be compared."""
+    answers = Answers([Subject("a", lambda: MODEL)], IDS)
+    size = answers.trace(answers.first).nbytes
+    assert size > len(IDS) * (GROUPED.vocab_size + GROUPED.layers * GROUPED.dim) * 4
+    monkeypatch.setattr(look_answers, "HELD_BYTES", int(3.5 * size))
+    names = [
+        answers.first,
+        *(answers.edit(answers.first, [{"kind": "ablate", "layer": 0, "head": at}]) for at in (0, 1, 2)),
+    ]
+    held = answers._traces  # pyright: ignore[reportPrivateUsage]
+    assert [*held] == names[-3:]
+    monkeypatch.setattr(look_answers, "HELD_BYTES", 0)
+    before = answers.next(names[0])
+    assert [*held] == [names[-1], names[0]]
+    assert before == Answers([Subject("a", lambda: MODEL)], IDS).next(names[0])
 
 
 def test_another_model_is_compared(client: Client, first: str) -> None:

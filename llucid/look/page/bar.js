@@ -14,8 +14,12 @@ export function changeName(change) {
   if (kind === "zero_frequency") return `clock ${pair} stopped`;
   if (kind === "scale") return `${name} × ${factor}`;
   if (kind === "patch") return `${name} patched`;
+  if (kind === "code") return `${name} changed`;
   return `without ${head !== undefined ? `head ${layer}.${head}` : part === "attention" ? `attention ${layer}` : part === "feed_forward" ? `feed-forward ${layer}` : `layer ${layer}`}`;
 }
+
+/** Names of changes that are shown; of more, how many. */
+const NAMED = 12;
 
 /** @type {(bytes: Blob, name: string) => void} */
 function save(bytes, name) {
@@ -92,7 +96,8 @@ export function Bar({ state, act }) {
     <span class="facts about">${model.config.layers} layers × ${model.config.heads} heads, ${model.config.dim} numbers a token, ${size(model.parameters)}</span>
     ${many && !isFile && html`<label class="facts">beside <select name="compare" value=${compare ?? ""} onChange=${(/** @type {any} */ event) => act.models({ compare: event.target.value === "" ? null : Number(event.target.value) })}>
       <option value="">nothing</option>${plain.concat(info.models.map((one, index) => ({ ...one, index })).filter((one) => one.snapshot !== null)).map((one) => html`<option value=${one.index}>${modelName(one)}</option>`)}</select></label>`}
-    <span class="changes">${run.changes.map((change) => html`<button class="change" title="undo this change" disabled=${isFile} onClick=${() => act.toggle(change)}>${changeName(change)} <b aria-hidden="true">×</b></button>`)}</span>
+    <span class="changes">${run.changes.slice(0, NAMED).map((change) => html`<button class="change" title=${isFile ? "" : "undo this change"} disabled=${isFile} onClick=${() => act.toggle(change)}>${changeName(change)}${!isFile && html` <b aria-hidden="true">×</b>`}</button>`)}
+      ${run.changes.length > NAMED && html`<span class="facts" title=${run.changes.slice(NAMED).map(changeName).join("\n")}>and ${run.changes.length - NAMED} more</span>`}</span>
     ${beside && html`<span class="views" role="radiogroup" aria-label="which run is shown">${/** @type {const} */ (["run", "beside", "difference"]).map((name) => html`<button role="radio" data-view=${name} aria-checked=${view === name}
       onClick=${() => act.choose({ view: name })}>${name === "run" ? (run.changes.length ? "changed" : "this") : name === "beside" ? other : "difference"}</button>`)}</span>
       ${mean !== null && html`<span class="facts" title="Kullback-Leibler divergence of the two runs' next tokens, mean over places" id="kl">KL ${short(mean, 2)} nats</span>`}`}
