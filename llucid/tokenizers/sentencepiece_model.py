@@ -93,8 +93,6 @@ class SentencePiece:
         # A single character is needed to spell other text.
         special |= {self.ids[name] for name in roles if name in self.ids and len(name) > 1}
         self.special = {self.pieces[token]: token for token in sorted(own | special)}
-        stops = {*ends} & {*given, *self.special.values()}
-        self.stop_ids = frozenset(stops if self.eos is None else stops | {self.eos})
 
         self.given, self.own_size = given, len(every)
         self.next_ids = frozenset[int]()
@@ -102,6 +100,9 @@ class SentencePiece:
         named = {token for token in special - own if token < len(every)}
         self.bytes = {token for token in named if library.is_byte(token)}  # which the library spells text with
         self.hidden = named - self.bytes
+        known = {*given, *self.special.values()}
+        stops = {*ends} & (known if known.issuperset(ends) else known | self.added.keys())  # whose types take time
+        self.stop_ids = frozenset(stops if self.eos is None else stops | {self.eos})
         if self.hidden:  # no text becomes a control symbol
             control = field(PIECE_TYPE, CONTROL)
             pieces = [part + control if token in self.hidden else part for token, part in enumerate(self.parts[PIECES])]

@@ -409,6 +409,17 @@ def test_user_defined_pieces_of_sentencepiece(tmp_path: Path) -> None:
     assert ours.stop_ids == {4}
 
 
+def test_a_user_defined_piece_ends_a_text(tmp_path: Path) -> None:
+    """If a file names its id. An ordinary piece does not: config.json often has ids of other models."""
+    write(tmp_path, tokenizer_config=LLAMA)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 4, 300]}))
+    (tmp_path / "tokenizer.model").write_bytes(
+        sentencepiece_model(user_defined_symbols="<|im_start|>,<|im_end|>", add_dummy_prefix=False)
+    )
+    ours = load_tokenizer(tmp_path)
+    assert ours.stop_ids == JsonTokenizer(json.loads(ours.json()), folder=tmp_path).stop_ids == {2, 4}
+
+
 def test_digits_that_are_pieces_of_their_own(tmp_path: Path) -> None:
     """A template with a digit does not take it from the messages."""
     write(tmp_path, tokenizer_config=LLAMA | {"chat_template": "1 2 {{ messages[0].content }}"})
