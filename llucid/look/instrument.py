@@ -54,6 +54,7 @@ class Instrumented(NamedTuple):
         `enter` decorates each function. Products, and attention, are by their definition.
         """
         namespace: dict[str, Any] = {"__name__": "llucid.look.instrumented", "__see__": see, "__enter__": enter}
+        namespace["__copy__"] = lambda value: value.clone() if isinstance(value, Tensor) else value
         exec(self.code, namespace)
         namespace |= {"linear": linear, "linear_each": linear_each, "attention_fast": attention}
         return namespace
@@ -99,6 +100,9 @@ class _Watching(ast.NodeTransformer):
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         target, value = node.targets[0], node.value
+        if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name):
+            node.value = self.expression(value)
+            return self.in_place(node, target.value)
         if isinstance(target, ast.Name):
             node.value = self.see(self.inside(value), "variable", target.id, target, value)
             return node
@@ -113,6 +117,17 @@ class _Watching(ast.NodeTransformer):
             places = [(name,) for name in names]
             node.value = self.expression(value)
         return [node, *(self.rebound(place[0], place[0].id, "variable", *place[1:]) for place in places)]
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> Any:
+        target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
+        node.value = self.expression(node.value)
+        return self.in_place(node, target) if isinstance(target, ast.Name) else node
+
+    def in_place(self, node: ast.stmt, variable: ast.Name) -> list[ast.stmt]:
+        """A statement that changes a variable's tensor: a copy, since values that were seen must not change."""
+        copy = ast.Call(ast.Name("__copy__", ast.Load()), [ast.Name(variable.id, ast.Load())], [])
+        copied = ast.Assign([ast.Name(variable.id, ast.Store())], copy, lineno=0)
+        return [copied, node, self.rebound(variable, variable.id, "variable")]
 
     def visit_Return(self, node: ast.Return) -> ast.AST:
         if isinstance(node.value, ast.Tuple) or node.value is None:
@@ -147,7 +162,7 @@ class _Watching(ast.NodeTransformer):
             if isinstance(copy.func, ast.Attribute):
                 receiver = self.expression(copy.func.value)
                 if copy.func.attr.endswith("_"):  # works in place, and values that were seen must not change
-                    receiver = ast.Call(ast.Attribute(receiver, "clone", ast.Load()), [], [])
+                    receiver = ast.Call(ast.Name("__copy__", ast.Load()), [receiver], [])
                 copy.func = ast.copy_location(ast.Attribute(receiver, copy.func.attr, ast.Load()), copy.func)
             copy.args = [self.expression(argument) for argument in copy.args]
             copy.keywords = [ast.keyword(word.arg, self.expression(word.value)) for word in copy.keywords]

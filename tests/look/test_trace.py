@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -29,6 +30,7 @@ from llucid.llama import llama
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look.answers import Answers, Subject
 from llucid.look.heads import copying
+from llucid.look.instrument import instrument
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import dequantize, quantize, to
 from tests.checkpoints.models import model_of
@@ -276,6 +278,38 @@ def test_scores_stay_as_they_were_before_the_mask_is_added_in_place() -> None:
     found = trace_of(random_model(GROUPED))
     assert found["blocks.0.attention.q @ k[:, :, None].mT"].isfinite().all()
     assert found["blocks.0.attention.scores"].isinf().any()
+
+
+IN_PLACE = """
+def changes(x, cache):
+    before = x
+    x += 1
+    x[0] = 7
+    x[1:, 0] *= 2
+    cache[0] = x.clamp_(max=5)
+    return before, x, cache
+"""
+
+
+def test_values_that_were_seen_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a reader writes into llama.py: statements that work in place work on a copy."""
+    (tmp_path / "in_place.py").write_text(IN_PLACE)
+    monkeypatch.syspath_prepend(tmp_path)
+    code = instrument("in_place")
+    seen: list[tuple[str, Tensor, Tensor]] = []
+
+    def see(site: int, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            seen.append((code.sites[site].text, value, value.clone()))
+        return value
+
+    x = torch.arange(6.0).view(3, 2)
+    before, after, [kept] = code.run(see, lambda function: function)["changes"](x, [None])
+    assert all(torch.equal(value, then) for _, value, then in seen)
+    assert torch.equal(before, torch.arange(6.0).view(3, 2))
+    assert after.tolist() == [[7, 7], [6, 4], [10, 6]]
+    assert kept.tolist() == [[5, 5], [5, 4], [5, 5]]
+    assert [value.tolist()[0] for text, value, _ in seen if text == "x"][-1] == [7, 7]
 
 
 def test_only_named_values_are_kept() -> None:
