@@ -60,7 +60,7 @@ GET /look/{id}/stream                   norms of vectors, each [layers][seq], bu
     {"stream", "attention", "feed_forward"}
 GET /look/{id}/parts?position=-1&token=123  where a logit comes from; token, if not given, is the likeliest there
     {"token", "piece", "logit", "parts": [{"name", "layer": n or null, "head": n or null, "value"}, …]}
-    the parts, 1 + layers · (heads + 1) of them, add up to the logit.
+    the parts add up to the logit: 1 + layers · (heads + 1) of them, and those that `Trace.attribution` names.
 GET /look/{id}/heads                    scores of heads, each [layers][heads], or null if the text is too short
     {"previous", "first", "same", "induction", "copying"}
 GET /look/{id}/clocks?head=3&key=4&layer=2&position=9

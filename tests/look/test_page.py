@@ -782,6 +782,23 @@ def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model,
         assert changed or page.locator(".why:enabled").count() == 0
 
 
+def test_what_the_server_did_not_answer_is_asked_again(browser: Any, url: str) -> None:
+    with opened(browser, url, expected="Failed to load resource") as page:
+        settled(page)
+        for path in ("next", "parts"):
+            page.route(f"**/{path}?*", lambda route: route.abort())
+        choose_token(page, 3)
+        for pane in (".bars", ".attribution"):
+            page.wait_for_selector(f'{pane} .empty:has-text("llucid look does not answer")')
+        page.unroute_all()
+        choose_token(page, 4)
+        choose_token(page, 3)
+        settled(page)
+        assert page.locator(".bars .empty, .attribution .empty").count() == 0
+        assert len(bars(page)) == 10
+        assert page.locator(".parts li").count() > 0
+
+
 def test_changes_in_code_have_names(browser: Any, model: llucid.Model, tmp_path: Path) -> None:
     """Of very many, the first twelve."""
     for other, shown in ((ablate(2, head=0), 1), (patch("*", trace(model, "A fox")), 12)):

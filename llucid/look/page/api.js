@@ -6,7 +6,7 @@ import { useEffect, useState } from "look/vendor/preact.js";
 /** @typedef {import("look/types.js").Info} Info */
 /** @typedef {import("look/types.js").Numbers} Numbers */
 /** @typedef {{type: string, headers: Record<string, string>, body: string, gzip?: boolean, same?: string}} Kept */
-/** @typedef {{promise: Promise<unknown>, value?: unknown, error?: string}} Answer */
+/** @typedef {{promise: Promise<unknown>, value?: unknown}} Answer */
 
 const element = document.getElementById("answers");
 /** @type {{answers: Record<string, Kept>, left_out?: string[], state?: object} | null} */
@@ -119,7 +119,7 @@ function remembered(url) {
   wait(1);
   made.promise.then(
     (value) => { made.value = value; wait(-1); },
-    (error) => { made.error = error.message; wait(-1); },
+    () => { asked.delete(url); wait(-1); },  // the server may have been away: it is asked again
   );
   asked.set(url, made);
   if (asked.size > REMEMBERED) asked.delete(/** @type {string} */ (asked.keys().next().value));

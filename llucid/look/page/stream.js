@@ -144,7 +144,7 @@ function Attribution({ state, act }) {
   const there = useAnswer(known ? address(`${beside.id}/parts`, { position: token, token: parts.token }) : null);
   /** @type {import("look/types.js").Parts | undefined} */
   const others = there.value;
-  if (!parts) return html`<div class="attribution" ref=${box}></div>`;
+  if (!parts) return html`<div class="attribution" ref=${box}>${here.error && html`<p class="empty">${here.error}</p>`}</div>`;
   const other = new Map(others?.parts.map((part) => [part.name, part.value]));
   const gap = (/** @type {Part} */ part) => (view === "difference" && others ? part.value - (other.get(part.name) ?? 0) : part.value);
   const sorted = [...parts.parts].sort((a, b) => Math.abs(gap(b)) - Math.abs(gap(a)));

@@ -135,14 +135,15 @@ function useDistribution(id, place, sampling, vocabulary) {
     };
     return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
-  return shown && { ...shown, stale: late(next, row) };
+  return { shown: shown && { ...shown, stale: late(next, row) }, error: next.error };
 }
 
 /** @type {(props: Props) => unknown} */
 function Distribution({ state, act }) {
   const { run, beside, mine, view, token, sampling, target } = state;
   const { vocab_size } = state.info.models[run.model].config;
-  const shown = useDistribution(run.id, token, sampling, vocab_size), other = useDistribution(beside?.id, token, sampling, vocab_size);
+  const { shown, error } = useDistribution(run.id, token, sampling, vocab_size);
+  const other = useDistribution(beside?.id, token, sampling, vocab_size).shown;
   const before = run.tokens.slice(0, token + 1), follows = run.tokens[token + 1];
   // Not while the page still reads, or shows what follows another place.
   const goOn = (/** @type {number} */ id) => state.busy || shown?.stale || act.goOn([...before.map((one) => one.id), id]);
@@ -172,7 +173,7 @@ function Distribution({ state, act }) {
           <span class="number">${view === "difference" && also ? change(row.p - also.p) : percent(row.p)}</span>
         </button><button class="quiet why" aria-pressed=${target === row.id} disabled=${!apart} title=${apart ? "what wrote this token's logit?" : "llucid look shows live what wrote this token's logit"} aria-label=${`take the logit of ${visible(row.piece)} apart`}
           onClick=${() => act.choose({ target: target === row.id ? null : row.id })}>?</button></li>`;
-      })}</ol>
+      })}${error && html`<p class="empty">${error}</p>`}</ol>
       <div class="sliders">${SLIDERS.map(([name, label, min, max, step, help]) => html`<label key=${name} title=${help}><span>${label}</span><output>${sampling[name]}</output>
         <input type="range" name=${name} min=${min} max=${max} step=${step} value=${sampling[name]}
           onInput=${(/** @type {any} */ event) => act.choose({ sampling: { ...sampling, [name]: Number(event.target.value) } })} /></label>`)}
