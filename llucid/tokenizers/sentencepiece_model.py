@@ -109,14 +109,16 @@ class SentencePiece:
             model = b"".join(
                 part for number, parts in (self.parts | {PIECES: pieces}).items() for part in messages(number, parts)
             )
-        model += b"".join(
-            field(PIECES, field(PIECE_TEXT, text.encode()) + field(PIECE_TYPE, CONTROL if n in special else UNUSED))
-            for n, text in more.items()
-        )
-        if self.hidden or more:
             with refused():
                 library = SentencePieceProcessor(model_proto=model)
-        self.whole, self.processor = model, library
+        self.merged, self.processor, self.decoder = model, library, library
+        if more:  # not in `processor`, which would merge them
+            model += b"".join(
+                field(PIECES, field(PIECE_TEXT, text.encode()) + field(PIECE_TYPE, CONTROL if n in special else UNUSED))
+                for n, text in more.items()
+            )
+            with refused():
+                self.decoder = SentencePieceProcessor(model_proto=model)
         tables = [self.message(number).get(CHARACTER_MAP) for number in (NORMALIZER, DENORMALIZER)]
         times = max(longest_text(table) if isinstance(table, bytes) and table else 1 for table in tables)
         if times > MOST_GROWTH:
@@ -228,7 +230,7 @@ class SentencePiece:
     @cached_property
     def without_space(self) -> SentencePieceProcessor:
         """The library's model without the space before a text."""
-        return SentencePieceProcessor(model_proto=self.whole + field(NORMALIZER, field(DUMMY_PREFIX, 0)))
+        return SentencePieceProcessor(model_proto=self.merged + field(NORMALIZER, field(DUMMY_PREFIX, 0)))
 
     @cached_property
     def normalizer(self) -> dict[int, int | bytes]:
@@ -238,12 +240,12 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         known = (token for token in ids if token < self.vocab_size)
-        return self.processor.decode([token for token in known if self.pieces[token] not in self.special])
+        return self.decoder.decode([token for token in known if self.pieces[token] not in self.special])
 
     def piece(self, id: int) -> bytes:
         if id >= self.vocab_size or self.pieces[id] in self.special:
             return b""
-        if self.processor.is_byte(id):
+        if self.decoder.is_byte(id):
             return bytes([int(self.pieces[id][3:5], 16)])
         return self.pieces[id].replace("▁", " ").encode()
 

@@ -409,6 +409,26 @@ def test_user_defined_pieces_of_sentencepiece(tmp_path: Path) -> None:
     assert ours.stop_ids == {4}
 
 
+def test_an_added_token_beside_sentencepiece_changes_no_other_text(tmp_path: Path) -> None:
+    """Not even where its letters stand within a word, which the library would merge to it and take apart again."""
+    model = sentencepiece_model()
+    (tmp_path / "tokenizer.model").write_bytes(model)
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
+    known = {library.id_to_piece(token) for token in range(library.vocab_size())}
+    text = "Thereabouts the foxes were bellowing badly wherever goatherds wandered together beside her weather"
+    words = ["▁" + word for word in text.split()]
+    parts = {word[at:end] for word in words for at in range(len(word)) for end in range(at + 2, len(word))} - known
+    more = {
+        str(len(known) + n): {"content": each, "special": False, "single_word": True}
+        for n, each in enumerate(sorted(part for part in parts if part.strip("▁") not in text.split()))
+    }
+    write(tmp_path, tokenizer_config=LLAMA | {"added_tokens_decoder": more})
+    ours = load_tokenizer(tmp_path)
+    assert ours.vocab_size == len(known) + len(more) > 600
+    assert ours.encode(text) == library.encode(text)
+    assert ours.encode("a ▁goath") == [*library.encode("a "), ours.ids["▁goath"]]
+
+
 def test_a_user_defined_piece_ends_a_text(tmp_path: Path) -> None:
     """If a file names its id. An ordinary piece does not: config.json often has ids of other models."""
     write(tmp_path, tokenizer_config=LLAMA)
