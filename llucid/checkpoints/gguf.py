@@ -95,7 +95,6 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
     "llama.expert_count": (0, None),
     "llama.expert_used_count": (0, None),
     "llama.rope.scaling.type": ("none", "linear", "yarn", None),
-    "llama.rope.scaling.attn_factor": (1.0, None),
     "llama.rope.scaling.yarn_ext_factor": (1.0, None),
     "llama.attention.causal": (True, None),
     "llama.attention.scale": (0.0, None),
@@ -122,10 +121,12 @@ SCALING_KEYS = {
     "original_context": "llama.rope.scaling.original_context_length",
     "beta_fast": "llama.rope.scaling.yarn_beta_fast",
     "beta_slow": "llama.rope.scaling.yarn_beta_slow",
-    "attention_factor": "llama.rope.scaling.yarn_attn_factor",
+    "attention_factor": "llama.rope.scaling.attn_factor",
 }
-"""Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor), as in llama.cpp's
-ggml_rope_yarn."""
+"""Keys of linear and YaRN scaling. The attention factor is relative to 1 + 0.1 ln(factor), as in llama.cpp."""
+TRUE_ATTENTION_FACTOR_KEY = "llama.rope.scaling.yarn_attn_factor"
+"""Where llama.cpp's conversion writes the factor itself, as config.json has it. For a Llama, llama.cpp ignores this key
+and the two of beta."""
 
 
 FILE_TYPES = {
@@ -170,7 +171,8 @@ def read_config(path: Path) -> Config:
         found = ", ".join(f"{key} {json.dumps(metadata.get(key))[:40]}" for key in unsupported)
         expected = ", ".join(f"{key} {json.dumps(EXPECTED[key][0])}" for key in unsupported)
         raise LlucidError(f"{path}: llucid cannot open this model: it has {found}; expected {expected}")
-    known = {*EXPECTED, *IGNORED_KEYS, *KEYS.values(), *SCALING_KEYS.values(), *HEAD_DIM_KEYS, OLD_FACTOR_KEY}
+    known = {*EXPECTED, *IGNORED_KEYS, *KEYS.values(), *SCALING_KEYS.values(), *HEAD_DIM_KEYS}
+    known |= {OLD_FACTOR_KEY, TRUE_ATTENTION_FACTOR_KEY}
     if unknown := {key for key in metadata.keys() - known if metadata[key]}:
         key = min(unknown)
         raise LlucidError(f"{path}: {key} {shown(metadata[key])} is not supported; try llama.cpp for this model")
@@ -231,16 +233,21 @@ def read_scaling(header: FileHeader, config: Config, metadata: dict[str, Any]) -
     """The scaling of RoPE: from the metadata, or from the tensor of slowdowns."""
     path, kind = header.path, metadata.get(SCALING_KEYS["type"])
     factor = float_of(metadata, SCALING_KEYS["factor"], path, float_of(metadata, OLD_FACTOR_KEY, path, 1.0)) or 1.0
+    relative = float_of(metadata, SCALING_KEYS["attention_factor"], path, 1.0)
     scaling: Scaling | None = None
     if kind == "yarn":
-        relative = float_of(metadata, SCALING_KEYS["attention_factor"], path, 1.0)
+        attention_factor = relative * (1 + math.log(max(factor, 1)) / 10)
+        if SCALING_KEYS["attention_factor"] not in metadata:
+            attention_factor = float_of(metadata, TRUE_ATTENTION_FACTOR_KEY, path, attention_factor)
         scaling = YarnScaling(
             factor=factor,
             original_context=int_of(metadata, SCALING_KEYS["original_context"], path, config.context),
             beta_fast=float_of(metadata, SCALING_KEYS["beta_fast"], path, 32.0),
             beta_slow=float_of(metadata, SCALING_KEYS["beta_slow"], path, 1.0),
-            attention_factor=relative * (1 + math.log(max(factor, 1)) / 10),
+            attention_factor=attention_factor,
         )
+    elif relative != 1:
+        raise LlucidError(f"{SCALING_KEYS['attention_factor']} {relative} is only supported with YaRN scaling")
     elif kind != "none" and factor != 1:
         scaling = LinearScaling(factor=factor)
     tensor = header.tensors.get(SLOWDOWNS)
@@ -376,6 +383,9 @@ def write(out: Path, model: Model, progress: Progress = no_progress, dtype: str 
 
     config = model.config
     check_config(config)
+    if isinstance(yarn := config.rope_scaling, YarnScaling) and (yarn.beta_fast, yarn.beta_slow) != (32, 1):
+        found = f"{yarn.beta_fast:g} and {yarn.beta_slow:g}"
+        note(f"{out}: llama.cpp takes 32 and 1 for YaRN's beta_fast and beta_slow, which are {found} here")
     chosen = choose_type(dtype)
     tensors = [pending_tensor(name_of(path), leaf, chosen) for path, leaf in named_leaves(model.weights)]
     if isinstance(config.rope_scaling, RopeScaling):

@@ -1,5 +1,6 @@
 """GGUF models: round trips, the story of llama2.c, and errors that name what is not supported."""
 
+import math
 import re
 import tracemalloc
 from contextlib import suppress
@@ -260,6 +261,7 @@ def test_tensors_are_those_of_the_config(tensors: dict[str, Tensor | None], mess
         ({"llama.rope.scaling.type": "longrope"}, 'it has llama.rope.scaling.type "longrope"'),
         ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.5}, "rope_scaling.factor=0.5"),
         ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.yarn_ext_factor": 0.5}, "yarn_ext_factor 0.5"),
+        ({"llama.rope.scaling.attn_factor": 1.2}, "attn_factor 1.2 is only supported with YaRN"),
         ({"llama.logit_scale": 0.5}, "llama.logit_scale 0.5"),
         ({"llama.attention.clamp_kqv": 8.0}, "llama.attention.clamp_kqv 8.0 is not supported; try llama.cpp"),
         ({"llama.attention.head_count_kv": [2, 1]}, "llama.attention.head_count_kv differs between layers"),
@@ -373,6 +375,35 @@ def test_a_long_list_where_none_belongs_takes_little_memory(key: str, number: fl
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("own", [1.0, 1.3, None])
+def test_the_attention_factor_of_yarn(own: float | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Relative to the usual one under llama.cpp's key; as it is under the key that its conversion writes."""
+    usual = 1 + math.log(4) / 10
+    scaling = YarnScaling(factor=4.0, original_context=64, attention_factor=own or usual)
+    model = model_of(replace(CONFIGS["one for two"], rope_scaling=scaling))
+    for changed in (
+        {},
+        {"llama.rope.scaling.attn_factor": None, "llama.rope.scaling.yarn_attn_factor": own},
+        {"llama.rope.scaling.yarn_attn_factor": 7.0},
+    ):
+        file = file_of(tmp_path / "a.gguf", model, changed)
+        relative = read_file_header(file).value("llama.rope.scaling.attn_factor")
+        if "llama.rope.scaling.attn_factor" not in changed:
+            assert relative == pytest.approx((own or usual) / usual)
+        read = load(file, device="cpu").config.rope_scaling
+        assert read == replace(scaling, attention_factor=read.attention_factor)
+        assert read.attention_factor == pytest.approx(own or usual, rel=1e-7)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_llama_cpp_makes_of_yarn_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scaling = YarnScaling(factor=4.0, original_context=64, beta_fast=16.0, attention_factor=1.1)
+    file = tmp_path / "a.gguf"
+    save(model_of(replace(CONFIGS["one for two"], rope_scaling=scaling)), file, "gguf")
+    says = "llama.cpp takes 32 and 1 for YaRN's beta_fast and beta_slow, which are 16 and 1 here\n"
+    assert capsys.readouterr().err == f"note: {file}: {says}"
 
 
 def test_factors_of_scaling_are_written_as_floats() -> None:
