@@ -1,5 +1,6 @@
 """Builds llama.c with the system's compiler when it is first needed, and loads it from the user's cache folder."""
 
+import ast
 import ctypes
 import hashlib
 import os
@@ -10,9 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
+from operator import eq
 from pathlib import Path
 
 from llucid.errors import one_line
@@ -20,7 +22,9 @@ from llucid.files import cache_folder, digest_of, locked_folder
 from llucid.native.types import CCache, CLlama, CTokens, layout
 
 HERE = Path(__file__).parent
-LLAMA_C = HERE.parent / "llama.c"
+LLAMA_C, LLAMA_PY = HERE.parent / "llama.c", HERE.parent / "llama.py"
+WRITTEN_FOR = "a5dea2e5aa950ab3", "fb21316498f41dee"
+"""The llama.py that llama.c computes: digests of its text, and of what it says without comments and docstrings."""
 PARTS = ("numbers", "memory", "threads", "plain", "avx512", "kquants", "ahead")
 SOURCES = (LLAMA_C, *(HERE / f"{name}.h" for name in PARTS))
 FLAGS = (
@@ -58,6 +62,22 @@ def compiler() -> list[str]:
         if command and shutil.which(command[0]):
             return command
     raise Unavailable("no C compiler was found (cc, gcc or clang, or what CC names)")
+
+
+def digests(text: str) -> Iterator[str]:
+    """Of a module's text, and of its syntax without comments and docstrings."""
+
+    def inside(node: ast.AST) -> tuple[object, ...]:
+        names = (value for _, value in ast.iter_fields(node) if isinstance(value, str | int | float))
+        children = (child for child in ast.iter_child_nodes(node) if not is_text(child))
+        return type(node).__name__, *names, *map(inside, children)
+
+    def is_text(node: ast.AST) -> bool:
+        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+    yield hashlib.sha256(text.encode()).hexdigest()[:16]
+    with suppress(SyntaxError):  # which whoever imports it will see
+        yield hashlib.sha256(repr(inside(ast.parse(text))).encode()).hexdigest()[:16]
 
 
 def built(flags: Sequence[str] = FLAGS) -> Path:
@@ -142,7 +162,9 @@ def _lock(folder: Path) -> Generator[None]:
 
 @cache
 def load(flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
-    """llama.c, built and loaded. Raises Unavailable."""
+    """llama.c, built and loaded. Raises Unavailable, also if llama.py has been changed."""
+    if not any(map(eq, digests(LLAMA_PY.read_text(encoding="utf-8")), WRITTEN_FOR)):
+        raise Unavailable("llama.py has been changed, and llama.c computes what it said before")
     try:
         library = ctypes.CDLL(str(built(flags)))
     except OSError as error:

@@ -580,6 +580,43 @@ def test_an_unparsable_compiler_command_is_refused(monkeypatch: pytest.MonkeyPat
         build.compiler()
 
 
+def test_it_is_of_the_llama_py_that_is_here() -> None:
+    """After another equation, change llama.c, and then build.py's WRITTEN_FOR; after another comment, the latter."""
+    assert tuple(build.digests(build.LLAMA_PY.read_text(encoding="utf-8"))) == build.WRITTEN_FOR
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "serves"),
+    [
+        ('"""', '"""Changed. ', True),
+        ("\n\n\ndef swiglu(", "\n\n\n# Changed\ndef swiglu(", True),
+        ("F.silu(", "F.relu(", False),
+        ("x + drop(", "x - drop(", False),
+        ("x + drop(", "x + + * drop(", False),
+    ],
+)
+def test_it_does_not_serve_for_other_equations(
+    old: str,
+    new: str,
+    serves: bool,
+    tmp_path: Path,
+    forget_builds: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A reader changes llama.py, and must see what it says now."""
+    text = build.LLAMA_PY.read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "llama.py").write_text(text.replace(old, new, 1), encoding="utf-8")
+    monkeypatch.setattr(build, "LLAMA_PY", tmp_path / "llama.py")
+    build.load.cache_clear()
+    assert (decode_step(random_weights(CONFIG), CONFIG) is not None) == serves
+    says = (
+        "llucid: PyTorch computes instead of C, more slowly: llama.py has been changed, and llama.c computes what it "
+    )
+    assert capsys.readouterr().err == ("" if serves else f"{says}said before\n")
+
+
 def test_a_forked_child_can_decode(tmp_path: Path):
     """It has none of its parent's threads, not even the one whose step was running at the fork."""
     done = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
