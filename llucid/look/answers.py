@@ -269,7 +269,7 @@ class Answers:
 
     def tokens(self, reading: str) -> dict[str, Any]:
         held, found = self._reading(reading), self.trace(reading)
-        body = held._asdict() | {"id": reading}
+        body = held._asdict() | {"id": reading, "scores": found.output}
         del body["ids"]
         if held.text is None and found.model.tokenizer is not None:
             body["text"] = found.model.text().decode(held.ids)

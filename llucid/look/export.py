@@ -153,8 +153,12 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     yield "values", values(expressions=False)
     weights = {(each, seen.name): None for each, found in traces.items() for seen in found.seen if seen.is_weight}
     yield "pictures of weights", [address(f"{each}/weight", as_="f32", name=name) for each, name in weights]
-    scores = {"as_": "f32", "max_": configs[readings[-1]].vocab_size, "name": "logits"}
-    yield "exact next-token scores", [url for at in places for url in of("/value", **scores, slice_=f"0,{at}")]
+    scores = [
+        address(f"{each}/value", as_="f32", max_=configs[each].vocab_size, name=found.output, slice_=f"0,{at}")
+        for at in places
+        for each, found in traces.items()
+    ]
+    yield "exact next-token scores", scores
     yield "values of expressions", values(expressions=True)
 
 
@@ -188,7 +192,7 @@ def _smaller(answers: Answers, url: str, widest: int) -> Answer:
     path, query = urlsplit(url).path.rpartition("/")[2], dict(parse_qsl(urlsplit(url).query))
     fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16" if "head" in query else "u8"}}
     fewer |= {"weight": {"as": "u8", "max": "64"}}
-    if query.get("name") in ("logits", "theta"):
+    if path == "value" and query["name"] in (answers.trace(url.split("/")[2]).output, "theta"):
         fewer["value"]["as"] = "f32"
     if path not in fewer:
         return answers.get(url)

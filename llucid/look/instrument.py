@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from types import CodeType
+from inspect import isfunction
+from types import CodeType, ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -43,6 +44,7 @@ class Site(NamedTuple):
 class Instrumented(NamedTuple):
     """A module's source, its places, and the code with `see` and `enter` in it."""
 
+    module: ModuleType
     file: str
     text: str
     sites: tuple[Site, ...]
@@ -51,24 +53,27 @@ class Instrumented(NamedTuple):
     def run(self, see: Callable[[int, Any], Any], enter: Callable[[Callable[..., Any]], Any]) -> dict[str, Any]:
         """The module's namespace, in which every value passes through `see(site, value)`.
 
-        `enter` decorates each function. Products, and attention, are by their definition.
+        `enter` decorates each function. What fast.py has of products, and of attention, is by its definition.
         """
         namespace: dict[str, Any] = {"__name__": "llucid.look.instrumented", "__see__": see, "__enter__": enter}
-        namespace["__copy__"] = lambda value: value.clone() if isinstance(value, Tensor) else value
+        namespace["__module__"] = self.module
         exec(self.code, namespace)
-        namespace |= {"linear": linear, "linear_each": linear_each, "attention_fast": attention}
+        defined = {fast.linear: linear, fast.linear_each: linear_each, fast.attention_fast: attention}
+        namespace |= {
+            name: defined[value] for name, value in namespace.items() if isfunction(value) and value in defined
+        }
         return namespace
 
 
 @lru_cache
 def instrument(name: str) -> Instrumented:
-    """A module's source with a call of `see` around every expression of its functions; its classes stay as they are."""
+    """A module's source with a call of `see` around every expression of its functions; its classes are the module's."""
     module = import_module(name)
     text = inspect.getsource(module)
     watching = _Watching(text)
     tree = ast.fix_missing_locations(watching.visit(ast.parse(text)))
     file = module.__file__ or name
-    return Instrumented(file, text, tuple(watching.sites), compile(tree, file, "exec"))
+    return Instrumented(module, file, text, tuple(watching.sites), compile(tree, file, "exec"))
 
 
 class _Watching(ast.NodeTransformer):
@@ -79,7 +84,10 @@ class _Watching(ast.NodeTransformer):
         self.locals: set[str] = set()
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return node
+        if self.function:
+            return node
+        own = ast.Attribute(ast.Name("__module__", ast.Load()), node.name, ast.Load())
+        return ast.Assign([ast.Name(node.name, ast.Store())], own, lineno=0)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         if any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list):
@@ -100,15 +108,12 @@ class _Watching(ast.NodeTransformer):
 
     def visit_Assign(self, node: ast.Assign) -> Any:
         target, value = node.targets[0], node.value
-        if isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name):
-            node.value = self.expression(value)
-            return self.in_place(node, target.value)
         if isinstance(target, ast.Name):
             node.value = self.see(self.inside(value), "variable", target.id, target, value)
             return node
-        if not isinstance(target, ast.Tuple):
+        if not isinstance(target, ast.Tuple | ast.List):
             node.value = self.expression(value)
-            return node
+            return self.in_place(node, target)
         names = [name for name in target.elts if isinstance(name, ast.Name)]
         if isinstance(value, ast.Tuple) and len(value.elts) == len(names):
             places = [(name, element) for name, element in zip(names, value.elts, strict=True)]
@@ -119,15 +124,20 @@ class _Watching(ast.NodeTransformer):
         return [node, *(self.rebound(place[0], place[0].id, "variable", *place[1:]) for place in places)]
 
     def visit_AugAssign(self, node: ast.AugAssign) -> Any:
-        target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
         node.value = self.expression(node.value)
-        return self.in_place(node, target) if isinstance(target, ast.Name) else node
+        return self.in_place(node, node.target)
 
-    def in_place(self, node: ast.stmt, variable: ast.Name) -> list[ast.stmt]:
-        """A statement that changes a variable's tensor: a copy, since values that were seen must not change."""
-        copy = ast.Call(ast.Name("__copy__", ast.Load()), [ast.Name(variable.id, ast.Load())], [])
-        copied = ast.Assign([ast.Name(variable.id, ast.Store())], copy, lineno=0)
-        return [copied, node, self.rebound(variable, variable.id, "variable")]
+    def visit_Expr(self, node: ast.Expr) -> Any:
+        value, node.value = node.value, self.expression(node.value)
+        return self.in_place(node, value)
+
+    def in_place(self, node: ast.stmt, changed: ast.AST) -> list[ast.stmt]:
+        """A statement that may change the tensor of a variable, which is another value then."""
+        while isinstance(changed, ast.Subscript | ast.Attribute | ast.Call):
+            changed = changed.func if isinstance(changed, ast.Call) else changed.value
+        if isinstance(changed, ast.Name) and changed.id in self.locals:
+            return [node, self.rebound(changed, changed.id, "variable")]
+        return [node]
 
     def visit_Return(self, node: ast.Return) -> ast.AST:
         if isinstance(node.value, ast.Tuple) or node.value is None:
@@ -161,8 +171,6 @@ class _Watching(ast.NodeTransformer):
         if isinstance(copy, ast.Call):
             if isinstance(copy.func, ast.Attribute):
                 receiver = self.expression(copy.func.value)
-                if copy.func.attr.endswith("_"):  # works in place, and values that were seen must not change
-                    receiver = ast.Call(ast.Name("__copy__", ast.Load()), [receiver], [])
                 copy.func = ast.copy_location(ast.Attribute(receiver, copy.func.attr, ast.Load()), copy.func)
             copy.args = [self.expression(argument) for argument in copy.args]
             copy.keywords = [ast.keyword(word.arg, self.expression(word.value)) for word in copy.keywords]

@@ -33,7 +33,7 @@ POST /look/{id}/edit  {"changes": [change, …]}
 POST /look/export  {"id", "beside": id of the reading beside it, or null, "urls": [URL, …], "state": {…}}
                                         -> text/html: the page as one file, with the answers to these URLs
 GET /look/{id}                          the reading
-    {"id", "model": 0, "parent": id without changes, or null, "changes": […], "text": or null,
+    {"id", "model": 0, "parent": id without changes, or null, "changes": […], "text": or null, "scores": a value's name,
      "tokens": [{"id", "piece", "surprise", "rank", "entropy"}, …]}
     text is what was given, or else that of the ids. surprise is -ln p of the token given those before it, in nats, rank
     0 the likeliest; null for the first token.

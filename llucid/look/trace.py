@@ -100,10 +100,9 @@ class Trace:
         """The places in llama.py through which values pass."""
         self._change, self._changed = change, set[str]()
         self._block: tuple[int, dict[str, Tensor]] = (-1, {})
-        watch = self._watch(self._keeps)
+        self._copies = set[str]()
         tokens = torch.tensor([ids], device=model.weights.device)
-        watch.run("llama", tokens, watch.weights, model.config)
-        watch.release()
+        watch = self._watch(self._keeps, lambda watch: self._scored(watch, tokens))
         self._values, self._calls, self._found = watch.values, watch.calls if only is None else [], watch.found
         self.seen: list[Seen] = watch.seen
         """What passed each place, in order."""
@@ -114,15 +113,28 @@ class Trace:
         for name in change:
             if name not in self._changed:
                 raise LlucidError(f"change of {name}: give one value's name; a pattern changes nothing")
-        if not change and "logits" in self._values and not self._values["logits"].isfinite().all():
+        if not change and (scores := self._values.get(self.output)) is not None and not scores.isfinite().all():
             raise LlucidError(f"this model's scores are not numbers, from {self._first_nan()} on; its file is damaged")
 
     def __repr__(self) -> str:
         changed = f", changed: {', '.join(self.changed)}" if self.changed else ""
         return f"<Trace of {len(self.ids)} tokens, {len(self._found)} values{changed}>"
 
-    def _watch(self, keep: Callable[[str], bool]) -> Watch:
-        return Watch(instrument(MODULE), self.model.weights, self._apply, keep)
+    def _watch(self, keep: Callable[[str], bool], run: Callable[[Watch], object]) -> Watch:
+        """What `run` leaves in a Watch: once more, if something was changed in place later, with copies of that."""
+        while True:
+            watch = Watch(instrument(MODULE), self.model.weights, self._apply, keep, self._copies)
+            run(watch)
+            spoiled = watch.spoiled() - self._copies
+            watch.release()
+            if not spoiled:
+                return watch
+            self._copies |= spoiled
+
+    def _scored(self, watch: Watch, tokens: Tensor) -> None:
+        found = watch.run("llama", tokens, watch.weights, self.model.config)
+        self.output = watch.name_of(found[0] if isinstance(found, tuple) else found)
+        """The name of the scores that llama() returned."""
 
     def _apply(self, name: str, value: Tensor) -> Tensor:
         for function in self._change.get(name, ()):
@@ -179,14 +191,12 @@ class Trace:
         if name in self._values:
             return self._values[name]
         layer = layer_of(name)
-        if layer is not None and layer < len(self._calls):
+        calls = [call for call in self._calls if call.layer == layer]
+        if layer is not None and calls:
             at, values = self._block
             if at != layer:
-                watch = self._watch(lambda name: True)
                 self._block = -1, {}
-                watch.run_block(layer, self._calls[layer])
-                watch.release()
-                values = watch.values
+                values = self._watch(lambda name: True, lambda watch: [*map(watch.run_again, calls)]).values
                 self._block = layer, values
             if name in values:
                 return values[name]
@@ -208,7 +218,7 @@ class Trace:
     @property
     def logits(self) -> Float[Tensor, "seq vocab"]:
         """The scores of every next token at every position."""
-        return self["logits"][0]
+        return self[self.output][0]
 
     @cached_property
     def stream(self) -> Float[Tensor, "streams seq dim"]:
@@ -264,8 +274,9 @@ class Trace:
 
         The last norm's scale is held at what it was at this position (Elhage et al. 2021, "A Mathematical Framework
         for Transformer Circuits"). Names are `embedding`, `blocks.2.heads.3` and `blocks.2.feed_forward`; where the
-        output matrix has a bias, which is no head's, `blocks.2.attention_bias`; if something was changed there is
-        `change`, too: what came from no part. Raises LlucidError for a position or token that is not there.
+        output matrix has a bias, which is no head's, `blocks.2.attention_bias`; where a value was changed, or a
+        reader's llama.py adds up otherwise, `change`: what came from no part. Raises LlucidError for a position or
+        token that is not there.
         """
         config, weights = self.model.config, self.model.weights
         if not -len(self.ids) <= position < len(self.ids):
@@ -285,8 +296,9 @@ class Trace:
                 parts[f"blocks.{layer}.attention_bias"] = float(block.attention.output_bias.double() @ towards)
             written = self[f"blocks.{layer}.feed_forward"][0, position].double()
             parts[f"blocks.{layer}.feed_forward"] = float(written @ towards)
-        if self._change:
-            parts["change"] = float(last @ towards) - sum(parts.values())
+        rest = float(self.logits[position, token]) - sum(parts.values())
+        if self._change or abs(rest) > 1e-4 * sum(map(abs, parts.values())):  # more than rounding
+            parts["change"] = rest
         return parts
 
 

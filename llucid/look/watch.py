@@ -8,7 +8,7 @@ before, that of the function comes in front (`blocks.3.attention.attend.q`), or 
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -28,6 +28,11 @@ BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
 def layer_of(name: str) -> int | None:
     """The block that a value belongs to."""
     return int(found[1]) if (found := BLOCK.match(name)) else None
+
+
+def without_block(name: str) -> str:
+    """The name of a value within its block."""
+    return BLOCK.sub("", name)
 
 
 def combined(change: Change | Sequence[Change] | None) -> dict[str, list[Callable[[Tensor], Tensor]]]:
@@ -51,12 +56,35 @@ class Seen(NamedTuple):
 
 
 class Call(NamedTuple):
-    """How a block was called, for calling it again: its function, and its arguments with None for the weights."""
+    """How a block was called, for calling it again."""
 
+    layer: int
     function: str
-    arguments: tuple[Any, ...]
-    weights: int
-    """Which argument the weights are."""
+    arguments: dict[int | str, Any]
+    """By position or name."""
+    weights: int | str
+    """Which argument the weights are; it is None here."""
+    version: int
+    """Of all its tensors, as in `version_of`."""
+
+
+CALLS = "arguments"
+"""Stands for the arguments of blocks among the names of what is copied."""
+
+
+def version_of(value: object) -> int:
+    """How often a tensor, or those in a tuple, were changed in place."""
+    if isinstance(value, Tensor):
+        return 0 if value.is_inference() else value._version  # pyright: ignore[reportPrivateUsage]
+    return sum(map(version_of, value)) if isinstance(value, tuple) else 0  # pyright: ignore[reportUnknownArgumentType]
+
+
+def copied(value: Any) -> Any:
+    """A copy of a tensor, or of those in a tuple."""
+    if isinstance(value, tuple):
+        parts = [copied(part) for part in value]  # pyright: ignore[reportUnknownVariableType]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)  # pyright: ignore
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class _Frame(NamedTuple):
@@ -70,7 +98,8 @@ class _Frame(NamedTuple):
 class Watch:
     """Runs functions of an instrumented module on weights; values are in float32 at least.
 
-    `change(name, value)` returns the value to continue with. `keep(name)` says whether to hold a value in `values`.
+    `change(name, value)` returns the value to continue with. `keep(name)` says whether to hold a value in `values`, or
+    a copy if `copies` has its name without the block, since what comes later changes it in place; see `spoiled`.
     """
 
     def __init__(
@@ -79,9 +108,10 @@ class Watch:
         weights: Weights,
         change: Callable[[str, Tensor], Tensor] = lambda name, value: value,
         keep: Callable[[str], bool] = lambda name: False,
+        copies: Collection[str] = (),
     ) -> None:
         self.sites = instrumented.sites
-        self.change, self.keep = change, keep
+        self.change, self.keep, self.copies = change, keep, copies
         self.values: dict[str, Tensor] = {}
         """Those that are kept."""
         self.found: list[tuple[str, int, tuple[int, ...], torch.dtype]] = []
@@ -92,26 +122,39 @@ class Watch:
         self.weights = weights._replace(blocks=_Blocks(weights.blocks, self))  # pyright: ignore[reportArgumentType]
         self._paths: dict[int, tuple[str, object]] = {}
         self._register(self.weights, "")
-        self._names: dict[int, tuple[str, Tensor]] = {}
+        self._names: dict[int, tuple[str, Tensor, int]] = {}
+        self._versions: dict[str, int] = {}
         self._owners: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
         self._frames = [_Frame("", "", True)]
         self._namespace = instrumented.run(self.see, self.enter)
 
-    def run(self, function: str, *arguments: Any) -> Any:
+    def run(self, function: str, *arguments: Any, **named: Any) -> Any:
         """What the module's function returns."""
-        with torch.no_grad(), without_autocast():
-            return self._namespace[function](*arguments)
+        # In inference mode, PyTorch does not count changes in place.
+        with torch.inference_mode(False), torch.no_grad(), without_autocast():
+            return self._namespace[function](*arguments, **named)
 
-    def run_block(self, layer: int, call: Call) -> Any:
+    def run_again(self, call: Call) -> Any:
         """Runs a block again with the recorded arguments, which do not count as new values."""
-        for argument in call.arguments:
+        given = {key: copied(value) if CALLS in self.copies else value for key, value in call.arguments.items()}
+        for argument in given.values():
             for value in argument if isinstance(argument, tuple) else (argument,):
                 if isinstance(value, Tensor):
-                    self._names[id(value)] = "", value
-        arguments = list(call.arguments)
-        arguments[call.weights] = self.weights.blocks[layer]
-        return self.run(call.function, *arguments)
+                    self._names[id(value)] = "", value, version_of(value)
+        given[call.weights] = self.weights.blocks[call.layer]
+        named = {key: value for key, value in given.items() if isinstance(key, str)}
+        return self.run(call.function, *(value for key, value in given.items() if isinstance(key, int)), **named)
+
+    def name_of(self, value: Tensor) -> str:
+        """The newest name of a value that was seen."""
+        return self._names[id(value)][0]
+
+    def spoiled(self) -> set[str]:
+        """The names, without the block, of what is kept and was changed in place later; CALLS for arguments."""
+        values = {name for name, version in self._versions.items() if version_of(self.values[name]) != version}
+        calls = {CALLS for call in self.calls if version_of(tuple(call.arguments.values())) != call.version}
+        return {without_block(name) for name in values} | calls
 
     def release(self) -> None:
         """Frees all but the results now: the watch and its functions refer to one another."""
@@ -129,6 +172,8 @@ class Watch:
             return value
         assert isinstance(value, Tensor), f"{site=}"
         known = self._names.get(id(value))
+        if known and known[2] != version_of(value):  # it was changed in place
+            known = kind = None
         named = kind == "variable" or (kind == "result" and opened and scope)
         if known and not named:
             self.seen.append(Seen(site, layer_of(scope), known[0], False))
@@ -147,11 +192,12 @@ class Watch:
         if value.is_floating_point():
             value = widened(value)
         value = self.change(name, value)
-        self._names[id(value)] = name, value
+        self._names[id(value)] = name, value, version_of(value)
         self.found.append((name, site, tuple(value.shape), value.dtype))
         self.seen.append(Seen(site, layer_of(scope), name, False))
         if self.keep(name):
-            self.values[name] = value
+            held = self.values[name] = value.clone() if without_block(name) in self.copies else value
+            self._versions[name] = version_of(held)
         return value
 
     def enter(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,15 +206,18 @@ class Watch:
         @wraps(function)
         def inside(*arguments: Any, **named: Any) -> Any:
             scope = self._frames[-1].scope
-            given = [self._paths[id(argument)][0] if id(argument) in self._paths else None for argument in arguments]
-            path = next((path for path in given if path is not None), scope)
-            if not any(isinstance(value, Tensor) and id(value) not in self._paths for value in arguments):
+            values: dict[int | str, Any] = {**dict(enumerate(arguments)), **named}
+            given = {key: self._paths[id(value)][0] for key, value in values.items() if id(value) in self._paths}
+            path = next(iter(given.values()), scope)
+            if not any(isinstance(value, Tensor) and id(value) not in self._paths for value in values.values()):
                 path = scope  # an array of which only the dtype is asked
             self._frames.append(_Frame(path, function.__name__, path != scope))
-            if path != scope and BLOCK.fullmatch(path):
-                at = given.index(path)
-                call = tuple(None if index == at else argument for index, argument in enumerate(arguments))
-                self.calls.append(Call(function.__name__, call, at))
+            if path != scope and (block := BLOCK.fullmatch(path)):
+                at = next(iter(given))
+                held = {key: copied(value) if CALLS in self.copies else value for key, value in values.items()}
+                held[at] = None
+                version = version_of(tuple(held.values()))
+                self.calls.append(Call(int(block[1]), function.__name__, held, at, version))
             try:
                 return function(*arguments, **named)
             finally:

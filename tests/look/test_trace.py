@@ -10,9 +10,9 @@ import sys
 import weakref
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -280,36 +280,69 @@ def test_scores_stay_as_they_were_before_the_mask_is_added_in_place() -> None:
     assert found["blocks.0.attention.scores"].isinf().any()
 
 
-IN_PLACE = """
-def changes(x, cache):
-    before = x
-    x += 1
-    x[0] = 7
-    x[1:, 0] *= 2
-    cache[0] = x.clamp_(max=5)
-    return before, x, cache
-"""
+RESIDUAL = "x = x + drop(attention(normed, weights.attention, config, at), config.dropout, dropout)"
+SCORES = "scores = (q @ k[:, :, None].mT).add_(m[:, :, None])"
+GATE = "gate = F.silu(linear(x, weights.gate, weights.gate_bias))"
+PASS = """        x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)"""
+LOGITS = "logits = unembed(x, weights)"
+MORE = "        given = dict(config=config, at=Placement(rotation, mask, cache, layer))\n"
+EDITS = {
+    "augmented": (RESIDUAL, RESIDUAL.replace("x = x +", "x +=")),
+    "augmented twice": (RESIDUAL, f"{RESIDUAL}\n    before = x\n    x *= 0.5\n    x = x + 0.1 * before"),
+    "item": (RESIDUAL, f"{RESIDUAL}\n    x[:, 0] = 1.0\n    x[:, 1:, 2] *= 3"),
+    "method": (RESIDUAL, f"{RESIDUAL}\n    x.mul_(0.5)"),
+    "method of a part": (RESIDUAL, f"{RESIDUAL}\n    x[..., 0].zero_()"),
+    "view": (RESIDUAL, f"{RESIDUAL}\n    part = x[..., :3]\n    part.zero_()"),
+    "copy": (RESIDUAL, f"total = torch.zeros_like(x)\n    total.copy_({RESIDUAL[4:]})\n    x = total"),
+    "out": (RESIDUAL, f"added = {RESIDUAL[8:]}\n    torch.add(x, added, out=added)\n    x = added"),
+    "mask": (SCORES, "scores = q @ k[:, :, None].mT\n    scores.masked_fill_(~mask[:, :, None], -math.inf)"),
+    "function": (GATE, f"{GATE.replace('F.silu(', '(')}\n    torch.relu_(gate)"),
+    "option": (GATE, f"{GATE.replace('F.silu(', '(')}\n    F.silu(gate, inplace=True)"),
+    "in the block": ("    return x + drop(swiglu", "    x *= 2\n    return x + drop(swiglu"),
+    "what is given": ("    normed = rms_norm(x, weights.attent", "    x += 1\n    normed = rms_norm(x, weights.attent"),
+    "names": (PASS, PASS.replace("config, ", "config=config, at=").replace(", dropout)", ", dropout=dropout)")),
+    "only names": (PASS, f"{MORE}        x = block(weights=block_weights, x=x, **given)"),
+    "twice": (PASS, f"        for _ in range(2):\n    {PASS}"),
+    "own linear": ("def wide(", "def linear(x, w, bias=None):\n    return 0.9 * (x @ w.T)\n\n\ndef wide("),
+    "class": (RESIDUAL, f"match at:\n        case Placement(layer=0):\n            {RESIDUAL}\n"
+              f"        case _:\n            x = x - {RESIDUAL[8:]}"),
+    "list": ("    q, k, v = linear_each(", "    [q, k, v] = linear_each("),
+    "cap": (LOGITS, f"{LOGITS}\n    logits = 3 * torch.tanh(logits / 3)"),
+    "scale": (RESIDUAL, RESIDUAL.replace("x = x +", "x = 0.5 * x +")),
+}  # fmt: skip
+"""What a reader might write in llama.py instead."""
 
 
-def test_values_that_were_seen_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a reader writes into llama.py: statements that work in place work on a copy."""
-    (tmp_path / "in_place.py").write_text(IN_PLACE)
+@pytest.mark.parametrize("name", EDITS)
+def test_a_llama_that_was_changed_in_its_source(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes what the module computes, and every value is what it was when it was seen."""
+    text, (old, new) = inspect.getsource(equations), EDITS[name]
+    assert old in text
+    (tmp_path / "edited_llama.py").write_text(text.replace(old, new))
     monkeypatch.syspath_prepend(tmp_path)
-    code = instrument("in_place")
-    seen: list[tuple[str, Tensor, Tensor]] = []
+    monkeypatch.delitem(sys.modules, "edited_llama", raising=False)
+    edited = importlib.import_module("edited_llama")
+    monkeypatch.setattr(edited, "attention_fast", lambda q, k, v, mask, written_out: written_out(q, k, v, mask))
+    monkeypatch.setattr(importlib.import_module("llucid.look.trace"), "MODULE", "edited_llama")
+    instrument.cache_clear()
+    model, ids = random_model(GROUPED), some_ids(GROUPED)
+    names = {seen.name for seen in trace(model, ids).seen if not seen.is_weight}
+    then: dict[str, Tensor] = {}
 
-    def see(site: int, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            seen.append((code.sites[site].text, value, value.clone()))
+    def noted(value: Tensor, name: str) -> Tensor:
+        then[name] = value.clone()
         return value
 
-    x = torch.arange(6.0).view(3, 2)
-    before, after, [kept] = code.run(see, lambda function: function)["changes"](x, [None])
-    assert all(torch.equal(value, then) for _, value, then in seen)
-    assert torch.equal(before, torch.arange(6.0).view(3, 2))
-    assert after.tolist() == [[7, 7], [6, 4], [10, 6]]
-    assert kept.tolist() == [[5, 5], [5, 4], [5, 5]]
-    assert [value.tolist()[0] for text, value, _ in seen if text == "x"][-1] == [7, 7]
+    found = trace(model, ids, change={each: partial(noted, name=each) for each in names})
+    before = dict(then)
+    logits = edited.llama(torch.tensor([ids]), model.weights, model.config)[0]
+    torch.testing.assert_close(found.logits, logits, rtol=1e-5, atol=1e-5)
+    for each in sorted(names, reverse=True):
+        assert torch.equal(found[each], before[each]), each
+    plain = trace(model, ids)
+    assert torch.equal(plain.logits, found.logits)
+    parts = plain.attribution(4, 7)
+    assert sum(parts.values()) == pytest.approx(float(logits[4, 7]), rel=1e-3, abs=1e-3)
 
 
 def test_only_named_values_are_kept() -> None:

@@ -111,14 +111,14 @@ const SLIDERS = [
 
 /**
  * The distribution after a place: ids from the likeliest, their pieces, and probabilities with and without the filters.
- * @param {string | undefined} id
+ * @param {import("look/types.js").Reading | null} reading
  * @param {number} place
  * @param {import("look/types.js").Sampling} sampling
  * @param {number} vocabulary
  */
-function useDistribution(id, place, sampling, vocabulary) {
-  const next = useAnswer(id === undefined ? null : address(`${id}/next`, { position: place }));
-  const row = useAnswer(id === undefined ? null : address(`${id}/value`, { as: "f32", max: vocabulary, name: "logits", slice: `0,${place}` }));
+function useDistribution(reading, place, sampling, vocabulary) {
+  const next = useAnswer(reading && address(`${reading.id}/next`, { position: place }));
+  const row = useAnswer(reading && address(`${reading.id}/value`, { as: "f32", max: vocabulary, name: reading.scores, slice: `0,${place}` }));
   const shown = useMemo(() => {
     if (!next.value) return null;
     /** @type {import("look/types.js").Next} */
@@ -142,8 +142,8 @@ function useDistribution(id, place, sampling, vocabulary) {
 function Distribution({ state, act }) {
   const { run, beside, mine, view, token, sampling, target } = state;
   const { vocab_size } = state.info.models[run.model].config;
-  const { shown, error } = useDistribution(run.id, token, sampling, vocab_size);
-  const other = useDistribution(beside?.id, token, sampling, vocab_size).shown;
+  const { shown, error } = useDistribution(run, token, sampling, vocab_size);
+  const other = useDistribution(beside, token, sampling, vocab_size).shown;
   const before = run.tokens.slice(0, token + 1), follows = run.tokens[token + 1];
   // Not while the page still reads, or shows what follows another place.
   const goOn = (/** @type {number} */ id) => state.busy || shown?.stale || act.goOn([...before.map((one) => one.id), id]);

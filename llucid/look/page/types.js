@@ -4,7 +4,7 @@
 /** @typedef {{kind: "ablate" | "scale" | "patch" | "zero_frequency" | "code", layer?: number, head?: number, part?: "attention" | "feed_forward", name?: string, factor?: number, pair?: number}} Change */
 /** @typedef {{id: number, piece: string, surprise: number | null, rank: number | null, entropy: number}} Token */
 /** @typedef {{dim: number, layers: number, heads: number, kv_heads: number, head_dim: number, ffn_dim: number, vocab_size: number, context: number, rope_theta: number}} Config */
-/** @typedef {{id: string, model: number, parent: string | null, changes: Change[], text: string | null, tokens: Token[]}} Reading */
+/** @typedef {{id: string, model: number, parent: string | null, changes: Change[], text: string | null, scores: string, tokens: Token[]}} Reading */
 /** @typedef {{name: string, parameters: number, config: Config, has_tokenizer: boolean, snapshot: number | null}} Model */
 /** @typedef {{models: Model[], first: string, tour: boolean, export: boolean, readings?: string[]}} Info */
 
