@@ -192,7 +192,7 @@ def _smaller(answers: Answers, url: str, widest: int) -> Answer:
     path, query = urlsplit(url).path.rpartition("/")[2], dict(parse_qsl(urlsplit(url).query))
     fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16" if "head" in query else "u8"}}
     fewer |= {"weight": {"as": "u8", "max": "64"}}
-    if path == "value" and query["name"] in (answers.trace(url.split("/")[2]).output, "theta"):
+    if path == "value" and query.get("name") in ("theta", answers.trace(url.split("/")[2]).output):
         fewer["value"]["as"] = "f32"
     if path not in fewer:
         return answers.get(url)

@@ -54,13 +54,19 @@ def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
 
 
 @lru_cache(maxsize=4)
-def note_difference(tokenizer: Tokenizer) -> None:
-    """Notes, once, that the `tokenizer.json` of a tokenizer whose pieces merge by score gives other ids."""
+def json_difference(tokenizer: Tokenizer) -> str | None:
+    """The first difference between a tokenizer whose pieces merge by score and its `tokenizer.json`, in words."""
     from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
     by_score = getattr(tokenizer, "order", None)
-    if by_score and (difference := text_difference(tokenizer, JsonTokenizer(json.loads(tokenizer.json())))):
-        note(f"a tokenizer.json cannot express this tokenizer exactly: {difference}")
+    return text_difference(tokenizer, JsonTokenizer(json.loads(tokenizer.json()))) if by_score else None
+
+
+@lru_cache(maxsize=4)
+def note_difference(tokenizer: Tokenizer) -> None:
+    """Notes, once, that the `tokenizer.json` of a tokenizer whose pieces merge by score gives other ids."""
+    if difference := json_difference(tokenizer):
+        note(f"a tokenizer.json cannot express this tokenizer exactly, so tokenizer.model is written: {difference}")
 
 
 def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:

@@ -178,12 +178,13 @@ def write_folder(
     write_beside(folder, config, stop_ids)
 
 
-def write_beside(folder: Path, config: dict[str, Any], stop_ids: frozenset[int]) -> None:
-    """Writes what `write_folder` writes, without `tokenizer.json`."""
+def write_beside(
+    folder: Path, config: dict[str, Any], stop_ids: frozenset[int], kind: str = "PreTrainedTokenizerFast"
+) -> None:
+    """Writes what `write_folder` writes, without `tokenizer.json`; `kind` is transformers' class."""
     # transformers' Llama classes would not obey our tokenizer.json. They pad on the left, unlike the class that does.
     own = {"padding_side": "left"} if "Llama" in str(config.get("tokenizer_class")) else {}
-    fast = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config = {"clean_up_tokenization_spaces": False} | own | config | fast
+    config = {"clean_up_tokenization_spaces": False} | own | config | {"tokenizer_class": kind}
     write_text_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     generation = folder / "generation_config.json"
     if len(stop_ids) > (name_of("eos_token", config) is not None) or generation.is_file():

@@ -14,6 +14,7 @@ from llucid.errors import LlucidError
 from llucid.files import write_atomically
 from llucid.properties import cached_property
 from llucid.tokenizers.added_tokens import AddedTokens
+from llucid.tokenizers.comparison import json_difference
 from llucid.tokenizers.folder import (
     FLAGS,
     added_in,
@@ -23,6 +24,7 @@ from llucid.tokenizers.folder import (
     role_names,
     role_tokens,
     unused_padding,
+    write_beside,
     write_folder,
 )
 from llucid.tokenizers.merges import merges_of
@@ -328,9 +330,14 @@ class SentencePiece:
         return {"added_tokens_decoder": found} if found else {}
 
     def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json`, or `tokenizer.model` if the former gives other ids; `tokenizer_config.json`."""
         roles = {role: name for role, name in self.roles().items() if self.config.get(role) in (None, "")}
         config = {key: value for key, value in self.config.items() if key != "added_tokens_decoder"}
-        write_folder(folder, self.json(), config | roles | self.listed(), self.stop_ids)
+        config |= roles | self.listed()
+        if json_difference(self) is None:
+            return write_folder(folder, self.json(), config, self.stop_ids)
+        self.write(folder / "tokenizer.model")
+        return write_beside(folder, config | {"add_bos_token": self.bos is not None}, self.stop_ids, "LlamaTokenizer")
 
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
