@@ -273,6 +273,10 @@ def test_symbols_of_a_model(symbols: str, prefix: bool, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tied() -> bytes:
+    return tied_model()
+
+
+def tied_model() -> bytes:
     """A model with pieces of the same score, as Chinese Llamas appended them to Llama 2's."""
     letters = "我们是的"
     pieces = [one + two for one in letters for two in letters] + ["我们是", "们是的", "的我", "是我们的"]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,17 @@ from safetensors.torch import load_file
 import llucid
 from llucid.errors import LlucidError
 from llucid.files import MOVING, locked_folder, temporary_name
+from llucid.tokenizers import load_tokenizer
+from llucid.tokenizers.sentencepiece_model import SentencePiece
 from llucid.training import ModelNumbers, Settings, busy, logbook, loop, run, train
 from llucid.training.backend_torch import TorchBackend
 from llucid.training.report import Report
 from llucid.training.run import Metrics, Progress
 from llucid.training.settings import read_toml
 from llucid.training.snapshots import Snapshots
+from tests.checkpoints.models import model_of
+from tests.checkpoints.test_hostile import TINY
+from tests.tokenizers.test_sentencepiece_model import tied_model, tied_texts
 from tests.training.test_run import TEXT, after, ended, fresh, losses, progress
 
 SMALL: dict[str, Any] = {"preset": "nano", "model": ModelNumbers(dim=16, context=16), "batch": 4, "dtype": "float32"}
@@ -497,6 +503,23 @@ def test_a_base_without_a_tokenizer_takes_one(
 
 
 # ------------------------------------------------------------------------------------------------ folders and names
+
+
+def test_a_base_that_no_tokenizer_json_expresses_resumes_with_its_ids(tmp_path: Path) -> None:
+    """With pieces of equal scores, as extended Llamas have them, of which SentencePiece takes the leftmost."""
+    tokenizer = SentencePiece(tied_model())
+    config = replace(TINY, vocab_size=tokenizer.vocab_size, context=64)
+    llucid.save(model_of(config)._replace(tokenizer=tokenizer), tmp_path / "base")
+    corpus = tmp_path / "text.txt"
+    corpus.write_text("\n".join(tied_texts() * 20), encoding="utf-8")
+    given = dict(base=str(tmp_path / "base"), steps=4, evaluations=2, preset=None, model=ModelNumbers())
+    small(corpus, tmp_path / "straight", **given)
+    small(corpus, tmp_path / "run", stop_after=2, **given)
+    resumed(tmp_path / "run")
+    values = [[row.get("loss") for row in losses(tmp_path / name)] for name in ("run", "straight")]
+    assert values[0] == values[1]
+    again = load_tokenizer(tmp_path / "run")
+    assert all(again.encode(text) == tokenizer.encode(text) for text in tied_texts())
 
 
 def test_runs_with_the_same_name_are_numbered(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
