@@ -20,7 +20,8 @@ class Predict(ModelOptions):
     json: bool = False
     """Print JSON instead of a table."""
     toy: str | None = option("TEXT")
-    """Instead of a model: build a vocabulary from the words of TEXT and a few more, an untrained model, and show each step."""
+    """Instead of a model: build a vocabulary of the words of TEXT and a few more, an untrained model, and show the
+    steps."""
 
     def run(self) -> None:
         from rich.console import Console
