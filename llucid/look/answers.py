@@ -27,7 +27,7 @@ from llucid.weights import named_leaves, parameter_count, tensors
 
 HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
-HELD_BYTES = 2**30
+HELD_BYTES = 1_000_000_000
 """Memory of the traces; the newest two are held whatever they take, since they may be compared."""
 MOST_CHANGES = 1000
 """Of one edit: other requests wait while it is made."""
