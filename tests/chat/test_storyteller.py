@@ -104,11 +104,11 @@ def test_its_settings_are_kept() -> None:
     assert "--chat" in do("train", "--help").stdout
 
 
-def test_the_hint_of_the_chat_works_for_every_seed() -> None:
+def test_the_hint_of_the_chat_works_for_a_dozen_seeds() -> None:
     """With the default sampling: a fable with that animal and that season, everybody in it, and the fable again."""
     wish, cast, again = (line.strip() for line in HINT.splitlines()[1:])
     session = Session(llucid.load(STORYTELLER, device="cpu"), max_tokens=200)
-    for seed in range(20):
+    for seed in range(12):
         session.reset()
         session.reseed(seed)
         tale = "".join(session.reply(wish))

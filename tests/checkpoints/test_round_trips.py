@@ -240,7 +240,7 @@ def test_a_conversion_that_loses_the_chat_format_says_so(tmp_path: Path, capsys:
     assert capsys.readouterr().err == message
 
 
-@pytest.mark.parametrize("name", ["llama2", "llama3"])
+@pytest.mark.parametrize("name", ["llama2", pytest.param("llama3", marks=pytest.mark.slow)])
 def test_metas_chat_models_get_a_template(
     name: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

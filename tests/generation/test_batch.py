@@ -347,7 +347,7 @@ PIECES = [ids(count, seed) for seed, count in enumerate((3, PAGE - 1, PAGE, 2 * 
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(
-    max_examples=6,
+    max_examples=5,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -688,7 +688,11 @@ def test_the_other_run_is_shown_in_all_panes(page: Any, model: llucid.Model) -> 
     assert page.locator(".views").count() == 0
 
 
-@pytest.mark.parametrize("smaller", [{"layers": 2, "heads": 3, "kv_heads": 1}, {"kv_heads": 2}], ids=str)
+@pytest.mark.parametrize(
+    "smaller",
+    [{"layers": 2, "heads": 3, "kv_heads": 1}, pytest.param({"kv_heads": 2}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_models_of_different_sizes_are_compared(
     browser: Any, model: llucid.Model, tmp_path: Path, smaller: dict[str, int]
 ) -> None:

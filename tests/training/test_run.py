@@ -131,7 +131,7 @@ def test_resumed_equals_straight_bit_for_bit(
     assert_same_run(out, straight)
 
 
-@pytest.mark.parametrize("reached", [0, 17])
+@pytest.mark.parametrize("reached", [pytest.param(0, marks=pytest.mark.slow), 17])
 def test_killed_between_measurements_and_resumed_equals_straight(
     corpus: Path, straight: Path, tmp_path: Path, reached: int
 ) -> None:
