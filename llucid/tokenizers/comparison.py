@@ -66,7 +66,8 @@ def json_difference(tokenizer: Tokenizer) -> str | None:
 def note_difference(tokenizer: Tokenizer) -> None:
     """Notes, once, that the `tokenizer.json` of a tokenizer whose pieces merge by score gives other ids."""
     if difference := json_difference(tokenizer):
-        note(f"a tokenizer.json cannot express this tokenizer exactly, so tokenizer.model is written: {difference}")
+        reason = "cannot express this tokenizer exactly, so tokenizer.model is written (transformers 5 makes one of it)"
+        note(f"a tokenizer.json {reason}: {difference}")
 
 
 def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:

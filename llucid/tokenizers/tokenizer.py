@@ -54,5 +54,6 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens."""
+        """Writes `tokenizer.json`, or `tokenizer.model` where that gives other ids, and `tokenizer_config.json`, which
+        transformers' AutoTokenizer opens."""
         ...
