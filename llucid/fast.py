@@ -4,9 +4,15 @@ PyTorch gives float32 products on a CPU to MKL, which uses only half the vector 
 PyTorch has too and uses for bfloat16, takes half the time there; on Intel's, MKL is faster (benchmarks/products.py).
 """
 
+import ast
+import hashlib
+import inspect
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import torch
@@ -147,6 +153,8 @@ class Linear(Function):
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 PIECE = 128
 """Queries at a time."""
+DEFINITION = "bd159a0d08d37a99"
+"""Digest of the definition that is computed here in other ways."""
 
 
 def attention_fast(
@@ -157,12 +165,44 @@ def attention_fast(
     written_out: Attention,
 ) -> Float[Tensor, "batch heads seq head_dim"]:
     """The same as `written_out`, the definition, computed faster: fused, or in pieces where the CPU's fused kernel is
-    slow."""
+    slow. Another definition is computed as it is written."""
+    if not is_known(written_out):
+        return written_out(q, k, v, mask)
     if q.device.type != "cpu" or q.shape[2] == 1 or q.numel() == 0 or torch.compiler.is_compiling():
         return attention_fused(q, k, v, mask)
     if mask is None and q.dtype != torch.bfloat16:
         return attention_fused(q, k, v, mask)
     return attention_in_pieces(q, k, v, mask, written_out)
+
+
+@torch.compiler.assume_constant_result
+def is_known(written_out: Attention) -> bool:
+    """Whether it is the definition for which `attention_fast` is written, by its source: a reader may change it."""
+    return DEFINITION in digests_of(written_out)
+
+
+@cache
+def digests_of(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Those of its source, without indentation; none if there is no source."""
+    with suppress(OSError):
+        return tuple(digests(dedent(inspect.getsource(function))))
+    return ()
+
+
+def digests(text: str) -> Iterator[str]:
+    """Of a source's text, and of its syntax without comments and docstrings."""
+
+    def inside(node: ast.AST) -> tuple[object, ...]:
+        names = (value for _, value in ast.iter_fields(node) if isinstance(value, str | int | float))
+        children = (child for child in ast.iter_child_nodes(node) if not is_text(child))
+        return type(node).__name__, *names, *map(inside, children)
+
+    def is_text(node: ast.AST) -> bool:
+        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+    yield hashlib.sha256(text.encode()).hexdigest()[:16]
+    with suppress(SyntaxError):  # which whoever imports it will see
+        yield hashlib.sha256(repr(inside(ast.parse(text))).encode()).hexdigest()[:16]
 
 
 def attention_fused(

@@ -1,6 +1,8 @@
 """The equations against independent oracles, and against themselves."""
 
 import math
+from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from llucid import llama as equations
 from llucid.cache import empty_cache
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import NOWHERE, Config
-from llucid.fast import Attention, attention_fused, attention_in_pieces
+from llucid.fast import Attention, attention_fast, attention_fused, attention_in_pieces, is_known
 from llucid.llama import llama
 from llucid.llama_module import Llama, SwiGLU
 from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map
@@ -356,6 +358,36 @@ def test_attention_in_pieces_equals_the_definition(seq: int, order: str) -> None
     s = q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max() / math.sqrt(config.head_dim)
     allowed = 2**-8 * (4 * s + 2) * definition(q.double(), k.double(), v.double().abs(), mask)
     assert ((rounded - exact).abs() < allowed).all()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "known"),
+    [
+        ('"""softmax', '"""Changed. softmax', True),
+        ("    scores =", "    # changed\n    scores =", True),
+        (".tril()", ".triu()", False),
+        ("math.sqrt(q.shape[-1])", "8", False),
+        ("(p @", "(2 * p @", False),
+    ],
+)
+def test_another_definition_of_attention_is_computed_as_it_is_written(
+    old: str, new: str, known: bool, tmp_path: Path
+) -> None:
+    """A reader changes llama.py, and trains and generates by what it says now."""
+    text = Path(equations.__file__).read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    (tmp_path / "changed.py").write_text(text.replace(old, new), encoding="utf-8")
+    changed = run_path(str(tmp_path / "changed.py"))["attention_written_out"]
+    assert is_known(changed) == known
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 9, 4, generator=generator) for heads in (4, 2, 2))
+    positions = torch.arange(9).expand(1, 9)
+    masks = None, equations.visible(positions, positions), equations.visible(positions[:, 8:], positions)
+    for mask, queries in zip(masks, (q, q, q[:, :, 8:]), strict=True):
+        written = changed(queries, k, v, mask)
+        torch.testing.assert_close(attention_fast(queries, k, v, mask, changed), written)
+        as_before = equations.attention_written_out(queries, k, v, mask)
+        assert known == torch.allclose(written, as_before) or (old == ".tril()" and mask is not None)
 
 
 def test_rotation_by_complex_numbers_equals_real_ones(config: Config) -> None:

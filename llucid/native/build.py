@@ -1,6 +1,5 @@
 """Builds llama.c with the system's compiler when it is first needed, and loads it from the user's cache folder."""
 
-import ast
 import ctypes
 import hashlib
 import os
@@ -11,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from operator import eq
 from pathlib import Path
 
 from llucid.errors import one_line
+from llucid.fast import digests
 from llucid.files import cache_folder, digest_of, locked_folder
 from llucid.native.types import CCache, CLlama, CTokens, layout
 
@@ -62,22 +62,6 @@ def compiler() -> list[str]:
         if command and shutil.which(command[0]):
             return command
     raise Unavailable("no C compiler was found (cc, gcc or clang, or what CC names)")
-
-
-def digests(text: str) -> Iterator[str]:
-    """Of a module's text, and of its syntax without comments and docstrings."""
-
-    def inside(node: ast.AST) -> tuple[object, ...]:
-        names = (value for _, value in ast.iter_fields(node) if isinstance(value, str | int | float))
-        children = (child for child in ast.iter_child_nodes(node) if not is_text(child))
-        return type(node).__name__, *names, *map(inside, children)
-
-    def is_text(node: ast.AST) -> bool:
-        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-    yield hashlib.sha256(text.encode()).hexdigest()[:16]
-    with suppress(SyntaxError):  # which whoever imports it will see
-        yield hashlib.sha256(repr(inside(ast.parse(text))).encode()).hexdigest()[:16]
 
 
 def built(flags: Sequence[str] = FLAGS) -> Path:
