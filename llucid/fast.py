@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
+from operator import eq
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -153,8 +154,8 @@ class Linear(Function):
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 PIECE = 128
 """Queries at a time."""
-DEFINITION = "bd159a0d08d37a99"
-"""Digest of the definition that is computed here in other ways."""
+DEFINITION = "e3c6d61198df516b", "ac9e6f91be6262f1"
+"""Digests of the definition that is computed here in other ways, as in `digests`."""
 
 
 def attention_fast(
@@ -178,7 +179,7 @@ def attention_fast(
 @torch.compiler.assume_constant_result
 def is_known(written_out: Attention) -> bool:
     """Whether it is the definition for which `attention_fast` is written, by its source: a reader may change it."""
-    return DEFINITION in digests_of(written_out)
+    return any(map(eq, digests_of(written_out), DEFINITION))
 
 
 @cache
@@ -190,19 +191,23 @@ def digests_of(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def digests(text: str) -> Iterator[str]:
-    """Of a source's text, and of its syntax without comments and docstrings."""
-
-    def inside(node: ast.AST) -> tuple[object, ...]:
-        names = (value for _, value in ast.iter_fields(node) if isinstance(value, str | int | float))
-        children = (child for child in ast.iter_child_nodes(node) if not is_text(child))
-        return type(node).__name__, *names, *map(inside, children)
-
-    def is_text(node: ast.AST) -> bool:
-        return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
+    """Of a source's text, and of what it says without comments and docstrings."""
     yield hashlib.sha256(text.encode()).hexdigest()[:16]
     with suppress(SyntaxError):  # which whoever imports it will see
-        yield hashlib.sha256(repr(inside(ast.parse(text))).encode()).hexdigest()[:16]
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [each for each in node.body if not is_text(each)]
+        yield hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def is_text(statement: ast.stmt) -> bool:
+    """Whether it is a docstring, also one below a variable."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def attention_fused(

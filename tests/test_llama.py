@@ -1,6 +1,7 @@
 """The equations against independent oracles, and against themselves."""
 
 import math
+from inspect import getsource
 from pathlib import Path
 from runpy import run_path
 
@@ -18,7 +19,7 @@ from llucid import llama as equations
 from llucid.cache import empty_cache
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import NOWHERE, Config
-from llucid.fast import Attention, attention_fast, attention_fused, attention_in_pieces, is_known
+from llucid.fast import DEFINITION, Attention, attention_fast, attention_fused, attention_in_pieces, digests, is_known
 from llucid.llama import llama
 from llucid.llama_module import Llama, SwiGLU
 from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map
@@ -379,6 +380,7 @@ def test_another_definition_of_attention_is_computed_as_it_is_written(
     (tmp_path / "changed.py").write_text(text.replace(old, new), encoding="utf-8")
     changed = run_path(str(tmp_path / "changed.py"))["attention_written_out"]
     assert is_known(changed) == known
+    assert tuple(digests(getsource(equations.attention_written_out))) == DEFINITION
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, 9, 4, generator=generator) for heads in (4, 2, 2))
     positions = torch.arange(9).expand(1, 9)

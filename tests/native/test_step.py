@@ -591,6 +591,7 @@ def test_it_is_of_the_llama_py_that_is_here() -> None:
         ('"""', '"""Changed. ', True),
         ("\n\n\ndef swiglu(", "\n\n\n# Changed\ndef swiglu(", True),
         ("F.silu(", "F.relu(", False),
+        (": cache.length]", "cache.length :]", False),
         ("x + drop(", "x - drop(", False),
         ("x + drop(", "x + + * drop(", False),
     ],
