@@ -40,6 +40,7 @@ CHANGES: dict[str, dict[str, type]] = {
     "zero_frequency": {"pair": int},
 }
 """The kinds of changes, with their fields; head, part and position may be left out."""
+HALF = torch.finfo(torch.float16)
 DTYPES = {"u8": torch.uint8, "f16": torch.float16, "f32": torch.float32}
 
 
@@ -460,11 +461,12 @@ def _rounded(value: Any) -> Any:
 def numbers(
     x: Tensor, pool: Sequence[int], axes: Sequence[str | None], as_: str, of: tuple[float, float] | None = None
 ) -> Answer:
-    """Numbers as bytes; `of` is the range that 0 to 255 stand for, if not that of the finite numbers."""
+    """Numbers as bytes; `of` is the range that 0 to 255 stand for, if not that of the finite numbers. Where float16
+    does not hold the numbers, they are sent in float32."""
     if as_ not in DTYPES:
         raise LlucidError(f"as={shown(as_)}: expected one of {', '.join(DTYPES)}")
     headers = {"x-shape": json.dumps(list(x.shape)), "x-axes": json.dumps(list(axes)), "x-pool": json.dumps(list(pool))}
-    headers["x-dtype"] = as_
+    headers["x-dtype"] = as_ = "f32" if as_ == "f16" and not fits_half(x) else as_
     x = x.float()
     if as_ == "u8":
         finite = x[x.isfinite()]
@@ -473,6 +475,14 @@ def numbers(
         headers |= {"x-offset": str(low), "x-scale": str(step)}
         x = ((x.nan_to_num(low) - low) / step).round().clamp(0, 255)
     return Answer("application/octet-stream", headers, x.to(DTYPES[as_]).contiguous().cpu().numpy().tobytes())
+
+
+def fits_half(x: Tensor) -> bool:
+    """Whether float16 holds whole numbers exactly, others to 11 bits from the largest down to a hundredth of it."""
+    if not x.is_floating_point():
+        return torch.equal(x.half().double(), x.double())
+    largest = x[x.isfinite()].abs().amax().item() if x.isfinite().any() else 0
+    return largest == 0 or HALF.smallest_normal * 100 <= largest <= HALF.max
 
 
 def blocks(shape: Sequence[int], limit: int) -> list[int]:

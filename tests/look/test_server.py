@@ -6,6 +6,7 @@ import math
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from threading import Thread
 from typing import Any
 
@@ -159,6 +160,26 @@ def test_values(
     torch.testing.assert_close(value.float(), found[name][index].float(), rtol=0, atol=0)
     half = client.get(f"{first}/value", name=name, as_="f16", slice_=slice_)
     torch.testing.assert_close(half.float(), found[name][index].half().float(), rtol=0, atol=0)
+
+
+def test_what_float16_does_not_hold_is_sent_in_float32() -> None:
+    """Ids of a large vocabulary, squares of the huge vectors that Llamas begin with, and very small numbers."""
+    model = random_model(replace(GROUPED, vocab_size=70_001))
+    model.weights.embedding[70_000] *= 1e4
+    model.weights.embedding[1] *= 1e-7
+    square = "blocks.0.attention_norm.x_wide.square()"
+    for ids, in_half in (([70_000, 2049, 65_520], {}), ([1, 1], {"tokens"}), ([3, 2048], {"tokens", "x", square})):
+        answers = Answers([Subject("a", lambda: model)], ids)
+        for name in ("tokens", "x", square):
+            answer = answers.value(answers.first, name, "f16")
+            kind = answer.headers["x-dtype"]
+            assert kind == ("f16" if name in in_half else "f32") or (name, ids[0]) == ("x", 70_000)
+            found = torch.tensor(np.frombuffer(answer.body, {"f16": "<f2", "f32": "<f4"}[kind]).astype(np.float32))
+            exact = answers.trace(answers.first)[name].flatten().float()
+            largest = float(exact.abs().max())
+            torch.testing.assert_close(
+                found, exact, rtol=0 if name == "tokens" else 2**-11, atol=largest * 2**-11 / 100
+            )
 
 
 def test_values_in_bytes_and_complex_ones(client: Client, first: str, found: Trace) -> None:
