@@ -6,7 +6,6 @@ characters, as Characters.
 """
 
 import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,30 +17,19 @@ from llucid.files import parse_json
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
 from llucid.tokenizers.characters import Characters
 from llucid.tokenizers.folder import template_config
-from llucid.tokenizers.protobuf import field, messages, varint
 from llucid.tokenizers.sentencepiece_model import (
-    BPE,
-    DUMMY_PREFIX,
-    ESCAPE_SPACES,
-    MODEL_TYPE,
-    NORMALIZER,
-    PIECE_SCORE,
-    PIECE_TEXT,
-    PIECE_TYPE,
-    PIECES,
-    REMOVE_SPACES,
-    TRAINER,
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
     SentencePiece,
+    model_of,
 )
 from llucid.tokenizers.steps import LETTERS, SPLIT
 from llucid.tokenizers.tokenizer import Tokenizer
 from llucid.tokenizers.tokenizer_json import JsonTokenizer, begins_with, library_errors, special_json
-
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""Types of tokens, in GGUF and in sentencepiece_model.proto alike."""
-BYTE_FALLBACK = 35
-NAMES = {"unk": 45, "bos": 46, "eos": 47}
-"""Field numbers of sentencepiece_model.proto, in the trainer."""
 
 WHOLE_JSON = "tokenizer.huggingface.json"
 """The key of a whole `tokenizer.json`, for programs that can read one (ggml's docs/gguf.md). llama.cpp cannot."""
@@ -232,22 +220,12 @@ def _sentencepiece(keys: Mapping[str, Any]) -> SentencePiece:
     if types.count(BYTE) not in (0, 256):
         raise LlucidError(f"tokenizer.ggml.tokens has {types.count(BYTE)} of the 256 bytes")
 
-    spelled = messages(PIECE_TEXT, [text.encode() for text in texts])
-    kinds = {kind: b"" if kind == NORMAL else field(PIECE_TYPE, kind) for kind in set(types)}
-    score_tag = varint(PIECE_SCORE << 3 | 5)
-    pieces = [
-        text + score_tag + struct.pack("<f", score) + kinds[kind]
-        for text, score, kind in zip(spelled, scores, types, strict=True)
-    ]
-    trainer = field(MODEL_TYPE, BPE) + field(BYTE_FALLBACK, int(BYTE in types))
-    for role, token in (("unk", types.index(UNKNOWN)), ("bos", tokens.bos), ("eos", tokens.eos)):
-        trainer += b"" if token is None else field(NAMES[role], texts[token].encode())
-    prefix = keys.get("tokenizer.ggml.add_space_prefix", True)
-    normalizer = field(DUMMY_PREFIX, int(bool(prefix))) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
-    message = b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
+    roles = {"unk": types.index(UNKNOWN), "bos": tokens.bos, "eos": tokens.eos}
+    prefix = bool(keys.get("tokenizer.ggml.add_space_prefix", True))
     found = {n: text for n, (text, kind) in enumerate(zip(texts, types, strict=True)) if kind == USER_DEFINED}
     added = {token: AddedToken(text, normalized=False) for token, text in found.items() if "▁" not in text}
-    made = SentencePiece(message, _config(keys, tokens), added=added)
+    model = model_of(texts, scores, types, roles, prefix)
+    made = SentencePiece(model, _config(keys, tokens), added=added)
     made.bos, made.eos, made.stop_ids = tokens.bos, tokens.eos, tokens.stop_ids
     return made
 

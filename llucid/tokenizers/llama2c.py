@@ -13,8 +13,10 @@ from llucid.errors import LlucidError
 from llucid.files import write_atomically
 from llucid.properties import cached_property
 from llucid.tokenizers.byte_pieces import BYTE_PIECE
+from llucid.tokenizers.comparison import json_difference, text_difference
 from llucid.tokenizers.folder import write_folder
 from llucid.tokenizers.merges import merges_of
+from llucid.tokenizers.sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, SentencePiece, model_of
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import special_json
 
@@ -166,8 +168,29 @@ class Llama2cTokenizer:
         )
 
     def save(self, folder: Path) -> None:
-        config = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-        write_folder(folder, self.json(), config | self.config, self.stop_ids)
+        """Writes `tokenizer.json`, or a SentencePiece model if the former gives other ids; `tokenizer_config.json`.
+
+        Raises LlucidError for what neither expresses."""
+        config = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | self.config
+        if json_difference(self) is None:
+            return write_folder(folder, self.json(), config, self.stop_ids)
+        made = self.sentencepiece(config)
+        if difference := text_difference(self, made):
+            raise LlucidError(
+                f"neither tokenizer.json nor a SentencePiece model expresses this tokenizer: {difference}"
+            )
+        return made.save(folder)
+
+    def sentencepiece(self, config: dict[str, Any]) -> SentencePiece:
+        """The same pieces and scores as a SentencePiece model."""
+        names = {token: name for name, token in SPECIAL.items()}
+        names |= {token: f"<0x{byte:02X}>" for token, byte in self.byte_of.items()}
+        texts = [names.get(token) or piece.decode().replace(" ", "▁") for token, piece in enumerate(self.pieces)]
+        types = [UNKNOWN, CONTROL, CONTROL, *[NORMAL] * (self.vocab_size - len(SPECIAL))]
+        for token in self.byte_of:
+            types[token] = BYTE
+        roles = {"unk": 0, "bos": self.bos, "eos": self.eos}
+        return SentencePiece(model_of(texts, self.scores, types, roles, True), config, self.stop_ids)
 
     def write(self, path: Path) -> None:
         """Writes the `tokenizer.bin`."""

@@ -1,5 +1,6 @@
 """Llama 1's and 2's `tokenizer.model`: pieces with scores, merged by the sentencepiece library."""
 
+import struct
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -28,7 +29,7 @@ from llucid.tokenizers.folder import (
     write_folder,
 )
 from llucid.tokenizers.merges import merges_of
-from llucid.tokenizers.protobuf import field, fields, messages
+from llucid.tokenizers.protobuf import field, fields, messages, varint
 from llucid.tokenizers.steps import MOST_GROWTH, USUAL_GROWTH, longest_text, refuse_longer
 from llucid.tokenizers.text import replace_surrogates
 from llucid.tokenizers.tokenizer_json import special_json
@@ -37,7 +38,9 @@ from llucid.tokenizers.tokenizer_json import special_json
 PIECES, TRAINER, NORMALIZER, DENORMALIZER = 1, 2, 3, 5
 PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 MODEL_TYPE, BPE, SUFFIX = 3, 2, 24
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of pieces, in GGUF as well."""
+BYTE_FALLBACK, NAMES = 35, {"unk": 45, "bos": 46, "eos": 47}  # in the trainer
 CHARACTER_MAP, DUMMY_PREFIX, REMOVE_SPACES, ESCAPE_SPACES = 2, 3, 4, 5
 OTHERS = 64
 """A model has at most so many fields that are not pieces; the library's have up to 5."""
@@ -318,14 +321,17 @@ class SentencePiece:
         return {role: self.pieces[token] for role, token in roles.items() if token is not None}
 
     def listed(self) -> dict[str, Any]:
-        """The added tokens as a `tokenizer_config.json` lists them; empty if there are none."""
+        """The added tokens as a `tokenizer_config.json` lists them, with the model's own control symbols, which
+        transformers takes for letters otherwise; empty if there are none but those that have a role."""
+        own = {*self.special.values()} - self.hidden - self.bytes - {*map(self.ids.get, self.roles().values())}
+        controls = {token: AddedToken(self.pieces[token], special=True) for token in sorted(own)}
         found = {
             str(number): {
                 "content": token.content,
                 "normalized": False,
                 **{flag: getattr(token, flag) for flag in FLAGS},
             }
-            for number, token in self.given.items()
+            for number, token in sorted((controls | self.given).items())
         }
         return {"added_tokens_decoder": found} if found else {}
 
@@ -342,6 +348,22 @@ class SentencePiece:
     def write(self, path: Path) -> None:
         """Writes the model as it was read, Meta's `tokenizer.model`."""
         write_atomically(path, self.model)
+
+
+def model_of(
+    texts: Sequence[str], scores: Sequence[float], types: Sequence[int], roles: Mapping[str, int | None], prefix: bool
+) -> bytes:
+    """A SentencePiece model that merges pairs: for each piece its text, score and type; the ids of "unk", "bos" and
+    "eos", if it has them; and whether it puts a space before a text."""
+    kinds = {kind: b"" if kind == NORMAL else field(PIECE_TYPE, kind) for kind in {*types}}
+    score_tag = varint(PIECE_SCORE << 3 | 5)
+    rows = zip(messages(PIECE_TEXT, [text.encode() for text in texts]), scores, types, strict=True)
+    pieces = [text + score_tag + struct.pack("<f", score) + kinds[kind] for text, score, kind in rows]
+    trainer = field(MODEL_TYPE, BPE) + field(BYTE_FALLBACK, int(BYTE in kinds))
+    for role, token in roles.items():
+        trainer += b"" if token is None else field(NAMES[role], texts[token].encode())
+    normalizer = field(DUMMY_PREFIX, int(prefix)) + field(REMOVE_SPACES, 0) + field(ESCAPE_SPACES, 1)
+    return b"".join(messages(PIECES, pieces)) + field(TRAINER, trainer) + field(NORMALIZER, normalizer)
 
 
 def replace(kind: str, pattern: str, content: str) -> dict[str, Any]:

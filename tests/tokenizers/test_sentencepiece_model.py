@@ -18,6 +18,7 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.comparison import first_difference, text_difference
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
+from llucid.tokenizers.llama2c_export import to_llama2c
 from llucid.tokenizers.protobuf import field, fields, varint
 from llucid.tokenizers.sentencepiece_model import (
     CHARACTER_MAP,
@@ -324,14 +325,34 @@ def test_equally_good_merges(
         assert all(again.encode(text) == tokenizer.encode(text) for text in tied_texts())
 
 
+def test_equally_good_merges_in_llama2c(tied: bytes, tmp_path: Path) -> None:
+    """A `tokenizer.bin` is saved for transformers as a SentencePiece model."""
+    tokenizer = to_llama2c(SentencePiece(tied))
+    model = model_of(replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size))._replace(tokenizer=tokenizer)
+    tokenizer.config = {"chat_template": "{{ messages }}"}
+    save(model, tmp_path / "a")
+    again = load_tokenizer(tmp_path / "a" / "tokenizer.model")
+    assert first_difference(tokenizer, again) is None
+    assert again.stop_ids == tokenizer.stop_ids
+    assert again.config["chat_template"] == "{{ messages }}"
+    assert all(again.encode(text) == tokenizer.encode(text) for text in tied_texts())
+
+
 @pytest.mark.parametrize("kind", [CONTROL, USER_DEFINED])
-def test_equally_good_merges_in_gguf(kind: int, tied: bytes) -> None:
+def test_equally_good_merges_in_gguf(kind: int, tied: bytes, tmp_path: Path) -> None:
     library = sentencepiece.SentencePieceProcessor(model_proto=tied)
     keys = write_vocabulary(SentencePiece(tied), library.vocab_size() + 2)
     keys["tokenizer.ggml.token_type"][-2:] = [kind, kind]
     tokenizer = read_vocabulary(keys)
     for text in tied_texts():
         assert tokenizer.encode(text) == library.encode(text)
+    tokenizer.save(tmp_path)  # as a SentencePiece model, whose control symbols transformers finds only if it is told so
+    listed = json.loads((tmp_path / "tokenizer_config.json").read_text())["added_tokens_decoder"]
+    assert {(int(n), token["special"]) for n, token in listed.items()} == {
+        (library.vocab_size() + n, kind == CONTROL) for n in range(2)
+    }
+    again = load_tokenizer(tmp_path)
+    assert (again.special, first_difference(tokenizer, again)) == (tokenizer.special, None)
 
 
 def test_a_field_of_two_types_is_refused() -> None:
