@@ -4,11 +4,9 @@ PyTorch gives float32 products on a CPU to MKL, which uses only half the vector 
 PyTorch has too and uses for bfloat16, takes half the time there; on Intel's, MKL is faster (benchmarks/products.py).
 """
 
-import ast
-import hashlib
 import inspect
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from operator import eq
@@ -24,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
 from llucid.arrays import Mapped, Quantized
+from llucid.files import digests
 
 Matrix = Float[Tensor, "rows columns"] | Quantized
 
@@ -188,26 +187,6 @@ def digests_of(function: Callable[..., Any]) -> tuple[str, ...]:
     with suppress(OSError):
         return tuple(digests(dedent(inspect.getsource(function))))
     return ()
-
-
-def digests(text: str) -> Iterator[str]:
-    """Of a source's text, and of what it says without comments and docstrings."""
-    yield hashlib.sha256(text.encode()).hexdigest()[:16]
-    with suppress(SyntaxError):  # which whoever imports it will see
-        tree = ast.parse(text)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                node.body = [each for each in node.body if not is_text(each)]
-        yield hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
-
-
-def is_text(statement: ast.stmt) -> bool:
-    """Whether it is a docstring, also one below a variable."""
-    return (
-        isinstance(statement, ast.Expr)
-        and isinstance(statement.value, ast.Constant)
-        and isinstance(statement.value.value, str)
-    )
 
 
 def attention_fused(

@@ -1,5 +1,6 @@
 """Atomic writes: under a temporary name, then renamed. Bounded reads. Paths as they are typed. And the cache folder."""
 
+import ast
 import errno
 import filecmp
 import hashlib
@@ -12,7 +13,7 @@ import shutil
 import stat
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -379,6 +380,26 @@ def digest_of(file: Path) -> str:
     """The first 20 digits of its SHA-256."""
     with open(file, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()[:20]
+
+
+def digests(text: str) -> Iterator[str]:
+    """Of a source's text, and of what it says without comments and docstrings."""
+    yield hashlib.sha256(text.encode()).hexdigest()[:16]
+    with suppress(SyntaxError):  # which whoever imports it will see
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [each for each in node.body if not is_text(each)]
+        yield hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+
+
+def is_text(statement: ast.stmt) -> bool:
+    """Whether it is a docstring, also one below a variable."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )
 
 
 def first_bytes(file: Path, count: int) -> bytes:

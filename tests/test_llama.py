@@ -19,7 +19,8 @@ from llucid import llama as equations
 from llucid.cache import empty_cache
 from llucid.checkpoints.huggingface import heads_of, in_halves, name_of, pairs_from_halves
 from llucid.config import NOWHERE, Config
-from llucid.fast import DEFINITION, Attention, attention_fast, attention_fused, attention_in_pieces, digests, is_known
+from llucid.fast import DEFINITION, Attention, attention_fast, attention_fused, attention_in_pieces, is_known
+from llucid.files import digests
 from llucid.llama import llama
 from llucid.llama_module import Llama, SwiGLU
 from llucid.weights import FeedForwardWeights, Weights, assemble, initialise, leaves, named_leaves, to, tree_map

@@ -17,8 +17,7 @@ from operator import eq
 from pathlib import Path
 
 from llucid.errors import one_line
-from llucid.fast import digests
-from llucid.files import cache_folder, digest_of, locked_folder
+from llucid.files import cache_folder, digest_of, digests, locked_folder
 from llucid.native.types import CCache, CLlama, CTokens, layout
 
 HERE = Path(__file__).parent

@@ -582,7 +582,7 @@ def test_an_unparsable_compiler_command_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_it_is_of_the_llama_py_that_is_here() -> None:
     """After another equation, change llama.c, and then build.py's WRITTEN_FOR; after another comment, the latter."""
-    assert tuple(fast.digests(build.LLAMA_PY.read_text(encoding="utf-8"))) == build.WRITTEN_FOR
+    assert tuple(build.digests(build.LLAMA_PY.read_text(encoding="utf-8"))) == build.WRITTEN_FOR
 
 
 @pytest.mark.parametrize(
