@@ -56,7 +56,7 @@ class Instrumented(NamedTuple):
         `enter` decorates each function. What fast.py has of products, and of attention, is by its definition.
         """
         namespace: dict[str, Any] = {"__name__": "llucid.look.instrumented", "__see__": see, "__enter__": enter}
-        namespace["__module__"] = self.module
+        namespace |= {"__module__": self.module, "__operand__": operand}
         exec(self.code, namespace)
         defined = {fast.linear: linear, fast.linear_each: linear_each, fast.attention_fast: attention}
         namespace |= {
@@ -172,12 +172,16 @@ class _Watching(ast.NodeTransformer):
             if isinstance(copy.func, ast.Attribute):
                 receiver = self.expression(copy.func.value)
                 copy.func = ast.copy_location(ast.Attribute(receiver, copy.func.attr, ast.Load()), copy.func)
-            copy.args = [self.expression(argument) for argument in copy.args]
-            copy.keywords = [ast.keyword(word.arg, self.expression(word.value)) for word in copy.keywords]
+            given = in_float32 if isinstance(copy.func, ast.Attribute) else lambda argument: argument
+            copy.args = [given(self.expression(argument)) for argument in copy.args]
+            copy.keywords = [ast.keyword(word.arg, given(self.expression(word.value))) for word in copy.keywords]
             return copy
         if isinstance(copy, ast.Name | ast.NamedExpr | ast.Lambda):
             return copy
-        return super().generic_visit(copy)  # type: ignore[return-value]
+        made: Any = super().generic_visit(copy)
+        if isinstance(made, ast.BinOp):
+            made.left, made.right = in_float32(made.left), in_float32(made.right)
+        return made
 
     def is_local(self, node: ast.AST) -> bool:
         """Whether anything of the function is in the expression, so that it may be a value."""
@@ -209,7 +213,21 @@ class _Watching(ast.NodeTransformer):
         return " ".join(part.strip() for part in lines)
 
 
+def in_float32(operand: ast.expr) -> ast.expr:
+    """An operand of PyTorch's own, which has no products of two types: a matrix may be stored in less than float32."""
+    if isinstance(operand, ast.Starred):
+        return operand
+    return ast.Call(ast.Name("__operand__", ast.Load()), [operand], [])
+
+
 # --------------------------------------------------------------------------------------------- what is slow and exact
+
+
+def operand(value: Any) -> Any:
+    """An array in less than float32 widened, anything else as it is."""
+    if isinstance(value, Tensor | Quantized) and value.dtype in (torch.bfloat16, torch.float16):
+        return widened(value)
+    return value
 
 
 def widened(leaf: Tensor | Quantized) -> Tensor:

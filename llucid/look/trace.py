@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from operator import index
@@ -352,7 +353,10 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 @lru_cache
 def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
-    """The names of each value's axes, from a pass of a tiny model in which no two have the same length."""
+    """The names of each value's axes, from a pass of a tiny model in which no two have the same length.
+
+    If a reader's llama.py needs equal ones, those of what it computes after that have no names.
+    """
     lengths = dict(batch=13, seq=11, dim=17, heads=21, kv_heads=3, group=7, head_dim=8, half=4, q=168, kv=24)
     lengths |= dict(ffn=19, vocab=23)
     names = {length: name for name, length in lengths.items()}
@@ -361,7 +365,8 @@ def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
     )
     config = Config(**sizes, rope_scaling=RopeScaling() if scaled else None)
     watch = Watch(instrument(MODULE), initialise(config))
-    watch.run("llama", torch.zeros(13, 11, dtype=torch.long, device="cpu"), watch.weights, config)
+    with suppress(Exception):
+        watch.run("llama", torch.zeros(13, 11, dtype=torch.long, device="cpu"), watch.weights, config)
     axes: dict[str, tuple[str | None, ...]] = {}
     for name, _, shape, _ in watch.found:
         named = [names.get(length) for length in shape]

@@ -286,6 +286,7 @@ GATE = "gate = F.silu(linear(x, weights.gate, weights.gate_bias))"
 PASS = """        x = block(x, block_weights, config, Placement(rotation, mask, cache, layer), dropout)"""
 LOGITS = "logits = unembed(x, weights)"
 MORE = "        given = dict(config=config, at=Placement(rotation, mask, cache, layer))\n"
+OUTPUT = "return linear(attend(q, k, v, config.head_dim, at), weights.output, weights.output_bias)"
 EDITS = {
     "augmented": (RESIDUAL, RESIDUAL.replace("x = x +", "x +=")),
     "augmented twice": (RESIDUAL, f"{RESIDUAL}\n    before = x\n    x *= 0.5\n    x = x + 0.1 * before"),
@@ -309,6 +310,11 @@ EDITS = {
     "list": ("    q, k, v = linear_each(", "    [q, k, v] = linear_each("),
     "cap": (LOGITS, f"{LOGITS}\n    logits = 3 * torch.tanh(logits / 3)"),
     "scale": (RESIDUAL, RESIDUAL.replace("x = x +", "x = 0.5 * x +")),
+    "PyTorch's linear": (GATE, GATE.replace("linear(x, weights.gate", "F.linear(x, weights.gate")),
+    "a product of two": (GATE, "gate = F.silu((weights.gate @ x.mT).mT)"),
+    "einsum": (GATE, 'gate = F.silu(torch.einsum("bsd,fd->bsf", *(x, weights.gate.to(x.dtype))))'),
+    "einsum of options": (GATE, 'gate = F.silu(torch.einsum("...d,fd->...f", x, weights.gate))'),
+    "no output matrix": (OUTPUT, "return attend(q, k, v, config.head_dim, at)"),
 }  # fmt: skip
 """What a reader might write in llama.py instead."""
 
@@ -339,8 +345,13 @@ def test_a_llama_that_was_changed_in_its_source(name: str, tmp_path: Path, monke
     torch.testing.assert_close(found.logits, logits, rtol=1e-5, atol=1e-5)
     for each in sorted(names, reverse=True):
         assert torch.equal(found[each], before[each]), each
+    narrow = to(model.weights, torch.bfloat16)
+    wide = edited.llama(torch.tensor([ids]), to(narrow, torch.float32), model.config)[0]
+    torch.testing.assert_close(trace(model._replace(weights=narrow), ids).logits, wide, rtol=1e-5, atol=1e-5)
     plain = trace(model, ids)
     assert torch.equal(plain.logits, found.logits)
+    [q] = (value for value in plain.names() if value.name == "blocks.0.attention.attend.q")
+    assert q.axes == ("batch", "heads", "seq", "head_dim")
     parts = plain.attribution(4, 7)
     assert sum(parts.values()) == pytest.approx(float(logits[4, 7]), rel=1e-3, abs=1e-3)
 
