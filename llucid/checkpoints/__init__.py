@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.arrays import Quantized
@@ -33,7 +34,7 @@ from llucid.checkpoints.hub import LATER_PART, OURS, find
 from llucid.checkpoints.tensors import Stored, refuse_adapter, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
-from llucid.files import atomic_folder, filled_folder, is_occupied, refuse_stand_in, typed
+from llucid.files import atomic_folder, filled_folder, is_occupied, refuse_stand_in, replaced_in_errors, typed
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
@@ -271,14 +272,17 @@ def save(
 
     `version` is the version of the llama2c format; `dtype` is the one to write, None the model's own.
     Each file is written atomically, and so is a new or empty folder. In another folder, the model's files replace those
-    of a model there. Raises LlucidError for an unknown format, for a model that the format cannot hold, and for the
-    folder of an adapter; a weight must not become infinite in `dtype`.
+    of a model there. Raises LlucidError for an unknown format, for a model that the format cannot hold, for a tokenizer
+    that would give other ids from there, and for the folder of an adapter; a weight must not become infinite in
+    `dtype`. If only dialogues would differ, a note says so.
     """
     kind = dtype if isinstance(dtype, str | None) else name_of_dtype(dtype)
     kept = model.tokenizer is None and Path(out).is_dir() and any((Path(out) / name).is_file() for name in FILES)
     if kept:
         model = model._replace(sampling={})
-    write, out = _writer(_with_template(model, format, Path(out)), out, format, version, kind), Path(out)
+    model = _with_template(model, format, Path(out))
+    write, out = _writer(model, out, format, version, kind), Path(out)
+    _check_tokenizer(model, out, format)
     if format in FILE_NAMES:
         write(out, progress)
     elif is_occupied(out):
@@ -384,6 +388,21 @@ def _with_template(model: Model, format: str, out: Path) -> Model:
     if made is not model.tokenizer:
         note(f"{out}: gets the chat template of {format_of(model.tokenizer)}; a base model should have none")
     return model._replace(tokenizer=made)
+
+
+def _check_tokenizer(model: Model, out: Path, format: str) -> None:
+    """Writes and opens a small model with this tokenizer, and raises and notes what `_compare` does."""
+    if model.tokenizer is None:
+        return
+    import torch
+
+    sizes: dict[str, int] = dict(dim=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_dim=8, context=8)
+    config = Config(**sizes, vocab_size=model.config.vocab_size, tied_embeddings=True)  # pyright: ignore
+    weights = assemble(config, lambda name, shape: torch.zeros(shape, dtype=torch.bfloat16, device="cpu"))
+    with TemporaryDirectory() as folder, replaced_in_errors(new := Path(folder) / FILE_NAMES.get(format, ""), out):
+        small = Model(config, weights, model.tokenizer, model.chat_format)
+        _format(format).write(new, small, no_progress)
+        _compare(small, new, out)
 
 
 def _compare(model: Model, new: Path, out: Path) -> Config:

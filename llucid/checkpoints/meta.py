@@ -266,6 +266,7 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
     if isinstance(tokenizer, TiktokenRanks | SentencePiece):
         tokenizer.write(out / "tokenizer.model")
         config = tokenizer.config | (tokenizer.listed() if isinstance(tokenizer, SentencePiece) else {})
+        config |= {"add_bos_token": False} if tokenizer.bos is None else {}
         if config:
             write_beside(out, config, tokenizer.stop_ids)
     else:

@@ -55,19 +55,24 @@ def text_difference(tokenizer: Tokenizer, other: Tokenizer) -> str | None:
 
 @lru_cache(maxsize=4)
 def json_difference(tokenizer: Tokenizer) -> str | None:
-    """The first difference between a tokenizer whose pieces merge by score and its `tokenizer.json`, in words."""
+    """How the `tokenizer.json` of a tokenizer whose pieces have scores first differs, or why it has none, in words."""
     from llucid.tokenizers.tokenizer_json import JsonTokenizer
 
-    by_score = getattr(tokenizer, "order", None)
-    return text_difference(tokenizer, JsonTokenizer(json.loads(tokenizer.json()))) if by_score else None
+    if not hasattr(tokenizer, "scores"):
+        return None
+    try:
+        made = JsonTokenizer(json.loads(tokenizer.json()))
+    except LlucidError as error:
+        return str(error)
+    difference = text_difference(tokenizer, made)
+    return difference and f"a tokenizer.json would give other ids: {difference}"
 
 
 @lru_cache(maxsize=4)
 def note_difference(tokenizer: Tokenizer) -> None:
-    """Notes, once, that the `tokenizer.json` of a tokenizer whose pieces merge by score gives other ids."""
+    """Notes, once, that no `tokenizer.json` expresses a tokenizer whose pieces have scores."""
     if difference := json_difference(tokenizer):
-        reason = "cannot express this tokenizer exactly, so tokenizer.model is written (transformers 5 makes one of it)"
-        note(f"a tokenizer.json {reason}: {difference}")
+        note(f"tokenizer.model is written, of which transformers 5 makes a tokenizer.json itself: {difference}")
 
 
 def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:

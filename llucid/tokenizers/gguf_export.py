@@ -6,7 +6,7 @@ from typing import Any
 
 from llucid.errors import LlucidError, shown
 from llucid.tokenizers.characters import Characters
-from llucid.tokenizers.comparison import PROBES
+from llucid.tokenizers.comparison import PROBES, json_difference
 from llucid.tokenizers.folder import name_of
 from llucid.tokenizers.gguf_vocabulary import (
     BYTE,
@@ -50,7 +50,7 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
             keys = _llama2c_keys(tokenizer, tokenizer)
         case JsonTokenizer() | TiktokenRanks():
             content = json.loads(tokenizer.json())
-            falls_back = content["model"].get("byte_fallback")
+            falls_back = content["model"].get("byte_fallback") and content["model"].get("type") == "BPE"
             keys = _llama2c_keys(rows_of(tokenizer), tokenizer) if falls_back else _json_keys(content, tokenizer)
         case _:
             raise LlucidError(f"GGUF cannot express this kind of tokenizer ({type(tokenizer).__name__})")
@@ -62,6 +62,13 @@ def write_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     if _same_ids(found, tokenizer):
         return keys
     if isinstance(tokenizer, SentencePiece) and (reason := tokenizer.odd_symbol()):
+        raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
+    if difference := json_difference(tokenizer):
+        reason = f"llama.cpp's rules give other ids, and {difference}"
+        if isinstance(tokenizer, SentencePiece) and tokenizer.first_only:
+            reason += (
+                '; "legacy": true in tokenizer_config.json would put a space after special tokens, as llama.cpp does'
+            )
         raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
     return keys | {WHOLE_JSON: tokenizer.json()}
 
@@ -110,6 +117,8 @@ def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
     A symbol that is a single character is never merged, and one with a space never found: both are ordinary here."""
     if reason := tokenizer.obstacle():
         raise LlucidError(f"GGUF cannot express this SentencePiece model: {reason}")
+    if tokenizer.types.count(BYTE) != 256:  # llama.cpp ends at a character that it can spell in no other way
+        raise LlucidError("GGUF cannot express a SentencePiece model without a piece for each byte")
     types = tokenizer.types.copy()
     for piece, token in tokenizer.symbols.items():
         types[token] = USER_DEFINED if token in tokenizer.added or "▁" in piece else NORMAL
@@ -121,7 +130,7 @@ def _sentencepiece_keys(tokenizer: SentencePiece) -> dict[str, Any]:
 def _llama2c_keys(made: Llama2cTokenizer, tokenizer: Tokenizer) -> dict[str, Any]:
     """The keys of llama2.c's pieces and scores; `tokenizer` is the one that they were made from."""
     if len(made.byte_ids) != 256:
-        raise LlucidError("GGUF cannot express a tokenizer without a piece for each byte")
+        raise LlucidError("GGUF cannot express a tokenizer without pieces for the 256 bytes behind its first three")
     names = {token: name for name, token in (made.special | tokenizer.special).items()}
     names |= {token: f"<0x{byte:02X}>" for token, byte in made.byte_of.items()}
     types = [CONTROL if token in names else NORMAL for token in range(made.vocab_size)]

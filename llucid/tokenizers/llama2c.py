@@ -172,8 +172,9 @@ class Llama2cTokenizer:
 
         Raises LlucidError for what neither expresses."""
         config = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} | self.config
+        content = self.json()
         if json_difference(self) is None:
-            return write_folder(folder, self.json(), config, self.stop_ids)
+            return write_folder(folder, content, config, self.stop_ids)
         made = self.sentencepiece(config)
         if difference := text_difference(self, made):
             raise LlucidError(

@@ -24,7 +24,7 @@ def to_llama2c(tokenizer: Tokenizer, vocab_size: int = 0) -> Llama2cTokenizer:
         made = Llama2cTokenizer(pieces, [*made.scores, *[WORST_SCORE] * len(more)])
     if isinstance(tokenizer, Llama2cTokenizer):
         return made
-    if tokenizer.bos not in (made.bos, None) or tokenizer.eos not in (made.eos, None):
+    if tokenizer.bos != made.bos or tokenizer.eos not in (made.eos, None):
         raise LlucidError(f"llama2.c's BOS and EOS are 1 and 2, this tokenizer's {tokenizer.bos} and {tokenizer.eos}")
     if any(token != FIRST_BYTE + byte for byte, token in made.byte_ids.items()):
         raise LlucidError(f"llama2.c's pieces for bytes begin at {FIRST_BYTE}, this tokenizer's do not")

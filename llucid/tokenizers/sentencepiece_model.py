@@ -282,7 +282,7 @@ class SentencePiece:
     def json(self) -> str:
         """Its `tokenizer.json`. Raises LlucidError for a model that is not converted."""
         if reason := self.obstacle(collapses=True) or self.odd_symbol():
-            raise LlucidError(f"this SentencePiece model is not converted to a tokenizer.json: {reason}")
+            raise LlucidError(f"a tokenizer.json cannot express this SentencePiece model: {reason}")
         normalizer = self.normalizer
         model = {
             "type": "BPE",
@@ -336,7 +336,8 @@ class SentencePiece:
         return {"added_tokens_decoder": found} if found else {}
 
     def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json`, or `tokenizer.model` if the former gives other ids; `tokenizer_config.json`."""
+        """Writes `tokenizer.json`, or `tokenizer.model` if the former gives other ids or none; and
+        `tokenizer_config.json`."""
         roles = {role: name for role, name in self.roles().items() if self.config.get(role) in (None, "")}
         config = {key: value for key, value in self.config.items() if key != "added_tokens_decoder"}
         config |= roles | self.listed()

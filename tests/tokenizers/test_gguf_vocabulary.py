@@ -16,6 +16,7 @@ import regex
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
 from llucid.checkpoints import Model, load, save
 from llucid.checkpoints.gguf_file import read_file_header
@@ -452,6 +453,11 @@ def test_unmerged_pieces_that_cannot_be_merged() -> None:
     assert llama_cpp("bellzz bell", write_vocabulary(made, made.vocab_size)) == made.encode("bellzz bell")
 
 
+def unigram() -> JsonTokenizer:
+    made = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, byte_fallback=True))
+    return JsonTokenizer(json.loads(made.to_str()))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -461,7 +467,9 @@ def test_unmerged_pieces_that_cannot_be_merged() -> None:
         (lambda: SentencePiece(sentencepiece_model(remove_extra_whitespaces=True)), "collapses runs of spaces"),
         (lambda: SentencePiece(sentencepiece_model(treat_whitespace_as_suffix=True)), "space behind a word"),
         (lambda: SentencePiece(sentencepiece_model(user_defined_symbols="<turn>")), "GGUF cannot .* it finds '<turn>'"),
-        (lambda: Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", b"a"], [0.0] * 4), "without a piece for each byte"),
+        (lambda: SentencePiece(sentencepiece_model(byte_fallback=False)), "without a piece for each byte"),
+        (unigram, 'its model is "Unigram"'),
+        (lambda: Llama2cTokenizer([b"<unk>", b"<s>", b"</s>", b"a"], [0.0] * 4), "without pieces for the 256 bytes"),
         (never_merged, "the piece 'bell bell' is never merged"),
         (word_level, 'its model is "WordLevel"'),
     ],

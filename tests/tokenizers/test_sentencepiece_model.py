@@ -12,7 +12,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llucid.checkpoints import convert, save
+from llucid.checkpoints import convert, load, save
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.comparison import first_difference, text_difference
@@ -315,7 +315,7 @@ def test_equally_good_merges(
     model = model_of(replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size))._replace(tokenizer=tokenizer)
     for out in ("a", "b"):
         save(model, tmp_path / out)
-    says = "exactly, so tokenizer.model is written (transformers 5 makes one of it): the ids of"
+    says = "makes a tokenizer.json itself: a tokenizer.json would give other ids: the ids of"
     assert capsys.readouterr().err.count(says) == 1
     convert(tmp_path / "a", tmp_path / "c", "huggingface")
     for out in ("a", "b", "c"):
@@ -323,6 +323,61 @@ def test_equally_good_merges(
         assert (again.vocab_size, again.special) == (tokenizer.vocab_size, tokenizer.special)
         assert first_difference(tokenizer, again) is None
         assert all(again.encode(text) == tokenizer.encode(text) for text in tied_texts())
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ({"kind": "unigram"}, "it does not merge pairs"),
+        ({"normalization_rule_name": "nmt_nfkc"}, "it normalises characters"),
+        ({"treat_whitespace_as_suffix": True}, "it puts the space behind a word"),
+        ({"user_defined_symbols": "<turn>"}, "it finds '<turn>' in a text before it merges"),
+    ],
+)
+def test_a_model_that_no_tokenizer_json_expresses_is_kept(
+    choice: dict[str, Any], reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = SentencePiece(sentencepiece_model(**choice))
+    model = model_of(replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size, norm_eps=1e-5, rope_theta=1e4))
+    save(model._replace(tokenizer=tokenizer), tmp_path / "a")
+    assert f"itself: a tokenizer.json cannot express this SentencePiece model: {reason}" in capsys.readouterr().err
+    for format, out in (("huggingface", "b"), ("llama2c", "c/a.bin"), ("meta", "d")):
+        convert(tmp_path / "a", tmp_path / out, format)
+        again = load_tokenizer((tmp_path / out).parent if format == "llama2c" else tmp_path / out)
+        assert isinstance(again, SentencePiece)
+        assert again.model == tokenizer.model
+
+
+def test_saving_refuses_other_ids(tied: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every format, before anything is written."""
+    config = {"legacy": False, "chat_template": "{{ messages }}"}
+    tokenizer = SentencePiece(tied, config)
+    model = model_of(replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size))._replace(tokenizer=tokenizer)
+    reason = r"llama\.cpp's rules give other ids, and a tokenizer\.json would .*; \"legacy\": true in tokenizer_config"
+    with pytest.raises(LlucidError, match=reason):
+        save(model, tmp_path / "a.gguf", "gguf")
+    as_llama_cpp = model._replace(tokenizer=SentencePiece(tied, config | {"legacy": True}))
+    save(as_llama_cpp, tmp_path / "b.gguf", "gguf")
+    for module in ("sentencepiece_model", "gguf_export"):  # as if the difference were not known
+        monkeypatch.setattr(f"llucid.tokenizers.{module}.json_difference", lambda tokenizer: None)
+    for format, out in (("huggingface", "a"), ("gguf", "a.gguf")):
+        with pytest.raises(LlucidError, match=f"{tmp_path / out}: not written, since the tokenizer would change: the "):
+            save(model, tmp_path / out, format)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.gguf"]
+
+
+def test_a_model_without_bos_is_saved_without_it(tmp_path: Path) -> None:
+    """Also one whose files, such as GGUF's, say so in another way than tokenizer_config.json."""
+    tokenizer = SentencePiece(sentencepiece_model(), {"add_bos_token": False})
+    tokenizer.config = {}
+    config = replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size, norm_eps=1e-5, rope_theta=1e4)
+    model = model_of(config)._replace(tokenizer=tokenizer)
+    for format, out in (("huggingface", "a"), ("meta", "b"), ("llama2c", "c/a.bin"), ("gguf", "d.gguf")):
+        save(model, tmp_path / out, format)
+        again = load(tmp_path / out).tokenizer
+        assert again is not None
+        assert again.bos is None
+        assert first_difference(tokenizer, again) is None
 
 
 def test_equally_good_merges_in_llama2c(tied: bytes, tmp_path: Path) -> None:
