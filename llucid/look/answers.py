@@ -20,10 +20,10 @@ from llucid.errors import LlucidError, shown
 from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import copying, head_scores
 from llucid.look.instrument import AT_ONCE, instrument, rows
-from llucid.look.trace import MODULE, Trace, encode, pieces_of, trace
+from llucid.look.trace import MODULE, Trace, encode, own_tensors, pieces_of, trace
 from llucid.look.watch import Change
 from llucid.model import Model
-from llucid.weights import named_leaves, parameter_count, tensors
+from llucid.weights import named_leaves, parameter_count
 
 HELD = 8
 """Traces in memory; older readings are read again when they are asked for."""
@@ -105,8 +105,7 @@ class Answers:
         if not 0 <= number < len(self.subjects):
             raise LlucidError(f"model={number}: there are models 0 to {len(self.subjects) - 1}")
         if number not in self._models:
-            opened = self.subjects[number].model()
-            opened = opened._replace(weights=tensors(opened.weights))
+            opened = own_tensors(self.subjects[number].model())
             self._models = {at: model for at, model in self._models.items() if self.subjects[at].snapshot is None}
             self._models[number], self._fingerprints[number] = opened, fingerprint(opened)
         return self._models[number]
@@ -346,11 +345,15 @@ class Answers:
     def clocks(self, reading: str, layer: int, head: int, position: int, key: int) -> dict[str, Any]:
         found = self.trace(reading)
         config, at = found.model.config, f"blocks.{_within('layer', layer, found.model.config.layers)}.attention"
-        kv = _within("head", head, config.heads) // (config.heads // config.kv_heads)
+        kv, group = divmod(_within("head", head, config.heads), config.heads // config.kv_heads)
         _within("position", position, len(found.ids))
         _within("key", key, len(found.ids))
-        q, k = found[f"{at}.attend.q.2"][0, head, position], found[f"{at}.attend.k.2"][0, kv, key]
-        pairs = ((q * k).unflatten(-1, (-1, 2)).sum(-1) / math.sqrt(config.head_dim)).tolist()
+        q = found.last(f"{at}.attention_written_out.q")[0, kv, group, position]  # already divided by √head_dim
+        k = found.last(f"{at}.attend.k")[0, kv, key]
+        pairs = (q * k).unflatten(-1, (-1, 2)).sum(-1).tolist()
+        score = float(found.last(f"{at}.scores")[0, kv, group, position, key])
+        if key <= position and abs(math.fsum(pairs) - score) > 1e-4 * math.fsum(map(abs, pairs)):
+            raise LlucidError("this llama.py makes its scores in another way than of pairs that RoPE turns")
         body = [{"frequency": each, "value": value} for each, value in zip(found["theta"].tolist(), pairs, strict=True)]
         return {"score": math.fsum(pairs), "pairs": body}
 

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from llucid.arrays.devices import without_autocast
 from llucid.look.instrument import rows
-from llucid.look.trace import Trace
+from llucid.look.trace import Trace, own_tensors
 from llucid.model import Model
-from llucid.weights import tensors
 
 SAMPLE = 1024
 """Tokens of the vocabulary, evenly spaced, by which copying is measured."""
@@ -65,7 +64,7 @@ def copying(model: Model) -> Float[Tensor, "layers heads"]:
     The head takes a token's embedding to logits by E V O U; its eigenvalues that are not 0 are those of the much
     smaller V O U E.
     """
-    config, weights = model.config, tensors(model.weights)
+    config, weights = model.config, own_tensors(model).weights
     step = max(1, config.vocab_size // SAMPLE)
     output = weights.embedding if weights.output is None else weights.output
     read, written = (

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -20,7 +21,7 @@ from llucid.look.watch import Change, Seen, Watch, combined, layer_of
 from llucid.model import Model
 from llucid.properties import cached_property
 from llucid.tokenizers.prompts import prompt_ids
-from llucid.weights import initialise, tensors
+from llucid.weights import initialise, tensors, tree_map
 
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
@@ -95,7 +96,7 @@ class Trace:
     def __init__(
         self, model: Model, ids: list[int], change: Mapping[str, list[Any]], only: Sequence[str] | None
     ) -> None:
-        model = model._replace(weights=tensors(model.weights))
+        model = own_tensors(model)
         self.model, self.ids, self.only = model, ids, only
         self.sites: tuple[Site, ...] = instrument(MODULE).sites
         """The places in llama.py through which values pass."""
@@ -105,6 +106,7 @@ class Trace:
         tokens = torch.tensor([ids], device=model.weights.device)
         watch = self._watch(self._keeps, lambda watch: self._scored(watch, tokens))
         self._values, self._calls, self._found = watch.values, watch.calls if only is None else [], watch.found
+        self._read = watch.read
         self.seen: list[Seen] = watch.seen
         """What passed each place, in order."""
         known = [name for name, *_ in self._found]
@@ -206,6 +208,11 @@ class Trace:
             raise LlucidError(f"{name}: not kept; only={list(self.only or ())}")
         raise LlucidError(_unknown(name, known))
 
+    def last(self, name: str) -> Tensor:
+        """The value of this name, or the last of those that it was given to, which have numbers behind it."""
+        again = re.compile(rf"{re.escape(name)}\.\d+")
+        return self[next((each for each, *_ in reversed(self._found) if again.fullmatch(each)), name)]
+
     # ------------------------------------------------------------------------------------- worked out from them
 
     @property
@@ -223,8 +230,13 @@ class Trace:
 
     @cached_property
     def stream(self) -> Float[Tensor, "streams seq dim"]:
-        """The residual stream before each block, and after the last: layers + 1 of them."""
-        return torch.cat([self["x"], *(self[f"blocks.{layer}"] for layer in range(self.model.config.layers))])
+        """The residual stream before each block, and after the last: layers + 1 of them.
+
+        Where a reader's llama.py does more than one block after another: what each block read the first time, and what
+        the last norm read."""
+        layers = self.model.config.layers
+        read = [self._read.get(f"blocks.{layer}", f"blocks.{layer - 1}" if layer else "x") for layer in range(layers)]
+        return torch.cat([self[name] for name in (*read, self._read.get("norm", f"blocks.{layers - 1}"))])
 
     @property
     def attention(self) -> Float[Tensor, "layers heads seq seq"]:
@@ -232,8 +244,8 @@ class Trace:
         return torch.stack([self.attention_of(layer) for layer in range(self.model.config.layers)])
 
     def attention_of(self, layer: int) -> Float[Tensor, "heads seq seq"]:
-        """The attention of one layer."""
-        return self[f"blocks.{layer}.attention.p"][0].flatten(0, 1)
+        """The attention of one layer: the last p, should a reader's llama.py have several."""
+        return self.last(f"blocks.{layer}.attention.p")[0].flatten(0, 1)
 
     @property
     def surprise(self) -> Float[Tensor, " seq"]:
@@ -301,6 +313,12 @@ class Trace:
         if self._change or abs(rest) > 1e-4 * sum(map(abs, parts.values())):  # more than rounding
             parts["change"] = rest
         return parts
+
+
+def own_tensors(model: Model) -> Model:
+    """The model with tensors that are its own, one for each array of the weights, and need no gradients."""
+    weights = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tensors(model.weights))
+    return model._replace(weights=weights)
 
 
 def encode(model: Model, text_or_ids: str | Sequence[int]) -> list[int]:

@@ -119,10 +119,13 @@ class Watch:
         self.seen: list[Seen] = []
         self.calls: list[Call] = []
         """Of the blocks."""
+        self.read: dict[str, str] = {}
+        """By paths of the weights' tree: the first name of what a function read from the stream there, the first time
+        if it is a block, else the last time."""
         self.weights = weights._replace(blocks=_Blocks(weights.blocks, self))  # pyright: ignore[reportArgumentType]
         self._paths: dict[int, tuple[str, object]] = {}
         self._register(self.weights, "")
-        self._names: dict[int, tuple[str, Tensor, int]] = {}
+        self._names: dict[int, tuple[str, Tensor, int, str]] = {}
         self._versions: dict[str, int] = {}
         self._owners: dict[str, str] = {}
         self._counts: Counter[str] = Counter()
@@ -141,7 +144,7 @@ class Watch:
         for argument in given.values():
             for value in argument if isinstance(argument, tuple) else (argument,):
                 if isinstance(value, Tensor):
-                    self._names[id(value)] = "", value, version_of(value)
+                    self._names[id(value)] = "", value, version_of(value), ""
         given[call.weights] = self.weights.blocks[call.layer]
         named = {key: value for key, value in given.items() if isinstance(key, str)}
         return self.run(call.function, *(value for key, value in given.items() if isinstance(key, int)), **named)
@@ -192,7 +195,7 @@ class Watch:
         if value.is_floating_point():
             value = widened(value)
         value = self.change(name, value)
-        self._names[id(value)] = name, value, version_of(value)
+        self._names[id(value)] = name, value, version_of(value), known[3] if known and known[1] is value else name
         self.found.append((name, site, tuple(value.shape), value.dtype))
         self.seen.append(Seen(site, layer_of(scope), name, False))
         if self.keep(name):
@@ -212,6 +215,10 @@ class Watch:
             if not any(isinstance(value, Tensor) and id(value) not in self._paths for value in values.values()):
                 path = scope  # an array of which only the dtype is asked
             self._frames.append(_Frame(path, function.__name__, path != scope))
+            known = (self._names.get(id(value)) for value in values.values())
+            reads = [entry[3] for entry in known if entry and entry[1].shape[-1:] == self.weights.norm.shape]
+            if path != scope and reads:
+                self.read[path] = self.read.get(path, reads[0]) if BLOCK.fullmatch(path) else reads[0]
             if path != scope and (block := BLOCK.fullmatch(path)):
                 at = next(iter(given))
                 held = {key: copied(value) if CALLS in self.copies else value for key, value in values.items()}

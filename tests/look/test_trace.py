@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -32,7 +33,7 @@ from llucid.look.answers import Answers, Subject
 from llucid.look.heads import copying
 from llucid.look.instrument import instrument
 from llucid.tokenizers import load_tokenizer
-from llucid.weights import dequantize, quantize, to
+from llucid.weights import dequantize, quantize, to, tree_map
 from tests.checkpoints.models import model_of
 from tests.configs import CONFIGS, SIZES
 from tests.test_llama import as_transformers, random_weights
@@ -287,6 +288,7 @@ PASS = """        x = block(x, block_weights, config, Placement(rotation, mask, 
 LOGITS = "logits = unembed(x, weights)"
 MORE = "        given = dict(config=config, at=Placement(rotation, mask, cache, layer))\n"
 OUTPUT = "return linear(attend(q, k, v, config.head_dim, at), weights.output, weights.output_bias)"
+LAYERS, TURN, P = "    for layer, block_weights", "    turn = rotate_real", "p = scores.softmax(-1)"
 EDITS = {
     "augmented": (RESIDUAL, RESIDUAL.replace("x = x +", "x +=")),
     "augmented twice": (RESIDUAL, f"{RESIDUAL}\n    before = x\n    x *= 0.5\n    x = x + 0.1 * before"),
@@ -314,6 +316,12 @@ EDITS = {
     "a product of two": (GATE, "gate = F.silu((weights.gate @ x.mT).mT)"),
     "einsum": (GATE, 'gate = F.silu(torch.einsum("bsd,fd->bsf", *(x, weights.gate.to(x.dtype))))'),
     "einsum of options": (GATE, 'gate = F.silu(torch.einsum("...d,fd->...f", x, weights.gate))'),
+    "embedding scaled": (LAYERS, f"    x = x * math.sqrt(config.dim)\n{LAYERS}"),
+    "after each block": (PASS, f"{PASS}\n        x = x * 0.5"),
+    "attention again": (P, f"{P}\n    p = p * (p > 0.01)\n    p = p / p.sum(-1, keepdim=True)"),
+    "norms of queries": (TURN, f"    q, k = (F.rms_norm(each, (head_dim,)) for each in (q, k))\n{TURN}"),
+    "sharper": ("q = (q / ", "q = (3 * q / "),
+    "capped scores": (SCORES, SCORES.replace("(q @ k[:, :, None].mT)", "(2 * torch.tanh(q @ k[:, :, None].mT / 2))")),
     "no output matrix": (OUTPUT, "return attend(q, k, v, config.head_dim, at)"),
 }  # fmt: skip
 """What a reader might write in llama.py instead."""
@@ -341,8 +349,21 @@ def test_a_llama_that_was_changed_in_its_source(name: str, tmp_path: Path, monke
 
     found = trace(model, ids, change={each: partial(noted, name=each) for each in names})
     before = dict(then)
-    logits = edited.llama(torch.tensor([ids]), model.weights, model.config)[0]
+    given: list[Tensor] = []
+    block = edited.block
+
+    def noted_block(*arguments: Any, **named: Any) -> Tensor:
+        given.append(named.get("x", *arguments[:1]).clone())
+        return block(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edited, "block", noted_block)
+        logits = edited.llama(torch.tensor([ids]), model.weights, model.config)[0]
     torch.testing.assert_close(found.logits, logits, rtol=1e-5, atol=1e-5)
+    first = torch.cat(given[:: len(given) // GROUPED.layers])
+    torch.testing.assert_close(found.stream[:-1], first, rtol=1e-5, atol=1e-5)
+    if name != "cap":
+        torch.testing.assert_close(found.lens_logits[-1], logits, rtol=1e-5, atol=1e-5)
     for each in sorted(names, reverse=True):
         assert torch.equal(found[each], before[each]), each
     narrow = to(model.weights, torch.bfloat16)
@@ -352,8 +373,33 @@ def test_a_llama_that_was_changed_in_its_source(name: str, tmp_path: Path, monke
     assert torch.equal(plain.logits, found.logits)
     [q] = (value for value in plain.names() if value.name == "blocks.0.attention.attend.q")
     assert q.axes == ("batch", "heads", "seq", "head_dim")
+    at, answers = "blocks.1.attention", Answers([Subject("a", lambda: model)], plain)
+    v = plain.last(f"{at}.attend.v")[0].repeat_interleave(2, 0)
+    torch.testing.assert_close(plain.attention_of(1) @ v, plain.last(f"{at}.attention_written_out")[0])
+    if name == "capped scores":
+        with pytest.raises(LlucidError, match="makes its scores in another way"):
+            answers.clocks(answers.first, 1, 2, 4, 3)
+    else:
+        score = float(plain.last(f"{at}.scores")[0].flatten(0, 1)[2, 4, 3])
+        assert answers.clocks(answers.first, 1, 2, 4, 3)["score"] == pytest.approx(score, rel=1e-4, abs=1e-5)
     parts = plain.attribution(4, 7)
     assert sum(parts.values()) == pytest.approx(float(logits[4, 7]), rel=1e-3, abs=1e-3)
+
+
+def test_weights_with_gradients_and_one_array_for_two_gains() -> None:
+    """What the lessons train; and, by hand, the same gain in all norms."""
+    model = random_model(GROUPED)
+    plain, ids = trace(model, some_ids(GROUPED)), some_ids(GROUPED)
+    gain = model.weights.norm
+    blocks = [block._replace(attention_norm=gain, feed_forward_norm=gain) for block in model.weights.blocks]
+    shared = model._replace(weights=model.weights._replace(blocks=tuple(blocks)))
+    named = {value.name for value in plain.names(expressions=True)}
+    assert {value.name for value in trace(shared, ids).names(expressions=True)} == named
+    trained = trace(model._replace(weights=tree_map(lambda leaf: leaf.clone().requires_grad_(), model.weights)), ids)
+    assert trained.attribution(4, 7) == plain.attribution(4, 7)
+    answers = Answers([Subject("a", lambda: trained.model)], trained)
+    for path in ("", "/heads", "/stream", "/summaries", "/weight?as=f32&name=norm", "/value?as=f32&name=logits"):
+        assert answers.get(f"/look/{answers.first}{path}").body
 
 
 def test_only_named_values_are_kept() -> None:

@@ -202,16 +202,19 @@ async function clocksFrom({ run, info, layer, head, token }, key) {
   const { heads, kv_heads, head_dim } = info.models[run.model].config;
   /** @type {import("look/types.js").Names} */
   const names = await get(address(`${run.id}/names`));
-  const last = (/** @type {string} */ start) => names.values.filter((one) => one.name === start || one.name.startsWith(`${start}.`)).at(-1)?.name;
+  const last = (/** @type {string} */ start) => names.values.filter((one) => one.name === start || (one.name.startsWith(`${start}.`) && /^\d+$/.test(one.name.slice(start.length + 1)))).at(-1)?.name;
   const ask = (/** @type {string} */ name, /** @type {string | null} */ slice) => get(address(`${run.id}/value`, { as: "f32", name: last(name), slice }));
+  const group = heads / kv_heads, kv = Math.floor(head / group), of = `0,${kv},${head % group}`, at = `blocks.${layer}.attention`;
   /** @type {Numbers[]} */
-  const [q, k, theta] = await Promise.all([ask(`blocks.${layer}.attention.attend.q`, `0,${head}`), ask(`blocks.${layer}.attention.attend.k`, `0,${Math.floor((head * kv_heads) / heads)}`), ask("theta", null)]);
-  if ([q, k].some((one) => one.pool.some((n) => n > 1))) throw new Error("too coarse");
+  const [q, k, scores, theta] = await Promise.all([ask(`${at}.attention_written_out.q`, of), ask(`${at}.attend.k`, `0,${kv}`), ask(`${at}.scores`, of), ask("theta", null)]);
+  if ([q, k, scores].some((one) => one.pool.some((n) => n > 1))) throw new Error("too coarse");
   const pairs = [...theta.data].map((frequency, j) => {
     const [m, n] = [token * head_dim + 2 * j, key * head_dim + 2 * j];
-    return { frequency, value: (q.data[m] * k.data[n] + q.data[m + 1] * k.data[n + 1]) / Math.sqrt(head_dim) };
+    return { frequency, value: q.data[m] * k.data[n] + q.data[m + 1] * k.data[n + 1] };
   });
-  return { pairs, score: pairs.reduce((sum, pair) => sum + pair.value, 0) };
+  const score = pairs.reduce((sum, pair) => sum + pair.value, 0), most = pairs.reduce((sum, pair) => sum + Math.abs(pair.value), 0);
+  if (key <= token && Math.abs(score - scores.data[token * run.tokens.length + key]) > 0.01 * most) throw new Error("made in another way");
+  return { pairs, score };
 }
 
 /** @type {(props: Props) => unknown} */
