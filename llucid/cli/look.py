@@ -1,6 +1,7 @@
 """llucid look."""
 
 import contextlib
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ class Look(ModelOptions):
         return None
 
     def serve(self, answers: "Answers") -> None:
-        """Until Ctrl-C."""
+        """Until Ctrl-C, which ends the process."""
         import webbrowser
 
         from llucid.look.server import Server
@@ -86,7 +87,8 @@ class Look(ModelOptions):
             try:
                 server.serve_forever()
             except KeyboardInterrupt:
-                print(file=sys.stderr)
+                print(file=sys.stderr, flush=True)
+                os._exit(0)  # at once: Python would end the threads that still compute within PyTorch, which aborts
 
     def answers(self) -> "Answers":
         """The text read by the model."""

@@ -95,7 +95,8 @@ class Answers:
         self._copying: dict[int, Tensor] = {}
         self._traces: OrderedDict[str, Trace] = OrderedDict()
         self._adopted: dict[str, Trace] = {}
-        self._lock = RLock()
+        self.lock = RLock()
+        """Held while anything is computed."""
         self.first = self.adopt(first) if isinstance(first, Trace) else self.read(0, first)
 
     # ------------------------------------------------------------------------------------- readings
@@ -112,7 +113,7 @@ class Answers:
 
     def read(self, model: int, text_or_ids: str | Sequence[int], changes: Sequence[dict[str, Any]] = ()) -> str:
         """Reads a text with these changes; returns the reading's id."""
-        with self._lock:
+        with self.lock:
             opened = self.model(model)
             text = text_or_ids if isinstance(text_or_ids, str) else None
             ids = encode(opened, text_or_ids)
@@ -219,7 +220,7 @@ class Answers:
                 method = getattr(self, name)
             case _:
                 raise NotFound(f"{place}: there is no such address")
-        with self._lock, torch.no_grad():
+        with self.lock, torch.no_grad():
             for reading in given:
                 self._reading(reading)
             answer = method(*given, **parameters(method, query))
@@ -237,13 +238,13 @@ class Answers:
                     raise LlucidError("text and of must be a string, ids a list of whole numbers")
                 if type(model) not in (int, type(None)):
                     raise LlucidError(f"model={shown(model)}: must be a whole number")
-                with self._lock:
+                with self.lock:
                     return as_json({"id": (self.read if of is None else self.read_again)(model or 0, given[0])})
             case ["look", reading, "edit"]:
                 changes = body.get("changes")
                 if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
                     raise LlucidError("changes must be a list of objects")
-                with self._lock:
+                with self.lock:
                     return as_json({"id": self.edit(reading, changes)})
             case _:
                 raise NotFound(f"{path}: there is no such address")

@@ -238,5 +238,6 @@ def exported(answers: Answers, body: dict[str, Any]) -> Answer:
     for each in both:
         if each not in answers.readings:
             raise NotFound(f"{shown(each)}: there is no reading of this name; load the page again")
-    made = page(answers, both, urls=urls, state=state)
+    with answers.lock:
+        made = page(answers, both, urls=urls, state=state)
     return Answer("text/html", {"Content-Disposition": 'attachment; filename="look.html"'}, made.html)

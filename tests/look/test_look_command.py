@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 
 import pytest
@@ -38,6 +41,27 @@ def test_it_serves_until_ctrl_c() -> None:
         finally:
             running.send_signal(signal.SIGINT)
         out, errors = running.communicate(timeout=LIMIT)
+    assert (running.returncode, out, errors.strip()) == (0, "", "")
+
+
+def test_ctrl_c_while_it_answers() -> None:
+    """No thread computes any more when the process ends, which would abort it."""
+    words = command("look", "", "Once upon a time " * 10, "--no-browser")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stdout
+        url = running.stdout.readline().strip()
+        first = json.load(urllib.request.urlopen(url.removesuffix("/"), timeout=LIMIT))["first"]
+
+        def ask(what: str) -> None:
+            with suppress(OSError, HTTPException):  # most are not answered
+                urllib.request.urlopen(f"{url}{first}/{what}", timeout=LIMIT).read()
+
+        asked = ["heads", "lens", "parts", *(f"summaries?layer={layer}" for layer in range(5))] * 3
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = [pool.submit(ask, what) for what in asked]
+            wait(answers, return_when=FIRST_COMPLETED)
+            running.send_signal(signal.SIGINT)
+            out, errors = running.communicate(timeout=LIMIT)
     assert (running.returncode, out, errors.strip()) == (0, "", "")
 
 
