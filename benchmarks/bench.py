@@ -15,6 +15,7 @@ Programs to compare with are measured where they are given: --llama-cpp, --llama
     spellings    milliseconds of functions, classes and JAX: forward, backward, decoding, eager and compiled
     storyteller  how often the packaged chat model is right
     products     matrix products and their gradients, compared with PyTorch's own
+    positions    time per token where its keys and values are on adjacent and on scattered pages of the cache
     look         time and memory of a trace, compared with a forward pass
     native       llama.c: one text, beside busy processes, 8 and 24 texts, prompts, K-quants; also llama.cpp
     peers        prompts, decoding, eight texts, training steps; also transformers, llama.cpp, llama2.c, nanoGPT

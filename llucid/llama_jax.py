@@ -205,7 +205,8 @@ def llama(
 ) -> Float[Array, "seq vocab"]:
     """Scores (logits) of every next token at every position; their softmax is the model's probability.
 
-    `positions` says where the tokens stand, if not in order from 0.
+    `positions` says where the tokens stand, if not in order from 0. JAX refuses no id: it takes another where one is
+    outside of the vocabulary.
     """
     length = tokens.size if positions is None else dynamic_length(config, positions)
     positions = jnp.arange(tokens.size) if positions is None else positions

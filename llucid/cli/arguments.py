@@ -109,10 +109,13 @@ def parse(kind: type[T], words: list[str], prog: str) -> T:
         parser.error(f"{shown}: not expected here; put a text of several words in quotation marks")
     if missing := [option.spelling for option in options if option.required and option.name not in values]:
         parser.error(f"missing: {', '.join(missing)}")
-    texts = {
-        name: literal[value] for name, value in vars(values).items() if isinstance(value, str) and value in literal
-    }
-    return fill(kind, vars(values) | texts)
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [*map(typed, value)]  # pyright: ignore[reportUnknownArgumentType]
+        return literal.get(value, value) if isinstance(value, str) else value
+
+    return fill(kind, {name: typed(value) for name, value in vars(values).items()})
 
 
 def fill(kind: type[T], values: dict[str, Any], prefix: str = "") -> T:

@@ -51,7 +51,9 @@ def run_steps(task: Task, state: Any, progress: Progress, logbook: Logbook) -> i
     if progress.step:  # a kill may have come after the state was saved
         logbook.take_snapshot(state, progress)
     if logbook.finished(progress) and not logbook.measurement_due(progress):
-        report.say(f"the run is complete, after {progress.step} steps; to continue it, give more steps or minutes")
+        complete = share_done(settings, progress) >= 1
+        how, more = ("is complete", "more steps or minutes") if complete else ("stopped early", "another patience")
+        report.say(f"the run {how}, after {progress.step} steps; to continue it, give {more}")
         return 0
     report.begin(settings, task.config, task.corpus.floor, progress.step)
     begun = now() - progress.seconds

@@ -380,6 +380,8 @@ def test_options_become_the_fields_of_a_command() -> None:
     assert (command.corpus, command.model.kv_heads, command.model.dim, command.steps) == (("a", "b", "c"), 2, None, 3)
     command = read_command(["generate", "--stop", "x", "run", "--stop", "-- y", "--temperature", "-1", "--", "--text"])
     assert (command.model, command.prompt, command.stop, command.temperature) == ("run", "--text", ("x", "-- y"), -1)
+    assert read_command(["train", "--corpus", "a", "--", "-dash.txt", "--b"]).corpus == ("a", "-dash.txt", "--b")
+    assert read_command(["generate", "run", "a text", "--stop", "--", "-e"]).stop == ("-e",)
     for words in (["--", "-dash", "--top-k"], ["--top-k", "3", "--", "-dash", "--"]):
         command = read_command(["generate", *words])
         assert (command.model, command.prompt) == ("-dash", words[-1])

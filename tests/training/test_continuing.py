@@ -131,7 +131,8 @@ def test_training_stops_when_it_does_not_improve(tmp_path: Path) -> None:
     assert len(losses(out)) < 100
     assert f"stopped early at step {len(losses(out))}: 3 measurements did not improve" in printed
     assert f"the model in the folder is that of step {2 * best + 2}, the best one measured" in printed
-    assert "the run is complete" in resumed(out)
+    said = f"the run stopped early, after {len(losses(out))} steps; to continue it, give another patience"
+    assert said in resumed(out)
     resumed(out, patience=5)
     assert len(losses(out)) > 2 * len(found)
 
