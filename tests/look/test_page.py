@@ -741,7 +741,7 @@ def test_models_with_vocabularies_of_different_sizes_are_saved(
     weights.embedding[-1] *= 100  # a likely guess, which the smaller model lacks
     more = model._replace(config=config, weights=weights)
     subjects = [Subject("usual", lambda: model), Subject("more", lambda: more)]
-    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+    with serving(Answers(subjects, "A fox found")) as url, opened(browser, url) as page:
         for name, choice in (("both", "1"), ("one", "")):
             page.select_option('select[name="compare"]', choice)
             settled(page)

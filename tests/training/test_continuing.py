@@ -242,7 +242,7 @@ def test_a_worse_model_does_not_replace_a_better_one_when_stopped(tmp_path: Path
     assert not torch.equal(llucid.load(out, device="cpu").weights.embedding, latest)
 
 
-@pytest.mark.parametrize("last", [2.0, pytest.param(1.2, marks=pytest.mark.slow), 0.5])
+@pytest.mark.parametrize("last", [2.0, *(pytest.param(last, marks=pytest.mark.slow) for last in (1.2, 0.5))])
 def test_a_stop_leaves_no_trace_in_the_run_that_goes_on(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: float
 ) -> None:
