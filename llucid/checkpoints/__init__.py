@@ -14,6 +14,7 @@ generation_config.py  the sampling settings of a Hugging Face folder
 """
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llucid.arrays import Quantized
@@ -34,7 +34,16 @@ from llucid.checkpoints.hub import LATER_PART, OURS, find
 from llucid.checkpoints.tensors import Stored, refuse_adapter, tensor_of
 from llucid.config import Config
 from llucid.errors import LlucidError, NoTokenizer, note, one_line, prefix_errors
-from llucid.files import atomic_folder, filled_folder, is_occupied, refuse_stand_in, replaced_in_errors, typed
+from llucid.files import (
+    atomic_folder,
+    filled_folder,
+    is_occupied,
+    refuse_stand_in,
+    remove_unfinished,
+    replaced_in_errors,
+    typed,
+    unfinished_folder,
+)
 from llucid.model import Model
 from llucid.native.step import threads
 from llucid.presets import PRESETS
@@ -391,16 +400,22 @@ def _with_template(model: Model, format: str, out: Path) -> Model:
 
 
 def _check_tokenizer(model: Model, out: Path, format: str) -> None:
-    """Writes and opens a small model with this tokenizer, and raises and notes what `_compare` does."""
-    if model.tokenizer is None:
+    """Writes a small model with this tokenizer beside or in `out`, opens it, and raises and notes what `_compare` does.
+    It cannot be opened from a pipe or a device."""
+    if model.tokenizer is None or (out.exists() and not (out.is_file() or out.is_dir())):
         return
     import torch
 
     sizes: dict[str, int] = dict(dim=8, layers=1, heads=1, kv_heads=1, head_dim=8, ffn_dim=8, context=8)
     config = Config(**sizes, vocab_size=model.config.vocab_size, tied_embeddings=True)  # pyright: ignore
     weights = assemble(config, lambda name, shape: torch.zeros(shape, dtype=torch.bfloat16, device="cpu"))
-    with TemporaryDirectory() as folder, replaced_in_errors(new := Path(folder) / FILE_NAMES.get(format, ""), out):
-        small = Model(config, weights, model.tokenizer, model.chat_format)
+    small = Model(config, weights, model.tokenizer, model.chat_format)
+    remove_unfinished(out)
+    place = Path(os.path.realpath(out))
+    with (
+        unfinished_folder(place if out.is_dir() else place.parent, place.name, out) as folder,
+        replaced_in_errors(new := folder / FILE_NAMES.get(format, ""), out),
+    ):
         _format(format).write(new, small, no_progress)
         _compare(small, new, out)
 

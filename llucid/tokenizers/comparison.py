@@ -72,7 +72,7 @@ def json_difference(tokenizer: Tokenizer) -> str | None:
 def note_difference(tokenizer: Tokenizer) -> None:
     """Notes, once, that no `tokenizer.json` expresses a tokenizer whose pieces have scores."""
     if difference := json_difference(tokenizer):
-        note(f"tokenizer.model is written, of which transformers 5 makes a tokenizer.json itself: {difference}")
+        note(f"tokenizer.model is written, of which transformers' fast classes make a tokenizer.json: {difference}")
 
 
 def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:

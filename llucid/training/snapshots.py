@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from llucid.checkpoints import save
+from llucid.checkpoints import huggingface
+from llucid.files import atomic_folder
 from llucid.model import Model
 from llucid.weights import to
 
@@ -49,5 +50,6 @@ class Snapshots:
         """Writes `model` as the snapshot of `step`."""
         self.folder.mkdir(exist_ok=True)
         copy = to(model.weights, torch.bfloat16, "cpu")
-        save(model._replace(weights=copy), self.folder / f"step-{step}")
+        with atomic_folder(self.folder / f"step-{step}") as unfinished:
+            huggingface.write(unfinished, model._replace(weights=copy))
         self.steps.append(step)

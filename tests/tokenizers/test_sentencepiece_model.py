@@ -2,6 +2,7 @@
 
 import json
 import random
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -315,7 +316,7 @@ def test_equally_good_merges(
     model = model_of(replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size))._replace(tokenizer=tokenizer)
     for out in ("a", "b"):
         save(model, tmp_path / out)
-    says = "makes a tokenizer.json itself: a tokenizer.json would give other ids: the ids of"
+    says = "make a tokenizer.json: a tokenizer.json would give other ids: the ids of"
     assert capsys.readouterr().err.count(says) == 1
     convert(tmp_path / "a", tmp_path / "c", "huggingface")
     for out in ("a", "b", "c"):
@@ -340,7 +341,10 @@ def test_a_model_that_no_tokenizer_json_expresses_is_kept(
     tokenizer = SentencePiece(sentencepiece_model(**choice))
     model = model_of(replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size, norm_eps=1e-5, rope_theta=1e4))
     save(model._replace(tokenizer=tokenizer), tmp_path / "a")
-    assert f"itself: a tokenizer.json cannot express this SentencePiece model: {reason}" in capsys.readouterr().err
+    assert (
+        f"make a tokenizer.json: a tokenizer.json cannot express this SentencePiece model: {reason}"
+        in capsys.readouterr().err
+    )
     for format, out in (("huggingface", "b"), ("llama2c", "c/a.bin"), ("meta", "d")):
         convert(tmp_path / "a", tmp_path / out, format)
         again = load_tokenizer((tmp_path / out).parent if format == "llama2c" else tmp_path / out)
@@ -366,8 +370,10 @@ def test_saving_refuses_other_ids(tied: bytes, tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["b.gguf"]
 
 
-def test_a_model_without_bos_is_saved_without_it(tmp_path: Path) -> None:
-    """Also one whose files, such as GGUF's, say so in another way than tokenizer_config.json."""
+def test_a_model_without_bos_is_saved_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose files, such as GGUF's, say so in another way than tokenizer_config.json. And nothing is written
+    elsewhere, where there may be no room."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     tokenizer = SentencePiece(sentencepiece_model(), {"add_bos_token": False})
     tokenizer.config = {}
     config = replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size, norm_eps=1e-5, rope_theta=1e4)
@@ -378,6 +384,7 @@ def test_a_model_without_bos_is_saved_without_it(tmp_path: Path) -> None:
         assert again is not None
         assert again.bos is None
         assert first_difference(tokenizer, again) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d.gguf"]
 
 
 def test_equally_good_merges_in_llama2c(tied: bytes, tmp_path: Path) -> None:
