@@ -267,7 +267,7 @@ def write_tokenizer(out: Path, tokenizer: Tokenizer) -> None:
         tokenizer.write(out / "tokenizer.model")
         config = tokenizer.config | (tokenizer.listed() if isinstance(tokenizer, SentencePiece) else {})
         config |= {"add_bos_token": False} if tokenizer.bos is None else {}
-        if config:
+        if config or (isinstance(tokenizer, SentencePiece) and tokenizer.stop_ids - {tokenizer.eos}):
             write_beside(out, config, tokenizer.stop_ids)
     else:
         tokenizer.save(out)

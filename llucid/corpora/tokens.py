@@ -22,6 +22,7 @@ from llucid.files import cached
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.characters import Characters
+from llucid.tokenizers.comparison import identity
 
 BPE_SAMPLE = 1 << 26
 """Characters of the training text that a BPE vocabulary is learned from."""
@@ -98,7 +99,7 @@ def tokenise(
     Raises LlucidError if the text changes meanwhile.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
-    content = f"3 {corpus.fingerprint} {bos} {eos} {tokenizer.json()}"
+    content = f"3 {corpus.fingerprint} {bos} {eos} {identity(tokenizer)}"
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 

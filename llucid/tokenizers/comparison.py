@@ -75,6 +75,14 @@ def note_difference(tokenizer: Tokenizer) -> None:
         note(f"tokenizer.model is written, of which transformers' fast classes make a tokenizer.json: {difference}")
 
 
+def identity(tokenizer: Tokenizer) -> str:
+    """A text that no two tokenizers with different ids share: the `tokenizer.json`, unless pieces have scores."""
+    if not hasattr(tokenizer, "scores"):
+        return tokenizer.json()
+    names = ("model", "pieces", "scores", "special", "given", "first_only")
+    return repr([getattr(tokenizer, name, None) for name in names])
+
+
 def id_difference(ids: Sequence[int], others: Sequence[int]) -> str:
     """Where two different lists of ids differ first, in words."""
     pairs = zip(ids, others, strict=False)

@@ -26,6 +26,8 @@ def to_llama2c(tokenizer: Tokenizer, vocab_size: int = 0) -> Llama2cTokenizer:
         return made
     if tokenizer.bos != made.bos or tokenizer.eos not in (made.eos, None):
         raise LlucidError(f"llama2.c's BOS and EOS are 1 and 2, this tokenizer's {tokenizer.bos} and {tokenizer.eos}")
+    if more := tokenizer.stop_ids - made.stop_ids:
+        raise LlucidError(f"llama2.c ends a text at 1 and 2 only, this tokenizer also at {min(more)}")
     if any(token != FIRST_BYTE + byte for byte, token in made.byte_ids.items()):
         raise LlucidError(f"llama2.c's pieces for bytes begin at {FIRST_BYTE}, this tokenizer's do not")
     if difference := text_difference(tokenizer, made):

@@ -21,6 +21,7 @@ from llucid.generation import Batch, Request, Sampling, generator, stream
 from llucid.model import Model
 from llucid.tokenizers import Tokenizer, load_tokenizer
 from llucid.tokenizers.byte_pairs import train_bpe
+from llucid.tokenizers.comparison import identity
 from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training.report import Report, progress_of
 
@@ -70,7 +71,7 @@ def tokenise_chat(
     """
     formats = {tools: known_format(None, tokenizer, tools) for tools in (False, True)}
     values = (values_of(tokenizer), tokenizer.bos, tokenizer.eos, sorted(tokenizer.stop_ids))
-    content = f"5 {corpus.fingerprint}{tokenizer.json()}{formats}{values}"
+    content = f"5 {corpus.fingerprint}{identity(tokenizer)}{formats}{values}"
     key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
     def encoded() -> Iterator[tuple[list[int], list[bool]]]:

@@ -29,7 +29,11 @@ from llucid.corpora.tokens import (
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.byte_pairs import train_bpe
+from llucid.tokenizers.protobuf import field
+from llucid.tokenizers.sentencepiece_model import PIECE_TEXT, PIECES, SentencePiece
 from llucid.training.dialogues import make_chat_tokenizer, tokenise_chat
+from tests.tokenizers.test_sentencepiece_model import tied_model
+from tests.tokenizers.texts import sentencepiece_model
 
 
 def corpus_of(folder: Path, *texts: str) -> Corpus:
@@ -187,6 +191,20 @@ def test_no_space_comes_in_where_the_text_is_cut(
     text = "".join(corpus.text("train"))
     assert theirs.decode(ids) == text
     assert (ids == [1, *theirs.encode(text)]) == (chunk > 7)  # a chunk without a line break is cut anywhere
+
+
+def test_tokenizers_that_no_tokenizer_json_expresses(tmp_path: Path) -> None:
+    """Each has a file of its own: also two whose `tokenizer.json` would be the same, but for equally good merges."""
+    corpus = corpus_of(tmp_path, "我们是的我们的 " * 20)
+    tied = tied_model()
+    models = [tied, bytes(tied) + field(PIECES, field(PIECE_TEXT, "们的".encode() * 2)), sentencepiece_model("unigram")]
+    files = set[Path]()
+    for model in models:
+        tokens = tokenise(corpus, SentencePiece(model), "train")
+        files.add(tokens.file)
+        ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
+        assert ids == [1, *SentencePiece(model).encode("".join(corpus.text("train")))]
+    assert len(files) == len(models)
 
 
 def test_documents_are_separated_by_a_line_break_where_nothing_marks_their_ends(tmp_path: Path) -> None:

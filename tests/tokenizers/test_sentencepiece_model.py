@@ -387,6 +387,18 @@ def test_a_model_without_bos_is_saved_without_it(tmp_path: Path, monkeypatch: py
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "d.gguf"]
 
 
+def test_a_second_end_of_texts_is_kept(tmp_path: Path) -> None:
+    """Which only generation_config.json names; in llama2.c's format the SentencePiece model is kept for it."""
+    tokenizer = SentencePiece(sentencepiece_model(user_defined_symbols="<stop>"), {}, {2, 3})
+    assert tokenizer.stop_ids == {2, 3}
+    config = replace(CONFIGS["one for two"], vocab_size=tokenizer.vocab_size, norm_eps=1e-5, rope_theta=1e4)
+    for format, out in (("huggingface", "a"), ("meta", "b"), ("llama2c", "c/a.bin")):
+        save(model_of(config)._replace(tokenizer=tokenizer), tmp_path / out, format)
+        again = load(tmp_path / out).tokenizer
+        assert again is not None
+        assert again.stop_ids == tokenizer.stop_ids
+
+
 def test_equally_good_merges_in_llama2c(tied: bytes, tmp_path: Path) -> None:
     """A `tokenizer.bin` is saved for transformers as a SentencePiece model."""
     tokenizer = to_llama2c(SentencePiece(tied))
