@@ -106,3 +106,4 @@ def texts_for(tokenizer: Tokenizer) -> Iterator[str]:
     yield " ".join(pieces)
     for text in islice(overlaps(getattr(tokenizer, "order", {})), 4096):
         yield text.replace("▁", " ")
+        yield "\n" + text.replace("▁", " ")  # no space is put before it

@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from llucid.checkpoints import convert, load, save
 from llucid.errors import LlucidError
 from llucid.tokenizers import load_tokenizer
-from llucid.tokenizers.comparison import first_difference, text_difference
+from llucid.tokenizers.comparison import first_difference, json_difference, text_difference
 from llucid.tokenizers.gguf_export import write_vocabulary
 from llucid.tokenizers.gguf_vocabulary import read_vocabulary
 from llucid.tokenizers.llama2c_export import to_llama2c
@@ -25,6 +26,7 @@ from llucid.tokenizers.sentencepiece_model import (
     CHARACTER_MAP,
     CONTROL,
     NORMALIZER,
+    PIECE_SCORE,
     PIECE_TEXT,
     PIECES,
     USER_DEFINED,
@@ -397,6 +399,23 @@ def test_a_second_end_of_texts_is_kept(tmp_path: Path) -> None:
         again = load(tmp_path / out).tokenizer
         assert again is not None
         assert again.stop_ids == tokenizer.stop_ids
+
+
+def test_equally_good_merges_that_a_space_before_the_text_hides() -> None:
+    """It joins the first letter, which is then in no other merge."""
+    letters = [field(PIECE_TEXT, text.encode()) + score(-99) for text in "是我们"]
+    for pairs in (("我们", "们是"), ("们是", "我们")):
+        pieces = [*letters, *(field(PIECE_TEXT, pair.encode()) + score(-50) for pair in pairs)]
+        pieces.append(field(PIECE_TEXT, "▁我".encode()) + score(-1))
+        tokenizer = SentencePiece(sentencepiece_model() + b"".join(field(PIECES, piece) for piece in pieces))
+        again = JsonTokenizer(json.loads(tokenizer.json()))
+        assert again.encode("我们是") == tokenizer.encode("我们是")
+        assert (json_difference(tokenizer) is None) == (again.encode("\n我们是") == tokenizer.encode("\n我们是"))
+    assert json_difference(tokenizer)
+
+
+def score(number: float) -> bytes:
+    return varint(PIECE_SCORE << 3 | 5) + struct.pack("<f", number)
 
 
 def test_equally_good_merges_in_llama2c(tied: bytes, tmp_path: Path) -> None:
