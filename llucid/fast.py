@@ -6,6 +6,7 @@ PyTorch has too and uses for bfloat16, takes half the time there; on Intel's, MK
 
 import inspect
 import platform
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -183,9 +184,13 @@ def is_known(written_out: Attention) -> bool:
 
 @cache
 def digests_of(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Those of its source, without indentation; none if there is no source."""
-    with suppress(OSError):
-        return tuple(digests(dedent(inspect.getsource(function))))
+    """Those of its source, without indentation; none if it has none. Checks of types around it change nothing, other
+    wrappers do."""
+    inner: Any = function
+    while re.search("jaxtyping|beartype", getattr(getattr(inner, "__code__", None), "co_filename", "")):
+        inner = inner.__wrapped__
+    with suppress(OSError, TypeError):
+        return tuple(digests(dedent(inspect.getsource(getattr(inner, "__code__", inner)))))
     return ()
 
 

@@ -1,9 +1,11 @@
 """The equations against independent oracles, and against themselves."""
 
 import math
+from functools import partial, wraps
 from inspect import getsource
 from pathlib import Path
 from runpy import run_path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -391,6 +393,24 @@ def test_another_definition_of_attention_is_computed_as_it_is_written(
         torch.testing.assert_close(attention_fast(queries, k, v, mask, changed), written)
         as_before = equations.attention_written_out(queries, k, v, mask)
         assert known == torch.allclose(written, as_before) or (old == ".tril()" and mask is not None)
+
+
+def test_what_is_around_the_definition_of_attention_is_computed_too() -> None:
+    """But for the checks of types that are around it in these tests."""
+    definition = equations.attention_written_out
+    assert is_known(definition)
+
+    class Twice:
+        def __call__(self, *arguments: Any) -> Tensor:
+            return 2 * definition(*arguments)
+
+    @wraps(definition)
+    def twice(*arguments: Any) -> Tensor:
+        return 2 * definition(*arguments)
+
+    q, k, v = (torch.randn(1, 2, 9, 4, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    for other in (twice, Twice(), partial(twice)):
+        torch.testing.assert_close(attention_fast(q, k, v, None, other), 2 * definition(q, k, v, None))
 
 
 def test_rotation_by_complex_numbers_equals_real_ones(config: Config) -> None:

@@ -146,7 +146,7 @@ def _lock(folder: Path) -> Generator[None]:
 @cache
 def load(flags: Sequence[str] = FLAGS) -> ctypes.CDLL:
     """llama.c, built and loaded. Raises Unavailable, also if llama.py has been changed."""
-    if not any(map(eq, digests(LLAMA_PY.read_text(encoding="utf-8")), WRITTEN_FOR)):
+    if not any(map(eq, digests(LLAMA_PY.read_text(encoding="utf-8-sig")), WRITTEN_FOR)):
         raise Unavailable("llama.py has been changed, and llama.c computes what it said before")
     try:
         library = ctypes.CDLL(str(built(flags)))

@@ -589,6 +589,7 @@ def test_it_is_of_the_llama_py_that_is_here() -> None:
     ("old", "new", "serves"),
     [
         ('"""', '"""Changed. ', True),
+        ('"""The Llama', '\ufeff"""The Llama', True),
         ("\n\n\ndef swiglu(", "\n\n\n# Changed\ndef swiglu(", True),
         ("F.silu(", "F.relu(", False),
         (": cache.length]", "cache.length :]", False),
