@@ -87,7 +87,7 @@ def rotate_real(
 def visible(
     query_positions: Int[Tensor, "batch seq"], key_positions: Int[Tensor, "batch slots"]
 ) -> Bool[Tensor, "batch 1 seq slots"]:
-    """Who sees whom: a query at position m sees the keys at positions n ≤ m. The only mask there is."""
+    """Who sees whom: a query at position m sees keys at n ≤ m. `place` leaves the mask out where order says as much."""
     return (key_positions[:, None, :] <= query_positions[:, :, None])[:, None]
 
 

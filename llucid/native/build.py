@@ -22,7 +22,7 @@ from llucid.native.types import CCache, CLlama, CTokens, layout
 
 HERE = Path(__file__).parent
 LLAMA_C, LLAMA_PY = HERE.parent / "llama.c", HERE.parent / "llama.py"
-WRITTEN_FOR = "a5dea2e5aa950ab3", "4aa41577f7c63c9c"
+WRITTEN_FOR = "572a87f0433aea43", "4aa41577f7c63c9c"
 """The llama.py that llama.c computes: digests of its text, and of what it says without comments and docstrings."""
 PARTS = ("numbers", "memory", "threads", "plain", "avx512", "kquants", "ahead")
 SOURCES = (LLAMA_C, *(HERE / f"{name}.h" for name in PARTS))
