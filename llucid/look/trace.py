@@ -126,9 +126,10 @@ class Trace:
     def _watch(self, keep: Callable[[str], bool], run: Callable[[Watch], object]) -> Watch:
         """What `run` leaves in a Watch: once more, if something was changed in place later, with copies of that."""
         while True:
-            watch = Watch(instrument(MODULE), self.model.weights, self._apply, keep, self._copies)
+            copies = frozenset(self._copies)  # another thread may find more meanwhile
+            watch = Watch(instrument(MODULE), self.model.weights, self._apply, keep, copies)
             run(watch)
-            spoiled = watch.spoiled() - self._copies
+            spoiled = watch.spoiled() - copies
             watch.release()
             if not spoiled:
                 return watch

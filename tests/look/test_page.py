@@ -732,6 +732,22 @@ def test_models_of_different_sizes_are_compared(
         assert page.locator(".empty").count() == 0
 
 
+def test_the_differences_are_also_of_what_only_the_other_run_finds_likely(browser: Any, model: llucid.Model) -> None:
+    blank = model._replace(weights=initialise(model.config))
+    subjects = [Subject("blank", lambda: blank), Subject("usual", lambda: model)]
+    ours, theirs = (trace(each, "A fox found").logits[-1].softmax(-1) for each in (blank, model))
+    with serving(Answers(subjects, "A fox found")) as url, opened(browser, url) as page:
+        page.select_option('select[name="compare"]', "1")
+        settled(page)
+        page.click('[data-view="difference"]')
+        settled(page)
+        assert list(bars(page)) == (ours - theirs).abs().topk(10).indices.tolist()
+        shown = page.locator(".next .number").first.inner_text()
+    assert float(shown.replace("−", "-").removesuffix("%")) == pytest.approx(
+        -100 * float((theirs - ours).max()), rel=0.02
+    )
+
+
 def test_models_with_vocabularies_of_different_sizes_are_saved(
     browser: Any, model: llucid.Model, tmp_path: Path
 ) -> None:

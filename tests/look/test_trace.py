@@ -32,6 +32,7 @@ from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_fr
 from llucid.look.answers import Answers, Subject
 from llucid.look.heads import copying
 from llucid.look.instrument import instrument
+from llucid.look.watch import Watch
 from llucid.tokenizers import load_tokenizer
 from llucid.weights import dequantize, quantize, to, tree_map
 from tests.checkpoints.models import model_of
@@ -400,6 +401,19 @@ def test_weights_with_gradients_and_one_array_for_two_gains() -> None:
     answers = Answers([Subject("a", lambda: trained.model)], trained)
     for path in ("", "/heads", "/stream", "/summaries", "/weight?as=f32&name=norm", "/value?as=f32&name=logits"):
         assert answers.get(f"/look/{answers.first}{path}").body
+
+
+def test_a_value_that_is_changed_later_is_right_on_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread finds meanwhile that it must be copied."""
+    found, spoiled = trace_of(random_model(GROUPED)), Watch.spoiled
+
+    def meanwhile(watch: Watch) -> set[str]:
+        names = spoiled(watch)
+        found._copies |= names
+        return names
+
+    monkeypatch.setattr(Watch, "spoiled", meanwhile)
+    assert found["blocks.0.attention.q @ k[:, :, None].mT"].isfinite().all()  # before the mask is added in place
 
 
 def test_only_named_values_are_kept() -> None:

@@ -128,12 +128,16 @@ function useDistribution(reading, place, sampling, vocabulary) {
     const logits = whole ?? Float32Array.from(tokens, (token) => token.logit);
     const order = whole ? ranking(whole) : Uint32Array.from(tokens.keys());
     const { p, kept } = sample(logits, order, sampling);
-    const rows = tokens.map((token, i) => ({ ...token, raw: Math.exp(token.logit - log_sum), p: p[whole ? token.id : i] ?? 0 }));
+    const row_of = (/** @type {import("look/types.js").Next["tokens"][0]} */ token, /** @type {number} */ logit, /** @type {number} */ i) => ({ ...token, logit, raw: Math.exp(logit - log_sum), p: p[i] ?? 0 });
+    const rows = tokens.map((token, i) => row_of(token, token.logit, whole ? token.id : i));
+    const known = new Map(rows.map((row) => [row.id, row]));
+    // Also of a token that is not among the likeliest, if the whole row is known.
+    const at = (/** @type {typeof tokens[0]} */ token) => known.get(token.id) ?? (whole && token.id < whole.length ? row_of(token, whole[token.id], token.id) : null);
     const drawn = () => {
       const found = draw(p, order, kept, Math.random());
       return whole ? found : tokens[found].id;
     };
-    return { rows, kept, drawn, entropy: entropy(p), whole: whole !== null };
+    return { rows, at, kept, drawn, entropy: entropy(p), whole: whole !== null };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
   return { shown: shown && { ...shown, stale: late(next, row) }, error: next.error };
 }
@@ -148,18 +152,18 @@ function Distribution({ state, act }) {
   // Not while the page still reads, or shows what follows another place.
   const goOn = (/** @type {number} */ id) => state.busy || shown?.stale || act.goOn([...before.map((one) => one.id), id]);
   const drawOne = () => shown && goOn(shown.drawn());
-  const others = new Map(other?.rows.map((row) => [row.id, row]));
   let rows = (shown?.rows ?? []).slice(0, 10);
   if (view === "difference" && other && shown) {
-    const gap = (/** @type {{id: number, p: number}} */ row) => Math.abs(row.p - (others.get(row.id)?.p ?? 0));
-    rows = [...shown.rows].sort((a, b) => gap(b) - gap(a)).slice(0, 10);
+    const every = new Map([...shown.rows, ...other.rows].map((row) => [row.id, shown.at(row)]));
+    const gap = (/** @type {typeof rows[0]} */ row) => Math.abs(row.p - (other.at(row)?.p ?? 0));
+    rows = [...every.values()].flatMap((row) => row ?? []).sort((a, b) => gap(b) - gap(a)).slice(0, 10);
   }
   return html`<div class="next">
     <header><h3>What comes after “${visible(run.tokens[token]?.piece ?? "")}”?</h3>${!isFile && html`<button onClick=${drawOne} title="draws one token and goes on (g)" id="draw">Draw one</button>`}
       <p class="how">${beside ? "Hollow bars: the other run" : "Ticks: before the sliders"}. Click one to go on from there.</p></header>
     <div class="columns">
       <ol class=${`bars ${shown?.stale || other?.stale ? "stale" : ""}`} aria-label="the likeliest next tokens">${rows.map((row) => {
-        const also = others.get(row.id), apart = answered(address(`${run.id}/parts`, { position: token, token: row.id }));
+        const also = other?.at(row), apart = answered(address(`${run.id}/parts`, { position: token, token: row.id }));
         return html`<li key=${row.id}><button class=${`bar ${row.p === 0 ? "dropped" : ""}`} data-id=${row.id} data-p=${row.p} disabled=${isFile}
           aria-label=${`${visible(row.piece)}, ${percent(row.p)}`} onClick=${() => goOn(row.id)}
           onMouseMove=${(/** @type {MouseEvent} */ event) => showTip(event, [
