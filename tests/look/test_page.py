@@ -635,6 +635,9 @@ def test_a_place_without_exact_scores_is_shown_again(browser: Any, model: llucid
         page.route("**/value?**name=logits**", lambda route: route.fulfill(**refused))
         for place in (3, 4, 3, 4):
             choose_token(page, place)
+        scores = trace(model, TEXT).logits[4].log_softmax(-1)  # of all tokens, not of those that are listed
+        assert bars(page) == pytest.approx({i: math.exp(scores[i]) for i in scores.topk(10).indices.tolist()}, abs=1e-4)
+        assert f"{float(-scores.exp() @ scores):.2g} nats" in page.inner_text(".sliders .facts")
         page.keyboard.press("g")
         until(page, "document.querySelectorAll('.chip').length === 6")
         settled(page)

@@ -127,17 +127,20 @@ function useDistribution(reading, place, sampling, vocabulary) {
     const whole = row.value && row.fresh && !row.value.pool.some((/** @type {number} */ n) => n > 1) ? row.value.data : null;
     const logits = whole ?? Float32Array.from(tokens, (token) => token.logit);
     const order = whole ? ranking(whole) : Uint32Array.from(tokens.keys());
-    const { p, kept } = sample(logits, order, sampling);
+    const sampled = sample(logits, order, sampling), kept = sampled.kept;
+    // Of the likeliest alone, the sum of all is only known while nothing is changed.
+    const atRest = !whole && sampling.temperature === 1 && !sampling.top_k && sampling.top_p === 1 && !sampling.min_p;
+    const p = atRest ? Float64Array.from(tokens, (token) => Math.exp(token.logit - log_sum)) : sampled.p;
     const row_of = (/** @type {import("look/types.js").Next["tokens"][0]} */ token, /** @type {number} */ logit, /** @type {number} */ i) => ({ ...token, logit, raw: Math.exp(logit - log_sum), p: p[i] ?? 0 });
     const rows = tokens.map((token, i) => row_of(token, token.logit, whole ? token.id : i));
     const known = new Map(rows.map((row) => [row.id, row]));
     // Also of a token that is not among the likeliest, if the whole row is known.
     const at = (/** @type {typeof tokens[0]} */ token) => known.get(token.id) ?? (whole && token.id < whole.length ? row_of(token, whole[token.id], token.id) : null);
     const drawn = () => {
-      const found = draw(p, order, kept, Math.random());
+      const found = draw(sampled.p, order, kept, Math.random());
       return whole ? found : tokens[found].id;
     };
-    return { rows, at, kept, drawn, entropy: entropy(p), whole: whole !== null };
+    return { rows, at, kept, drawn, entropy: (atRest && reading?.tokens[place]?.entropy) || entropy(p), whole: whole !== null };
   }, [next.value, next.fresh, row.value, row.fresh, sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p]);
   return { shown: shown && { ...shown, stale: late(next, row) }, error: next.error };
 }
