@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,20 +76,23 @@ class Look(ModelOptions):
         return None
 
     def serve(self, answers: "Answers") -> None:
-        """Until Ctrl-C, which ends the process."""
+        """Until Ctrl-C or another signal, which end the process."""
         import webbrowser
 
         from llucid.look.server import Server
 
         with Server(answers, self.port) as server:
-            print(server.url, flush=True)
-            if not self.no_browser:
-                webbrowser.open(server.url)
             try:
+                print(server.url, flush=True)
+                if not self.no_browser:
+                    webbrowser.open(server.url)
                 server.serve_forever()
-            except KeyboardInterrupt:
-                print(file=sys.stderr, flush=True)
-                os._exit(0)  # at once: Python would end the threads that still compute within PyTorch, which aborts
+            except (KeyboardInterrupt, SystemExit) as stopped:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                if isinstance(stopped, KeyboardInterrupt):
+                    print(file=sys.stderr, flush=True)
+                # At once: Python would end the threads that still compute within PyTorch, which aborts.
+                os._exit(stopped.code if isinstance(stopped, SystemExit) and isinstance(stopped.code, int) else 0)
 
     def answers(self) -> "Answers":
         """The text read by the model."""

@@ -44,7 +44,8 @@ def test_it_serves_until_ctrl_c() -> None:
     assert (running.returncode, out, errors.strip()) == (0, "", "")
 
 
-def test_ctrl_c_while_it_answers() -> None:
+@pytest.mark.parametrize(("numbers", "status"), [([signal.SIGINT] * 2, 0), ([signal.SIGTERM], 143)])
+def test_signals_while_it_answers(numbers: list[int], status: int) -> None:
     """No thread computes any more when the process ends, which would abort it."""
     words = command("look", "", "Once upon a time " * 10, "--no-browser")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -60,9 +61,10 @@ def test_ctrl_c_while_it_answers() -> None:
         with ThreadPoolExecutor(len(asked)) as pool:
             answers = [pool.submit(ask, what) for what in asked]
             wait(answers, return_when=FIRST_COMPLETED)
-            running.send_signal(signal.SIGINT)
+            for number in numbers:
+                running.send_signal(number)
             out, errors = running.communicate(timeout=LIMIT)
-    assert (running.returncode, out, errors.strip()) == (0, "", "")
+    assert (running.returncode, out, errors.strip()) == (status, "", "")
 
 
 def test_it_writes_one_file(tmp_path: Path) -> None:
