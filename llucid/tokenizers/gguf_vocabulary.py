@@ -46,6 +46,12 @@ an ordinary token (2 or 11); so for a tokenizer without EOS this one is named.""
 _GPT2: dict[str, Any] = LETTERS | {"use_regex": True}
 DIGITS: dict[str, Any] = {"type": "Digits", "individual_digits": True}
 _CJK = "[一-龥ࠀ-一가-\ud7ff]+"
+_OTHER_CASED = (
+    r"\x{560}-\x{588}\x{10C7}-\x{10FF}\x{1C80}-\x{1C8A}\x{2D00}-\x{2D2D}\x{A790}-\x{AB68}"
+    r"\x{10570}-\x{105BC}\x{10D50}-\x{10D85}\x{16E40}-\x{1DF2A}"
+)
+"""Letters with case that DeepSeek-LLM's pattern does not list: small ones of Armenian and Georgian, mathematical and
+rare ones."""
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 
 
@@ -70,7 +76,14 @@ RULES = {
     "gpt-2": Rule([_GPT2], False, False),
     "deepseek-coder": Rule(splits(r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}"), False, False),
     "deepseek-llm": Rule(
-        splits(r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", _CJK, r"\p{N}+"),
+        splits(
+            r"[\r\n]",
+            rf"\s?[[\p{{Lu}}\p{{Ll}}\p{{Lt}}]&&[^{_OTHER_CASED}]]+",
+            r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+            r"\s+$",
+            _CJK,
+            r"\p{N}+",
+        ),
         False,
         False,
     ),
