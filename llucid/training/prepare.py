@@ -105,11 +105,16 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     corpus = open_text(settings, report)
     options = shlex.join(["--chat", settings.chat] if settings.chat else ["--corpus", *(settings.corpus or ())])
     run.refuse_changed(out, corpus, options)
-    if settings.base:
-        config = settings.rebased(huggingface.read_config(out))
-        tokenizer = read_tokenizer(out, huggingface, config)
-    else:
-        tokenizer = load_tokenizer(out)
+    try:
+        written = huggingface.read_config(out)
+        tokenizer = read_tokenizer(out, huggingface, written)
+    except LlucidError:
+        if settings.base:
+            raise
+        written, tokenizer = None, load_tokenizer(out)
+    if settings.base and written:
+        config = settings.rebased(written)
+    else:  # also if config.json is damaged: it is written anew
         config = settings.config(str(settings.preset), tokenizer.vocab_size)
     backend = open_backend(config, settings, device)
     training, validation, opening = read(settings, corpus, tokenizer, config.context, report)
@@ -117,7 +122,7 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     if settings.steps is not None and settings.steps < progress.step:
         raise LlucidError(f"steps={settings.steps}: the run in {out} has done {progress.step} already; give more")
     if not settings.base:
-        huggingface.write_config(out, config, tokenizer, "float32")  # a damaged one would stay
+        huggingface.write_config(out, config, tokenizer, "float32")
     sampling = huggingface.read_sampling(out)
     task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening, sampling)
     return task, state, progress

@@ -108,13 +108,13 @@ def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_sta
     """Makes the folder of a new run with its untrained model; `save_state` writes the first state into a folder.
 
     Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`, or if
-    the base's tokenizer would not be the same there.
+    a tokenizer from elsewhere would not be the same there.
     """
     with atomic_folder(out) as unfinished:
         (unfinished / "state").mkdir()
         note_difference(model.text())
         huggingface.write(unfinished, model)
-        if settings.base:
+        if settings.base or not settings.learns_tokenizer:
             refuse_difference(model, unfinished, out)
         write_text_atomically(unfinished / "train.toml", write_toml(settings))
         write_text_atomically(unfinished / "metrics.jsonl", "")

@@ -474,15 +474,41 @@ def test_a_base_whose_tokenizer_has_no_end_goes_on_without_one(corpus: Path, tmp
         assert transformers.AutoTokenizer.from_pretrained(out).eos_token is None
 
 
-def test_a_base_whose_tokenizer_would_change_is_refused(
+@pytest.mark.parametrize("kind", ["padding", "without an end", "without a beginning", "added"])
+def test_a_run_with_a_tokenizer_from_elsewhere_goes_on(kind: str, corpus: Path, tmp_path: Path) -> None:
+    """Of files that name tokens in no vocabulary, and that transformers' Llama class gives such tokens."""
+    files = tmp_path / "tokenizer"
+    files.mkdir()
+    choice = {"without an end": {"bos_id": -1, "eos_id": -1}, "without a beginning": {"bos_id": -1}}.get(kind)
+    model = sentencepiece_model("bpe" if choice is None else "unigram", **choice or {})
+    (files / "tokenizer.model").write_bytes(model)
+    size = SentencePiece(model).vocab_size
+    if kind in ("padding", "added"):
+        config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"}
+        (files / "tokenizer_config.json").write_text(json.dumps(config))
+    if kind == "added":
+        (files / "added_tokens.json").write_text(json.dumps({"[PAD]": size}))
+    settings = {"tokenizer": str(files), "steps": 4}
+    small(corpus, out := tmp_path / "run", **settings, stop_after=2)
+    resumed(out)
+    small(corpus, whole := tmp_path / "whole", **settings)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    resumed(out, steps=6)
+    one, two = load_tokenizer(files), llucid.load(out, device="cpu").text()
+    assert (one.vocab_size, one.bos, one.eos, one.stop_ids) == (two.vocab_size, two.bos, two.eos, two.stop_ids)
+
+
+def test_a_tokenizer_that_would_change_is_refused(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, out = tmp_path / "base", tmp_path / "run"
     small(corpus, base, steps=1)
     change = "llucid.checkpoints.first_difference"
     monkeypatch.setattr(change, lambda one, two: "as if")
-    with pytest.raises(LlucidError, match=f"{out}: not written, since the tokenizer would change: as if"):
-        small(corpus, out, base=str(base), steps=1, preset=None, model=ModelNumbers())
+    for settings in ({"base": str(base), "preset": None, "model": ModelNumbers()}, {"tokenizer": str(base)}):
+        with pytest.raises(LlucidError, match=f"{out}: not written, since the tokenizer would change: as if"):
+            small(corpus, out, steps=1, **settings)
     assert not out.exists()
 
 
