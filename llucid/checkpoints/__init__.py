@@ -188,7 +188,7 @@ def _open(path: Path, tokenizer: str | Path | None, keep: bool = False) -> Model
     chat_format = template if isinstance(template, str) else None
     open_weights = getattr(format, "open_quantized", format.open_weights) if keep else format.open_weights
     try:
-        tokens = _tokenizer(path, format, config, tokenizer)
+        tokens = read_tokenizer(path, format, config, tokenizer)
     except NoTokenizer as error:
         if tokenizer is not None:
             raise
@@ -215,7 +215,9 @@ def in_one_dtype(weights: Weights) -> tuple[Weights, str, bool]:
     return fitting, kind, any(leaf.dtype != kind for leaf in leaves(fitting))
 
 
-def _tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
+def read_tokenizer(path: Path, format: Format, config: Config, other: str | Path | None = None) -> Tokenizer:
+    """The tokenizer at `path`, or the one at `other`, for a model of this Config. Raises LlucidError if it has none or
+    more ids than the model."""
     tokenizer = format.read_tokenizer(path) if other is None else load_tokenizer(other)
     if not tokenizer.vocab_size:
         raise LlucidError(f"{other or path}: this tokenizer has no ids")
@@ -247,7 +249,7 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({dtype for _, dtype in header})),
     }
     try:
-        tokenizer = _tokenizer(path, format, config)
+        tokenizer = read_tokenizer(path, format, config)
         kind = type(tokenizer).__name__
         facts["tokenizer"] = f"{KIND_NAMES.get(kind, kind)}, {tokenizer.vocab_size:,} ids"
         facts["bos, eos"] = ", ".join("none" if id is None else str(id) for id in (tokenizer.bos, tokenizer.eos))
@@ -362,7 +364,7 @@ def convert(
             copy_generation_config(path, new, token_ids=tokenizer is None)
             if model.tokenizer is None:
                 copy_token_ids(path, new)
-        config = _compare(model, new, out)
+        config = refuse_difference(model, new, out)
     pairs = {item.name: (getattr(model.config, item.name), getattr(config, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -400,8 +402,8 @@ def _with_template(model: Model, format: str, out: Path) -> Model:
 
 
 def _check_tokenizer(model: Model, out: Path, format: str) -> None:
-    """Writes a small model with this tokenizer beside or in `out`, opens it, and raises and notes what `_compare` does.
-    It cannot be opened from a pipe or a device."""
+    """Writes a small model with this tokenizer beside or in `out`, opens it, and raises and notes what
+    `refuse_difference` does. It cannot be opened from a pipe or a device."""
     if model.tokenizer is None or (out.exists() and not (out.is_file() or out.is_dir())):
         return
     import torch
@@ -417,10 +419,10 @@ def _check_tokenizer(model: Model, out: Path, format: str) -> None:
         replaced_in_errors(new := folder / FILE_NAMES.get(format, ""), out),
     ):
         _format(format).write(new, small, no_progress)
-        _compare(small, new, out)
+        refuse_difference(small, new, out)
 
 
-def _compare(model: Model, new: Path, out: Path) -> Config:
+def refuse_difference(model: Model, new: Path, out: Path) -> Config:
     """The Config of the model at `new`, which is to become `out`. Raises LlucidError if its tokenizer differs from that
     of `model`; notes different dialogues."""
     from llucid.dialogs.comparison import first_difference_in_dialog  # imports jinja2, which takes time

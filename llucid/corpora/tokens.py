@@ -99,7 +99,7 @@ def tokenise(
     Raises LlucidError if the text changes meanwhile.
     """
     bos, eos = tokenizer.bos, tokenizer.eos
-    content = f"3 {corpus.fingerprint} {bos} {eos} {identity(tokenizer)}"
+    content = f"4 {corpus.fingerprint} {bos} {eos} {identity(tokenizer)}"
     key = hashlib.sha256(content.encode()).hexdigest()[:24]
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
 
@@ -152,8 +152,8 @@ def _joined(pieces: Iterable[str]) -> Iterator[str]:
 
 
 def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
-    """The same text in pieces that end where no token can span the cut: before a line that does not begin with white
-    space, or at the end of a document. Without such a line for a megabyte, they end anywhere."""
+    """The same text in whole documents. Those over a megabyte are cut where no usual token spans the cut: before a line
+    that does not begin with white space. Without such a line they are cut anywhere."""
     rest = ""
     for piece in chain(pieces, [""]):
         if piece in ("", END):
@@ -161,12 +161,9 @@ def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
             yield from [END] if piece else []
             rest = ""
             continue
-        begin = max(0, len(rest) - 1)  # what is before that has been searched
         rest += piece
-        cut = max((line.end() for line in NEXT_LINE.finditer(rest, begin)), default=0)
-        if len(rest) > CHUNK and not cut:
-            cut = len(rest)
-        if cut:
+        if len(rest) > CHUNK:
+            cut = max((line.end() for line in NEXT_LINE.finditer(rest)), default=len(rest))
             yield rest[:cut]
             rest = rest[cut:]
 

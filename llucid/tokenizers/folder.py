@@ -182,8 +182,10 @@ def write_beside(
     folder: Path, config: dict[str, Any], stop_ids: frozenset[int], kind: str = "PreTrainedTokenizerFast"
 ) -> None:
     """Writes what `write_folder` writes, without `tokenizer.json`; `kind` is transformers' class."""
-    # transformers' Llama classes would not obey our tokenizer.json. They pad on the left, unlike the class that does.
-    own = {"padding_side": "left"} if "Llama" in str(config.get("tokenizer_class")) else {}
+    # transformers' Llama classes would not obey our tokenizer.json. They pad on the left, unlike the class that does,
+    # and have a BOS and an EOS unless that is denied.
+    own: dict[str, Any] = {"padding_side": "left"} if "Llama" in str(config.get("tokenizer_class")) else {}
+    own |= {"bos_token": None, "eos_token": None} if "Llama" in kind else {}
     config = {"clean_up_tokenization_spaces": False} | own | config | {"tokenizer_class": kind}
     write_text_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     generation = folder / "generation_config.json"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llucid.checkpoints import choose_device, huggingface, load
+from llucid.checkpoints import choose_device, huggingface, load, read_tokenizer
 from llucid.config import Config
 from llucid.corpora import BUILT_IN, Corpus, open_corpus
 from llucid.corpora.conversations import Conversation, open_conversations
@@ -105,10 +105,11 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     corpus = open_text(settings, report)
     options = shlex.join(["--chat", settings.chat] if settings.chat else ["--corpus", *(settings.corpus or ())])
     run.refuse_changed(out, corpus, options)
-    tokenizer = load_tokenizer(out)
     if settings.base:
         config = settings.rebased(huggingface.read_config(out))
+        tokenizer = read_tokenizer(out, huggingface, config)
     else:
+        tokenizer = load_tokenizer(out)
         config = settings.config(str(settings.preset), tokenizer.vocab_size)
     backend = open_backend(config, settings, device)
     training, validation, opening = read(settings, corpus, tokenizer, config.context, report)

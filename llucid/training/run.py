@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llucid.checkpoints import huggingface
+from llucid.checkpoints import huggingface, refuse_difference
 from llucid.corpora import Corpus
 from llucid.errors import LlucidError, note
 from llucid.files import (
@@ -107,12 +107,15 @@ def refuse_occupied(out: Path) -> None:
 def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_state: Callable[[Path], None]) -> None:
     """Makes the folder of a new run with its untrained model; `save_state` writes the first state into a folder.
 
-    Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`.
+    Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`, or if
+    the base's tokenizer would not be the same there.
     """
     with atomic_folder(out) as unfinished:
         (unfinished / "state").mkdir()
         note_difference(model.text())
         huggingface.write(unfinished, model)
+        if settings.base:
+            refuse_difference(model, unfinished, out)
         write_text_atomically(unfinished / "train.toml", write_toml(settings))
         write_text_atomically(unfinished / "metrics.jsonl", "")
         write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint)

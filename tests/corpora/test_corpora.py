@@ -163,6 +163,7 @@ def test_the_space_before_a_document_is_no_character(
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_tokenising_in_chunks_equals_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr("llucid.corpora.CHUNK", chunk)
+    monkeypatch.setattr("llucid.corpora.tokens.CHUNK", max(chunk, 60))  # longer than what stands between two cuts
     monkeypatch.setenv("LLUCID_CACHE", str(tmp_path / "cache"))
     text = "One day, it rained.\n\n  Two geese\r\n\r\nsaid: 😀!\n" * 9
     (tmp_path / "text").mkdir()
@@ -205,6 +206,17 @@ def test_tokenizers_that_no_tokenizer_json_expresses(tmp_path: Path) -> None:
         ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
         assert ids == [1, *SentencePiece(model).encode("".join(corpus.text("train")))]
     assert len(files) == len(models)
+
+
+def test_no_document_is_cut_for_its_length(tmp_path: Path) -> None:
+    """With spaces behind words, a part that begins with a line break has no token that is the line break's alone."""
+    texts = ["One\ntwo", "To be\nor not\n\nto be", "geese\n"]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 40))
+    tokenizer = SentencePiece(sentencepiece_model(treat_whitespace_as_suffix=True))
+    tokens = tokenise(open_corpus([str(tmp_path / "corpus.jsonl")]), tokenizer, "train")
+    ids = tokens.read(np.array([0]), tokens.length)[0].tolist()
+    whole = [token for text in texts for token in (1, *tokenizer.encode(text), 2)]
+    assert ids[: 30 * len(whole)] == whole * 30
 
 
 def test_documents_are_separated_by_a_line_break_where_nothing_marks_their_ends(tmp_path: Path) -> None:
@@ -306,19 +318,22 @@ def test_a_large_vocabulary_is_not_cut_to_sixteen_bits(tmp_path: Path) -> None:
 
 
 def test_lines_that_begin_with_white_space_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece is searched once for the line at which it could be cut, also while there is none."""
+    """What was searched for the line at which it could be cut is not searched again while there is none."""
     searched: list[int] = []
 
     class Counting:
-        def finditer(self, text: str, begin: int) -> Iterator[re.Match[str]]:
-            searched.append(len(text) - begin)
-            return pattern.finditer(text, begin)
+        def finditer(self, text: str) -> Iterator[re.Match[str]]:
+            searched.append(len(text))
+            return pattern.finditer(text)
 
     pattern = corpora.tokens.NEXT_LINE
     monkeypatch.setattr(corpora.tokens, "NEXT_LINE", Counting())
+    monkeypatch.setattr(corpora.tokens, "CHUNK", 200)
     pieces = [f" tale {number}\n" for number in range(1000)] + ["the end\n", " of", "\n", "it"]
-    assert [*corpora.tokens._whole_lines(iter(pieces))] == ["".join(pieces[:1000]), "the end\n of\n", "it"]
-    assert sum(searched) <= sum(map(len, pieces)) + len(pieces)
+    found = [*corpora.tokens._whole_lines(iter(pieces))]
+    assert "".join(found) == "".join(pieces)
+    assert max(map(len, found)) < 220
+    assert sum(searched) <= sum(map(len, pieces))
 
 
 def counting(length: int, folder: Path) -> Tokens:

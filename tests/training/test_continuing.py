@@ -16,10 +16,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import transformers
 from rich.console import Console
 from safetensors.torch import load_file
 
 import llucid
+from llucid.checkpoints import Model
+from llucid.config import Config
 from llucid.errors import LlucidError
 from llucid.files import MOVING, locked_folder, temporary_name
 from llucid.tokenizers import load_tokenizer
@@ -30,9 +33,11 @@ from llucid.training.report import Report
 from llucid.training.run import Metrics, Progress
 from llucid.training.settings import read_toml
 from llucid.training.snapshots import Snapshots
+from llucid.weights import initialise
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
 from tests.tokenizers.test_sentencepiece_model import tied_model, tied_texts
+from tests.tokenizers.texts import sentencepiece_model
 from tests.training.test_run import TEXT, after, ended, fresh, losses, progress
 
 SMALL: dict[str, Any] = {"preset": "nano", "model": ModelNumbers(dim=16, context=16), "batch": 4, "dtype": "float32"}
@@ -447,6 +452,38 @@ def test_a_base_that_nothing_improves_is_kept(corpus: Path, tmp_path: Path, monk
     assert found.sampling == {"temperature": 0.6}  # which is the base's, too
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, base))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_base_whose_tokenizer_has_no_end_goes_on_without_one(corpus: Path, tmp_path: Path) -> None:
+    """Its file is kept as it is, as one of transformers' Llama class, which would have BOS and EOS."""
+    tokenizer = SentencePiece(sentencepiece_model("unigram", bos_id=-1, eos_id=-1))
+    sizes = dict(dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn_dim=16, context=16)
+    for more in (0, 8):
+        base, out = tmp_path / f"base{more}", tmp_path / f"run{more}"
+        config = Config(**sizes, vocab_size=tokenizer.vocab_size + more)
+        llucid.save(Model(config, initialise(config, 0), tokenizer), base)
+        settings = {"base": str(base), "steps": 4, "preset": None, "model": ModelNumbers()}
+        small(corpus, out, **settings, stop_after=2)
+        resumed(out)
+        small(corpus, whole := tmp_path / f"whole{more}", **settings)
+        ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        for folder in (base, out):
+            found = llucid.load(folder, device="cpu").text()
+            assert (found.bos, found.eos, found.vocab_size) == (None, None, tokenizer.vocab_size)
+        assert transformers.AutoTokenizer.from_pretrained(out).eos_token is None
+
+
+def test_a_base_whose_tokenizer_would_change_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, out = tmp_path / "base", tmp_path / "run"
+    small(corpus, base, steps=1)
+    change = "llucid.checkpoints.first_difference"
+    monkeypatch.setattr(change, lambda one, two: "as if")
+    with pytest.raises(LlucidError, match=f"{out}: not written, since the tokenizer would change: as if"):
+        small(corpus, out, base=str(base), steps=1, preset=None, model=ModelNumbers())
+    assert not out.exists()
 
 
 def test_snapshots_keep_the_sampling_settings_of_the_base(corpus: Path, tmp_path: Path) -> None:
