@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llucid.arrays.quantized import Quantized
 from llucid.errors import LlucidError, shown
 from llucid.look.changes import ablate, patch, scale, zero_frequency
 from llucid.look.heads import copying, head_scores
@@ -40,6 +41,10 @@ CHANGES: dict[str, dict[str, type]] = {
     "zero_frequency": {"pair": int},
 }
 """The kinds of changes, with their fields; head, part and position may be left out."""
+MOST_NUMBERS = 10**7
+"""In an answer about all layers, where the numbers of each can be asked for."""
+LARGEST_MAP = 1024
+"""Places along an axis of one head's attention."""
 HALF = torch.finfo(torch.float16)
 DTYPES = {"u8": torch.uint8, "f16": torch.float16, "f32": torch.float32}
 
@@ -311,6 +316,8 @@ class Answers:
 
     def lens(self, reading: str, top: int = 5) -> dict[str, Any]:
         found = self.trace(reading)
+        if top * found.stream.shape[:-1].numel() > MOST_NUMBERS:
+            raise LlucidError(f"top={top}: the answer would be too large")
         lens = found.logit_lens(top)
         known = sorted(set(lens.ids.flatten().tolist()))
         pieces = dict(zip(known, found.pieces(known), strict=True))
@@ -371,8 +378,9 @@ class Answers:
         return {"kl": kl, "cosine": cosine}
 
     # ------------------------------------------------------------------------------------- numbers
+    # With `minus`, another reading, they are the differences from it: taken before the largest of a block is.
 
-    def value(self, reading: str, name: str, as_: str, slice_: str = "", max_: int = 512) -> Answer:
+    def value(self, reading: str, name: str, as_: str, slice_: str = "", max_: int = 512, minus: str = "") -> Answer:
         found = self.trace(reading)
         value = found[name]
         axes = list(found.described[name].axes)
@@ -386,17 +394,28 @@ class Answers:
         left = [axis for at, axis in enumerate(axes) if at >= len(index) or isinstance(index[at], slice)]
         value = value[tuple(index)]
         pool = blocks(value.shape, max_)
+        if minus:
+            other = self.trace(minus)[name]
+            value = apart(value, (torch.view_as_real(other) if other.is_complex() else other)[tuple(index)])
         return numbers(pooled(value, pool), pool, left, as_)
 
-    def weight(self, reading: str, name: str, as_: str, max_: int = 512) -> Answer:
+    def weight(self, reading: str, name: str, as_: str, max_: int = 512, minus: str = "") -> Answer:
         """An array of the weights by its path, some rows at a time."""
+        leaf, other = self._leaf(reading, name), self._leaf(minus, name) if minus else None
+        pool = blocks(leaf.shape, max_)
+        step = max(1, AT_ONCE // math.prod(leaf.shape[1:]) // pool[0]) * pool[0]
+        parts = [
+            pooled(x if other is None else apart(x, rows(other, at, at + step)), pool)
+            for at in range(0, leaf.shape[0], step)
+            for x in [rows(leaf, at, at + step)]
+        ]
+        return numbers(torch.cat(parts), pool, [None] * len(leaf.shape), as_)
+
+    def _leaf(self, reading: str, name: str) -> Tensor | Quantized:
         leaf = dict(named_leaves(self.model(self._reading(reading).model).weights)).get(name)
         if leaf is None:
             raise NotFound(f"{shown(name)}: there are no weights of this name")
-        pool = blocks(leaf.shape, max_)
-        step = max(1, AT_ONCE // math.prod(leaf.shape[1:]) // pool[0]) * pool[0]
-        parts = [pooled(rows(leaf, at, at + step), pool) for at in range(0, leaf.shape[0], step)]
-        return numbers(torch.cat(parts), pool, [None] * len(leaf.shape), as_)
+        return leaf
 
     def attention(
         self,
@@ -406,21 +425,31 @@ class Answers:
         head: int | None = None,
         position: int | None = None,
         max_: int | None = None,
+        minus: str = "",
     ) -> Answer:
         """The attention of all heads, small, or of one; or the row of one position, which is always whole."""
         found = self.trace(reading)
+        other = self.trace(minus) if minus else None
         config, axes = found.model.config, ["layers", "heads", "seq", "slots"]
         if (layer is None) != (head is None):
             raise LlucidError("attention: give layer and head, or neither")
-        pool = blocks((len(found.ids),) * 2, (64 if layer is None else 1024) if max_ is None else max_)
+        pool = blocks((len(found.ids),) * 2, (64 if layer is None else LARGEST_MAP) if max_ is None else max_)
+        limits = (0.0, 1.0) if other is None else None
+
+        def maps(layer: int) -> Tensor:
+            p = found.attention_of(layer)
+            return p if other is None else apart(p, other.attention_of(layer))
+
         if layer is not None and head is not None:
-            p = found.attention_of(_within("layer", layer, config.layers))[_within("head", head, config.heads)]
+            p = maps(_within("layer", layer, config.layers))[_within("head", head, config.heads)]
             if position is not None:
-                return numbers(p[_within("position", position, len(p))], [1], axes[3:], as_, of=(0.0, 1.0))
-            return numbers(pooled(p, pool), pool, axes[2:], as_, of=(0.0, 1.0))
+                return numbers(p[_within("position", position, len(p))], [1], axes[3:], as_, of=limits)
+            return numbers(pooled(p, pool), pool, axes[2:], as_, of=limits)
         pool = [1, *pool]
-        p = torch.stack([pooled(found.attention_of(each), pool) for each in range(config.layers)])
-        return numbers(p, [1, *pool], axes, as_, of=(0.0, 1.0))
+        if config.layers * config.heads * math.ceil(len(found.ids) / pool[1]) ** 2 > MOST_NUMBERS:
+            raise LlucidError(f"max={max_}: the answer would be too large")
+        p = torch.stack([pooled(maps(each), pool) for each in range(config.layers)])
+        return numbers(p, [1, *pool], axes, as_, of=limits)
 
 
 OF_READINGS = (
@@ -504,6 +533,14 @@ def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
     return x
 
 
+def apart(x: Tensor, other: Tensor) -> Tensor:
+    """The differences of two values. Equal infinities are not apart. Raises LlucidError for other sizes."""
+    if x.shape != other.shape:
+        raise LlucidError(f"values of other sizes cannot be compared: {tuple(x.shape)} and {tuple(other.shape)}")
+    x, other = x.float(), other.to(x.device).float()
+    return torch.where(x == other, 0.0, x - other)
+
+
 def summary(x: Tensor) -> dict[str, Any]:
     """Statistics of the finite numbers of a value; of complex numbers, of their absolute values."""
     x = (x.abs() if x.is_complex() else x).float().flatten()
@@ -527,7 +564,7 @@ def fingerprint(model: Model) -> str:
 
 def agree(one: Model, other: Model, ids: Sequence[int]) -> bool:
     """Whether these ids are the same text in two tokenizers, whose special tokens may have other names."""
-    special = {*one.text().special.values(), *other.text().special.values()}
+    special = {*one.text().special.values()}.intersection(other.text().special.values())
     ordinary = [token for token in ids if token not in special]
     return pieces_of(one, ordinary) == pieces_of(other, ordinary)
 

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 
 from llucid.errors import LlucidError
-from llucid.look.trace import Trace
+from llucid.look.trace import Trace, refuse_longer
 from llucid.look.watch import Change
-
-LONGEST = 1000
-"""Characters of a pattern of names: it takes time with the square of its length."""
 
 
 def ablate(
@@ -67,8 +64,7 @@ def patch(name: str, other: Trace, position: int | None = None) -> Change:
     `name` may be a pattern: `*` is every value, `blocks.2.attention*` all of an attention. Raises LlucidError if the
     other trace has no such value, or the value has no positions.
     """
-    if len(name) > LONGEST:
-        raise LlucidError(f"{name[:50]}…: a name of more than {LONGEST} characters")
+    refuse_longer(name)
     axes = {value.name: value.axes for value in other.names()}
     names = [name] if name in axes else [each for each in axes if fnmatchcase(each, name)]
     if not names:

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl, urlsplit
 
 from llucid.errors import LlucidError
 from llucid.files import write_atomically
-from llucid.look.answers import Answer, Answers, Subject, address, as_json
+from llucid.look.answers import LARGEST_MAP, Answer, Answers, Subject, address, as_json
 from llucid.look.trace import Trace, Value
+from llucid.weights import named_leaves
 
 PAGE = Path(__file__).parent / "page"
 SUFFIXES = (".html", ".js", ".css", ".svg")
@@ -22,6 +23,9 @@ LIMIT = 5_000_000
 """Bytes of a file, unless another limit is given."""
 WIDEST = (512, 256, 128, 64, 32)
 """Numbers along an axis of a value: the first of these with which the values fit is taken."""
+PICTURE = 64
+"""Numbers along an axis of a weight."""
+PICTURES = f"Weights are rounded to 8 bits; those wider than {PICTURE} numbers are shown smaller, as pictures."
 
 
 def export(trace: Trace, path: str | Path, limit: int = LIMIT) -> list[str]:
@@ -74,16 +78,22 @@ def page(
     if len({tuple(answers.trace(reading).ids) for reading in readings}) > 1:
         raise LlucidError("readings of different tokens cannot be shown side by side")
     known = [url for url in urls if any(url.startswith(f"/look/{reading}") for reading in readings)]
-    groups = [("answers", known), *groups_of(answers, readings)]
     head = {"export": True, "readings": list(readings), "first": readings[-1]}
     packed = {"/look": _packed(as_json(answers.look() | head)), "/look/source": _packed(answers.get("/look/source"))}
     left_out: list[str] = []
     left = limit - len(_html({"answers": {}, "left_out": ["x" * 100] * 20, "state": state or {}}))
     left -= sum(len(json.dumps(each)) + 50 for each in packed.values())
     bodies: dict[str, str] = {}
-    widest = widest_of([value for reading in readings for value in answers.trace(reading).names()], left)
+    # Of two readings, there are the values of each, and the differences.
+    widest = widest_of([value for each in (*readings, *readings[1:]) for value in answers.trace(each).names()], left)
+    groups = [("answers", known), *groups_of(answers, readings, widest)]
     if widest < WIDEST[0]:
         left_out.append(f"Values wider than {widest} numbers are shown smaller, each number the largest of a block.")
+    left_out.append(PICTURES)
+    if len(answers.trace(readings[-1]).ids) > LARGEST_MAP:
+        left_out.append(
+            f"Attention of more than {LARGEST_MAP} places is shown smaller, without the rows of single places."
+        )
     for about, wanted in groups:
         missing = 0
         for url in dict.fromkeys(wanted):
@@ -108,8 +118,10 @@ def page(
     return Page(_html({"answers": packed, "left_out": left_out, "state": state or {}}), left_out)
 
 
-def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """What the page asks for, the most informative first: what the answers are, in the plural, and their URLs."""
+def groups_of(answers: Answers, readings: Sequence[str], widest: int) -> Iterator[tuple[str, list[str]]]:
+    """What the page asks for, the most informative first: what the answers are, in the plural, and their URLs.
+
+    Of two readings it takes the second from the first, but in what is `coarse` it asks for the differences."""
     traces = {reading: answers.trace(reading) for reading in readings}
     configs = {reading: found.model.config for reading, found in traces.items()}
     places = range(len(traces[readings[-1]].ids))
@@ -123,17 +135,36 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     def of(path: str, **parameters: object) -> list[str]:
         return [address(f"{reading}{path}", **parameters) for reading in readings]
 
+    main, others = readings[-1], readings[:-1]
+    named = {other: {value.name: value.shape for value in traces[other].names(expressions=True)} for other in others}
+
     def values(expressions: bool) -> list[str]:
         found = ((reading, value) for reading in readings for value in traces[reading].names(expressions=True))
         chosen = [(reading, value) for reading, value in found if (value.kind == "expression") == expressions]
-        return [url for reading, value in chosen for url in value_urls(reading, value, configs[reading].heads)]
+        urls = [url for reading, value in chosen for url in value_urls(reading, value, configs[reading].heads)]
+        apart = [
+            (value, other)
+            for reading, value in chosen
+            for other in others
+            if reading == main and max(value.shape, default=1) > widest and named[other].get(value.name) == value.shape
+        ]
+        return [*urls, *(url for value, other in apart for url in value_urls(main, value, configs[main].heads, other))]
 
     yield "the readings", of("")
+    sizes = (configs[main].layers, configs[main].heads)
     overviews = [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
-    yield "overviews", [*overviews, *(address(f"{readings[-1]}/compare", with_=other) for other in readings[:-1])]
+    alike = [other for other in others if (configs[other].layers, configs[other].heads) == sizes]
+    walls = [address(f"{main}/attention", minus=other) for other in alike]
+    yield "overviews", [*overviews, *(address(f"{main}/compare", with_=other) for other in others), *walls]
     yield "next-token distributions", [url for at in places for url in of("/next", position=at)]
     maps = [address(f"{each}/attention", as_="f32", head=head, layer=layer) for each, layer, head in heads]
-    yield "maps of single heads", maps
+    apart = [
+        address(f"{main}/attention", as_="f32", head=head, layer=layer, minus=other)
+        for other in alike
+        for reading, layer, head in heads
+        if reading == main and len(places) > LARGEST_MAP
+    ]
+    yield "maps of single heads", maps + apart
     # Of two readings, each also shows what wrote the logit of the other's guess.
     guesses = {reading: found.logits.argmax(-1).tolist() for reading, found in traces.items()}
     pairs = [(one, other) for one in readings for other in readings if one != other]
@@ -152,7 +183,15 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     yield "scores split by RoPE's pairs", clocks
     yield "values", values(expressions=False)
     weights = {(each, seen.name): None for each, found in traces.items() for seen in found.seen if seen.is_weight}
-    yield "pictures of weights", [address(f"{each}/weight", as_="f32", name=name) for each, name in weights]
+    shapes = {each: {path: leaf.shape for path, leaf in named_leaves(traces[each].model.weights)} for each in readings}
+    pictures = [address(f"{each}/weight", as_="f32", name=name) for each, name in weights]
+    apart = [
+        address(f"{main}/weight", as_="f32", minus=other, name=name)
+        for other in others
+        for each, name in weights
+        if each == main and shapes[other].get(name) == shapes[main][name]
+    ]
+    yield "pictures of weights", pictures + apart
     scores = [
         address(f"{each}/value", as_="f32", max_=configs[each].vocab_size, name=found.output, slice_=f"0,{at}")
         for at in places
@@ -162,8 +201,8 @@ def groups_of(answers: Answers, readings: Sequence[str]) -> Iterator[tuple[str, 
     yield "values of expressions", values(expressions=True)
 
 
-def value_urls(reading: str, value: Value, heads: int) -> list[str]:
-    """What the page asks of a value: the first of the batch, and each head separately."""
+def value_urls(reading: str, value: Value, heads: int, minus: str | None = None) -> list[str]:
+    """What the page asks of a value: the first of the batch, and each head separately; or of its difference."""
     kv = value.shape[value.axes.index("kv_heads")] if "kv_heads" in value.axes else heads
     urls: dict[str, None] = {}
     for head in range(heads):
@@ -174,7 +213,8 @@ def value_urls(reading: str, value: Value, heads: int) -> list[str]:
         ]
         while picks and picks[-1] == ":":
             picks.pop()
-        urls[address(f"{reading}/value", as_="f32", name=value.name, slice_=",".join(picks) or None)] = None
+        picked = ",".join(picks) or None
+        urls[address(f"{reading}/value", as_="f32", minus=minus, name=value.name, slice_=picked)] = None
     return list(urls)
 
 
@@ -191,7 +231,7 @@ def _smaller(answers: Answers, url: str, widest: int) -> Answer:
     """The answer, values in fewer bits and no wider than this, and weights small; exact what the page computes with."""
     path, query = urlsplit(url).path.rpartition("/")[2], dict(parse_qsl(urlsplit(url).query))
     fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16" if "head" in query else "u8"}}
-    fewer |= {"weight": {"as": "u8", "max": "64"}}
+    fewer |= {"weight": {"as": "u8", "max": str(PICTURE)}}
     if path == "value" and query.get("name") in ("theta", answers.trace(url.split("/")[2]).output):
         fewer["value"]["as"] = "f32"
     if path not in fewer:

@@ -73,7 +73,7 @@ GET /look/{id}/compare?with=id          two readings of the same tokens, token b
 **Binary**: numbers in C order, little-endian; `x-shape` and `x-axes` are JSON lists, `x-dtype` is u8, f16 or f32,
 which is sent for f16 where that does not hold the numbers. Of u8, a number is `x-offset` + byte · `x-scale`. Where an
 axis was longer than `max`, each number is the one of the largest magnitude in a block of `x-pool` (a JSON list, one
-length an axis).
+length an axis). With `minus=id`, another reading, they are the differences from it, of which the blocks are made then.
 
 GET /look/{id}/value?as=f32&max=512&name=blocks.2.attention.q&slice=0,:,3
     a value by its name; slice picks by index or keeps (:) each leading axis. Complex numbers gain a last axis of 2.

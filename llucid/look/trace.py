@@ -26,6 +26,8 @@ from llucid.weights import initialise, tensors, tree_map
 MODULE = "llucid.llama"
 KEPT = ("attention", "attention.attend", "feed_forward")
 """What is kept of every block beside the stream: values of the same size that are often asked for."""
+LONGEST = 1000
+"""Characters of a name or a pattern of names."""
 SCORES = 2**25
 """Logits that the logit lens computes in one go."""
 
@@ -97,6 +99,8 @@ class Trace:
         self, model: Model, ids: list[int], change: Mapping[str, list[Any]], only: Sequence[str] | None
     ) -> None:
         model = own_tensors(model)
+        for name in (*change, *(only or ())):
+            refuse_longer(name)
         self.model, self.ids, self.only = model, ids, only
         self.sites: tuple[Site, ...] = instrument(MODULE).sites
         """The places in llama.py through which values pass."""
@@ -363,6 +367,12 @@ def pieces_of(model: Model, ids: Sequence[int]) -> list[str]:
             return f"<{' '.join(f'0x{byte:02X}' for byte in raw)}>"
 
     return [piece(token) for token in ids]
+
+
+def refuse_longer(name: str) -> None:
+    """A pattern takes time with the square of its length."""
+    if len(name) > LONGEST:
+        raise LlucidError(f"{name[:50]}…: a name of more than {LONGEST} characters")
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

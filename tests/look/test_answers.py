@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+import llucid
 from llucid import LlucidError
+from llucid.chat import STORYTELLER
 from llucid.look.answers import Answers, Subject, summary
 from llucid.tokenizers.characters import Characters
 from tests.look.test_trace import GROUPED, random_model, some_ids
@@ -46,6 +48,9 @@ def test_a_model_with_another_tokenizer_reads_the_text() -> None:
     assert answers.trace(answers.read_again(1, both)).tokens == ["a", "b"]
     with pytest.raises(LlucidError, match="'c' cannot be encoded"):
         answers.read_again(1, answers.first)
+    story = llucid.load(STORYTELLER)  # has special tokens where the other has letters
+    both = Answers([Subject("", lambda each=each: each) for each in (latin, story)], "ab")
+    assert both.trace(both.read_again(1, both.first)).tokens == ["<|begin_of_text|>", "ab"]
     other = answers.read(1, "αβ")
     assert answers.trace(other).ids == [2, 3]
     with pytest.raises(LlucidError, match="'α', 'β' cannot be encoded"):
@@ -75,3 +80,18 @@ def test_numbers_that_are_nearly_equal_have_a_histogram(factor: float) -> None:
     histogram = summary(x)["histogram"]
     assert sum(histogram) == 4
     assert histogram[0] == (4 if factor == 0 else 1)
+
+
+@pytest.mark.parametrize(("top", "reason"), [(10**9, "the answer would be too large"), (0, "must be at least 1")])
+def test_the_size_of_an_answer_is_bounded(answers: Answers, top: int, reason: str) -> None:
+    with pytest.raises(LlucidError, match=f"top={top}: {reason}"):
+        answers.get(f"/look/{answers.first}/lens?top={top}")
+
+
+def test_values_of_other_sizes_have_no_difference() -> None:
+    models = [random_model(replace(GROUPED, ffn_dim=width)) for width in (24, 40)]
+    answers = Answers([Subject("", lambda each=each: each) for each in models], some_ids(GROUPED))
+    other = answers.read(1, some_ids(GROUPED))
+    for path, name in (("value", "blocks.0.feed_forward.gate"), ("weight", "blocks.0.feed_forward.gate")):
+        with pytest.raises(LlucidError, match="values of other sizes cannot be compared"):
+            answers.get(f"/look/{answers.first}/{path}?as=f32&minus={other}&name={name}")

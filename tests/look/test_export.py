@@ -4,6 +4,7 @@ import gzip
 import html
 import json
 import re
+import sys
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from llucid.chat import STORYTELLER
 from llucid.corpora.fables import write
 from llucid.look import Trace, ablate, export, trace
 from llucid.look.answers import Answers, Subject, address, pooled
-from llucid.look.export import page, page_files, widest_of
+from llucid.look.export import PICTURES, page, page_files, widest_of
 from llucid.model import Model
+from llucid.weights import named_leaves, tree_map
 from tests.look.test_trace import GROUPED, random_model, some_ids
 
 MODEL, IDS = random_model(GROUPED), some_ids(GROUPED)
@@ -62,7 +64,7 @@ def found() -> Trace:
 @pytest.fixture(scope="module")
 def file(found: Trace, tmp_path_factory: pytest.TempPathFactory) -> File:
     path = tmp_path_factory.mktemp("export") / "look.html"
-    assert export(found, path) == []
+    assert export(found, path) == [PICTURES]
     return File(path.read_text(encoding="utf-8"))
 
 
@@ -136,7 +138,7 @@ def test_changes_and_their_origin_are_exported() -> None:
 
 def test_a_trace_with_changes_in_code_says_what_was_changed(tmp_path: Path) -> None:
     found = trace(MODEL, IDS, change=ablate(0, part="attention"))
-    assert export(found, tmp_path / "a.html") == []
+    assert export(found, tmp_path / "a.html") == [PICTURES]
     file = File((tmp_path / "a.html").read_text(encoding="utf-8"))
     reported = file.json(address(file.json("/look")["first"]))
     assert reported["changes"] == [{"kind": "code", "name": "blocks.0.attention"}]
@@ -151,7 +153,7 @@ def test_answers_that_do_not_fit_are_left_out_and_reported() -> None:
     assert len(cut.html) > 0.9 * limit
     assert any(re.fullmatch(r"\d+ of \d+ values of expressions are left out.*", line) for line in cut.left_out)
     assert File(cut.html.decode()).left_out == cut.left_out
-    assert whole.left_out == []
+    assert whole.left_out == [PICTURES]
     with pytest.raises(LlucidError, match="20000 bytes do not hold the page itself"):
         page(answers, [answers.first], limit=20_000)
 
@@ -168,11 +170,34 @@ def test_values_of_wide_models_are_smaller(found: Trace) -> None:
     torch.testing.assert_close(gate, pooled(found[name][0], [1, 2]), rtol=1e-3, atol=1e-6)
 
 
+def test_differences_are_taken_before_the_largest_of_a_block_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before rounding to 8 bits. The largest numbers of two blocks stand at different places in them."""
+    monkeypatch.setattr(sys.modules[page.__module__], "WIDEST", (32,))
+    other = Model(MODEL.config, tree_map(lambda leaf: leaf + 0.05 * leaf.roll(1, 0), MODEL.weights), MODEL.tokenizer)
+    answers = Answers([Subject("a", lambda: other), Subject("b", lambda: MODEL)], IDS)
+    one, two = answers.first, answers.read(1, IDS)
+    file = File(page(answers, [one, two]).html.decode())
+    ours, theirs = answers.trace(two), answers.trace(one)
+    name, key = "blocks.0.feed_forward.gate", "blocks.0.feed_forward.up"
+    apart = file.numbers(address(f"{two}/value", as_="f32", minus=one, name=name, slice_="0"))
+    right = pooled((ours[name] - theirs[name])[0], [1, 2])
+    torch.testing.assert_close(apart, right, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(apart, pooled(ours[name][0], [1, 2]) - pooled(theirs[name][0], [1, 2]), atol=1e-3)
+    weights = [dict(named_leaves(model.weights))[key] for model in (MODEL, other)]
+    apart = file.numbers(address(f"{two}/weight", as_="f32", minus=one, name=key))
+    right = weights[0] - weights[1]
+    torch.testing.assert_close(apart, right, rtol=0, atol=float(right.max() - right.min()) / 255)
+    wall = file.numbers(address(f"{two}/attention", minus=one))
+    right = torch.stack([ours.attention_of(0) - theirs.attention_of(0)])
+    torch.testing.assert_close(wall[:1], right, rtol=0, atol=float(wall.max() - wall.min()) / 255)
+
+
 def test_a_text_of_64_tokens_fits_into_the_size(storyteller_trace: Trace) -> None:
     answers = Answers([Subject("a", lambda: storyteller_trace.model)], storyteller_trace)
     made = page(answers, [answers.first])
     assert len(made.html) <= 5_000_000
-    assert made.left_out == ["Values wider than 64 numbers are shown smaller, each number the largest of a block."]
+    says = "Values wider than 64 numbers are shown smaller, each number the largest of a block."
+    assert made.left_out == [says, PICTURES]
 
 
 @pytest.fixture(scope="module")

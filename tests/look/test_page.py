@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -610,7 +611,8 @@ def test_typing_goes_on_while_another_model_reads(browser: Any, model: llucid.Mo
     config = replace(model.config, layers=1)
     small = model._replace(config=config, weights=initialise(config))
     subjects = [Subject("large", lambda: model), Subject("small", lambda: small)]
-    with serving(Answers(subjects, TEXT)) as url, opened(browser, url) as page:
+    # Where typing takes longer than the page waits for more, it asks for the empty text, which is refused.
+    with serving(Answers(subjects, TEXT)) as url, opened(browser, url, "400") as page:
         held, holding = list[Any](), True
         page.route("**/read", lambda route: held.append(route) if holding else route.continue_())
         page.select_option('select[name="model"]', "1")
@@ -900,6 +902,38 @@ def test_a_text_with_more_tokens_than_the_map_has_rows(browser: Any, model: lluc
         p = found[page.get_attribute(".inspector", "data-name")][0].flatten(0, 1)[head]
         largest = float(p[top : bottom + 1, left : right + 1].max())
         assert number(shown[5]) == pytest.approx(largest, rel=1e-4 if largest >= 1e-3 else 0.05)  # then of two digits
+
+
+def test_a_difference_of_pooled_values_is_the_largest_of_the_block(
+    browser: Any, model: llucid.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here in a file, which holds values less wide."""
+    monkeypatch.setattr(sys.modules[exported.__module__], "WIDEST", (64,))
+    text = "A fox found a bell. A fox found"
+    answers = Answers([Subject("the storyteller", lambda: model)], text)
+    readings = [answers.first, answers.edit(answers.first, [{"kind": "ablate", "layer": 1, "part": "attention"}])]
+    file = tmp_path / "look.html"
+    file.write_bytes(exported(answers, readings).html)
+    one, other = answers.trace(readings[1]), answers.trace(readings[0])
+    with opened(browser, file.as_uri(), offline=True) as page:
+        page.click('[data-view="difference"]')
+        page.wait_for_selector('[data-view="difference"][aria-checked="true"]')
+        compared = 0
+        for _ in range(12):
+            page.keyboard.press("n")
+            settled(page)
+            name = page.get_attribute(".inspector", "data-name")
+            if page.locator(".inspector .map").count() == 0 or one[name].dim() != 3:
+                continue
+            shown = re.search(r"\[(\d+), (\d+) to (\d+)\] = (\S+)", tip(page, ".inspector .map", 0.4, 0.5))
+            if not shown:
+                continue
+            place, left, right = map(int, shown.groups()[:3])
+            block = (one[name] - other[name])[0, place, left : right + 1]
+            expected = float(block[block.abs().argmax()])
+            assert number(shown[4]) == pytest.approx(expected, rel=2e-3, abs=1e-6)
+            compared += expected != 0
+        assert compared > 3
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 720), (1920, 1080)])

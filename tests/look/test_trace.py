@@ -195,6 +195,9 @@ def test_a_pattern_of_names_is_short() -> None:
     one = trace_of(random_model(GROUPED))
     with pytest.raises(LlucidError, match="a…: a name of more than 1000 characters"):
         patch("[a-" * 400, one)
+    for options in ({"change": scale("[a-" * 400, 2.0)}, {"only": ["x", "[a-" * 400]}):
+        with pytest.raises(LlucidError, match="a…: a name of more than 1000 characters"):
+            trace(one.model, one.ids, **options)
 
 
 def test_patching_one_position_changes_only_later_ones() -> None:

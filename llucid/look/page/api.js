@@ -1,10 +1,11 @@
 // @ts-check
 // Asks the server, or the answers that an exported file carries. Answers never change, so each is asked for once.
-import { useEffect, useState } from "look/vendor/preact.js";
+import { useEffect, useMemo, useState } from "look/vendor/preact.js";
 
 /** @typedef {import("look/types.js").Reading} Reading */
 /** @typedef {import("look/types.js").Info} Info */
 /** @typedef {import("look/types.js").Numbers} Numbers */
+/** @typedef {import("look/types.js").State} State */
 /** @typedef {{type: string, headers: Record<string, string>, body: string, gzip?: boolean, same?: string}} Kept */
 /** @typedef {{promise: Promise<unknown>, value?: unknown}} Answer */
 
@@ -54,7 +55,7 @@ function numbers(header, raw) {
     kind === "u8" ? Float32Array.from(raw, (b) => offset + b * scale)
     : kind === "f16" ? widen(new Uint16Array(raw.buffer))
     : new Float32Array(raw.buffer);
-  return { shape, pool, data };
+  return { shape, pool, data, coarse: kind === "u8" || pool.some((/** @type {number} */ n) => n > 1) };
 }
 
 /** @type {(packed: Uint8Array<ArrayBuffer>) => Promise<Uint8Array<ArrayBuffer>>} */
@@ -149,6 +150,27 @@ export function useAnswer(url) {
   const answer = asked.get(url);
   if (answer?.value !== undefined) return { value: answer.value, fresh: true, error: null };
   return { value: held.value, fresh: false, error: held.url === url ? held.error : null };
+}
+
+/**
+ * Numbers of a reading, in the view of differences less those of the one beside it. The largest numbers of two blocks,
+ * and two numbers of 8 bits, tell nothing of a difference: that is asked for.
+ * @param {(reading: Reading, minus?: string) => string | null} of the address
+ * @param {Pick<State, "run" | "beside" | "view">} state
+ * @returns {{value: any, fresh: boolean, error: string | null, difference: boolean}}
+ */
+export function useNumbers(of, { run, beside, view }) {
+  const other = view === "difference" ? beside : null;
+  const here = useAnswer(of(run)), there = useAnswer(other && of(other));
+  /** @type {Numbers | undefined} */
+  const one = here.value;
+  /** @type {Numbers | undefined} */
+  const two = there.value;
+  const difference = Boolean(one && two && one.data.length === two.data.length), coarse = difference && Boolean(one?.coarse || two?.coarse);
+  const apart = useAnswer(coarse && other ? of(run, other.id) : null);
+  const value = useMemo(() => one && two && difference ? { ...one, data: one.data.map((x, i) => (x === two.data[i] ? 0 : x - two.data[i])) } : one, [one, two, difference]);
+  if (coarse) return { ...apart, difference };
+  return { value, fresh: here.fresh && !late(there), error: here.error, difference };
 }
 
 /** Whether one of the answers is still under way. @type {(...answers: {fresh: boolean, error: string | null}[]) => boolean} */

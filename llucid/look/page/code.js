@@ -1,7 +1,7 @@
 // @ts-check
 // The code: llama.py as it is, and under each expression the numbers that it has just computed.
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, isFile, useAnswer } from "look/api.js";
+import { address, isFile, useAnswer, useNumbers } from "look/api.js";
 import { colours, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, heat, hideTip, ink, outline, showTip } from "look/canvas.js";
 
@@ -82,9 +82,9 @@ function cut({ shape, axes }, { run, head }, config = /** @type {any} */ (null))
   return { slice: written.join(",") || null, axes: axes.map((name, i) => name ?? String(shape[i])).filter((_, i) => picks[i] === null) };
 }
 
-/** @type {(state: State, reading: Reading, seen: Seen | null, small?: boolean) => string | null} */
-function numbersAt(state, reading, seen, small = false) {
-  const size = small && !isFile ? { as: "u8", max: 32 } : { as: "f32" };
+/** @type {(state: State, reading: Reading, seen: Seen | null, small?: boolean, minus?: string) => string | null} */
+function numbersAt(state, reading, seen, small = false, minus = undefined) {
+  const size = { ...(small && !isFile ? { as: "u8", max: 32 } : { as: "f32" }), minus };
   if (seen?.weight) return address(`${reading.id}/weight`, { ...size, name: seen.weight });
   if (!seen?.value) return null;
   return address(`${reading.id}/value`, { ...size, name: seen.value.name, slice: cut(seen.value, state, config(state)).slice });
@@ -219,17 +219,12 @@ function Histogram({ summary }) {
  * @param {Props & {seen: Seen | null, text: string, summaries: Record<string, any>}} props
  */
 function Inspector({ state, act, seen, text, summaries }) {
-  const { run, beside, view, dark, token } = state;
-  const here = useAnswer(numbersAt(state, run, seen)), there = useAnswer(beside ? numbersAt(state, beside, seen) : null);
+  const { run, dark, token } = state;
+  const { value, fresh, error } = useNumbers((reading, minus) => numbersAt(state, reading, seen, false, minus), state);
   if (!seen) return html`<div class="inspector"><p class="empty">Point at an expression, and its numbers appear here. n steps to the next line that runs.</p></div>`;
   const name = seen.value?.name ?? seen.weight ?? "", summary = seen.value && summaries[seen.value.name];
-  const error = here.error;
   /** @type {import("look/types.js").Numbers | undefined} */
-  let numbers = here.fresh ? here.value : undefined;
-  if (numbers && view === "difference" && there.value?.data.length === numbers.data.length) {
-    const other = there.value.data;
-    numbers = { ...numbers, data: numbers.data.map((x, i) => (x === other[i] ? 0 : x - other[i])) };
-  }
+  const numbers = fresh ? value : undefined;
   const axes = seen.value ? cut(seen.value, state, config(state)).axes : ["out", "in"];
   const size = numbers ? matrix(numbers.shape) : { rows: 0, columns: 0 };
   const bounds = numbers ? range(numbers.data) : { limit: 1, negative: true, clipped: false };

@@ -1,7 +1,7 @@
 // @ts-check
 // The heads: all of them on a wall, one opened large, and the clocks by which RoPE makes its scores.
 import { html, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, get, isFile, late, useAnswer } from "look/api.js";
+import { address, get, isFile, late, useAnswer, useNumbers } from "look/api.js";
 import { change, colours, css, percent, root, short, visible } from "look/colour.js";
 import { Legend, Pane, Picture, fit, heat, hideTip, ink, outline, showTip, useSize } from "look/canvas.js";
 
@@ -27,14 +27,12 @@ export const isAblated = (changes, layer, head) =>
 
 /** @type {(props: Props) => unknown} */
 function Wall({ state, act }) {
-  const { run, beside, view, layer, head, sort, dark, full } = state;
-  const here = useAnswer(address(`${run.id}/attention`)), there = useAnswer(beside && address(`${beside.id}/attention`));
+  const { run, layer, head, sort, dark, full } = state;
+  const here = useNumbers((reading, minus) => address(`${reading.id}/attention`, { minus }), state), other = here.difference;
   const scores = /** @type {Scores | undefined} */ (useAnswer(address(`${run.id}/heads`)).value);
   const box = useRef(/** @type {HTMLElement | null} */ (null)), { width, height } = useSize(box);
   /** @type {Numbers | undefined} */
   const value = here.value;
-  /** @type {Numbers | undefined} */
-  const other = view === "difference" && there.value?.data.length === value?.data.length ? there.value : undefined;
   const [layers, heads, rows, columns] = value?.shape ?? [0, 0, 1, 1];
   const chosen = sort !== "place" ? scores?.[sort] : null;
   const order = useMemo(() => {
@@ -52,8 +50,7 @@ function Wall({ state, act }) {
     canvas.height = rows;
     const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), size = rows * columns;
     // One strip of all maps: the wall then only copies pictures.
-    const data = other ? value.data.map((x, i) => x - other.data[i]) : value.data;
-    for (let i = 0; i < layers * heads; i++) heat(pen, { data, rows, columns, start: i * size }, [i * columns, 0, columns, rows], map, other ? (x) => 0.5 + x / 2 : root);
+    for (let i = 0; i < layers * heads; i++) heat(pen, { data: value.data, rows, columns, start: i * size }, [i * columns, 0, columns, rows], map, other ? (x) => 0.5 + x / 2 : root);
     return canvas;
   }, [value, other, dark]);
   const at = (/** @type {number} */ i) => [edge + (i % across) * pitch, edge + Math.floor(i / across) * (pitch + label)];
@@ -128,14 +125,11 @@ function strongest(row, token) {
 
 /** @type {(props: Props) => unknown} */
 function Opened({ state, act }) {
-  const { run, beside, mine, view, layer, head, token, dark } = state;
-  const ask = (/** @type {string} */ id) => address(`${id}/attention`, { as: "f32", head, layer });
-  const here = useAnswer(ask(run.id)), there = useAnswer(beside && ask(beside.id));
+  const { run, mine, layer, head, token, dark } = state;
+  const here = useNumbers((reading, minus) => address(`${reading.id}/attention`, { as: "f32", head, layer, minus }), state);
   const scores = /** @type {Scores | undefined} */ (useAnswer(address(`${run.id}/heads`)).value);
   /** @type {Numbers | undefined} */
-  let value = here.value;
-  const difference = view === "difference" && there.value && value && there.value.data.length === value.data.length;
-  if (difference && value) value = { ...value, data: value.data.map((x, i) => x - there.value.data[i]) };
+  const value = here.value, difference = here.difference;
   const [rows, columns] = value?.shape ?? [1, 1], exact = !value?.pool.some((n) => n > 1), map = colours(difference ? "diverging" : "sequential", dark);
   const { row } = useRow(state), key = state.key ?? strongest(row, token), of = difference ? (/** @type {number} */ x) => 0.5 + x / 2 : root;
   const looked = value && exact && token < rows ? [...Array(token + 1).keys()].map((n) => ({ n, p: /** @type {Numbers} */ (value).data[token * columns + n] })).sort((a, b) => Math.abs(b.p) - Math.abs(a.p)).slice(0, 4) : [];
@@ -149,7 +143,7 @@ function Opened({ state, act }) {
             event.target.value = "";
             act.toggle(part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part });
           }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
-    <div class=${`columns ${late(here, there) ? "stale" : ""}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
+    <div class=${`columns ${late(here) ? "stale" : ""}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
         heat(pen, { data: /** @type {Numbers} */ (value).data, rows, columns }, [1, 1, side, side], map, of);

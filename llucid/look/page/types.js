@@ -23,7 +23,7 @@
 /** @typedef {{previous: number[][] | null, first: number[][] | null, same: number[][] | null, induction: number[][] | null, copying: number[][] | null}} Scores */
 /** @typedef {{score: number, pairs: {frequency: number, value: number}[]}} Clocks */
 /** @typedef {{kl: number[], cosine: (number[] | null)[]}} Comparison */
-/** @typedef {{shape: number[], pool: number[], data: Float32Array}} Numbers */
+/** @typedef {{shape: number[], pool: number[], data: Float32Array, coarse: boolean}} Numbers coarse: of 8 bits, or the largest of blocks */
 
 /** @typedef {{temperature: number, top_k: number, top_p: number, min_p: number}} Sampling */
 /** @typedef {"text" | "code" | "stream" | "heads"} Pane */
