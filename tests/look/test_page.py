@@ -933,6 +933,8 @@ def test_a_difference_of_pooled_values_is_the_largest_of_the_block(
             expected = float(block[block.abs().argmax()])
             assert number(shown[4]) == pytest.approx(expected, rel=2e-3, abs=1e-6)
             compared += expected != 0
+            header = "document.querySelector('.pane.code > header')"
+            assert page.evaluate(f"{header}.scrollWidth <= {header}.clientWidth")  # with all of its buttons
         assert compared > 3
 
 
