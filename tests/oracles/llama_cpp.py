@@ -23,7 +23,7 @@ class LlamaCpp:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         settings.cache_type_k = settings.cache_type_v = library.ggml_type.GGML_TYPE_F32
         settings.flash_attn_type = library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.verbosity, settings.warmup, settings.fit_params, settings.ui = -1, False, False, False
+        settings.verbosity, settings.warmup, settings.fit_params = -1, False, False
         self.server: Any = library.Server(settings)
 
     def asked(self, path: str, **content: object) -> dict[str, Any]:
