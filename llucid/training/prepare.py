@@ -89,6 +89,7 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         except OccupiedError:
             if settings.out:
                 raise  # else another process has just taken this name
+    tokenizer = read_tokenizer(out, huggingface, config)  # as a resumed run has it: bytes that are not UTF-8 may differ
     task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening, sampling)
     return task, state, Progress()
 

@@ -37,7 +37,7 @@ from llucid.weights import initialise
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
 from tests.tokenizers.test_sentencepiece_model import tied_model, tied_texts
-from tests.tokenizers.texts import sentencepiece_model
+from tests.tokenizers.texts import sentencepiece_model, small_llama2c
 from tests.training.test_run import TEXT, after, ended, fresh, losses, progress
 
 SMALL: dict[str, Any] = {"preset": "nano", "model": ModelNumbers(dim=16, context=16), "batch": 4, "dtype": "float32"}
@@ -474,9 +474,10 @@ def test_a_base_whose_tokenizer_has_no_end_goes_on_without_one(corpus: Path, tmp
         assert transformers.AutoTokenizer.from_pretrained(out).eos_token is None
 
 
-@pytest.mark.parametrize("kind", ["padding", "without an end", "without a beginning", "added"])
+@pytest.mark.parametrize("kind", ["padding", "without an end", "without a beginning", "added", "llama2.c"])
 def test_a_run_with_a_tokenizer_from_elsewhere_goes_on(kind: str, corpus: Path, tmp_path: Path) -> None:
-    """Of files that name tokens in no vocabulary, and that transformers' Llama class gives such tokens."""
+    """Of files that name tokens in no vocabulary, and that transformers' Llama class gives such tokens. Its samples are
+    decoded alike before and after, also bytes that are not UTF-8."""
     files = tmp_path / "tokenizer"
     files.mkdir()
     choice = {"without an end": {"bos_id": -1, "eos_id": -1}, "without a beginning": {"bos_id": -1}}.get(kind)
@@ -488,12 +489,15 @@ def test_a_run_with_a_tokenizer_from_elsewhere_goes_on(kind: str, corpus: Path, 
         (files / "tokenizer_config.json").write_text(json.dumps(config))
     if kind == "added":
         (files / "added_tokens.json").write_text(json.dumps({"[PAD]": size}))
-    settings = {"tokenizer": str(files), "steps": 4}
+    if kind == "llama2.c":
+        small_llama2c().write(files := tmp_path / "tokenizer.bin")
+    settings = {"tokenizer": str(files), "steps": 4, "evaluations": 2}
     small(corpus, out := tmp_path / "run", **settings, stop_after=2)
     resumed(out)
     small(corpus, whole := tmp_path / "whole", **settings)
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (out, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (out / "samples.txt").read_text() == (whole / "samples.txt").read_text()
     resumed(out, steps=6)
     one, two = load_tokenizer(files), llucid.load(out, device="cpu").text()
     assert (one.vocab_size, one.bos, one.eos, one.stop_ids) == (two.vocab_size, two.bos, two.eos, two.stop_ids)
