@@ -364,7 +364,7 @@ def convert(
             copy_generation_config(path, new, token_ids=tokenizer is None)
             if model.tokenizer is None:
                 copy_token_ids(path, new)
-        config = refuse_difference(model, new, out)
+        config = refuse_difference(model, new, out).config
     pairs = {item.name: (getattr(model.config, item.name), getattr(config, item.name)) for item in fields(Config)}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
@@ -422,9 +422,9 @@ def _check_tokenizer(model: Model, out: Path, format: str) -> None:
         refuse_difference(small, new, out)
 
 
-def refuse_difference(model: Model, new: Path, out: Path) -> Config:
-    """The Config of the model at `new`, which is to become `out`. Raises LlucidError if its tokenizer differs from that
-    of `model`; notes different dialogues."""
+def refuse_difference(model: Model, new: Path, out: Path) -> Model:
+    """The model at `new`, which is to become `out`, with Stored weights. Raises LlucidError if its tokenizer differs
+    from that of `model`; notes different dialogues."""
     from llucid.dialogs.comparison import first_difference_in_dialog  # imports jinja2, which takes time
 
     result = _open(new, None)
@@ -439,4 +439,4 @@ def refuse_difference(model: Model, new: Path, out: Path) -> Config:
         formats = (model.chat_format, result.chat_format)
         if difference := first_difference_in_dialog(one, two, format=formats[0], other_format=formats[1]):
             note(f"{out}: chat differs from the original: {difference}")
-    return result.config
+    return result

@@ -84,12 +84,11 @@ def prepare(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
     while True:
         out = Path(settings.out) if settings.out else run.free_name(corpus.name)
         try:
-            run.create(out, model, settings, corpus, save_state)
+            tokenizer = run.create(out, model, settings, corpus, save_state)
             break
         except OccupiedError:
             if settings.out:
                 raise  # else another process has just taken this name
-    tokenizer = read_tokenizer(out, huggingface, config)  # as a resumed run has it: bytes that are not UTF-8 may differ
     task = Task(out, settings, config, corpus, tokenizer, training, validation, backend, opening, sampling)
     return task, state, Progress()
 

@@ -46,6 +46,7 @@ from llucid.files import (
     write_text_atomically,
 )
 from llucid.model import Model
+from llucid.tokenizers import Tokenizer
 from llucid.tokenizers.comparison import note_difference
 from llucid.training.settings import Settings, read_toml, write_toml
 
@@ -104,22 +105,27 @@ def refuse_occupied(out: Path) -> None:
         )
 
 
-def create(out: Path, model: Model, settings: Settings, corpus: Corpus, save_state: Callable[[Path], None]) -> None:
+def create(
+    out: Path, model: Model, settings: Settings, corpus: Corpus, save_state: Callable[[Path], None]
+) -> Tokenizer:
     """Makes the folder of a new run with its untrained model; `save_state` writes the first state into a folder.
 
-    Removes what killed processes left of the same run. Raises LlucidError if there is something else at `out`, or if
-    a tokenizer from elsewhere would not be the same there.
+    Returns the tokenizer as a resumed run opens it, which may decode bytes that are not UTF-8 otherwise. Removes what
+    killed processes left of the same run. Raises LlucidError if there is something else at `out`, or if a tokenizer
+    from elsewhere would not be the same there.
     """
     with atomic_folder(out) as unfinished:
         (unfinished / "state").mkdir()
         note_difference(model.text())
         huggingface.write(unfinished, model)
+        tokenizer = model.text()
         if settings.base or not settings.learns_tokenizer:
-            refuse_difference(model, unfinished, out)
+            tokenizer = refuse_difference(model, unfinished, out).text()
         write_text_atomically(unfinished / "train.toml", write_toml(settings))
         write_text_atomically(unfinished / "metrics.jsonl", "")
         write_text_atomically(unfinished / "state" / "corpus.sha256", corpus.fingerprint)
         save_state(unfinished / "state")
+    return tokenizer
 
 
 @contextmanager
