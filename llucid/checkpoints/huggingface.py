@@ -358,7 +358,8 @@ def safetensors_entries(file: Path) -> dict[str, Stored]:
         with open(file, "rb") as opened:
             start = 8 + int.from_bytes(opened.read(8), "little")
             if start > LARGEST_JSON:
-                raise ValueError(f"its header has {start:,} bytes")
+                other = start > file.stat().st_size
+                raise ValueError("it is no safetensors file" if other else f"its header has {start:,} bytes")
             with safe_open(file, framework="np"):  # the library validates the header
                 header = parse_json(opened.read(start - 8), file)
             if not all(isinstance(entry, dict) for entry in header.values()):  # the library reads lists as well

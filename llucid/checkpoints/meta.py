@@ -76,6 +76,11 @@ def read_entries(path: Path, dim: int) -> dict[str, Stored]:
             raise LlucidError(
                 f"{path}: {min(odd)} is in only one of consolidated.00.pth and consolidated.{number:02}.pth"
             )
+    query = parts[0].get(name_of("blocks.0.attention.query"))  # of which each shard has some of `dim` rows
+    some = query.shape[0] if query and len(query.shape) == 2 else 0
+    if 0 < len(parts) * some < dim and dim % some == 0:
+        missing, count = f"consolidated.{len(parts):02}.pth", dim // some
+        raise LlucidError(f"{path}: {missing} is missing: a query matrix of {dim} rows is in {count} shards")
     # Angles in the files of Llama 1, in each layer, and of Llama 2; they follow from the config.
     names = {name for name in parts[0] if not name.endswith("rope.freqs")}
     if all(map(twinned, parts)):

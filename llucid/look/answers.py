@@ -383,9 +383,13 @@ class Answers:
     def value(self, reading: str, name: str, as_: str, slice_: str = "", max_: int = 512, minus: str = "") -> Answer:
         found = self.trace(reading)
         value = found[name]
+        other = self.trace(minus)[name] if minus else None
         axes = list(found.described[name].axes)
         if value.is_complex():
             value, axes = torch.view_as_real(value), [*axes, None]
+            other = None if other is None else torch.view_as_real(other)
+        if other is not None:
+            refuse_other_sizes(value.shape, other.shape)
         index: list[Any] = []
         for at, each in enumerate(slice_.split(",") if slice_ else []):
             if at >= value.dim() or not re.fullmatch(r":|-?\d{1,18}", each):
@@ -394,14 +398,15 @@ class Answers:
         left = [axis for at, axis in enumerate(axes) if at >= len(index) or isinstance(index[at], slice)]
         value = value[tuple(index)]
         pool = blocks(value.shape, max_)
-        if minus:
-            other = self.trace(minus)[name]
-            value = apart(value, (torch.view_as_real(other) if other.is_complex() else other)[tuple(index)])
+        if other is not None:
+            value = apart(value, other[tuple(index)])
         return numbers(pooled(value, pool), pool, left, as_)
 
     def weight(self, reading: str, name: str, as_: str, max_: int = 512, minus: str = "") -> Answer:
         """An array of the weights by its path, some rows at a time."""
         leaf, other = self._leaf(reading, name), self._leaf(minus, name) if minus else None
+        if other is not None:
+            refuse_other_sizes(leaf.shape, other.shape)
         pool = blocks(leaf.shape, max_)
         step = max(1, AT_ONCE // math.prod(leaf.shape[1:]) // pool[0]) * pool[0]
         parts = [
@@ -535,10 +540,14 @@ def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
 
 def apart(x: Tensor, other: Tensor) -> Tensor:
     """The differences of two values. Equal infinities are not apart. Raises LlucidError for other sizes."""
-    if x.shape != other.shape:
-        raise LlucidError(f"values of other sizes cannot be compared: {tuple(x.shape)} and {tuple(other.shape)}")
+    refuse_other_sizes(x.shape, other.shape)
     x, other = x.float(), other.to(x.device).float()
     return torch.where(x == other, 0.0, x - other)
+
+
+def refuse_other_sizes(one: Sequence[int], other: Sequence[int]) -> None:
+    if tuple(one) != tuple(other):
+        raise LlucidError(f"values of other sizes cannot be compared: {tuple(one)} and {tuple(other)}")
 
 
 def summary(x: Tensor) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llucid.errors import LlucidError
-from llucid.files import read_file, read_json, write_text_atomically
+from llucid.files import first_bytes, read_file, read_json, refuse_stand_in, write_text_atomically
 from llucid.tokenizers.text import replace_surrogates
 
 LARGEST_TEMPLATE = 2**20
@@ -115,7 +115,9 @@ def template_config(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def read_template(file: Path) -> str:
-    """The text of a chat template's file. Raises LlucidError if it cannot be read."""
+    """The text of a chat template's file. Raises LlucidError if it cannot be read, or is of another kind."""
+    if first_bytes(file, 1):
+        refuse_stand_in(file)
     try:
         return read_file(file, LARGEST_TEMPLATE).decode()
     except UnicodeDecodeError as error:

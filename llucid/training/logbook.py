@@ -25,7 +25,7 @@ from llucid.training.report import Report
 from llucid.training.run import Measured, Metrics, Progress
 from llucid.training.settings import Settings
 from llucid.training.snapshots import Snapshots
-from llucid.weights import leaves, parameter_count
+from llucid.weights import Weights, leaves, parameter_count
 
 SAMPLE = 160
 """Tokens of the sample that is written at each measurement."""
@@ -235,13 +235,19 @@ class Logbook:
 
     def save(self, state: Any, progress: Progress) -> None:
         """Writes the figures so far, and saves the state. Raises LlucidError if something is not finite."""
-        self.flush()
-        if not all(leaf.isfinite().all() for leaf in leaves(self.task.backend.weights(state))):
-            raise self.diverged(f"the weights after step {progress.step} are not finite")
+        self.finite_weights(state, progress)
         begun = self.now()
         self.task.backend.save(self.task.out / "state", state, progress)
         self.kept, self.saved = progress.step, self.now()
         self.saving = self.saved - begun
+
+    def finite_weights(self, state: Any, progress: Progress) -> Weights:
+        """The weights, after the figures so far are written. Raises LlucidError if something is not finite."""
+        self.flush()
+        weights = self.task.backend.weights(state)
+        if not all(leaf.isfinite().all() for leaf in leaves(weights)):
+            raise self.diverged(f"the weights after step {progress.step} are not finite")
+        return weights
 
     @contextmanager
     def saving_on_errors(self, state: Any, progress: Progress) -> Generator[None]:
@@ -257,11 +263,11 @@ class Logbook:
             raise LlucidError(f"{one_line(error)}; {saved}") from error
 
     def take_snapshot(self, state: Any, progress: Progress) -> None:
-        """Keeps a copy of the model, if one is due."""
+        """Keeps a copy of the model, if one is due. Raises LlucidError if something is not finite."""
         done = share_done(self.task.settings, progress)
         if self.snapshots.due(progress.step, progress.step / max(min(done, 1.0), 1e-9)):
-            task = self.task
-            model = Model(task.config, task.backend.weights(state), task.tokenizer, sampling=task.sampling)
+            task, weights = self.task, self.finite_weights(state, progress)
+            model = Model(task.config, weights, task.tokenizer, sampling=task.sampling)
             self.snapshots.take(progress.step, model)
 
     def stop(self, state: Any, progress: Progress) -> None:

@@ -76,6 +76,25 @@ def test_a_part_of_a_download_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"Entry not found", b'{"error": "gated"}' * 9, b"GGUF" + bytes(99)])
+def test_something_else_than_safetensors_is_told(content: bytes, tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(LlucidError, match=r"model\.safetensors: not a complete .* \(it is no safetensors file\)"):
+        load(tmp_path, device="cpu")
+
+
+def test_a_chat_template_that_is_another_file_is_told(tmp_path: Path) -> None:
+    save(model_of(CONFIG), tmp_path)
+    for content, reason in (
+        ("<!DOCTYPE html><style>p {}</style>{{ messages }}", "a web page, not the file"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "only a Git LFS pointer to the file"),
+    ):
+        (tmp_path / "chat_template.jinja").write_text(content)
+        with pytest.raises(LlucidError, match=rf"chat_template\.jinja: {reason}"):
+            load(tmp_path, device="cpu")
+
+
 def test_a_safetensors_header_is_bounded(tmp_path: Path) -> None:
     """As Python objects it takes 30 times its size, and safetensors allows 100 MB."""
     save(model_of(CONFIG), tmp_path)

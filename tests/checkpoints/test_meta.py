@@ -337,6 +337,18 @@ def test_a_missing_shard_is_named(folder: Path) -> None:
         load(folder)
 
 
+@pytest.mark.parametrize(("count", "axis", "vocab_size"), [(2, 0, -1), (2, 1, 48), (4, 0, 48)])
+def test_the_last_shard_is_missed(count: int, axis: int, vocab_size: int, tmp_path: Path) -> None:
+    """Not the tokenizer of another model, nor a shape."""
+    folder = tmp_path / "model"
+    write_shards(folder, model_of(SMALL), count, axis, vocab_size=vocab_size)
+    (folder / f"consolidated.{count - 1:02}.pth").unlink()
+    reason = rf"consolidated\.{count - 1:02}\.pth is missing: a query matrix of 64 rows is in {count} shards"
+    for opened in (load, describe):
+        with pytest.raises(LlucidError, match=reason):
+            opened(folder)
+
+
 class Malicious:
     """Python's own unpickler would call `function`."""
 

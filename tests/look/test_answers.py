@@ -95,3 +95,7 @@ def test_values_of_other_sizes_have_no_difference() -> None:
     for path, name in (("value", "blocks.0.feed_forward.gate"), ("weight", "blocks.0.feed_forward.gate")):
         with pytest.raises(LlucidError, match="values of other sizes cannot be compared"):
             answers.get(f"/look/{answers.first}/{path}?as=f32&minus={other}&name={name}")
+    with pytest.raises(
+        LlucidError, match="values of other sizes cannot be compared"
+    ):  # though what is cut out is alike
+        answers.get(f"/look/{answers.first}/value?as=f32&minus={other}&name=blocks.0.feed_forward.gate&slice=0,0,0")

@@ -774,6 +774,13 @@ def test_models_with_vocabularies_of_different_sizes_are_saved(
             settled(page)
             assert page.locator(".views").count() == views
             assert page.locator(".empty").count() == 0
+            if views:
+                page.click('[data-view="difference"]')
+                settled(page)
+                page.select_option('select[aria-label="go to a function"]', "unembed")
+                page.wait_for_selector('.inspector[data-name="unembed"] .empty')
+                assert "there is no difference" in page.inner_text(".inspector")
+                assert page.locator(".inspector canvas").count() == 0
 
 
 @pytest.mark.parametrize("changed", [False, True])

@@ -33,7 +33,7 @@ from llucid.training.report import Report
 from llucid.training.run import Metrics, Progress
 from llucid.training.settings import read_toml
 from llucid.training.snapshots import Snapshots
-from llucid.weights import initialise
+from llucid.weights import initialise, leaves
 from tests.checkpoints.models import model_of
 from tests.checkpoints.test_hostile import TINY
 from tests.tokenizers.test_sentencepiece_model import tied_model, tied_texts
@@ -514,6 +514,14 @@ def test_a_tokenizer_that_would_change_is_refused(
         with pytest.raises(LlucidError, match=f"{out}: not written, since the tokenizer would change: as if"):
             small(corpus, out, steps=1, **settings)
     assert not out.exists()
+
+
+def test_no_snapshot_is_of_weights_that_are_not_numbers(corpus: Path, tmp_path: Path) -> None:
+    settings = {"learning_rate": 1e30, "clip": 1e34, "warmup": 0.0, "optimizer": "adamw", "steps": 20}
+    with pytest.raises(LlucidError, match=r"are not finite|is nan|is inf"):
+        small(corpus, out := tmp_path / "run", **settings, snapshots=20, evaluations=1)
+    for snapshot in (out / "snapshots").glob("*"):
+        assert all(leaf.isfinite().all() for leaf in leaves(llucid.load(snapshot, device="cpu").weights))
 
 
 def test_snapshots_keep_the_sampling_settings_of_the_base(corpus: Path, tmp_path: Path) -> None:

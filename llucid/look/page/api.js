@@ -166,10 +166,11 @@ export function useNumbers(of, { run, beside, view }) {
   const one = here.value;
   /** @type {Numbers | undefined} */
   const two = there.value;
-  const difference = Boolean(one && two && one.data.length === two.data.length), coarse = difference && Boolean(one?.coarse || two?.coarse);
+  const difference = Boolean(one && two && String(one.shape) === String(two.shape)), coarse = difference && Boolean(one?.coarse || two?.coarse);
   const apart = useAnswer(coarse && other ? of(run, other.id) : null);
   const value = useMemo(() => one && two && difference ? { ...one, data: one.data.map((x, i) => (x === two.data[i] ? 0 : x - two.data[i])) } : one, [one, two, difference]);
   if (coarse) return { ...apart, difference };
+  if (other && one && !late(here, there) && !difference) return { value: undefined, fresh: true, error: there.error ?? "The other one has another size here: there is no difference.", difference };
   return { value, fresh: here.fresh && !late(there), error: here.error, difference };
 }
 
