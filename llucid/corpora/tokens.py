@@ -121,7 +121,7 @@ def tokenise(
         with open(file, "wb") as out:
             begun = False
             pieces = corpus.pieces(split)
-            for piece in _whole_lines(_joined(pieces) if bos is None and eos is None and line_break else pieces):
+            for piece in _whole_documents(_joined(pieces) if bos is None and eos is None and line_break else pieces):
                 if piece == END:
                     ids = [eos] if begun and eos is not None else []
                     begun = False
@@ -151,7 +151,7 @@ def _joined(pieces: Iterable[str]) -> Iterator[str]:
         last, ended = piece[-1], False
 
 
-def _whole_lines(pieces: Iterator[str]) -> Iterator[str]:
+def _whole_documents(pieces: Iterator[str]) -> Iterator[str]:
     """The same text in whole documents. Those over a megabyte are cut where no usual token spans the cut: before a line
     that does not begin with white space. Without such a line they are cut anywhere."""
     rest = ""

@@ -330,7 +330,7 @@ def test_lines_that_begin_with_white_space_take_no_longer(monkeypatch: pytest.Mo
     monkeypatch.setattr(corpora.tokens, "NEXT_LINE", Counting())
     monkeypatch.setattr(corpora.tokens, "CHUNK", 200)
     pieces = [f" tale {number}\n" for number in range(1000)] + ["the end\n", " of", "\n", "it"]
-    found = [*corpora.tokens._whole_lines(iter(pieces))]
+    found = [*corpora.tokens._whole_documents(iter(pieces))]
     assert "".join(found) == "".join(pieces)
     assert max(map(len, found)) < 220
     assert sum(searched) <= sum(map(len, pieces))
