@@ -318,7 +318,8 @@ def index_of(path: Path) -> tuple[Path, dict[str, str]]:
         if link := next((path / name for name in WEIGHTS if (path / name).is_symlink()), None):
             raise LlucidError(f"{link}: a link to a file that does not exist; fetch the model again")
         refuse_adapter(path)
-        others = [file.name for pattern in ("*.safetensors*", "*.bin*") for file in sorted(path.glob(pattern))]
+        patterns = ("*.safetensors*", "*.bin*", "*.msgpack*", "*.h5")
+        others = [file.name for pattern in patterns for file in sorted(path.glob(pattern))]
         found = f"; found only {', '.join(others[:3])}" if others else ""
         raise LlucidError(f"{path}: has a config.json but no weights; expected one of {', '.join(WEIGHTS)}{found}")
     if file.suffix != ".json":

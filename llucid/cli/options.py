@@ -75,7 +75,7 @@ class SamplingOptions:
         given["logit_bias"] = tuple(map(read_bias, self.logit_bias))
         sampling = sampling_of(model, **given)
         own = {name: value for name, value in model.sampling.items() if name not in given}
-        if used := [f"{name} {value:g}" for name, value in own.items() if getattr(sampling, name) == value]:
+        if used := [f"{name} {value:.10g}" for name, value in own.items() if getattr(sampling, name) == value]:
             print(f"from the model's own settings: {', '.join(used)}", file=sys.stderr)
         return sampling
 

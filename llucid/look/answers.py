@@ -438,7 +438,10 @@ class Answers:
         config, axes = found.model.config, ["layers", "heads", "seq", "slots"]
         if (layer is None) != (head is None):
             raise LlucidError("attention: give layer and head, or neither")
-        pool = blocks((len(found.ids),) * 2, (64 if layer is None else LARGEST_MAP) if max_ is None else max_)
+        if max_ is None:  # of the wall fewer, where there are very many heads
+            most = math.isqrt(MOST_NUMBERS // (config.layers * config.heads))
+            max_ = max(1, min(64, most)) if layer is None else LARGEST_MAP
+        pool = blocks((len(found.ids),) * 2, max_)
         limits = (0.0, 1.0) if other is None else None
 
         def maps(layer: int) -> Tensor:

@@ -79,7 +79,7 @@ GET /look/{id}/value?as=f32&max=512&name=blocks.2.attention.q&slice=0,:,3
     a value by its name; slice picks by index or keeps (:) each leading axis. Complex numbers gain a last axis of 2.
     `as` has no default here. An export may send fewer bits than `as` says; the headers tell.
 GET /look/{id}/weight?as=f32&max=512&name=blocks.2.attention.query      likewise
-GET /look/{id}/attention?as=u8&max=64               [layers heads seq seq], for the wall
+GET /look/{id}/attention?as=u8&max=64               [layers heads seq seq], for the wall; max less if there are many
 GET /look/{id}/attention?as=u8&head=3&layer=2&max=1024  [seq seq], one head
 
 The page is /look/, and the files of page/ are beside it; / leads there.
@@ -185,7 +185,7 @@ class _Handler(BaseHTTPRequestHandler):
     def check_caller(self) -> None:
         """Refuses requests of other sites' pages, also by another host name for this address (DNS rebinding)."""
         port = self.connection.getsockname()[1]
-        own = {f"127.0.0.1:{port}", f"localhost:{port}"}
+        own = {f"127.0.0.1:{port}", f"localhost:{port}", *(("127.0.0.1", "localhost") if port == 80 else ())}
         if self.headers.get("Host") not in own:
             raise _Refused(HTTPStatus.FORBIDDEN, f"only http://127.0.0.1:{port} is served")
         origin = self.headers.get("Origin")

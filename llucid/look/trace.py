@@ -180,7 +180,8 @@ class Trace:
         for name, site, shape, _ in self._found:
             layer, (function, kind, text, spans) = layer_of(name), self.sites[site]
             alike = name if layer is None else f"blocks.0{name.removeprefix(f'blocks.{layer}')}"
-            named = axes.get(alike, (None,) * len(shape))
+            named = axes.get(alike, axes.get(site, ()))
+            named = named if len(named) == len(shape) else (None,) * len(shape)
             found[name] = Value(name, shape, named, layer, function, kind, text, spans[0][0], spans, site)
         return found
 
@@ -381,9 +382,10 @@ def _unknown(name: str, known: Sequence[str]) -> str:
 
 
 @lru_cache
-def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
+def _axes(scaled: bool) -> dict[str | int, tuple[str | None, ...]]:
     """The names of each value's axes, from a pass of a tiny model in which no two have the same length.
 
+    By the value's name, and by its place in the source, for the streams of later layers (`x.3`, `x.4`, …).
     If a reader's llama.py needs equal ones, those of what it computes after that have no names.
     """
     lengths = dict(batch=13, seq=11, dim=17, heads=21, kv_heads=3, group=7, head_dim=8, half=4, q=168, kv=24)
@@ -396,10 +398,10 @@ def _axes(scaled: bool) -> dict[str, tuple[str | None, ...]]:
     watch = Watch(instrument(MODULE), initialise(config))
     with suppress(Exception):
         watch.run("llama", torch.zeros(13, 11, dtype=torch.long, device="cpu"), watch.weights, config)
-    axes: dict[str, tuple[str | None, ...]] = {}
-    for name, _, shape, _ in watch.found:
+    axes: dict[str | int, tuple[str | None, ...]] = {}
+    for name, site, shape, _ in watch.found:
         named = [names.get(length) for length in shape]
         if named.count("seq") == 2:
             named[len(named) - 1 - named[::-1].index("seq")] = "slots"
-        axes[name] = tuple(named)
+        axes[name] = axes[site] = tuple(named)
     return axes

@@ -114,7 +114,7 @@ def resume(settings: Settings, report: Report) -> tuple[Task, Any, Progress]:
         written, tokenizer = None, load_tokenizer(out)
     if settings.base and written:
         config = settings.rebased(written)
-    else:  # also if config.json is damaged: it is written anew
+    else:  # a damaged config.json is written anew, with as many ids as the tokenizer has
         config = settings.config(str(settings.preset), tokenizer.vocab_size)
     backend = open_backend(config, settings, device)
     training, validation, opening = read(settings, corpus, tokenizer, config.context, report)

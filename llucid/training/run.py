@@ -270,7 +270,7 @@ def write_measured(out: Path, measured: Measured) -> None:
 
 
 def _read_row(line: str) -> dict[str, Any] | None:
-    """A row of `metrics.jsonl` whose figures can be drawn; None for anything else."""
+    """A row of `metrics.jsonl` whose figures can be drawn (up to float32's largest); None for anything else."""
     try:
         row = json_value(line.encode())
     except ValueError:
@@ -278,7 +278,7 @@ def _read_row(line: str) -> dict[str, Any] | None:
     if not isinstance(row, dict) or "step" not in row or ("loss" in row) != ("rate" in row):
         return None
     figures: list[Any] = [row.get(name, 0) for name in ("step", "loss", "rate", "validation", "window")]
-    numbers = all(type(figure) in (int, float) and abs(figure) < 1e9 for figure in figures)
+    numbers = all(type(figure) in (int, float) and abs(figure) < 1e39 for figure in figures)
     return row if numbers and isinstance(row.get("sample", ""), str) else None
 
 

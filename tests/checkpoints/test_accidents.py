@@ -74,6 +74,9 @@ def test_a_part_of_a_download_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
     with pytest.raises(LlucidError, match=r"no weights; .*; found only model-00001-of-00002\.safetensors$"):
         load(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").rename(tmp_path / "flax_model.msgpack")
+    with pytest.raises(LlucidError, match=r"no weights; .*; found only flax_model\.msgpack$"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"Entry not found", b'{"error": "gated"}' * 9, b"GGUF" + bytes(99)])

@@ -98,12 +98,12 @@ def test_the_model_s_own_numbers_for_sampling_are_the_defaults(made: Path, tmp_p
     shutil.copytree(made / "run", tmp_path / "run")
     file, words = tmp_path / "run" / "generation_config.json", ("generate", tmp_path / "run", PROMPT, "--seed", 4)
     usual, greedy = do(*words), do(*words, "--temperature", 0)
-    file.write_text(json.dumps({"do_sample": True, "temperature": 1e-6, "top_k": 0, "top_p": "no"}))
+    file.write_text(json.dumps({"do_sample": True, "temperature": 1e-6, "top_k": 10**8, "top_p": "no"}))
     done = do(*words)
     assert (done.stdout, usual.stdout != greedy.stdout) == (greedy.stdout, True)
     assert done.stderr.startswith(
         f'note: {file}: top_p is ignored: it should be a number of at least 0 and is "no"\n'
-        "from the model's own settings: temperature 1e-06, top_k 0\n"
+        "from the model's own settings: temperature 1e-06, top_k 100000000\n"
     )
     assert do(*words, "--temperature", 0.8).stdout == usual.stdout
     huge = f'{{"do_sample": true, "temperature": {"9" * 400}}}'

@@ -7,7 +7,9 @@ import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from llucid.llama import rope_frequencies
 from llucid.look import Trace, ablate, head_scores, patch, scale, trace, zero_frequency
 from llucid.look import answers as look_answers
 from llucid.look.answers import Answers, Subject, address, pooled
-from llucid.look.server import LARGEST_BODY, Server
+from llucid.look.server import LARGEST_BODY, Server, _Handler, _Refused
 from llucid.model import Model
 from llucid.weights import initialise, named_leaves, parameter_count, quantize
 from tests.configs import CONFIGS
@@ -381,6 +383,15 @@ def test_other_weights_give_other_ids() -> None:
     assert ids & {Answers([Subject("z", lambda: random_model(GROUPED))], IDS).first}
 
 
+def test_the_wall_of_very_many_heads_has_coarser_maps() -> None:
+    config = replace(MODEL.config, layers=80, heads=64, kv_heads=1, head_dim=2, dim=4, ffn_dim=4, context=64)
+    deep = Model(config, initialise(config, 1), None)
+    answers = Answers([Subject("70B", lambda: deep)], [0] * 64)
+    answer = answers.get(f"/look/{answers.first}/attention")
+    assert json.loads(answer.headers["x-shape"]) == [80, 64, 32, 32]  # 64 x 64 would be more than MOST_NUMBERS
+    assert json.loads(answer.headers["x-pool"]) == [1, 1, 2, 2]
+
+
 # ------------------------------------------------------------------------------------------------ refusals
 
 
@@ -402,6 +413,27 @@ def test_only_the_own_page_is_answered(client: Client, headers: dict[str, str], 
     if status == 403:
         assert re.fullmatch(r"only (http://127.0.0.1:\d+ is served|this page itself is answered)", error_in(answer))
     assert client.ask("POST", "/look/read", {"ids": [1]}, **headers).status == status
+
+
+@pytest.mark.parametrize(
+    ("port", "headers", "answered"),
+    [
+        (80, {"Host": "127.0.0.1", "Origin": "http://127.0.0.1"}, True),
+        (80, {"Host": "localhost"}, True),
+        (80, {"Host": "evil.example"}, False),
+        (8000, {"Host": "127.0.0.1"}, False),
+        (8000, {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1"}, False),
+    ],
+)
+def test_a_browser_leaves_out_port_80(port: int, headers: dict[str, str], answered: bool) -> None:
+    """Only root may listen on it in most systems, so no real server is asked."""
+    connection = SimpleNamespace(getsockname=lambda: ("127.0.0.1", port))
+    check = partial(_Handler.check_caller, SimpleNamespace(connection=connection, headers=headers))
+    if answered:
+        check()
+    else:
+        with pytest.raises(_Refused):
+            check()
 
 
 @pytest.mark.parametrize("method", ["PUT", "OPTIONS", "G\"'<>\\ET"])

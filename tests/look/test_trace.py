@@ -255,6 +255,13 @@ def test_names() -> None:
     ]
 
 
+def test_the_streams_of_all_layers_have_named_axes() -> None:
+    found = trace_of(random_model(replace(GROUPED, layers=3)))
+    axes = {value.name: value.axes for value in found.names()}
+    assert [axes[name] for name in ("x", "x.2", "x.3", "x.4")] == 4 * [("batch", "seq", "dim")]
+    patch("x.3", found, 1)
+
+
 def test_every_name_shows_where_it_is_in_the_source() -> None:
     lines = inspect.getsource(equations).splitlines()
     found = trace_of(random_model(GROUPED))

@@ -241,7 +241,7 @@ def test_what_a_run_leaves(straight: Path) -> None:
 
 
 def test_a_damaged_log_is_cut_at_the_step_of_the_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"step": step, "loss": 1.0, "rate": 1.0} for step in range(1, 6)]
+    rows = [{"step": step, "loss": 3e38, "rate": 1.0} for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
     assert Metrics(tmp_path, 3, Settings()).rows == rows[:3]
     assert losses(tmp_path) == rows[:3]

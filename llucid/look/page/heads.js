@@ -46,11 +46,11 @@ function Wall({ state, act }) {
   const sheet = useMemo(() => {
     if (!value || !pitch) return null;
     const canvas = document.createElement("canvas"), map = colours(other ? "diverging" : "sequential", dark);
-    canvas.width = layers * heads * columns;
-    canvas.height = rows;
+    canvas.width = heads * columns; // a grid, as no browser paints a strip of more than 32,767 to 65,535 pixels
+    canvas.height = layers * rows;
     const pen = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")), size = rows * columns;
-    // One strip of all maps: the wall then only copies pictures.
-    for (let i = 0; i < layers * heads; i++) heat(pen, { data: value.data, rows, columns, start: i * size }, [i * columns, 0, columns, rows], map, other ? (x) => 0.5 + x / 2 : root);
+    // All maps in one picture: the wall then only copies parts of it.
+    for (let i = 0; i < layers * heads; i++) heat(pen, { data: value.data, rows, columns, start: i * size }, [(i % heads) * columns, Math.floor(i / heads) * rows, columns, rows], map, other ? (x) => 0.5 + x / 2 : root);
     return canvas;
   }, [value, other, dark]);
   const at = (/** @type {number} */ i) => [edge + (i % across) * pitch, edge + Math.floor(i / across) * (pitch + label)];
@@ -58,14 +58,14 @@ function Wall({ state, act }) {
     const column = Math.floor((x - edge) / pitch), row = Math.floor((y - edge) / (pitch + label));
     return column < 0 || row < 0 || column >= across ? undefined : order[row * across + column];
   };
-  return html`<div class=${`wall ${heads > 8 ? "many" : ""}`}><div class="frame" ref=${box}>${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
+  return html`<div class=${`wall ${heads > 8 ? "many" : ""}`}><div class="frame" ref=${box}>${here.error && !value && html`<p class="empty">${here.error}</p>`}${value && sheet && html`<${Picture} label=${`attention maps of ${layers} layers with ${heads} heads each; head ${layer}.${head} is chosen`}
     draw=${(/** @type {CanvasRenderingContext2D} */ pen) => {
       pen.imageSmoothingEnabled = columns > pitch * window.devicePixelRatio;
       pen.font = `10px ${ink("sans")}`;
       pen.textBaseline = "middle";
       order.forEach((one, i) => {
         const [x, y] = at(i), side = pitch - gap;
-        pen.drawImage(sheet, (one.layer * heads + one.head) * columns, 0, columns, rows, x, y, side, side);
+        pen.drawImage(sheet, one.head * columns, one.layer * rows, columns, rows, x, y, side, side);
         pen.strokeStyle = ink("line");
         pen.lineWidth = 1;
         if (side > 20) pen.strokeRect(x - 0.5, y - 0.5, side + 1, side + 1);
