@@ -831,6 +831,41 @@ def test_what_the_server_did_not_answer_is_asked_again(browser: Any, url: str) -
         assert page.locator(".parts li").count() > 0
 
 
+def test_what_is_on_the_screen_is_never_forgotten(page: Any) -> None:
+    """The page keeps 800 answers; here 5, so that few presses make it forget those of panes that ask nothing new."""
+    settled(page)
+    kept = page.locator(".stale").count(), page.locator(".inspector canvas").count()
+    page.route("**/api.js", lambda route: route.fulfill(response=(got := route.fetch()), body=small(got.text())))
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    settled(page)
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+        settled(page)
+    assert (page.locator(".stale").count(), page.locator(".inspector canvas").count()) == kept
+
+
+def small(api: str) -> str:
+    assert "REMEMBERED = 800;" in api
+    return api.replace("REMEMBERED = 800;", "REMEMBERED = 5;")
+
+
+def test_as_many_numbers_as_long_texts_have(page: Any) -> None:
+    """Some 100,000 numbers, as those of 4,096 tokens and 16 layers, are more than a call in JavaScript may be given."""
+    settled(page)
+
+    def longer(route: Any) -> None:
+        norms = (got := route.fetch()).json()
+        norms["attention"] *= 200_000 // (len(norms["attention"]) * len(norms["attention"][0]))
+        route.fulfill(response=got, json=norms)
+
+    page.route("**/stream", longer)
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    settled(page)
+    assert page.locator(".grid canvas").count() == 1
+
+
 def test_changes_in_code_have_names(browser: Any, model: llucid.Model, tmp_path: Path) -> None:
     """Of very many, the first twelve."""
     for other, shown in ((ablate(2, head=0), 1), (patch("*", trace(model, "A fox")), 12)):
@@ -891,6 +926,15 @@ def test_many_tokens_of_as_many_heads_as_in_llama_3_8b(browser: Any) -> None:
             return new Set(new Uint32Array(pen.getImageData(0, 0, wall.width, wall.height).data.buffer)).size;
         }""")
         assert colours > 500  # 100 of the labels alone
+        page.select_option('select[name="sort"]', "first")
+        settled(page)
+        box = page.locator(".wall canvas").bounding_box()
+        width, height = box["width"], box["height"]
+        pitch, across = max((min((width - 2) / n, (height - 2) / math.ceil(1024 / n)), n) for n in range(1, 1025))
+        row, column = divmod(1023, across)  # the last of all heads is on the wall too
+        page.mouse.click(box["x"] + (column + 0.5) * pitch, box["y"] + (row + 0.5) * pitch)
+        layer, head = divmod(int(head_scores(trace(large, ids)).first.argmin()), 32)
+        until(page, f"document.querySelector('.opened h3').textContent.includes('head {layer}.{head} look')")
 
 
 def test_a_text_with_more_tokens_than_the_map_has_rows(browser: Any, model: llucid.Model) -> None:

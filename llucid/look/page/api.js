@@ -111,10 +111,20 @@ function wait(more) {
   document.documentElement.toggleAttribute("data-waiting", waiting > 0);
 }
 
+/** What was asked already; it is now the last that will be forgotten. @type {(url: string) => Answer | undefined} */
+function known(url) {
+  const answer = asked.get(url);
+  if (answer) {
+    asked.delete(url);
+    asked.set(url, answer);
+  }
+  return answer;
+}
+
 /** @type {(url: string) => Answer} */
 function remembered(url) {
-  const known = asked.get(url);
-  if (known) return known;
+  const before = known(url);
+  if (before) return before;
   /** @type {Answer} */
   const made = { promise: ask(url) };
   wait(1);
@@ -147,8 +157,8 @@ export function useAnswer(url) {
     return () => { wanted = false; };
   }, [url]);
   if (url === null) return { value: undefined, fresh: true, error: null };
-  const answer = asked.get(url);
-  if (answer?.value !== undefined) return { value: answer.value, fresh: true, error: null };
+  const value = known(url)?.value ?? (held.url === url ? held.value : undefined); // held: what is shown is never forgotten
+  if (value !== undefined) return { value, fresh: true, error: null };
   return { value: held.value, fresh: false, error: held.url === url ? held.error : null };
 }
 

@@ -40,9 +40,17 @@ function Wall({ state, act }) {
     if (chosen) for (const one of all) one.score = chosen[one.layer][one.head];
     return chosen ? all.sort((a, b) => b.score - a.score) : all;
   }, [layers, heads, chosen]);
-  const roomy = width > 40 * heads, label = chosen || (full && roomy) ? 12 : 0, edge = chosen ? 0 : 16;
-  const across = chosen ? Math.max(1, Math.round(Math.sqrt((layers * heads * width) / Math.max(1, height)))) : heads, down = Math.max(1, Math.ceil((layers * heads) / Math.max(1, across)));
-  const pitch = Math.max(4, Math.min((width - edge - 2) / Math.max(1, across), (height - edge - 2) / down - label)), gap = pitch > 24 ? 4 : pitch > 10 ? 1 : 0.5;
+  const edge = chosen ? 0 : 16;
+  /** How many maps a row has, and their pitch: the largest that fits. @type {(label: number) => [number, number]} */
+  const fitting = (label) => {
+    let best = /** @type {[number, number]} */ ([Math.max(1, heads), 1]);
+    for (let across = chosen ? 1 : heads; across <= (chosen ? order.length : heads); across++) {
+      const pitch = Math.min((width - edge - 2) / across, (height - edge - 2) / Math.ceil(order.length / across) - label);
+      if (pitch > best[1]) best = [across, pitch];
+    }
+    return best;
+  };
+  const label = (chosen || full) && fitting(12)[1] > 30 ? 12 : 0, [across, pitch] = fitting(label), gap = pitch > 24 ? 4 : pitch > 10 ? 1 : 0.5;
   const sheet = useMemo(() => {
     if (!value || !pitch) return null;
     const canvas = document.createElement("canvas"), map = colours(other ? "diverging" : "sequential", dark);
@@ -79,7 +87,7 @@ function Wall({ state, act }) {
           pen.lineTo(x, y + side);
           pen.stroke();
         }
-        if (label && side > 26) {
+        if (label) {
           pen.fillStyle = ink("muted");
           fit(pen, chosen ? `${one.layer}.${one.head}  ${short(one.score, 2)}` : `${one.layer}.${one.head}`, x, y + side + label / 2 + 1, side);
         }

@@ -30,7 +30,7 @@ function Grid({ state, act, words }) {
   const layers = lens ? lens.ids.length - 1 : 0, seq = lens ? lens.ids[0].length : 0;
   const cell = words ? Math.max(full ? 64 : 54, (width - LEFT - 2) / Math.max(1, seq)) : Math.max(2, (width - LEFT - 2) / Math.max(1, seq));
   const pitch = Math.max(BAND + 13, Math.min(full ? 80 : 50, (height - TOP - 4) / (layers + 1)));
-  const most = useMemo(() => (wrote ? Math.max(...wrote.attention.flat(), ...wrote.feed_forward.flat()) : 1), [wrote]);
+  const most = useMemo(() => (wrote ? [...wrote.attention, ...wrote.feed_forward].reduce((most, row) => row.reduce((a, b) => Math.max(a, b), most), 0) : 1), [wrote]);
   useEffect(() => {
     const element = box.current;
     if (!element) return;
