@@ -162,7 +162,7 @@ def test_values_of_wide_models_are_smaller(found: Trace) -> None:
     values = found.names()
     assert [widest_of(values, limit) for limit in (5_000_000, 150_000, 60_000, 1)] == [512, 512, 32, 32]
     answers = Answers([Subject("a", lambda: MODEL)], IDS)
-    cut = page(answers, [answers.first], limit=303_000)
+    cut = page(answers, [answers.first], limit=317_000)
     assert cut.left_out[0] == "Values wider than 32 numbers are shown smaller, each number the largest of a block."
     file = File(cut.html.decode())
     name = "blocks.0.feed_forward.gate"
