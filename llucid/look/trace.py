@@ -286,7 +286,9 @@ class Trace:
         best = [self.lens(x).softmax(-1).topk(min(top, vocab)) for x in some]
         ids = torch.cat([each.indices for each in best]).unflatten(0, (streams, seq))
         p = torch.cat([each.values for each in best]).unflatten(0, (streams, seq))
-        return Lens(ids, p, [[self.pieces(row) for row in rows.tolist()] for rows in ids])
+        known = ids.unique().tolist()
+        pieces = dict(zip(known, self.pieces(known), strict=True))
+        return Lens(ids, p, [[[pieces[token] for token in row] for row in rows] for rows in ids.tolist()])
 
     def attribution(self, position: int, token: int) -> dict[str, float]:
         """What the embedding, each head and each feed-forward wrote towards a token's logit: they add up to it.

@@ -205,34 +205,32 @@ class Watch:
 
     def enter(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, at the part of the weights that it is given."""
+        return wraps(function)(lambda *arguments, **named: self._entered(function, arguments, named))
 
-        @wraps(function)
-        def inside(*arguments: Any, **named: Any) -> Any:
-            scope = self._frames[-1].scope
-            values: dict[int | str, Any] = {**dict(enumerate(arguments)), **named}
-            given = {key: self._paths[id(value)][0] for key, value in values.items() if id(value) in self._paths}
-            path = next(iter(given.values()), scope)
-            if not any(isinstance(value, Tensor) and id(value) not in self._paths for value in values.values()):
-                path = scope  # an array of which only the dtype is asked
-            self._frames.append(_Frame(path, function.__name__, path != scope))
-            known = (self._names.get(id(value)) for value in values.values())
-            reads = [entry[3] for entry in known if entry and entry[1].shape[-1:] == self.weights.norm.shape]
-            if path != scope and reads:
-                self.read[path] = self.read.get(path, reads[0]) if BLOCK.fullmatch(path) else reads[0]
-            if path != scope and (block := BLOCK.fullmatch(path)):
-                at = next(iter(given))
-                held = {key: copied(value) if CALLS in self.copies else value for key, value in values.items()}
-                held[at] = None
-                version = version_of(tuple(held.values()))
-                self.calls.append(Call(int(block[1]), function.__name__, held, at, version))
-            try:
-                return function(*arguments, **named)
-            finally:
-                self._frames.pop()
-                if path != scope and BLOCK.fullmatch(path):
-                    self._forget(f"{path}.")
-
-        return inside
+    def _entered(self, function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        scope = self._frames[-1].scope
+        values: dict[int | str, Any] = {**dict(enumerate(arguments)), **named}
+        given = {key: self._paths[id(value)][0] for key, value in values.items() if id(value) in self._paths}
+        path = next(iter(given.values()), scope)
+        if not any(isinstance(value, Tensor) and id(value) not in self._paths for value in values.values()):
+            path = scope  # an array of which only the dtype is asked
+        self._frames.append(_Frame(path, function.__name__, path != scope))
+        known = (self._names.get(id(value)) for value in values.values())
+        reads = [entry[3] for entry in known if entry and entry[1].shape[-1:] == self.weights.norm.shape]
+        if path != scope and reads:
+            self.read[path] = self.read.get(path, reads[0]) if BLOCK.fullmatch(path) else reads[0]
+        if path != scope and (block := BLOCK.fullmatch(path)):
+            at = next(iter(given))
+            held = {key: copied(value) if CALLS in self.copies else value for key, value in values.items()}
+            held[at] = None
+            version = version_of(tuple(held.values()))
+            self.calls.append(Call(int(block[1]), function.__name__, held, at, version))
+        try:
+            return function(*arguments, **named)
+        finally:
+            self._frames.pop()
+            if path != scope and BLOCK.fullmatch(path):
+                self._forget(f"{path}.")
 
     def open_block(self, layer: int, block: Any) -> Any:
         """A block's weights, known by their paths until the next block is opened."""

@@ -11,31 +11,33 @@ from llucid.errors import LlucidError
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The number and value of each field: an int for a varint, else bytes. Raises LlucidError for a truncated field."""
     at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while at < len(message) and shift < 70:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-        raise LlucidError("a number is cut off")
-
     while at < len(message):
-        number, wire = divmod(varint(), 8)
+        tag, at = _read_varint(message, at)
+        number, wire = divmod(tag, 8)
         if not 0 < number < 1 << 29 or wire not in (0, 1, 2, 5):
             raise LlucidError(f"no field is numbered {number} and of wire type {wire}")
         if wire == 0:
-            yield number, varint()
+            value, at = _read_varint(message, at)
+            yield number, value
             continue
-        length = {1: 8, 5: 4}.get(wire) or varint()
+        length, at = (8, at) if wire == 1 else (4, at) if wire == 5 else _read_varint(message, at)
         if length > len(message) - at:
             raise LlucidError(f"a field of {length} bytes is cut off")
         at += length
         yield number, message[at - length : at]
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number at this place, and where it ends."""
+    value = shift = 0
+    while at < len(message) and shift < 70:
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise LlucidError("a number is cut off")
 
 
 def field(number: int, value: int | bytes) -> bytes:

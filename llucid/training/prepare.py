@@ -14,7 +14,7 @@ from llucid.config import Config
 from llucid.corpora import BUILT_IN, Corpus, open_corpus
 from llucid.corpora.conversations import Conversation, open_conversations
 from llucid.corpora.dialogues import Dialogues
-from llucid.corpora.tokens import Tokens, make_tokenizer, tokenise
+from llucid.corpora.tokens import Tokens, characters_per_token, make_tokenizer, tokenise
 from llucid.errors import LlucidError
 from llucid.files import OccupiedError
 from llucid.model import Model
@@ -190,6 +190,11 @@ def read(
             raise LlucidError(
                 f"corpus={' '.join(settings.corpus or ())}: its {split} split has {tokens.length} tokens and one "
                 f"context needs {context + 2}; give more text, or a smaller model.context="
+            )
+        if not characters_per_token(tokens, tokenizer, context):
+            raise LlucidError(
+                f"corpus={' '.join(settings.corpus or ())}: its {split} split has no characters that this tokenizer "
+                f"has tokens for; give another text, or another tokenizer="
             )
     if training.bos is not None and training.begin_documents(context):
         # After a BOS before any other place, a text without a prompt would begin in the middle of a document.

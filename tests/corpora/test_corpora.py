@@ -31,9 +31,10 @@ from llucid.tokenizers import load_tokenizer
 from llucid.tokenizers.byte_pairs import train_bpe
 from llucid.tokenizers.protobuf import field
 from llucid.tokenizers.sentencepiece_model import PIECE_TEXT, PIECES, SentencePiece
+from llucid.tokenizers.tokenizer_json import JsonTokenizer
 from llucid.training.dialogues import make_chat_tokenizer, tokenise_chat
 from tests.tokenizers.test_sentencepiece_model import tied_model
-from tests.tokenizers.texts import sentencepiece_model
+from tests.tokenizers.texts import letters_and_unknown, sentencepiece_model
 
 
 def corpus_of(folder: Path, *texts: str) -> Corpus:
@@ -158,6 +159,13 @@ def test_the_space_before_a_document_is_no_character(
         for context in (7, 5000):
             characters = characters_per_token(tokens, tokenizer, context) * (tokens.length - 1)
             assert characters == pytest.approx(len("".join(corpus.text(split))), rel=1e-12)
+
+
+def test_an_unknown_token_is_one_character(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path, "ab漢 " * 100)
+    tokenizer = JsonTokenizer(letters_and_unknown("ab "))
+    assert tokenizer.encode("ab漢 ") == [1, 2, 0, 3]
+    assert characters_per_token(tokenise(corpus, tokenizer, "train"), tokenizer, 16) == 1
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])

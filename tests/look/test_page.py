@@ -794,6 +794,8 @@ def test_the_page_as_one_file_opens_from_disk(browser: Any, model: llucid.Model,
     file = tmp_path / "look.html"
     file.write_bytes(exported(answers, readings).html)
     with opened(browser, file.as_uri(), offline=True) as page:
+        settled(page)
+        assert page.evaluate("document.querySelector('.grid').scrollLeft") > 0  # the last token, which is chosen
         choose_token(page, 5)
         if not changed:
             expected = seen.logits[5].softmax(-1)

@@ -48,6 +48,19 @@ MARK = "▁ a▁b ▁▁"
 LONG = ("".join(HOSTILE.values()) * 400)[:400_000]
 assert len(LONG) == 400_000
 
+
+def letters_and_unknown(letters: str) -> dict[str, object]:
+    """A tokenizer.json with a token for each of these letters, and an unknown one, id 0, for any other."""
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
+    vocabulary = {token: number for number, token in enumerate(("[UNK]", *letters))}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": 0, "content": "[UNK]", "special": True} | flags],
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "BPE", "unk_token": "[UNK]", "vocab": vocabulary, "merges": []},
+    }
+
+
 any_text = st.lists(
     st.sampled_from([*HOSTILE.values(), "the", " wren", " ", "\n", "'s"]) | st.text(max_size=6), max_size=8
 ).map("".join)

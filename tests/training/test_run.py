@@ -37,6 +37,7 @@ from llucid.training.run import Measured, Metrics, Progress, read_measured, read
 from llucid.training.settings import ModelNumbers, Settings, read_toml
 from llucid.training.step import mean_loss
 from llucid.weights import initialise, leaves
+from tests.tokenizers.texts import letters_and_unknown
 from tests.waiting import LIMIT, wait_for
 
 TEXT = "The fox said to the goose: who found the bell? I found it, said the goose, and hid it by the mill.\n" * 60
@@ -590,6 +591,14 @@ def test_the_shortest_text(tmp_path: Path) -> None:
     text.write_text("abcdefghij" * 18)
     here(*fresh(text, tmp_path / "run", "--steps", 1))
     assert len(losses(tmp_path / "run")) == 1
+
+
+def test_a_split_that_the_tokenizer_cannot_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("ab " * 300 + "漢字" * 50)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(letters_and_unknown("ab ")))
+    with pytest.raises(LlucidError, match="its validation split has no characters that this tokenizer has tokens for"):
+        here(*fresh(tmp_path / "text.txt", tmp_path / "run", "--tokenizer", tmp_path / "tokenizer.json"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_bpe_losses_are_in_nats_per_character(corpus: Path, tmp_path: Path) -> None:
