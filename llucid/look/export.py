@@ -6,7 +6,8 @@ import json
 import math
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -15,16 +16,21 @@ from llucid.errors import LlucidError
 from llucid.files import write_atomically
 from llucid.look.answers import LARGEST_MAP, Answer, Answers, Subject, address, as_json
 from llucid.look.trace import Trace, Value
+from llucid.look.watch import layer_of
 from llucid.weights import named_leaves
 
 PAGE = Path(__file__).parent / "page"
 SUFFIXES = (".html", ".js", ".css", ".svg")
+STARTS = ("", "/names", "/heads")
+"""What the page must have of a reading."""
 LIMIT = 5_000_000
 """Bytes of a file, unless another limit is given."""
 WIDEST = (512, 256, 128, 64, 32)
 """Numbers along an axis of a value: the first of these with which the values fit is taken."""
 PICTURE = 64
 """Numbers along an axis of a weight."""
+WALL = 1_000_000
+"""Numbers of all the maps on the wall."""
 PICTURES = f"Weights are rounded to 8 bits; those wider than {PICTURE} numbers are shown smaller, as pictures."
 
 
@@ -72,8 +78,9 @@ def page(
 ) -> Page:
     """The page with the answers about these readings, the most informative first, until `limit` bytes are full.
 
-    `urls` are answered before others. Raises LlucidError if not even the page itself fits, and for two readings of
-    different tokens.
+    First comes what it opens with, in this state; then `urls`, then the other answers. Each kind of them may take half
+    of the room that is left, and once all have had their turn, the rest of it. Raises LlucidError if not even the page
+    itself fits, and for two readings of different tokens.
     """
     if len({tuple(answers.trace(reading).ids) for reading in readings}) > 1:
         raise LlucidError("readings of different tokens cannot be shown side by side")
@@ -86,7 +93,12 @@ def page(
     bodies: dict[str, str] = {}
     # Of two readings, there are the values of each, and the differences.
     widest = widest_of([value for each in (*readings, *readings[1:]) for value in answers.trace(each).names()], left)
-    groups = [("answers", known), *groups_of(answers, readings, widest)]
+    groups = [
+        ("answers that it starts with", [address(f"{each}{path}") for path in STARTS for each in readings]),
+        ("answers that it opens with", opening(answers, readings, state or {})),
+        ("answers", known),
+        *groups_of(answers, readings, widest),
+    ]
     if widest < WIDEST[0]:
         left_out.append(f"Values wider than {widest} numbers are shown smaller, each number the largest of a block.")
     left_out.append(PICTURES)
@@ -94,28 +106,65 @@ def page(
         left_out.append(
             f"Attention of more than {LARGEST_MAP} places is shown smaller, without the rows of single places."
         )
+    for share in (0.5, 1.0):
+        for number, (_, wanted) in enumerate(groups):
+            room, failed = left * (share if number else 1.0), 0
+            for url in wanted:
+                if url in packed or failed > 20:  # what follows is as large
+                    continue
+                answer = _packed(_smaller(answers, url, widest))
+                if same := bodies.get(answer["body"]):
+                    answer = {key: answer[key] for key in ("type", "headers")} | {"same": same}
+                size = len(json.dumps({url: answer})) + 2
+                if size > room:
+                    failed += 1
+                    continue
+                room, left = room - size, left - size
+                packed[url] = answer
+                if "body" in answer:
+                    bodies[answer["body"]] = url
+            if failed and not number:
+                raise LlucidError(f"{limit} bytes do not hold the page itself; allow more, or take a shorter text")
     for about, wanted in groups:
-        missing = 0
-        for url in dict.fromkeys(wanted):
-            if url in packed or missing > 20:  # what follows is as large
-                missing += url not in packed
-                continue
-            answer = _packed(_smaller(answers, url, widest))
-            if same := bodies.get(answer["body"]):
-                answer = {key: answer[key] for key in ("type", "headers")} | {"same": same}
-            size = len(json.dumps({url: answer})) + 2
-            if size > left:
-                missing += 1
-                continue
-            left -= size
-            packed[url] = answer
-            if "body" in answer:
-                bodies[answer["body"]] = url
-        if missing and about == "the readings":
-            raise LlucidError(f"{limit} bytes do not hold the page itself; allow more, or take a shorter text")
-        if missing:
-            left_out.append(f"{missing} of {len(wanted)} {about} are left out of this file for its size.")
+        if missing := len(set(wanted) - packed.keys()):
+            left_out.append(f"{missing} of {len(set(wanted))} {about} are left out of this file for its size.")
     return Page(_html({"answers": packed, "left_out": left_out, "state": state or {}}), left_out)
+
+
+def opening(answers: Answers, readings: Sequence[str], state: Mapping[str, Any]) -> list[str]:
+    """What the page asks for in this state, or else at the last token, and at the head that looks most at what came
+    after an earlier copy of it, as app.js chooses."""
+    urls: list[str] = []
+    for reading in readings:
+        found = answers.trace(reading)
+        config = found.model.config
+        scores = json.loads(answers.get(address(f"{reading}/heads")).body)
+        grid = scores["induction"] or scores["previous"] or [[0]]
+        most = max(chain(*grid))
+        best = next(((layer, row.index(most)) for layer, row in enumerate(grid) if most in row), (0, 0))
+
+        def chosen(name: str, count: int, other: int) -> int:
+            value = state.get(name)
+            return value if type(value) is int and 0 <= value < count else other
+
+        layer, head = chosen("layer", config.layers, best[0]), chosen("head", config.heads, best[1])
+        place = chosen("token", len(found.ids), len(found.ids) - 1)
+        key = chosen("key", place + 1, int(found.attention_of(layer)[head, place].argmax()))
+        row = {"max_": config.vocab_size, "name": found.output, "slice_": f"0,{place}"}
+        values = [value for value in found.names(expressions=True) if value.layer in (layer, None)]
+        weights = [seen.name for seen in found.seen if seen.is_weight and layer_of(seen.name) in (layer, None)]
+        urls += [
+            *(address(f"{reading}/{name}") for name in ("attention", "lens", "stream", "summaries")),
+            address(f"{reading}/attention", as_="f32", head=head, layer=layer),
+            address(f"{reading}/next", position=place),
+            address(f"{reading}/parts", position=place),
+            address(f"{reading}/clocks", head=head, key=key, layer=layer, position=place),
+            address(f"{reading}/summaries", layer=layer),
+            *(value_url(reading, value, config.heads, head) for value in values if value.kind != "expression"),
+            address(f"{reading}/value", as_="f32", **row),
+            *(address(f"{reading}/weight", as_="f32", name=name) for name in weights),
+        ]
+    return list(dict.fromkeys(urls))
 
 
 def groups_of(answers: Answers, readings: Sequence[str], widest: int) -> Iterator[tuple[str, list[str]]]:
@@ -150,7 +199,6 @@ def groups_of(answers: Answers, readings: Sequence[str], widest: int) -> Iterato
         ]
         return [*urls, *(url for value, other in apart for url in value_urls(main, value, configs[main].heads, other))]
 
-    yield "the readings", of("")
     sizes = (configs[main].layers, configs[main].heads)
     overviews = [url for path in ("/names", "/stream", "/heads", "/attention", "/lens") for url in of(path)]
     alike = [other for other in others if (configs[other].layers, configs[other].heads) == sizes]
@@ -202,20 +250,21 @@ def groups_of(answers: Answers, readings: Sequence[str], widest: int) -> Iterato
 
 
 def value_urls(reading: str, value: Value, heads: int, minus: str | None = None) -> list[str]:
-    """What the page asks of a value: the first of the batch, and each head separately; or of its difference."""
+    """What the page asks of a value at each head: the same of all, where it has none."""
+    return list(dict.fromkeys(value_url(reading, value, heads, head, minus) for head in range(heads)))
+
+
+def value_url(reading: str, value: Value, heads: int, head: int, minus: str | None = None) -> str:
+    """What the page asks of a value, or of its difference: the first of the batch, and this head."""
     kv = value.shape[value.axes.index("kv_heads")] if "kv_heads" in value.axes else heads
-    urls: dict[str, None] = {}
-    for head in range(heads):
-        numbers = {"batch": 0, "heads": head, "kv_heads": head * kv // heads, "group": head % max(1, heads // kv)}
-        picks = [
-            ":" if at == len(value.shape) - 1 else str(0 if size == 1 else numbers.get(axis or "", ":"))
-            for at, (axis, size) in enumerate(zip(value.axes, value.shape, strict=True))
-        ]
-        while picks and picks[-1] == ":":
-            picks.pop()
-        picked = ",".join(picks) or None
-        urls[address(f"{reading}/value", as_="f32", minus=minus, name=value.name, slice_=picked)] = None
-    return list(urls)
+    numbers = {"batch": 0, "heads": head, "kv_heads": head * kv // heads, "group": head % max(1, heads // kv)}
+    picks = [
+        ":" if at == len(value.shape) - 1 else str(0 if size == 1 else numbers.get(axis or "", ":"))
+        for at, (axis, size) in enumerate(zip(value.axes, value.shape, strict=True))
+    ]
+    while picks and picks[-1] == ":":
+        picks.pop()
+    return address(f"{reading}/value", as_="f32", minus=minus, name=value.name, slice_=",".join(picks) or None)
 
 
 def widest_of(values: Sequence[Value], limit: int) -> int:
@@ -230,7 +279,9 @@ def widest_of(values: Sequence[Value], limit: int) -> int:
 def _smaller(answers: Answers, url: str, widest: int) -> Answer:
     """The answer, values in fewer bits and no wider than this, and weights small; exact what the page computes with."""
     path, query = urlsplit(url).path.rpartition("/")[2], dict(parse_qsl(urlsplit(url).query))
-    fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16" if "head" in query else "u8"}}
+    config = answers.trace(url.split("/")[2]).model.config
+    wall = {"as": "u8", "max": str(max(1, min(64, math.isqrt(WALL // (config.layers * config.heads)))))}
+    fewer = {"value": {"as": "f16", "max": str(widest)}, "attention": {"as": "f16"} if "head" in query else wall}
     fewer |= {"weight": {"as": "u8", "max": str(PICTURE)}}
     if path == "value" and query.get("name") in ("theta", answers.trace(url.split("/")[2]).output):
         fewer["value"]["as"] = "f32"

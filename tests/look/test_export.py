@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -18,7 +19,7 @@ import llucid
 from llucid import LlucidError
 from llucid.chat import STORYTELLER
 from llucid.corpora.fables import write
-from llucid.look import Trace, ablate, export, trace
+from llucid.look import Trace, ablate, export, head_scores, trace
 from llucid.look.answers import Answers, Subject, address, pooled
 from llucid.look.export import PICTURES, page, page_files, widest_of
 from llucid.model import Model
@@ -158,11 +159,38 @@ def test_answers_that_do_not_fit_are_left_out_and_reported() -> None:
         page(answers, [answers.first], limit=20_000)
 
 
+@pytest.mark.parametrize("state", [{}, {"layer": 7, "head": 2, "token": 40, "key": 3}], ids=["command", "button"])
+def test_a_full_file_has_what_it_opens_with(state: dict[str, Any]) -> None:
+    """Maps of 64 heads alone are more than the file holds, also those that the browser asked for meanwhile."""
+    config = replace(GROUPED, layers=8, heads=8, kv_heads=2, head_dim=8, context=64)
+    ids = torch.randint(3, config.vocab_size, (32,), generator=torch.Generator().manual_seed(1)).tolist() * 2
+    answers = Answers([Subject("a", lambda: random_model(config))], ids)
+    one, found = answers.first, answers.trace(answers.first)
+    scores = head_scores(found).induction
+    assert scores is not None
+    layer, head = (7, 2) if state else divmod(int(scores.argmax()), 8)
+    place, key = (40, 3) if state else (63, int(found.attention[layer, head, 63].argmax()))
+    maps = [address(f"{one}/attention", as_="f32", head=n % 8, layer=n // 8) for n in range(64)]
+    file = File(page(answers, [one], urls=maps if state else (), state=state, limit=700_000).html.decode())
+    assert maps[-1 if state else 0] not in file.answers or maps[20] not in file.answers
+    for url in (
+        *(address(f"{one}/{name}") for name in ("names", "heads", "attention", "lens", "stream", "summaries")),
+        maps[8 * layer + head],
+        address(f"{one}/next", position=place),
+        address(f"{one}/parts", position=place),
+        address(f"{one}/clocks", head=head, key=key, layer=layer, position=place),
+        address(f"{one}/summaries", layer=layer),
+        address(f"{one}/value", as_="f32", name=f"blocks.{layer}.attention.p", slice_=f"0,{head // 4},{head % 4}"),
+        address(f"{one}/value", as_="f32", max_=50, name="logits", slice_=f"0,{place}"),
+    ):
+        assert url in file.answers
+
+
 def test_values_of_wide_models_are_smaller(found: Trace) -> None:
     values = found.names()
     assert [widest_of(values, limit) for limit in (5_000_000, 150_000, 60_000, 1)] == [512, 512, 32, 32]
     answers = Answers([Subject("a", lambda: MODEL)], IDS)
-    cut = page(answers, [answers.first], limit=317_000)
+    cut = page(answers, [answers.first], state={"layer": 0}, limit=317_000)
     assert cut.left_out[0] == "Values wider than 32 numbers are shown smaller, each number the largest of a block."
     file = File(cut.html.decode())
     name = "blocks.0.feed_forward.gate"

@@ -34,8 +34,8 @@ export const answered = (url) => !file || url in file.answers;
 const asked = new Map();
 const REMEMBERED = 800;
 
-/** @type {() => string[]} all addresses that were answered, for the export */
-export const addresses = () => [...asked].filter(([, answer]) => answer.value !== undefined).map(([url]) => url);
+/** @type {() => string[]} all addresses that were answered, the last used first, for the export */
+export const addresses = () => [...asked].filter(([, answer]) => answer.value !== undefined).map(([url]) => url).reverse();
 
 /** @type {(half: Uint16Array) => Float32Array} */
 function widen(half) {

@@ -151,7 +151,7 @@ function Opened({ state, act }) {
             event.target.value = "";
             act.toggle(part === "layer" ? { kind: "ablate", layer } : { kind: "ablate", layer, part });
           }}><option value="">…</option><option value="attention">all heads of layer ${layer}</option><option value="feed_forward">feed-forward ${layer}</option><option value="layer">the whole of layer ${layer}</option></select></span>`}</header>
-    <div class=${`columns ${late(here) ? "stale" : ""}`}><div class="frame">${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
+    <div class=${`columns ${late(here) ? "stale" : ""}`}><div class="frame">${here.error && !value && html`<p class="empty">${here.error}</p>`}${value && html`<${Picture} class="head" label=${`attention of head ${layer}.${head}; from “${visible(run.tokens[token]?.piece ?? "")}” it looks at ${looked.map(({ n, p }) => `“${visible(run.tokens[n].piece)}” ${percent(p)}`).join(", ")}`}
       draw=${(/** @type {CanvasRenderingContext2D} */ pen, /** @type {number} */ w, /** @type {number} */ h) => {
         const side = Math.min(w, h) - 2, u = side / columns, v = side / rows, scale = run.tokens.length / rows;
         heat(pen, { data: /** @type {Numbers} */ (value).data, rows, columns }, [1, 1, side, side], map, of);
