@@ -232,7 +232,11 @@ class Answers:
         return answer if isinstance(answer, Answer) else as_json(answer)
 
     def post(self, path: str, body: Mapping[str, Any]) -> Answer:
-        """The answer to a POST of this path: the id of a reading. Raises as `get`."""
+        """The answer to a POST of this path: the id of a reading. Raises as `get`.
+
+        A page that is older than this server names another `first` reading."""
+        if body.get("first", self.first) != self.first:
+            raise NotFound("the server was started again, with another model or text; load the page again")
         match path.removeprefix("/").split("/"):
             case ["look", "read"]:
                 model, text, ids, of = (body.get(key) for key in ("model", "text", "ids", "of"))

@@ -4,11 +4,11 @@ A change is a dict, so that `{"blocks.2.attention.p": torch.zeros_like}` is one;
 Several are given as a list and are made one after another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import index
-from typing import Literal, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -30,10 +30,10 @@ def ablate(
         return {f"blocks.{layer}.{name}": torch.zeros_like for name in parts}
     if part == "feed_forward":
         raise LlucidError(f"head={head}: a feed-forward has no heads; leave out part=")
-    try:
-        numbers = [index(head)]  # pyright: ignore[reportArgumentType]
-    except TypeError:  # several, also as an array
-        numbers = [*map(index, head)]  # pyright: ignore[reportArgumentType]
+    given: list[Any] = [*head] if isinstance(head, Iterable) and getattr(head, "ndim", 1) else [head]
+    if any(str(getattr(each, "dtype", type(each).__name__)).endswith("bool") for each in given):
+        raise LlucidError(f"head={head}: expected numbers of heads, not a mask; take mask.nonzero().flatten()")
+    numbers = [*map(index, given)]
 
     def without(heads: Tensor) -> Tensor:
         """Without some heads of [batch heads seq head_dim]."""
@@ -81,7 +81,11 @@ def patch(name: str, other: Trace, position: int | None = None) -> Change:
         for tensor in (changed, given):
             if not -tensor.shape[axis] <= position < tensor.shape[axis]:
                 raise LlucidError(f"position={position}: {each} has positions 0 to {tensor.shape[axis] - 1}")
-        changed.select(axis, position).copy_(given.select(axis, position))
+        here, there = changed.select(axis, position), given.select(axis, position)
+        if here.shape != there.shape:
+            sizes = [" x ".join(map(str, each.shape)) for each in (there, here)]
+            raise LlucidError(f"position={position}: {each} has {sizes[0]} numbers there and {sizes[1]} here")
+        here.copy_(there)
         return changed
 
     return {each: partial(patched, each) for each in names}

@@ -51,9 +51,12 @@ def page_of(trace: Trace, limit: int = LIMIT) -> "Page":
     return page(answers, [answers.first], limit=limit)
 
 
-def frame(trace: Trace) -> str:
-    """The page in a frame, as HTML: how a notebook shows a trace."""
-    source = html.escape(page_of(trace).html.decode())
+def frame(trace: Trace) -> str | None:
+    """The page in a frame, as HTML: how a notebook shows a trace. None for one that kept too little, or too much."""
+    try:
+        source = html.escape(page_of(trace).html.decode())
+    except LlucidError:
+        return None
     return f'<iframe srcdoc="{source}" title="llucid look" style="width: 100%; height: 720px; border: 0"></iframe>'
 
 

@@ -25,6 +25,7 @@ GET /look                               what there is to look at
 POST /look/read  {"text": …} or {"ids": […]} or {"of": id}, and "model": 0
                                         -> {"id"}; the text is encoded with BOS in front, as `llucid generate` does
     of a reading, the model reads the same ids, or the same text if its tokenizer has others for it.
+    Both may name the "first" reading that the page knows: a server of another model or text answers 404.
 POST /look/{id}/edit  {"changes": [change, …]}
                                         -> {"id"} of the same text with these changes (and not those of {id})
     change is one of {"kind": "ablate", "layer", "head": n, or "part": "attention" or "feed_forward", or neither},

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -92,7 +91,7 @@ def trace(
 class Trace:
     """What one forward pass computed. Values have a batch axis of 1; what is worked out from them has none."""
 
-    _repr_html_: "ClassVar[Callable[[Trace], str]]"
+    _repr_html_: "ClassVar[Callable[[Trace], str | None]]"
     """The page in a frame, for notebooks: `export.frame`."""
 
     def __init__(
@@ -216,8 +215,12 @@ class Trace:
 
     def last(self, name: str) -> Tensor:
         """The value of this name, or the last of those that it was given to, which have numbers behind it."""
-        again = re.compile(rf"{re.escape(name)}\.\d+")
-        return self[next((each for each, *_ in reversed(self._found) if again.fullmatch(each)), name)]
+        return self[self._again.get(name, name)]
+
+    @cached_property
+    def _again(self) -> dict[str, str]:
+        """The last of the names that begin with this one and end in a number."""
+        return {name.rpartition(".")[0]: name for name, *_ in self._found if name.rpartition(".")[2].isdecimal()}
 
     # ------------------------------------------------------------------------------------- worked out from them
 

@@ -235,6 +235,7 @@ def storyteller_trace() -> Trace:
 
 
 def test_a_notebook_shows_the_page_in_a_frame(found: Trace) -> None:
+    assert trace(MODEL, IDS, only=["logits"])._repr_html_() is None
     [source] = re.findall(r'^<iframe srcdoc="([^"]*)"', found._repr_html_())
     assert File(html.unescape(source)).json("/look")["export"] is True
 

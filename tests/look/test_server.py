@@ -436,6 +436,12 @@ def test_a_browser_leaves_out_port_80(port: int, headers: dict[str, str], answer
             check()
 
 
+def test_a_page_of_an_earlier_server_is_told_to_load_again(client: Client, first: str) -> None:
+    assert client.ask("POST", "/look/read", {"ids": [1], "first": first}).status == 200
+    message = "the server was started again, with another model or text; load the page again"
+    assert client.error("POST", "/look/read", {"ids": [1], "first": "0f3a"}) == (404, message)
+
+
 @pytest.mark.parametrize("method", ["PUT", "OPTIONS", "G\"'<>\\ET"])
 def test_other_methods_are_refused_in_json(client: Client, method: str) -> None:
     answer = client.ask(method, "/look")

@@ -635,6 +635,11 @@ def test_bad_questions() -> None:
         (lambda: found.logit_lens(top=0), "top=0: must be at least 1"),
         (lambda: patch("blocks.9", found), r"blocks\.9: there is no value"),
         (lambda: patch("theta", found, position=0), "theta: it has no positions"),
+        (lambda: ablate(0, head=[False, True]), r"head=\[False, True\]: expected numbers of heads, not a mask"),
+        (
+            lambda: trace_of(found.model, change=patch("blocks.0.attention.p", trace(found.model, [5]), position=0)),
+            r"position=0: blocks.0.attention.p has [\dx ]+ x 1 numbers there and [\dx ]+ x \d+ here",
+        ),
         (lambda: trace_of(found.model, change=patch("blocks.0", found, position=99)), "position=99: blocks.0 has"),
     ]:
         with pytest.raises(LlucidError, match=message):

@@ -187,9 +187,12 @@ export function useNumbers(of, { run, beside, view }) {
 /** Whether one of the answers is still under way. @type {(...answers: {fresh: boolean, error: string | null}[]) => boolean} */
 export const late = (...answers) => answers.some(({ fresh, error }) => !fresh && !error);
 
+/** What the page was loaded with: of another server it asks nothing. @type {Promise<Info>} */
+export const home = get(address(""));
+
 /** @type {(url: string, body: object) => Promise<Reading>} makes a reading, and fetches it */
 async function reading(url, body) {
-  const { id } = await (await request(url, body)).json();
+  const { id } = await (await request(url, { ...body, first: (await home).first })).json();
   return get(address(id));
 }
 

@@ -1,7 +1,7 @@
 // @ts-check
 // The page: what is chosen is kept here, and given to all panes.
 import { html, render, useEffect, useMemo, useRef, useState } from "look/vendor/preact.js";
-import { address, edit, get, isFile, keptState, read } from "look/api.js";
+import { address, edit, get, home, isFile, keptState, read } from "look/api.js";
 import { Bar } from "look/bar.js";
 import { hideTip } from "look/canvas.js";
 import { CodePane } from "look/code.js";
@@ -146,8 +146,7 @@ function App({ first }) {
 async function start() {
   const root = /** @type {HTMLElement} */ (document.getElementById("app"));
   try {
-    /** @type {import("look/types.js").Info} */
-    const info = await get(address(""));
+    const info = await home;
     /** @type {Reading} */
     const run = await get(address(info.first));
     const dark = window.matchMedia("(prefers-color-scheme: dark)").matches;

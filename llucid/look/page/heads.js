@@ -43,7 +43,7 @@ function Wall({ state, act }) {
   const edge = chosen ? 0 : 16;
   /** How many maps a row has, and their pitch: the largest that fits. @type {(label: number) => [number, number]} */
   const fitting = (label) => {
-    let best = /** @type {[number, number]} */ ([Math.max(1, heads), 1]);
+    let best = /** @type {[number, number]} */ ([Math.max(1, heads), 0.5]);
     for (let across = chosen ? 1 : heads; across <= (chosen ? order.length : heads); across++) {
       const pitch = Math.min((width - edge - 2) / across, (height - edge - 2) / Math.ceil(order.length / across) - label);
       if (pitch > best[1]) best = [across, pitch];
@@ -96,9 +96,10 @@ function Wall({ state, act }) {
       if (i >= 0) outline(pen, at(i)[0] - 0.5, at(i)[1] - 0.5, pitch - gap + 1, pitch - gap + 1);
       pen.fillStyle = ink("muted");
       if (edge) {
-        for (let l = 0; l < layers; l++) if (pitch > 10 || l % 4 === 0) pen.fillText(String(l), 2, edge + l * (pitch + label) + (pitch - gap) / 2);
+        const [rowStep, columnStep] = [10, 18].map((room) => 2 ** Math.max(0, Math.ceil(Math.log2(room / pitch))));
+        for (let l = 0; l < layers; l += rowStep) pen.fillText(String(l), 2, edge + l * (pitch + label) + (pitch - gap) / 2);
         pen.textAlign = "center";
-        for (let n = 0; n < heads; n++) if (pitch > 12 || n % 4 === 0) pen.fillText(String(n), edge + n * pitch + (pitch - gap) / 2, 7);
+        for (let n = 0; n < heads; n += columnStep) pen.fillText(String(n), edge + n * pitch + (pitch - gap) / 2, 7);
         pen.textAlign = "start";
       }
     }}

@@ -36,7 +36,9 @@ function Grid({ state, act, words }) {
     if (!element) return;
     const x = token * cell;
     if (x < element.scrollLeft || x + cell > element.scrollLeft + element.clientWidth - LEFT) element.scrollLeft = x - (element.clientWidth - LEFT) / 2;
-  }, [token, cell, width, seq, !wrote]); // before that there is nothing to scroll
+    const y = (layer + 1) * pitch;
+    if (y < element.scrollTop || y + pitch > element.scrollTop + element.clientHeight - TOP) element.scrollTop = y - (element.clientHeight - TOP) / 2;
+  }, [token, layer, cell, pitch, width, height, seq, !wrote]); // before that there is nothing to scroll
   if (!lens || !wrote) return html`<div class="grid" ref=${box}><p class="empty">${here.error ?? ""}</p></div>`;
   const piece = (/** @type {Lens} */ from, /** @type {number} */ id) => visible(from.pieces[id] ?? String(id));
   const map = colours(other ? "diverging" : "sequential", dark);
